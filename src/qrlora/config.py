@@ -1,0 +1,300 @@
+"""Every setting of a run: frozen dataclasses, TOML recipes, `key=value` overrides.
+
+A setting that is None is not chosen yet: `filled` takes it from the base's own defaults, so that a base of six million
+parameters and one of six billion can share one recipe.
+"""
+
+import dataclasses
+import difflib
+import json
+import math
+import tomllib
+import types
+import typing
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, Self, TypeVar
+
+TRIGGERS = {"content": "<c>", "style": "<s>"}
+"""Role -> the word that stands for what is learnt; the paper's prompt is "a <c> in <s> style"."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class FamilyDefaults:
+    """What a base model prefers where a person has not chosen. The values here are the paper's for SDXL."""
+
+    rank: int = 64
+    """Directions an adapter may use in each layer."""
+    targets: str = "self"
+    """Preset of layers that learn."""
+    learning_rate: float = 1e-4
+    """Adam's step."""
+    steps: int = 500
+    """Optimizer updates."""
+    batch_size: int = 1
+    """Noisy copies of the one picture in an update."""
+    resolution: int = 1024
+    """Side of the square picture, in pixels."""
+    sample_steps: int = 50
+    """Denoising steps of one picture."""
+    guidance: float = 5.0
+    """Classifier-free guidance when sampling."""
+    special: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    """Exceptions by role ("style"), method ("lora") or both ("style/lora"): {"lora": {"learning_rate": 1e-3}}."""
+
+    def revised(self, tables: Mapping[str, Any]) -> "FamilyDefaults":
+        """These defaults with a base folder's own on top.
+
+        Args:   tables: {"train": {...}, "sample": {"steps", "guidance"}}, the "defaults" of `qrlora.json`. A table
+                inside "train" is an exception for the role or method that it is named after.
+        Raises: ValueError: a name or type that no default has.
+        """
+        train = dict(tables.get("train", {}))
+        special = {name: train.pop(name) for name in list(train) if isinstance(train[name], Mapping)}
+        sample = {"sample_steps" if k == "steps" else k: v for k, v in dict(tables.get("sample", {})).items()}
+        for values in (train | sample, *special.values()):
+            check_types(FamilyDefaults, values)
+        return dataclasses.replace(self, **train, **sample, special={**self.special, **special})
+
+    def for_run(self, role: str, method: str) -> "FamilyDefaults":
+        """These defaults with the exceptions for a method, then a role, then both, applied in this order."""
+        values: dict[str, Any] = {}
+        for name in (method, role, f"{role}/{method}"):
+            values |= self.special.get(name, {})
+        return dataclasses.replace(self, **values)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """One adapter from one picture."""
+
+    base: str = "tiny-sdxl"
+    """Base model: a built-in name, a hub name, a local folder or one `.safetensors` checkpoint."""
+    image: str | Path = ""
+    """The picture to learn from: a file."""
+    role: Literal["content", "style"] = "content"
+    """What to learn from it: the thing it shows, or the manner it is made in."""
+    trigger: str = ""
+    """The word that will stand for it in prompts; empty: `<c>` for content, `<s>` for style."""
+    prompt: str = ""
+    """What the picture shows, with the trigger word in it. Empty for content: "a <c>". A style's prompt must name the
+    thing that the picture shows ("a cat in <s> style"), so that only the manner is left to learn."""
+    output: str | Path = "adapter.safetensors"
+    """The adapter file to write."""
+    method: str = "qr"
+    """Row of `methods.METHODS`: qr, qr-output, qr-triangular, qr-direct or lora."""
+    rank: int | None = None
+    """Directions an adapter may use in each layer; None: the base's own (64 for SDXL, as in the paper)."""
+    targets: str | None = None
+    """Layers that learn: a preset of the family (`self`, `attention`) or name endings `to_q,to_k`; None: the base's."""
+    steps: int | None = None
+    """Optimizer updates: a count, neither pictures nor epochs; None: the base's own (500 for SDXL)."""
+    learning_rate: float | None = None
+    """Step of the optimizer; None: the base's own (1e-4 for SDXL)."""
+    batch_size: int | None = None
+    """Noisy copies of the picture in one update; None: the base's own (1 for SDXL)."""
+    resolution: int | None = None
+    """Side of the square that the picture is fitted to, in pixels; None: the base's own (1024 for SDXL)."""
+    optimizer: Literal["adam", "adamw"] = "adam"
+    """adam, the paper's, or adamw with weight decay 1e-2."""
+    min_snr_gamma: float = 0.0
+    """Bound of the min-SNR loss weight (arXiv 2303.09556); 0 weighs all noise levels alike, as the paper does."""
+    gradient_checkpointing: bool = False
+    """Recompute activations in the backward pass: less memory, about a third slower, the same numbers."""
+    seed: int = 0
+    """Seed of everything random: two runs with one seed on one machine write the same bytes."""
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    """Number type of the frozen base; factors, loss and optimizer are always float32."""
+    device: str = "auto"
+    """auto (cuda, then mps, then cpu), or a torch device such as cuda:1."""
+    save_every: int = 0
+    """Write a checkpoint after so many updates; 0: only when interrupted."""
+    checkpoint_dir: str | Path = ""
+    """Folder of the checkpoint; empty: beside the output, see `checkpoints`. A run with equal settings resumes it."""
+    preview_every: int = 0
+    """Draw a preview picture after so many updates; 0: none."""
+    preview_prompt: str = ""
+    """Prompt of the previews; empty: `prompt`."""
+    tensorboard: bool = False
+    """Log the loss for tensorboard beside the output (needs the extra `qrlora[tensorboard]`)."""
+
+    def __post_init__(self) -> None:
+        check_types(TrainConfig, as_dict(self))
+        for name in ("image", "output", "checkpoint_dir"):
+            object.__setattr__(self, name, str(getattr(self, name)))
+        if not self.trigger:
+            object.__setattr__(self, "trigger", TRIGGERS[self.role])
+        if not self.prompt and self.role == "content":
+            object.__setattr__(self, "prompt", f"a {self.trigger}")
+        for name in ("rank", "steps", "batch_size", "resolution"):
+            _at_least(self, name, 1)
+        for name in ("seed", "min_snr_gamma", "save_every", "preview_every"):
+            _at_least(self, name, 0)
+        if self.learning_rate is not None and not 0 < self.learning_rate < math.inf:
+            raise ValueError(f"learning_rate must be a positive number such as 1e-4, got {self.learning_rate}")
+
+    @property
+    def checkpoints(self) -> Path:
+        """Folder that holds this run's checkpoint."""
+        return Path(self.checkpoint_dir or Path(self.output).with_suffix(".checkpoint"))
+
+    def checked(self) -> Self:
+        """This config, if a run can start from it.
+
+        Raises: ValueError: no picture, no prompt for a style, or a prompt without its trigger word.
+        """
+        if not self.image:
+            raise ValueError("no picture to learn from: give image=FILE")
+        if not self.prompt:
+            raise ValueError(f"say what the style picture shows: prompt='a cat in {self.trigger} style'")
+        if self.trigger not in self.prompt:
+            way_out = f"a {self.trigger}" if self.role == "content" else f"a cat in {self.trigger} style"
+            raise ValueError(f"the prompt {self.prompt!r} lacks its trigger word {self.trigger!r}: try {way_out!r}")
+        return self
+
+    def filled(self, defaults: FamilyDefaults) -> Self:
+        """This config with every None replaced by the base's default for its role and method."""
+        own = defaults.for_run(self.role, self.method)
+        names = ("rank", "targets", "steps", "learning_rate", "batch_size", "resolution")
+        return dataclasses.replace(self, **{n: getattr(own, n) for n in names if getattr(self, n) is None})
+
+
+@dataclass(frozen=True, kw_only=True)
+class SampleConfig:
+    """Pictures from a base and any number of adapters."""
+
+    base: str = "tiny-sdxl"
+    """Base model: a built-in name, a hub name, a local folder or one `.safetensors` checkpoint."""
+    prompt: str = ""
+    """What to draw, with the trigger words of the adapters in it: "a <c> in <s> style"."""
+    negative_prompt: str = ""
+    """What to keep out of the picture."""
+    adapters: tuple[str, ...] = ()
+    """Adapter files; their updates add."""
+    strengths: tuple[float, ...] = ()
+    """One factor for each adapter (the paper's lambda); empty: 1 for each."""
+    steps: int | None = None
+    """Denoising steps; None: the base's own (50 for SDXL)."""
+    guidance: float | None = None
+    """Classifier-free guidance; None: the base's own (5 for SDXL)."""
+    seed: int = 0
+    """Seed of the first picture; the next ones take seed + 1, seed + 2, ..."""
+    count: int = 1
+    """How many pictures."""
+    size: int | None = None
+    """Side of the square picture in pixels; None: the base's own."""
+    output: str | Path = "picture.png"
+    """The file to write: one picture, or a sheet when `count` is above 1."""
+    device: str = "auto"
+    """auto (cuda, then mps, then cpu), or a torch device such as cuda:1."""
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    """Number type of the base."""
+
+    def __post_init__(self) -> None:
+        for name in ("adapters", "strengths"):
+            object.__setattr__(self, name, tuple(getattr(self, name)))
+        check_types(SampleConfig, as_dict(self))
+        object.__setattr__(self, "output", str(self.output))
+        object.__setattr__(self, "strengths", tuple(float(x) for x in self.strengths) or (1.0,) * len(self.adapters))
+        if len(self.strengths) != len(self.adapters):
+            counts = f"{len(self.adapters)} adapters and {len(self.strengths)} strengths"
+            raise ValueError(f"{counts}: give one strength for each adapter, or none at all")
+        if not all(map(math.isfinite, self.strengths)):
+            raise ValueError(f"strengths must be finite numbers, got {list(self.strengths)}")
+        for name in ("steps", "count", "size"):
+            _at_least(self, name, 1)
+        for name in ("seed", "guidance"):
+            _at_least(self, name, 0)
+
+    def filled(self, defaults: FamilyDefaults) -> Self:
+        """This config with every None replaced by the base's default."""
+        own = {"steps": defaults.sample_steps, "guidance": defaults.guidance, "size": defaults.resolution}
+        return dataclasses.replace(self, **{n: v for n, v in own.items() if getattr(self, n) is None})
+
+
+Config = TypeVar("Config", TrainConfig, SampleConfig)
+
+
+def as_dict(config: Any) -> dict[str, Any]:
+    """A config as plain values that JSON and TOML can hold: paths become strings, tuples become lists."""
+    return json.loads(json.dumps({f.name: getattr(config, f.name) for f in dataclasses.fields(config)}, default=str))
+
+
+def read_recipe(path: str | Path | None, overrides: Iterable[str] = (), kind: type[Config] = TrainConfig) -> Config:
+    """Settings from a TOML recipe with overrides on top.
+
+    Args:    path: a TOML file of `name = value` lines, or None for the defaults.
+             overrides: "name=value"; the value as TOML writes it, quotes optional around text.
+             kind: TrainConfig or SampleConfig.
+    Raises:  OSError: no such file. ValueError: not TOML, an unknown name (with the nearest known one), a wrong type.
+    """
+    values: dict[str, Any] = {}
+    if path is not None:
+        try:
+            values = tomllib.loads(Path(path).read_text(encoding="utf-8"))
+        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+            raise ValueError(f"{path} is not a TOML recipe: {error}") from error
+    for override in overrides:
+        name, equals, text = override.partition("=")
+        if not equals:
+            raise ValueError(f"an override reads name=value, got {override!r}")
+        values[name.strip()] = _parsed(kind, name.strip(), text.strip())
+    check_types(kind, values)
+    return kind(**values)
+
+
+def check_types(kind: type, values: Mapping[str, Any]) -> None:
+    """Refuse names that `kind` does not have and values that its annotations do not allow, with a ValueError."""
+    hints = typing.get_type_hints(kind)
+    for name, value in values.items():
+        if name not in hints:
+            near = difflib.get_close_matches(name, hints, n=1, cutoff=0.5)
+            way_out = f"did you mean {near[0]!r}?" if near else f"known are {', '.join(hints)}"
+            raise ValueError(f"no setting {name!r}; {way_out}")
+        if not _fits(value, hints[name]):
+            raise ValueError(f"{name} must be {_described(hints[name])}, got {value!r}")
+
+
+def _fits(value: Any, hint: Any) -> bool:
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if origin in (types.UnionType, typing.Union):
+        return any(_fits(value, h) for h in arguments)
+    if origin is Literal:
+        return value in arguments
+    if origin is tuple:
+        return isinstance(value, (list, tuple)) and all(_fits(v, arguments[0]) for v in value)
+    if hint is float:  # nan is nobody's setting; bool is an int to Python
+        return isinstance(value, (int, float)) and not isinstance(value, bool) and not math.isnan(value)
+    if hint is int:
+        return isinstance(value, int) and not isinstance(value, bool)
+    return isinstance(value, origin or hint)
+
+
+def _described(hint: Any) -> str:
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if origin in (types.UnionType, typing.Union):
+        return " or ".join(_described(h) for h in arguments if h not in (type(None), Path))
+    if origin is Literal:
+        return "one of " + ", ".join(arguments)
+    if origin is tuple:
+        return "a list, each " + _described(arguments[0])
+    return {int: "a whole number", float: "a number", str: "text", bool: "true or false"}.get(hint, str(hint))
+
+
+def _parsed(kind: type, name: str, text: str) -> Any:
+    """An override's text as a value of its field's type; a name that is unknown is left to `check_types`."""
+    hint = typing.get_type_hints(kind).get(name)
+    options = {hint, *typing.get_args(hint)} if typing.get_origin(hint) is not tuple else {hint}
+    verbatim = str in options or typing.get_origin(hint) is Literal
+    try:
+        value = tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        return text
+    return value if isinstance(value, str) or not verbatim else text
+
+
+def _at_least(config: Any, name: str, low: float) -> None:
+    value = getattr(config, name)
+    if value is not None and not low <= value < math.inf:
+        raise ValueError(f"{name} must be {low} or more, got {value}")
