@@ -1,0 +1,51 @@
+# Each target sets up what it needs in .venv, from Python 3.11 alone: `make demo` first, if you are new.
+PYTHON ?= python3.11
+VENV := .venv
+BIN := $(VENV)/bin
+TORCH := $(shell sed -n '/^torch==/p' constraints.txt)
+INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
+
+# One thread for each of pytest's workers: more only makes them wait for each other.
+export TOKENIZERS_PARALLELISM := false
+
+.PHONY: demo test lint format bench clean help
+help: ## Say what each target does
+	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' Makefile
+
+demo: $(VENV)/.run ## Learn a thing and a style from two pictures, merge them, draw: out/demo
+	$(BIN)/qrlora demo --output out/demo $(DEMO)
+
+test: $(VENV)/.test ## Run the tests
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto $(TESTS)
+
+lint: $(VENV)/.dev ## Check style, formatting and types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/pyright
+
+format: $(VENV)/.dev ## Mend what lint can mend by itself
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: $(VENV)/.run ## Print the measured claims: out/bench
+	for script in bench/*.py; do $(BIN)/python $$script || exit 1; done
+
+clean: ## Remove what runs have written, not .venv
+	rm -rf out build dist .pytest_cache .ruff_cache
+
+$(BIN)/python:
+	$(PYTHON) -m venv $(VENV)
+
+# torch alone and first: another request for it may fetch gigabytes of GPU libraries.
+$(VENV)/.run: pyproject.toml constraints.txt | $(BIN)/python
+	$(INSTALL) $(TORCH)
+	$(INSTALL) -e .
+	touch $@
+
+$(VENV)/.test: $(VENV)/.run
+	$(INSTALL) -e '.[test]'
+	touch $@
+
+$(VENV)/.dev: $(VENV)/.run
+	$(INSTALL) -e '.[dev]'
+	touch $@ $(VENV)/.test
