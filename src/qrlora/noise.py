@@ -1,0 +1,110 @@
+"""How a clean latent becomes a question for the model, and what the right answer is.
+
+A Noising is a record of four functions. It knows no backbone and no pipeline: it is built from the scheduler's config
+that lies in every base model. Letters: b batch, T training steps of the base's diffusion process.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Noising:
+    """One noising process. x, noise (b, ...); time (b,) as the model reads it; weights (b,)."""
+
+    name: str
+    """What the model predicts: epsilon or v_prediction."""
+    sample_time: Callable[[int, torch.Generator | None], Tensor]
+    """(b, generator) -> time (b,), on the generator's device."""
+    add_noise: Callable[[Tensor, Tensor, Tensor], Tensor]
+    """(x, noise, time) -> the noisy x that the model sees."""
+    target: Callable[[Tensor, Tensor, Tensor], Tensor]
+    """(x, noise, time) -> the answer that it should give."""
+    weighting: Callable[[Tensor], Tensor]
+    """time -> weight (b,) of each picture's squared error."""
+
+
+def noising_of(scheduler_config: Mapping[str, Any], min_snr_gamma: float = 0.0) -> Noising:
+    """The discrete diffusion process that a diffusers scheduler config describes.
+
+    DDPM (arXiv 2006.11239): x_t = a_t x + s_t n with a_t = sqrt(prod(1 - beta)), s_t = sqrt(1 - a_t^2).  The model
+    answers n (epsilon) or a_t n - s_t x (v-prediction, arXiv 2202.00512).  Which sampler the config belongs to (Euler,
+    DDIM, ...) makes no difference to training.
+
+    Args:    scheduler_config: the content of `scheduler_config.json`.
+             min_snr_gamma: bound of the min-SNR weight (arXiv 2303.09556); 0 weighs all times alike.
+    Raises:  ValueError: a process or prediction type that is not known here.
+    """
+    kind = scheduler_config.get("prediction_type", "epsilon")
+    if kind not in TARGETS:
+        raise ValueError(f"cannot train a base that predicts {kind!r}; known: {', '.join(TARGETS)}")
+    squared = alphas_cumprod(scheduler_config)  # a_t^2 = the signal's share of the variance
+    signal, spread = squared.sqrt(), (1 - squared).sqrt()
+
+    def scales(x: Tensor, time: Tensor) -> tuple[Tensor, Tensor]:
+        shape = (-1, *[1] * (x.ndim - 1))
+        rows = time.to(squared.device)
+        return signal[rows].view(shape).to(x), spread[rows].view(shape).to(x)
+
+    def add_noise(x: Tensor, noise: Tensor, time: Tensor) -> Tensor:
+        a, s = scales(x, time)
+        return a * x + s * noise
+
+    def weighting(time: Tensor) -> Tensor:
+        if not min_snr_gamma:
+            return torch.ones(time.shape, device=time.device)
+        snr = squared / (1 - squared).clamp_min(torch.finfo(squared.dtype).tiny)
+        bounded = snr.clamp_max(min_snr_gamma)
+        # v's own error already carries SNR + 1; at SNR 0 an epsilon answer is the input itself and keeps weight 1
+        weight = bounded / (snr + 1) if kind == "v_prediction" else torch.where(snr > 0, bounded / snr, 1.0)
+        return weight[time.to(weight.device)].to(time.device)
+
+    return Noising(
+        name=kind,
+        sample_time=lambda b, generator=None: torch.randint(len(squared), (b,), generator=generator),
+        add_noise=add_noise,
+        target=lambda x, noise, time: TARGETS[kind](x, noise, *scales(x, time)),
+        weighting=weighting,
+    )
+
+
+TARGETS: dict[str, Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]] = {
+    "epsilon": lambda x, noise, a, s: noise,  # arXiv 2006.11239
+    "v_prediction": lambda x, noise, a, s: a * noise - s * x,  # arXiv 2202.00512
+}
+"""(x, noise, a_t, s_t) -> what the model should answer."""
+
+
+def alphas_cumprod(config: Mapping[str, Any]) -> Tensor:
+    """a_t^2 (T,) float32 of a scheduler config.
+
+    `rescale_betas_zero_snr` moves sqrt(a_t^2) linearly so that its last value is 0 and its first stays (arXiv
+    2305.08891, algorithm 1).
+    Raises: ValueError: no beta schedule in the config, or one that is not known here.
+    """
+    schedule, steps = config.get("beta_schedule"), config.get("num_train_timesteps", 1000)
+    start, end = config.get("beta_start", 0.0001), config.get("beta_end", 0.02)
+    if config.get("trained_betas") is not None:
+        betas = torch.tensor(config["trained_betas"], dtype=torch.float32)
+    elif schedule == "linear":
+        betas = torch.linspace(start, end, steps, dtype=torch.float32)
+    elif schedule == "scaled_linear":  # linear in sqrt(beta): latent diffusion, SDXL
+        betas = torch.linspace(start**0.5, end**0.5, steps, dtype=torch.float32) ** 2
+    elif schedule == "squaredcos_cap_v2":  # arXiv 2102.09672, eq. 17
+        share = [math.cos((t / steps + 0.008) / 1.008 * math.pi / 2) ** 2 for t in range(steps + 1)]
+        betas = torch.tensor([min(1 - share[t + 1] / share[t], 0.999) for t in range(steps)], dtype=torch.float32)
+    else:
+        known = "linear, scaled_linear, squaredcos_cap_v2"
+        raise ValueError(f"cannot train with the noise schedule {schedule!r} of this base; known: {known}")
+    squared = torch.cumprod(1 - betas, dim=0)
+    if not config.get("rescale_betas_zero_snr"):
+        return squared
+    root = squared.sqrt()
+    return ((root - root[-1]) * (root[0] / (root[0] - root[-1]))) ** 2
