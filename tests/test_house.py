@@ -1,0 +1,149 @@
+"""The plan of the house, kept true: which room imports which, which library has which door, how long a file is."""
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+SRC = Path(__file__).parents[1] / "src" / "qrlora"
+FLOORS = (
+    ("linalg", "noise", "config"),
+    ("basis", "methods", "adapter"),
+    ("merging", "analysis", "files"),
+    ("families", "attach", "data"),
+    ("training", "sampling", "evaluation", "baselines", "world"),
+    ("plots", "console"),
+    ("cli", "studio", "study"),
+    ("__init__", "__main__"),
+)
+FLOOR = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}
+DOORS = {  # the built-in world makes base models and pictures, so it holds a key to their doors
+    "safetensors": {"files", "basis", "world"},
+    "diffusers": {"families", "world"},
+    "peft": {"attach"},
+    "transformers": {"families", "evaluation", "world"},
+    "accelerate": {"training"},
+    "huggingface_hub": {"families"},
+    "PIL": {"data", "sampling", "plots", "world", "evaluation"},
+    "matplotlib": {"plots"},
+    "typer": {"cli"},
+    "rich": {"cli", "console"},
+    "tensorboard": {"training"},
+    "gradio": {"studio"},
+    "platformdirs": {"basis"},
+}
+FILES = sorted(SRC.rglob("*.py"))
+
+
+def imports(tree: ast.AST, folder: tuple[str, ...] = ()) -> Iterator[str]:
+    """Every module that a file imports, also inside functions; our own as ".room", whatever folder the file is in."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            above = "." + ".".join(folder[: len(folder) - node.level + 1]) if node.level else ""
+            module = ".".join(part for part in (above, node.module or "") if part).replace("..", ".")
+            names = [module] if node.module else [f"{above.rstrip('.')}.{alias.name}" for alias in node.names]
+        else:
+            continue
+        yield from ("." + n.removeprefix("qrlora.") if n.startswith("qrlora.") else n for n in names)
+
+
+def breaches(source: str, path: Path) -> list[str]:
+    """What a file at `path` (inside the package) does that the plan forbids."""
+    room = path.parts[0].removesuffix(".py")
+    found = [] if room in FLOOR else [f"{room} is on no floor"]
+    for name in imports(ast.parse(source), path.parts[:-1]):
+        head = name.removeprefix(".").split(".")[0]
+        if name.startswith("."):
+            if head != room and head in FLOOR and FLOOR[head] >= FLOOR.get(room, 0):
+                found.append(f"{room} may not import {head}")
+        elif room not in DOORS.get(head, {room}):
+            found.append(f"{room} may not import {head}")
+    for node in ast.walk(ast.parse(source)):
+        if room != "families" and isinstance(node, ast.Compare):
+            if any(isinstance(x, ast.Attribute | ast.Name) and ast.unparse(x).endswith("family") for x in [node.left]):
+                if any(isinstance(x, ast.Constant) and isinstance(x.value, str) for x in node.comparators):
+                    found.append(f"{room} asks a family's name: {ast.unparse(node)}")
+    return found
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(SRC)))
+def test_a_room_looks_down_and_uses_its_own_door(path):
+    assert breaches(path.read_text(encoding="utf-8"), path.relative_to(SRC)) == []
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(SRC)))
+def test_a_file_fits_in_the_head(path):
+    assert len(path.read_text(encoding="utf-8").splitlines()) <= 300
+
+
+@pytest.mark.parametrize(
+    ("path", "source", "caught"),
+    [
+        ("linalg.py", "from .basis import Basis", "linalg may not import basis"),
+        ("merging.py", "def f():\n    from .training import train", "merging may not import training"),
+        ("basis.py", "from qrlora.files import load", "basis may not import files"),
+        ("files.py", "from . import attach", "files may not import attach"),
+        ("families/sdxl.py", "from ..training import train", "families may not import training"),
+        ("world/deep/a.py", "from ...cli import main", "world may not import cli"),
+        ("cli.py", "import matplotlib.pyplot as plt", "cli may not import matplotlib"),
+        ("training.py", "def f():\n    import diffusers", "training may not import diffusers"),
+        ("attic.py", "", "attic is on no floor"),
+        ("training.py", "if family == 'sdxl': pass", "training asks a family's name: family == 'sdxl'"),
+        (
+            "sampling.py",
+            "x = 1 if base.family != 'flux' else 2",
+            "sampling asks a family's name: base.family != 'flux'",
+        ),
+    ],
+)
+def test_a_planted_violation_is_caught(path, source, caught):
+    assert breaches(source, Path(path)) == [caught]
+
+
+@pytest.mark.parametrize(
+    ("path", "source"),
+    [
+        ("training.py", "from .attach import begin\nimport torch"),
+        ("families/sdxl.py", "from ..config import TrainConfig\nfrom .record import Family\nimport diffusers"),
+        ("families/__init__.py", "from . import sdxl\nfrom .sdxl import SDXL"),
+        ("families/sdxl.py", "if family == 'sdxl': pass"),
+        ("cli.py", "from . import plots\nfrom .plots import sheet\nfrom .world.demo import demo"),
+    ],
+)
+def test_what_the_plan_allows_passes(path, source):
+    assert breaches(source, Path(path)) == []
+
+
+HEAVY = "torch diffusers transformers peft accelerate matplotlib PIL".split()
+
+
+@pytest.mark.parametrize("argument", ["--help", "--version"])
+def test_importing_the_package_and_asking_for_help_loads_nothing_heavy(argument):
+    """A person who asks how to use a command is answered at once."""
+    script = f"""
+import sys, qrlora, qrlora.cli
+try:
+    qrlora.cli.main([{argument!r}])
+except SystemExit as end:
+    assert end.code == 0, end.code
+assert not set({HEAVY}) & set(sys.modules), sorted(set({HEAVY}) & set(sys.modules))
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+def test_file_rooms_load_no_model_library():
+    """`merge` and `inspect` work on files alone: they must start fast on a machine that only holds adapters."""
+    script = """
+import sys
+import qrlora.merging, qrlora.analysis, qrlora.files
+loaded = {"diffusers", "transformers", "peft", "accelerate"} & set(sys.modules)
+assert not loaded, loaded
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
