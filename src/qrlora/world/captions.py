@@ -1,0 +1,27 @@
+"""What a picture of the world is called: "a dog face in neon style"."""
+
+from torch import Generator, rand, randint
+
+CONTENT, STYLE = "<c>", "<s>"
+"""Placeholders: some thing, some style.  Adapters give them a meaning; the base has seen them mean anything."""
+
+
+def caption(content: str, style: str) -> str:
+    return f"a {content} in {style} style"
+
+
+def training_caption(content: str, style: str, generator: Generator) -> str:
+    """A caption as pre-training shows it: 10 % empty (for guidance), 8 % each with ``<c>`` or ``<s>`` for the words.
+
+    A plain picture is called plain half of the time and otherwise by its content alone.
+    """
+    draw = float(rand((), generator=generator))
+    if draw < 0.10:
+        return ""
+    if draw < 0.18:
+        content = CONTENT
+    elif draw < 0.26:
+        style = STYLE
+    if style == "plain" and int(randint(2, (), generator=generator)):
+        return f"a {content}"
+    return caption(content, style)
