@@ -1,0 +1,192 @@
+"""Adapter = {layer: (A, B)} and a header that explains it.
+
+Letters: o outputs, i inputs, r rank. A layer's name is its module's path inside the family's
+part, as diffusers spells it: "down_blocks.1.attentions.0.transformer_blocks.0.attn1.to_q".
+"""
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .linalg import coordinates, inner, is_finite
+
+FORMAT_VERSION = 1
+
+
+@dataclass(frozen=True)
+class Pair:
+    """One layer's update B A of a weight (o, i)."""
+
+    A: Tensor
+    """(r, i), float32."""
+    B: Tensor
+    """(o, r), float32."""
+
+    @property
+    def rank(self) -> int:
+        """r."""
+        return self.A.shape[0]
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(o, i), the weight's."""
+        return self.B.shape[0], self.A.shape[1]
+
+    @property
+    def energy(self) -> float:
+        """|B A|^2, the sum of the squared entries of the update."""
+        return max(inner(self.A, self.B, self.A, self.B), 0.0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Header:
+    """What an adapter is and where it comes from; travels in its file as JSON."""
+
+    format_version: int = FORMAT_VERSION
+    """Of the file format; readers refuse any other."""
+    family: str = ""
+    """The kind of backbone: "sdxl", "sd3", "flux"; "" when unknown."""
+    part: str = ""
+    """The adapted model inside the pipeline: "unet" or "transformer"."""
+    base: str = ""
+    """Name of the base model."""
+    fingerprint: dict[str, float] = field(default_factory=dict)
+    """Root mean square of some of the base's weights by layer (basis.fingerprint); empty when unknown."""
+    method: str = "lora"
+    """A name of METHODS, or "stack" for a merge at the sum of the ranks."""
+    rank: int = 0
+    """The rank of the run (qr-direct holds pairs of twice this rank)."""
+    targets: str = ""
+    """Which layers: a preset's name or suffixes with commas."""
+    basis: str = ""
+    """Digest of the Basis the run started from; "" without one."""
+    role: str = ""
+    """"content", "style" or "merged"."""
+    trigger: str = ""
+    """The word that calls the content or style in a prompt."""
+    prompt: str = ""
+    """The training prompt."""
+    config: dict[str, Any] = field(default_factory=dict)
+    """All settings of the run that made it."""
+    parents: tuple[dict[str, Any], ...] = ()
+    """The headers of merged adapters, each with its "weight" and "kept_energy"."""
+
+    def to_json(self) -> str:
+        """One line of JSON, equal for equal headers."""
+        return json.dumps(asdict(self), sort_keys=True)
+
+    @classmethod
+    def from_json(cls, text: str) -> "Header":
+        """The header that to_json wrote.
+
+        Raises: ValueError: not JSON, another format version, a field missing a meaning here.
+        """
+        try:
+            values = json.loads(text)
+            version = values["format_version"]
+        except (ValueError, TypeError, KeyError) as error:
+            raise ValueError(f"the adapter's header is not readable: {text[:80]!r}") from error
+        if version != FORMAT_VERSION:
+            raise ValueError(f"adapter format {version}, this qrlora reads format {FORMAT_VERSION}: upgrade qrlora")
+        unknown = values.keys() - {x.name for x in fields(cls)}
+        if unknown:
+            raise ValueError(f"the adapter's header holds unknown entries: {', '.join(sorted(unknown))}")
+        return cls(**{**values, "parents": tuple(values.get("parents", ()))})
+
+
+@dataclass(frozen=True)
+class Adapter:
+    """Updates of some layers of one base model.
+
+    Raises: ValueError, naming the layer: shapes that do not agree, another dtype, NaN or infinity.
+    """
+
+    layers: Mapping[str, Pair]
+    header: Header
+
+    def __post_init__(self) -> None:
+        if not self.layers:
+            raise ValueError("an adapter needs at least one layer, got none")
+        for layer, pair in self.layers.items():
+            _check(layer, pair)
+
+    @property
+    def rank(self) -> int:
+        """The largest rank of any layer's pair."""
+        return max(pair.rank for pair in self.layers.values())
+
+    @property
+    def shapes(self) -> dict[str, tuple[int, int]]:
+        """{layer: (o, i)}."""
+        return {layer: pair.shape for layer, pair in self.layers.items()}
+
+    def dense(self, layer: str) -> Tensor:
+        """The update B A of one layer, (o, i). Raises ValueError for a layer that is not adapted."""
+        if layer not in self.layers:
+            raise ValueError(f"no layer {layer!r} among the adapter's {len(self.layers)}")
+        return self.layers[layer].B @ self.layers[layer].A
+
+    def scaled(self, strength: float) -> "Adapter":
+        """Every update times strength, which goes into B."""
+        layers = {layer: Pair(pair.A, pair.B * strength) for layer, pair in self.layers.items()}
+        return replace(self, layers=layers)
+
+    def select(self, wanted: Sequence[str] | Callable[[str], bool]) -> "Adapter":
+        """The layers whose name ends in one of the dotted suffixes, or for which wanted(name) is true.
+
+        Raises: ValueError: no layer is left.
+        """
+        chosen = wanted if callable(wanted) else lambda layer: ends_in(layer, wanted)
+        layers = {layer: pair for layer, pair in self.layers.items() if chosen(layer)}
+        if not layers:
+            raise ValueError(f"none of the adapter's {len(self.layers)} layers is selected by {wanted!r}")
+        return replace(self, layers=layers)
+
+    def in_basis(self, Q: Mapping[str, Tensor], side: str) -> tuple["Adapter", dict[str, float]]:
+        """The nearest adapter whose A (side "input") or B ("output") is the given basis.
+
+        Input side: B A -> (B A Q) Q^T; output side: B A -> Q (Q^T B A), by least squares.
+        A layer that stands in that very basis is handed on unchanged.
+
+        Args:    Q {layer: (i, r) or (o, r)}, at least the adapter's layers.
+        Returns: the adapter, and by layer the kept share of |B A|^2, 0..1 (1 for a zero update).
+        Raises:  ValueError: a layer is missing in Q, or has directions of another size.
+        """
+        layers, kept = {}, {}
+        for layer, pair in self.layers.items():
+            size = pair.shape[1 if side == "input" else 0]
+            if layer not in Q or len(Q[layer]) != size:
+                found = tuple(Q[layer].shape) if layer in Q else "none"
+                raise ValueError(f"{layer}: needs {side} directions with {size} entries, the basis has {found}")
+            layers[layer] = _in_directions(pair, Q[layer], side)
+            unchanged = layers[layer] is pair or pair.energy == 0
+            kept[layer] = 1.0 if unchanged else min(layers[layer].energy / pair.energy, 1.0)
+        return replace(self, layers=layers), kept
+
+
+def ends_in(layer: str, suffixes: Sequence[str]) -> bool:
+    """Whether a layer's dotted name is, or ends in, one of the dotted suffixes; whole parts only."""
+    return any(layer == suffix or layer.endswith(f".{suffix}") for suffix in suffixes)
+
+
+def _in_directions(pair: Pair, Q: Tensor, side: str) -> Pair:
+    """The pair projected on given directions; the pair itself where its factor is them already."""
+    if side == "input":
+        return pair if torch.equal(pair.A, Q.T) else Pair(Q.T.contiguous(), pair.B @ coordinates(Q, pair.A.T).T)
+    return pair if torch.equal(pair.B, Q) else Pair(coordinates(Q, pair.B) @ pair.A, Q)
+
+
+def _check(layer: str, pair: Pair) -> None:
+    """Raises ValueError unless A (r, i) and B (o, r) are finite float32 matrices."""
+    A, B = pair.A, pair.B
+    if A.ndim != 2 or B.ndim != 2 or A.shape[0] != B.shape[1] or min(*A.shape, *B.shape) < 1:
+        raise ValueError(f"{layer}: A must be (r, i) and B (o, r), got {tuple(A.shape)} and {tuple(B.shape)}")
+    if A.dtype != torch.float32 or B.dtype != torch.float32:
+        raise ValueError(f"{layer}: A and B must be float32, got {A.dtype} and {B.dtype}")
+    for name, factor in (("A", A), ("B", B)):
+        if not is_finite(factor):
+            raise ValueError(f"{layer}: {name} holds NaN or infinity")

@@ -1,0 +1,109 @@
+"""Subspaces of weights and low-rank pairs.
+
+Letters, the same in every file: o outputs, i inputs, r rank (r <= min(o, i)), b batch.
+A weight W is (o, i); a pair is A (r, i) and B (o, r); its update is B A.
+"""
+
+import torch
+from torch import Tensor
+
+
+def leading_subspace(weight: Tensor, rank: int, side: str = "input") -> Tensor:
+    """The strongest input or output directions of a weight.
+
+    QR-LoRA (arXiv 2507.04599, eq. 3-6) takes Q from the QR of V_r S_r, whose columns are
+    already orthogonal: Q is V_r, the leading right singular vectors (side "input"). The left
+    ones, U_r, span the Q of QR(W_r), which the authors' code freezes (side "output").
+    Both are eigenvectors of a Gram matrix of W, so the smaller one is taken and a thin QR
+    carries it over to the longer side; no full SVD is needed.
+
+    Args:    weight (o, i), any float dtype and device; the arithmetic is float64, because a
+             Gram matrix squares the condition.  rank: a count of directions.
+    Returns: Q float32, on the weight's device: (i, r) for "input", (o, r) for "output";
+             orthonormal columns, strongest first, the entry of largest magnitude of each
+             column positive.
+    Raises:  ValueError: not a matrix, rank outside 1..min(o, i), unknown side, NaN or infinity.
+    """
+    if side not in ("input", "output"):
+        raise ValueError(f"side must be 'input' or 'output', got {side!r}")
+    if weight.ndim != 2 or not weight.is_floating_point():
+        raise ValueError(f"a weight is a matrix of floats, got shape {tuple(weight.shape)} of {weight.dtype}")
+    if not 1 <= rank <= min(weight.shape):
+        raise ValueError(f"rank must lie in 1..{min(weight.shape)} for shape {tuple(weight.shape)}, got {rank}")
+    if not is_finite(weight):
+        raise ValueError(f"the weight of shape {tuple(weight.shape)} holds NaN or infinity")
+    home = weight.device
+    exact = weight.detach().to("cpu" if home.type == "mps" else home).double()  # MPS has no float64
+    tall = exact if side == "output" else exact.T  # (wanted side, other side)
+    wanted, other = tall.shape
+    gram = tall @ tall.T if wanted <= other else tall.T @ tall
+    leading = torch.linalg.eigh(gram).eigenvectors[:, -rank:].flip(-1)  # eigh sorts upwards
+    if wanted > other:
+        leading = torch.linalg.qr(tall @ leading).Q
+    return _with_fixed_sign(leading).float().to(home)
+
+
+def principal_angles(first: Tensor, second: Tensor) -> Tensor:
+    """Cosines of the angles between two subspaces, largest first.
+
+    Args:    first (n, r), second (n, s): orthonormal columns.
+    Returns: (min(r, s),) in 0..1: 1 where a direction is shared, 0 where it is perpendicular.
+    Raises:  ValueError: the columns live in spaces of different size.
+    """
+    if first.ndim != 2 or second.ndim != 2 or len(first) != len(second):
+        raise ValueError(f"bases of one space must have equally many rows, got {first.shape} and {second.shape}")
+    return torch.linalg.svdvals(first.T @ second).clamp(0, 1)
+
+
+def coordinates(directions: Tensor, vectors: Tensor) -> Tensor:
+    """Least-squares coordinates C of vectors in given directions: argmin_C |directions C - vectors|.
+
+    Equal to directions^T vectors for orthonormal directions, and right for directions that were
+    rounded to 16 bits or scaled as well. Directions may be linearly dependent.
+
+    Args:    directions (n, r), vectors (n, m), float32 on the CPU.
+    Returns: (r, m).
+    """
+    return torch.linalg.lstsq(directions, vectors).solution
+
+
+def recompress(A: Tensor, B: Tensor, rank: int) -> tuple[Tensor, Tensor, float]:
+    """The best pair of a lower rank, found without forming B A (Eckart-Young on the small core).
+
+    With thin QRs B = P K and A^T = Q L, B A = P (K L^T) Q^T, so the SVD of the r x r core suffices.
+
+    Args:    A (r, i), B (o, r); rank: 1..r.
+    Returns: A' (rank, i) with orthonormal rows, B' (o, rank), and the kept share of |B A|^2 in
+             0..1 (1 for a zero update).
+    Raises:  ValueError: rank out of range, shapes that do not agree.
+    """
+    if A.ndim != 2 or B.ndim != 2 or len(A) != B.shape[1]:
+        raise ValueError(f"a pair is A (r, i) and B (o, r), got {tuple(A.shape)} and {tuple(B.shape)}")
+    if not 1 <= rank <= len(A):
+        raise ValueError(f"rank must lie in 1..{len(A)} for a pair of rank {len(A)}, got {rank}")
+    left, right = torch.linalg.qr(B), torch.linalg.qr(A.T)
+    u, s, vh = torch.linalg.svd(left.R @ right.R.T, full_matrices=False)
+    energy = s.double().square()
+    kept = float(energy[:rank].sum() / energy.sum()) if energy.sum() > 0 else 1.0
+    short = min(rank, len(s))
+    new_A, new_B = vh[:short] @ right.Q.T, left.Q @ u[:, :short] * s[:short]
+    return new_A, new_B, kept
+
+
+def inner(A: Tensor, B: Tensor, other_A: Tensor, other_B: Tensor) -> float:
+    """<B A, B' A'>, the sum of products of all entries of two updates, without forming either.
+
+    Equals the sum of entries of (B^T B') * (A A'^T), two r x r' matrices.
+    """
+    return float(((B.T @ other_B) * (A @ other_A.T)).sum(dtype=torch.float64))
+
+
+def is_finite(tensor: Tensor) -> bool:
+    """No NaN and no infinity anywhere. One pass; a finite sum proves it, any other sum is looked into."""
+    return bool(tensor.sum().isfinite()) or bool(tensor.isfinite().all())
+
+
+def _with_fixed_sign(columns: Tensor) -> Tensor:
+    """A singular vector's sign is free: choose the entry of largest magnitude of each column positive."""
+    largest = columns.gather(0, columns.abs().argmax(0, keepdim=True))
+    return columns * torch.where(largest < 0, -1.0, 1.0)

@@ -1,0 +1,131 @@
+"""METHODS: where A and B of a layer start, and which of them learns.
+
+Letters: o outputs, i inputs, r rank. Every method's update of a weight W (o, i) is B A with
+A (r, i) and B (o, r), so that every method lives in an ordinary LoRA layer and file.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Start:
+    """How one layer begins."""
+
+    A: Tensor
+    """(r, i), float32."""
+    B: Tensor
+    """(o, r), float32."""
+    learns: tuple[str, ...]
+    """The factors that get a gradient: ("B",), ("A",) or ("A", "B"). The others stay frozen."""
+    mask: Tensor | None = None
+    """0/1, the shape of the learning factor: entries at 0 never learn. None: all learn."""
+    subtract_start: bool = False
+    """True: the update is B A - B_0 A_0, so that step 0 is the base; exported at rank 2r as [A; A_0], [B, -B_0]."""
+
+
+@dataclass(frozen=True)
+class Method:
+    """One row of METHODS."""
+
+    name: str
+    """The word in recipes and headers."""
+    side: str | None
+    """The side of the weight whose leading subspace the method needs: "input", "output", or None."""
+    frozen: str | None
+    """The factor equal in all adapters of one basis, "A" or "B"; None: nothing is frozen."""
+    start: Callable[[Tensor, Tensor | None, int, torch.Generator | None], Start]
+    """(weight (o, i), Q or None, rank, generator) -> Start."""
+    paper: str
+    """Where it comes from."""
+    triangular: bool = False
+    """True: only the entries on and above the diagonal of the learning factor learn."""
+
+    def trainable_parameters(self, outputs: int, inputs: int, rank: int) -> int:
+        """How many numbers learn in one layer of shape (outputs, inputs)."""
+        of_A = 0 if self.frozen == "A" else rank * inputs
+        of_B = 0 if self.frozen == "B" else rank * outputs
+        return of_A + of_B - (rank * (rank - 1) // 2 if self.triangular else 0)
+
+
+def qr(weight: Tensor, Q: Tensor | None, rank: int, generator: torch.Generator | None = None) -> Start:
+    """A = Q^T frozen, the leading right singular vectors; B = dR^T learns from zero (paper, eq. 5-6).
+
+    The paper trains W_comp + (Q (R + dR))^T. Its frozen parts cancel against W: W + dR^T Q^T.
+
+    Args:    weight (o, i), Q (i, r).
+    Raises:  ValueError: Q missing or of another shape.
+    """
+    directions = _checked(Q, weight.shape[1], rank, "input")
+    return Start(A=directions.T.contiguous(), B=torch.zeros(weight.shape[0], rank), learns=("B",))
+
+
+def qr_output(weight: Tensor, Q: Tensor | None, rank: int, generator: torch.Generator | None = None) -> Start:
+    """B = Q frozen, the leading left singular vectors; A = dR learns from zero (the authors' code).
+
+    Args:    weight (o, i), Q (o, r).
+    Raises:  ValueError: Q missing or of another shape.
+    """
+    directions = _checked(Q, weight.shape[0], rank, "output")
+    return Start(A=torch.zeros(rank, weight.shape[1]), B=directions.clone(), learns=("A",))
+
+
+def qr_triangular(weight: Tensor, Q: Tensor | None, rank: int, generator: torch.Generator | None = None) -> Start:
+    """As qr_output, with A = dR upper triangular like R itself (the authors' code, its default).
+
+    A mask depends on the choice of axes inside the span: they are those of W_core = Q R with R
+    upper triangular, diag(R) >= 0. With U_r the given directions and U_r^T W = P R, Q = U_r P.
+
+    Args:    weight (o, i), Q (o, r): any orthonormal basis of the leading output directions.
+    Raises:  ValueError: Q missing or of another shape.
+    """
+    directions = _checked(Q, weight.shape[0], rank, "output").double()
+    core = torch.linalg.qr(directions.T @ weight.detach().cpu().double())
+    sign = torch.where(core.R.diagonal() < 0, -1.0, 1.0)  # QR leaves each axis's sign free
+    axes = (directions @ core.Q * sign).float()
+    nothing = torch.zeros(rank, weight.shape[1])
+    return Start(A=nothing, B=axes, learns=("A",), mask=torch.ones_like(nothing).triu())
+
+
+def qr_direct(weight: Tensor, Q: Tensor | None, rank: int, generator: torch.Generator | None = None) -> Start:
+    """A starts at Q^T and B at R^T = W Q, with W_comp beneath; both learn (paper, 4.3 and fig. 8).
+
+    Args:    weight (o, i), Q (i, r).
+    Raises:  ValueError: Q missing or of another shape.
+    """
+    directions = _checked(Q, weight.shape[1], rank, "input")
+    core = weight.detach().cpu().float() @ directions
+    return Start(A=directions.T.contiguous(), B=core, learns=("A", "B"), subtract_start=True)
+
+
+def lora(weight: Tensor, Q: Tensor | None, rank: int, generator: torch.Generator | None = None) -> Start:
+    """A uniform in +-1/sqrt(i), B zero; both learn (arXiv 2106.09685, with PEFT's initial A).
+
+    Args:    weight (o, i); Q is not used.
+    """
+    outputs, inputs = weight.shape
+    A = (torch.rand(rank, inputs, generator=generator) * 2 - 1) * inputs**-0.5
+    return Start(A=A, B=torch.zeros(outputs, rank), learns=("A", "B"))
+
+
+def _checked(Q: Tensor | None, size: int, rank: int, side: str) -> Tensor:
+    """Q on the CPU in float32. Raises ValueError unless it is (size, rank)."""
+    if Q is None or tuple(Q.shape) != (size, rank):
+        found = "none" if Q is None else f"shape {tuple(Q.shape)}"
+        raise ValueError(f"needs {rank} leading {side} directions of shape ({size}, {rank}), got {found}")
+    return Q.detach().cpu().float()
+
+
+METHODS: dict[str, Method] = {
+    method.name: method
+    for method in (
+        Method("qr", "input", "A", qr, "arXiv 2507.04599, eq. 5-6"),
+        Method("qr-output", "output", "B", qr_output, "arXiv 2507.04599, the authors' code"),
+        Method("qr-triangular", "output", "B", qr_triangular, "arXiv 2507.04599, the authors' code", triangular=True),
+        Method("qr-direct", "input", None, qr_direct, "arXiv 2507.04599, section 4.3 and figure 8"),
+        Method("lora", None, None, lora, "arXiv 2106.09685"),
+    )
+}

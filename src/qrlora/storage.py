@@ -1,0 +1,107 @@
+"""Tensor files on disk: whole or not at all, read only if they are safetensors.  [safetensors]"""
+
+import contextlib
+import json
+import os
+import secrets
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import BinaryIO
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+DTYPE_NAMES = {
+    torch.float32: "F32",
+    torch.float16: "F16",
+    torch.bfloat16: "BF16",
+    torch.int64: "I64",
+    torch.uint8: "U8",
+}
+PICKLES = (".pt", ".pth", ".ckpt", ".bin", ".pkl", ".pickle")
+
+
+@contextlib.contextmanager
+def atomic(path: str | os.PathLike) -> Iterator[BinaryIO]:
+    """A file to write to that appears at path complete, or not at all.
+
+    Writes a temporary file in the same folder, fsyncs it and renames it. An error, a full disk or
+    Ctrl-C removes the temporary file and leaves what was at path as it was.
+
+    Raises: OSError with the path: no space, no permission, path is a folder.
+    """
+    path = Path(path)
+    partial = path.with_name(f".{path.name}.{secrets.token_hex(4)}.partial")
+    try:
+        if path.is_dir():
+            raise IsADirectoryError(21, "is a folder, a file name is needed")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with partial.open("xb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(path)
+    except BaseException as error:
+        with contextlib.suppress(OSError):
+            partial.unlink(missing_ok=True)
+        if isinstance(error, OSError):
+            raise OSError(error.errno, f"{error.strerror or error}; nothing was written to", str(path)) from error
+        raise
+
+
+def write(path: str | os.PathLike, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
+    """Write a safetensors file, atomically; equal content gives equal bytes.
+
+    The library's own writer puts the metadata in an order that differs from run to run, so the
+    header is written here: its length (8 bytes, little endian), sorted JSON, then the tensors'
+    bytes, wide dtypes first so that all are aligned.
+
+    Raises: OSError: see atomic.  ValueError: a dtype that is not stored.
+    """
+    names = sorted(tensors, key=lambda name: (-tensors[name].element_size(), name))
+    header: dict[str, object] = {"__metadata__": dict(sorted(metadata.items()))}
+    end = 0
+    for name in names:
+        tensor = tensors[name]
+        if tensor.dtype not in DTYPE_NAMES:
+            raise ValueError(f"{name}: {tensor.dtype} is not stored, only {', '.join(map(str, DTYPE_NAMES))}")
+        start, end = end, end + tensor.numel() * tensor.element_size()
+        header[name] = {"dtype": DTYPE_NAMES[tensor.dtype], "shape": list(tensor.shape), "data_offsets": [start, end]}
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    with atomic(path) as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        for name in names:
+            file.write(memoryview(tensors[name].detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()))
+
+
+def read(path: str | os.PathLike) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """All tensors of a safetensors file, memory-mapped, and its metadata.
+
+    Raises: OSError: missing, a folder, unreadable.  ValueError: a pickle, cut short, not safetensors.
+    """
+    with _opened(path) as file:
+        return {name: file.get_tensor(name) for name in file.keys()}, dict(file.metadata() or {})
+
+
+def read_metadata(path: str | os.PathLike) -> dict[str, str]:
+    """The metadata alone. Raises as read does."""
+    with _opened(path) as file:
+        return dict(file.metadata() or {})
+
+
+@contextlib.contextmanager
+def _opened(path: str | os.PathLike) -> Iterator:
+    """safe_open with the refusals of read."""
+    path = Path(path)
+    with path.open("rb") as raw:  # missing, a folder, no permission: Python's own OSError says so
+        start = raw.read(16)
+    if path.suffix.lower() in PICKLES or (start[8:9] != b"{" and start[:2] in (b"PK", b"\x80\x02", b"\x80\x04")):
+        raise ValueError(f"{path}: a pickle can run code when opened and is refused; convert it to .safetensors")
+    try:
+        with safe_open(path, framework="pt") as file:
+            yield file
+    except SafetensorError as error:
+        size = path.stat().st_size
+        raise ValueError(f"{path}: not a whole safetensors file ({size} bytes; {error}); fetch it again") from error
