@@ -10,7 +10,7 @@ import pytest
 
 SRC = Path(__file__).parents[1] / "src" / "qrlora"
 FLOORS = (
-    ("linalg", "noise", "config"),
+    ("linalg", "noise", "config", "storage"),
     ("basis", "methods", "adapter"),
     ("merging", "analysis", "files"),
     ("families", "attach", "data"),
@@ -21,7 +21,7 @@ FLOORS = (
 )
 FLOOR = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}
 DOORS = {  # the built-in world makes base models and pictures, so it holds a key to their doors
-    "safetensors": {"files", "basis", "world"},
+    "safetensors": {"storage", "world"},
     "diffusers": {"families", "world"},
     "peft": {"attach"},
     "transformers": {"families", "evaluation", "world"},

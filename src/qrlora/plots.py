@@ -1,0 +1,197 @@
+"""Everything that is drawn: sheets of pictures, strength grids, what two adapters share. The door to matplotlib.
+
+Each function takes values (pictures, rows) and returns a Figure; `save` writes it.
+"""
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from PIL import Image
+
+from .storage import atomic
+
+INK, MUTED, GOOD, BAD = "#1c1c1c", "#767676", "#1a7f37", "#c0362c"
+CONTENT, STYLE = "#3b6fb6", "#d9822b"  # told apart by readers with any colour vision, and in grey
+CELL = 1.7
+"""Side of a picture in a sheet, in inches."""
+
+
+@dataclass(frozen=True)
+class Panel:
+    """One cell of a sheet: pictures side by side under one title, each with its own note beneath."""
+
+    title: str
+    pictures: Sequence[Image.Image]
+    notes: Sequence[str] = ()
+    """One line for each picture; empty: none."""
+    right: Sequence[bool | None] = ()
+    """Whether each note is good news (green) or bad (red); None or empty: neither."""
+
+
+def sheet(panels: Sequence[Panel], columns: int = 4, title: str = "", footer: str = "") -> Figure:
+    """A contact sheet: panels from left to right, `columns` pictures to a line; a panel is never broken over lines.
+
+    Raises: ValueError: a panel without pictures or wider than a line, or notes that do not match its pictures.
+    """
+    lines = list(_lines(panels, columns))
+    notes = max((note.count("\n") + 1 for panel in panels for note in panel.notes if note), default=0)
+    cell_height = CELL + 0.32 + 0.16 * notes
+    head, foot = (0.45 if title else 0.1), (0.3 if footer else 0.05)
+    width, height = columns * (CELL + 0.12) + 0.12, len(lines) * cell_height + head + foot
+    figure = Figure(figsize=(width, height), dpi=150, facecolor="white")
+    if title:
+        figure.text(0.5, 1 - 0.28 / height, title, ha="center", va="center", fontsize=11, color=INK, weight="bold")
+    if footer:
+        figure.text(0.5, 0.15 / height, footer, ha="center", va="center", fontsize=7, color=MUTED)
+    for row, line in enumerate(lines):
+        top = height - head - row * cell_height - 0.26
+        column = 0
+        for panel in line:
+            left = 0.12 + column * (CELL + 0.12)
+            figure.text(left / width, (top + 0.06) / height, panel.title, ha="left", va="bottom", fontsize=8, color=INK)
+            for k, picture in enumerate(panel.pictures):
+                x = (left + k * (CELL + 0.12)) / width
+                axes = figure.add_axes((x, (top - CELL) / height, CELL / width, CELL / height))
+                _show(axes, picture)
+                if panel.notes:
+                    right = panel.right[k] if panel.right else None
+                    colour = MUTED if right is None else GOOD if right else BAD
+                    axes.set_xlabel(panel.notes[k], fontsize=7, color=colour, labelpad=3)
+            column += len(panel.pictures)
+    return figure
+
+
+def _lines(panels: Sequence[Panel], columns: int) -> Iterator[list[Panel]]:
+    line: list[Panel] = []
+    for panel in panels:
+        count = len(panel.pictures)
+        if not 1 <= count <= columns:
+            raise ValueError(f"panel {panel.title!r} holds {count} pictures, a line of the sheet takes 1..{columns}")
+        if panel.notes and len(panel.notes) != count or panel.right and len(panel.right) != count:
+            raise ValueError(f"panel {panel.title!r} has {count} pictures but {len(panel.notes)} notes")
+        if sum(len(p.pictures) for p in line) + count > columns:
+            yield line
+            line = []
+        line.append(panel)
+    if not line:
+        raise ValueError("a sheet needs at least one panel, got none")
+    yield line
+
+
+def strength_grid(
+    pictures: Sequence[Sequence[Image.Image]],
+    content_strengths: Sequence[float],
+    style_strengths: Sequence[float],
+    title: str = "",
+    footer: str = "",
+) -> Figure:
+    """The paper's figure 7: one picture for each pair of strengths.
+
+    Args:   pictures[k][m] was drawn at content_strengths[k] (down) and style_strengths[m] (across).
+    Raises: ValueError: a picture missing or too many.
+    """
+    rows, columns = len(content_strengths), len(style_strengths)
+    if [len(line) for line in pictures] != [columns] * rows:
+        found = [len(line) for line in pictures]
+        raise ValueError(f"{rows} content and {columns} style strengths need {rows} lines of {columns}, got {found}")
+    left, bottom, top = 0.75, 0.75 if footer else 0.55, 0.45 if title else 0.12
+    gap = 0.06
+    width, height = left + columns * (CELL + gap) + 0.1, top + rows * (CELL + gap) + bottom
+    figure = Figure(figsize=(width, height), dpi=150, facecolor="white")
+    for k, line in enumerate(pictures):
+        for m, picture in enumerate(line):
+            x, y = left + m * (CELL + gap), height - top - (k + 1) * (CELL + gap) + gap
+            axes = figure.add_axes((x / width, y / height, CELL / width, CELL / height))
+            _show(axes, picture)
+            if k == rows - 1:
+                axes.set_xlabel(f"{style_strengths[m]:g}", fontsize=8, color=INK, labelpad=3)
+            if m == 0:
+                axes.set_ylabel(f"{content_strengths[k]:g}", fontsize=8, color=INK, labelpad=3)
+    middle_x, middle_y = left + columns * (CELL + gap) / 2, bottom + rows * (CELL + gap) / 2
+    x_label = {"ha": "center", "va": "center", "fontsize": 9, "color": INK}
+    figure.text(middle_x / width, (bottom - 0.38) / height, r"style strength  $\lambda_s$", **x_label)
+    figure.text(0.2 / width, middle_y / height, r"content strength  $\lambda_c$", rotation=90, **x_label)
+    if title:
+        figure.text(0.5, 1 - 0.24 / height, title, ha="center", va="center", fontsize=10, color=INK)
+    if footer:
+        figure.text(0.5, 0.15 / height, footer, ha="center", va="center", fontsize=7, color=MUTED)
+    return figure
+
+
+def _show(axes: Axes, picture: Image.Image) -> None:
+    """A picture without ticks; a small one is magnified with its pixels kept square and sharp."""
+    axes.imshow(picture, interpolation="nearest" if max(picture.size) < 256 else "antialiased", aspect="equal")
+    axes.set_xticks([])
+    axes.set_yticks([])
+    for spine in axes.spines.values():
+        spine.set(color="#cfcfcf", linewidth=0.6)
+
+
+def layer_lines(
+    layers: Sequence[str], curves: Mapping[str, Mapping[str, Sequence[float]]], title: str = "", log: Sequence[str] = ()
+) -> Figure:
+    """Curves over the layers of a model, in the model's order, one plot under the other.
+
+    Args: layers: names, in order.  curves: {axis label: {curve's name: one value a layer}}.
+          log: axis labels with a logarithmic axis.
+    """
+    figure = Figure(figsize=(9, 1.9 * len(curves) + 1.2), dpi=150, facecolor="white", layout="constrained")
+    axes = figure.subplots(len(curves), 1, sharex=True, squeeze=False)[:, 0]
+    colours = (CONTENT, STYLE, "#5b8c5a", "#8a5a9e")
+    for axis, (label, lines) in zip(axes, curves.items(), strict=True):
+        for colour, (name, values) in zip(colours, lines.items(), strict=False):
+            axis.plot(range(len(layers)), values, color=colour, linewidth=0.7, alpha=0.35)  # leads the eye, no more
+            axis.plot(range(len(layers)), values, ".", color=colour, markersize=3.5, label=name)
+        axis.set_ylabel(label, fontsize=8, color=INK)
+        if label in log:
+            axis.set_yscale("log")
+        elif all(-1 <= v <= 1 for values in lines.values() for v in values):
+            low = -1.05 if any(v < -0.05 for values in lines.values() for v in values) else -0.05
+            axis.set_ylim(low, 1.05)
+            axis.axhline(0, color="#cfcfcf", linewidth=0.6, zorder=0)
+        axis.spines[["top", "right"]].set_visible(False)
+        axis.tick_params(labelsize=7)
+        if len(lines) > 1:
+            axis.legend(fontsize=7, frameon=False, ncols=len(lines), loc="lower right", bbox_to_anchor=(1, 1))
+    _name_blocks(axes[-1], layers)
+    if title:
+        figure.suptitle(title, fontsize=10, color=INK)
+    return figure
+
+
+def _name_blocks(axis: Axes, layers: Sequence[str]) -> None:
+    """Name the stretches of layers that belong to one block: 560 names would not be readable."""
+    blocks = [_block(layer) for layer in layers]
+    starts = [k for k, block in enumerate(blocks) if k == 0 or blocks[k - 1] != block]
+    step = math.ceil(len(starts) / 24)
+    axis.set_xticks(starts[::step], [blocks[k] for k in starts[::step]], rotation=40, ha="right", fontsize=7)
+    axis.set_xlim(-0.5, max(len(layers) - 0.5, 0.5))
+    axis.set_xlabel("layer, in the model's order", fontsize=8, color=INK)
+
+
+def _block(layer: str) -> str:
+    """ "down_blocks.1.attentions.0.transformer_blocks.0.attn1.to_q" -> "down 1.0"; elsewhere the first three parts."""
+    parts = layer.split(".")
+    if parts[0] in ("down_blocks", "up_blocks") and len(parts) > 3:
+        return f"{parts[0].split('_')[0]} {parts[1]}.{parts[3]}"
+    return "mid" if parts[0] == "mid_block" else ".".join(parts[:2])
+
+
+def save(figure: Figure, path: str | Path) -> Path:
+    """Write a figure whole or not at all; the format is the suffix's (.png, .pdf, .svg ...).
+
+    Raises: OSError: no such folder, a full disk. ValueError: a suffix that is no picture format.
+    """
+    path = Path(path)
+    known = figure.canvas.get_supported_filetypes()
+    if path.suffix[1:].lower() not in known:
+        raise ValueError(
+            f"{path.name}: a picture's name ends in one of {', '.join(sorted(known))}; try {path.stem}.png"
+        )
+    with atomic(path) as file:
+        figure.savefig(file, format=path.suffix[1:].lower())
+    return path

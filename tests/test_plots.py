@@ -1,0 +1,97 @@
+"""What is drawn holds every picture that was given, at its place, and is written whole or not at all."""
+
+import resource
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from qrlora import plots
+from qrlora.plots import Panel
+
+
+def picture(colour, size=8):
+    return Image.new("RGB", (size, size), colour)
+
+
+def texts(figure):
+    own = [t.get_text() for t in figure.texts] + [figure.get_suptitle()]
+    return own + [t for axes in figure.axes for t in (axes.get_xlabel(), axes.get_ylabel(), axes.get_title())]
+
+
+def test_a_sheet_shows_every_picture_with_its_title_and_note():
+    panels = [
+        Panel("content", [picture("red")], ["learnt"]),
+        Panel("merged", [picture("blue"), picture("green")], ["right", "wrong"], [True, False]),
+    ]
+    figure = plots.sheet(panels, columns=3, title="A sheet", footer="seed 0")
+    assert len(figure.axes) == 3
+    assert {"A sheet", "seed 0", "content", "merged", "learnt", "right", "wrong"} <= set(texts(figure))
+    colours = {axes.get_xlabel(): axes.xaxis.label.get_color() for axes in figure.axes}
+    assert colours == {"learnt": plots.MUTED, "right": plots.GOOD, "wrong": plots.BAD}
+
+
+def test_a_panel_is_never_broken_over_two_lines():
+    panels = [Panel("a", [picture("red")] * 2), Panel("b", [picture("blue")] * 2), Panel("c", [picture("green")])]
+    figure = plots.sheet(panels, columns=3)
+    heights = [round(axes.get_position().y0, 6) for axes in figure.axes]
+    assert heights[0] == heights[1] > heights[2] == heights[3] == heights[4]
+
+
+def test_a_sheet_refuses_what_it_cannot_show():
+    with pytest.raises(ValueError, match="at least one panel, got none"):
+        plots.sheet([])
+    with pytest.raises(ValueError, match="panel 'a' holds 5 pictures, a line of the sheet takes 1..4"):
+        plots.sheet([Panel("a", [picture("red")] * 5)])
+    with pytest.raises(ValueError, match="panel 'a' has 2 pictures but 1 notes"):
+        plots.sheet([Panel("a", [picture("red")] * 2, ["one"])])
+
+
+def test_content_strength_runs_down_and_style_strength_across(tmp_path):
+    """Figure 7 of the paper: the picture at (k, m) is the one drawn at content k and style m."""
+    shades = [[picture((60 * k, 0, 100 * m)) for m in range(3)] for k in range(2)]
+    figure = plots.strength_grid(shades, [0, 1], [0, 0.5, 1], title="a <c> in <s> style")
+    words = set(texts(figure))
+    assert {r"style strength  $\lambda_s$", r"content strength  $\lambda_c$", "0", "0.5", "1"} <= words
+    pixels = np.asarray(Image.open(plots.save(figure, tmp_path / "grid.png")).convert("RGB"))
+    height, width = pixels.shape[:2]
+    for axes, shade in zip(figure.axes, [s for line in shades for s in line], strict=True):
+        box = axes.get_position()
+        x, y = (box.x0 + box.x1) / 2 * width, (1 - (box.y0 + box.y1) / 2) * height
+        assert tuple(pixels[int(y), int(x)]) == shade.getpixel((0, 0))
+    first, second, below = (axes.get_position() for axes in (*figure.axes[:2], figure.axes[3]))
+    assert first.x0 < second.x0 and first.y0 == second.y0 and below.y0 < first.y0 and below.x0 == first.x0
+
+
+def test_a_grid_with_a_hole_is_refused():
+    with pytest.raises(ValueError, match=r"2 content and 3 style strengths need 2 lines of 3, got \[3, 2\]"):
+        plots.strength_grid([[picture("red")] * 3, [picture("red")] * 2], [0, 1], [0, 0.5, 1])
+
+
+def test_layer_lines_draw_each_value_and_name_the_blocks():
+    layers = [f"down_blocks.{b}.attentions.0.transformer_blocks.0.attn1.{x}" for b in (1, 2) for x in ("to_q", "to_k")]
+    layers.append("mid_block.attentions.0.transformer_blocks.0.attn1.to_q")
+    figure = plots.layer_lines(layers, {"energy": {"dog": [1, 2, 3, 4, 5]}, "cosine": {"both": [0, 0.5, -1, 1, 0.2]}})
+    drawn = [line.get_ydata().tolist() for axes in figure.axes for line in axes.lines if line.get_marker() == "."]
+    assert drawn == [[1, 2, 3, 4, 5], [0, 0.5, -1, 1, 0.2]]
+    assert [t.get_text() for t in figure.axes[-1].get_xticklabels()] == ["down 1.0", "down 2.0", "mid"]
+
+
+def test_a_picture_is_written_whole_or_not_at_all(tmp_path):
+    """A file may grow to 1000 bytes only: the system refuses the rest, as a full disk does."""
+    figure = plots.sheet([Panel("a", [picture("red")])])
+    written = plots.save(figure, tmp_path / "new" / "a.png")
+    before = written.read_bytes()
+    allowed = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, allowed[1]))
+    try:
+        with pytest.raises(OSError, match="a.png"):
+            plots.save(figure, written)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, allowed)
+    assert [p.name for p in written.parent.iterdir()] == ["a.png"] and written.read_bytes() == before
+
+
+def test_a_plot_needs_a_picture_name():
+    with pytest.raises(ValueError, match=r"grid.txt: a plot's name ends in .*png.*; try grid.png"):
+        plots.save(plots.sheet([Panel("a", [picture("red")])]), "grid.txt")
