@@ -1,0 +1,232 @@
+"""Backbones: the only rooms that know one. A new family is one file and one line in FAMILIES."""
+
+from __future__ import annotations
+
+import contextlib
+import difflib
+import json
+import struct
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ..config import FamilyDefaults
+from .record import Base, Condition, Family, Framing
+from .sdxl import SDXL
+
+__all__ = ["BUILT_IN", "FAMILIES", "Base", "Condition", "Family", "Framing", "choose_device", "open_base"]
+
+FAMILIES: dict[str, Family] = {"sdxl": SDXL}
+
+BUILT_IN = Path(__file__).parents[1] / "world" / "bases"
+"""Folder of the base models in the package, each under its name."""
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+def open_base(name: str | Path, device: str = "auto", dtype: str = "float32") -> Base:
+    """A base model, ready to train or sample.
+
+    Args:    name: a built-in name (a folder of BUILT_IN), a local folder of a diffusers pipeline, one `.safetensors`
+             checkpoint, or a hub name OWNER/NAME.
+             device: auto, or a torch device.  dtype: float32, bfloat16 or float16.
+    Raises:  OSError: it does not exist, may not be read or cannot be fetched.
+             ValueError: not a base model of a known family; a device or dtype that is not there.
+    """
+    home, number_type = choose_device(device), _dtype(dtype)
+    with _one_clear_line(str(name)):
+        place = _place(str(name))
+        family = _family_of_checkpoint(place) if place.is_file() else _family_of_folder(place)
+        with _quiet():
+            pipe = _opened(place, family, number_type)
+    pipe.to(home)
+    for part in pipe.components.values():
+        if isinstance(part, torch.nn.Module):
+            part.requires_grad_(False).eval()
+    defaults, plain = _own_settings(place, family)
+    return Base(pipe=pipe, family=family, name=str(name), defaults=defaults, plain_framing=plain)
+
+
+def choose_device(device: str = "auto") -> torch.device:
+    """The torch device of a name; auto takes cuda, then mps, then cpu.
+
+    Raises: ValueError: no such device on this machine.
+    """
+    if device == "auto":
+        mps = torch.backends.mps.is_available()
+        return torch.device("cuda" if torch.cuda.is_available() else "mps" if mps else "cpu")
+    try:
+        return torch.empty(0, device=device).device
+    except (RuntimeError, AssertionError) as error:  # torch without CUDA asserts
+        raise ValueError(f"no device {device!r} on this machine: use device=auto or device=cpu") from error
+
+
+def _dtype(name: str) -> torch.dtype:
+    if name not in DTYPES:
+        raise ValueError(f"dtype must be one of {', '.join(DTYPES)}, got {name!r}")
+    return DTYPES[name]
+
+
+def _place(name: str) -> Path:
+    """The folder or file of a base, which is fetched if its name is a hub's."""
+    built_in = sorted(p.name for p in BUILT_IN.iterdir() if p.is_dir()) if BUILT_IN.is_dir() else []
+    if name in built_in:
+        return BUILT_IN / name
+    path = Path(name).expanduser()
+    if path.is_file() and path.suffix != ".safetensors":
+        raise ValueError(f"{path} is not a base model: give a pipeline's folder or a .safetensors checkpoint")
+    if path.exists():
+        return path
+    parts = name.split("/")
+    if len(parts) == 2 and all(parts) and not name.startswith((".", "~")) and path.suffix != ".safetensors":
+        return _fetched(name)
+    near = difflib.get_close_matches(name, built_in, n=1, cutoff=0.5)
+    hint = f"did you mean {near[0]!r}?" if near else f"built in: {', '.join(built_in) or 'none'}"
+    raise FileNotFoundError(f"neither a built-in name, a file or folder, nor a hub's OWNER/NAME; {hint}")
+
+
+def _fetched(name: str) -> Path:
+    """The folder of a hub repository in the hub's cache. Its index alone is fetched first, to learn the family."""
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.utils import logging as of_hub
+
+    level = of_hub.get_verbosity()
+    of_hub.set_verbosity_error()  # five lines about retries tell a person without network less than our one
+    try:
+        index = hf_hub_download(name, "model_index.json")
+    finally:
+        of_hub.set_verbosity(level)
+    family = _family_of_folder(Path(index).parent)
+    return Path(_pipeline(family).download(name))
+
+
+def _family_of_folder(place: Path) -> Family:
+    """The family whose pipeline class a folder's model_index.json names."""
+    index = place / "model_index.json"
+    if not index.is_file():
+        raise FileNotFoundError(f"{place} is no diffusers pipeline, it has no model_index.json")
+    kind = _json(index).get("_class_name")
+    for family in FAMILIES.values():
+        if family.pipeline == kind:
+            return family
+    known = ", ".join(f.pipeline for f in FAMILIES.values())
+    raise ValueError(f"{place} is a {kind}, which is not supported; supported: {known}")
+
+
+def _json(path: Path) -> dict[str, Any]:
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} is not readable as JSON: {error}") from error
+    if not isinstance(values, dict):
+        raise ValueError(f"{path} must hold a JSON object, got {type(values).__name__}")
+    return values
+
+
+def _family_of_checkpoint(path: Path) -> Family:
+    """The family whose tell-tale tensor a single-file checkpoint holds, from the file's header alone.
+
+    Raises: ValueError: not a whole safetensors file, or of no known family.
+    """
+    with path.open("rb") as file:
+        prefix = file.read(8)
+        length = struct.unpack("<Q", prefix)[0] if len(prefix) == 8 else 0
+        try:
+            if not 0 < length < path.stat().st_size:
+                raise ValueError("no header")
+            names = json.loads(file.read(length))
+        except ValueError as error:
+            raise ValueError(f"{path} is not a safetensors file, or only a part of one: fetch it again") from error
+    for family in FAMILIES.values():
+        if family.checkpoint_key in names:
+            return family
+    known = ", ".join(FAMILIES)
+    raise ValueError(f"{path} is not a whole base model of a known family ({known}); an adapter is no base model")
+
+
+def _opened(place: Path, family: Family, dtype: torch.dtype) -> Any:
+    """A pipeline from its folder or one file. A file's configs and tokenizers come from a folder of the same name
+    beside it if there is one (`model/` beside `model.safetensors`), else diffusers fetches the family's once."""
+    if place.is_dir():
+        return _pipeline(family).from_pretrained(str(place), torch_dtype=dtype)
+    beside = place.with_suffix("")
+    extra = {"config": str(beside)} if (beside / "model_index.json").is_file() else {}
+    return _pipeline(family).from_single_file(str(place), torch_dtype=dtype, **extra)
+
+
+def _pipeline(family: Family) -> Any:
+    import diffusers
+
+    return getattr(diffusers, family.pipeline)
+
+
+def _own_settings(place: Path, family: Family) -> tuple[FamilyDefaults, bool]:
+    """A base's defaults and whether it knows one framing only, from the `qrlora.json` in its folder if there is one:
+    {"defaults": {"train": {...}, "sample": {...}}, "framing": "plain"}."""
+    path = place / "qrlora.json"
+    if not path.is_file():
+        return family.defaults, False
+    settings = _json(path)
+    try:
+        return family.defaults.revised(settings.get("defaults", {})), settings.get("framing") == "plain"
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
+
+
+@contextlib.contextmanager
+def _one_clear_line(name: str) -> Iterator[None]:
+    """The many ways in which diffusers and the hub say that a model cannot be had, as one line with the way out."""
+    from huggingface_hub.errors import (
+        EntryNotFoundError,
+        GatedRepoError,
+        HFValidationError,
+        LocalEntryNotFoundError,
+        RepositoryNotFoundError,
+    )
+
+    def fail(reason: str, error: Exception) -> None:
+        raise OSError(f"base model {name!r}: {reason}") from error
+
+    try:
+        yield
+    except GatedRepoError as error:
+        fail(f"gated; accept its terms on https://huggingface.co/{name} and run `hf auth login`", error)
+    except RepositoryNotFoundError as error:
+        fail("not on the hub, or private: check the spelling, or run `hf auth login`", error)
+    except LocalEntryNotFoundError as error:
+        fail("not on this machine, and the hub cannot be reached: connect, or give a folder or file", error)
+    except EntryNotFoundError as error:
+        fail("no diffusers pipeline, it has no model_index.json", error)
+    except HFValidationError as error:
+        fail("neither a file or folder nor a possible hub name", error)
+    except OSError as error:
+        fail(next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__), error)
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """diffusers and transformers say nothing below an error while a base is opened."""
+    from transformers.utils import logging as of_transformers  # first: importing diffusers makes it warn
+
+    level = of_transformers.get_verbosity()
+    of_transformers.set_verbosity_error()
+    from diffusers.utils import logging as of_diffusers
+
+    logs = ((of_transformers, level), (of_diffusers, of_diffusers.get_verbosity()))
+    bars = [log for log, _ in logs if log.is_progress_bar_enabled()]
+    for log, _ in logs:
+        log.set_verbosity_error()
+        log.disable_progress_bar()
+    try:
+        with warnings.catch_warnings():
+            # newer diffusers say dtype for torch_dtype; the old word works in all versions we allow
+            warnings.simplefilter("ignore", FutureWarning)
+            yield
+    finally:
+        for log, before in logs:
+            log.set_verbosity(before)
+        for log in bars:
+            log.enable_progress_bar()

@@ -1,0 +1,167 @@
+"""The shape of a family's record, of a base model that is open, and of what a backbone is told beside the latents.
+
+Letters: b batch, h w latent height and width, c latent channels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..adapter import ends_in
+from ..config import FamilyDefaults
+from ..noise import Noising, noising_of
+
+
+@dataclass(frozen=True)
+class Condition:
+    """What a backbone reads beside the noisy latents: tensors by name, each (b, ...). Only its family reads them."""
+
+    tensors: Mapping[str, Tensor]
+
+    def __len__(self) -> int:
+        return len(next(iter(self.tensors.values())))
+
+    def rows(self, index: Sequence[int] | Tensor) -> Condition:
+        """The rows with these numbers, in this order; a number may come several times."""
+        where = torch.as_tensor(index)
+        return Condition({name: x[where.to(x.device)] for name, x in self.tensors.items()})
+
+    def to(self, device: torch.device | str) -> Condition:
+        """The same condition on another device."""
+        return Condition({name: x.to(device) for name, x in self.tensors.items()})
+
+
+@dataclass(frozen=True)
+class Framing:
+    """How a picture was cut to the base's size, in pixels; what SDXL calls its size conditions."""
+
+    original: tuple[int, int]
+    """(height, width) of the file."""
+    corner: tuple[int, int]
+    """(top, left) of the crop, after the picture was resized."""
+    target: tuple[int, int]
+    """(height, width) that the model sees."""
+
+    @classmethod
+    def plain(cls, height: int, width: int) -> Framing:
+        """A picture that always had its size: what sampling asks for, in training and in pipelines."""
+        return cls((height, width), (0, 0), (height, width))
+
+
+@dataclass(frozen=True)
+class Family:
+    """A kind of backbone: facts and functions. No class derives from it."""
+
+    name: str
+    """The word in headers: "sdxl"."""
+    part: str
+    """The pipeline's trainable part: "unet" or "transformer"."""
+    pipeline: str
+    """Name of diffusers' pipeline class, which is also how a folder or hub name is recognised."""
+    checkpoint_key: str
+    """A tensor name that only single-file checkpoints of this family hold."""
+    targets: Mapping[str, tuple[str, ...]]
+    """Preset -> endings of layer names."""
+    defaults: FamilyDefaults
+    """The paper's settings."""
+    text_parts: tuple[str, ...]
+    """Components that are needed for prompts only."""
+    encode_prompt: Callable[[Any, Sequence[str], Framing], Condition]
+    """(pipe, b prompts, framing) -> Condition of b rows."""
+    encode_image: Callable[[Any, Tensor, torch.Generator | None], Tensor]
+    """(pipe, pixels (b, 3, H, W) in -1..1, generator) -> latents (b, c, h, w) as the backbone sees them: a draw from
+    the VAE's posterior, or its mean without a generator."""
+    predict: Callable[[nn.Module, Tensor, Tensor, Condition], Tensor]
+    """(model, noisy (b, c, h, w), time (b,), condition of b rows) -> prediction (b, c, h, w)."""
+    sample: Callable[..., list[Any]]
+    """(pipe, prompts, negative_prompt, size, steps, guidance, generators, progress) -> one PIL picture per prompt."""
+
+
+@dataclass
+class Base:
+    """A base model that is open: a stock diffusers pipeline with its family beside it."""
+
+    pipe: Any
+    """The stock pipeline."""
+    family: Family
+    name: str
+    """As the user gave it."""
+    defaults: FamilyDefaults
+    """The family's, with those of the base's own `qrlora.json` on top."""
+    plain_framing: bool = False
+    """True: training, too, tells the model that its picture was never resized or cropped. Bases that have only ever
+    seen one size say so in `qrlora.json`; other sizes would be foreign to them."""
+
+    @property
+    def model(self) -> nn.Module:
+        """The trainable part."""
+        return getattr(self.pipe, self.family.part)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the trainable part lives."""
+        return next(self.model.parameters()).device
+
+    @property
+    def noising(self) -> Noising:
+        """The base's noising process, every time weighing the same."""
+        return noising_of(self.pipe.scheduler.config)
+
+    def target_layers(self, targets: str) -> dict[str, nn.Linear]:
+        """{name: layer} of the linear layers that an adapter may sit on, in the model's order.
+
+        Args:    targets: a preset of the family, or dotted name endings with commas between: "attn1.to_q,to_v".
+                 Endings match whole dotted parts: "to_q" does not match "add_to_q".
+        Raises:  ValueError: an ending that matches no linear layer.
+        """
+        endings = self.family.targets.get(targets) or tuple(x.strip() for x in targets.split(",") if x.strip())
+        # a layer with an adapter on it is wrapped: the layer itself is then called NAME.base_layer
+        linear = {n.removesuffix(".base_layer"): m for n, m in self.model.named_modules() if isinstance(m, nn.Linear)}
+        for ending in endings:
+            if not any(ends_in(name, [ending]) for name in linear):
+                presets = ", ".join(self.family.targets)
+                raise ValueError(f"no linear layer of {self.name} ends in {ending!r}; presets of targets: {presets}")
+        if not endings:
+            raise ValueError(f"no targets given; presets: {', '.join(self.family.targets)}")
+        return {name: layer for name, layer in linear.items() if ends_in(name, endings)}
+
+    def weights(self, targets: str) -> Iterator[tuple[str, Tensor]]:
+        """(layer, weight (o, i)) of every target layer, one at a time."""
+        for name, layer in self.target_layers(targets).items():
+            yield name, layer.weight.detach()
+
+    def encode_prompt(self, prompts: Sequence[str], framing: Framing) -> Condition:
+        """Condition of b prompts for pictures with this framing; no gradient."""
+        with torch.no_grad():
+            return self.family.encode_prompt(self.pipe, prompts, framing)
+
+    def encode_image(self, pixels: Tensor, generator: torch.Generator | None = None) -> Tensor:
+        """Latents (b, c, h, w) in float32 of pixels (b, 3, H, W) in -1..1; no gradient."""
+        with torch.no_grad():
+            return self.family.encode_image(self.pipe, pixels.to(self.device), generator).float()
+
+    @property
+    def spare_parts(self) -> dict[str, nn.Module]:
+        """The components that training does not need once latents and conditions are there: text encoders and VAE."""
+        names = (*self.family.text_parts, "vae")
+        return {name: part for name in names if (part := getattr(self.pipe, name, None)) is not None}
+
+    def release(self) -> None:
+        """Forget text encoders and VAE, and with them their memory. Such a base can train but no longer sample."""
+        for name in self.spare_parts:
+            setattr(self.pipe, name, None)
+
+    def park(self) -> None:
+        """Text encoders and VAE wait in the CPU's memory."""
+        for part in self.spare_parts.values():
+            part.to("cpu")
+
+    def unpark(self) -> None:
+        """Text encoders and VAE come back to the trainable part's device."""
+        for part in self.spare_parts.values():
+            part.to(self.device)

@@ -1,0 +1,231 @@
+"""Adapters on live models: the update is B A, the base is never touched, and only what may learn learns."""
+
+import pytest
+import torch
+from torch import nn
+
+import pico
+from qrlora.adapter import Adapter, Header, Pair
+from qrlora.attach import attach, attached, begin, detach, learning_factors, lift, set_strengths, worn
+from qrlora.linalg import leading_subspace
+from qrlora.methods import METHODS
+
+LAYERS = {"a.to_q": (12, 10), "a.to_out.0": (10, 12), "b.to_q": (9, 10)}
+
+
+class Toy(nn.Module):
+    """Two branches of linear layers whose names are endings of each other."""
+
+    def __init__(self):
+        super().__init__()
+        self.a = nn.ModuleDict({"to_q": nn.Linear(10, 12), "add_to_q": nn.Linear(10, 12)})
+        self.a["to_out"] = nn.ModuleList([nn.Linear(12, 10)])
+        self.b = nn.ModuleDict({"to_q": nn.Linear(10, 9)})
+
+    def forward(self, x):
+        y = self.a["to_out"][0](self.a["to_q"](x) + self.a["add_to_q"](x))
+        return self.b["to_q"](torch.tanh(y))
+
+
+def toy(dtype=torch.float32):
+    torch.manual_seed(0)
+    return Toy().to(dtype).requires_grad_(False)
+
+
+def adapter(seed=0, rank=3, layers=LAYERS):
+    generator = torch.Generator().manual_seed(seed)
+    pairs = {
+        name: Pair(A=torch.randn(rank, i, generator=generator), B=torch.randn(o, rank, generator=generator))
+        for name, (o, i) in layers.items()
+    }
+    return Adapter(layers=pairs, header=Header(rank=rank))
+
+
+def starts(model, method, rank=3):
+    row = METHODS[method]
+    result = {}
+    for name in LAYERS:
+        weight = model.get_submodule(name).weight
+        Q = leading_subspace(weight, rank, row.side) if row.side else None
+        result[name] = row.start(weight, Q, rank, torch.Generator().manual_seed(1))
+    return result
+
+
+def inputs():
+    return torch.randn(5, 10, generator=torch.Generator().manual_seed(9))
+
+
+def folded(model, pairs):
+    """The reference: the same model with W + sum of strength B A written into its weights."""
+    plain = toy()
+    for one, strength in pairs:
+        for name in one.layers:
+            plain.get_submodule(name).weight += strength * one.dense(name)
+    return plain(inputs())
+
+
+def test_attaching_adds_the_update_to_each_weight():
+    model, one, two = toy(), adapter(1), adapter(2, rank=2)
+    attach(model, one, "one", 0.7)
+    attach(model, two, "two", -0.4)
+    torch.testing.assert_close(model(inputs()), folded(model, [(one, 0.7), (two, -0.4)]), rtol=1e-4, atol=1e-4)
+    set_strengths(model, {"one": 0.2, "two": 1.0})
+    torch.testing.assert_close(model(inputs()), folded(model, [(one, 0.2), (two, 1.0)]), rtol=1e-4, atol=1e-4)
+
+
+def test_layers_may_differ_in_rank():
+    one = adapter(1)
+    mixed = Adapter(layers={**one.layers, "a.to_q": adapter(3, rank=7).layers["a.to_q"]}, header=one.header)
+    model = toy()
+    attach(model, mixed, "mixed")
+    torch.testing.assert_close(model(inputs()), folded(model, [(mixed, 1.0)]), rtol=1e-4, atol=1e-4)
+
+
+def test_base_weights_and_structure_are_as_before_after_detaching():
+    model, reference = toy(), toy()
+    weights = {k: v.clone() for k, v in model.state_dict().items()}
+    attach(model, adapter(1), "one")
+    attach(model, adapter(2, layers={"b.to_q": (9, 10)}), "two")
+    detach(model, "one")
+    assert attached(model) == ["two"]
+    torch.testing.assert_close(
+        model(inputs()), folded(model, [(adapter(2, layers={"b.to_q": (9, 10)}), 1.0)]), rtol=1e-4, atol=1e-4
+    )
+    detach(model, "two")
+    assert list(model.state_dict()) == list(weights)
+    assert all(torch.equal(model.state_dict()[k], v) for k, v in weights.items())
+    assert torch.equal(model(inputs()), reference(inputs()))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("method", METHODS)
+def test_a_fresh_start_is_the_base(method, dtype):
+    """Bit for bit; qr-direct to rounding, since its update is B A - B_0 A_0."""
+    model, x = toy(dtype), inputs().to(dtype)
+    before = model(x)
+    begin(model, starts(model, method), "run")
+    if METHODS[method].name == "qr-direct":
+        torch.testing.assert_close(model(x), before, rtol=1e-2 if dtype == torch.bfloat16 else 1e-5, atol=1e-5)
+    else:
+        assert torch.equal(model(x), before)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_only_the_learning_factor_learns(method):
+    """Also after PEFT's own set_adapter, which makes whatever it activates trainable."""
+    model = toy()
+    first = starts(model, method)
+    parameters = begin(model, first, "run")
+    learns = {f"{name}.{factor}" for name, start in first.items() for factor in start.learns}
+    for _ in range(2):
+        assert set(learning_factors(model, "run")) == learns
+        assert {id(p) for p in model.parameters() if p.requires_grad} == {id(p) for p in parameters}
+        for module in model.modules():
+            if hasattr(module, "lora_A"):
+                module.set_adapter(module.active_adapters)
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    optimizer = torch.optim.Adam(parameters, lr=0.1)
+    for _ in range(3):
+        model(inputs()).square().mean().backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    changed = {key for key, value in model.state_dict().items() if not torch.equal(value, before[key])}
+    expected = {name.replace(".A", ".lora_A.run.weight").replace(".B", ".lora_B.run.weight") for name in learns}
+    assert changed == expected
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_what_is_lifted_is_what_the_model_computed(method):
+    """Train a little, lift, attach to a fresh base: the same outputs."""
+    model = toy()
+    parameters = begin(model, starts(model, method), "run")
+    for p in parameters:
+        p.data += 0.1 * torch.randn(p.shape, generator=torch.Generator().manual_seed(5))
+    lifted = lift(model, "run", Header(method=method, rank=3))
+    assert lifted.rank == (6 if method == "qr-direct" else 3)
+    fresh = toy()
+    attach(fresh, lifted, "it")
+    torch.testing.assert_close(fresh(inputs()), model(inputs()), rtol=1e-4, atol=1e-4)
+
+
+def test_masked_entries_never_learn():
+    model = toy()
+    first = starts(model, "qr-triangular")
+    parameters = begin(model, first, "run")
+    optimizer = torch.optim.Adam(parameters, lr=0.1)
+    for _ in range(3):
+        model(inputs()).square().mean().backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    for name, pair in lift(model, "run", Header()).layers.items():
+        mask = first[name].mask
+        assert (pair.A[mask == 0] == 0).all() and (pair.A[mask == 1] != 0).any()
+
+
+def test_a_frozen_input_basis_spares_memory():
+    """Fact 3: with A frozen only x A^T (r numbers a row) is kept for the backward pass, not x (i numbers)."""
+
+    def kept(method):
+        layer = nn.ModuleDict({"to_q": nn.Linear(256, 256).requires_grad_(False)})
+        weight = layer["to_q"].weight
+        side = METHODS[method].side
+        begin(
+            layer, {"to_q": METHODS[method].start(weight, leading_subspace(weight, 4, side) if side else None, 4)}, "x"
+        )
+        sizes = {}
+        with torch.autograd.graph.saved_tensors_hooks(
+            lambda t: sizes.update({t.data_ptr(): t.numel()}) or t, lambda t: t
+        ):
+            layer["to_q"](torch.randn(100, 256))
+        weights = {p.data_ptr() for p in layer.parameters()}
+        return sum(n for where, n in sizes.items() if where not in weights)
+
+    assert kept("qr") == 100 * 4
+    assert kept("lora") == 100 * 4 + 100 * 256
+
+
+def test_adapters_are_worn_for_a_while_only():
+    model = toy()
+    before = model(inputs())
+    attach(model, adapter(5), "mine", 0.0)
+    with worn(model, [(adapter(1), 0.5), (adapter(2), 2.0)]) as names:
+        assert attached(model) == ["mine", *names]
+        torch.testing.assert_close(
+            model(inputs()), folded(model, [(adapter(1), 0.5), (adapter(2), 2.0)]), rtol=1e-4, atol=1e-4
+        )
+    assert attached(model) == ["mine"]
+    torch.testing.assert_close(model(inputs()), before)
+
+
+def test_a_run_on_a_model_that_wears_an_adapter_learns_alone():
+    model = toy()
+    attach(model, adapter(1), "worn")
+    reference = model(inputs())
+    parameters = begin(model, starts(toy(), "qr"), "run")
+    assert torch.equal(model(inputs()), reference)
+    assert {id(p) for p in model.parameters() if p.requires_grad} == {id(p) for p in parameters}
+
+
+def test_an_adapter_of_another_base_is_refused_with_layer_and_shapes():
+    with pytest.raises(ValueError, match=r"a.to_q: the adapter is for a weight \(12, 11\), the base's is \(12, 10\)"):
+        attach(toy(), adapter(layers={"a.to_q": (12, 11)}), "x")
+    with pytest.raises(ValueError, match="no linear layer 'c.to_q'"):
+        attach(toy(), adapter(layers={"c.to_q": (12, 11)}), "x")
+
+
+def test_a_name_is_taken_once_and_an_unknown_one_is_refused():
+    model = toy()
+    attach(model, adapter(), "x")
+    with pytest.raises(ValueError, match="'x' is on the model already"):
+        attach(model, adapter(), "x")
+    with pytest.raises(ValueError, match="no adapter named 'y' on the model; there are: x"):
+        detach(model, "y")
+
+
+def test_a_real_unet_takes_an_adapter_on_every_attention_layer():
+    model = pico.unet()
+    names = {n: m for n, m in model.named_modules() if n.endswith((".to_q", ".to_out.0"))}
+    one = adapter(layers={n: (m.out_features, m.in_features) for n, m in names.items()})
+    attach(model, one, "x")
+    assert set(lift(model, "x", one.header).layers) == set(names)
+    assert all(torch.equal(lift(model, "x", one.header).layers[n].A, one.layers[n].A) for n in names)
