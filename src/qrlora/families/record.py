@@ -135,6 +135,10 @@ class Base:
         for name, layer in self.target_layers(targets).items():
             yield name, layer.weight.detach()
 
+    def framing(self, original: tuple[int, int], corner: tuple[int, int], target: tuple[int, int]) -> Framing:
+        """How a picture was cut, as this base is told: see `Framing` and `plain_framing`."""
+        return Framing.plain(*target) if self.plain_framing else Framing(original, corner, target)
+
     def encode_prompt(self, prompts: Sequence[str], framing: Framing) -> Condition:
         """Condition of b prompts for pictures with this framing; no gradient."""
         with torch.no_grad():
