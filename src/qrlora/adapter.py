@@ -36,6 +36,10 @@ class Pair:
         """(o, i), the weight's."""
         return self.B.shape[0], self.A.shape[1]
 
+    def directions(self, side: str) -> Tensor:
+        """A^T (i, r) for side "input", B (o, r) for "output": what a method may freeze, as columns."""
+        return self.A.T if side == "input" else self.B
+
     @property
     def energy(self) -> float:
         """|B A|^2, the sum of the squared entries of the update."""
@@ -158,7 +162,7 @@ class Adapter:
         """
         layers, kept = {}, {}
         for layer, pair in self.layers.items():
-            size = pair.shape[1 if side == "input" else 0]
+            size = len(pair.directions(side))
             if layer not in Q or len(Q[layer]) != size:
                 found = tuple(Q[layer].shape) if layer in Q else "none"
                 raise ValueError(f"{layer}: needs {side} directions with {size} entries, the basis has {found}")
@@ -175,9 +179,11 @@ def ends_in(layer: str, suffixes: Sequence[str]) -> bool:
 
 def _in_directions(pair: Pair, Q: Tensor, side: str) -> Pair:
     """The pair projected on given directions; the pair itself where its factor is them already."""
-    if side == "input":
-        return pair if torch.equal(pair.A, Q.T) else Pair(Q.T.contiguous(), pair.B @ coordinates(Q, pair.A.T).T)
-    return pair if torch.equal(pair.B, Q) else Pair(coordinates(Q, pair.B) @ pair.A, Q)
+    directions = pair.directions(side)
+    if torch.equal(directions, Q):
+        return pair
+    inside = coordinates(Q, directions)  # (new rank, old rank)
+    return Pair(Q.T.contiguous(), pair.B @ inside.T) if side == "input" else Pair(inside @ pair.A, Q)
 
 
 def _check(layer: str, pair: Pair) -> None:

@@ -6,6 +6,7 @@ The cache holds <digest>.safetensors, one file per basis, and <key>.txt, which n
 the basis of those weights. Set QRLORA_CACHE to move it.
 """
 
+import errno
 import hashlib
 import os
 import warnings
@@ -15,11 +16,10 @@ from functools import cached_property
 from pathlib import Path
 
 import platformdirs
-import torch
 from torch import Tensor
 
 from .linalg import leading_subspace
-from .storage import atomic, read, write
+from .storage import atomic, raw_bytes, read, write
 
 FINGERPRINT_LAYERS = 16
 SAME_BASE_TOLERANCE = 0.01
@@ -32,7 +32,7 @@ class Basis:
     Q: Mapping[str, Tensor]
     """{layer: (i, r) for side "input", (o, r) for "output"}, float32, strongest first."""
     rank: int
-    """r, of every layer."""
+    """r, the largest of any layer; a computed basis has it in every layer."""
     side: str
     """"input" or "output"."""
 
@@ -119,7 +119,7 @@ def load_basis(digest: str) -> Basis:
     """
     path = cache_folder() / f"{digest}.safetensors"
     if not path.is_file():
-        raise FileNotFoundError(2, "no such basis in the cache", str(path))
+        raise FileNotFoundError(errno.ENOENT, "no such basis in the cache", str(path))
     directions, metadata = read(path)
     basis = Basis(directions, int(metadata.get("rank", "0")), metadata.get("side", ""))
     if basis.digest != digest:
@@ -163,5 +163,5 @@ def _hash(title: str, tensors: Sequence[tuple[str, Tensor]]) -> str:
     state = hashlib.sha256(title.encode())
     for name, tensor in tensors:
         state.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        state.update(memoryview(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()))
+        state.update(raw_bytes(tensor))
     return state.hexdigest()

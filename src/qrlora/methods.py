@@ -35,8 +35,8 @@ class Method:
     """The word in recipes and headers."""
     side: str | None
     """The side of the weight whose leading subspace the method needs: "input", "output", or None."""
-    frozen: str | None
-    """The factor equal in all adapters of one basis, "A" or "B"; None: nothing is frozen."""
+    frozen: bool
+    """True: those directions (A = Q^T or B = Q) stay as they are, equal in all adapters of one basis."""
     start: Callable[[Tensor, Tensor | None, int, torch.Generator | None], Start]
     """(weight (o, i), Q or None, rank, generator) -> Start."""
     paper: str
@@ -44,10 +44,15 @@ class Method:
     triangular: bool = False
     """True: only the entries on and above the diagonal of the learning factor learn."""
 
+    @property
+    def frozen_side(self) -> str | None:
+        """The side whose directions all adapters of one basis share, "input" (A) or "output" (B); None: none."""
+        return self.side if self.frozen else None
+
     def trainable_parameters(self, outputs: int, inputs: int, rank: int) -> int:
         """How many numbers learn in one layer of shape (outputs, inputs)."""
-        of_A = 0 if self.frozen == "A" else rank * inputs
-        of_B = 0 if self.frozen == "B" else rank * outputs
+        of_A = 0 if self.frozen_side == "input" else rank * inputs
+        of_B = 0 if self.frozen_side == "output" else rank * outputs
         return of_A + of_B - (rank * (rank - 1) // 2 if self.triangular else 0)
 
 
@@ -122,10 +127,10 @@ def _checked(Q: Tensor | None, size: int, rank: int, side: str) -> Tensor:
 METHODS: dict[str, Method] = {
     method.name: method
     for method in (
-        Method("qr", "input", "A", qr, "arXiv 2507.04599, eq. 5-6"),
-        Method("qr-output", "output", "B", qr_output, "arXiv 2507.04599, the authors' code"),
-        Method("qr-triangular", "output", "B", qr_triangular, "arXiv 2507.04599, the authors' code", triangular=True),
-        Method("qr-direct", "input", None, qr_direct, "arXiv 2507.04599, section 4.3 and figure 8"),
-        Method("lora", None, None, lora, "arXiv 2106.09685"),
+        Method("qr", "input", True, qr, "arXiv 2507.04599, eq. 5-6"),
+        Method("qr-output", "output", True, qr_output, "arXiv 2507.04599, the authors' code"),
+        Method("qr-triangular", "output", True, qr_triangular, "arXiv 2507.04599, the authors' code", triangular=True),
+        Method("qr-direct", "input", False, qr_direct, "arXiv 2507.04599, section 4.3 and figure 8"),
+        Method("lora", None, False, lora, "arXiv 2106.09685"),
     )
 }

@@ -1,0 +1,117 @@
+"""Numbers about adapters, as rows. Draws nothing.
+
+Letters: o outputs, i inputs, r rank. Updates are compared through r x r matrices, never formed.
+"""
+
+import math
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from .adapter import Adapter, Pair
+from .methods import METHODS
+
+NEGLIGIBLE = 1e-6
+"""Directions with less than this share of a factor's strongest energy do not count: float32 cannot tell them from 0."""
+
+
+class Energy(NamedTuple):
+    """One layer of one adapter."""
+
+    layer: str
+    norm: float
+    """|B A|, Frobenius."""
+    share: float
+    """|B A|^2 as a share of the adapter's, 0..1; 0 for a zero adapter."""
+
+
+class Similarity(NamedTuple):
+    """One layer of two adapters. A number that has no meaning there (a zero update) is NaN."""
+
+    layer: str
+    update: float
+    """Cosine of the updates B A, -1..1."""
+    learned: float
+    """Cosine of the learnt factors (B = dR^T, or A where B is frozen), -1..1; NaN for ranks that differ."""
+    input_overlap: float
+    """Mean squared cosine of the principal angles between the spans of A, 0..1."""
+    output_overlap: float
+    """Mean squared cosine of the principal angles between the spans of B, 0..1."""
+    first_norm: float
+    """|B A| of the first."""
+    second_norm: float
+    """|B A| of the second."""
+
+
+def energy(adapter: Adapter) -> list[Energy]:
+    """How strong each layer's update is, in the adapter's order."""
+    squares = {layer: pair.energy for layer, pair in adapter.layers.items()}
+    total = sum(squares.values())
+    return [Energy(layer, math.sqrt(x), x / total if total else 0.0) for layer, x in squares.items()]
+
+
+def similarity(first: Adapter, second: Adapter) -> list[Similarity]:
+    """How alike two adapters are, layer by layer, on the layers they share, in the first's order.
+
+    Raises: ValueError: no shared layer; a shared layer of different shape, naming it.
+    """
+    shared = [layer for layer in first.layers if layer in second.layers]
+    if not shared:
+        raise ValueError(f"no layer is in both adapters ({len(first.layers)} and {len(second.layers)} layers)")
+    methods = [METHODS.get(adapter.header.method) for adapter in (first, second)]
+    learns_A = all(method is not None and method.frozen_side == "output" for method in methods)
+    return [_similarity(layer, first.layers[layer], second.layers[layer], learns_A) for layer in shared]
+
+
+def trainable_parameters(adapter: Adapter) -> int:
+    """How many numbers the adapter's method trains at the header's rank, over all its layers.
+
+    Raises: ValueError: a method that is not in METHODS, such as a merge's "stack".
+    """
+    header = adapter.header
+    if header.method not in METHODS:
+        raise ValueError(f"method {header.method!r} trains nothing; choose one of {', '.join(METHODS)}")
+    rank = header.rank or adapter.rank
+    return sum(METHODS[header.method].trainable_parameters(o, i, rank) for o, i in adapter.shapes.values())
+
+
+def _similarity(layer: str, a: Pair, b: Pair, learns_A: bool) -> Similarity:
+    """One row. With <X, Y> the sum of products, <B A, B' A'> is that of B^T B' and A A'^T."""
+    if a.shape != b.shape:
+        raise ValueError(f"{layer}: the adapters' base models differ, its weight is {a.shape} and {b.shape}")
+    inputs = [x.A @ y.A.T for x, y in ((a, a), (b, b), (a, b))]
+    outputs = [x.B.T @ y.B for x, y in ((a, a), (b, b), (a, b))]
+    square_a, square_b, cross = (float((x * y).sum(dtype=torch.float64)) for x, y in zip(inputs, outputs, strict=True))
+    factors = inputs if learns_A else outputs
+    same_rank = a.rank == b.rank
+    return Similarity(
+        layer=layer,
+        update=_cosine(cross, square_a, square_b),
+        learned=_cosine(*(float(factors[k].trace()) for k in (2, 0, 1))) if same_rank else math.nan,
+        input_overlap=_overlap(*inputs),
+        output_overlap=_overlap(*outputs),
+        first_norm=math.sqrt(max(square_a, 0.0)),
+        second_norm=math.sqrt(max(square_b, 0.0)),
+    )
+
+
+def _cosine(cross: float, square_a: float, square_b: float) -> float:
+    """cross / sqrt(square_a square_b), NaN where one is zero."""
+    return max(-1.0, min(1.0, cross / math.sqrt(square_a * square_b))) if min(square_a, square_b) > 0 else math.nan
+
+
+def _overlap(gram_a: Tensor, gram_b: Tensor, cross: Tensor) -> float:
+    """|Q_a^T Q_b|^2 / min(r_a, r_b) for the spans with Gram matrices X^T X, Y^T Y and X^T Y; NaN for an empty span."""
+    whiten_a, whiten_b = _inverse_root(gram_a), _inverse_root(gram_b)
+    counted = min(whiten_a.shape[1], whiten_b.shape[1])
+    if counted == 0:
+        return math.nan
+    return min(float((whiten_a.T @ cross.double() @ whiten_b).square().sum()) / counted, 1.0)
+
+
+def _inverse_root(gram: Tensor) -> Tensor:
+    """K (r, s) with K^T gram K = I on the s directions that count."""
+    values, vectors = torch.linalg.eigh(gram.double())
+    counts = values > NEGLIGIBLE * values[-1].clamp_min(0)
+    return vectors[:, counts] * values[counts].rsqrt()
