@@ -1,0 +1,203 @@
+"""Pre-train a built-in base on the known-answer world: ``python -m qrlora.world.pretrain tiny-sdxl``.
+
+The learning rate is constant and falls linearly to zero over the last part, so that a run can be lengthened later from
+the checkpoint ``plateau.pt`` that is kept where the fall begins.  Every checkpoint holds all state, the random
+generator's too: a run that was killed and resumed equals one that was not, bit for bit on CPU.
+"""
+
+import argparse
+import json
+import os
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import StableDiffusionXLPipeline
+from torch import Tensor, nn
+
+from .atlas import SIZE, known_contents, true_pictures
+from .autoencoder import encode
+from .captions import training_caption
+from .models import BUILDERS, TEXT_LENGTH, world_patches
+from .styles import STYLES
+
+TRAINED_PARTS = ("unet", "text_encoder", "text_encoder_2")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pretraining:
+    samples: int = 600_000
+    """Pictures shown in all, with repetition."""
+    batch_size: int = 48
+    """Pictures a step."""
+    learning_rate: float = 1e-3
+    """AdamW's, on the plateau."""
+    warmup: int = 300
+    """Steps over which the rate rises from zero."""
+    decay: float = 0.3
+    """Part of the run, at its end, over which the rate falls to zero."""
+    average: float = 0.999
+    """Decay a step of the moving average of the weights; the average is what ships."""
+    seed: int = 0
+
+    @property
+    def steps(self) -> int:
+        return self.samples // self.batch_size
+
+    def rate(self, step: int) -> float:
+        left = (self.steps - step) / max(1, self.decay * self.steps)
+        return self.learning_rate * min(1.0, (step + 1) / self.warmup, left)
+
+
+class Run:
+    """All that changes while training, and how it is kept."""
+
+    def __init__(self, base: str, settings: Pretraining, device: str) -> None:
+        self.settings, self.device, self.step = settings, device, 0
+        self.pipe: StableDiffusionXLPipeline = BUILDERS[base](settings.seed)
+        self.model = nn.ModuleDict({part: getattr(self.pipe, part).train() for part in TRAINED_PARTS}).to(device)
+        self.model.requires_grad_(True).to(memory_format=torch.channels_last)
+        self.average = {k: v.detach().clone() for k, v in self.model.state_dict().items()}
+        self.optimizer = torch.optim.AdamW(
+            self.model.parameters(), lr=settings.learning_rate, betas=(0.9, 0.99), weight_decay=0.01, fused=True
+        )
+        self.generator = torch.Generator().manual_seed(settings.seed)
+
+    def save(self, path: Path) -> None:
+        state = {
+            "step": self.step,
+            "model": self.model.state_dict(),
+            "average": self.average,
+            "optimizer": self.optimizer.state_dict(),
+            "generator": self.generator.get_state(),
+            "settings": asdict(self.settings),
+        }
+        temporary = path.with_suffix(".tmp")
+        with temporary.open("wb") as file:
+            torch.save(state, file)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.rename(path)
+
+    def load(self, path: Path) -> None:
+        state = torch.load(path, map_location=self.device, weights_only=True)
+        self.step = state["step"]
+        self.model.load_state_dict(state["model"])
+        self.average = state["average"]
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.generator.set_state(state["generator"].cpu())
+
+    def update_average(self) -> None:
+        weight = 1 - min(self.settings.average, (self.step + 1) / (self.step + 10))
+        own = list(self.model.state_dict().values())
+        torch._foreach_lerp_(list(self.average.values()), own, weight)
+
+    def averaged_pipeline(self) -> StableDiffusionXLPipeline:
+        """The pipeline with the averaged weights in place of the last ones, ready to sample or to save."""
+        self.model.load_state_dict(self.average)
+        self.model.eval().requires_grad_(False)
+        return self.pipe
+
+
+def world_latents(device: str) -> Tensor:
+    """Latents of all known contents in all known styles: (style, content, 16, 16, 16), float32, variance 1."""
+    patches = world_patches()
+    return torch.stack([encode(true_pictures(known_contents(), s) * 2 - 1, *patches) for s in STYLES]).to(device)
+
+
+def condition(model: nn.ModuleDict, tokens: Tensor) -> dict[str, Any]:
+    """SDXL's condition with gradient: both encoders' last hidden state but one, the second's pooled embedding, sizes."""
+    first = model["text_encoder"](tokens, output_hidden_states=True)
+    second = model["text_encoder_2"](tokens, output_hidden_states=True)
+    sizes = torch.tensor([[SIZE, SIZE, 0, 0, SIZE, SIZE]], dtype=torch.float32, device=tokens.device)
+    return {
+        "encoder_hidden_states": torch.cat([first.hidden_states[-2], second.hidden_states[-2]], -1),
+        "added_cond_kwargs": {"text_embeds": second.text_embeds, "time_ids": sizes.expand(len(tokens), -1)},
+    }
+
+
+def loss_of_step(run: Run, latents: Tensor, alphas: Tensor) -> Tensor:
+    """Mean squared error of v = sqrt(a) noise - sqrt(1 - a) x at a uniformly drawn time, on one random batch."""
+    g, b, device = run.generator, run.settings.batch_size, run.device
+    names, styles = known_contents(), tuple(STYLES)
+    content = torch.randint(len(names), (b,), generator=g)
+    style = torch.randint(len(styles), (b,), generator=g)
+    captions = [training_caption(names[c], styles[s], g) for c, s in zip(content, style, strict=True)]
+    tokens = run.pipe.tokenizer(
+        captions, padding="max_length", max_length=TEXT_LENGTH, truncation=True, return_tensors="pt"
+    ).input_ids.to(device)
+    time_ = torch.randint(len(alphas), (b,), generator=g)
+    clean = latents[style.to(device), content.to(device)]
+    noise = torch.randn(clean.shape, generator=g).to(device)
+    a = alphas[time_][:, None, None, None].to(device)
+    noisy = a.sqrt() * clean + (1 - a).sqrt() * noise
+    target = a.sqrt() * noise - (1 - a).sqrt() * clean
+    with torch.autocast(device, torch.bfloat16, enabled=device != "cpu"):
+        guess = run.model["unet"](
+            noisy.contiguous(memory_format=torch.channels_last), time_.to(device), **condition(run.model, tokens)
+        ).sample
+    return (guess.float() - target).square().mean()
+
+
+def pretrain(base: str, folder: Path, settings: Pretraining, device: str, every: int, minutes: float) -> Run:
+    """Train until ``settings.samples`` are shown or ``minutes`` are over; go on from ``folder/last.pt`` if it is there."""
+    folder.mkdir(parents=True, exist_ok=True)
+    run = Run(base, settings, device)
+    if (folder / "last.pt").exists():
+        run.load(folder / "last.pt")
+    latents, alphas = world_latents(device), run.pipe.scheduler.alphas_cumprod
+    start, started_at, losses = time.monotonic(), run.step, []
+    plateau = int((1 - settings.decay) * settings.steps)
+    while run.step < settings.steps and time.monotonic() - start < minutes * 60:
+        for group in run.optimizer.param_groups:
+            group["lr"] = settings.rate(run.step)
+        loss = loss_of_step(run, latents, alphas)
+        loss.backward()
+        nn.utils.clip_grad_norm_(run.model.parameters(), 1.0)
+        run.optimizer.step()
+        run.optimizer.zero_grad()
+        run.update_average()
+        run.step += 1
+        losses.append(loss.detach())
+        if run.step % 50 == 0:
+            mean = float(torch.stack(losses).mean())
+            losses.clear()
+            if not mean < float("inf"):
+                raise ValueError(f"the loss is {mean} at step {run.step}; start again with a lower --learning-rate")
+            done = run.step - started_at
+            rate = done * settings.batch_size / (time.monotonic() - start)
+            left = (settings.steps - run.step) * settings.batch_size / rate / 60
+            row = {"step": run.step, "samples": run.step * settings.batch_size, "loss": round(mean, 4)}
+            row |= {"samples_per_second": round(rate, 1), "minutes_left": round(left, 1)}
+            with (folder / "log.jsonl").open("a") as log:
+                log.write(json.dumps(row) + "\n")
+            print(row, flush=True)
+        if run.step == plateau:
+            run.save(folder / "plateau.pt")
+        if run.step % every == 0:
+            run.save(folder / "last.pt")
+    run.save(folder / "last.pt")
+    return run
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("base", choices=BUILDERS)
+    parser.add_argument("--run", type=Path, help="folder of checkpoints; default runs/BASE")
+    parser.add_argument("--device", default="cpu", help="cpu or cuda; nothing else needs to change")
+    parser.add_argument("--every", type=int, default=500, help="steps between checkpoints")
+    parser.add_argument(
+        "--minutes", type=float, default=float("inf"), help="stop after so long; go on by calling again"
+    )
+    for name, value in asdict(Pretraining()).items():
+        parser.add_argument(f"--{name.replace('_', '-')}", type=type(value), default=value)
+    args = vars(parser.parse_args())
+    base, folder = args.pop("base"), args.pop("run")
+    device, every, minutes = args.pop("device"), args.pop("every"), args.pop("minutes")
+    pretrain(base, folder or Path("runs") / base, Pretraining(**args), device, every, minutes)
+
+
+if __name__ == "__main__":
+    main()
