@@ -99,6 +99,8 @@ def test_a_prompt_must_hold_its_trigger_word():
     assert TrainConfig(image="x.png").checked().prompt == "a <c>"
     with pytest.raises(ValueError, match="the prompt 'a dog' lacks its trigger word '<c>': try 'a <c>'"):
         TrainConfig(image="x.png", prompt="a dog").checked()
+    with pytest.raises(ValueError, match="lacks its trigger word 'sks'"):
+        TrainConfig(image="x.png", prompt="he asks", trigger="sks").checked()
     with pytest.raises(ValueError, match="say what the style picture shows: prompt='a cat in <s> style'"):
         TrainConfig(image="x.png", role="style").checked()
     with pytest.raises(ValueError, match="no picture to learn from"):

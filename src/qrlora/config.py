@@ -8,6 +8,7 @@ import dataclasses
 import difflib
 import json
 import math
+import re
 import tomllib
 import types
 import typing
@@ -140,15 +141,12 @@ class TrainConfig:
         return Path(self.checkpoint_dir or Path(self.output).with_suffix(".checkpoint"))
 
     def checked(self) -> Self:
-        """This config, if a run can start from it.
-
-        Raises: ValueError: no picture, no prompt for a style, or a prompt without its trigger word.
-        """
+        """This config; ValueError: no picture, no prompt for a style, or a prompt without its trigger word."""
         if not self.image:
             raise ValueError("no picture to learn from: give image=FILE")
         if not self.prompt:
             raise ValueError(f"say what the style picture shows: prompt='a cat in {self.trigger} style'")
-        if self.trigger not in self.prompt:
+        if not re.search(rf"(?<!\w){re.escape(self.trigger)}(?!\w)", self.prompt, re.IGNORECASE):
             way_out = f"a {self.trigger}" if self.role == "content" else f"a cat in {self.trigger} style"
             raise ValueError(f"the prompt {self.prompt!r} lacks its trigger word {self.trigger!r}: try {way_out!r}")
         return self

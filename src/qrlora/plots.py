@@ -1,6 +1,6 @@
 """Everything that is drawn: sheets of pictures, strength grids, what two adapters share. The door to matplotlib.
 
-Each function takes values (pictures, rows) and returns a Figure; `save` writes it.
+Each function takes values (pictures, rows) and returns a Figure; `save` writes it, `save_picture` a plain picture.
 """
 
 import math
@@ -10,7 +10,7 @@ from pathlib import Path
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from PIL import Image
+from PIL import Image, PngImagePlugin
 
 from .storage import atomic
 
@@ -165,7 +165,7 @@ def layer_lines(
 
 def _name_blocks(axis: Axes, layers: Sequence[str]) -> None:
     """Name the stretches of layers that belong to one block: 560 names would not be readable."""
-    blocks = [_block(layer) for layer in layers]
+    blocks = [block_of(layer) for layer in layers]
     starts = [k for k, block in enumerate(blocks) if k == 0 or blocks[k - 1] != block]
     step = math.ceil(len(starts) / 24)
     axis.set_xticks(starts[::step], [blocks[k] for k in starts[::step]], rotation=40, ha="right", fontsize=7)
@@ -173,7 +173,7 @@ def _name_blocks(axis: Axes, layers: Sequence[str]) -> None:
     axis.set_xlabel("layer, in the model's order", fontsize=8, color=INK)
 
 
-def _block(layer: str) -> str:
+def block_of(layer: str) -> str:
     """ "down_blocks.1.attentions.0.transformer_blocks.0.attn1.to_q" -> "down 1.0"; elsewhere the first three parts."""
     parts = layer.split(".")
     if parts[0] in ("down_blocks", "up_blocks") and len(parts) > 3:
@@ -189,9 +189,23 @@ def save(figure: Figure, path: str | Path) -> Path:
     path = Path(path)
     known = figure.canvas.get_supported_filetypes()
     if path.suffix[1:].lower() not in known:
-        raise ValueError(
-            f"{path.name}: a picture's name ends in one of {', '.join(sorted(known))}; try {path.stem}.png"
-        )
+        raise ValueError(f"{path.name}: a plot's name ends in {', '.join(sorted(known))}; try {path.stem}.png")
     with atomic(path) as file:
         figure.savefig(file, format=path.suffix[1:].lower())
+    return path
+
+
+def save_picture(picture: Image.Image, path: str | Path, made_with: str = "") -> Path:
+    """Write a picture pixel by pixel, whole or not at all; a PNG also says what it was made with.
+
+    Raises: OSError: no such folder, a full disk. ValueError: a suffix that is no picture format.
+    """
+    path = Path(path)
+    known = Image.registered_extensions()
+    if path.suffix.lower() not in known:
+        raise ValueError(f"{path.name}: no picture format; try {path.stem}.png")
+    info = PngImagePlugin.PngInfo()
+    info.add_text("qrlora", made_with)
+    with atomic(path) as file:
+        picture.save(file, format=known[path.suffix.lower()], pnginfo=info)
     return path

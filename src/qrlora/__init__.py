@@ -1,0 +1,60 @@
+"""QR-LoRA (arXiv 2507.04599): content and style adapters that add, from one picture each.
+
+The public names, each loaded with its room when it is first used: `import qrlora` costs nothing. To put an adapter
+on a module of your own, see the room `qrlora.attach`.
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .adapter import Adapter as Adapter
+    from .adapter import Header as Header
+    from .adapter import Pair as Pair
+    from .analysis import energy as energy
+    from .analysis import similarity as similarity
+    from .analysis import trainable_parameters as trainable_parameters
+    from .basis import Basis as Basis
+    from .basis import compute_basis as compute_basis
+    from .config import SampleConfig as SampleConfig
+    from .config import TrainConfig as TrainConfig
+    from .config import read_recipe as read_recipe
+    from .families import open_base as open_base
+    from .files import load as load
+    from .files import read_header as read_header
+    from .files import save as save
+    from .merging import RULES as RULES
+    from .merging import merge as merge
+    from .methods import METHODS as METHODS
+    from .sampling import generate as generate
+    from .sampling import grid as grid
+    from .training import train as train
+
+_ROOMS = {
+    "adapter": ("Adapter", "Header", "Pair"),
+    "analysis": ("energy", "similarity", "trainable_parameters"),
+    "basis": ("Basis", "compute_basis"),
+    "config": ("SampleConfig", "TrainConfig", "read_recipe"),
+    "families": ("open_base",),
+    "files": ("load", "read_header", "save"),
+    "merging": ("RULES", "merge"),
+    "methods": ("METHODS",),
+    "sampling": ("generate", "grid"),
+    "training": ("train",),
+}
+_ROOM_OF = {name: room for room, names in _ROOMS.items() for name in names}
+
+__version__ = "0.1.0"
+__all__ = sorted(_ROOM_OF)  # pyright: ignore[reportUnsupportedDunderAll]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _ROOM_OF:
+        raise AttributeError(f"module 'qrlora' has no attribute {name!r}")
+    value = getattr(importlib.import_module(f".{_ROOM_OF[name]}", __name__), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -1,0 +1,257 @@
+"""The command line: one verb for one public function. Heavy rooms are imported by the verb that needs them."""
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+import typer.core
+from rich.markup import escape
+
+from .. import __version__
+from ..config import SampleConfig, TrainConfig, read_recipe
+from . import console
+from .console import say
+
+
+class Stopped(Exception):
+    """Ctrl-C, with what to do next; typer would keep that to itself."""
+
+
+class Verbs(typer.core.TyperGroup):
+    """Our commands."""
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt as stop:
+            raise Stopped(str(stop) or "stopped") from stop
+
+
+app = typer.Typer(
+    name="qrlora",
+    cls=Verbs,
+    add_completion=False,
+    no_args_is_help=True,
+    rich_markup_mode="rich",
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+OUT_OF_MEMORY = (
+    "out of memory: try gradient_checkpointing=true and dtype=bfloat16 (train), --dtype bfloat16 (generate, grid), "
+    "a smaller resolution or size, or device=cpu"
+)
+
+Output = typer.Option("--output", "-o", help="File to write.")
+Base = Annotated[str, typer.Option(help="Base model.", show_default="the one the adapters were made for")]
+Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps.")]
+Dtype = Annotated[str, typer.Option(help="Numbers of the base: float32, bfloat16 or float16.")]
+Seed = Annotated[int, typer.Option(help="Seed of the first picture; each further one adds 1.")]
+Steps = Annotated[int | None, typer.Option(help="Denoising steps.", show_default="the base's own")]
+Guidance = Annotated[float | None, typer.Option(help="Classifier-free guidance.", show_default="the base's own")]
+Size = Annotated[int | None, typer.Option(help="Side in pixels.", show_default="the base's own")]
+Negative = Annotated[str, typer.Option("--negative-prompt", help="What to keep out of the picture.")]
+
+
+@app.callback(invoke_without_command=True)
+def entry(
+    version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False,
+    traceback: Annotated[bool, typer.Option("--traceback", help="Show where in the code an error arose.")] = False,
+) -> None:
+    """QR-LoRA: content and style adapters that add, learnt from one picture each.
+
+    New here? [bold]qrlora demo[/bold] learns a thing and a style from two pictures, merges them and draws the result.
+    Each command's [bold]--help[/bold] has an example.
+    """
+    if version:
+        say(f"qrlora {__version__}")
+
+
+@app.command(epilog="Example: [bold]qrlora train image=dog.png output=dog.safetensors[/bold]")
+def train(
+    settings: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[RECIPE.toml] [NAME=VALUE]...", help="A recipe, settings, or both.", show_default=False
+        ),
+    ] = None,
+    show: Annotated[bool, typer.Option("--settings", help="List every setting with its meaning, and stop.")] = False,
+) -> None:
+    """Learn an adapter from one picture.
+
+    A thing:
+    [bold]qrlora train image=dog.png output=dog.safetensors[/bold]
+
+    A style; say what the picture shows, so that only the manner is left to learn:
+    [bold]qrlora train role=style image=cat.png "prompt=a cat in <s> style" output=ink.safetensors[/bold]
+
+    Settings may stand in a recipe; those on the command line win:
+    [bold]qrlora train recipes/content_sdxl.toml image=dog.png steps=800[/bold]
+    """
+    if show:
+        console.table(("setting", "default", "meaning"), console.settings(TrainConfig), numbers=False)
+        return
+    recipes = [s for s in settings or () if s.endswith(".toml") and "=" not in s]
+    if len(recipes) > 1:
+        raise ValueError(f"one recipe at a time, got {', '.join(recipes)}")
+    config = read_recipe(recipes[0] if recipes else None, [s for s in settings or () if s not in recipes]).checked()
+
+    from . import learning
+
+    learning.train(config)
+
+
+@app.command(epilog="Example: [bold]qrlora merge dog.safetensors ink.safetensors=0.8 -o dog-ink.safetensors[/bold]")
+def merge(
+    adapters: Annotated[
+        list[str], typer.Argument(metavar="FILE[=STRENGTH]...", help="Adapter files; strength 1 if unsaid.")
+    ],
+    output: Annotated[Path, Output] = Path("merged.safetensors"),
+    rule: Annotated[str, typer.Option(help="sum: the rank stays; stack: exact for any adapters, ranks add.")] = "sum",
+    content: Annotated[str, typer.Option(help="full, or compact: half the size, read by qrlora only.")] = "full",
+    keys: Annotated[
+        str | None, typer.Option(help="kohya or diffusers names.", show_default="what most tools read")
+    ] = None,
+) -> None:
+    """Add adapters into one file, for diffusers, ComfyUI, A1111 and others."""
+    from .. import files, merging
+
+    _one_thread()
+    paths, strengths = _with_strengths(adapters)
+    merged = merging.merge([files.load(path) for path in paths], strengths, rule)
+    files.save(merged, output, content=content, keys=keys)
+    for path, parent in zip(paths, merged.header.parents, strict=True):
+        say(f"{path}: strength {parent['weight']:g}, {parent['kept_energy']:.2%} of its energy kept")
+    say(f"{output}: {len(merged.layers)} layers, rank {merged.rank}, {console.size(output)}")
+
+
+@app.command(epilog='Example: [bold]qrlora generate "a <c> in <s> style" dog.safetensors ink.safetensors=0.8[/bold]')
+def generate(
+    prompt: Annotated[str, typer.Argument(help="What to draw, with the adapters' trigger words in it.")],
+    adapters: Annotated[list[str] | None, typer.Argument(metavar="[FILE[=STRENGTH]]...", show_default=False)] = None,
+    output: Annotated[Path, Output] = Path("picture.png"),
+    count: Annotated[int, typer.Option(help="How many pictures; more than one also make a sheet.")] = 1,
+    seed: Seed = 0,
+    base: Base = "",
+    negative: Negative = "",
+    steps: Steps = None,
+    guidance: Guidance = None,
+    size: Size = None,
+    device: Device = "auto",
+    dtype: Dtype = "float32",
+) -> None:
+    """Draw pictures with a base model and any number of adapters."""
+    from . import drawing
+
+    paths, strengths = _with_strengths(adapters or [])
+    settings: dict[str, Any] = dict(prompt=prompt, negative_prompt=negative, steps=steps, guidance=guidance, seed=seed)
+    settings |= dict(
+        count=count, size=size, device=device, dtype=dtype, adapters=tuple(paths), strengths=tuple(strengths)
+    )
+    drawing.generate(SampleConfig(**settings, base=base, output=output))
+
+
+@app.command(epilog="Example: [bold]qrlora grid dog.safetensors ink.safetensors --style-strengths 0,0.5,1,1.5[/bold]")
+def grid(
+    content: Annotated[str, typer.Argument(help="The content adapter's file.")],
+    style: Annotated[str, typer.Argument(help="The style adapter's file.")],
+    prompt: Annotated[str, typer.Option(help="What to draw.")] = "a <c> in <s> style",
+    content_strengths: Annotated[str, typer.Option(help="From top to bottom.")] = "0,0.5,1",
+    style_strengths: Annotated[str, typer.Option(help="From left to right.")] = "0,0.25,0.5,0.75,1",
+    output: Annotated[Path, Output] = Path("grid.png"),
+    seed: Annotated[int, typer.Option(help="One seed for all pictures.")] = 0,
+    base: Base = "",
+    negative: Negative = "",
+    steps: Steps = None,
+    guidance: Guidance = None,
+    size: Size = None,
+    device: Device = "auto",
+    dtype: Dtype = "float32",
+) -> None:
+    """Draw a picture for each pair of content and style strengths (the paper's figure 7)."""
+    from . import drawing
+
+    settings: dict[str, Any] = dict(prompt=prompt, negative_prompt=negative, steps=steps, guidance=guidance, seed=seed)
+    settings |= dict(size=size, device=device, dtype=dtype, adapters=(content, style))
+    config = SampleConfig(**settings, base=base, output=output)
+    drawing.grid(config, _numbers(content_strengths), _numbers(style_strengths))
+
+
+@app.command(epilog="Example: [bold]qrlora inspect dog.safetensors ink.safetensors[/bold]")
+def inspect(
+    adapters: Annotated[list[str], typer.Argument(metavar="FILE [FILE]", help="One file, or two to compare.")],
+    plot: Annotated[
+        Path | None, typer.Option(help="Where to draw.", show_default="two files: A-B-similarity.png")
+    ] = None,
+    layers: Annotated[bool, typer.Option("--layers", help="A line for each layer instead of each block.")] = False,
+) -> None:
+    """Show what is in an adapter file; with two files, also how alike they are."""
+    from . import inspecting
+
+    _one_thread()
+    drawn = inspecting.inspect(adapters, plot, layers)
+    if drawn:
+        say(f"plot: {drawn}")
+
+
+@app.command(epilog="Example: [bold]qrlora bases[/bold]")
+def bases() -> None:
+    """List the base models that are built in, and what else can be one."""
+    from . import listing
+
+    listing.bases()
+
+
+def _one_thread() -> None:
+    """Work on files is many small products: on a busy machine, threads wait for each other far longer than they work
+    (a merge of two 560-layer files, two busy cores: 10.8 s with two threads, 0.3 s with one)."""
+    import torch
+
+    torch.set_num_threads(1)
+
+
+def _with_strengths(adapters: Sequence[str]) -> tuple[list[str], list[float]]:
+    """FILE or FILE=STRENGTH each; a name that exists as it stands is a file, whatever signs it holds."""
+    paths, strengths = [], []
+    for text in adapters:
+        path, equals, strength = (text, "", "1") if Path(text).exists() else text.rpartition("=")
+        paths.append(path if equals else text)
+        strengths.extend(_numbers(strength) if equals else [1.0])
+    return paths, strengths
+
+
+def _numbers(text: str) -> list[float]:
+    """ "0,0.5,1" as numbers. Raises ValueError with the text."""
+    try:
+        return [float(part) for part in text.split(",")]
+    except ValueError:
+        raise ValueError(f"strengths are numbers with commas between, such as 0,0.5,1; got {text!r}") from None
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run a command and exit: 0, or 2 with one line on standard error, or 130 after Ctrl-C."""
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    traceback = "--traceback" in words
+    try:
+        # typer would print its own errors over many lines
+        sys.exit(app([word for word in words if word != "--traceback"], standalone_mode=False))
+    except (KeyboardInterrupt, Stopped) as stop:
+        console.err.print(escape(str(stop) or "stopped"))
+        sys.exit(130)
+    except Exception as error:
+        message = _for_people(error)
+        if traceback or message is None:
+            raise
+        console.fail(message)
+        sys.exit(2)
+
+
+def _for_people(error: Exception) -> str | None:
+    """What a person can do something about, in one line; None for a slip of ours, which shows its trace."""
+    if hasattr(error, "format_message"):  # typer's: a wrong option or a missing argument
+        return f"{error.format_message()} See --help."  # pyright: ignore[reportAttributeAccessIssue]
+    if type(error).__name__ == "OutOfMemoryError" or isinstance(error, MemoryError):
+        return OUT_OF_MEMORY
+    if isinstance(error, OSError) and error.strerror:
+        return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
+    return str(error) if isinstance(error, ValueError | OSError) else None

@@ -1,0 +1,134 @@
+"""What the commands print: tables, a training run's progress, errors in one line. Takes values, decides nothing."""
+
+import ast
+import contextlib
+import dataclasses
+import inspect
+import math
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from rich import box
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn, TimeElapsedColumn
+from rich.table import Table
+from rich.text import Text
+
+out = Console(highlight=False, soft_wrap=True)
+"""Results: standard output."""
+err = Console(stderr=True, highlight=False, soft_wrap=True)
+"""Progress and errors: standard error, so that results can be piped."""
+
+
+def say(text: str) -> None:
+    """One line of result; text is shown as it is, brackets too."""
+    out.print(escape(text))
+
+
+def fail(message: str) -> None:
+    """An error as one line: what is wrong and the way out."""
+    err.print(Text.assemble(("error: ", "bold red"), " ".join(message.split())))
+
+
+def table(columns: Sequence[str], rows: Sequence[Sequence[str]], title: str = "", numbers: bool = True) -> None:
+    """A table; columns after the first are set to the right if they hold numbers. No head if no column has a name."""
+    grid = Table(box=box.SIMPLE_HEAD, show_header=any(columns), title_justify="left", title_style="bold")
+    grid.title = escape(title) or None
+    for k, column in enumerate(columns):
+        grid.add_column(escape(column), justify="right" if k and numbers else "left", overflow="fold")
+    for row in rows:
+        grid.add_row(*(escape(cell) for cell in row))
+    out.print(grid)
+
+
+def number(value: float, digits: int = 3) -> str:
+    """A number for a table; a dash where it has no meaning."""
+    return "-" if math.isnan(value) else f"{round(value, digits) + 0.0:.{digits}f}"  # + 0.0: no "-0.000"
+
+
+def count(value: int) -> str:
+    """A count with its order of magnitude: "21,299,200 (21.3 M)"."""
+    return f"{value:,} ({value / 1e6:.1f} M)" if value >= 1e5 else f"{value:,}"
+
+
+def size(path: Path) -> str:
+    """A file's size in MB."""
+    return f"{path.stat().st_size / 1e6:.1f} MB"
+
+
+def settings(kind: type) -> list[tuple[str, str, str]]:
+    """(name, default, meaning) of every setting of a config, from the docstring under each field."""
+    (tree,) = ast.parse(inspect.getsource(kind)).body
+    assert isinstance(tree, ast.ClassDef)
+    docs = {
+        field.target.id: inspect.cleandoc(doc.value.value)
+        for field, doc in zip(tree.body, tree.body[1:], strict=False)
+        if isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name)
+        if isinstance(doc, ast.Expr) and isinstance(doc.value, ast.Constant) and isinstance(doc.value.value, str)
+    }
+    return [
+        (f.name, "" if f.default in (None, "", ()) else _written(f.default), " ".join(docs[f.name].split()))
+        for f in dataclasses.fields(kind)
+    ]
+
+
+def _written(value: Any) -> str:
+    return str(value).lower() if isinstance(value, bool) else f"{value:g}" if isinstance(value, float) else str(value)
+
+
+class TimeLeft(ProgressColumn):
+    """Time left at the mean speed since the first report: loading a model and a resumed run's past do not count."""
+
+    def render(self, task: Task) -> Text:
+        done = task.completed - task.fields["origin"]
+        if not task.total or done <= 0:
+            return Text("")
+        seconds = round((time.monotonic() - task.fields["since"]) * (task.total - task.completed) / done)
+        hours, minutes = seconds // 3600, seconds % 3600 // 60
+        clock = f"{hours}:{minutes:02}:{seconds % 60:02}" if hours else f"{minutes}:{seconds % 60:02}"
+        return Text(f"{clock} left", style="cyan")
+
+
+class Bar:
+    """One line of progress: first what is being prepared, then how far the work is."""
+
+    def __init__(self, bars: Progress, what: str) -> None:
+        self._bars, self._what, self._shown = bars, what, time.monotonic()
+        self._name = bars.add_task(escape(what), total=None, note="", count="", origin=math.inf, since=0.0)
+        self._task = bars.tasks[0]
+
+    def stage(self, what: str, share: float = 0.0) -> None:
+        """What is being prepared, and which share of it (0..1) is done."""
+        self._show(escape(f"{self._what}: {what}"), share, 1.0 if share else None, f"{share:.0%}" if share else "", "")
+
+    def step(self, done: int, total: int, note: str = "") -> None:
+        """How many of how many, and a few words such as the loss."""
+        if self._task.fields["origin"] > done:
+            self._task.fields.update(origin=done, since=time.monotonic())
+        self._show(escape(self._what), done, total, f"{done}/{total}", note)
+        if not err.is_terminal and (time.monotonic() - self._shown > 30 or done == total):
+            self._shown = time.monotonic()
+            err.print(escape(f"{self._what} {done}/{total} {note}".rstrip()))
+
+    def _show(self, what: str, done: float, total: float | None, count: str, note: str) -> None:
+        self._task.fields.update(count=count, note=note)
+        self._task.total = total  # update() takes None for "as it was"
+        self._bars.update(self._name, description=what, completed=done)
+
+
+@contextlib.contextmanager
+def progress(what: str) -> Iterator[Bar]:
+    """A bar on standard error for the length of a `with`; where that is no terminal, a line now and then."""
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(bar_width=32),
+        TextColumn("{task.fields[count]}", markup=False),
+        TextColumn("{task.fields[note]}", markup=False),
+        TimeElapsedColumn(),
+        TimeLeft(),
+    )
+    with Progress(*columns, console=err, disable=not err.is_terminal) as bars:
+        yield Bar(bars, what)

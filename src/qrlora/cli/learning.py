@@ -1,0 +1,29 @@
+"""What `qrlora train` does around training: progress, previews, the closing lines."""
+
+import json
+from pathlib import Path
+
+from .. import plots, sampling, training
+from ..config import TrainConfig, as_dict
+from ..families import Base
+from . import console
+
+
+def train(config: TrainConfig) -> None:
+    """Learn an adapter with a bar, and say how to draw with it.
+
+    Raises: as `training.train`.
+    """
+    output = Path(config.output)
+    with console.progress(output.stem) as bar:
+
+        def on_step(progress: training.Progress) -> None:
+            bar.step(progress.step, progress.steps, f"loss {progress.loss:.4f}")
+
+        def on_preview(step: int, base: Base) -> None:
+            picture = sampling.generate(base, config.preview_prompt or config.prompt, seed=config.seed)[0]
+            plots.save_picture(picture, output.with_name(f"{output.stem}-{step:05}.png"), json.dumps(as_dict(config)))
+
+        adapter = training.train(config, on_step=on_step, on_preview=on_preview, on_stage=bar.stage)
+    console.say(f"{output}: {len(adapter.layers)} layers, rank {adapter.rank}, {console.size(output)}")
+    console.say(f'draw with it: qrlora generate "{config.prompt}" {output}')

@@ -1,0 +1,35 @@
+"""What `qrlora bases` shows."""
+
+import json
+from pathlib import Path
+
+from ..families import BUILT_IN, FAMILIES
+from . import console
+
+KNOWN = {
+    "sdxl": "stabilityai/stable-diffusion-xl-base-1.0",
+}
+"""A hub name of each family, for a person to start from."""
+
+
+def bases() -> None:
+    """Print the built-in bases with their own settings, and what else can be a base."""
+    folders = sorted(path for path in BUILT_IN.iterdir() if path.is_dir()) if BUILT_IN.is_dir() else []
+    columns = ("built in", "family", "size", "pixels", "rank", "steps", "about")
+    if folders:
+        console.table(columns, [_row(folder) for folder in folders], numbers=False)
+    console.say("Any of these can be a base too: a hub name, a diffusers folder, one .safetensors checkpoint.")
+    for name, family in FAMILIES.items():
+        presets = ", ".join(family.targets)
+        console.say(f"  {name}: such as {KNOWN.get(name, family.pipeline)}; targets {presets}; the paper's settings")
+
+
+def _row(folder: Path) -> tuple[str, ...]:
+    index = json.loads((folder / "model_index.json").read_text(encoding="utf-8"))
+    family = next((x for x in FAMILIES.values() if x.pipeline == index.get("_class_name")), None)
+    path = folder / "qrlora.json"
+    own = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    defaults = family.defaults.revised(own.get("defaults", {})) if family else None
+    megabytes = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file()) / 1e6
+    told = (str(x) for x in (defaults.resolution, defaults.rank, defaults.steps)) if defaults else ("", "", "")
+    return folder.name, family.name if family else "unknown", f"{megabytes:.1f} MB", *told, own.get("about", "")
