@@ -7,7 +7,9 @@ Nothing is downloaded, nothing is mocked.
 
 from __future__ import annotations
 
+import atexit
 import functools
+import json
 import tempfile
 from pathlib import Path
 
@@ -15,6 +17,11 @@ import torch
 
 SIZE = 16
 """Side of the pico base's pictures, in pixels."""
+
+DEFAULTS = {
+    "train": {"rank": 4, "steps": 6, "learning_rate": 1e-2, "batch_size": 2, "resolution": SIZE},
+    "sample": {"steps": 3, "guidance": 2.0},
+}
 
 WORDS = "a dog cat face car in of style photo sketch neon <c> <s> red blue picture".split()
 
@@ -123,9 +130,12 @@ def sdxl(prediction_type: str = "epsilon", **scheduler):
 
 @functools.cache
 def folder(family: str = "sdxl", **changes) -> Path:
-    """A folder with the pico base of a family as save_pretrained writes it; made once a process."""
-    path = Path(tempfile.mkdtemp(prefix=f"pico-{family}-"))
+    """A folder with the pico base of a family as save_pretrained writes it, and its defaults; made once a process."""
+    holder = tempfile.TemporaryDirectory(prefix="pico-")
+    atexit.register(holder.cleanup)
+    path = Path(holder.name) / f"pico-{family}"
     BASES[family](**changes).save_pretrained(path)
+    (path / "qrlora.json").write_text(json.dumps({"defaults": DEFAULTS}))
     return path
 
 

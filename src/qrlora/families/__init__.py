@@ -165,13 +165,13 @@ def _pipeline(family: Family) -> Any:
 
 def _own_settings(place: Path, family: Family) -> tuple[FamilyDefaults, bool]:
     """A base's defaults and whether it knows one framing only, from the `qrlora.json` in its folder if there is one:
-    {"defaults": {"train": {...}, "sample": {...}}, "framing": "plain"}."""
-    path = place / "qrlora.json"
+    {"defaults": {"train": {...}, "sample": {...}}, "framing": "plain"}. Bases in the package know one framing only."""
+    path, plain = place / "qrlora.json", place.parent == BUILT_IN
     if not path.is_file():
-        return family.defaults, False
+        return family.defaults, plain
     settings = _json(path)
     try:
-        return family.defaults.revised(settings.get("defaults", {})), settings.get("framing") == "plain"
+        return family.defaults.revised(settings.get("defaults", {})), plain or settings.get("framing") == "plain"
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
 

@@ -79,7 +79,9 @@ class Family:
     predict: Callable[[nn.Module, Tensor, Tensor, Condition], Tensor]
     """(model, noisy (b, c, h, w), time (b,), condition of b rows) -> prediction (b, c, h, w)."""
     sample: Callable[..., list[Any]]
-    """(pipe, prompts, negative_prompt, size, steps, guidance, generators, progress) -> one PIL picture per prompt."""
+    """(pipe, prompts, negative_prompt, size, steps, guidance, generators) -> one PIL picture per prompt."""
+    size_step: Callable[[Any], int]
+    """(pipe) -> pixels that the sides of its pictures must be multiples of."""
 
 
 @dataclass
@@ -106,6 +108,11 @@ class Base:
     def device(self) -> torch.device:
         """Where the trainable part lives."""
         return next(self.model.parameters()).device
+
+    @property
+    def size_step(self) -> int:
+        """Sides of pictures are multiples of so many pixels."""
+        return self.family.size_step(self.pipe)
 
     @property
     def noising(self) -> Noising:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -60,14 +61,8 @@ def sample(
     steps: int,
     guidance: float,
     generators: Sequence[torch.Generator],
-    progress: Callable[[int, int], None] | None = None,
 ) -> list[Any]:
     """One PIL picture per prompt from the stock pipeline, all in one batch, each with its own generator."""
-
-    def tick(_pipe: Any, step: int, _time: Any, tensors: dict[str, Any]) -> dict[str, Any]:
-        if progress is not None:
-            progress(step + 1, steps)
-        return tensors
 
     pipe.set_progress_bar_config(disable=True)
     pictures = pipe(
@@ -79,9 +74,13 @@ def sample(
         num_inference_steps=steps,
         guidance_scale=guidance,
         generator=list(generators),
-        callback_on_step_end=tick,
     )
     return pictures.images
+
+
+def size_step(pipe: Any) -> int:
+    """The pipeline refuses sides that are no multiple of 8 or of the VAE's step."""
+    return math.lcm(8, pipe.vae_scale_factor)
 
 
 SDXL = Family(
@@ -97,4 +96,5 @@ SDXL = Family(
     encode_image=encode_image,
     predict=predict,
     sample=sample,
+    size_step=size_step,
 )

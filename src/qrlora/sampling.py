@@ -1,0 +1,179 @@
+"""Pictures from a base and adapters, and grids over their strengths."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import torch
+from PIL import Image
+
+from .adapter import Adapter
+from .attach import set_strengths, worn
+from .families import Base
+
+BATCH = 8
+"""Pictures drawn at once unless the caller says otherwise."""
+
+
+def generate(
+    base: Base,
+    prompt: str | Sequence[str],
+    adapters: Sequence[tuple[Adapter, float]] = (),
+    *,
+    negative_prompt: str = "",
+    seed: int | Sequence[int] = 0,
+    count: int = 1,
+    steps: int | None = None,
+    guidance: float | None = None,
+    size: int | None = None,
+    batch_size: int = BATCH,
+    check_triggers: bool = True,
+    on_picture: Callable[[int, int], Any] | None = None,
+) -> list[Image.Image]:
+    """Pictures from the base with the sum of the adapters' updates on it, by the stock pipeline.
+
+    Every picture has its own generator: picture k of seed s is, to rounding, picture 0 of seed s + k, whatever the
+    batch. The base is left as it was; adapters that were on it before act too.
+
+    Args:    prompt: one for all `count` pictures, or one for each picture.
+             adapters: (adapter, strength) pairs.
+             seed: of the first picture, each further one adds 1; or one for each picture.
+             steps, guidance, size: None for the base's own; size is the side in pixels.
+             batch_size: pictures at once, as memory allows.
+             check_triggers: refuse a prompt that lacks the trigger word of an adapter in use.
+             on_picture: (pictures done, of how many) after every batch.
+    Returns: one RGB picture of size x size for each.
+    Raises:  ValueError: counts or sizes that do not fit, a missing trigger word, an adapter of another base.
+    """
+    prompts, seeds = _paired(prompt, seed, count)
+    if check_triggers:
+        _check_triggers(prompts, adapters)
+    with worn(base.model, adapters):
+        draw = _drawer(base, negative_prompt, steps, guidance, size)
+        pictures: list[Image.Image] = []
+        for part in _slices(len(prompts), batch_size):
+            pictures += draw(prompts[part], seeds[part])
+            if on_picture is not None:
+                on_picture(len(pictures), len(prompts))
+    return pictures
+
+
+def grid(
+    base: Base,
+    prompt: str,
+    content: Adapter,
+    style: Adapter,
+    content_strengths: Sequence[float],
+    style_strengths: Sequence[float],
+    *,
+    negative_prompt: str = "",
+    seed: int = 0,
+    steps: int | None = None,
+    guidance: float | None = None,
+    size: int | None = None,
+    check_triggers: bool = True,
+    on_picture: Callable[[int, int], Any] | None = None,
+) -> list[list[Image.Image]]:
+    """The picture of each pair of strengths, all from one seed (the paper's figure 7).
+
+    Both adapters go onto the model once; between pictures only their strengths change, in place.
+
+    Args:    as `generate`.
+    Returns: pictures[k][m] drawn at content_strengths[k] and style_strengths[m].
+    Raises:  ValueError: as `generate`, and an empty list of strengths.
+    """
+    if not content_strengths or not style_strengths:
+        raise ValueError("a grid needs at least one content strength and one style strength")
+    if check_triggers:
+        _check_triggers([prompt], [(content, 1.0), (style, 1.0)])
+    rows: list[list[Image.Image]] = []
+    total = len(content_strengths) * len(style_strengths)
+    with worn(base.model, [(content, 0.0), (style, 0.0)]) as (of_content, of_style):
+        draw = _drawer(base, negative_prompt, steps, guidance, size)
+        for content_strength in content_strengths:
+            rows.append([])
+            for style_strength in style_strengths:
+                set_strengths(base.model, {of_content: content_strength, of_style: style_strength})
+                rows[-1] += draw([prompt], [seed])
+                if on_picture is not None:
+                    on_picture(sum(map(len, rows)), total)
+    return rows
+
+
+def _drawer(
+    base: Base, negative_prompt: str, steps: int | None, guidance: float | None, size: int | None
+) -> Callable[[Sequence[str], Sequence[int]], list[Image.Image]]:
+    """(prompts, seeds) -> pictures in one batch, with the base's own choice where None is given."""
+    own = base.defaults
+    side = own.resolution if size is None else size
+    count = own.sample_steps if steps is None else steps
+    strength = own.guidance if guidance is None else guidance
+    if count < 1 or not 0 <= strength < float("inf"):
+        raise ValueError(f"steps must be 1 or more and guidance 0 or more, got {count} and {strength}")
+    if side < 1 or side % base.size_step:
+        nearest = max(base.size_step, round(side / base.size_step) * base.size_step)
+        raise ValueError(
+            f"size must be a multiple of {base.size_step} pixels for {base.name}, got {side}: try {nearest}"
+        )
+    _check_whole(base)
+
+    def draw(prompts: Sequence[str], seeds: Sequence[int]) -> list[Image.Image]:
+        # seeded on the CPU: the same noise on every device
+        generators = [torch.Generator("cpu").manual_seed(int(s)) for s in seeds]
+        with torch.no_grad():
+            return base.family.sample(base.pipe, prompts, negative_prompt, side, count, strength, generators)
+
+    return draw
+
+
+def _paired(prompt: str | Sequence[str], seed: int | Sequence[int], count: int) -> tuple[list[str], list[int]]:
+    """One prompt and one seed for each picture."""
+    if count < 1:
+        raise ValueError(f"count must be 1 or more, got {count}")
+    prompts = [prompt] * count if isinstance(prompt, str) else list(prompt)
+    if isinstance(seed, int):
+        seeds = [seed + k for k in range(len(prompts))]
+    else:
+        seeds = list(seed)
+        prompts = prompts * len(seeds) if isinstance(prompt, str) and count == 1 else prompts
+    if not prompts or len(prompts) != len(seeds) or (not isinstance(prompt, str) and count != 1):
+        found = f"{len(prompts)} prompts, {len(seeds)} seeds, count {count}"
+        raise ValueError(f"give one prompt and a count, or one prompt and one seed for each picture; got {found}")
+    return prompts, seeds
+
+
+def missing_trigger(prompt: str, adapter: Adapter) -> str:
+    """The first trigger word of an adapter (or of those merged in it) that a prompt lacks as a whole word, or ""."""
+    for trigger in filter(None, adapter.header.trigger.split(", ")):
+        if not re.search(rf"(?<!\w){re.escape(trigger)}(?!\w)", prompt, re.IGNORECASE):
+            return trigger
+    return ""
+
+
+def _check_triggers(prompts: Sequence[str], adapters: Sequence[tuple[Adapter, float]]) -> None:
+    """Raises ValueError: an adapter acts, and a prompt does not call it."""
+    for prompt in dict.fromkeys(prompts):
+        for adapter, strength in adapters:
+            trigger = missing_trigger(prompt, adapter) if strength else ""
+            if trigger:
+                near = difflib.get_close_matches(trigger, prompt.split(), n=1, cutoff=0.6)
+                hint = f"; did you mean it by {near[0]!r}?" if near else ""
+                role = adapter.header.role or "an"
+                raise ValueError(
+                    f"the prompt {prompt!r} lacks {trigger!r}, the trigger word of the {role} adapter: add it{hint}"
+                )
+
+
+def _check_whole(base: Base) -> None:
+    missing = [name for name in (*base.family.text_parts, "vae") if getattr(base.pipe, name, None) is None]
+    if missing:
+        raise ValueError(f"the base was opened for training only and has no {', '.join(missing)}: open it again")
+
+
+def _slices(total: int, size: int) -> Iterator[slice]:
+    if size < 1:
+        raise ValueError(f"batch_size must be 1 or more, got {size}")
+    return (slice(start, start + size) for start in range(0, total, size))

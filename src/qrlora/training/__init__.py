@@ -1,0 +1,194 @@
+"""train(config) -> Adapter: one picture in, one adapter file out."""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ..adapter import Adapter, Header
+from ..attach import begin, detach, lift
+from ..basis import cached_basis, fingerprint
+from ..config import TrainConfig, as_dict
+from ..data import MIN_SIDE, Example, load_picture, prepare
+from ..families import Base, open_base
+from ..files import save
+from ..methods import METHODS, Start
+from .checkpoint import Checkpoint
+from .loop import NAME, Progress, denoising_loss, run
+
+__all__ = ["Progress", "denoising_loss", "train"]
+
+LOCAL = ("output", "device", "save_every", "checkpoint_dir", "preview_every", "preview_prompt", "tensorboard")
+"""Settings that say where a run is done and what is seen of it, not what it learns: the adapter does not keep them."""
+
+
+def train(
+    config: TrainConfig,
+    *,
+    base: Base | None = None,
+    on_step: Callable[[Progress], Any] | None = None,
+    on_preview: Callable[[int, Any], Any] | None = None,
+    on_stage: Callable[[str, float], Any] | None = None,
+) -> Adapter:
+    """Learn one adapter from one picture and write it to `config.output`.
+
+    Equal settings give equal bytes on one machine, also when the run was killed and started again: it finds the
+    checkpoint of its own settings and goes on. Ctrl-C ends the update at hand, writes a checkpoint and raises
+    KeyboardInterrupt.
+
+    Args:    base: an open base to use instead of opening `config.base`; it is left as it was. Without one the base is
+             opened, and its text encoders and VAE are forgotten before the first update, or kept on the CPU if there
+             are previews.
+             on_step: called after every update.
+             on_preview: (step, PIL picture) every `config.preview_every` updates.
+             on_stage: (what, share done 0..1) while things are prepared.
+    Returns: the adapter, on the CPU.
+    Raises:  ValueError: a setting, picture or prompt that cannot work; NaN or infinity in the loss.
+             OSError: base, picture or output cannot be read or written.
+    """
+    stage = on_stage or (lambda _what, _share: None)
+    _check(config, on_preview)
+    stage("opening the base model", 0.0)
+    owned = base is None
+    base = open_base(config.base, config.device, config.dtype) if base is None else base
+    config = config.filled(base.defaults)
+    _check_rank(base, config)
+
+    stage("reading the picture", 0.0)
+    assert config.resolution is not None
+    example = prepare(base, load_picture(config.image, config.resolution), config.prompt)
+    if owned and not config.preview_every:
+        base.release()
+    base.park()
+    try:
+        adapter = _learn(config, base, example, on_step, on_preview, stage)
+    finally:
+        base.unpark()
+    save(adapter, config.output)
+    Checkpoint.remove(config.checkpoints)
+    return adapter
+
+
+def _learn(
+    config: TrainConfig,
+    base: Base,
+    example: Example,
+    on_step: Callable[[Progress], Any] | None,
+    on_preview: Callable[[int, Any], Any] | None,
+    stage: Callable[[str, float], Any],
+) -> Adapter:
+    """The adapter that grows on the base's model, lifted out of it; the model is left without it."""
+
+    def draw(step: int) -> None:
+        assert on_preview is not None
+        base.unpark()
+        try:
+            on_preview(step, _preview(config, base))
+        finally:
+            base.park()
+
+    generator = torch.Generator("cpu").manual_seed(config.seed)
+    starts, digest = _starts(base, config, generator, stage)
+    parameters = begin(base.model, starts, NAME)
+    try:
+        identity = _identity(config, example, digest)
+        run(config, base, example, parameters, generator, identity, on_step or (lambda _: None), draw)
+        return lift(base.model, NAME, _header(config, base, digest))
+    finally:
+        detach(base.model, NAME)
+
+
+def _preview(config: TrainConfig, base: Base) -> Any:
+    """What the unfinished adapter draws: always from one seed, so that pictures of a run can be compared."""
+    own, seed = base.defaults, torch.Generator("cpu").manual_seed(config.seed)
+    prompt = config.preview_prompt or config.prompt
+    with torch.no_grad():
+        (picture,) = base.family.sample(
+            base.pipe, [prompt], "", config.resolution, own.sample_steps, own.guidance, [seed]
+        )
+    return picture
+
+
+def _starts(
+    base: Base, config: TrainConfig, generator: torch.Generator, stage: Callable[[str, float], Any]
+) -> tuple[dict[str, Start], str]:
+    """Where each layer's A and B start, and the digest of the basis that they start from ("" without one)."""
+    assert config.rank is not None and config.targets is not None
+    method, weights = METHODS[config.method], dict(base.weights(config.targets))
+    directions: Any = {}
+    digest = ""
+    if method.side is not None:
+        done: list[str] = []
+
+        def count(layer: str) -> None:
+            done.append(layer)
+            stage("finding the leading directions", len(done) / len(weights))
+
+        basis = cached_basis(weights.items(), config.rank, method.side, count)
+        directions, digest = basis.Q, basis.digest
+    starts = {
+        layer: method.start(weight, directions.get(layer), config.rank, generator) for layer, weight in weights.items()
+    }
+    return starts, digest
+
+
+def _header(config: TrainConfig, base: Base, digest: str) -> Header:
+    assert config.rank is not None and config.targets is not None
+    return Header(
+        family=base.family.name,
+        part=base.family.part,
+        base=base.name,
+        fingerprint=fingerprint(base.weights(config.targets)),
+        method=config.method,
+        rank=config.rank,
+        targets=config.targets,
+        basis=digest,
+        role=config.role,
+        trigger=config.trigger,
+        prompt=config.prompt,
+        config=_settings(config),
+    )
+
+
+def _settings(config: TrainConfig) -> dict[str, Any]:
+    """What a run learns from: its settings without places; where a person keeps pictures is nobody else's business."""
+    values = {name: value for name, value in as_dict(config).items() if name not in LOCAL}
+    return {**values, "image": Path(config.image).name}
+
+
+def _identity(config: TrainConfig, example: Example, digest: str) -> dict[str, Any]:
+    """What must be equal for a checkpoint to be this run's. `steps` may differ: the learning rate is constant."""
+    skipped = (*LOCAL, "steps", "image", "base")
+    values = {name: value for name, value in as_dict(config).items() if name not in skipped}
+    told = [x for _, x in sorted(example.condition.tensors.items())]
+    seen = b"".join(x.detach().float().cpu().contiguous().numpy().tobytes() for x in [example.latents, *told])
+    return {**values, "picture and prompt": hashlib.sha256(seen).hexdigest()[:16], "basis": digest[:16]}
+
+
+def _check(config: TrainConfig, on_preview: Any) -> None:
+    """Refuse what can be refused before a base is opened."""
+    config.checked()
+    if config.method not in METHODS:
+        near = difflib.get_close_matches(config.method, METHODS, n=1)
+        hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(METHODS)}"
+        raise ValueError(f"no method {config.method!r}; {hint}")
+    if config.preview_every and on_preview is None:
+        raise ValueError(f"preview_every={config.preview_every} needs on_preview, which takes the pictures")
+    if Path(config.output).is_dir() or Path(config.output).suffix != ".safetensors":
+        raise ValueError(f"output must be a file name that ends in .safetensors, got {config.output}")
+    load_picture(config.image, MIN_SIDE)
+
+
+def _check_rank(base: Base, config: TrainConfig) -> None:
+    """Raises ValueError, naming layer and shape: the rank is above the smaller side of a layer."""
+    assert config.rank is not None and config.targets is not None
+    shapes = {name: tuple(weight.shape) for name, weight in base.weights(config.targets)}
+    name = min(shapes, key=lambda layer: min(shapes[layer]))
+    if config.rank > min(shapes[name]):
+        o, i = shapes[name]
+        raise ValueError(f"rank {config.rank} is above the smaller side of {name} ({o} x {i}): use rank {min(o, i)}")

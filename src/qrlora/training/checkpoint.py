@@ -1,0 +1,81 @@
+"""A run's state on disk: enough to go on as if it had never stopped, bit for bit."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from ..attach import learning_factors
+from ..storage import read, write
+
+FILE = "state.safetensors"
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """What a run is made of, and the folder where its state is kept."""
+
+    folder: Path
+    identity: Mapping[str, Any]
+    """What must be equal for a state on disk to be this run's."""
+    model: nn.Module
+    name: str
+    """Of the adapter on the model."""
+    optimizer: torch.optim.Optimizer
+    generator: torch.Generator
+
+    def save(self, step: int) -> None:
+        """Write the state after an update, whole or not at all.
+
+        Raises: OSError: the disk is full or the folder cannot be written; the last state stays.
+        """
+        tensors = {"generator": self.generator.get_state()}
+        for key, parameter in learning_factors(self.model, self.name).items():
+            tensors[f"factor {key}"] = parameter.detach()
+            for what, value in self.optimizer.state[parameter].items():
+                tensors[f"{what} {key}"] = value
+        write(self.folder / FILE, tensors, {"step": str(step), "run": json.dumps(self.identity, sort_keys=True)})
+
+    def resume(self, steps: int) -> int:
+        """Put the state on disk back, if there is one.
+
+        Returns: the updates already done; 0 for a fresh run.
+        Raises:  ValueError: the folder holds another run's state, a later one than `steps`, or a damaged file.
+        """
+        path = self.folder / FILE
+        if not path.is_file():
+            return 0
+        tensors, metadata = read(path)
+        way_out = f"delete {self.folder} or choose another checkpoint_dir"
+        theirs, ours = json.loads(metadata.get("run", "{}")), json.loads(json.dumps(self.identity))
+        for key in sorted(theirs.keys() | ours.keys()):
+            if theirs.get(key) != ours.get(key):
+                change = f"{key} was {theirs.get(key)!r}, is {ours.get(key)!r}"
+                raise ValueError(f"{self.folder} holds the checkpoint of another run ({change}): {way_out}")
+        step = int(metadata["step"])
+        if step > steps:
+            raise ValueError(f"{self.folder} holds step {step} of a longer run than steps={steps}: {way_out}")
+        self.generator.set_state(tensors.pop("generator").clone())
+        factors = learning_factors(self.model, self.name)
+        for key, value in tensors.items():
+            what, _, factor = key.partition(" ")
+            parameter = factors[factor]
+            if what == "factor":
+                parameter.data.copy_(value)
+            else:
+                self.optimizer.state[parameter][what] = value.clone().to(parameter.device)
+        return step
+
+    @staticmethod
+    def remove(folder: Path) -> None:
+        """Delete the state of a run that is done, and the folder if nothing else is in it."""
+        (folder / FILE).unlink(missing_ok=True)
+        if folder.is_dir() and not any(folder.iterdir()):
+            shutil.rmtree(folder)
