@@ -1,0 +1,112 @@
+"""Rows about adapters against dense float64 arithmetic."""
+
+import math
+
+import pytest
+import torch
+
+from qrlora.adapter import Adapter, Header, Pair
+from qrlora.analysis import energy, similarity, trainable_parameters
+from qrlora.linalg import principal_angles
+from qrlora.merging import merge
+from test_adapter import adapter_of
+
+
+def test_energy_is_that_of_the_dense_updates():
+    adapter = adapter_of()
+    norms = {layer: float(adapter.dense(layer).double().norm()) for layer in adapter.layers}
+    total = sum(x * x for x in norms.values())
+    for row in energy(adapter):
+        assert row.norm == pytest.approx(norms[row.layer], rel=1e-5)
+        assert row.share == pytest.approx(norms[row.layer] ** 2 / total, rel=1e-5)
+    assert all(row.norm == row.share == 0 for row in energy(adapter.scaled(0.0)))
+
+
+@pytest.mark.parametrize("ranks", [(3, 3), (2, 4)])
+def test_similarity_is_that_of_the_dense_updates(ranks):
+    first, second = (adapter_of(r=rank, seed=seed) for seed, rank in enumerate(ranks))
+    for row in similarity(first, second):
+        a, b = (x.layers[row.layer] for x in (first, second))
+        x, y = (pair.B.double() @ pair.A.double() for pair in (a, b))
+        assert row.update == pytest.approx(float((x * y).sum() / x.norm() / y.norm()), abs=1e-5)
+        assert row.first_norm == pytest.approx(float(x.norm()), rel=1e-5)
+        assert row.second_norm == pytest.approx(float(y.norm()), rel=1e-5)
+        learned = float((a.B * b.B).sum() / a.B.norm() / b.B.norm()) if ranks[0] == ranks[1] else math.nan
+        assert row.learned == pytest.approx(learned, abs=1e-5, nan_ok=True)
+        for overlap, side in ((row.input_overlap, "input"), (row.output_overlap, "output")):
+            spans = [torch.linalg.qr(pair.directions(side)).Q for pair in (a, b)]
+            assert overlap == pytest.approx(float(principal_angles(*spans).square().mean()), abs=1e-4)
+
+
+def test_an_adapter_is_like_itself_and_unlike_its_opposite():
+    adapter = adapter_of()
+    for row in similarity(adapter, adapter):
+        assert row[1:5] == pytest.approx((1, 1, 1, 1), abs=1e-5)
+    assert similarity(adapter, adapter.scaled(-2))[0].update == pytest.approx(-1, abs=1e-5)
+
+
+def test_on_the_output_side_the_learnt_factor_is_a():
+    first, second = adapter_of(method="qr-output"), adapter_of(seed=1, method="qr-triangular")
+    a, b = first.layers["a.to_q"].A, second.layers["a.to_q"].A
+    assert similarity(first, second)[0].learned == pytest.approx(float((a * b).sum() / a.norm() / b.norm()), abs=1e-5)
+
+
+def test_a_zero_update_has_no_direction():
+    row = similarity(adapter_of(), adapter_of().scaled(0.0))[0]
+    assert math.isnan(row.update) and math.isnan(row.output_overlap) and row.input_overlap == pytest.approx(1)
+
+
+def test_dependent_directions_count_once():
+    A, B = torch.randn(3, 8), torch.randn(9, 3)
+    twice = Adapter({"x": Pair(torch.cat([A, A]), torch.cat([B, B], 1))}, Header())
+    assert similarity(Adapter({"x": Pair(A, B)}, Header()), twice)[0][3:5] == pytest.approx((1, 1), abs=1e-4)
+
+
+def test_only_shared_layers_are_compared():
+    assert [row.layer for row in similarity(adapter_of(("x", "y")), adapter_of(("y", "z")))] == ["y"]
+    with pytest.raises(ValueError, match="no layer is in both"):
+        similarity(adapter_of(("x",)), adapter_of(("y",)))
+    with pytest.raises(ValueError, match=r"x: .*\(9, 7\) and \(9, 6\)"):
+        similarity(adapter_of(("x",)), adapter_of(("x",), i=6))
+
+
+def sdxl_self_attention():
+    """{layer: (o, i)} of the real SDXL UNet's 280 self-attention layers, without a byte of its weights."""
+    from diffusers import UNet2DConditionModel
+
+    with torch.device("meta"):
+        unet = UNet2DConditionModel(
+            sample_size=128,
+            block_out_channels=(320, 640, 1280),
+            down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+            up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
+            transformer_layers_per_block=(1, 2, 10),
+            attention_head_dim=(5, 10, 20),
+            cross_attention_dim=2048,
+            use_linear_projection=True,
+            addition_embed_type="text_time",
+            addition_time_embed_dim=256,
+            projection_class_embeddings_input_dim=2816,
+        )
+    return {n: m.weight for n, m in unet.named_modules() if ".attn1.to_" in n and isinstance(m, torch.nn.Linear)}
+
+
+def test_qr_trains_exactly_half_of_lora_on_sdxl():
+    weights = sdxl_self_attention()
+    layers = {
+        layer: Pair(torch.zeros(1, 1).expand(64, w.shape[1]), torch.zeros(1, 1).expand(w.shape[0], 64))
+        for layer, w in weights.items()
+    }
+    counts = {
+        method: trainable_parameters(Adapter(layers, Header(method=method, rank=64)))
+        for method in ("qr", "qr-output", "qr-triangular", "qr-direct", "lora")
+    }
+    assert len(weights) == 280
+    assert counts["lora"] == counts["qr-direct"] == 2 * counts["qr"] == 2 * counts["qr-output"] == 42_598_400
+    assert counts["qr-triangular"] == counts["qr"] - 280 * 64 * 63 // 2
+
+
+def test_a_stack_trains_nothing():
+    stacked = merge([adapter_of(), adapter_of(seed=1)], (1, 1), "stack")
+    with pytest.raises(ValueError, match="'stack' trains nothing"):
+        trainable_parameters(stacked)

@@ -1,0 +1,133 @@
+"""Bases: what they span, how they are told apart, how they are kept."""
+
+import pytest
+import torch
+
+from qrlora.basis import (
+    Basis,
+    cache_folder,
+    cached_basis,
+    compute_basis,
+    fingerprint,
+    load_basis,
+    same_base,
+    save_basis,
+)
+from qrlora.linalg import leading_subspace
+
+
+@pytest.fixture(autouse=True)
+def _own_cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("QRLORA_CACHE", str(tmp_path / "cache"))
+
+
+def some_weights(seed=0, count=3, o=12, i=10):
+    generator = torch.Generator().manual_seed(seed)
+    return [(f"blocks.{k}.to_q", torch.randn(o, i, generator=generator)) for k in range(count)]
+
+
+@pytest.mark.parametrize("side", ["input", "output"])
+def test_a_basis_is_the_leading_subspace_of_every_layer(side):
+    seen = []
+    basis = compute_basis(iter(some_weights()), 4, side, progress=seen.append)
+    assert seen == list(basis.Q) and (basis.rank, basis.side) == (4, side)
+    for layer, weight in some_weights():
+        assert torch.equal(basis.Q[layer], leading_subspace(weight, 4, side))
+
+
+def test_a_truncated_basis_is_the_basis_of_the_lower_rank():
+    basis = compute_basis(some_weights(), 6)
+    assert basis.truncate(2).digest == compute_basis(some_weights(), 2).digest
+    with pytest.raises(ValueError, match=r"1\.\.6 .* got 7"):
+        basis.truncate(7)
+
+
+def test_the_digest_sees_one_bit_a_name_and_the_side():
+    basis = compute_basis(some_weights(), 4)
+    bent = {layer: Q.clone() for layer, Q in basis.Q.items()}
+    bent["blocks.1.to_q"].view(torch.int32)[0, 0] ^= 1
+    renamed = {layer.replace("0", "9"): Q for layer, Q in basis.Q.items()}
+    others = (Basis(bent, 4, "input"), Basis(renamed, 4, "input"), Basis(basis.Q, 4, "output"))
+    assert len({basis.digest, *(other.digest for other in others)}) == 4
+    assert Basis(dict(reversed(basis.Q.items())), 4, "input").digest == basis.digest
+
+
+@pytest.mark.parametrize(
+    ("rank", "weight", "message"),
+    [(11, torch.ones(12, 10), "x.to_q: rank must lie in 1..10"), (2, torch.full((4, 4), torch.nan), "x.to_q: .*NaN")],
+)
+def test_a_layer_without_such_a_basis_is_named(rank, weight, message):
+    with pytest.raises(ValueError, match=message):
+        compute_basis([("x.to_q", weight)], rank)
+
+
+def test_no_layers_have_no_basis():
+    with pytest.raises(ValueError, match="at least one layer"):
+        compute_basis([], 2)
+
+
+def test_a_basis_is_computed_once():
+    seen = []
+    first = cached_basis(some_weights(), 4, progress=seen.append)
+    again = cached_basis(some_weights(), 4, progress=seen.append)
+    assert len(seen) == 3 and again.digest == first.digest == load_basis(first.digest).digest
+
+
+def test_another_weight_rank_or_side_is_another_basis():
+    digests = [
+        cached_basis(weights, rank, side).digest
+        for weights, rank, side in (
+            (some_weights(), 4, "input"),
+            (some_weights(1), 4, "input"),
+            (some_weights(), 3, "input"),
+            (some_weights(), 4, "output"),
+        )
+    ]
+    assert len(set(digests)) == 4
+
+
+def test_a_damaged_cache_is_computed_again_with_one_warning():
+    basis = cached_basis(some_weights(), 4)
+    path = cache_folder() / f"{basis.digest}.safetensors"
+    whole = path.read_bytes()
+    for damage in (whole[:-3], whole[:-1] + bytes([whole[-1] ^ 1]), b""):
+        path.write_bytes(damage)
+        with pytest.warns(UserWarning, match="computed again") as caught:
+            assert cached_basis(some_weights(), 4).digest == basis.digest
+        assert len(caught) == 1 and path.read_bytes() == whole
+    path.unlink()
+    with pytest.warns(UserWarning, match="computed again"):
+        cached_basis(some_weights(), 4)
+
+
+def test_a_basis_is_found_by_its_digest_alone():
+    basis = compute_basis(some_weights(), 4, "output")
+    save_basis(basis)
+    found = load_basis(basis.digest)
+    assert (found.rank, found.side) == (4, "output")
+    assert all(torch.equal(found.Q[layer], Q) for layer, Q in basis.Q.items())
+    with pytest.raises(FileNotFoundError):
+        load_basis("0" * 64)
+
+
+def test_a_fingerprint_knows_the_base_in_another_dtype_and_refuses_another_base():
+    weights, other = some_weights(count=30, o=64, i=64), some_weights(7, count=30, o=64, i=64)
+    assert len(fingerprint(weights)) == 16
+    half = [(layer, weight.bfloat16()) for layer, weight in weights]
+    assert same_base(fingerprint(weights), fingerprint(half))
+    assert not same_base(fingerprint(weights), fingerprint([(layer, 1.02 * weight) for layer, weight in weights]))
+    assert not same_base(fingerprint(weights), fingerprint([(layer, 0.5 * weight) for layer, weight in other]))
+    layer, weight = weights[3]
+    assert fingerprint([(layer, weight)])[layer] == pytest.approx(float(weight.double().square().mean().sqrt()))
+
+
+def test_fingerprints_of_overlapping_targets_can_be_compared():
+    weights = some_weights(count=60)
+    few, all_of_them = fingerprint(weights[::2]), fingerprint(weights)
+    assert few.keys() & all_of_them.keys() and same_base(few, all_of_them)
+    assert same_base({}, few)
+
+
+def test_a_fingerprint_of_a_broken_base_is_refused():
+    with pytest.raises(ValueError, match="x.to_q: the weight holds NaN"):
+        fingerprint([("x.to_q", torch.full((2, 2), torch.nan))])

@@ -1,0 +1,123 @@
+"""Subspaces and pairs against float64 singular value decompositions."""
+
+import math
+
+import pytest
+import torch
+
+from qrlora.linalg import coordinates, inner, is_finite, leading_subspace, principal_angles, recompress
+
+
+def exact_subspace(weight, rank, side):
+    u, _, vh = torch.linalg.svd(weight.double(), full_matrices=False)
+    return u[:, :rank] if side == "output" else vh[:rank].T
+
+
+@pytest.mark.parametrize("side", ["input", "output"])
+@pytest.mark.parametrize("shape", [(48, 80), (80, 48), (32, 32)])
+def test_the_leading_subspace_is_that_of_the_svd_strongest_first(shape, side):
+    weight = torch.randn(*shape, generator=torch.Generator().manual_seed(1))
+    found, exact = leading_subspace(weight, 8, side), exact_subspace(weight, 8, side)
+    assert found.dtype == torch.float32 and found.shape == exact.shape
+    torch.testing.assert_close(found.T @ found, torch.eye(8), atol=1e-6, rtol=0)
+    torch.testing.assert_close((found.double().T @ exact).abs(), torch.eye(8).double(), atol=1e-6, rtol=0)
+
+
+def test_qr_of_the_weighted_singular_vectors_is_the_singular_vectors():
+    """V_r S_r has orthogonal columns, so its QR gives Q = V_r up to signs: the whole of eq. 3-6 is this subspace."""
+    weight = torch.randn(40, 60)
+    _, s, vh = torch.linalg.svd(weight.double(), full_matrices=False)
+    q = torch.linalg.qr(vh[:6].T * s[:6]).Q
+    torch.testing.assert_close((q.T @ leading_subspace(weight, 6).double()).abs(), torch.eye(6).double())
+
+
+def test_the_sign_of_every_direction_is_fixed():
+    weight = torch.randn(30, 50)
+    for side in ("input", "output"):
+        q = leading_subspace(weight, 5, side)
+        assert all(q[q[:, k].abs().argmax(), k] > 0 for k in range(5))
+        torch.testing.assert_close(leading_subspace(-weight, 5, side), q)
+
+
+def test_a_weight_of_low_rank_still_gives_orthonormal_directions():
+    weight = torch.randn(30, 2) @ torch.randn(2, 50)
+    for side in ("input", "output"):
+        for matrix in (weight, torch.zeros(50, 30)):
+            q = leading_subspace(matrix, 6, side)
+            torch.testing.assert_close(q.T @ q, torch.eye(6), atol=1e-6, rtol=0)
+
+
+def test_another_dtype_of_the_base_turns_directions_but_hardly_their_span():
+    weight = torch.randn(64, 64, generator=torch.Generator().manual_seed(0)) @ torch.diag(torch.logspace(0, -2, 64))
+    assert principal_angles(leading_subspace(weight, 8), leading_subspace(weight.bfloat16(), 8)).min() > 1 - 1e-4
+
+
+@pytest.mark.parametrize(
+    ("weight", "rank", "side", "message"),
+    [
+        (torch.ones(4, 3), 0, "input", r"1\.\.3 for shape \(4, 3\), got 0"),
+        (torch.ones(4, 3), 4, "input", "got 4"),
+        (torch.ones(4), 1, "input", r"shape \(4,\)"),
+        (torch.ones(2, 2, 3, 3), 1, "input", "matrix"),
+        (torch.ones(4, 3, dtype=torch.int64), 1, "input", "int64"),
+        (torch.full((4, 3), math.nan), 1, "input", "NaN or infinity"),
+        (torch.full((4, 3), math.inf), 1, "output", "NaN or infinity"),
+        (torch.ones(4, 3), 1, "left", "'left'"),
+    ],
+)
+def test_what_has_no_leading_subspace_is_refused(weight, rank, side, message):
+    with pytest.raises(ValueError, match=message):
+        leading_subspace(weight, rank, side)
+
+
+def test_principal_angles_of_planes_at_a_known_angle():
+    first = torch.eye(4)[:, :2]
+    second = torch.stack([torch.eye(4)[0], math.cos(0.3) * torch.eye(4)[1] + math.sin(0.3) * torch.eye(4)[2]], 1)
+    torch.testing.assert_close(principal_angles(first, second), torch.tensor([1.0, math.cos(0.3)]))
+    with pytest.raises(ValueError, match="equally many rows"):
+        principal_angles(first, torch.eye(3))
+
+
+@pytest.mark.parametrize("scale", [1.0, 0.0, 7.0])
+def test_coordinates_give_the_nearest_vectors_also_in_scaled_or_dependent_directions(scale):
+    directions = torch.linalg.qr(torch.randn(20, 4)).Q * scale
+    if scale == 7.0:
+        directions = torch.cat([directions, directions[:, :1]], 1)
+    vectors = torch.randn(20, 3)
+    projector = directions.double() @ torch.linalg.pinv(directions.double())
+    nearest = directions @ coordinates(directions, vectors)
+    torch.testing.assert_close(nearest, (projector @ vectors.double()).float(), atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize(("o", "i", "r", "rank"), [(20, 30, 6, 4), (30, 20, 6, 6), (5, 4, 9, 3), (5, 4, 9, 7)])
+def test_recompressing_is_the_best_lower_rank(o, i, r, rank):
+    A, B = torch.randn(r, i), torch.randn(o, r)
+    u, s, vh = torch.linalg.svd((B @ A).double(), full_matrices=False)
+    new_A, new_B, kept = recompress(A, B, rank)
+    best = (u[:, :rank] * s[:rank]) @ vh[:rank]
+    torch.testing.assert_close((new_B @ new_A).double(), best, atol=1e-4, rtol=1e-4)
+    assert kept == pytest.approx(float(s[:rank].square().sum() / s.square().sum()), abs=1e-5)
+    torch.testing.assert_close(new_A @ new_A.T, torch.eye(len(new_A)), atol=1e-5, rtol=0)
+
+
+def test_recompressing_a_zero_update_keeps_all_of_it():
+    A, B, kept = recompress(torch.randn(3, 8), torch.zeros(9, 3), 2)
+    assert kept == 1.0 and not (B @ A).any()
+
+
+@pytest.mark.parametrize("rank", [0, 4])
+def test_recompressing_to_an_impossible_rank_is_refused(rank):
+    with pytest.raises(ValueError, match=rf"1\.\.3 .* got {rank}"):
+        recompress(torch.ones(3, 8), torch.ones(9, 3), rank)
+    with pytest.raises(ValueError, match="pair is A"):
+        recompress(torch.ones(3, 8), torch.ones(9, 4), 1)
+
+
+def test_the_inner_product_of_updates_needs_neither_update():
+    A, B, C, D = torch.randn(3, 8), torch.randn(9, 3), torch.randn(5, 8), torch.randn(9, 5)
+    assert inner(A, B, C, D) == pytest.approx(float(((B @ A).double() * (D @ C).double()).sum()), rel=1e-5)
+
+
+def test_finite_numbers_are_finite_even_where_their_sum_is_not():
+    assert is_finite(torch.full((4,), 3e38))
+    assert not is_finite(torch.tensor([1.0, math.nan])) and not is_finite(torch.tensor([math.inf, -math.inf]))

@@ -1,0 +1,196 @@
+"""Merges against float64 sums of dense updates."""
+
+import math
+
+import pytest
+import torch
+
+from qrlora.adapter import Adapter, Header, Pair
+from qrlora.linalg import leading_subspace
+from qrlora.merging import RULES, merge
+from qrlora.methods import METHODS
+
+LAYERS = {"a.attn1.to_q": (20, 16), "a.attn1.to_k": (12, 16), "b.attn1.to_out.0": (16, 16)}
+
+
+def base(seed=0, noise=0.0):
+    generator = torch.Generator().manual_seed(seed)
+    weights = {}
+    for layer, (o, i) in LAYERS.items():
+        # a gap after the fifth singular value, so that a slightly different base has nearly the same subspace
+        u, s, vh = torch.linalg.svd(torch.randn(o, i, generator=generator), full_matrices=False)
+        s = torch.cat([s[:5] + 5, s[5:]])
+        weights[layer] = (u * s) @ vh + noise * torch.randn(o, i, generator=torch.Generator().manual_seed(9))
+    return weights
+
+
+def trained(method, seed, weights=None, rank=5, layers=tuple(LAYERS), **header):
+    """An adapter as a run of the method leaves it: its start, and random numbers where it learns."""
+    weights, row = weights or base(), METHODS[method]
+    generator = torch.Generator().manual_seed(seed)
+    pairs = {}
+    for layer in layers:
+        Q = leading_subspace(weights[layer], rank, row.side) if row.side else None
+        start = row.start(weights[layer], Q, rank, generator)
+        factors = {"A": start.A, "B": start.B}
+        for name in start.learns:
+            change = torch.randn(factors[name].shape, generator=generator)
+            factors[name] = factors[name] + change * (1 if start.mask is None else start.mask)
+        pairs[layer] = Pair(**factors)
+        if start.subtract_start:
+            pairs[layer] = Pair(torch.cat([factors["A"], start.A]), torch.cat([factors["B"], -start.B], 1))
+    return Adapter(pairs, Header(method=method, rank=rank, family="sdxl", part="unet", **header))
+
+
+def exact_sum(adapters, weights, layer):
+    return sum(
+        w * x.layers[layer].B.double() @ x.layers[layer].A.double()
+        for w, x in zip(weights, adapters, strict=True)
+        if layer in x.layers
+    )
+
+
+def assert_is_the_sum(merged, adapters, weights, tolerance=1e-5):
+    for layer in {layer for x in adapters for layer in x.layers}:
+        exact = exact_sum(adapters, weights, layer)
+        torch.testing.assert_close(merged.dense(layer).double(), exact, atol=tolerance * 10, rtol=tolerance)
+
+
+@pytest.mark.parametrize("method", [name for name, row in METHODS.items() if row.frozen_side])
+@pytest.mark.parametrize("weights", [(1, 1), (0.7, 0.4), (-1, 0), (1, 0.5, 2)])
+def test_adapters_of_one_basis_add_at_their_rank(method, weights):
+    adapters = [trained(method, seed, basis="d") for seed in range(len(weights))]
+    merged = merge(adapters, weights)
+    assert_is_the_sum(merged, adapters, weights)
+    assert merged.rank == 5 and merged.header.method == method and merged.header.basis == "d"
+    assert [parent["kept_energy"] for parent in merged.header.parents] == [1.0] * len(weights)
+    side = METHODS[method].frozen_side
+    first = adapters[0].layers["a.attn1.to_k"].directions(side)
+    assert torch.equal(merged.layers["a.attn1.to_k"].directions(side), first)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_stack_is_exact_for_every_method(method):
+    adapters = [trained(method, 1), trained("lora", 2, rank=3), trained("qr", 3, base(5))]
+    merged = merge(adapters, (0.7, -0.4, 1), rule="stack")
+    assert_is_the_sum(merged, adapters, (0.7, -0.4, 1))
+    assert merged.rank == sum(x.rank for x in adapters) and merged.header.method == "stack"
+    assert_is_the_sum(merge([merged, adapters[0]], (2, 1), rule="stack"), [merged, adapters[0]], (2, 1))
+
+
+@pytest.mark.parametrize("method", ["qr", "qr-output", "qr-triangular"])
+def test_nearly_equal_bases_are_re_expressed_in_the_first(method):
+    """Loading a base in another dtype or on another machine turns Q within nearly the same span."""
+    adapters = [trained(method, 1), trained(method, 2, base(noise=0.03))]
+    merged = merge(adapters, (1, 0.5))
+    kept = merged.header.parents[1]["kept_energy"]
+    assert 0.99 < kept < 0.9999 and merged.header.parents[0]["kept_energy"] == 1
+    lost = math.sqrt(1 - kept) * math.sqrt(sum(pair.energy for pair in adapters[1].layers.values()))
+    missing = sum((merged.dense(x).double() - exact_sum(adapters, (1, 0.5), x)).square().sum() for x in LAYERS)
+    assert math.sqrt(missing) == pytest.approx(0.5 * lost, rel=0.05)
+
+
+def test_the_same_span_in_other_coordinates_loses_nothing():
+    first, second = trained("qr", 1, basis="d"), trained("qr", 2, basis="e")
+    turn = torch.linalg.qr(torch.randn(5, 5)).Q
+    turned = Adapter({x: Pair(turn @ p.A, p.B @ turn.T) for x, p in second.layers.items()}, second.header)
+    merged = merge([first, turned], (1, 1))
+    assert_is_the_sum(merged, [first, second], (1, 1))
+    assert merged.header.parents[1]["kept_energy"] > 1 - 1e-6 and merged.header.basis == ""
+
+
+def test_a_lower_rank_of_one_base_fits_into_the_higher():
+    for order in ((2, 5), (5, 2)):
+        adapters = [trained("qr", seed, rank=rank) for seed, rank in enumerate(order)]
+        merged = merge(adapters, (1, 1))
+        assert_is_the_sum(merged, adapters, (1, 1))
+        assert merged.rank == merged.header.rank == 5
+
+
+def test_output_and_triangular_share_a_span():
+    adapters = [trained("qr-triangular", 1), trained("qr-output", 2)]
+    merged = merge(adapters, (1, 1))
+    assert_is_the_sum(merged, adapters, (1, 1))
+    assert merged.header.method == "qr-output"
+
+
+def test_layers_of_one_adapter_alone_are_kept():
+    names = list(LAYERS)
+    adapters = [trained("qr", 1, layers=names[:2]), trained("qr", 2, layers=names[1:])]
+    for rule in RULES:
+        merged = merge(adapters, (0.5, 2), rule)
+        assert set(merged.layers) == set(LAYERS)
+        assert_is_the_sum(merged, adapters, (0.5, 2))
+
+
+def test_a_single_adapter_can_be_merged_and_the_inputs_stay_as_they_were():
+    adapter = trained("qr", 1)
+    before = {layer: pair.B.clone() for layer, pair in adapter.layers.items()}
+    assert_is_the_sum(merge([adapter], [3]), [adapter], [3])
+    merge([adapter, adapter], [1, 2])
+    assert all(torch.equal(adapter.layers[layer].B, B) for layer, B in before.items())
+
+
+def test_an_untrained_adapter_merges():
+    zero = trained("qr", 1, base(5)).scaled(0.0)
+    assert merge([trained("qr", 2), zero], (1, 1)).header.parents[1]["kept_energy"] == 1.0
+
+
+def test_scaled_and_merged_adapters_merge_again():
+    for method in ("qr", "qr-output"):
+        first, second = trained(method, 1), trained(method, 2)
+        merged = merge([first.scaled(0.5), merge([first, second], (1, 1))], (1, 2))
+        assert_is_the_sum(merged, [first, second], (2.5, 2))
+
+
+def test_the_header_tells_where_a_merge_comes_from():
+    first = trained("qr", 1, trigger="<c>", role="content", targets="self", fingerprint={"x": 1.0})
+    second = trained("qr", 2, trigger="<s>", role="style", targets="self", base="tiny", fingerprint={"y": 2.0})
+    header = merge([first, second], (1, 0.5)).header
+    assert (header.role, header.trigger, header.targets, header.base) == ("merged", "<c>, <s>", "self", "tiny")
+    assert header.fingerprint == {"x": 1.0, "y": 2.0}
+    assert [(x["trigger"], x["weight"]) for x in header.parents] == [("<c>", 1.0), ("<s>", 0.5)]
+    assert Header.from_json(header.to_json()) == header
+    again = merge([merge([first, second], (1, 1)), first], (1, 1)).header
+    assert again.parents[0]["parents"][1]["trigger"] == "<s>" and Header.from_json(again.to_json()) == again
+
+
+def test_another_base_is_refused_with_the_way_out():
+    with pytest.raises(ValueError, match=r"holds only \d.*of an adapter's update.*, or merge with rule='stack'"):
+        merge([trained("qr", 1), trained("qr", 2, base(5))], (1, 1))
+    fingerprints = {"fingerprint": {"a": 1.0}, "base": "one"}, {"fingerprint": {"a": 1.1}, "base": "two"}
+    adapters = [trained("qr", seed, **header) for seed, header in enumerate(fingerprints)]
+    for rule in RULES:
+        with pytest.raises(ValueError, match="different base models, 'one' and 'two'"):
+            merge(adapters, (1, 1), rule)
+
+
+def test_other_shapes_and_families_are_refused():
+    small = Adapter({"a.attn1.to_q": Pair(torch.ones(2, 8), torch.ones(9, 2))}, Header(method="qr"))
+    with pytest.raises(ValueError, match=r"a.attn1.to_q: .*\(20, 16\) in one, \(9, 8\) in another"):
+        merge([trained("qr", 1), small], (1, 1), "stack")
+    other = Adapter(trained("qr", 1).layers, Header(method="qr", family="flux", part="transformer"))
+    with pytest.raises(ValueError, match="different family: 'sdxl' and 'flux'"):
+        merge([trained("qr", 1), other], (1, 1))
+
+
+@pytest.mark.parametrize("methods", [("lora", "lora"), ("qr", "lora"), ("qr", "qr-output"), ("qr-direct", "qr-direct")])
+def test_methods_without_a_common_frozen_factor_are_sent_to_the_stack(methods):
+    adapters = [trained(method, seed) for seed, method in enumerate(methods)]
+    with pytest.raises(ValueError, match="do not share; use rule='stack'"):
+        merge(adapters, (1, 1))
+
+
+@pytest.mark.parametrize(
+    ("count", "weights", "rule", "message"),
+    [
+        (0, (), "sum", "0 adapters"),
+        (2, (1,), "sum", "2 adapters"),
+        (2, (1, math.nan), "sum", "finite"),
+        (2, (1, math.inf), "stack", "finite"),
+        (2, (1, 1), "linear", "'linear'; choose one of sum, stack"),
+    ],
+)
+def test_senseless_merges_are_refused(count, weights, rule, message):
+    with pytest.raises(ValueError, match=message):
+        merge([trained("qr", seed) for seed in range(count)], weights, rule)

@@ -1,0 +1,103 @@
+"""Where every method starts, against the paper's equations in float64."""
+
+import pytest
+import torch
+
+from qrlora.linalg import leading_subspace
+from qrlora.methods import METHODS
+
+W = torch.randn(24, 16, generator=torch.Generator().manual_seed(0))
+RANK = 5
+
+
+def start_of(name, weight=W, rank=RANK, seed=0):
+    method = METHODS[name]
+    Q = leading_subspace(weight, rank, method.side) if method.side else None
+    return method.start(weight, Q, rank, torch.Generator().manual_seed(seed))
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_the_first_step_is_the_base(name):
+    start = start_of(name)
+    B_A = start.B @ start.A
+    assert (start.A.shape, start.B.shape) == ((RANK, 16), (24, RANK))
+    assert start.A.dtype == start.B.dtype == torch.float32
+    assert torch.equal(B_A - (start.B @ start.A if start.subtract_start else 0), torch.zeros(24, 16))
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_the_count_of_trainable_numbers_is_that_of_the_start(name):
+    start = start_of(name)
+    learning = sum(getattr(start, factor).numel() for factor in start.learns)
+    if start.mask is not None:
+        assert start.mask.shape == getattr(start, start.learns[0]).shape
+        learning = int(start.mask.sum())
+    assert METHODS[name].trainable_parameters(24, 16, RANK) == learning
+
+
+@pytest.mark.parametrize(("name", "side"), [("qr", "input"), ("qr-output", "output")])
+def test_the_frozen_parts_cancel(name, side):
+    """W_comp + Q (R + dR) = W + Q dR on either side: no residual weight and no R are needed."""
+    start, weight = start_of(name), W.double() if side == "output" else W.double().T
+    Q = (start.B if side == "output" else start.A.T).double()
+    R = Q.T @ weight
+    dR = torch.randn(R.shape, dtype=torch.float64)
+    paper = (weight - Q @ R) + Q @ (R + dR)
+    ours = weight + Q @ dR
+    torch.testing.assert_close(paper, ours)
+    assert start.learns == (("A",) if side == "output" else ("B",))
+
+
+@pytest.mark.parametrize("name", ["qr", "qr-direct"])
+def test_the_frozen_directions_hold_the_best_low_rank_copy(name):
+    u, s, vh = torch.linalg.svd(W.double())
+    best = (u[:, :RANK] * s[:RANK]) @ vh[:RANK]
+    A = start_of(name).A.double()
+    torch.testing.assert_close(W.double() @ A.T @ A, best, atol=1e-5, rtol=1e-5)
+
+
+def test_direct_starts_at_the_factors_of_the_core():
+    u, s, vh = torch.linalg.svd(W.double())
+    start = start_of("qr-direct")
+    torch.testing.assert_close((start.B @ start.A).double(), (u[:, :RANK] * s[:RANK]) @ vh[:RANK], atol=1e-5, rtol=1e-5)
+    assert start.learns == ("A", "B") and start.subtract_start
+
+
+def test_triangular_stands_on_the_axes_where_r_is_triangular():
+    """B = Q of QR(W_core): Q^T W_core is upper triangular with a diagonal >= 0, and the mask has its shape."""
+    start = start_of("qr-triangular")
+    u, s, vh = torch.linalg.svd(W.double())
+    exact = torch.linalg.qr((u[:, :RANK] * s[:RANK]) @ vh[:RANK])
+    sign = torch.where(exact.R.diagonal() < 0, -1.0, 1.0)[:RANK]
+    torch.testing.assert_close(start.B.double(), exact.Q[:, :RANK] * sign, atol=1e-5, rtol=0)
+    R = start.B.double().T @ W.double()
+    assert R.tril(-1).abs().max() < 1e-5 and (R.diagonal() >= 0).all()
+    assert torch.equal(start.mask, torch.ones(RANK, 16).triu())
+
+
+def test_triangular_axes_do_not_depend_on_the_basis_of_the_span():
+    method, Q = METHODS["qr-triangular"], leading_subspace(W, RANK, "output")
+    turned = Q @ torch.linalg.qr(torch.randn(RANK, RANK)).Q
+    first, second = (method.start(W, x, RANK, None).B for x in (Q, turned))
+    torch.testing.assert_close(first, second, atol=1e-5, rtol=0)
+
+
+def test_lora_starts_as_peft_does():
+    """Kaiming uniform with a = sqrt(5) is uniform in +-1/sqrt(i)."""
+    start = start_of("lora", torch.zeros(8, 400), 100)
+    assert start.A.abs().max() <= 400**-0.5 and start.A.std() == pytest.approx((3 * 400) ** -0.5, rel=0.02)
+    assert torch.equal(start.A, start_of("lora", torch.zeros(8, 400), 100).A)
+    assert not torch.equal(start.A, start_of("lora", torch.zeros(8, 400), 100, seed=1).A)
+
+
+def test_a_bf16_base_starts_in_float32():
+    for name in METHODS:
+        start = start_of(name, W.bfloat16())
+        assert start.A.dtype == start.B.dtype == torch.float32
+
+
+@pytest.mark.parametrize("name", [name for name, method in METHODS.items() if method.side])
+def test_missing_or_foreign_directions_are_refused(name):
+    for Q in (None, torch.ones(7, RANK), torch.ones(24, RANK + 1)):
+        with pytest.raises(ValueError, match=f"needs {RANK} leading"):
+            METHODS[name].start(W, Q, RANK, None)
