@@ -83,7 +83,7 @@ def _set_last_convolution(norm: nn.GroupNorm, conv: nn.Conv2d, wanted: Tensor, s
 
 
 def _set_downsample(conv: nn.Conv2d, wanted: Tensor) -> None:
-    """Each pixel of a 2 x 2 cell gives wanted (out / 4, in) @ x; the cell's four results are stacked as (r, out / 4)."""
+    """Each pixel of a 2 x 2 cell gives wanted (out / 4, in) @ x; its four results are stacked as (r, out / 4)."""
     shortcut = torch.eye(len(wanted)).repeat_interleave(wanted.shape[1] // len(wanted), 1)
     conv.weight[:, :, 1, 1] = wanted - shortcut / shortcut.sum(1, keepdim=True)
 

@@ -1,0 +1,136 @@
+"""What a built-in base can do, in figures: ``python -m qrlora.world.score tiny-sdxl``.
+
+*Base*: random captions of known things and styles, drawn and shown to the judges.  *Personalisation*: adapters for
+held-out things and styles, each from one true picture, alone and merged by addition.  The figures go into the base's
+folder as ``scores.json``, from which ``qrlora.world.pretrain`` writes the model card.
+"""
+
+import argparse
+import json
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ..adapter import Adapter
+from ..config import TrainConfig
+from ..families import Base, open_base
+from ..files import load
+from ..sampling import generate
+from ..training import train
+from .atlas import held_out_contents, known_contents
+from .captions import CONTENT, STYLE, caption
+from .demo import to_tensor, true_image
+from .judges import judge
+from .models import BASES
+from .styles import HELD_OUT_STYLES, STYLES
+
+Say = Callable[[str], Any]
+BATCH = 50
+
+
+def share(right: list[bool]) -> float:
+    return sum(right) / len(right)
+
+
+def base_scores(base: Base, count: int = 500, seed: int = 0) -> dict[str, float]:
+    """Share of random known captions whose picture shows the right thing among all, and the right style."""
+    generator = torch.Generator().manual_seed(seed)
+    names, styles = known_contents(), tuple(STYLES)
+    pairs = [
+        (names[int(torch.randint(len(names), (), generator=generator))], styles[int(s)])
+        for s in torch.randint(len(styles), (count,), generator=generator)
+    ]
+    pictures = generate(base, [caption(*pair) for pair in pairs], seed=list(range(count)), batch_size=BATCH)
+    verdicts = judge(to_tensor(pictures))
+    return {
+        "captions": count,
+        "content": share([v.content == c for v, (c, _) in zip(verdicts, pairs, strict=True)]),
+        "style": share([v.style == s for v, (_, s) in zip(verdicts, pairs, strict=True)]),
+    }
+
+
+def personalisation(
+    base: Base, folder: Path, contents: int = 12, styles: int = 6, method: str = "qr", say: Say = print, **settings: Any
+) -> dict[str, float]:
+    """Held-out things and styles, learnt from one picture each, alone and as every pair merged by plain addition.
+
+    Adapters that are in the folder already are not learnt again.
+
+    Returns: shares of pictures that the judges name correctly.  ``content_alone`` is among the held-out contents,
+             ``merged_*`` among all; ``merged_both`` is content and style right in one picture.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    every = len(held_out_contents()) // contents
+    things, manners = held_out_contents()[::every][:contents], tuple(HELD_OUT_STYLES)[:styles]
+    known = known_contents()
+    shown = {style: known[(k + 1) * len(known) // (len(manners) + 1)] for k, style in enumerate(manners)}
+
+    def learnt(role: Any, name: str, content: str, style: str, prompt: str) -> Adapter:
+        output = folder / f"{role}-{name.replace(' ', '-')}-{method}.safetensors"
+        if not output.exists():
+            image = output.with_suffix(".png")
+            true_image(content, style).save(image)
+            started = time.monotonic()
+            train(
+                TrainConfig(image=image, role=role, prompt=prompt, output=output, method=method, **settings), base=base
+            )
+            say(f"{role} {name}: {time.monotonic() - started:.0f} s")
+        return load(output)
+
+    content = {name: learnt("content", name, name, "plain", f"a {CONTENT}") for name in things}
+    style = {name: learnt("style", name, shown[name], name, caption(shown[name], STYLE)) for name in manners}
+
+    right_alone: list[bool] = []
+    for name, adapter in content.items():
+        pictures = generate(base, f"a {CONTENT}", [(adapter, 1.0)], count=4)
+        right_alone += [v.content == name for v in judge(to_tensor(pictures), among=held_out_contents())]
+    right_style: list[bool] = []
+    others = known[5 :: len(known) // 12]
+    for name, adapter in style.items():
+        pictures = generate(base, [caption(other, STYLE) for other in others], [(adapter, 1.0)], batch_size=BATCH)
+        right_style += [v.style == name for v in judge(to_tensor(pictures))]
+    both: list[tuple[bool, bool, bool]] = []
+    for c, thing in content.items():
+        for s, manner in style.items():
+            pictures = generate(base, caption(CONTENT, STYLE), [(thing, 1.0), (manner, 1.0)], count=2)
+            tensor = to_tensor(pictures)
+            among = judge(tensor, among=held_out_contents())
+            both += [(v.content == c, v.style == s, h.content == c) for v, h in zip(judge(tensor), among, strict=True)]
+    return {
+        "pairs": len(content) * len(style),
+        "content_alone": share(right_alone),
+        "style_alone": share(right_style),
+        "merged_content": share([c for c, _, _ in both]),
+        "merged_style": share([s for _, s, _ in both]),
+        "merged_both": share([c and s for c, s, _ in both]),
+        "merged_both_among_held_out": share([c and s for _, s, c in both]),
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("base", help="a built-in name or a folder")
+    parser.add_argument("--captions", type=int, default=500)
+    parser.add_argument("--contents", type=int, default=12, help="held-out things; 0 leaves personalisation out")
+    parser.add_argument("--styles", type=int, default=6)
+    parser.add_argument("--method", default="qr")
+    parser.add_argument("--adapters", type=Path, default=Path("runs/adapters"), help="where the adapters are kept")
+    parser.add_argument("--write", action="store_true", help="keep the figures in the base's folder")
+    args = parser.parse_args()
+    base = open_base(args.base)
+    scores: dict[str, Any] = {"base": base_scores(base, args.captions)}
+    print(scores["base"], flush=True)
+    if args.contents:
+        scores[args.method] = personalisation(base, args.adapters, args.contents, args.styles, args.method)
+        print(scores[args.method])
+    if args.write:
+        path = BASES / args.base / "scores.json"
+        kept = json.loads(path.read_text()) if path.exists() else {}
+        path.write_text(json.dumps(kept | scores, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()
