@@ -26,22 +26,21 @@ UNSEEN = 10
 """One pair of content and style in so many is kept from the judges' training and is what their accuracy is taken on."""
 
 
+def _convolution(inputs: int, outputs: int, stride: int) -> list[nn.Module]:
+    return [nn.Conv2d(inputs, outputs, 3, stride, 1, bias=False), nn.BatchNorm2d(outputs), nn.ReLU()]
+
+
 class Judge(nn.Module):
     """Pictures (b, 3, 64, 64) in 0..1 -> scores (b, classes); ``features`` (b, 192) before the last layer."""
 
     def __init__(self, classes: int, width: int) -> None:
         super().__init__()
         widths = (3, width, 2 * width, 4 * width, 4 * width)
-        stages = []
+        stages: list[nn.Module] = []
         for k in range(4):
-            stages += [
-                nn.Conv2d(widths[k], widths[k + 1], 3, 2, 1, bias=False),
-                nn.BatchNorm2d(widths[k + 1]),
-                nn.ReLU(),
-            ]
+            stages += _convolution(widths[k], widths[k + 1], stride=2)
             if k in (1, 2):
-                stages += [nn.Conv2d(widths[k + 1], widths[k + 1], 3, 1, 1, bias=False)]
-                stages += [nn.BatchNorm2d(widths[k + 1]), nn.ReLU()]
+                stages += _convolution(widths[k + 1], widths[k + 1], stride=1)
         self.body = nn.Sequential(*stages, nn.AdaptiveAvgPool2d(2), nn.Flatten())
         self.neck = nn.Linear(16 * width, 192)
         self.head = nn.Linear(192, classes)
@@ -96,6 +95,11 @@ def judge(pictures: Tensor, among: tuple[str, ...] | None = None) -> list[Verdic
         Verdict(names[c], styles[s], float(pc), float(ps))
         for c, s, pc, ps in zip(content.indices, style.indices, content.values, style.values, strict=True)
     ]
+
+
+def all_true_pictures() -> Tensor:
+    """Every content in every style: (contents, styles, 3, 64, 64), 8 bit."""
+    return torch.stack([true_pictures(contents(), s) for s in ALL_STYLES], 1).mul(255).round().byte()
 
 
 def unseen_pairs() -> Tensor:
@@ -174,8 +178,7 @@ def main() -> None:
     parser.add_argument("--check", action="store_true", help="only measure the judges that are there")
     args = parser.parse_args()
     if args.check:
-        pictures = torch.stack([true_pictures(contents(), s) for s in ALL_STYLES], 1).mul(255).round().byte()
-        print(unseen_accuracy(judges(), pictures))
+        print(unseen_accuracy(judges(), all_true_pictures()))
         return
     both, accuracy = train(args.epochs)
     tensors = {name: t.half() if t.is_floating_point() else t for name, t in both.state_dict().items()}

@@ -1,4 +1,4 @@
-"""The built-in base models before any training: stock diffusers and transformers classes at a few million parameters."""
+"""The built-in base models before any training: stock classes at a few million parameters."""
 
 import json
 from pathlib import Path

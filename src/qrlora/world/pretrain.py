@@ -108,7 +108,7 @@ def world_latents(device: str) -> Tensor:
 
 
 def condition(model: nn.ModuleDict, tokens: Tensor) -> dict[str, Any]:
-    """SDXL's condition with gradient: both encoders' last hidden state but one, the second's pooled embedding, sizes."""
+    """SDXL's condition, with gradient: both encoders' last states but one, the second's pooled embedding, sizes."""
     first = model["text_encoder"](tokens, output_hidden_states=True)
     second = model["text_encoder_2"](tokens, output_hidden_states=True)
     sizes = torch.tensor([[SIZE, SIZE, 0, 0, SIZE, SIZE]], dtype=torch.float32, device=tokens.device)
@@ -142,7 +142,7 @@ def loss_of_step(run: Run, latents: Tensor, alphas: Tensor) -> Tensor:
 
 
 def pretrain(base: str, folder: Path, settings: Pretraining, device: str, every: int, minutes: float) -> Run:
-    """Train until ``settings.samples`` are shown or ``minutes`` are over; go on from ``folder/last.pt`` if it is there."""
+    """Train until all samples are shown or ``minutes`` are over; goes on from ``folder/last.pt`` if there."""
     folder.mkdir(parents=True, exist_ok=True)
     run = Run(base, settings, device)
     if (folder / "last.pt").exists():
