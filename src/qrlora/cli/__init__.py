@@ -33,7 +33,6 @@ app = typer.Typer(
     name="qrlora",
     cls=Verbs,
     add_completion=False,
-    no_args_is_help=True,
     rich_markup_mode="rich",
     context_settings={"help_option_names": ["-h", "--help"]},
 )
@@ -55,6 +54,7 @@ Negative = Annotated[str, typer.Option("--negative-prompt", help="What to keep o
 
 @app.callback(invoke_without_command=True)
 def entry(
+    context: typer.Context,
     version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False,
     traceback: Annotated[bool, typer.Option("--traceback", help="Show where in the code an error arose.")] = False,
 ) -> None:
@@ -65,6 +65,8 @@ def entry(
     """
     if version:
         say(f"qrlora {__version__}")
+    elif context.invoked_subcommand is None:
+        say(context.get_help())
 
 
 @app.command(epilog="Example: [bold]qrlora train image=dog.png output=dog.safetensors[/bold]")
@@ -194,6 +196,30 @@ def inspect(
         say(f"plot: {drawn}")
 
 
+@app.command(epilog="Example: [bold]qrlora demo --content my-dog.png --style painting.png --style-shows cat[/bold]")
+def demo(
+    content: Annotated[Path | None, typer.Option(help="A picture of a thing.", show_default="one of ours")] = None,
+    style: Annotated[Path | None, typer.Option(help="A picture in a style.", show_default="one of ours")] = None,
+    style_shows: Annotated[str, typer.Option(help="What your style picture shows, in a word: cat, house.")] = "thing",
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder to write.")] = Path("out/demo"),
+    base: Annotated[str, typer.Option(help="Base model.")] = "tiny-sdxl",
+    method: Annotated[str, typer.Option(help="qr, qr-output, qr-triangular, qr-direct or lora.")] = "qr",
+    steps: Annotated[int | None, typer.Option(help="Updates of each adapter.", show_default="the base's own")] = None,
+    count: Annotated[int, typer.Option(help="Pictures of each kind.")] = 4,
+    seed: Annotated[int, typer.Option(help="Seed of everything random.")] = 0,
+    quick: Annotated[
+        bool, typer.Option("--quick", help="Few updates: a look at the workings, not at the method.")
+    ] = False,
+    device: Device = "auto",
+) -> None:
+    """Learn a thing and a style from two pictures, merge them, draw: one contact sheet, three adapter files."""
+    from . import showing
+
+    if quick:
+        steps, count = steps or 10, min(count, 2)
+    showing.demo(output, content, style, style_shows, base, method, steps, count, seed, device)
+
+
 @app.command(epilog="Example: [bold]qrlora bases[/bold]")
 def bases() -> None:
     """List the base models that are built in, and what else can be one."""
@@ -249,7 +275,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
 def _for_people(error: Exception) -> str | None:
     """What a person can do something about, in one line; None for a slip of ours, which shows its trace."""
     if hasattr(error, "format_message"):  # typer's: a wrong option or a missing argument
-        return f"{error.format_message()} See --help."  # pyright: ignore[reportAttributeAccessIssue]
+        message = error.format_message()  # pyright: ignore[reportAttributeAccessIssue]
+        return f"{message.rstrip('.')}. See --help"
     if type(error).__name__ == "OutOfMemoryError" or isinstance(error, MemoryError):
         return OUT_OF_MEMORY
     if isinstance(error, OSError) and error.strerror:

@@ -100,6 +100,12 @@ class Bar:
         self._name = bars.add_task(escape(what), total=None, note="", count="", origin=math.inf, since=0.0)
         self._task = bars.tasks[0]
 
+    def name(self, what: str) -> None:
+        """Another piece of work begins; its time left is counted anew."""
+        if what != self._what:
+            self._what = what
+            self._task.fields["origin"] = math.inf
+
     def stage(self, what: str, share: float = 0.0) -> None:
         """What is being prepared, and which share of it (0..1) is done."""
         self._show(escape(f"{self._what}: {what}"), share, 1.0 if share else None, f"{share:.0%}" if share else "", "")
