@@ -35,10 +35,10 @@ def encode_image(pipe: Any, pixels: Tensor, generator: torch.Generator | None = 
     """
     vae, config = pipe.vae, pipe.vae.config
     dtype = vae.dtype
-    vae.to(torch.float32)
+    nn.Module.to(vae, torch.float32)  # diffusers' own `to` would warn about a change that lasts for a moment
     posterior = vae.encode(pixels.float()).latent_dist
     z = posterior.mode() if generator is None else posterior.sample(generator)
-    vae.to(dtype)
+    nn.Module.to(vae, dtype)
     mean, std = getattr(config, "latents_mean", None), getattr(config, "latents_std", None)
     if mean is not None and std is not None:
         z = (z - z.new_tensor(mean).view(1, -1, 1, 1)) / z.new_tensor(std).view(1, -1, 1, 1)
@@ -63,7 +63,6 @@ def sample(
     generators: Sequence[torch.Generator],
 ) -> list[Any]:
     """One PIL picture per prompt from the stock pipeline, all in one batch, each with its own generator."""
-
     pipe.set_progress_bar_config(disable=True)
     pictures = pipe(
         prompt=list(prompts),

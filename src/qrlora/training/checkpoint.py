@@ -55,7 +55,7 @@ class Checkpoint:
         tensors, metadata = read(path)
         way_out = f"delete {self.folder} or choose another checkpoint_dir"
         theirs, ours = json.loads(metadata.get("run", "{}")), json.loads(json.dumps(self.identity))
-        for key in sorted(theirs.keys() | ours.keys()):
+        for key in {**ours, **theirs}:
             if theirs.get(key) != ours.get(key):
                 change = f"{key} was {theirs.get(key)!r}, is {ours.get(key)!r}"
                 raise ValueError(f"{self.folder} holds the checkpoint of another run ({change}): {way_out}")

@@ -1,0 +1,232 @@
+"""Pictures: those of the stock pipeline, each from its own seed, whatever the batch."""
+
+import numpy as np
+import pytest
+import torch
+
+import pico
+from qrlora.adapter import Adapter, Header, Pair
+from qrlora.attach import attached
+from qrlora.families import open_base
+from qrlora.files import save
+from qrlora.merging import merge
+from qrlora.methods import METHODS
+from qrlora.sampling import generate, grid
+
+
+@pytest.fixture(scope="module", autouse=True)
+def cache(tmp_path_factory):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("QRLORA_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
+@pytest.fixture(scope="module")
+def base():
+    return open_base(pico.folder(), "cpu")
+
+
+@pytest.fixture(scope="module")
+def learnt(base, tmp_path_factory):
+    """Adapters of a few strong updates on noise pictures: {(method, role): file}."""
+    from PIL import Image
+
+    from qrlora.config import TrainConfig
+    from qrlora.training import train
+
+    folder = tmp_path_factory.mktemp("learnt")
+    files = {}
+    for seed, (method, role) in enumerate([*((m, "content") for m in METHODS), ("qr", "style"), ("lora", "style")]):
+        noise = torch.randint(0, 256, (16, 16, 3), generator=torch.Generator().manual_seed(seed), dtype=torch.uint8)
+        Image.fromarray(noise.numpy()).save(folder / "x.png")
+        prompt = {"content": "a <c>", "style": "a dog in <s> style"}[role]
+        files[method, role] = folder / f"{method}-{role}.safetensors"
+        where = {"base": str(pico.folder()), "image": folder / "x.png", "output": files[method, role], "device": "cpu"}
+        train(TrainConfig(**where, method=method, role=role, prompt=prompt, learning_rate=0.1), base=base)
+    return files
+
+
+def adapter(base, seed, trigger="", size=0.5):
+    """A strong random adapter: its pictures differ visibly from the base's."""
+    generator = torch.Generator().manual_seed(seed)
+    layers = {
+        name: Pair(
+            A=torch.randn(2, layer.in_features, generator=generator) * size,
+            B=torch.randn(layer.out_features, 2, generator=generator) * size,
+        )
+        for name, layer in base.target_layers("attention").items()
+    }
+    return Adapter(layers=layers, header=Header(trigger=trigger, rank=2, role="content"))
+
+
+def values(pictures):
+    return np.stack([np.asarray(picture).astype(int) for picture in pictures])
+
+
+def assert_same(pictures, others, levels=1):
+    """Equal to a grey level: another batch or another order of sums moves the last bits of a float."""
+    assert np.abs(values(pictures) - values(others)).max() <= levels
+
+
+def assert_differ(pictures, others):
+    assert np.abs(values(pictures) - values(others)).mean() > 2
+
+
+def test_without_adapters_pictures_are_the_stock_pipelines_bit_for_bit(base):
+    ours = generate(base, "a dog", seed=3, count=2)
+    theirs = base.pipe(
+        ["a dog"] * 2, height=16, width=16, num_inference_steps=3, guidance_scale=2.0,
+        generator=[torch.Generator().manual_seed(3), torch.Generator().manual_seed(4)],
+    ).images  # fmt: skip
+    assert np.array_equal(values(ours), values(theirs))
+
+
+def test_picture_k_of_a_seed_is_picture_0_of_seed_plus_k(base):
+    many = generate(base, "a dog", seed=5, count=5, batch_size=3)
+    alone = [generate(base, "a dog", seed=5 + k)[0] for k in range(5)]
+    assert_same(many, alone)
+    assert_differ(many[:1], many[1:2])
+
+
+def test_each_picture_of_a_batch_may_have_its_own_prompt_and_seed(base):
+    prompts, seeds = ["a dog", "a red car", "cat face"], [9, 9, 1]
+    together = generate(base, prompts, seed=seeds, guidance=6.0)
+    alone = [generate(base, p, seed=s, guidance=6.0)[0] for p, s in zip(prompts, seeds, strict=True)]
+    assert_same(together, alone)
+    assert_same(generate(base, prompts, seed=7), [generate(base, p, seed=7 + k)[0] for k, p in enumerate(prompts)])
+    assert_same(generate(base, "a dog", seed=[4, 2]), [generate(base, "a dog", seed=s)[0] for s in (4, 2)])
+
+
+def test_strengths_scale_the_sum_of_the_updates(base):
+    """Two adapters at their strengths are their exact stack at strength 1, and strength 0 is the base."""
+    one, two = adapter(base, 1), adapter(base, 2)
+    plain = generate(base, "a dog")
+    both = generate(base, "a dog", [(one, 0.7), (two, 0.4)])
+    assert_same(both, generate(base, "a dog", [(merge([one, two], [0.7, 0.4], "stack"), 1.0)]))
+    assert_differ(both, plain)
+    assert np.array_equal(values(generate(base, "a dog", [(one, 0.0)])), values(plain))
+
+
+def test_the_base_is_left_as_it_was(base):
+    plain = generate(base, "a dog")
+    generate(base, "a dog", [(adapter(base, 1), 1.0)])
+    with pytest.raises(RuntimeError):
+        generate(base, "a dog", [(adapter(base, 1), 1.0)], on_picture=fail)
+    assert attached(base.model) == []
+    assert np.array_equal(values(generate(base, "a dog")), values(plain))
+
+
+def fail(done, total):
+    raise RuntimeError("the caller failed")
+
+
+@pytest.mark.parametrize("family", pico.BASES)
+@pytest.mark.parametrize("method", METHODS)
+def test_a_learnt_file_in_stock_diffusers_gives_our_picture(family, method, base, learnt):
+    """Picture -> adapter -> file -> stock pipeline -> the picture that our own sampling gives."""
+    import diffusers
+
+    from qrlora.files import load
+
+    ours = generate(base, "a <c>", [(load(learnt[method, "content"]), 0.8)], seed=2, count=2)
+    pipe = getattr(diffusers, base.family.pipeline).from_pretrained(pico.folder(family))
+    pipe.load_lora_weights(str(learnt[method, "content"]), adapter_name="it")
+    pipe.set_adapters("it", 0.8)
+    assert_same(ours, stock(pipe, "a <c>", seeds=(2, 3)))
+    assert_differ(ours, generate(base, "a <c>", seed=2, count=2))
+
+
+@pytest.mark.filterwarnings("ignore:Already found a `peft_config`")  # PEFT's, at every second file
+@pytest.mark.parametrize(("method", "rule"), [("qr", "sum"), ("lora", "stack")])
+def test_a_merged_file_in_stock_diffusers_is_both_files_at_their_strengths(base, learnt, tmp_path, method, rule):
+    """set_adapters([content, style], [lc, ls]) of the two files, to float32 rounding."""
+    import diffusers
+
+    from qrlora.files import load
+
+    files = learnt[method, "content"], learnt[method, "style"]
+    save(merge([load(path) for path in files], [0.9, 0.6], rule), tmp_path / "merged.safetensors")
+    prompt, latents = "a <c> in <s> style", torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(1))
+    answers = []
+    for merged in (True, False):
+        pipe = getattr(diffusers, base.family.pipeline).from_pretrained(pico.folder())
+        pipe.set_progress_bar_config(disable=True)
+        if merged:
+            pipe.load_lora_weights(str(tmp_path / "merged.safetensors"))
+        else:
+            for name, path in zip(("content", "style"), files, strict=True):
+                pipe.load_lora_weights(str(path), adapter_name=name)
+            pipe.set_adapters(["content", "style"], [0.9, 0.6])
+        answers.append(pipe(prompt, latents=latents, num_inference_steps=2, output_type="latent").images)
+    torch.testing.assert_close(answers[0], answers[1], rtol=1e-3, atol=1e-4)
+
+
+def stock(pipe, prompt, seeds):
+    pipe.set_progress_bar_config(disable=True)
+    return pipe(
+        [prompt] * len(seeds), height=16, width=16, num_inference_steps=3, guidance_scale=2.0,
+        generator=[torch.Generator().manual_seed(s) for s in seeds],
+    ).images  # fmt: skip
+
+
+def test_a_grid_is_a_picture_for_each_pair_of_strengths(base):
+    content, style = adapter(base, 1, "<c>"), adapter(base, 2, "<s>")
+    done = []
+    pictures = grid(
+        base, "a <c> in <s> style", content, style, [0, 1.0], [0, 0.5, -0.3], seed=4,
+        on_picture=lambda k, total: done.append((k, total)),
+    )  # fmt: skip
+    assert done == [(k, 6) for k in range(1, 7)]
+    for row, lc in zip(pictures, [0, 1.0], strict=True):
+        for one, ls in zip(row, [0, 0.5, -0.3], strict=True):
+            assert_same([one], generate(base, "a <c> in <s> style", [(content, lc), (style, ls)], seed=4))
+    assert attached(base.model) == []
+
+
+def test_a_prompt_without_its_trigger_word_is_refused(base):
+    both = merge([adapter(base, 1, "<c>"), adapter(base, 2, "<s>")], [1, 1], "stack")
+    with pytest.raises(ValueError, match="'a <c> in neon style' lacks '<s>', the trigger word of the merged adapter"):
+        generate(base, "a <c> in neon style", [(both, 1.0)])
+    with pytest.raises(ValueError, match="lacks 'sks'"):
+        generate(base, "a sksdog", [(adapter(base, 1, "sks"), 1.0)])
+    with pytest.raises(ValueError, match="lacks '<s>'"):
+        grid(base, "a <c>", adapter(base, 1, "<c>"), adapter(base, 2, "<s>"), [1], [1])
+    generate(base, "a dog", [(both, 0.0)], steps=1)
+    generate(base, "a dog", [(both, 1.0)], steps=1, check_triggers=False)
+
+
+@pytest.mark.parametrize(
+    ("how", "message"),
+    [
+        ({"size": 20}, "size must be a multiple of 8 pixels .*got 20: try 16"),
+        ({"size": 0}, "got 0: try 8"),
+        ({"steps": 0}, "steps must be 1 or more"),
+        ({"guidance": float("nan")}, "guidance 0 or more"),
+        ({"count": 0}, "count must be 1 or more"),
+        ({"batch_size": 0}, "batch_size must be 1 or more"),
+        ({"seed": [1, 2], "count": 3}, "3 prompts, 2 seeds"),
+    ],
+)
+def test_settings_that_cannot_work_are_refused(base, how, message):
+    with pytest.raises(ValueError, match=message):
+        generate(base, "a dog", **how)
+
+
+def test_an_adapter_of_another_base_is_refused_and_leaves_nothing_behind(base):
+    good = adapter(base, 1)
+    name = list(good.layers)[3]
+    bad = Adapter(layers={**good.layers, name: Pair(A=torch.ones(2, 7), B=torch.ones(7, 2))}, header=good.header)
+    with pytest.raises(ValueError, match="another base"):
+        generate(base, "a dog", [(good, 1.0), (bad, 1.0)])
+    assert attached(base.model) == []
+
+
+def test_a_base_that_was_opened_for_training_says_that_it_cannot_draw():
+    base = open_base(pico.folder(), "cpu")
+    base.release()
+    with pytest.raises(ValueError, match="has no text_encoder, text_encoder_2, vae: open it again"):
+        generate(base, "a dog")
+
+
+def test_another_size_is_drawn_when_asked_for(base):
+    assert generate(base, "a dog", size=32)[0].size == (32, 32)

@@ -1,0 +1,291 @@
+"""One run: what it writes, what it leaves alone, and that nothing can stop it from ending in the same bytes."""
+
+import dataclasses
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+from PIL import Image
+
+import pico
+from qrlora.config import TrainConfig
+from qrlora.families import open_base
+from qrlora.files import load
+from qrlora.methods import METHODS
+from qrlora.training import train
+
+
+LEARNS = {"qr": {"B"}, "qr-output": {"A"}, "qr-triangular": {"A"}, "qr-direct": {"A", "B"}, "lora": {"A", "B"}}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def cache(tmp_path_factory):
+    """Bases of directions go to a folder of the test's own."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("QRLORA_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
+@pytest.fixture(scope="module")
+def base():
+    return open_base(pico.folder(), "cpu")
+
+
+def picture(folder):
+    path = folder / "dog.png"
+    if not path.exists():
+        noise = torch.randint(0, 256, (20, 24, 3), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+        Image.fromarray(noise.numpy()).save(path)
+    return path
+
+
+def settings(folder, **changes):
+    own = {"base": str(pico.folder()), "image": picture(folder), "output": folder / "out.safetensors", "device": "cpu"}
+    return TrainConfig(**{**own, **changes})
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_every_method_learns_and_leaves_the_base_as_it_was(tmp_path, base, method):
+    """The loss on one fixed draw falls; afterwards the base's every bit is where it was."""
+    from qrlora.attach import worn
+    from qrlora.data import load_picture, prepare
+    from qrlora.training import denoising_loss
+
+    before = {key: value.clone() for key, value in base.model.state_dict().items()}
+    adapter = train(settings(tmp_path, method=method, steps=30, batch_size=4), base=base)
+    after = base.model.state_dict()
+    assert list(after) == list(before) and all(torch.equal(after[key], before[key]) for key in before)
+
+    example = prepare(base, load_picture(picture(tmp_path), pico.SIZE), "a <c>")
+    generator = torch.Generator().manual_seed(5)
+    noise, moment = torch.randn(16, 4, 8, 8, generator=generator), torch.arange(16) * 60
+    fixed = (example.latents.expand(16, -1, -1, -1), noise, moment, example.condition.rows([0] * 16))
+    with torch.no_grad():
+        plain = denoising_loss(base.family.predict, base.model, base.noising, *fixed)
+        with worn(base.model, [(adapter, 1.0)]):
+            learnt = denoising_loss(base.family.predict, base.model, base.noising, *fixed)
+    assert learnt < 0.99 * plain
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_only_what_the_method_lets_learn_changes(tmp_path, base, method):
+    """A run of no length against one of four updates: the frozen factor is equal to the last bit."""
+    short = train(settings(tmp_path, method=method, steps=1, learning_rate=1e-30), base=base)
+    long = train(settings(tmp_path, method=method, steps=4), base=base)
+    for layer, pair in long.layers.items():
+        changed = {f for f in "AB" if not torch.equal(getattr(pair, f), getattr(short.layers[layer], f))}
+        assert changed == LEARNS[method]
+
+
+def test_a_run_is_explained_by_its_file(tmp_path, base):
+    train(settings(tmp_path, trigger="<c>", prompt="a <c> face"), base=base)
+    header = load(tmp_path / "out.safetensors").header
+    assert (header.family, header.part, header.method, header.rank, header.targets) == ("sdxl", "unet", "qr", 4, "self")
+    assert (header.role, header.trigger, header.prompt) == ("content", "<c>", "a <c> face")
+    assert len(header.basis) == 64 and len(header.fingerprint) == 16
+    assert header.config["steps"] == 6 and header.config["learning_rate"] == 1e-2
+    assert header.config["image"] == "dog.png"
+    assert str(tmp_path) not in json.dumps(header.config)
+
+
+def test_equal_settings_give_equal_bytes_and_another_seed_gives_others(tmp_path, base):
+    contents = []
+    for seed in (0, 0, 1):
+        train(settings(tmp_path, seed=seed), base=base)
+        contents.append((tmp_path / "out.safetensors").read_bytes())
+    assert contents[0] == contents[1] != contents[2]
+
+
+def test_watching_a_run_does_not_change_it(tmp_path, base):
+    """Previews, checkpoints, tensorboard and recomputed activations leave the numbers alone."""
+    pytest.importorskip("tensorboard")
+    train(settings(tmp_path), base=base)
+    plain = load(tmp_path / "out.safetensors")
+    seen = []
+    watched = settings(tmp_path, preview_every=2, preview_prompt="a <c> car", save_every=1, tensorboard=True)
+    train(watched, base=base, on_preview=lambda step, image: seen.append((step, image.size, image.mode)))
+    assert seen == [(2, (16, 16), "RGB"), (4, (16, 16), "RGB"), (6, (16, 16), "RGB")]
+    other = load(tmp_path / "out.safetensors")
+    assert other.header == plain.header
+    assert all(torch.equal(pair.B, plain.layers[name].B) for name, pair in other.layers.items())
+    assert list((tmp_path / "out.tensorboard").iterdir())
+    assert not watched.checkpoints.exists()
+    recomputed = train(settings(tmp_path, gradient_checkpointing=True), base=base)
+    for name, pair in recomputed.layers.items():
+        torch.testing.assert_close(pair.B, plain.layers[name].B, rtol=1e-4, atol=1e-6)
+
+
+def test_text_encoders_and_vae_are_gone_before_the_first_update(tmp_path, monkeypatch):
+    """An opened base is train's own: what is not needed any more is forgotten."""
+    import qrlora.training as room
+
+    opened = []
+    monkeypatch.setattr(room, "open_base", lambda *how: opened.append(open_base(*how)) or opened[-1])
+    train(settings(tmp_path), on_step=lambda _: opened[0].pipe.vae is None or pytest.fail("the VAE is still there"))
+    assert opened[0].spare_parts == {}
+
+
+def test_progress_tells_step_loss_and_time_left(tmp_path, base):
+    seen = []
+    stages = []
+    train(settings(tmp_path), base=base, on_step=seen.append, on_stage=lambda what, share: stages.append(what))
+    assert [(p.step, p.steps) for p in seen] == [(k, 6) for k in range(1, 7)]
+    assert all(0 < p.loss < 100 and p.seconds_left >= 0 for p in seen) and seen[-1].seconds_left == 0
+    assert "reading the picture" in stages
+
+
+@pytest.mark.parametrize("optimizer", ["adam", "adamw"])
+@pytest.mark.parametrize("method", ["qr", "qr-triangular", "qr-direct", "lora"])
+def test_a_run_goes_on_from_its_checkpoint_to_the_same_bytes(tmp_path, base, method, optimizer):
+    config = settings(tmp_path, method=method, optimizer=optimizer, save_every=2)
+    train(config, base=base)
+    whole = (tmp_path / "out.safetensors").read_bytes()
+    (tmp_path / "out.safetensors").unlink()
+
+    class Stopped(Exception):
+        pass
+
+    def stop(progress):
+        if progress.step == 5:
+            raise Stopped
+
+    with pytest.raises(Stopped):
+        train(config, base=base, on_step=stop)
+    assert config.checkpoints.is_dir() and not (tmp_path / "out.safetensors").exists()
+    seen = []
+    train(config, base=base, on_step=lambda p: seen.append(p.step))
+    assert seen == [5, 6]
+    assert (tmp_path / "out.safetensors").read_bytes() == whole
+    assert not config.checkpoints.exists()
+
+
+RUN = """
+import sys
+from qrlora.config import TrainConfig
+from qrlora.training import train
+base, image, output = sys.argv[1:]
+config = TrainConfig(base=base, image=image, output=output, device="cpu", steps=60, batch_size=1, save_every=1)
+train(config, on_step=lambda p: print(p.step, flush=True))
+"""
+
+
+def launch(folder):
+    command = [sys.executable, "-c", RUN, str(pico.folder()), str(picture(folder)), str(folder / "out.safetensors")]
+    threads = {"OMP_NUM_THREADS": str(torch.get_num_threads()), "MKL_NUM_THREADS": str(torch.get_num_threads())}
+    return subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env={**os.environ, **threads}
+    )
+
+
+def steps_until(process, step):
+    for line in process.stdout:
+        if int(line) >= step:
+            return
+    pytest.fail(process.stderr.read())
+
+
+def test_a_run_killed_at_a_random_moment_ends_in_the_same_bytes(tmp_path, base):
+    """SIGKILL leaves no time for anything; it may fall into an update or into the writing of a checkpoint."""
+    config = settings(tmp_path, steps=60, batch_size=1, save_every=1)
+    train(config, base=base)
+    whole = (tmp_path / "out.safetensors").read_bytes()
+    (tmp_path / "out.safetensors").unlink()
+    process = launch(tmp_path)
+    steps_until(process, random.randint(2, 30))
+    time.sleep(random.random() / 20)
+    process.kill()
+    process.wait()
+    assert not (tmp_path / "out.safetensors").exists()
+    seen = []
+    train(config, base=base, on_step=lambda p: seen.append(p.step))
+    assert seen[0] > 1
+    assert (tmp_path / "out.safetensors").read_bytes() == whole
+
+
+def test_ctrl_c_ends_the_update_and_saves_it(tmp_path, base):
+    process = launch(tmp_path)
+    steps_until(process, 3)
+    process.send_signal(signal.SIGINT)
+    told = [int(line) for line in process.stdout]
+    assert "KeyboardInterrupt: stopped after step" in process.stderr.read() and process.wait() != 0
+    seen = []
+    config = settings(tmp_path, steps=60, batch_size=1, save_every=1)
+    train(config, base=base, on_step=lambda p: seen.append(p.step))
+    assert seen[0] == (told[-1] if told else 3) + 1
+
+
+def test_a_checkpoint_of_another_run_is_refused_with_the_difference(tmp_path, base):
+    config = settings(tmp_path, save_every=2)
+    with pytest.raises(RuntimeError):
+        train(config, base=base, on_step=fail_at(3))
+    with pytest.raises(
+        ValueError, match=r"another run \(rank was 4, is 3\): delete .*out.checkpoint or choose another"
+    ):
+        train(dataclasses.replace(config, rank=3), base=base)
+    other = tmp_path / "other"
+    other.mkdir()
+    Image.new("RGB", (16, 16), "red").save(other / "dog.png")
+    with pytest.raises(ValueError, match=r"another run \(picture and prompt was"):
+        train(dataclasses.replace(config, image=other / "dog.png"), base=base)
+    with pytest.raises(ValueError, match="holds step 2 of a longer run than steps=1"):
+        train(dataclasses.replace(config, steps=1), base=base)
+    (config.checkpoints / "state.safetensors").write_bytes(b"cut")
+    with pytest.raises(ValueError, match="state.safetensors"):
+        train(config, base=base)
+
+
+def fail_at(step):
+    def act(progress):
+        if progress.step == step:
+            raise RuntimeError("as if the power had failed")
+
+    return act
+
+
+def test_a_loss_that_is_no_number_stops_the_run_with_step_and_remedy(tmp_path, base):
+    with pytest.raises(
+        ValueError, match=r"the loss is (nan|inf) at step \d of 6: lower learning_rate, which is 1e\+30"
+    ):
+        train(settings(tmp_path, learning_rate=1e30), base=base)
+    assert not (tmp_path / "out.safetensors").exists()
+    assert not any("lora" in name for name, _ in base.model.named_modules())
+
+
+def test_a_rank_above_a_layers_size_is_refused_with_the_layer(tmp_path, base):
+    with pytest.raises(ValueError, match=r"rank 13 is above the smaller side of down_blocks.*\(12 x 12\): use rank 12"):
+        train(settings(tmp_path, rank=13), base=base)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"prompt": "a dog"}, "lacks its trigger word '<c>'"),
+        ({"role": "style", "prompt": "a dog in <c> style"}, "lacks its trigger word '<s>'"),
+        ({"method": "qr-outptu"}, "no method 'qr-outptu'; did you mean 'qr-output'"),
+        ({"output": "x.bin"}, "ends in .safetensors"),
+        ({"preview_every": 3}, "preview_every=3 needs on_preview"),
+        ({"targets": "to_qq"}, "ends in 'to_qq'"),
+    ],
+)
+def test_a_setting_that_cannot_work_is_refused(tmp_path, base, changes, message):
+    with pytest.raises(ValueError, match=message):
+        train(settings(tmp_path, **changes), base=base)
+
+
+def test_a_base_with_broken_weights_is_refused_with_the_layer(tmp_path):
+    broken = open_base(pico.folder(), "cpu")
+    next(iter(broken.target_layers("self").values())).weight.data[0, 0] = float("nan")
+    with pytest.raises(ValueError, match="down_blocks.*NaN or infinity"):
+        train(settings(tmp_path), base=broken)
+
+
+def test_a_half_precision_base_learns_float32_factors(tmp_path):
+    half = open_base(pico.folder(), "cpu", "bfloat16")
+    adapter = train(settings(tmp_path), base=half)
+    assert all(pair.B.dtype == torch.float32 and pair.B.abs().max() > 0 for pair in adapter.layers.values())
