@@ -20,7 +20,6 @@ from qrlora.files import load
 from qrlora.methods import METHODS
 from qrlora.training import train
 
-
 LEARNS = {"qr": {"B"}, "qr-output": {"A"}, "qr-triangular": {"A"}, "qr-direct": {"A", "B"}, "lora": {"A", "B"}}
 
 
