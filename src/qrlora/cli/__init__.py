@@ -207,9 +207,7 @@ def demo(
     steps: Annotated[int | None, typer.Option(help="Updates of each adapter.", show_default="the base's own")] = None,
     count: Annotated[int, typer.Option(help="Pictures of each kind.")] = 4,
     seed: Annotated[int, typer.Option(help="Seed of everything random.")] = 0,
-    quick: Annotated[
-        bool, typer.Option("--quick", help="Few updates: a look at the workings, not at the method.")
-    ] = False,
+    quick: Annotated[bool, typer.Option("--quick", help="Few updates: shows the workings, not the method.")] = False,
     device: Device = "auto",
 ) -> None:
     """Learn a thing and a style from two pictures, merge them, draw: one contact sheet, three adapter files."""

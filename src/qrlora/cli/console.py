@@ -5,6 +5,7 @@ import contextlib
 import dataclasses
 import inspect
 import math
+import sys
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -17,8 +18,8 @@ from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn,
 from rich.table import Table
 from rich.text import Text
 
-out = Console(highlight=False, soft_wrap=True)
-"""Results: standard output."""
+out = Console(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else 160)
+"""Results: standard output; wide where that is a file or a pipe, for other programs to read."""
 err = Console(stderr=True, highlight=False, soft_wrap=True)
 """Progress and errors: standard error, so that results can be piped."""
 

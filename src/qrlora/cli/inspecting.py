@@ -29,7 +29,7 @@ def inspect(paths: Sequence[str], plot: Path | None, every_layer: bool) -> Path 
             console.table(("merged from", "strength", "energy kept"), parents(adapter.header.parents))
     names = [Path(path).stem for path in paths]
     if len(adapters) == 2:
-        names = names if names[0] != names[1] else [str(path) for path in paths]
+        names = names if names[0] != names[1] else [f"{name} {k}" for k, name in enumerate(names, 1)]
         rows = analysis.similarity(*adapters)
         _compare(names, rows, every_layer)
         plot = plot or Path(f"{Path(paths[0]).stem}-{Path(paths[1]).stem}-similarity.png")
@@ -45,10 +45,10 @@ def inspect(paths: Sequence[str], plot: Path | None, every_layer: bool) -> Path 
 
 def facts(path: Path, adapter: Adapter) -> list[tuple[str, str]]:
     """(name, value) lines about one file, those that are known."""
-    header, shapes = adapter.header, adapter.shapes
+    header = adapter.header
     run = [f"{name} {header.config[name]}" for name in SHOWN if header.config.get(name) not in (None, "")]
     paper = f" ({METHODS[header.method].paper})" if header.method in METHODS else ""
-    held = sum(adapter.rank * (o + i) for o, i in shapes.values())
+    held = sum(pair.A.numel() + pair.B.numel() for pair in adapter.layers.values())
     lines = [
         ("role", header.role or "unknown: not written by qrlora"),
         ("trigger", header.trigger),

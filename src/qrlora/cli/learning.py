@@ -2,10 +2,10 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
-from .. import plots, sampling, training
+from .. import plots, training
 from ..config import TrainConfig, as_dict
-from ..families import Base
 from . import console
 
 
@@ -20,8 +20,7 @@ def train(config: TrainConfig) -> None:
         def on_step(progress: training.Progress) -> None:
             bar.step(progress.step, progress.steps, f"loss {progress.loss:.4f}")
 
-        def on_preview(step: int, base: Base) -> None:
-            picture = sampling.generate(base, config.preview_prompt or config.prompt, seed=config.seed)[0]
+        def on_preview(step: int, picture: Any) -> None:
             plots.save_picture(picture, output.with_name(f"{output.stem}-{step:05}.png"), json.dumps(as_dict(config)))
 
         adapter = training.train(config, on_step=on_step, on_preview=on_preview, on_stage=bar.stage)

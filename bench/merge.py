@@ -1,0 +1,150 @@
+"""Time to merge and to inspect two SDXL adapters (560 layers, rank 64), and whether the merge is the true sum.
+
+    python bench/merge.py
+
+Beside `qrlora merge`: PEFT's add_weighted_adapter on the same two files, in its two modes that keep or stack the rank.
+"Error" is |merged - (c + s)| / |c + s| over all layers, c + s being the sum of the two updates; 1 means that the merge
+is off by as much as the whole. Each command is run five times in a fresh process; the median counts.
+"""
+
+import argparse
+import os
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import torch
+
+from qrlora.adapter import Adapter, Header, Pair
+from qrlora.files import load, save
+
+RANK = 64
+
+
+def sdxl_layers() -> Iterator[tuple[str, tuple[int, int]]]:
+    """(name, (outputs, inputs)) of the 560 attention projections of SDXL 1.0's UNet."""
+    blocks = [("down_blocks.1", 640, 2, 2), ("down_blocks.2", 1280, 2, 10), ("mid_block", 1280, 1, 10)]
+    blocks += [("up_blocks.0", 1280, 3, 10), ("up_blocks.1", 640, 3, 2)]
+    for block, width, attentions, depth in blocks:
+        for a in range(attentions):
+            for d in range(depth):
+                for attention, context in (("attn1", width), ("attn2", 2048)):
+                    for name in ("to_q", "to_k", "to_v", "to_out.0"):
+                        inputs = context if name in ("to_k", "to_v") else width
+                        yield f"{block}.attentions.{a}.transformer_blocks.{d}.{attention}.{name}", (width, inputs)
+
+
+def write_pair(folder: Path) -> list[Path]:
+    """Two adapters of method `qr` on one random basis, full size."""
+    generator = torch.Generator().manual_seed(0)
+    Q = {i: torch.linalg.qr(torch.randn(i, RANK, generator=generator)).Q for i in (640, 1280, 2048)}
+    paths = []
+    for role, trigger in (("content", "<c>"), ("style", "<s>")):
+        header = Header(family="sdxl", part="unet", method="qr", rank=RANK, targets="attention", basis="0" * 64)
+        header = Header(**{**header.__dict__, "role": role, "trigger": trigger, "base": "random"})
+        layers = {
+            name: Pair(Q[i].T.contiguous(), torch.randn(o, RANK, generator=generator) * 0.01)
+            for name, (o, i) in sdxl_layers()
+        }
+        paths.append(folder / f"{role}.safetensors")
+        save(Adapter(layers, header), paths[-1])
+    return paths
+
+
+def error(true: tuple[Adapter, Adapter], merged: Callable[[str], torch.Tensor], layers: list[str]) -> float:
+    """|merged - sum| / |sum| over some layers; merged(layer) is an update (o, i)."""
+    off = total = 0.0
+    for layer in layers:
+        wanted = sum(adapter.dense(layer) for adapter in true)
+        off += float((merged(layer) - wanted).square().sum())
+        total += float(wanted.square().sum())
+    return (off / total) ** 0.5
+
+
+def seconds(command: list[str], repeats: int) -> float:
+    """Median wall time of a command in a fresh process."""
+    laps = []
+    for _ in range(repeats):
+        started = time.perf_counter()
+        subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+        laps.append(time.perf_counter() - started)
+    return statistics.median(laps)
+
+
+class Holder(torch.nn.Module):
+    """The adapted layers alone, weights of one number each: PEFT needs modules to hang its factors on, no more."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        for name, (o, i) in sdxl_layers():
+            *path, last = name.split(".")
+            module: torch.nn.Module = self
+            for part in path:
+                if not hasattr(module, part):
+                    module.add_module(part, torch.nn.Module())
+                module = getattr(module, part)
+            linear = torch.nn.Linear(i, o, bias=False, device="meta")
+            linear.weight = torch.nn.Parameter(torch.zeros(1, 1).expand(o, i), requires_grad=False)
+            module.add_module(last, linear)
+
+
+def peft_merge(mode: str, adapters: tuple[Adapter, Adapter]) -> tuple[float, Callable[[str], torch.Tensor]]:
+    """Seconds of add_weighted_adapter alone, without loading files, and the update that it gives each layer."""
+    from peft import LoraConfig, get_peft_model
+
+    config = LoraConfig(r=RANK, lora_alpha=RANK, target_modules=["to_q", "to_k", "to_v", "to_out.0"])
+    model = get_peft_model(Holder(), config, adapter_name="c", low_cpu_mem_usage=True)
+    model.add_adapter("s", config, low_cpu_mem_usage=True)
+    base = model.base_model.model
+    for name, adapter in zip(("c", "s"), adapters, strict=True):
+        for layer, pair in adapter.layers.items():
+            module = base.get_submodule(layer)
+            module.lora_A[name].weight = torch.nn.Parameter(pair.A.clone(), requires_grad=False)
+            module.lora_B[name].weight = torch.nn.Parameter(pair.B.clone(), requires_grad=False)
+    started = time.perf_counter()
+    model.add_weighted_adapter(["c", "s"], [1.0, 1.0], "merged", combination_type=mode)
+    took = time.perf_counter() - started
+
+    def update(layer: str) -> torch.Tensor:
+        module = base.get_submodule(layer)
+        return module.scaling["merged"] * module.lora_B["merged"].weight @ module.lora_A["merged"].weight
+
+    return took, update
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--folder", type=Path, default=Path("out/bench"))
+    parser.add_argument("--repeats", type=int, default=5)
+    arguments = parser.parse_args()
+    arguments.folder.mkdir(parents=True, exist_ok=True)
+    torch.set_num_threads(1)
+    paths = write_pair(arguments.folder)
+    megabytes = paths[0].stat().st_size / 1e6
+    print(f"two adapters, 560 layers, rank {RANK}, {megabytes:.0f} MB each; load {os.getloadavg()[0]:.1f}\n")
+    output, plot = arguments.folder / "merged.safetensors", arguments.folder / "similarity.png"
+    qrlora = [sys.executable, "-m", "qrlora"]
+    commands = {
+        "qrlora merge A B": [*qrlora, "merge", *map(str, paths), "-o", str(output)],
+        "qrlora inspect A": [*qrlora, "inspect", str(paths[0])],
+        "qrlora inspect A B": [*qrlora, "inspect", *map(str, paths), "--plot", str(plot)],
+    }
+    print(f"{'command, whole process':34}{'seconds':>9}{'error':>12}")
+    checked = [name for name, _ in sdxl_layers()][::20]
+    true = (load(paths[0]), load(paths[1]))
+    for name, command in commands.items():
+        took = seconds(command, arguments.repeats)
+        shown = f"{error(true, load(output).dense, checked):12.1e}" if "merge" in name else ""
+        print(f"{name:34}{took:9.2f}{shown}")
+    for mode in ("linear", "cat"):
+        took, update = peft_merge(mode, true)
+        rank = RANK if mode == "linear" else 2 * RANK
+        name = f"peft {mode}, rank {rank}, merge alone"
+        print(f"{name:34}{took:9.2f}{error(true, update, checked):12.1e}")
+
+
+if __name__ == "__main__":
+    main()

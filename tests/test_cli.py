@@ -1,0 +1,372 @@
+"""The commands do what their help says, and every mistake is one line with a way out and exit code 2."""
+
+import os
+import pickle
+import re
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import pico
+from qrlora import cli, files
+from qrlora.adapter import Adapter, Header, Pair, ends_in
+from qrlora.cli import inspecting
+
+VERBS = ("train", "merge", "generate", "grid", "inspect", "bases", "demo")
+
+
+def run(capsys, *words):
+    """(exit code, standard output, standard error) of a command, in this process."""
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as end:
+        cli.main([str(word) for word in words])
+    shown = capsys.readouterr()
+    return end.value.code or 0, shown.out, shown.err
+
+
+@pytest.fixture(scope="session")
+def studio(tmp_path_factory):
+    """A folder with two pictures and the two adapters that `qrlora train` makes of them."""
+    folder = tmp_path_factory.mktemp("studio")
+    for name, colour in (("dog", "red"), ("cat", "blue")):
+        Image.effect_noise((20, 20), 60).convert("RGB").save(folder / f"{name}.png")
+        Image.new("RGB", (20, 20), colour).save(folder / f"{name}-flat.png")
+    common = [f"base={pico.folder()}", "rank=4"]
+    roles = {"dog": ["role=content"], "cat": ["role=style", "prompt=a cat in <s> style"]}
+    for name, settings in roles.items():
+        places = [f"image={folder / name}.png", f"output={folder / name}.safetensors"]
+        with pytest.raises(SystemExit) as end:
+            cli.main(["train", *common, *settings, *places])
+        assert not end.value.code
+    return folder
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_help_has_an_example_that_names_the_command(verb, capsys):
+    code, out, _ = run(capsys, verb, "--help")
+    assert code == 0 and f"Example: qrlora {verb}" in out
+
+
+def test_without_a_command_the_help_lists_all(capsys):
+    code, out, _ = run(capsys)
+    assert code == 0 and all(re.search(rf"│ {verb} ", out) for verb in VERBS)
+
+
+def test_every_setting_is_explained(capsys):
+    code, out, _ = run(capsys, "train", "--settings")
+    assert code == 0
+    for name in ("learning_rate", "preview_every", "min_snr_gamma", "checkpoint_dir"):
+        assert re.search(rf"^ +{name} ", out, re.MULTILINE)
+
+
+def test_train_says_what_it_wrote_and_how_to_use_it(studio, tmp_path, capsys):
+    output = tmp_path / "dog.safetensors"
+    words = [f"image={studio / 'dog.png'}", f"base={pico.folder()}", f"output={output}", "rank=4", "steps=2"]
+    code, out, err = run(capsys, "train", *words)
+    assert code == 0, err
+    assert "rank 4" in out and f'qrlora generate "a <c>" {output}' in out
+    assert "dog 2/2 loss" in err
+    assert files.read_header(output).config["steps"] == 2
+    assert [path.name for path in tmp_path.iterdir()] == ["dog.safetensors"]
+
+
+def test_a_recipe_is_read_and_the_command_line_wins(studio, tmp_path, capsys):
+    recipe = tmp_path / "run.toml"
+    recipe.write_text(
+        f'base = "{pico.folder()}"\nimage = "{studio / "dog.png"}"\nrank = 3\nsteps = 9\nmethod = "lora"\n'
+    )
+    code, _, err = run(capsys, "train", recipe, "steps=1", f"output={tmp_path / 'a.safetensors'}")
+    assert code == 0, err
+    header = files.read_header(tmp_path / "a.safetensors")
+    assert (header.method, header.rank, header.config["steps"]) == ("lora", 3, 1)
+
+
+def test_previews_are_pictures_beside_the_output(studio, tmp_path, capsys):
+    output = tmp_path / "dog.safetensors"
+    words = [f"image={studio / 'dog.png'}", f"base={pico.folder()}", f"output={output}", "steps=4", "preview_every=2"]
+    code, _, err = run(capsys, "train", *words)
+    assert code == 0, err
+    for name in ("dog-00002.png", "dog-00004.png"):
+        with Image.open(tmp_path / name) as picture:
+            assert picture.size == (pico.SIZE, pico.SIZE) and '"preview_every": 2' in picture.info["qrlora"]
+
+
+def test_merge_writes_the_weighted_sum(studio, tmp_path, capsys):
+    dog, cat, output = studio / "dog.safetensors", studio / "cat.safetensors", tmp_path / "both.safetensors"
+    code, out, err = run(capsys, "merge", dog, f"{cat}=0.5", "-o", output)
+    assert code == 0, err
+    assert f"{cat}: strength 0.5, 100.00% of its energy kept" in out
+    a, b, both = files.load(dog), files.load(cat), files.load(output)
+    for layer in both.layers:
+        torch.testing.assert_close(both.dense(layer), a.dense(layer) + 0.5 * b.dense(layer))
+    assert both.rank == a.rank and [p["weight"] for p in both.header.parents] == [1.0, 0.5]
+
+
+def test_merge_stacks_adapters_of_any_method(studio, tmp_path, capsys):
+    other = tmp_path / "lora=1.safetensors"  # a file's own "=" is not a strength
+    words = [f"image={studio / 'dog.png'}", f"base={pico.folder()}", "steps=1", "method=lora", "rank=2"]
+    assert run(capsys, "train", *words, f"output={other}")[0] == 0
+    files_in = [studio / "dog.safetensors", other]
+    code, _, err = run(capsys, "merge", *files_in, "-o", tmp_path / "sum.safetensors")
+    assert code == 2 and "rule='stack'" in err and not (tmp_path / "sum.safetensors").exists()
+    code, out, _ = run(capsys, "merge", *files_in, "--rule", "stack", "-o", tmp_path / "stack.safetensors")
+    assert code == 0 and "rank 6" in out
+
+
+def test_generate_takes_the_base_from_nowhere_but_the_adapters_or_the_option(studio, tmp_path, capsys):
+    output = tmp_path / "new" / "picture.png"
+    words = ["a <c> in <s> style", studio / "dog.safetensors", f"{studio / 'cat.safetensors'}=0.7"]
+    code, out, err = run(capsys, "generate", *words, "--base", pico.folder(), "-o", output, "--seed", 5)
+    assert code == 0, err
+    assert out.strip() == str(output)
+    with Image.open(output) as picture:
+        assert picture.size == (pico.SIZE, pico.SIZE) and '"strengths": [1.0, 0.7]' in picture.info["qrlora"]
+
+
+def test_generate_writes_each_picture_and_a_sheet_of_them(studio, tmp_path, capsys):
+    words = ["a <c>", studio / "dog.safetensors", "--base", pico.folder(), "--count", 3, "--seed", 7]
+    code, _, err = run(capsys, "generate", *words, "-o", tmp_path / "dogs.png")
+    assert code == 0, err
+    assert {p.name for p in tmp_path.iterdir()} == {"dogs.png", "dogs-7.png", "dogs-8.png", "dogs-9.png"}
+    code, _, _ = run(capsys, "generate", *words[:4], "--seed", 8, "-o", tmp_path / "one.png")
+    first, second = (np.asarray(Image.open(tmp_path / name)).astype(int) for name in ("dogs-8.png", "one.png"))
+    assert abs(first - second).max() <= 1  # picture k of seed s is picture 0 of seed s + k
+
+
+def test_grid_draws_every_pair_of_strengths(studio, tmp_path, capsys):
+    words = [studio / "dog.safetensors", studio / "cat.safetensors", "--base", pico.folder(), "--steps", 2]
+    code, out, err = run(
+        capsys, "grid", *words, "--content-strengths", "0,1", "--style-strengths", "0,0.5,2", "-o", tmp_path / "g.png"
+    )
+    assert code == 0, err
+    assert out.strip() == str(tmp_path / "g.png") and "drawing 6/6" in err
+    with Image.open(tmp_path / "g.png") as picture:
+        assert picture.width > picture.height > 400
+
+
+def test_inspect_shows_what_a_file_is_and_where_it_comes_from(studio, tmp_path, capsys):
+    both = tmp_path / "both.safetensors"
+    run(capsys, "merge", studio / "dog.safetensors", f"{studio / 'cat.safetensors'}=0.5", "-o", both)
+    code, out, err = run(capsys, "inspect", studio / "dog.safetensors")
+    assert code == 0, err
+    for line in (
+        "role +content",
+        "trigger +<c>",
+        "prompt +a <c>",
+        "rank +4",
+        "layers +.*targets self",
+        "image dog.png",
+    ):
+        assert re.search(line, out), line
+    assert "of LoRA's" in out and "learning_rate 0.01" in out and not list(tmp_path.glob("*.png"))
+    code, out, _ = run(capsys, "inspect", both)
+    assert re.search(r"content <c> qr from dog.png +1 +100.00%", out)
+    assert re.search(r"style <s> qr from cat.png +0.5 +100.00%", out)
+
+
+def test_inspect_compares_two_files_in_a_table_and_a_plot(studio, tmp_path, capsys):
+    plot = tmp_path / "alike.png"
+    dog = studio / "dog.safetensors"
+    code, out, err = run(capsys, "inspect", dog, studio / "cat.safetensors", "--plot", plot)
+    assert code == 0, err
+    blocks = [line.split()[0] for line in out.splitlines() if re.match(r" +(down|mid|up|all) ", line)]
+    assert blocks == ["down", "down", "mid", "up", "up", "up", "up", "all"] and f"plot: {plot}" in out
+    with Image.open(plot) as picture:
+        assert picture.width > 1000
+    code, out, _ = run(capsys, "inspect", dog, dog, "--layers", "--plot", plot)
+    layers = [line for line in out.splitlines() if "attn1.to_" in line]
+    assert len(layers) == len(files.load(dog).layers) and all(re.search(r"1\.000 +1\.000 +1\.000", x) for x in layers)
+
+
+def test_a_foreign_lora_can_be_inspected(tmp_path, capsys):
+    from safetensors.torch import save_file
+
+    path = tmp_path / "foreign.safetensors"
+    save_file({"unet.a.to_q.lora_A.weight": torch.ones(2, 8), "unet.a.to_q.lora_B.weight": torch.ones(6, 2)}, path)
+    code, out, err = run(capsys, "inspect", path)
+    assert code == 0, err
+    assert "unknown: not written by qrlora" in out and re.search("rank +2", out)
+
+
+def test_qr_trains_half_of_loras_parameters_on_sdxls_real_layers(tmp_path):
+    """280 self-attention layers: 21.3 M against 42.6 M, from the real shapes, with nothing allocated."""
+    shapes = {name: shape for name, shape in sdxl_attention() if ".attn1." in name}
+    assert (len(shapes), len(dict(sdxl_attention()))) == (280, 560)
+    assert all(ends_in(name, ["attn1.to_q", "attn1.to_k", "attn1.to_v", "attn1.to_out.0"]) for name in shapes)
+    layers = {n: Pair(torch.zeros(1, 1).expand(64, i), torch.zeros(1, 1).expand(o, 64)) for n, (o, i) in shapes.items()}
+    adapter = Adapter(layers, Header(family="sdxl", method="qr", rank=64))
+    path = tmp_path / "empty"
+    path.touch()
+    assert (
+        dict(inspecting.facts(path, adapter))["trainable"] == "21,299,200 (21.3 M), 50.0% of LoRA's 42,598,400 (42.6 M)"
+    )
+
+
+def sdxl_attention():
+    """(name, (outputs, inputs)) of the attention projections of SDXL 1.0's UNet, from diffusers' own class."""
+    from diffusers import UNet2DConditionModel
+
+    with torch.device("meta"):
+        unet = UNet2DConditionModel(
+            block_out_channels=(320, 640, 1280),
+            down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+            up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
+            transformer_layers_per_block=(1, 2, 10),
+            attention_head_dim=(5, 10, 20),
+            cross_attention_dim=2048,
+            use_linear_projection=True,
+            addition_embed_type="text_time",
+            addition_time_embed_dim=256,
+            projection_class_embeddings_input_dim=2816,
+        )
+    for name, module in unet.named_modules():
+        if isinstance(module, torch.nn.Linear) and re.search(r"attn[12]\.to_(q|k|v|out\.0)$", name):
+            yield name, (module.out_features, module.in_features)
+
+
+def test_bases_says_what_can_be_a_base(capsys):
+    code, out, err = run(capsys, "bases")
+    assert code == 0, err
+    assert "stabilityai/stable-diffusion-xl-base-1.0" in out and "self, attention" in out
+
+
+def bad_files(folder, dog):
+    """Files that are no adapters, each in its own way."""
+    whole = dog.read_bytes()
+    (folder / "cut.safetensors").write_bytes(whole[: len(whole) // 2])
+    (folder / "empty.safetensors").write_bytes(b"")
+    (folder / "pickled.safetensors").write_bytes(pickle.dumps({"a": 1}))
+    (folder / "weights.ckpt").write_bytes(pickle.dumps({"a": 1}))
+    (folder / "picture.png").write_bytes(b"\x89PNG not really")
+    adapter = files.load(dog)
+    layer, pair = next(iter(adapter.layers.items()))
+    from safetensors.torch import save_file
+
+    tensors = {
+        f"unet.{layer}.lora_A.weight": pair.A,
+        f"unet.{layer}.lora_B.weight": torch.full_like(pair.B, float("nan")),
+    }
+    save_file(tensors, folder / "nan.safetensors")
+    wide = {n: Pair(torch.ones(2, 5), torch.ones(5, 2)) for n in adapter.layers}
+    files.save(Adapter(wide, Header(family="sdxl", part="unet", method="lora", rank=2)), folder / "wide.safetensors")
+    foreign = Header(
+        **{**adapter.header.__dict__, "fingerprint": {k: 2 * v for k, v in adapter.header.fingerprint.items()}}
+    )
+    files.save(Adapter(adapter.layers, foreign), folder / "foreign.safetensors")
+
+
+BAD = {  # the words after `qrlora`, what the one line must say
+    "no such verb": (["trian"], "No such command 'trian'. Did you mean 'train'?"),
+    "no such option": (["merge", "DOG", "--rul", "sum"], "No such option: --rul"),
+    "no such rule": (["merge", "DOG", "--rule", "mean"], "no merging rule 'mean'; choose one of sum, stack"),
+    "no such content": (["merge", "DOG", "--content", "half"], "content='half'"),
+    "no such setting": (["train", "rnk=3"], "no setting 'rnk'; did you mean 'rank'?"),
+    "two recipes": (["train", "a.toml", "b.toml"], "one recipe at a time, got a.toml, b.toml"),
+    "no recipe": (["train", "none.toml"], "none.toml: No such file or directory"),
+    "no picture": (["train"], "no picture to learn from: give image=FILE"),
+    "picture missing": (["train", "image=none.png"], "none.png"),
+    "not a picture": (["train", "image=DIR/picture.png"], "picture.png"),
+    "no trigger": (
+        ["train", "image=PNG", "prompt=a dog"],
+        "the prompt 'a dog' lacks its trigger word '<c>': try 'a <c>'",
+    ),
+    "style unsaid": (["train", "image=PNG", "role=style"], "say what the style picture shows"),
+    "no such method": (["train", "image=PNG", "method=qrr"], "no method 'qrr'; did you mean 'qr'?"),
+    "rank too large": (["train", "image=PNG", "base=BASE", "rank=999"], "rank 999 is above"),
+    "no such base": (["train", "image=PNG", "base=tiny-sdxxl"], "tiny-sdxxl"),
+    "no such layers": (
+        ["train", "image=PNG", "base=BASE", "targets=to_z"],
+        "'to_z'; presets of targets: self, attention",
+    ),
+    "no such device": (["train", "image=PNG", "base=BASE", "device=tpu9"], "no device 'tpu9'"),
+    "output a folder": (["train", "image=PNG", "base=BASE", "output=DIR"], "output must be a file name that ends in"),
+    "adapter missing": (["merge", "none.safetensors"], "none.safetensors: No such file or directory"),
+    "adapter cut": (["merge", "DIR/cut.safetensors"], "cut.safetensors: not a whole safetensors file"),
+    "adapter empty": (["inspect", "DIR/empty.safetensors"], "empty.safetensors: not a whole safetensors file (0 bytes"),
+    "adapter a pickle": (["inspect", "DIR/pickled.safetensors"], "a pickle can run code"),
+    "adapter a ckpt": (["generate", "a <c>", "DIR/weights.ckpt"], "a pickle can run code"),
+    "adapter a picture": (["inspect", "DIR/picture.png"], "picture.png"),
+    "adapter with NaN": (["inspect", "DIR/nan.safetensors"], "holds NaN or infinity"),
+    "adapter of another shape": (["generate", "a", "DIR/wide.safetensors", "--base", "BASE"], "another base"),
+    "adapters of two bases": (["merge", "DOG", "DIR/foreign.safetensors"], "base"),
+    "strength no number": (
+        ["merge", "DOG=strong"],
+        "strengths are numbers with commas between, such as 0,0.5,1; got 'strong'",
+    ),
+    "strength infinite": (["merge", "DOG=inf"], "weights must be finite numbers"),
+    "strengths no numbers": (["grid", "DOG", "CAT", "--base", "BASE", "--style-strengths", "0;1"], "got '0;1'"),
+    "three to compare": (["inspect", "DOG", "CAT", "DOG"], "inspect shows one file or compares two, got 3"),
+    "prompt without trigger": (["generate", "a cat", "DOG", "--base", "BASE"], "lacks '<c>'"),
+    "odd size": (["generate", "a <c>", "DOG", "--base", "BASE", "--size", "17"], "size must be a multiple of 8"),
+    "no steps": (["generate", "a <c>", "DOG", "--base", "BASE", "--steps", "0"], "steps must be 1 or more, got 0"),
+    "picture no picture": (
+        ["generate", "a <c>", "DOG", "--base", "BASE", "-o", "DIR/a.xyz"],
+        "a.xyz: no picture format",
+    ),
+}
+
+
+@pytest.mark.parametrize("words, message", BAD.values(), ids=BAD.keys())
+def test_a_mistake_is_one_line_with_exit_code_2_and_leaves_nothing(
+    words, message, studio, tmp_path, capsys, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    places = {"DOG": studio / "dog.safetensors", "CAT": studio / "cat.safetensors", "PNG": studio / "dog.png"}
+    places |= {"BASE": pico.folder(), "DIR": tmp_path}
+    bad_files(tmp_path, places["DOG"])
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    code, out, err = run(capsys, *(re.sub("|".join(places), lambda m: str(places[m[0]]), word) for word in words))
+    assert code == 2 and out == ""
+    line = err.strip().splitlines()[-1]
+    assert line.startswith("error: ") and message in line
+    assert "Traceback" not in err and err.count("error: ") == 1
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
+
+
+def test_traceback_shows_all(capsys):
+    for words in (["--traceback", "inspect", "none.safetensors"], ["inspect", "none.safetensors", "--traceback"]):
+        with pytest.raises(FileNotFoundError):
+            cli.main(words)
+
+
+def test_a_slip_of_ours_shows_its_trace(monkeypatch):
+    """Only what a person can mend becomes one line; anything else must be seen whole."""
+    monkeypatch.setattr(files, "load", lambda path: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        cli.main(["inspect", "a.safetensors"])
+
+
+def test_ctrl_c_is_130_and_the_same_command_goes_on_to_the_same_bytes(studio, tmp_path):
+    def command(output):
+        words = [f"image={studio / 'dog.png'}", f"base={pico.folder()}", "steps=400", f"output={output}"]
+        return [sys.executable, "-m", "qrlora", "train", *words]
+
+    whole, stopped = tmp_path / "whole.safetensors", tmp_path / "stopped.safetensors"
+    subprocess.run(command(whole), check=True, capture_output=True)
+    child = subprocess.Popen(
+        [*command(stopped), "save_every=5"], stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    state = tmp_path / "stopped.checkpoint" / "state.safetensors"
+    while not state.exists() and child.poll() is None:
+        time.sleep(0.02)
+    child.send_signal(signal.SIGINT)
+    out, err = child.communicate(timeout=60)
+    assert child.returncode == 130 and "Traceback" not in err, err
+    assert re.search(r"stopped after step \d+ of 400; the same command goes on", err) and not stopped.exists()
+    subprocess.run(command(stopped), check=True, capture_output=True)
+    assert stopped.read_bytes() == whole.read_bytes() and not state.parent.exists()
+
+
+def test_a_reader_that_has_seen_enough_is_no_error(studio):
+    command = [sys.executable, "-m", "qrlora", "inspect", str(studio / "dog.safetensors"), "--layers"]
+    reader, writer = os.pipe()
+    os.close(reader)
+    done = subprocess.run(command, stdout=writer, stderr=subprocess.PIPE, text=True)
+    os.close(writer)
+    assert "Traceback" not in done.stderr and "error" not in done.stderr
