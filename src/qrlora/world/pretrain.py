@@ -38,6 +38,8 @@ class Pretraining:
     """Steps over which the rate rises from zero."""
     decay: float = 0.3
     """Part of the run, at its end, over which the rate falls to zero."""
+    tilt: float = 1.7
+    """Times are drawn as T (1 - u^tilt), u uniform: above 1 more often noisy ones, where the caption decides."""
     average: float = 0.999
     """Decay a step of the moving average of the weights; the average is what ships."""
     seed: int = 0
@@ -119,7 +121,7 @@ def condition(model: nn.ModuleDict, tokens: Tensor) -> dict[str, Any]:
 
 
 def loss_of_step(run: Run, latents: Tensor, alphas: Tensor) -> Tensor:
-    """Mean squared error of v = sqrt(a) noise - sqrt(1 - a) x at a uniformly drawn time, on one random batch."""
+    """Mean squared error of v = sqrt(a) noise - sqrt(1 - a) x at a drawn time, on one random batch."""
     g, b, device = run.generator, run.settings.batch_size, run.device
     names, styles = known_contents(), tuple(STYLES)
     content = torch.randint(len(names), (b,), generator=g)
@@ -128,7 +130,7 @@ def loss_of_step(run: Run, latents: Tensor, alphas: Tensor) -> Tensor:
     tokens = run.pipe.tokenizer(
         captions, padding="max_length", max_length=TEXT_LENGTH, truncation=True, return_tensors="pt"
     ).input_ids.to(device)
-    time_ = torch.randint(len(alphas), (b,), generator=g)
+    time_ = (len(alphas) * (1 - torch.rand(b, generator=g) ** run.settings.tilt)).long().clamp(max=len(alphas) - 1)
     clean = latents[style.to(device), content.to(device)]
     noise = torch.randn(clean.shape, generator=g).to(device)
     a = alphas[time_][:, None, None, None].to(device)
