@@ -344,7 +344,7 @@ def test_a_slip_of_ours_shows_its_trace(monkeypatch):
 
 def test_ctrl_c_is_130_and_the_same_command_goes_on_to_the_same_bytes(studio, tmp_path):
     def command(output):
-        words = [f"image={studio / 'dog.png'}", f"base={pico.folder()}", "steps=400", f"output={output}"]
+        words = [f"image={studio / 'dog.png'}", f"base={pico.folder()}", "steps=150", f"output={output}"]
         return [sys.executable, "-m", "qrlora", "train", *words]
 
     whole, stopped = tmp_path / "whole.safetensors", tmp_path / "stopped.safetensors"
@@ -358,7 +358,7 @@ def test_ctrl_c_is_130_and_the_same_command_goes_on_to_the_same_bytes(studio, tm
     child.send_signal(signal.SIGINT)
     out, err = child.communicate(timeout=60)
     assert child.returncode == 130 and "Traceback" not in err, err
-    assert re.search(r"stopped after step \d+ of 400; the same command goes on", err) and not stopped.exists()
+    assert re.search(r"stopped after step \d+ of 150; the same command goes on", err) and not stopped.exists()
     subprocess.run(command(stopped), check=True, capture_output=True)
     assert stopped.read_bytes() == whole.read_bytes() and not state.parent.exists()
 

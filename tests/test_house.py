@@ -148,3 +148,27 @@ assert not loaded, loaded
 """
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+
+
+def test_the_public_names_are_one_list_and_all_exist():
+    """What type checkers see in `__init__` is what `import qrlora` gives."""
+    import qrlora
+
+    tree = ast.parse((SRC / "__init__.py").read_text(encoding="utf-8"))
+    (seen_by_checkers,) = (node for node in tree.body if isinstance(node, ast.If))
+    promised = {
+        (str(node.module), alias.name)
+        for node in seen_by_checkers.body
+        if isinstance(node, ast.ImportFrom)
+        for alias in node.names
+    }
+    assert promised == {(room, name) for name, room in qrlora._ROOM_OF.items()}
+    for name in qrlora.__all__:
+        assert getattr(qrlora, name) is not None and name in dir(qrlora)
+    with pytest.raises(AttributeError, match="module 'qrlora' has no attribute 'trian'"):
+        _ = qrlora.trian  # pyright: ignore[reportAttributeAccessIssue]
+
+
+def test_every_python_file_says_what_it_is_for():
+    for path in FILES:
+        assert path.stat().st_size == 0 or ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))), path

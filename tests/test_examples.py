@@ -1,0 +1,66 @@
+"""Every example runs as a person would run it, on the pico base, and says what its docstring promises."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+import pico
+
+EXAMPLES = Path(__file__).parents[1] / "examples"
+
+
+def run(name, *words):
+    """Standard output of an example in a process of its own."""
+    command = [sys.executable, str(EXAMPLES / name), *(str(word) for word in words)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory):
+    """The folder in which `two_pictures.py` has worked."""
+    folder = tmp_path_factory.mktemp("pictures")
+    for name in ("dog", "cat"):
+        Image.effect_noise((24, 24), 80).convert("RGB").save(folder / f"{name}.png")
+    out = run("two_pictures.py", folder / "dog.png", folder / "cat.png", "--base", pico.folder(), "--folder", folder)
+    assert re.search(r"rank 4, \d+ layers", out)
+    return folder
+
+
+def test_two_pictures_become_one(pictures):
+    with Image.open(pictures / "merged.png") as picture:
+        assert picture.size == (pico.SIZE, pico.SIZE)
+
+
+def test_stock_diffusers_loads_the_file(pictures, tmp_path):
+    words = [pico.folder(), pictures / "merged.safetensors", "--steps", 2, "--output", tmp_path / "picture.png"]
+    assert "1 adapter on the UNet" in run("in_diffusers.py", *words)
+    assert (tmp_path / "picture.png").exists()
+
+
+def test_two_adapters_are_compared(pictures):
+    out = run("compare_two.py", pictures / "content.safetensors", pictures / "style.safetensors")
+    assert re.search(r"\d+ layers, largest cosine 0\.\d+", out) and "input overlap 1.000" in out
+
+
+def test_a_grid_is_drawn(pictures, tmp_path):
+    files = [pictures / "content.safetensors", pictures / "style.safetensors"]
+    out = run("strength_grid.py", *files, "--base", pico.folder(), "--output", tmp_path / "grid.png")
+    assert "9 pictures" in out and (tmp_path / "grid.png").exists()
+
+
+def test_the_method_learns_on_a_module_of_ones_own():
+    out = run("own_module.py")
+    count, first, last = re.search(r"(\d+) parameters learnt; loss ([\d.]+) -> ([\d.]+)", out).groups()
+    assert int(count) == 8 * (64 + 16)  # B alone: rank times outputs
+    assert float(last) < 0.5 * float(first)
+
+
+def test_every_example_is_run_here():
+    tested = Path(__file__).read_text(encoding="utf-8")
+    assert all(f'"{path.name}"' in tested for path in EXAMPLES.glob("*.py"))
