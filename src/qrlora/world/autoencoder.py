@@ -15,6 +15,8 @@ group of four channels holds (x, y, M, -M):
 With M = 256 both are linear to about 1e-5 of the pixel range in float32.
 """
 
+from typing import Any
+
 import torch
 from diffusers import AutoencoderKLHunyuanImage
 from torch import Tensor, nn
@@ -94,7 +96,7 @@ def _set_upsample(conv: nn.Conv2d, wanted: Tensor) -> None:
     conv.weight[:, :, 1, 1] = wanted - torch.eye(wanted.shape[1]).repeat_interleave(len(wanted) // wanted.shape[1], 0)
 
 
-def _set_encoder(encoder: nn.Module, mean: Tensor, directions: Tensor) -> None:
+def _set_encoder(encoder: Any, mean: Tensor, directions: Tensor) -> None:
     """Pixels -> 12 numbers of a 2 x 2 cell -> 48 of a 4 x 4 patch -> 16 latents."""
     first, second = encoder.down_blocks
     encoder.conv_in.weight[:3, :, 1, 1] = torch.eye(3)
@@ -120,7 +122,7 @@ def _set_encoder(encoder: nn.Module, mean: Tensor, directions: Tensor) -> None:
     encoder.conv_out.bias[LATENT_CHANNELS:] = -30.0  # log variance: a latent without noise
 
 
-def _set_decoder(decoder: nn.Module, mean: Tensor, directions: Tensor) -> None:
+def _set_decoder(decoder: Any, mean: Tensor, directions: Tensor) -> None:
     """16 latents -> the patch's 48 numbers -> 12 numbers of each 2 x 2 cell -> colours."""
     wanted = torch.zeros(CHANNELS[2], LATENT_CHANNELS)
     wanted[:48] = directions

@@ -138,7 +138,7 @@ def train(epochs: int, seed: int = 0) -> tuple[nn.ModuleDict, dict[str, float]]:
         torch.stack([true_pictures(contents(), s) for s in ALL_STYLES], 1).mul(255).byte()
     )  # (content, style, ...)
     seen = (~unseen_pairs()).nonzero()
-    both = untrained().to(memory_format=torch.channels_last)
+    both = untrained().to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
     optimizer = torch.optim.AdamW(both.parameters(), lr=3e-3, weight_decay=0.02, fused=True)
     batch, total = 128, epochs * (len(seen) // 128)
     for step in range(total):
@@ -172,7 +172,7 @@ def unseen_accuracy(both: nn.ModuleDict, pictures: Tensor) -> dict[str, float]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--epochs", type=int, default=24)
     parser.add_argument("--output", type=Path, default=JUDGES)
     parser.add_argument("--check", action="store_true", help="only measure the judges that are there")

@@ -56,7 +56,7 @@ def world_tokenizer() -> CLIPTokenizer:
     tokens = sorted(learnt["vocab"], key=learnt["vocab"].__getitem__)
     tokens += [c + "</w>" for c in alphabet if c + "</w>" not in learnt["vocab"]]
     tokens += ["<|startoftext|>", "<|endoftext|>"]
-    merges = [tuple(m) if isinstance(m, list) else tuple(m.split(" ")) for m in learnt["merges"]]
+    merges: Any = [tuple(m) if isinstance(m, list) else tuple(m.split(" ")) for m in learnt["merges"]]
     return CLIPTokenizer(vocab={t: k for k, t in enumerate(tokens)}, merges=merges, model_max_length=TEXT_LENGTH)
 
 
@@ -70,9 +70,9 @@ def text_config(tokenizer: CLIPTokenizer, width: int, layers: int) -> CLIPTextCo
         num_attention_heads=width // 32,
         max_position_embeddings=TEXT_LENGTH,
         hidden_act="gelu",
-        bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
+        bos_token_id=tokenizer.bos_token_id,  # pyright: ignore[reportArgumentType]
+        eos_token_id=tokenizer.eos_token_id,  # pyright: ignore[reportArgumentType]
+        pad_token_id=tokenizer.pad_token_id,  # pyright: ignore[reportArgumentType]
     )
 
 
@@ -99,13 +99,13 @@ def tiny_sdxl(seed: int = 0) -> StableDiffusionXLPipeline:
         norm_num_groups=16,
     )
     return StableDiffusionXLPipeline(
-        vae=patch_autoencoder(*world_patches()),
+        vae=patch_autoencoder(*world_patches()),  # pyright: ignore[reportArgumentType]
         text_encoder=CLIPTextModel(text_config(tokenizer, first, 2)),
         text_encoder_2=CLIPTextModelWithProjection(text_config(tokenizer, second, 3)),
         tokenizer=tokenizer,
         tokenizer_2=tokenizer,
         unet=unet,
-        scheduler=EulerDiscreteScheduler(
+        scheduler=EulerDiscreteScheduler(  # pyright: ignore[reportArgumentType]
             beta_schedule="scaled_linear",
             beta_start=0.00085,
             beta_end=0.012,

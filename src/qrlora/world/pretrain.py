@@ -60,7 +60,7 @@ class Run:
         self.settings, self.device, self.step = settings, device, 0
         self.pipe: StableDiffusionXLPipeline = BUILDERS[base](settings.seed)
         self.model = nn.ModuleDict({part: getattr(self.pipe, part).train() for part in TRAINED_PARTS}).to(device)
-        self.model.requires_grad_(True).to(memory_format=torch.channels_last)
+        self.model.requires_grad_(True).to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
         self.average = {k: v.detach().clone() for k, v in self.model.state_dict().items()}
         self.optimizer = torch.optim.AdamW(
             self.model.parameters(), lr=settings.learning_rate, betas=(0.9, 0.99), weight_decay=0.01, fused=True
@@ -185,7 +185,7 @@ def pretrain(base: str, folder: Path, settings: Pretraining, device: str, every:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("base", choices=BUILDERS)
     parser.add_argument("--run", type=Path, help="folder of checkpoints; default runs/BASE")
     parser.add_argument("--device", default="cpu", help="cpu or cuda; nothing else needs to change")

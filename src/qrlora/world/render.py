@@ -66,7 +66,7 @@ def most_distinct(pictures: Tensor, count: int) -> list[int]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--font", default=FONT)
     parser.add_argument("--contents", type=int, default=460)
     parser.add_argument("--output", type=Path, default=ATLAS)

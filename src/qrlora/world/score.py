@@ -111,7 +111,7 @@ def personalisation(
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("base", help="a built-in name or a folder")
     parser.add_argument("--captions", type=int, default=500)
     parser.add_argument("--contents", type=int, default=12, help="held-out things; 0 leaves personalisation out")

@@ -125,7 +125,7 @@ def oil(x: Tensor) -> Tensor:
     for top in (0, size - 1):
         for left in (0, size - 1):
             m, v = (t[:, :, top : top + h, left : left + w] for t in (mean, variance))
-            best = m if best is None else torch.where(v < lowest, m, best)
+            best = m if best is None or lowest is None else torch.where(v < lowest, m, best)
             lowest = v if lowest is None else torch.minimum(v, lowest)
     assert best is not None
     grey = _luminance(best)
