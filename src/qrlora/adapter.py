@@ -7,6 +7,7 @@ part, as diffusers spells it: "down_blocks.1.attentions.0.transformer_blocks.0.a
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -40,7 +41,7 @@ class Pair:
         """A^T (i, r) for side "input", B (o, r) for "output": what a method may freeze, as columns."""
         return self.A.T if side == "input" else self.B
 
-    @property
+    @cached_property
     def energy(self) -> float:
         """|B A|^2, the sum of the squared entries of the update."""
         return max(inner(self.A, self.B, self.A, self.B), 0.0)
