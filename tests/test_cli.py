@@ -14,9 +14,11 @@ import torch
 from PIL import Image
 
 import pico
-from qrlora import cli, files
+from qrlora import cli, files, plots
 from qrlora.adapter import Adapter, Header, Pair, ends_in
-from qrlora.cli import inspecting
+from qrlora.cli import console, inspecting, showing
+from qrlora.world.demo import Row
+from qrlora.world.judges import Verdict
 
 VERBS = ("train", "merge", "generate", "grid", "inspect", "bases", "demo")
 
@@ -234,6 +236,42 @@ def test_bases_says_what_can_be_a_base(capsys):
     code, out, err = run(capsys, "bases")
     assert code == 0, err
     assert "stabilityai/stable-diffusion-xl-base-1.0" in out and "self, attention" in out
+
+
+def test_the_demos_sheet_shows_what_is_given_what_is_true_and_what_came_out():
+    """Green where the judges see what they should, red where not, grey where nobody knows."""
+    picture = Image.new("RGB", (64, 64))
+    owl, cat = Verdict("owl", "dusk", 0.9, 0.8), Verdict("cat", "dusk", 0.6, 0.7)
+    rows = [
+        Row("content picture", [picture], [owl]),
+        Row("merged by adding", [picture] * 2, [owl, cat], "owl", "dusk"),
+        Row("the true picture", [picture], [owl], "owl", "dusk"),
+    ]
+    figure = showing.drawn(rows, "seed 0")
+    assert [axes.get_xlabel() for axes in figure.axes] == ["owl 90%\ndusk 80%"] * 3 + ["cat 60%\ndusk 70%"]
+    colours = [axes.xaxis.label.get_color() for axes in figure.axes]
+    assert colours == [plots.MUTED, plots.GOOD, plots.GOOD, plots.BAD]
+    assert {text.get_text() for text in figure.texts} >= {row.title for row in rows} | {"seed 0"}
+
+
+def test_time_left_counts_from_the_first_report():
+    """A resumed run at 900 of 1000 has not done 900 updates in the seconds since its start."""
+    with console.progress("run") as bar:
+        bar.stage("opening the base model")
+        bar.step(900, 1000)
+        task = bar._task
+        task.fields.update(since=task.fields["since"] - 10, begun=task.fields["begun"] - 70)
+        bar.step(950, 1000, "loss 0.1")
+        assert console.Clock().render(task).plain == "1:10, 0:10 left"
+        bar.name("another")
+        assert "left" not in console.Clock().render(task).plain
+
+
+@pytest.mark.parametrize(
+    ("value", "text"), [(0.12345, "0.123"), (-0.0001, "0.000"), (float("nan"), "-"), (-1.0, "-1.000")]
+)
+def test_numbers_in_tables(value, text):
+    assert console.number(value) == text
 
 
 def bad_files(folder, dog):

@@ -106,7 +106,7 @@ def train(
 @app.command(epilog="Example: [bold]qrlora merge dog.safetensors ink.safetensors=0.8 -o dog-ink.safetensors[/bold]")
 def merge(
     adapters: Annotated[
-        list[str], typer.Argument(metavar="FILE[=STRENGTH]...", help="Adapter files; strength 1 if unsaid.")
+        list[str], typer.Argument(metavar="FILE[=STRENGTH]", help="Adapter files; strength 1 if unsaid.")
     ],
     output: Annotated[Path, Output] = Path("merged.safetensors"),
     rule: Annotated[str, typer.Option(help="sum: the rank stays; stack: exact for any adapters, ranks add.")] = "sum",
@@ -130,7 +130,9 @@ def merge(
 @app.command(epilog='Example: [bold]qrlora generate "a <c> in <s> style" dog.safetensors ink.safetensors=0.8[/bold]')
 def generate(
     prompt: Annotated[str, typer.Argument(help="What to draw, with the adapters' trigger words in it.")],
-    adapters: Annotated[list[str] | None, typer.Argument(metavar="[FILE[=STRENGTH]]...", show_default=False)] = None,
+    adapters: Annotated[
+        list[str] | None, typer.Argument(metavar="FILE[=STRENGTH]", help="Strength 1 if unsaid.", show_default=False)
+    ] = None,
     output: Annotated[Path, Output] = Path("picture.png"),
     count: Annotated[int, typer.Option(help="How many pictures; more than one also make a sheet.")] = 1,
     seed: Seed = 0,
@@ -181,7 +183,7 @@ def grid(
 
 @app.command(epilog="Example: [bold]qrlora inspect dog.safetensors ink.safetensors[/bold]")
 def inspect(
-    adapters: Annotated[list[str], typer.Argument(metavar="FILE [FILE]", help="One file, or two to compare.")],
+    adapters: Annotated[list[str], typer.Argument(metavar="FILE", help="One file, or two to compare.")],
     plot: Annotated[
         Path | None, typer.Option(help="Where to draw.", show_default="two files: A-B-similarity.png")
     ] = None,

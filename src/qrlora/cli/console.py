@@ -14,7 +14,7 @@ from typing import Any
 from rich import box
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn
 from rich.table import Table
 from rich.text import Text
 
@@ -80,17 +80,22 @@ def _written(value: Any) -> str:
     return str(value).lower() if isinstance(value, bool) else f"{value:g}" if isinstance(value, float) else str(value)
 
 
-class TimeLeft(ProgressColumn):
-    """Time left at the mean speed since the first report: loading a model and a resumed run's past do not count."""
+class Clock(ProgressColumn):
+    """Time since the bar appeared, and time left at the mean speed since the first report: loading a model and a
+    resumed run's past do not count. rich's own clock stops when a stage before the work reaches its end."""
 
     def render(self, task: Task) -> Text:
-        done = task.completed - task.fields["origin"]
-        if not task.total or done <= 0:
-            return Text("")
-        seconds = round((time.monotonic() - task.fields["since"]) * (task.total - task.completed) / done)
-        hours, minutes = seconds // 3600, seconds % 3600 // 60
-        clock = f"{hours}:{minutes:02}:{seconds % 60:02}" if hours else f"{minutes}:{seconds % 60:02}"
-        return Text(f"{clock} left", style="cyan")
+        now, done = time.monotonic(), task.completed - task.fields["origin"]
+        text = Text(_clock(now - task.fields["begun"]), style="cyan")
+        if task.total and done > 0:
+            text.append(f", {_clock((now - task.fields['since']) * (task.total - task.completed) / done)} left")
+        return text
+
+
+def _clock(seconds: float) -> str:
+    """ "1:02:03" or "2:03"."""
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes // 60}:{minutes % 60:02}:{rest:02}" if minutes >= 60 else f"{minutes}:{rest:02}"
 
 
 class Bar:
@@ -98,7 +103,8 @@ class Bar:
 
     def __init__(self, bars: Progress, what: str) -> None:
         self._bars, self._what, self._shown = bars, what, time.monotonic()
-        self._name = bars.add_task(escape(what), total=None, note="", count="", origin=math.inf, since=0.0)
+        clock: dict[str, Any] = {"begun": self._shown, "origin": math.inf, "since": 0.0}
+        self._name = bars.add_task(escape(what), total=None, note="", count="", **clock)
         self._task = bars.tasks[0]
 
     def name(self, what: str) -> None:
@@ -134,8 +140,7 @@ def progress(what: str) -> Iterator[Bar]:
         BarColumn(bar_width=32),
         TextColumn("{task.fields[count]}", markup=False),
         TextColumn("{task.fields[note]}", markup=False),
-        TimeElapsedColumn(),
-        TimeLeft(),
+        Clock(),
     )
     with Progress(*columns, console=err, disable=not err.is_terminal) as bars:
         yield Bar(bars, what)
