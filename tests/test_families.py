@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch.nn import functional
 
+import checkpoint
 import pico
 from qrlora.families import FAMILIES, Framing, choose_device, open_base
 from qrlora.training import denoising_loss
@@ -187,20 +188,38 @@ def test_a_name_that_means_nothing_is_refused_in_one_line(tmp_path):
     refused("a b/c?", OSError, "neither a file or folder nor a possible hub name")
 
 
-def test_a_hub_name_without_a_network_is_refused_in_one_line(monkeypatch):
-    """The hub's own offline switch: the same answer as without a network, without its retries."""
-    import huggingface_hub
-
-    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+def test_a_hub_name_without_a_network_is_refused_in_one_line():
+    """With the hub's own offline switch: the same answer as without a network, without its retries."""
     refused("nobody/no-such-model", OSError, "not on this machine, and the hub cannot be reached")
+
+
+def test_a_single_file_checkpoint_is_the_same_base(base, tmp_path):
+    """In the names of the original release; configs and tokenizers from the folder beside it."""
+    checkpoint.write(base.pipe, tmp_path / "model.safetensors")
+    without_weights = shutil.ignore_patterns("*.safetensors", "qrlora.json")
+    shutil.copytree(pico.folder(), tmp_path / "model", ignore=without_weights)
+    single = open_base(tmp_path / "model.safetensors", "cpu")
+    assert single.family is base.family and single.defaults == FAMILIES["sdxl"].defaults
+    for part in ("unet", "vae", "text_encoder", "text_encoder_2"):
+        ours, theirs = getattr(single.pipe, part).state_dict(), getattr(base.pipe, part).state_dict()
+        assert ours.keys() == theirs.keys() and all(torch.equal(ours[key], theirs[key]) for key in ours)
+    framing = Framing.plain(16, 16)
+    told, expected = (x.encode_prompt(["a <c>"], framing).tensors for x in (single, base))
+    assert all(torch.equal(told[key], expected[key]) for key in expected)
+
+    whole = (tmp_path / "model.safetensors").read_bytes()
+    for share in (0.0, 0.001, 0.3, 0.999):
+        (tmp_path / "model.safetensors").write_bytes(whole[: int(share * len(whole))])
+        refused(tmp_path / "model.safetensors", ValueError, "model.safetensors: not a whole safetensors file")
+    (tmp_path / "alone.safetensors").write_bytes(whole)
+    refused(tmp_path / "alone.safetensors", OSError, "the hub cannot be reached")
 
 
 def test_files_that_are_no_base_model_are_refused(tmp_path):
     for name, content, match in (
         ("x.ckpt", b"\x80\x02", "give a pipeline's folder or a .safetensors checkpoint"),
-        ("x.safetensors", b"", "not a safetensors file, or only a part"),
-        ("x.safetensors", b"\xff" * 100, "not a safetensors file, or only a part"),
-        ("x.safetensors", (20).to_bytes(8, "little") + b'{"lora.weight": {}} ', "an adapter is no base model"),
+        ("x.safetensors", b"\xff" * 100, "not a whole safetensors file"),
+        ("x.safetensors", (8).to_bytes(8, "little") + b"{}      ", "an adapter is no base model"),
     ):
         (tmp_path / name).write_bytes(content)
         refused(tmp_path / name, ValueError, match)
@@ -213,11 +232,27 @@ def test_a_broken_or_foreign_folder_is_refused(tmp_path):
     )
     (tmp_path / "model_index.json").write_text("{")
     refused(tmp_path, ValueError, "not readable as JSON")
-    shutil.copytree(pico.folder(), tmp_path / "b")
-    (tmp_path / "b" / "qrlora.json").write_text('{"defaults": {"train": {"rnk": 3}}}')
-    refused(tmp_path / "b", ValueError, "qrlora.json: no setting 'rnk'; did you mean 'rank'")
-    (tmp_path / "b" / "unet" / "diffusion_pytorch_model.safetensors").write_bytes(b"")
-    refused(tmp_path / "b", (OSError, ValueError), "base model|b")
+    copy = tmp_path / "b"
+    shutil.copytree(pico.folder(), copy)
+    (copy / "qrlora.json").write_text('{"defaults": {"train": {"rnk": 3}}}')
+    refused(copy, ValueError, "qrlora.json: no setting 'rnk'; did you mean 'rank'")
+
+
+@pytest.mark.parametrize("part", ["unet", "text_encoder", "vae"])
+def test_a_folder_with_a_part_cut_or_gone_is_refused(tmp_path, part):
+    """Also if a pickle lies beside: only safetensors are read."""
+    copy = tmp_path / "b"
+    shutil.copytree(pico.folder(), copy)
+    (weights,) = (copy / part).glob("*.safetensors")
+    for keep in (5000, 0):
+        weights.write_bytes(weights.read_bytes()[:keep])
+        refused(copy, ValueError, f"{part}/.*not a whole safetensors file")
+    weights.unlink()
+    torch.save({}, copy / part / "pytorch_model.bin")
+    torch.save({}, copy / part / "diffusion_pytorch_model.bin")
+    refused(copy, OSError, "no file named")
+    shutil.rmtree(copy / "tokenizer_2")
+    refused(copy, OSError, "its tokenizer_2 is missing")
 
 
 def test_a_device_or_dtype_that_is_not_there_is_refused(tmp_path):

@@ -23,14 +23,6 @@ from qrlora.training import train
 LEARNS = {"qr": {"B"}, "qr-output": {"A"}, "qr-triangular": {"A"}, "qr-direct": {"A", "B"}, "lora": {"A", "B"}}
 
 
-@pytest.fixture(scope="module", autouse=True)
-def cache(tmp_path_factory):
-    """Bases of directions go to a folder of the test's own."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("QRLORA_CACHE", str(tmp_path_factory.mktemp("cache")))
-        yield
-
-
 @pytest.fixture(scope="module")
 def base():
     return open_base(pico.folder(), "cpu")

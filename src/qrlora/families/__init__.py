@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import difflib
 import json
-import struct
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,6 +13,7 @@ from typing import Any
 import torch
 
 from ..config import FamilyDefaults
+from ..storage import read_metadata
 from .record import Base, Condition, Family, Framing
 from .sdxl import SDXL
 
@@ -100,7 +100,7 @@ def _fetched(name: str) -> Path:
     finally:
         of_hub.set_verbosity(level)
     family = _family_of_folder(Path(index).parent)
-    return Path(_pipeline(family).download(name))
+    return Path(_pipeline(family).download(name, use_safetensors=True))
 
 
 def _family_of_folder(place: Path) -> Family:
@@ -131,15 +131,9 @@ def _family_of_checkpoint(path: Path) -> Family:
 
     Raises: ValueError: not a whole safetensors file, or of no known family.
     """
+    read_metadata(path)
     with path.open("rb") as file:
-        prefix = file.read(8)
-        length = struct.unpack("<Q", prefix)[0] if len(prefix) == 8 else 0
-        try:
-            if not 0 < length < path.stat().st_size:
-                raise ValueError("no header")
-            names = json.loads(file.read(length))
-        except ValueError as error:
-            raise ValueError(f"{path} is not a safetensors file, or only a part of one: fetch it again") from error
+        names = json.loads(file.read(int.from_bytes(file.read(8), "little")))
     for family in FAMILIES.values():
         if family.checkpoint_key in names:
             return family
@@ -151,10 +145,26 @@ def _opened(place: Path, family: Family, dtype: torch.dtype) -> Any:
     """A pipeline from its folder or one file. A file's configs and tokenizers come from a folder of the same name
     beside it if there is one (`model/` beside `model.safetensors`), else diffusers fetches the family's once."""
     if place.is_dir():
-        return _pipeline(family).from_pretrained(str(place), torch_dtype=dtype)
+        _check_parts(place)
+        return _pipeline(family).from_pretrained(str(place), torch_dtype=dtype, use_safetensors=True)
     beside = place.with_suffix("")
     extra = {"config": str(beside)} if (beside / "model_index.json").is_file() else {}
     return _pipeline(family).from_single_file(str(place), torch_dtype=dtype, **extra)
+
+
+def _check_parts(place: Path) -> None:
+    """Every part that a pipeline's index names is there and whole; without a tokenizer's folder transformers would
+    make up an empty one, and a cut file is reported without its name.
+
+    Raises: OSError: a part is missing.  ValueError: a file is cut short.
+    """
+    for name, kind in _json(place / "model_index.json").items():
+        if name.startswith("_") or not isinstance(kind, list) or kind[0] is None:
+            continue
+        if not (place / name).is_dir() or not any((place / name).iterdir()):
+            raise FileNotFoundError(f"its {name} is missing: {place / name} is no folder, or empty; fetch it again")
+        for file in (place / name).glob("*.safetensors"):
+            read_metadata(file)
 
 
 def _pipeline(family: Family) -> Any:
