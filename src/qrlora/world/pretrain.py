@@ -11,16 +11,18 @@ import os
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import torch
 from diffusers import StableDiffusionXLPipeline
 from torch import Tensor, nn
+from transformers.utils import logging
 
 from .atlas import SIZE, known_contents, true_pictures
 from .autoencoder import encode
 from .captions import training_caption
-from .models import BUILDERS, TEXT_LENGTH, world_patches
+from .models import BASES, BUILDERS, TEXT_LENGTH, world_patches
 from .styles import STYLES
 
 TRAINED_PARTS = ("unet", "text_encoder", "text_encoder_2")
@@ -143,6 +145,20 @@ def loss_of_step(run: Run, latents: Tensor, alphas: Tensor) -> Tensor:
     return (guess.float() - target).square().mean()
 
 
+def step(run: Run, latents: Tensor, alphas: Tensor) -> Tensor:
+    """One update of weights and average; the loss."""
+    for group in run.optimizer.param_groups:
+        group["lr"] = run.settings.rate(run.step)
+    loss = loss_of_step(run, latents, alphas)
+    loss.backward()
+    nn.utils.clip_grad_norm_(run.model.parameters(), 1.0)
+    run.optimizer.step()
+    run.optimizer.zero_grad()
+    run.update_average()
+    run.step += 1
+    return loss.detach()
+
+
 def pretrain(base: str, folder: Path, settings: Pretraining, device: str, every: int, minutes: float) -> Run:
     """Train until all samples are shown or ``minutes`` are over; goes on from ``folder/last.pt`` if there."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -153,16 +169,7 @@ def pretrain(base: str, folder: Path, settings: Pretraining, device: str, every:
     start, started_at, losses = time.monotonic(), run.step, []
     plateau = int((1 - settings.decay) * settings.steps)
     while run.step < settings.steps and time.monotonic() - start < minutes * 60:
-        for group in run.optimizer.param_groups:
-            group["lr"] = settings.rate(run.step)
-        loss = loss_of_step(run, latents, alphas)
-        loss.backward()
-        nn.utils.clip_grad_norm_(run.model.parameters(), 1.0)
-        run.optimizer.step()
-        run.optimizer.zero_grad()
-        run.update_average()
-        run.step += 1
-        losses.append(loss.detach())
+        losses.append(step(run, latents, alphas))
         if run.step % 50 == 0:
             mean = float(torch.stack(losses).mean())
             losses.clear()
@@ -180,8 +187,29 @@ def pretrain(base: str, folder: Path, settings: Pretraining, device: str, every:
             run.save(folder / "plateau.pt")
         if run.step % every == 0:
             run.save(folder / "last.pt")
-    run.save(folder / "last.pt")
+    if run.step > started_at:
+        run.save(folder / "last.pt")
     return run
+
+
+def export(run: Run, log: Path, folder: Path) -> None:
+    """Write the averaged base as a stock pipeline folder: 16-bit weights, the VAE in 32 (its constants need the range).
+
+    ``training.json`` beside it keeps what the model card says of the run: settings and the curve of the loss.
+    """
+    pipe = run.averaged_pipeline().to("cpu")
+    for part in TRAINED_PARTS:
+        getattr(pipe, part).half()
+    logging.disable_progress_bar()
+    pipe.save_pretrained(folder)
+    rows = [json.loads(line) for line in log.read_text().splitlines()]
+    hours = rows[-1]["samples"] / median(row["samples_per_second"] for row in rows) / 3600
+    told = {
+        "settings": asdict(run.settings),
+        "machine": f"on {run.device}, {os.cpu_count()} cores, about {hours:.1f} hours.",
+        "loss": [[r["samples"], r["loss"]] for r in rows[9::20]],
+    }
+    (folder / "training.json").write_text(json.dumps(told) + "\n")
 
 
 def main() -> None:
@@ -198,7 +226,10 @@ def main() -> None:
     args = vars(parser.parse_args())
     base, folder = args.pop("base"), args.pop("run")
     device, every, minutes = args.pop("device"), args.pop("every"), args.pop("minutes")
-    pretrain(base, folder or Path("runs") / base, Pretraining(**args), device, every, minutes)
+    folder = folder or Path("runs") / base
+    run = pretrain(base, folder, Pretraining(**args), device, every, minutes)
+    if run.step >= run.settings.steps:
+        export(run, folder / "log.jsonl", BASES / base)
 
 
 if __name__ == "__main__":

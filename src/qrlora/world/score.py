@@ -2,7 +2,7 @@
 
 *Base*: random captions of known things and styles, drawn and shown to the judges.  *Personalisation*: adapters for
 held-out things and styles, each from one true picture, alone and merged by addition.  The figures go into the base's
-folder as ``scores.json``, from which ``qrlora.world.pretrain`` writes the model card.
+folder as ``scores.json``, and from there into its model card.
 """
 
 import argparse
@@ -22,6 +22,7 @@ from ..sampling import generate
 from ..training import train
 from .atlas import held_out_contents, known_contents
 from .captions import CONTENT, STYLE, caption
+from .card import write_card
 from .demo import to_tensor, true_image
 from .judges import judge
 from .models import BASES
@@ -130,6 +131,7 @@ def main() -> None:
         path = BASES / args.base / "scores.json"
         kept = json.loads(path.read_text()) if path.exists() else {}
         path.write_text(json.dumps(kept | scores, indent=2) + "\n")
+        print(write_card(path.parent))
 
 
 if __name__ == "__main__":

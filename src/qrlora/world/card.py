@@ -1,0 +1,78 @@
+"""The model card of a built-in base, written from what was measured: never by hand."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from .atlas import contents, held_out_contents, known_contents
+from .judges import accuracy_on_unseen
+from .styles import HELD_OUT_STYLES, STYLES
+
+NAMES = {
+    "content_alone": "content adapter alone: thing recognised among the held-out ones",
+    "style_alone": "style adapter alone, on known things: style recognised",
+    "merged_content": "merged by addition: thing recognised among all",
+    "merged_style": "merged by addition: style recognised",
+    "merged_both": "merged by addition: both right, thing among all",
+    "merged_both_among_held_out": "merged by addition: both right, thing among the held-out ones",
+}
+
+
+def write_card(folder: Path) -> Path:
+    """README.md of a base's folder from its ``training.json`` and ``scores.json``; returns the file."""
+    training = json.loads((folder / "training.json").read_text())
+    scores = json.loads((folder / "scores.json").read_text())
+    name, judges = folder.name, accuracy_on_unseen()
+    methods = [key for key in scores if key not in ("base", "curve")]
+    lines = [
+        f"# {name}",
+        "",
+        f"A real `StableDiffusionXLPipeline` of 8 million parameters, pre-trained on {len(known_contents())} emoji "
+        f"drawings in {len(STYLES)} styles at 64 x 64 pixels. It has never seen {len(held_out_contents())} further "
+        f"drawings and {len(HELD_OUT_STYLES)} further styles: these are what adapters learn. The drawings are from "
+        "Noto Color Emoji (see NOTICE); the weights are under Apache-2.0.",
+        "",
+        "## How it was trained",
+        "",
+        *_training(name, training),
+        "",
+        f"## Scores (`python -m qrlora.world.score {name} --write`)",
+        "",
+        f"The judges name true pictures that they have not seen with {judges['content']:.1%} (thing, among "
+        f"{len(contents())}) and {judges['style']:.1%} (style) accuracy; {judges['pictures']:.0f} pictures.",
+        "",
+        f"| {scores['base']['captions']} random known captions | share |",
+        "|---|---|",
+        f"| thing recognised among all {len(contents())} | {scores['base']['content']:.1%} |",
+        f"| style recognised | {scores['base']['style']:.1%} |",
+        "",
+        *_curve(scores.get("curve", [])),
+        f"| held-out things and styles, one picture each | {' | '.join(methods)} |",
+        "|---|" + "---|" * len(methods),
+        f"| pairs | {' | '.join(str(scores[m]['pairs']) for m in methods)} |",
+        *(f"| {told} | {' | '.join(f'{scores[m][key]:.1%}' for m in methods)} |" for key, told in NAMES.items()),
+        "",
+    ]
+    path = folder / "README.md"
+    path.write_text("\n".join(lines))
+    return path
+
+
+def _training(name: str, training: dict[str, Any]) -> list[str]:
+    settings, losses = training["settings"], training["loss"]
+    curve = ", ".join(f"{samples // 1000}k: {loss:.3f}" for samples, loss in losses)
+    return [
+        f"- `python -m qrlora.world.pretrain {name} --samples {settings['samples']} --decay {settings['decay']}`: "
+        f"{settings['samples']:,} pictures in batches of {settings['batch_size']}, "
+        f"AdamW at {settings['learning_rate']:g}, v-prediction from pure noise, weights averaged over steps.",
+        f"- {training['machine']}",
+        f"- loss against pictures seen: {curve}.",
+    ]
+
+
+def _curve(curve: list[dict[str, float]]) -> list[str]:
+    """Scores of earlier checkpoints, which show whether more training would help."""
+    if not curve:
+        return []
+    rows = [f"| {row['samples']:,.0f} | {row['content']:.1%} | {row['style']:.1%} |" for row in curve]
+    return ["| pictures seen | thing recognised | style recognised |", "|---|---|---|", *rows, ""]

@@ -1,0 +1,141 @@
+"""The known-answer world: its pictures, captions, VAE and pre-training."""
+
+import json
+
+import pytest
+import torch
+
+from qrlora.world import autoencoder, judges, pretrain
+from qrlora.world.atlas import SIZE, contents, held_out_contents, known_contents, true_pictures
+from qrlora.world.captions import caption, training_caption
+from qrlora.world.models import TEXT_LENGTH, world_tokenizer
+from qrlora.world.styles import ALL_STYLES, HELD_OUT_STYLES, STYLES
+
+
+def test_the_world_has_400_known_and_60_held_out_contents_and_24_and_6_styles():
+    assert len(known_contents()) == 400 and len(held_out_contents()) == 60
+    assert not set(known_contents()) & set(held_out_contents()) and len(set(contents())) == 460
+    assert len(STYLES) == 24 and len(HELD_OUT_STYLES) == 6 and len(ALL_STYLES) == 30
+
+
+@pytest.mark.parametrize("style", ALL_STYLES)
+def test_a_style_is_a_function_of_one_picture_alone(style):
+    """The same picture in another batch, or the second time, has the same answer: else no picture would be true."""
+    names = list(contents()[::57])
+    together = true_pictures(names, style)
+    assert together.shape == (len(names), 3, SIZE, SIZE) and 0 <= together.min() and together.max() <= 1
+    torch.testing.assert_close(together[2:3], true_pictures(names[2:3], style), rtol=0, atol=1.01 / 255)
+
+
+def test_no_two_styles_draw_a_thing_alike():
+    drawn = torch.stack([true_pictures(contents()[:8], style) for style in ALL_STYLES]).flatten(1)
+    distance = torch.cdist(drawn, drawn) / drawn.shape[1] ** 0.5
+    distance.fill_diagonal_(1)
+    assert distance.min() > 0.05
+
+
+def test_an_unknown_thing_or_style_is_named():
+    with pytest.raises(ValueError, match="no content 'unicorn pizza'"):
+        true_pictures(["unicorn pizza"])
+    with pytest.raises(ValueError, match="no style 'baroque'"):
+        true_pictures(contents()[:1], "baroque")
+
+
+def test_every_caption_fits_the_text_encoders():
+    tokenizer = world_tokenizer()
+    longest = max(len(tokenizer(caption(c, s)).input_ids) for c in contents() for s in ("watercolor", "blueprint"))
+    assert longest <= TEXT_LENGTH
+
+
+def test_a_tenth_of_the_training_captions_is_empty_and_a_sixth_has_a_placeholder():
+    generator = torch.Generator().manual_seed(0)
+    drawn = [training_caption("owl", "neon", generator) for _ in range(4000)]
+    assert abs(drawn.count("") / 4000 - 0.10) < 0.02
+    assert abs(sum("<c>" in d or "<s>" in d for d in drawn) / 4000 - 0.16) < 0.02
+
+
+def test_the_stock_vae_is_the_orthonormal_projection_of_patches():
+    """Encoding and decoding by diffusers' class equal plain algebra in float64."""
+    pixels = torch.cat([true_pictures(contents()[::60], style) for style in ("plain", "neon")]) * 2 - 1
+    mean, directions, deviation = autoencoder.principal_patches(pixels)
+    torch.testing.assert_close(directions.T @ directions, torch.eye(16), rtol=0, atol=1e-5)
+    vae = autoencoder.patch_autoencoder(mean, directions, deviation)
+    latents = autoencoder.encode(pixels.double(), mean.double(), directions.double(), deviation)
+    with torch.no_grad():
+        posterior = vae.encode(pixels[:3]).latent_dist
+        decoded = vae.decode((latents[:3] / vae.config.scaling_factor).float()).sample
+    torch.testing.assert_close(posterior.mode() * vae.config.scaling_factor, latents[:3].float(), rtol=0, atol=2e-4)
+    torch.testing.assert_close(
+        decoded,
+        autoencoder.decode(latents[:3], mean.double(), directions.double(), deviation).float(),
+        rtol=0,
+        atol=2e-4,
+    )
+    assert float((decoded - pixels[:3]).square().mean() / pixels.var()) < 0.05
+    assert float(posterior.std.max()) < 1e-5
+
+
+@pytest.fixture
+def two_steps(monkeypatch):
+    """A world of one style and few latents, so that a step of pre-training takes a second."""
+    few = torch.randn(len(STYLES), len(known_contents()), 16, 2, 2, generator=torch.Generator().manual_seed(0))
+    monkeypatch.setattr(pretrain, "world_latents", lambda device: few)
+    return pretrain.Pretraining(samples=8, batch_size=2, warmup=1)
+
+
+def test_pretraining_that_was_stopped_and_resumed_ends_in_the_same_weights(tmp_path, two_steps):
+    whole = pretrain.pretrain("tiny-sdxl", tmp_path / "whole", two_steps, "cpu", 100, float("inf"))
+    half = pretrain.pretrain("tiny-sdxl", tmp_path / "cut", two_steps, "cpu", 2, 0)
+    assert half.step == 0
+    first = pretrain.Run("tiny-sdxl", two_steps, "cpu")
+    latents, alphas = pretrain.world_latents("cpu"), first.pipe.scheduler.alphas_cumprod
+    for _ in range(2):
+        pretrain.step(first, latents, alphas)
+    first.save(tmp_path / "cut" / "last.pt")
+    resumed = pretrain.pretrain("tiny-sdxl", tmp_path / "cut", two_steps, "cpu", 100, float("inf"))
+    assert resumed.step == whole.step == 4
+    for name, weight in whole.model.state_dict().items():
+        assert torch.equal(weight, resumed.model.state_dict()[name]), name
+
+
+def test_the_judges_name_true_pictures_they_have_not_seen():
+    """Of pairs of content and style kept from their training: at least 95 % of contents and 98 % of styles."""
+    pairs = judges.unseen_pairs().nonzero()[::11]
+    styles = tuple(ALL_STYLES)
+    right = [judges.judge(true_pictures([contents()[int(c)]], styles[int(s)]))[0] for c, s in pairs]
+    content = [v.content == contents()[int(c)] for v, (c, _) in zip(right, pairs, strict=True)]
+    style = [v.style == styles[int(s)] for v, (_, s) in zip(right, pairs, strict=True)]
+    assert (
+        sum(content) / len(content) >= 0.92 and sum(style) / len(style) >= 0.95
+    )  # about 125 pictures: one in 20 is noise
+    told = judges.accuracy_on_unseen()
+    assert told["content"] >= 0.95 and told["style"] >= 0.98
+
+
+def test_the_built_in_base_is_a_stock_pipeline_of_at_most_16_mb(tmp_path):
+    import zipfile
+
+    from diffusers import StableDiffusionXLPipeline
+
+    from qrlora.world.models import BASES
+
+    folder = BASES / "tiny-sdxl"
+    with zipfile.ZipFile(tmp_path / "wheel.zip", "w", zipfile.ZIP_DEFLATED) as wheel:
+        for path in folder.rglob("*"):
+            wheel.write(path)
+    assert (tmp_path / "wheel.zip").stat().st_size <= 16e6
+    pipe = StableDiffusionXLPipeline.from_pretrained(folder)
+    pipe.set_progress_bar_config(disable=True)
+    prompt = caption("penguin", "neon")
+    (picture,) = pipe(
+        prompt,
+        num_inference_steps=16,
+        guidance_scale=2.0,
+        height=64,
+        width=64,
+        generator=torch.Generator().manual_seed(0),
+    ).images
+    from qrlora.world.demo import to_tensor
+
+    assert judges.judge(to_tensor([picture]))[0].style == "neon"
+    assert json.loads((folder / "qrlora.json").read_text())["defaults"]["train"]["rank"] == 8
