@@ -321,3 +321,14 @@ def test_saving_twice_gives_the_same_bytes(unet, tmp_path):
         save(trained(unet, "qr", 1), tmp_path / f"{name}.safetensors")
     assert (tmp_path / "a.safetensors").read_bytes() == (tmp_path / "b.safetensors").read_bytes()
     assert all(is_finite(x) for x in read(tmp_path / "a.safetensors")[0].values())
+
+
+def test_a_merge_may_replace_a_file_that_it_read(unet, tmp_path):
+    """Files are memory-mapped: what was read stays, because a new file takes the name."""
+    adapter, path = trained(unet, "qr", 1), tmp_path / "x.safetensors"
+    save(adapter, path)
+    read_back = load(path)
+    save(merge([read_back], [2]), path)
+    assert_same(adapter, read_back)
+    layer = next(iter(adapter.layers))
+    assert torch.equal(load(path).layers[layer].B, 2 * adapter.layers[layer].B)

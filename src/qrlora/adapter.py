@@ -92,7 +92,7 @@ class Header:
         """
         try:
             values = json.loads(text)
-            version = values["format_version"]
+            version, parents = values["format_version"], tuple(values.get("parents", ()))
         except (ValueError, TypeError, KeyError) as error:
             raise ValueError(f"the adapter's header is not readable: {text[:80]!r}") from error
         if version != FORMAT_VERSION:
@@ -100,7 +100,7 @@ class Header:
         unknown = values.keys() - {x.name for x in fields(cls)}
         if unknown:
             raise ValueError(f"the adapter's header holds unknown entries: {', '.join(sorted(unknown))}")
-        return cls(**{**values, "parents": tuple(values.get("parents", ()))})
+        return cls(**{**values, "parents": parents})
 
 
 @dataclass(frozen=True)

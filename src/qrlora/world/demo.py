@@ -23,7 +23,7 @@ from .captions import CONTENT, STYLE, caption
 from .judges import Verdict, judge
 from .styles import ALL_STYLES
 
-CONTENT_NAME, STYLE_NAME, STYLE_THING, OTHER_THING = "carpentry saw", "dusk", "panda", "owl"
+CONTENT_NAME, STYLE_NAME, STYLE_THING, OTHER_THING = "robot", "dusk", "panda", "owl"
 """What the demonstration learns unless it is given pictures: a held-out thing, a held-out style on a known thing, and
 another known thing that the style alone is shown on."""
 
