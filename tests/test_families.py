@@ -55,6 +55,19 @@ def test_real_sdxl_has_280_self_attention_and_560_attention_layers(real_sdxl):
     assert len(real_sdxl.target_layers("attention")) == 560
 
 
+def test_an_adapter_lands_on_exactly_the_560_layers_of_real_sdxl(real_sdxl):
+    """PEFT shortens long lists of layer names to endings; none of them may reach a layer too many."""
+    import copy
+
+    from qrlora.adapter import Adapter, Header, Pair
+    from qrlora.attach import attach
+
+    unet, layers = copy.deepcopy(real_sdxl.model), real_sdxl.target_layers("attention")
+    pairs = {n: Pair(A=torch.ones(1, m.in_features), B=torch.ones(m.out_features, 1)) for n, m in layers.items()}
+    attach(unet, Adapter(layers=pairs, header=Header()), "it")
+    assert {name for name, module in unet.named_modules() if hasattr(module, "lora_A")} == set(layers)
+
+
 def test_qr_learns_half_of_loras_parameters_on_real_sdxl(real_sdxl):
     """21.3 M against 42.6 M on the 280 self-attention layers at rank 64: all are square."""
     from qrlora.methods import METHODS

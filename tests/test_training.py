@@ -14,12 +14,15 @@ import torch
 from PIL import Image
 
 import pico
+from qrlora.attach import begin, detach
 from qrlora.config import TrainConfig
-from qrlora.families import open_base
+from qrlora.families import Framing, open_base
 from qrlora.files import load
+from qrlora.linalg import leading_subspace
 from qrlora.methods import METHODS
 from qrlora.training import train
 
+FRAMING = Framing.plain(pico.SIZE, pico.SIZE)
 LEARNS = {"qr": {"B"}, "qr-output": {"A"}, "qr-triangular": {"A"}, "qr-direct": {"A", "B"}, "lora": {"A", "B"}}
 
 
@@ -62,6 +65,28 @@ def test_every_method_learns_and_leaves_the_base_as_it_was(tmp_path, base, metho
         with worn(base.model, [(adapter, 1.0)]):
             learnt = denoising_loss(base.family.predict, base.model, base.noising, *fixed)
     assert learnt < 0.99 * plain
+
+
+@pytest.mark.parametrize("targets", ["self", "attention"])
+@pytest.mark.parametrize("method", METHODS)
+def test_step_0_is_the_base(base, method, targets):
+    """The UNet's answer with a fresh start on it, bit for bit; qr-direct to rounding: its update is B A - B_0 A_0."""
+    generator = torch.Generator().manual_seed(3)
+    noisy, condition = torch.randn(2, 4, 8, 8, generator=generator), base.encode_prompt(["a <c>"] * 2, FRAMING)
+    row = METHODS[method]
+    starts = {
+        name: row.start(weight, leading_subspace(weight, 4, row.side) if row.side else None, 4, generator)
+        for name, weight in base.weights(targets)
+    }
+    with torch.no_grad():
+        plain = base.family.predict(base.model, noisy, torch.tensor([5, 900]), condition)
+        begin(base.model, starts, "fresh")
+        fresh = base.family.predict(base.model, noisy, torch.tensor([5, 900]), condition)
+        detach(base.model, "fresh")
+    if method == "qr-direct":
+        torch.testing.assert_close(fresh, plain, rtol=1e-4, atol=1e-5)
+    else:
+        assert torch.equal(fresh, plain)
 
 
 @pytest.mark.parametrize("method", METHODS)

@@ -139,13 +139,14 @@ def worn(model: nn.Module, adapters: Iterable[tuple[Adapter, float]]) -> Iterato
     try:
         for adapter, strength in adapters:
             name = next(n for k in range(len(taken) + 1) if (n := f"qrlora{k}") not in taken)
-            attach(model, adapter, name, strength)
             names.append(name)
             taken.add(name)
+            attach(model, adapter, name, strength)
         yield names
     finally:
         for name in names:
-            detach(model, name)
+            if name in attached(model):  # a refused one is not
+                detach(model, name)
 
 
 def _inject(model: nn.Module, pairs: Mapping[str, Pair], name: str) -> None:

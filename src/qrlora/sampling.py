@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import re
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -159,12 +158,8 @@ def _check_triggers(prompts: Sequence[str], adapters: Sequence[tuple[Adapter, fl
         for adapter, strength in adapters:
             trigger = missing_trigger(prompt, adapter) if strength else ""
             if trigger:
-                near = difflib.get_close_matches(trigger, prompt.split(), n=1, cutoff=0.6)
-                hint = f"; did you mean it by {near[0]!r}?" if near else ""
-                role = adapter.header.role or "an"
-                raise ValueError(
-                    f"the prompt {prompt!r} lacks {trigger!r}, the trigger word of the {role} adapter: add it{hint}"
-                )
+                role = f"the {adapter.header.role} adapter" if adapter.header.role else "an adapter"
+                raise ValueError(f"the prompt {prompt!r} lacks {trigger!r}, the trigger word of {role}: add it")
 
 
 def _check_whole(base: Base) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from ..adapter import Adapter, Header
-from ..attach import begin, detach, lift
+from ..attach import attached, begin, detach, lift
 from ..basis import cached_basis, fingerprint
 from ..config import TrainConfig, as_dict
 from ..data import MIN_SIDE, Example, load_picture, prepare
@@ -94,13 +94,14 @@ def _learn(
 
     generator = torch.Generator("cpu").manual_seed(config.seed)
     starts, digest = _starts(base, config, generator, stage)
-    parameters = begin(base.model, starts, NAME)
     try:
+        parameters = begin(base.model, starts, NAME)
         identity = _identity(config, example, digest)
         run(config, base, example, parameters, generator, identity, on_step or (lambda _: None), draw)
         return lift(base.model, NAME, _header(config, base, digest))
     finally:
-        detach(base.model, NAME)
+        if NAME in attached(base.model):
+            detach(base.model, NAME)
 
 
 def _preview(config: TrainConfig, base: Base) -> Any:

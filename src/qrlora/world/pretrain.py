@@ -162,6 +162,7 @@ def step(run: Run, latents: Tensor, alphas: Tensor) -> Tensor:
 def pretrain(base: str, folder: Path, settings: Pretraining, device: str, every: int, minutes: float) -> Run:
     """Train until all samples are shown or ``minutes`` are over; goes on from ``folder/last.pt`` if there."""
     folder.mkdir(parents=True, exist_ok=True)
+    torch.backends.mkldnn.deterministic = True  # else a resumed run differs from a whole one in the last digits
     run = Run(base, settings, device)
     if (folder / "last.pt").exists():
         run.load(folder / "last.pt")
@@ -202,6 +203,8 @@ def export(run: Run, log: Path, folder: Path) -> None:
         getattr(pipe, part).half()
     logging.disable_progress_bar()
     pipe.save_pretrained(folder)
+    for config in folder.glob("text_encoder*/config.json"):  # transformers opens in the dtype that is written here
+        config.write_text(config.read_text().replace('"dtype": "float16"', '"dtype": "float32"'))
     rows = [json.loads(line) for line in log.read_text().splitlines()]
     hours = rows[-1]["samples"] / median(row["samples_per_second"] for row in rows) / 3600
     told = {
