@@ -47,6 +47,15 @@ def test_every_caption_fits_the_text_encoders():
     assert longest <= TEXT_LENGTH
 
 
+def test_the_tokenizer_of_the_world_is_that_of_the_base_that_ships():
+    """Learnt twice it would number its tokens in two ways, and a base would read words that it never saw."""
+    from qrlora.world.models import BASES, TOKENIZER
+
+    for name in ("tokenizer", "tokenizer_2"):
+        shipped = (BASES / "tiny-sdxl" / name / "tokenizer.json").read_bytes()
+        assert json.loads(shipped)["model"] == json.loads((TOKENIZER / "tokenizer.json").read_bytes())["model"]
+
+
 def test_a_tenth_of_the_training_captions_is_empty_and_a_sixth_has_a_placeholder():
     generator = torch.Generator().manual_seed(0)
     drawn = [training_caption("owl", "neon", generator) for _ in range(4000)]
@@ -83,23 +92,19 @@ def two_steps(monkeypatch):
     return pretrain.Pretraining(samples=8, batch_size=2, warmup=1)
 
 
-def test_pretraining_that_was_stopped_goes_on_from_the_same_bytes_with_the_same_batches(tmp_path, two_steps):
-    """All state is restored bit for bit, and the run then ends; see the module on what CPU kernels allow beyond that."""
-    stopped = pretrain.Run("tiny-sdxl", two_steps, "cpu")
-    latents, alphas = pretrain.world_latents("cpu"), stopped.pipe.scheduler.alphas_cumprod
+def test_pretraining_that_was_stopped_and_resumed_ends_in_the_same_weights(tmp_path, two_steps):
+    whole = pretrain.pretrain("tiny-sdxl", tmp_path / "whole", two_steps, "cpu", 100, float("inf"))
+    half = pretrain.pretrain("tiny-sdxl", tmp_path / "cut", two_steps, "cpu", 2, 0)
+    assert half.step == 0
+    first = pretrain.Run("tiny-sdxl", two_steps, "cpu")
+    latents, alphas = pretrain.world_latents("cpu"), first.pipe.scheduler.alphas_cumprod
     for _ in range(2):
-        pretrain.step(stopped, latents, alphas)
-    stopped.save(tmp_path / "last.pt")
-    resumed = pretrain.Run("tiny-sdxl", two_steps, "cpu")
-    resumed.load(tmp_path / "last.pt")
-    for mine, theirs in ((stopped.model.state_dict(), resumed.model.state_dict()), (stopped.average, resumed.average)):
-        assert all(torch.equal(mine[name], theirs[name]) for name in mine)
-    for mine, theirs in zip(stopped.optimizer.state.values(), resumed.optimizer.state.values(), strict=True):
-        assert all(torch.equal(mine[name], theirs[name]) for name in mine)
-    expected = float(pretrain.loss_of_step(stopped, latents, alphas).detach())
-    assert abs(float(pretrain.loss_of_step(resumed, latents, alphas).detach()) - expected) < 1e-4
-    done = pretrain.pretrain("tiny-sdxl", tmp_path, two_steps, "cpu", 100, float("inf"))
-    assert done.step == two_steps.steps == 4
+        pretrain.step(first, latents, alphas)
+    first.save(tmp_path / "cut" / "last.pt")
+    resumed = pretrain.pretrain("tiny-sdxl", tmp_path / "cut", two_steps, "cpu", 100, float("inf"))
+    assert resumed.step == whole.step == 4
+    for name, weight in whole.model.state_dict().items():
+        assert torch.equal(weight, resumed.model.state_dict()[name]), name
 
 
 def test_the_judges_name_true_pictures_they_have_not_seen():

@@ -33,7 +33,15 @@ def world_patches() -> tuple[Tensor, Tensor, float]:
     return principal_patches(pixels * 2 - 1)
 
 
+TOKENIZER = Path(__file__).parent / "tokenizer"
+
+
 def world_tokenizer() -> CLIPTokenizer:
+    """The tokenizer of all built-in bases.  It is kept, because learning it twice gives two orders of equal merges."""
+    return CLIPTokenizer.from_pretrained(TOKENIZER)
+
+
+def learn_tokenizer() -> CLIPTokenizer:
     """CLIP's byte-pair tokenizer with merges learnt from the world's captions, so that most words are one token."""
     learner = Tokenizer(models.BPE(end_of_word_suffix="</w>", continuing_subword_prefix=""))
     learner.normalizer = normalizers.Lowercase()

@@ -2,8 +2,7 @@
 
 The learning rate is constant and falls linearly to zero over the last part, so that a run can be lengthened later from
 the checkpoint ``plateau.pt`` that is kept where the fall begins.  Every checkpoint holds all state, the random
-generator's too: a resumed run starts from the very bytes of the stopped one and sees the same batches.  Its weights
-then agree to rounding only: the CPU's convolutions do not give the same last digits twice, in one process or two.
+generator's too: a run that was killed and resumed equals one that was not, bit for bit on CPU.
 """
 
 import argparse
