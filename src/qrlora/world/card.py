@@ -47,11 +47,7 @@ def write_card(folder: Path) -> Path:
         f"| style recognised | {scores['base']['style']:.1%} |",
         "",
         *_curve(scores.get("curve", [])),
-        f"| held-out things and styles, one picture each | {' | '.join(methods)} |",
-        "|---|" + "---|" * len(methods),
-        f"| pairs | {' | '.join(str(scores[m]['pairs']) for m in methods)} |",
-        *(f"| {told} | {' | '.join(f'{scores[m][key]:.1%}' for m in methods)} |" for key, told in NAMES.items()),
-        "",
+        *_personalisation(scores, methods),
     ]
     path = folder / "README.md"
     path.write_text("\n".join(lines))
@@ -67,6 +63,19 @@ def _training(name: str, training: dict[str, Any]) -> list[str]:
         f"AdamW at {settings['learning_rate']:g}, v-prediction from pure noise, weights averaged over steps.",
         f"- {training['machine']}",
         f"- loss against pictures seen: {curve}.",
+    ]
+
+
+def _personalisation(scores: dict[str, Any], methods: list[str]) -> list[str]:
+    """A column for each method whose adapters were measured."""
+    if not methods:
+        return []
+    return [
+        f"| held-out things and styles, one picture each | {' | '.join(methods)} |",
+        "|---|" + "---|" * len(methods),
+        f"| pairs | {' | '.join(str(scores[m]['pairs']) for m in methods)} |",
+        *(f"| {told} | {' | '.join(f'{scores[m][key]:.1%}' for m in methods)} |" for key, told in NAMES.items()),
+        "",
     ]
 
 
