@@ -134,9 +134,7 @@ def train(epochs: int, seed: int = 0) -> tuple[nn.ModuleDict, dict[str, float]]:
     """Both judges on all seen pairs, one pass per epoch, and their accuracy on the unseen ones."""
     torch.manual_seed(seed)
     generator = Generator().manual_seed(seed)
-    pictures = (
-        torch.stack([true_pictures(contents(), s) for s in ALL_STYLES], 1).mul(255).byte()
-    )  # (content, style, ...)
+    pictures = all_true_pictures()
     seen = (~unseen_pairs()).nonzero()
     both = untrained().to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
     optimizer = torch.optim.AdamW(both.parameters(), lr=3e-3, weight_decay=0.02, fused=True)

@@ -34,6 +34,7 @@ def world_patches() -> tuple[Tensor, Tensor, float]:
 
 
 TOKENIZER = Path(__file__).parent / "tokenizer"
+"""Written by ``python -m qrlora.world.models``; whoever writes it anew must pre-train every base anew."""
 
 
 def world_tokenizer() -> CLIPTokenizer:
@@ -129,3 +130,7 @@ def tiny_sdxl(seed: int = 0) -> StableDiffusionXLPipeline:
 BUILDERS = {"tiny-sdxl": tiny_sdxl}
 BASES = Path(__file__).parent / "bases"
 """Where the pre-trained bases lie in the package, one folder each."""
+
+
+if __name__ == "__main__":
+    learn_tokenizer().save_pretrained(TOKENIZER)
