@@ -35,6 +35,8 @@ class FamilyDefaults:
     """Optimizer updates."""
     batch_size: int = 1
     """Noisy copies of the one picture in an update."""
+    times: str = "uniform"
+    """Row of `noise.TIMES`: how often training sees which noise level."""
     resolution: int = 1024
     """Side of the square picture, in pixels."""
     sample_steps: int = 50
@@ -95,6 +97,9 @@ class TrainConfig:
     """Step of the optimizer; None: the base's own (1e-4 for SDXL)."""
     batch_size: int | None = None
     """Noisy copies of the picture in one update; None: the base's own (1 for SDXL)."""
+    times: str | None = None
+    """How often training sees which noise level: `uniform`, or `noisy`, which dwells where colour and layout are
+    settled; None: the base's own (uniform for SDXL)."""
     resolution: int | None = None
     """Side of the square that the picture is fitted to, in pixels; None: the base's own (1024 for SDXL)."""
     optimizer: Literal["adam", "adamw"] = "adam"
@@ -154,7 +159,7 @@ class TrainConfig:
     def filled(self, defaults: FamilyDefaults) -> Self:
         """This config with every None replaced by the base's default for its role and method."""
         own = defaults.for_run(self.role, self.method)
-        names = ("rank", "targets", "steps", "learning_rate", "batch_size", "resolution")
+        names = ("rank", "targets", "steps", "learning_rate", "batch_size", "times", "resolution")
         return dataclasses.replace(self, **{n: getattr(own, n) for n in names if getattr(self, n) is None})
 
 

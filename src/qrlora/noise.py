@@ -31,7 +31,7 @@ class Noising:
     """time -> weight (b,) of each picture's squared error."""
 
 
-def noising_of(scheduler_config: Mapping[str, Any], min_snr_gamma: float = 0.0) -> Noising:
+def noising_of(scheduler_config: Mapping[str, Any], min_snr_gamma: float = 0.0, times: str = "uniform") -> Noising:
     """The discrete diffusion process that a diffusers scheduler config describes.
 
     DDPM (arXiv 2006.11239): x_t = a_t x + s_t n with a_t = sqrt(prod(1 - beta)), s_t = sqrt(1 - a_t^2).  The model
@@ -40,8 +40,11 @@ def noising_of(scheduler_config: Mapping[str, Any], min_snr_gamma: float = 0.0) 
 
     Args:    scheduler_config: the content of `scheduler_config.json`.
              min_snr_gamma: bound of the min-SNR weight (arXiv 2303.09556); 0 weighs all times alike.
-    Raises:  ValueError: a process or prediction type that is not known here.
+             times: row of TIMES, how often training sees which noise level.
+    Raises:  ValueError: a process, prediction type or density of times that is not known here.
     """
+    if times not in TIMES:
+        raise ValueError(f"no density of times {times!r}; known: {', '.join(TIMES)}")
     kind = scheduler_config.get("prediction_type", "epsilon")
     if kind not in TARGETS:
         raise ValueError(f"cannot train a base that predicts {kind!r}; known: {', '.join(TARGETS)}")
@@ -68,12 +71,25 @@ def noising_of(scheduler_config: Mapping[str, Any], min_snr_gamma: float = 0.0) 
 
     return Noising(
         name=kind,
-        sample_time=lambda b, generator=None: torch.randint(len(squared), (b,), generator=generator),
+        sample_time=lambda b, generator=None: (len(squared) * TIMES[times](b, generator)).long().clamp_max(len(squared) - 1),
         add_noise=add_noise,
         target=lambda x, noise, time: TARGETS[kind](x, noise, *scales(x, time)),
         weighting=weighting,
     )
 
+
+def _uniform(b: int, generator: torch.Generator | None) -> Tensor:
+    """As DDPM (arXiv 2006.11239)."""
+    return torch.rand(b, generator=generator)
+
+
+def _noisy(b: int, generator: torch.Generator | None) -> Tensor:
+    """1 - u^2: density 1 / (2 sqrt(1 - t)), which rises towards pure noise, where colour and layout are settled."""
+    return 1 - torch.rand(b, generator=generator) ** 2
+
+
+TIMES: dict[str, Callable[[int, torch.Generator | None], Tensor]] = {"uniform": _uniform, "noisy": _noisy}
+"""(b, generator) -> how far each noisy copy is on the way from picture (0) to noise (1)."""
 
 TARGETS: dict[str, Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]] = {
     "epsilon": lambda x, noise, a, s: noise,  # arXiv 2006.11239

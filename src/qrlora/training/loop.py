@@ -61,9 +61,9 @@ def run(
              OSError: a checkpoint cannot be written.
              KeyboardInterrupt: after Ctrl-C, with a checkpoint on disk.
     """
-    assert config.steps is not None and config.batch_size is not None
+    assert config.steps is not None and config.batch_size is not None and config.times is not None
     model, device, steps = base.model, base.device, config.steps
-    noising = noising_of(base.pipe.scheduler.config, config.min_snr_gamma)
+    noising = noising_of(base.pipe.scheduler.config, config.min_snr_gamma, config.times)
     clean = example.latents.to(device).expand(config.batch_size, -1, -1, -1)
     condition = example.condition.to(device).rows([0] * config.batch_size)
     optimizer = OPTIMIZERS[config.optimizer](parameters, lr=config.learning_rate, fused=device.type in ("cpu", "cuda"))
