@@ -47,6 +47,8 @@ class Convention(NamedTuple):
 CONVENTIONS = {
     # ComfyUI ignores all attention layers of an SDXL LoRA in diffusers' names, so kohya's.
     "sdxl": Convention("kohya", "stable-diffusion-xl-v1-base/lora", "sdxl_base_v1-0"),
+    "sd3": Convention("diffusers", "stable-diffusion-3-medium/lora", "sd3_m"),
+    "flux": Convention("diffusers", "flux-1-dev/lora", "flux1"),
 }
 
 
