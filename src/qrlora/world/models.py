@@ -190,7 +190,7 @@ def learnt_encoders() -> tuple[CLIPTextModelWithProjection, CLIPTextModelWithPro
     folder = BASES / "tiny-sdxl"
     plain = CLIPTextModel.from_pretrained(folder / "text_encoder")
     first = CLIPTextModelWithProjection(plain.config)
-    first.text_model.load_state_dict({k.removeprefix("text_model."): v for k, v in plain.state_dict().items()})
+    first.text_model.load_state_dict(plain.state_dict())
     torch.nn.init.eye_(first.text_projection.weight)  # as in the CLIP-L that comes with SD3
     return first, CLIPTextModelWithProjection.from_pretrained(folder / "text_encoder_2")
 
@@ -229,12 +229,12 @@ def tiny_sd3() -> StableDiffusion3Pipeline:
 
 def tiny_flux() -> FluxPipeline:
     """An untrained ``tiny-flux``: two blocks with two streams, four with one, T5; not distilled, so without guidance
-    input. CLIP's pooled state is that of ``tiny-sdxl``."""
+    input. CLIP is ``tiny-sdxl``'s."""
     pieces = word_tokenizer()
     heads, width = TINY_FLUX["heads"], TINY_FLUX["head_width"]
-    clip, _ = learnt_encoders()
-    encoder = CLIPTextModel(clip.config)
-    encoder.load_state_dict({f"text_model.{k}": v for k, v in clip.text_model.state_dict().items()})
+    _, learnt = learnt_encoders()  # the second: its pooled state is what tiny-sdxl has learnt to use
+    clip = CLIPTextModel(learnt.config)
+    clip.load_state_dict(learnt.text_model.state_dict())
     transformer = FluxTransformer2DModel(
         in_channels=4 * LATENT_CHANNELS,
         num_layers=TINY_FLUX["double_layers"],
@@ -248,7 +248,7 @@ def tiny_flux() -> FluxPipeline:
     )
     return FluxPipeline(
         vae=patches_vae(shift_factor=0.0),  # pyright: ignore[reportArgumentType]
-        text_encoder=encoder,
+        text_encoder=clip,
         text_encoder_2=T5EncoderModel(t5_config(len(pieces), TINY_FLUX["text_width"])),
         tokenizer=world_tokenizer(),
         tokenizer_2=pieces,
