@@ -1,8 +1,9 @@
-"""A pico StableDiffusionXLPipeline: SDXL's real classes at less than a megabyte, with random weights.
+"""Pico pipelines of every family: the real classes at less than a megabyte each, with random weights.
 
-Three-level UNet with transformers on the two lower levels as SDXL's, two CLIP text encoders of different width (the
-second with a projection), two tokenizers built on the spot, a small AutoencoderKL: 16 x 16 pixels, 8 x 8 latents.
-Nothing is downloaded, nothing is mocked.
+SDXL: a three-level UNet with transformers on the two lower levels. SD3: a joint transformer as SD3.5-medium's, with a
+second attention in its first block. FLUX: a block with two streams, one with a single stream, a guidance embedding as
+FLUX.1-dev's. CLIP text encoders of different widths, T5, tokenizers built on the spot, a small AutoencoderKL: 16 x 16
+pixels, 8 x 8 latents. Nothing is downloaded, nothing is mocked.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from pathlib import Path
 import torch
 
 SIZE = 16
-"""Side of the pico base's pictures, in pixels."""
+"""Side of a pico base's pictures, in pixels."""
 
 DEFAULTS = {
     "train": {"rank": 4, "steps": 6, "learning_rate": 1e-2, "batch_size": 2, "resolution": SIZE},
@@ -90,24 +91,57 @@ def unet(**changes):
     return UNet2DConditionModel(**{**config, **changes}).eval()  # pyright: ignore[reportArgumentType]
 
 
+def vae(**changes):
+    """An AutoencoderKL that halves the sides and has 4 latent channels."""
+    from diffusers import AutoencoderKL
+
+    config = dict(
+        block_out_channels=(8, 8),
+        down_block_types=("DownEncoderBlock2D",) * 2,
+        up_block_types=("UpDecoderBlock2D",) * 2,
+        latent_channels=4,
+        norm_num_groups=4,
+        sample_size=SIZE,
+    )
+    return AutoencoderKL(**{**config, **changes}).eval()  # pyright: ignore[reportArgumentType]
+
+
+def t5_tokenizer():
+    """A T5 tokenizer that knows the words of WORDS and every letter; 512 tokens, as SD3's and FLUX's."""
+    from transformers import T5TokenizerFast
+
+    letters = sorted(set("abcdefghijklmnopqrstuvwxyz0123456789<>.,-'"))
+    pieces = ["<pad>", "</s>", "<unk>", "▁", *letters, *("▁" + word for word in WORDS)]
+    return T5TokenizerFast(vocab=[(x, -float(k)) for k, x in enumerate(pieces)], extra_ids=0, model_max_length=512)
+
+
+def t5(width: int, vocabulary: int):
+    """A T5 encoder with two layers, of a given width."""
+    from transformers import T5Config, T5EncoderModel
+
+    return T5EncoderModel(
+        T5Config(
+            vocab_size=vocabulary,
+            d_model=width,
+            d_kv=4,
+            d_ff=2 * width,
+            num_layers=2,
+            num_heads=2,
+            feed_forward_proj="gated-gelu",
+            use_cache=False,
+        )
+    ).eval()
+
+
 def sdxl(prediction_type: str = "epsilon", **scheduler):
     """A whole pico StableDiffusionXLPipeline, the same weights at every call."""
-    from diffusers import AutoencoderKL, EulerDiscreteScheduler, StableDiffusionXLPipeline
+    from diffusers import EulerDiscreteScheduler, StableDiffusionXLPipeline
 
     words = tokenizer()
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        vae = AutoencoderKL(
-            block_out_channels=(8, 8),
-            down_block_types=("DownEncoderBlock2D",) * 2,
-            up_block_types=("UpDecoderBlock2D",) * 2,
-            latent_channels=4,
-            norm_num_groups=4,
-            sample_size=SIZE,
-            scaling_factor=0.13025,
-        ).eval()
         parts = dict(
-            vae=vae,
+            vae=vae(scaling_factor=0.13025),
             text_encoder=text_encoder(8, len(words)),
             text_encoder_2=text_encoder(16, len(words), projection=12),
             unet=unet(),
@@ -128,6 +162,76 @@ def sdxl(prediction_type: str = "epsilon", **scheduler):
     )
 
 
+def sd3(with_t5: bool = True):
+    """A whole pico StableDiffusion3Pipeline, the same weights at every call."""
+    from diffusers import FlowMatchEulerDiscreteScheduler, SD3Transformer2DModel, StableDiffusion3Pipeline
+
+    words, pieces = tokenizer(), t5_tokenizer()
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        parts = dict(
+            vae=vae(scaling_factor=1.5305, shift_factor=0.0609, use_quant_conv=False, use_post_quant_conv=False),
+            text_encoder=text_encoder(8, len(words), projection=8),
+            text_encoder_2=text_encoder(16, len(words), projection=12),
+            transformer=SD3Transformer2DModel(
+                sample_size=SIZE // 2,
+                in_channels=4,
+                out_channels=4,
+                num_layers=2,
+                attention_head_dim=8,
+                num_attention_heads=2,
+                joint_attention_dim=32,
+                caption_projection_dim=16,
+                pooled_projection_dim=8 + 12,
+                pos_embed_max_size=16,
+                dual_attention_layers=(0,),
+                qk_norm="rms_norm",
+            ).eval(),
+            text_encoder_3=t5(32, len(pieces)) if with_t5 else None,
+        )
+        parts["text_encoder"].text_projection.weight.data = torch.eye(8)  # as the real one's
+    return StableDiffusion3Pipeline(
+        **parts,  # pyright: ignore[reportArgumentType]
+        tokenizer=words,
+        tokenizer_2=tokenizer(),
+        tokenizer_3=pieces if with_t5 else None,  # pyright: ignore[reportArgumentType]
+        scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0),
+    )
+
+
+def flux(guidance_embeds: bool = True):
+    """A whole pico FluxPipeline, the same weights at every call: as FLUX.1-dev, or as FLUX.1-schnell."""
+    from diffusers import FlowMatchEulerDiscreteScheduler, FluxPipeline, FluxTransformer2DModel
+
+    words, pieces = tokenizer(), t5_tokenizer()
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        parts = dict(
+            vae=vae(scaling_factor=0.3611, shift_factor=0.1159, use_quant_conv=False, use_post_quant_conv=False),
+            text_encoder=text_encoder(8, len(words)),
+            text_encoder_2=t5(16, len(pieces)),
+            transformer=FluxTransformer2DModel(
+                in_channels=16,
+                num_layers=1,
+                num_single_layers=1,
+                attention_head_dim=8,
+                num_attention_heads=2,
+                joint_attention_dim=16,
+                pooled_projection_dim=8,
+                guidance_embeds=guidance_embeds,
+                axes_dims_rope=(2, 2, 4),
+            ).eval(),
+        )
+    return FluxPipeline(
+        **parts,  # pyright: ignore[reportArgumentType]
+        tokenizer=words,
+        tokenizer_2=pieces,
+        scheduler=FlowMatchEulerDiscreteScheduler(
+            shift=3.0 if guidance_embeds else 1.0, use_dynamic_shifting=guidance_embeds
+        ),
+    )
+
+
 @functools.cache
 def folder(family: str = "sdxl", **changes) -> Path:
     """A folder with the pico base of a family as save_pretrained writes it, and its defaults; made once a process."""
@@ -139,5 +243,5 @@ def folder(family: str = "sdxl", **changes) -> Path:
     return path
 
 
-BASES = {"sdxl": sdxl}
+BASES = {"sdxl": sdxl, "sd3": sd3, "flux": flux}
 """One pico pipeline per family: a new family is tested by a line here."""

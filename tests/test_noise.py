@@ -1,9 +1,11 @@
 """The noising process against diffusers' own scheduler and against its definitions."""
 
+import json
+
 import pytest
 import torch
 
-from qrlora.noise import alphas_cumprod, noising_of
+from qrlora.noise import alphas_cumprod, flow_sigmas, noising_of
 
 SDXL = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012, "prediction_type": "epsilon"}
 
@@ -78,3 +80,55 @@ def test_all_times_weigh_alike_by_default():
 def test_an_unknown_process_is_refused_by_name(change):
     with pytest.raises(ValueError, match="sigmoid|sample"):
         noising_of({**SDXL, **change})
+
+
+def flow(**config):
+    """A flow's config as it lies on disk."""
+    from diffusers import FlowMatchEulerDiscreteScheduler
+
+    return json.loads(FlowMatchEulerDiscreteScheduler(**config).to_json_string())
+
+
+@pytest.mark.parametrize("how", [{"shift": 3.0}, {"shift": 1.0}, {"shift": 3.0, "use_dynamic_shifting": True}])
+def test_a_flow_is_that_of_diffusers_scheduler(how):
+    """SD3's, FLUX.1-schnell's, FLUX.1-dev's: its levels are the scheduler's own, and so is the noisy latent at each."""
+    from diffusers import FlowMatchEulerDiscreteScheduler
+
+    theirs, ours = FlowMatchEulerDiscreteScheduler(**how), noising_of(flow(**how))
+    torch.testing.assert_close(flow_sigmas(flow(**how)).flip(0), theirs.sigmas)
+    x, noise, _ = draws()
+    time = theirs.timesteps[[0, 10, 500, 990, 999]]
+    torch.testing.assert_close(ours.add_noise(x, noise, time), theirs.scale_noise(x, time, noise))
+    assert torch.equal(ours.target(x, noise, time), noise - x)
+    assert torch.equal(ours.weighting(time), torch.ones(5))
+    in_memory = noising_of(theirs.config)
+    assert in_memory.name == ours.name == "flow"
+
+
+@pytest.mark.parametrize(("times", "scheme"), [("uniform", "none"), ("logit-normal", "logit_normal")])
+@pytest.mark.parametrize("shift", [1.0, 3.0])
+def test_a_flows_times_are_as_frequent_as_in_the_public_training(times, scheme, shift):
+    """diffusers draws u by its scheme and takes row floor(1000 u) of the scheduler's falling timesteps."""
+    from diffusers import FlowMatchEulerDiscreteScheduler
+    from diffusers.training_utils import compute_density_for_timestep_sampling, compute_loss_weighting_for_sd3
+
+    scheduler, generator = FlowMatchEulerDiscreteScheduler(shift=shift), torch.Generator().manual_seed(3)
+    u = compute_density_for_timestep_sampling(scheme, 40_000, logit_mean=0.0, logit_std=1.0, generator=generator)
+    theirs = scheduler.timesteps[(u * 1000).long()]
+    noising = noising_of(flow(shift=shift), times=times)
+    ours = noising.sample_time(40_000, generator)
+    assert set(ours.tolist()) <= set(scheduler.timesteps.tolist())
+    levels = torch.arange(0.05, 1, 0.05)
+    torch.testing.assert_close(ours.quantile(levels), theirs.quantile(levels), rtol=0, atol=12)
+    weight = compute_loss_weighting_for_sd3(scheme, theirs / 1000)
+    assert torch.equal(noising.weighting(theirs), weight)
+
+
+def test_min_snr_is_refused_for_a_flow():
+    with pytest.raises(ValueError, match="min_snr_gamma=5 is for bases that learn by diffusion, not by flow: leave it"):
+        noising_of(flow(), min_snr_gamma=5.0)
+
+
+def test_an_unknown_density_of_times_is_refused_by_name():
+    with pytest.raises(ValueError, match="no density of times 'cosmap'; known: uniform, noisy, logit-normal"):
+        noising_of(flow(), times="cosmap")

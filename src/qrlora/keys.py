@@ -96,8 +96,11 @@ ORIGINAL = {  # family -> blocks -> (diffusers' blocks, {layer: diffusers' layer
         ),
     },
 }
+UNET = ("down_blocks", "up_blocks", "mid_block", "time_embedding", "add_embedding")
+"""What alone has linear layers in a UNet of diffusers."""
 COMPOUNDS = (  # names that hold an underscore themselves, in SDXL's UNet
-    "down_blocks up_blocks mid_block transformer_blocks to_q to_k to_v to_out proj_in proj_out "
+    "down_blocks up_blocks mid_block transformer_blocks to_q to_k to_v to_out proj_in proj_out time_emb_proj "
+    "time_embedding add_embedding linear_1 linear_2 "
     "input_blocks output_blocks middle_block"
 ).split()
 _WORD = re.compile("|".join([*(f"{word}(?=_|$)" for word in COMPOUNDS), "[^_]+"]))
@@ -234,7 +237,7 @@ def _from_kohya_unet(key: str, flat: str) -> str:
 def _part_of(layer: str) -> str:
     """The part a bare module path belongs to, as diffusers names its blocks."""
     head = layer.split(".")[0]
-    return "unet" if head in ("down_blocks", "up_blocks", "mid_block") else "transformer" if "blocks" in head else ""
+    return "unet" if head in UNET else "transformer" if "blocks" in head else ""
 
 
 def _family_of(layer: str) -> str:

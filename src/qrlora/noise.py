@@ -20,9 +20,9 @@ class Noising:
     """One noising process. x, noise (b, ...); time (b,) as the model reads it; weights (b,)."""
 
     name: str
-    """What the model predicts: epsilon or v_prediction."""
+    """What the model predicts: epsilon, v_prediction or flow."""
     sample_time: Callable[[int, torch.Generator | None], Tensor]
-    """(b, generator) -> time (b,), on the generator's device."""
+    """(b, generator) -> time (b,), on the CPU: step numbers of a diffusion, s T of a flow."""
     add_noise: Callable[[Tensor, Tensor, Tensor], Tensor]
     """(x, noise, time) -> the noisy x that the model sees."""
     target: Callable[[Tensor, Tensor, Tensor], Tensor]
@@ -32,23 +32,84 @@ class Noising:
 
 
 def noising_of(scheduler_config: Mapping[str, Any], min_snr_gamma: float = 0.0, times: str = "uniform") -> Noising:
-    """The discrete diffusion process that a diffusers scheduler config describes.
+    """The process that a diffusers scheduler config describes: rectified flow, or discrete diffusion.
 
-    DDPM (arXiv 2006.11239): x_t = a_t x + s_t n with a_t = sqrt(prod(1 - beta)), s_t = sqrt(1 - a_t^2).  The model
-    answers n (epsilon) or a_t n - s_t x (v-prediction, arXiv 2202.00512).  Which sampler the config belongs to (Euler,
-    DDIM, ...) makes no difference to training.
+    Which sampler of a process the config belongs to (Euler, Heun, DDIM, ...) makes no difference to training.
 
     Args:    scheduler_config: the content of `scheduler_config.json`.
-             min_snr_gamma: bound of the min-SNR weight (arXiv 2303.09556); 0 weighs all times alike.
+             min_snr_gamma: bound of the min-SNR weight (arXiv 2303.09556) of a diffusion; 0 weighs all times alike.
              times: row of TIMES, how often training sees which noise level.
-    Raises:  ValueError: a process, prediction type or density of times that is not known here.
+    Raises:  ValueError: a process, prediction type or density of times that is not known here; min-SNR for a flow.
     """
     if times not in TIMES:
         raise ValueError(f"no density of times {times!r}; known: {', '.join(TIMES)}")
-    kind = scheduler_config.get("prediction_type", "epsilon")
+    if not _is_flow(scheduler_config):
+        return _diffusion(scheduler_config, min_snr_gamma, times)
+    if min_snr_gamma:
+        way_out = "leave it at 0 and choose times, such as times=logit-normal"
+        raise ValueError(
+            f"min_snr_gamma={min_snr_gamma:g} is for bases that learn by diffusion, not by flow: {way_out}"
+        )
+    return _rectified_flow(scheduler_config, times)
+
+
+def _is_flow(config: Mapping[str, Any]) -> bool:
+    """By the scheduler's class; a config that never lay on disk lacks it, but only those of flows have a `shift`."""
+    name = config.get("_class_name")
+    return name.startswith("FlowMatch") if name else "shift" in config
+
+
+def _rectified_flow(config: Mapping[str, Any], times: str) -> Noising:
+    """Straight lines from picture to noise (arXiv 2209.03003; SD3: arXiv 2403.03206, eq. 1 and 13).
+
+    x_s = (1 - s) x + s n with s in 0..1; the model answers the line's direction n - x and reads s T as its time. Drawn
+    times are steps of the scheduler's own table, as in diffusers' public SD3 and FLUX trainings, see `flow_sigmas`;
+    every time weighs the same, which with logit-normal times is SD3's loss (the public SD3 script: with
+    `--precondition_outputs=0`; its default weighs by s^2).
+    """
+    sigmas = flow_sigmas(config)
+    steps = len(sigmas)
+
+    def add_noise(x: Tensor, noise: Tensor, time: Tensor) -> Tensor:
+        s = (time / steps).view(-1, *[1] * (x.ndim - 1)).to(x)
+        return (1 - s) * x + s * noise
+
+    return Noising(
+        name="flow",
+        sample_time=lambda b, generator=None: sigmas[_rows(TIMES[times](b, generator), steps)] * steps,
+        add_noise=add_noise,
+        target=lambda x, noise, time: noise - x,
+        weighting=lambda time: torch.ones(time.shape, device=time.device),
+    )
+
+
+def flow_sigmas(config: Mapping[str, Any]) -> Tensor:
+    """The T noise levels s (T,) float32 that a flow may be trained at, from little noise to pure noise.
+
+    s = shift t / (1 + (shift - 1) t) of t = 1/T, 2/T, ..., 1 (arXiv 2403.03206, eq. 23): a fixed shift, as SD3's, is
+    part of training. A shift that depends on the picture's size (`use_dynamic_shifting`, as FLUX.1-dev's) is applied
+    in sampling alone: the public trainings draw from the unshifted levels, and so do we.
+    """
+    steps = config.get("num_train_timesteps", 1000)
+    t = torch.arange(1, steps + 1, dtype=torch.float32) / steps
+    shift = 1.0 if config.get("use_dynamic_shifting") else config.get("shift", 1.0)
+    return shift * t / (1 + (shift - 1) * t)
+
+
+def _rows(share: Tensor, steps: int) -> Tensor:
+    """Shares of the way, 0..1, as rows of a table of so many steps."""
+    return (steps * share).long().clamp_max(steps - 1)
+
+
+def _diffusion(config: Mapping[str, Any], min_snr_gamma: float, times: str) -> Noising:
+    """DDPM (arXiv 2006.11239): x_t = a_t x + s_t n with a_t = sqrt(prod(1 - beta)), s_t = sqrt(1 - a_t^2).
+
+    The model answers n (epsilon) or a_t n - s_t x (v-prediction, arXiv 2202.00512).
+    """
+    kind = config.get("prediction_type", "epsilon")
     if kind not in TARGETS:
         raise ValueError(f"cannot train a base that predicts {kind!r}; known: {', '.join(TARGETS)}")
-    squared = alphas_cumprod(scheduler_config)  # a_t^2 = the signal's share of the variance
+    squared = alphas_cumprod(config)  # a_t^2 = the signal's share of the variance
     signal, spread = squared.sqrt(), (1 - squared).sqrt()
 
     def scales(x: Tensor, time: Tensor) -> tuple[Tensor, Tensor]:
@@ -71,7 +132,7 @@ def noising_of(scheduler_config: Mapping[str, Any], min_snr_gamma: float = 0.0, 
 
     return Noising(
         name=kind,
-        sample_time=lambda b, generator=None: (len(squared) * TIMES[times](b, generator)).long().clamp_max(len(squared) - 1),
+        sample_time=lambda b, generator=None: _rows(TIMES[times](b, generator), len(squared)),
         add_noise=add_noise,
         target=lambda x, noise, time: TARGETS[kind](x, noise, *scales(x, time)),
         weighting=weighting,
@@ -88,7 +149,16 @@ def _noisy(b: int, generator: torch.Generator | None) -> Tensor:
     return 1 - torch.rand(b, generator=generator) ** 2
 
 
-TIMES: dict[str, Callable[[int, torch.Generator | None], Tensor]] = {"uniform": _uniform, "noisy": _noisy}
+def _logit_normal(b: int, generator: torch.Generator | None) -> Tensor:
+    """sigmoid(u), u ~ N(0, 1): most often the middle of the way (SD3: arXiv 2403.03206, eq. 19, m = 0, s = 1)."""
+    return torch.sigmoid(torch.randn(b, generator=generator))
+
+
+TIMES: dict[str, Callable[[int, torch.Generator | None], Tensor]] = {
+    "uniform": _uniform,
+    "noisy": _noisy,
+    "logit-normal": _logit_normal,
+}
 """(b, generator) -> how far each noisy copy is on the way from picture (0) to noise (1)."""
 
 TARGETS: dict[str, Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]] = {

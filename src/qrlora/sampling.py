@@ -112,12 +112,10 @@ def _drawer(
     strength = own.guidance if guidance is None else guidance
     if count < 1 or not 0 <= strength < float("inf"):
         raise ValueError(f"steps must be 1 or more and guidance 0 or more, got {count} and {strength}")
-    if side < 1 or side % base.size_step:
-        nearest = max(base.size_step, round(side / base.size_step) * base.size_step)
-        raise ValueError(
-            f"size must be a multiple of {base.size_step} pixels for {base.name}, got {side}: try {nearest}"
-        )
-    _check_whole(base)
+    base.check_side("size", side)
+    if base.missing_parts:
+        missing = ", ".join(base.missing_parts)
+        raise ValueError(f"the base was opened for training only and has no {missing}: open it again")
 
     def draw(prompts: Sequence[str], seeds: Sequence[int]) -> list[Image.Image]:
         # seeded on the CPU: the same noise on every device
@@ -160,12 +158,6 @@ def _check_triggers(prompts: Sequence[str], adapters: Sequence[tuple[Adapter, fl
             if trigger:
                 role = f"the {adapter.header.role} adapter" if adapter.header.role else "an adapter"
                 raise ValueError(f"the prompt {prompt!r} lacks {trigger!r}, the trigger word of {role}: add it")
-
-
-def _check_whole(base: Base) -> None:
-    missing = [name for name in (*base.family.text_parts, "vae") if getattr(base.pipe, name, None) is None]
-    if missing:
-        raise ValueError(f"the base was opened for training only and has no {', '.join(missing)}: open it again")
 
 
 def _slices(total: int, size: int) -> Iterator[slice]:

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
+import dataclasses
 import difflib
 import json
-import warnings
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,15 +12,21 @@ import torch
 
 from ..config import FamilyDefaults
 from ..storage import read_metadata
+from .flux import FLUX
+from .messages import one_clear_line, quiet
 from .record import Base, Condition, Family, Framing
+from .sd3 import SD3
 from .sdxl import SDXL
 
 __all__ = ["BUILT_IN", "FAMILIES", "Base", "Condition", "Family", "Framing", "choose_device", "open_base"]
 
-FAMILIES: dict[str, Family] = {"sdxl": SDXL}
+FAMILIES: dict[str, Family] = {"sdxl": SDXL, "sd3": SD3, "flux": FLUX}
 
 BUILT_IN = Path(__file__).parents[1] / "world" / "bases"
 """Folder of the base models in the package, each under its name."""
+
+VAE_PREFIXES = ("first_stage_model.", "vae.")
+"""How the names of a VAE's tensors begin in single-file checkpoints."""
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -37,16 +41,17 @@ def open_base(name: str | Path, device: str = "auto", dtype: str = "float32") ->
              ValueError: not a base model of a known family; a device or dtype that is not there.
     """
     home, number_type = choose_device(device), _dtype(dtype)
-    with _one_clear_line(str(name)):
+    with one_clear_line(str(name)):
         place = _place(str(name))
         family = _family_of_checkpoint(place) if place.is_file() else _family_of_folder(place)
-        with _quiet():
+        with quiet():
             pipe = _opened(place, family, number_type)
+    _check_whole(pipe, place, family)
     pipe.to(home)
     for part in pipe.components.values():
         if isinstance(part, torch.nn.Module):
             part.requires_grad_(False).eval()
-    defaults, plain = _own_settings(place, family)
+    defaults, plain = _own_settings(place, dataclasses.replace(family.defaults, **family.exceptions(pipe)))
     return Base(pipe=pipe, family=family, name=str(name), defaults=defaults, plain_framing=plain)
 
 
@@ -127,29 +132,73 @@ def _json(path: Path) -> dict[str, Any]:
 
 
 def _family_of_checkpoint(path: Path) -> Family:
-    """The family whose tell-tale tensor a single-file checkpoint holds, from the file's header alone.
+    """The family whose tell-tale tensors a single-file checkpoint holds, from the file's header alone.
 
     Raises: ValueError: not a whole safetensors file, or of no known family.
     """
-    read_metadata(path)
-    with path.open("rb") as file:
-        names = json.loads(file.read(int.from_bytes(file.read(8), "little")))
+    names = {name.removeprefix("model.diffusion_model.") for name in _tensor_names(path)}
     for family in FAMILIES.values():
-        if family.checkpoint_key in names:
+        if names.issuperset(family.checkpoint_keys):
             return family
     known = ", ".join(FAMILIES)
     raise ValueError(f"{path} is not a whole base model of a known family ({known}); an adapter is no base model")
 
 
+def _tensor_names(path: Path) -> set[str]:
+    """The names in a safetensors file. Raises ValueError: not a whole one."""
+    read_metadata(path)
+    with path.open("rb") as file:
+        return set(json.loads(file.read(int.from_bytes(file.read(8), "little"))))
+
+
 def _opened(place: Path, family: Family, dtype: torch.dtype) -> Any:
     """A pipeline from its folder or one file. A file's configs and tokenizers come from a folder of the same name
-    beside it if there is one (`model/` beside `model.safetensors`), else diffusers fetches the family's once."""
+    beside it if there is one (`model/` beside `model.safetensors`), else diffusers fetches the family's once. Text
+    encoders and VAE that the file lacks (FLUX is often the transformer alone) come from that folder too.
+
+    Raises: ValueError: a part is neither in the file nor in the folder.
+    """
     if place.is_dir():
         _check_parts(place)
-        return _pipeline(family).from_pretrained(str(place), torch_dtype=dtype, use_safetensors=True)
+        without = _without(place, family)
+        return _pipeline(family).from_pretrained(str(place), torch_dtype=dtype, use_safetensors=True, **without)
+    from diffusers.loaders.single_file_utils import SingleFileComponentError
+
     beside = place.with_suffix("")
-    extra = {"config": str(beside)} if (beside / "model_index.json").is_file() else {}
-    return _pipeline(family).from_single_file(str(place), torch_dtype=dtype, **extra)
+    try:
+        return _pipeline(family).from_single_file(
+            str(place), torch_dtype=dtype, **_from_beside(place, beside, family, dtype)
+        )
+    except SingleFileComponentError as error:
+        lacking = str(error).strip().splitlines()[0]
+        way_out = f"put a whole diffusers pipeline of its kind beside it, as the folder {beside}"
+        raise ValueError(f"{place} is not a whole base model ({lacking}): {way_out}") from error
+
+
+def _from_beside(place: Path, beside: Path, family: Family, dtype: torch.dtype) -> dict[str, Any]:
+    """What diffusers must be told of the folder beside a single file: that it holds the configs, which parts it is
+    without, and its VAE if the file has none, which diffusers would not look for there."""
+    if not (beside / "model_index.json").is_file():
+        return {}
+    told: dict[str, Any] = {"config": str(beside), **_without(beside, family)}
+    if not any(name.startswith(VAE_PREFIXES) for name in _tensor_names(place)) and any((beside / "vae").glob("*.s*")):
+        from diffusers import AutoencoderKL
+
+        told["vae"] = AutoencoderKL.from_pretrained(str(beside / "vae"), torch_dtype=dtype, use_safetensors=True)
+    return told
+
+
+def _without(place: Path, family: Family) -> dict[str, None]:
+    """{part: None} of the optional parts that a folder's index does not name: diffusers would call them missing."""
+    index = _json(place / "model_index.json")
+    return {part: None for part in family.optional_parts if (index.get(part) or [None])[0] is None}
+
+
+def _check_whole(pipe: Any, place: Path, family: Family) -> None:
+    """Raises ValueError: a part that every base of the family needs is not in this one."""
+    for name in (*family.text_parts, family.part, "vae"):
+        if name not in family.optional_parts and getattr(pipe, name, None) is None:
+            raise ValueError(f"{place} has no {name}, which every {family.name} base needs")
 
 
 def _check_parts(place: Path) -> None:
@@ -173,70 +222,15 @@ def _pipeline(family: Family) -> Any:
     return getattr(diffusers, family.pipeline)
 
 
-def _own_settings(place: Path, family: Family) -> tuple[FamilyDefaults, bool]:
-    """A base's defaults and whether it knows one framing only, from the `qrlora.json` in its folder if there is one:
-    {"defaults": {"train": {...}, "sample": {...}}, "framing": "plain"}. Bases in the package know one framing only."""
+def _own_settings(place: Path, defaults: FamilyDefaults) -> tuple[FamilyDefaults, bool]:
+    """A family's defaults with the base's own on top, and whether the base knows one framing only, from the
+    `qrlora.json` in its folder if there is one: {"defaults": {"train": {...}, "sample": {...}}, "framing": "plain"}.
+    Bases in the package know one framing only."""
     path, plain = place / "qrlora.json", place.parent == BUILT_IN
     if not path.is_file():
-        return family.defaults, plain
+        return defaults, plain
     settings = _json(path)
     try:
-        return family.defaults.revised(settings.get("defaults", {})), plain or settings.get("framing") == "plain"
+        return defaults.revised(settings.get("defaults", {})), plain or settings.get("framing") == "plain"
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
-
-
-@contextlib.contextmanager
-def _one_clear_line(name: str) -> Iterator[None]:
-    """The many ways in which diffusers and the hub say that a model cannot be had, as one line with the way out."""
-    from huggingface_hub.errors import (
-        EntryNotFoundError,
-        GatedRepoError,
-        HFValidationError,
-        LocalEntryNotFoundError,
-        RepositoryNotFoundError,
-    )
-
-    def fail(reason: str, error: Exception) -> None:
-        raise OSError(f"base model {name!r}: {reason}") from error
-
-    try:
-        yield
-    except GatedRepoError as error:
-        fail(f"gated; accept its terms on https://huggingface.co/{name} and run `hf auth login`", error)
-    except RepositoryNotFoundError as error:
-        fail("not on the hub, or private: check the spelling, or run `hf auth login`", error)
-    except LocalEntryNotFoundError as error:
-        fail("not on this machine, and the hub cannot be reached: connect, or give a folder or file", error)
-    except EntryNotFoundError as error:
-        fail("no diffusers pipeline, it has no model_index.json", error)
-    except HFValidationError as error:
-        fail("neither a file or folder nor a possible hub name", error)
-    except OSError as error:
-        fail(next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__), error)
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """diffusers and transformers say nothing below an error while a base is opened."""
-    from transformers.utils import logging as of_transformers  # first: importing diffusers makes it warn
-
-    level = of_transformers.get_verbosity()
-    of_transformers.set_verbosity_error()
-    from diffusers.utils import logging as of_diffusers
-
-    logs = ((of_transformers, level), (of_diffusers, of_diffusers.get_verbosity()))
-    bars = [log for log, _ in logs if log.is_progress_bar_enabled()]
-    for log, _ in logs:
-        log.set_verbosity_error()
-        log.disable_progress_bar()
-    try:
-        with warnings.catch_warnings():
-            # newer diffusers say dtype for torch_dtype; the old word works in all versions we allow
-            warnings.simplefilter("ignore", FutureWarning)
-            yield
-    finally:
-        for log, before in logs:
-            log.set_verbosity(before)
-        for log in bars:
-            log.enable_progress_bar()

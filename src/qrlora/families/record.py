@@ -63,8 +63,9 @@ class Family:
     """The pipeline's trainable part: "unet" or "transformer"."""
     pipeline: str
     """Name of diffusers' pipeline class, which is also how a folder or hub name is recognised."""
-    checkpoint_key: str
-    """A tensor name that only single-file checkpoints of this family hold."""
+    checkpoint_keys: tuple[str, ...]
+    """Tensor names that only single-file checkpoints of this family hold all of, with or without the prefix
+    `model.diffusion_model.`."""
     targets: Mapping[str, tuple[str, ...]]
     """Preset -> endings of layer names."""
     defaults: FamilyDefaults
@@ -82,6 +83,10 @@ class Family:
     """(pipe, prompts, negative_prompt, size, steps, guidance, generators) -> one PIL picture per prompt."""
     size_step: Callable[[Any], int]
     """(pipe) -> pixels that the sides of its pictures must be multiples of."""
+    optional_parts: tuple[str, ...] = ()
+    """Components that a base may lack from the start."""
+    exceptions: Callable[[Any], Mapping[str, Any]] = lambda pipe: {}
+    """(pipe) -> defaults in which this base differs from its family's."""
 
 
 @dataclass
@@ -118,6 +123,19 @@ class Base:
     def noising(self) -> Noising:
         """The base's noising process, every time weighing the same."""
         return noising_of(self.pipe.scheduler.config)
+
+    def check_side(self, name: str, pixels: int) -> None:
+        """Raises ValueError with the nearest good value: no side that this base's pictures can have."""
+        step = self.size_step
+        if pixels < 1 or pixels % step:
+            nearest = max(step, round(pixels / step) * step)
+            raise ValueError(f"{name} must be a multiple of {step} pixels for {self.name}, got {pixels}: try {nearest}")
+
+    @property
+    def missing_parts(self) -> list[str]:
+        """Text encoders and VAE that the base should have and has not; after `release` all of them."""
+        names = (n for n in (*self.family.text_parts, "vae") if n not in self.family.optional_parts)
+        return [name for name in names if getattr(self.pipe, name, None) is None]
 
     def target_layers(self, targets: str) -> dict[str, nn.Linear]:
         """{name: layer} of the linear layers that an adapter may sit on, in the model's order.

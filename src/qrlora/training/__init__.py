@@ -18,6 +18,7 @@ from ..data import MIN_SIDE, Example, load_picture, prepare
 from ..families import Base, open_base
 from ..files import save
 from ..methods import METHODS, Start
+from ..noise import noising_of
 from .checkpoint import Checkpoint
 from .loop import NAME, Progress, denoising_loss, run
 
@@ -57,7 +58,7 @@ def train(
     owned = base is None
     base = open_base(config.base, config.device, config.dtype) if base is None else base
     config = config.filled(base.defaults)
-    _check_rank(base, config)
+    _check_against(base, config)
 
     stage("reading the picture", 0.0)
     assert config.resolution is not None
@@ -185,9 +186,16 @@ def _check(config: TrainConfig, on_preview: Any) -> None:
     load_picture(config.image, MIN_SIDE)
 
 
-def _check_rank(base: Base, config: TrainConfig) -> None:
-    """Raises ValueError, naming layer and shape: the rank is above the smaller side of a layer."""
+def _check_against(base: Base, config: TrainConfig) -> None:
+    """Refuse what a base cannot do before anything long begins.
+
+    Raises: ValueError: a noising it does not have; a resolution that does not fit; a rank above the smaller side of a
+            layer, with the layer and its shape.
+    """
     assert config.rank is not None and config.targets is not None
+    assert config.times is not None and config.resolution is not None
+    noising_of(base.pipe.scheduler.config, config.min_snr_gamma, config.times)
+    base.check_side("resolution", config.resolution)
     shapes = {name: tuple(weight.shape) for name, weight in base.weights(config.targets)}
     name = min(shapes, key=lambda layer: min(shapes[layer]))
     if config.rank > min(shapes[name]):

@@ -1,0 +1,122 @@
+"""FLUX.1: a transformer on packed latents and words together, told by T5's states and CLIP's pooled one.
+
+There is no paper; facts are from diffusers' pipeline and public training. FLUX.1-dev is guidance-distilled: it reads a
+guidance as a number and has no negative prompt. FLUX.1-schnell, which is step-distilled, and bases that are not
+distilled lack that input; their guidance is classifier-free guidance.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from ..config import FamilyDefaults
+from .record import Condition, Family, Framing
+from .stock import draw, encode_image, text_length
+
+TEXT_LENGTH = 512
+"""Tokens of T5: the pipeline's own choice."""
+TRAINING_GUIDANCE = 3.5
+"""What a guidance-distilled base is told while it learns: the public training's default, and the pipeline's."""
+
+ATTENTION = ("attn.to_q", "attn.to_k", "attn.to_v", "attn.to_out.0")
+ATTENTION += ("attn.add_q_proj", "attn.add_k_proj", "attn.add_v_proj", "attn.to_add_out")
+FEED_FORWARD = ("ff.net.0.proj", "ff.net.2", "ff_context.net.0.proj", "ff_context.net.2")
+
+
+def distilled(pipe: Any) -> bool:
+    """Whether the base reads its guidance as a number."""
+    return bool(pipe.transformer.config.guidance_embeds)
+
+
+def encode_prompt(pipe: Any, prompts: Sequence[str], framing: Framing) -> Condition:
+    """T5's last states, CLIP's pooled state, and the guidance if the base reads one. The framing is no condition.
+
+    Returns: text (b, TEXT_LENGTH, d), pooled (b, p), guidance (b,) float32.
+    """
+    length = text_length(pipe.tokenizer_2, TEXT_LENGTH)
+    text, pooled, _ = pipe.encode_prompt(list(prompts), max_sequence_length=length)
+    guidance = {"guidance": torch.full((len(prompts),), TRAINING_GUIDANCE, device=text.device)}
+    return Condition({"text": text, "pooled": pooled, **(guidance if distilled(pipe) else {})})
+
+
+def predict(model: nn.Module, noisy: Tensor, time: Tensor, condition: Condition) -> Tensor:
+    """The transformer's answer, (b, c, h, w) in its own dtype; noisy (b, c, h, w), time (b,), condition of b rows."""
+    told, (h, w) = condition.tensors, (noisy.shape[2] // 2, noisy.shape[3] // 2)
+    answer = model(
+        packed(noisy.to(told["text"].dtype)),
+        told["text"],
+        told["pooled"],
+        time / 1000,  # the model multiplies by 1000, whatever the scheduler's number of steps
+        picture_ids(h, w).to(noisy.device),
+        torch.zeros(told["text"].shape[1], 3, device=noisy.device),  # words have no place in the picture
+        told.get("guidance"),
+        return_dict=False,
+    )[0]
+    return functional.pixel_shuffle(answer.mT.unflatten(2, (h, w)), 2)
+
+
+def packed(latents: Tensor) -> Tensor:
+    """Latents (b, c, h, w) as a row of 2 x 2 patches, (b, h w / 4, 4 c)."""
+    return functional.pixel_unshuffle(latents, 2).flatten(2).mT
+
+
+def picture_ids(h: int, w: int) -> Tensor:
+    """Each patch's place, (h w, 3) = 0, row, column, for the rotary embedding."""
+    return torch.cartesian_prod(torch.zeros(1), torch.arange(h).float(), torch.arange(w).float())
+
+
+def sample(
+    pipe: Any,
+    prompts: Sequence[str],
+    negative_prompt: str,
+    size: int,
+    steps: int,
+    guidance: float,
+    generators: Sequence[torch.Generator],
+) -> list[Any]:
+    """Pictures; `guidance` is the number that a distilled base reads, else the strength of classifier-free guidance.
+
+    Raises: ValueError: a negative prompt for a distilled base.
+    """
+    if not distilled(pipe):
+        told = {"true_cfg_scale": guidance, "negative_prompt": [negative_prompt] * len(prompts)}
+    elif negative_prompt:
+        raise ValueError("this FLUX base is guidance-distilled and reads no negative prompt: leave it empty")
+    else:
+        told = {"guidance_scale": guidance}
+    length = text_length(pipe.tokenizer_2, TEXT_LENGTH)
+    return draw(pipe, prompts, size, steps, generators, max_sequence_length=length, **told)
+
+
+def size_step(pipe: Any) -> int:
+    """The VAE's step times the patch of 2."""
+    return 2 * pipe.vae_scale_factor
+
+
+def exceptions(pipe: Any) -> Mapping[str, Any]:
+    """FLUX.1-schnell draws in 4 steps without guidance; other bases that are not distilled say so in `qrlora.json`."""
+    return {} if distilled(pipe) else {"sample_steps": 4, "guidance": 1.0}
+
+
+FLUX = Family(
+    name="flux",
+    part="transformer",
+    pipeline="FluxPipeline",
+    checkpoint_keys=("double_blocks.0.img_attn.norm.key_norm.scale", "vector_in.in_layer.weight"),
+    # Table 3 of the paper, 342 layers: the eight names of attention (266, in both kinds of block) and the feed-forward
+    # layers of the blocks with two streams.
+    targets={"attention-ff": ATTENTION + FEED_FORWARD, "attention": ATTENTION},
+    defaults=FamilyDefaults(targets="attention-ff", sample_steps=28, guidance=3.5),
+    text_parts=("text_encoder", "text_encoder_2"),
+    encode_prompt=encode_prompt,
+    encode_image=encode_image,
+    predict=predict,
+    sample=sample,
+    size_step=size_step,
+    exceptions=exceptions,
+)

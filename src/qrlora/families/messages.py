@@ -1,0 +1,63 @@
+"""What diffusers, transformers and the hub say while a base is opened, kept to what helps a person."""
+
+from __future__ import annotations
+
+import contextlib
+import warnings
+from collections.abc import Iterator
+
+
+@contextlib.contextmanager
+def one_clear_line(name: str) -> Iterator[None]:
+    """The many ways in which diffusers and the hub say that a model cannot be had, as one line with the way out."""
+    from huggingface_hub.errors import (
+        EntryNotFoundError,
+        GatedRepoError,
+        HFValidationError,
+        LocalEntryNotFoundError,
+        RepositoryNotFoundError,
+    )
+
+    def fail(reason: str, error: Exception) -> None:
+        raise OSError(f"base model {name!r}: {reason}") from error
+
+    try:
+        yield
+    except GatedRepoError as error:
+        fail(f"gated; accept its terms on https://huggingface.co/{name} and run `hf auth login`", error)
+    except RepositoryNotFoundError as error:
+        fail("not on the hub, or private: check the spelling, or run `hf auth login`", error)
+    except LocalEntryNotFoundError as error:
+        fail("not on this machine, and the hub cannot be reached: connect, or give a folder or file", error)
+    except EntryNotFoundError as error:
+        fail("no diffusers pipeline, it has no model_index.json", error)
+    except HFValidationError as error:
+        fail("neither a file or folder nor a possible hub name", error)
+    except OSError as error:
+        fail(next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__), error)
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """diffusers and transformers say nothing below an error while a base is opened."""
+    from transformers.utils import logging as of_transformers  # first: importing diffusers makes it warn
+
+    level = of_transformers.get_verbosity()
+    of_transformers.set_verbosity_error()
+    from diffusers.utils import logging as of_diffusers
+
+    logs = ((of_transformers, level), (of_diffusers, of_diffusers.get_verbosity()))
+    bars = [log for log, _ in logs if log.is_progress_bar_enabled()]
+    for log, _ in logs:
+        log.set_verbosity_error()
+        log.disable_progress_bar()
+    try:
+        with warnings.catch_warnings():
+            # newer diffusers say dtype for torch_dtype; the old word works in all versions we allow
+            warnings.simplefilter("ignore", FutureWarning)
+            yield
+    finally:
+        for log, before in logs:
+            log.set_verbosity(before)
+        for log in bars:
+            log.enable_progress_bar()

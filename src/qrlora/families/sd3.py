@@ -1,0 +1,80 @@
+"""Stable Diffusion 3 and 3.5: a transformer on pictures and words together, told by two CLIPs and, if it is there, T5
+(arXiv 2403.03206)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..config import FamilyDefaults
+from .record import Condition, Family, Framing
+from .stock import draw, encode_image, negative, text_length
+
+T5_LENGTH = 256
+"""Tokens of T5, or zeros in their place, beside CLIP's 77: the pipeline's own choice."""
+
+PICTURE = ("attn.to_q", "attn.to_k", "attn.to_v", "attn.to_out.0")
+WORDS = ("attn.add_q_proj", "attn.add_k_proj", "attn.add_v_proj", "attn.to_add_out")
+SECOND = ("attn2.to_q", "attn2.to_k", "attn2.to_v", "attn2.to_out.0")
+
+
+def encode_prompt(pipe: Any, prompts: Sequence[str], framing: Framing) -> Condition:
+    """Both CLIPs' penultimate states side by side, padded to T5's width d, T5's states behind them, pooled states.
+
+    A base without T5 gets zeros in its place, as in the pipeline. The picture's framing is no condition of SD3.
+
+    Returns: text (b, 77 + T5_LENGTH, d), pooled (b, p1 + p2).
+    """
+    length = text_length(pipe.tokenizer_3, T5_LENGTH)
+    text, _, pooled, _ = pipe.encode_prompt(
+        list(prompts), None, None, do_classifier_free_guidance=False, max_sequence_length=length
+    )
+    return Condition({"text": text, "pooled": pooled})
+
+
+def predict(model: nn.Module, noisy: Tensor, time: Tensor, condition: Condition) -> Tensor:
+    """The transformer's answer, (b, c, h, w) in its own dtype; noisy (b, c, h, w), time (b,), condition of b rows."""
+    told = condition.tensors
+    return model(noisy.to(told["text"].dtype), told["text"], told["pooled"], time, return_dict=False)[0]
+
+
+def sample(
+    pipe: Any,
+    prompts: Sequence[str],
+    negative_prompt: str,
+    size: int,
+    steps: int,
+    guidance: float,
+    generators: Sequence[torch.Generator],
+) -> list[Any]:
+    """Pictures with classifier-free guidance of this strength."""
+    told = {"guidance_scale": guidance, "negative_prompt": negative(negative_prompt, prompts)}
+    length = text_length(pipe.tokenizer_3, T5_LENGTH)
+    return draw(pipe, prompts, size, steps, generators, max_sequence_length=length, **told)
+
+
+def size_step(pipe: Any) -> int:
+    """The VAE's step times the transformer's patch."""
+    return pipe.vae_scale_factor * pipe.patch_size
+
+
+SD3 = Family(
+    name="sd3",
+    part="transformer",
+    pipeline="StableDiffusion3Pipeline",
+    checkpoint_keys=("joint_blocks.0.context_block.adaLN_modulation.1.weight",),
+    # Table 3 of the paper: 191 layers of SD3-medium. SD3.5-medium has a second attention in its first 13 blocks, on the
+    # picture alone; the paper and the public trainings leave it out, "attention-dual" (243 layers) takes it in.
+    targets={"attention": PICTURE + WORDS, "attention-dual": PICTURE + WORDS + SECOND},
+    defaults=FamilyDefaults(targets="attention", times="logit-normal", sample_steps=28, guidance=7.0),
+    text_parts=("text_encoder", "text_encoder_2", "text_encoder_3"),
+    optional_parts=("text_encoder_3", "tokenizer_3"),
+    encode_prompt=encode_prompt,
+    encode_image=encode_image,
+    predict=predict,
+    sample=sample,
+    size_step=size_step,
+)
