@@ -13,7 +13,7 @@ FLOORS = (
     ("linalg", "noise", "config", "storage", "keys"),
     ("basis", "methods", "adapter"),
     ("merging", "analysis", "files"),
-    ("families", "attach", "data"),
+    ("families", "attach", "data", "compat"),
     ("training", "sampling"),
     ("evaluation", "baselines", "world"),
     ("plots",),

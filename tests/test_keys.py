@@ -84,7 +84,10 @@ def test_the_original_block_names_of_sdxl_are_translated(original, diffusers):
         ("lora_unet_down_blocks_1_attentions_0_proj_in.hada_w1_a", "plain LoRA files"),
         ("lora_unet_mid_block_attentions_0_proj_in.dora_scale", "plain LoRA files"),
         ("model.diffusion_model.input_blocks.0.0.weight", "plain LoRA files"),
-        ("lora_unet_input_blocks_4_0_emb_layers_1.lora_down.weight", "outside the UNet's blocks and SDXL's transformers"),
+        (
+            "lora_unet_input_blocks_4_0_emb_layers_1.lora_down.weight",
+            "outside the UNet's blocks and SDXL's transformers",
+        ),
         ("lora_unet_output_blocks_2_1_proj_in.lora_down.weight", "outside the UNet's blocks and SDXL's transformers"),
     ],
 )

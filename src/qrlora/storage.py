@@ -166,4 +166,3 @@ def _check_header(path: Path, raw: BinaryIO, length: int) -> None:
         return  # no JSON, which the library says
     if twice:
         raise ValueError(f"{path}: holds {len(twice)} names twice, such as {twice[0][:200]!r}; write it anew")
-

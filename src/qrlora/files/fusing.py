@@ -27,7 +27,9 @@ def fuse(pairs: Mapping[str, Pair], layers: Sequence[str]) -> tuple[Pair, list[i
     for layer, pair in pairs.items():
         if pair.shape != (heights[layer], inputs):
             wanted = (heights[layer], inputs)
-            raise ValueError(f"{layer}: cannot lie in one weight with {layers[0]}, its shape is {pair.shape}, not {wanted}")
+            raise ValueError(
+                f"{layer}: cannot lie in one weight with {layers[0]}, its shape is {pair.shape}, not {wanted}"
+            )
     given = [pairs[layer].A for layer in layers if layer in pairs]
     shared = all(A is given[0] or (not A.is_meta and torch.equal(A, given[0])) for A in given)
     blocks = [pairs[layer].B if layer in pairs else given[0].new_zeros(heights[layer], 0) for layer in layers]

@@ -50,7 +50,7 @@ def load(path: str | PathLike, skip_text_encoders: bool = False) -> Adapter:
             ValueError, one line with the path: a pickle, cut short, no LoRA, another kind of adapter (with how many
             keys of it were found), NaN or infinity (naming the layer), half a pair, another format version.
     """
-    path = _file_in(path)
+    path = file_in(path)
     tensors, metadata = read(path)
     if skip_text_encoders:
         tensors = {key: tensor for key, tensor in tensors.items() if not is_text_encoder(key)}
@@ -82,7 +82,7 @@ def read_header(path: str | PathLike) -> Header:
 
 def count_text_encoder_keys(path: str | PathLike) -> int:
     """How many keys of a file load(..., skip_text_encoders=True) leaves out. Raises as storage.read does."""
-    return sum(map(is_text_encoder, read(_file_in(path))[0]))
+    return sum(map(is_text_encoder, read(file_in(path))[0]))
 
 
 def parse_all(tensors: Iterable[str]) -> dict[str, Key]:
@@ -134,7 +134,7 @@ def grouped(
     return groups
 
 
-def _file_in(path: str | PathLike) -> Path:
+def file_in(path: str | PathLike) -> Path:
     """The file itself, or the one in a folder that PEFT or diffusers wrote."""
     path = Path(path)
     return next((path / name for name in FOLDERS if (path / name).is_file()), path)
@@ -148,7 +148,9 @@ def _cause(key: str, reason: str) -> str:
 
 def _check_matrices(tensors: Mapping[str, Tensor], found: Mapping[tuple[str, ...], Mapping[str, str]]) -> None:
     """Raises ValueError unless every name has the two matrices of a pair, in floats; convolutions are counted."""
-    convolutions = [x[0] for x, keys in found.items() if any(tensors[k].ndim > 2 for n, k in keys.items() if n != "alpha")]
+    convolutions = [
+        x[0] for x, keys in found.items() if any(tensors[k].ndim > 2 for n, k in keys.items() if n != "alpha")
+    ]
     if convolutions:
         raise ValueError(
             f"{len(convolutions)} of {len(found)} layers are convolutions ({printable(convolutions[0])}); "
