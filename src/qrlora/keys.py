@@ -132,10 +132,10 @@ class UnreadableKey(ValueError):
         """The same for all keys that are refused for one cause."""
 
 
-def printable(name: str) -> str:
-    """A name from a file as it can be shown: at most 200 characters, those that steer a terminal escaped."""
-    safe = "".join(x if x.isprintable() else x.encode("unicode_escape").decode() for x in name[:200])
-    return safe if len(name) <= 200 else f"{safe}..."
+def printable(name: str, most: int = 200) -> str:
+    """A name from a file as it can be shown: at most so many characters, those that steer a terminal escaped."""
+    safe = "".join(x if x.isprintable() else x.encode("unicode_escape").decode() for x in name[:most])
+    return safe if len(name) <= most else f"{safe}..."
 
 
 def stem(style: str, part: str, layer: str, family: str = "") -> tuple[str, tuple[str, ...]]:
