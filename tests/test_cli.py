@@ -15,7 +15,7 @@ from qrlora.cli import console, inspecting, showing
 from qrlora.world.demo import Row
 from qrlora.world.judges import Verdict
 
-VERBS = ("train", "merge", "generate", "grid", "inspect", "bases", "demo")
+VERBS = ("train", "merge", "generate", "grid", "inspect", "convert", "check", "project", "bases", "demo")
 
 
 @pytest.mark.parametrize("verb", VERBS)

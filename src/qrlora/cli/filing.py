@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 FORMS = ("full", "compact", *WRITTEN)
 ENOUGH = 0.99
 """Below this share of its energy, a projected adapter is no longer the same one."""
+STATES = ("loaded", "ignored", "wrong strength", "not judged")
 DTYPES = ("float32", "bfloat16", "float16")
 
 Skip = Annotated[bool, typer.Option("--skip-text-encoders", help="Leave out the layers of text encoders.")]
@@ -62,24 +63,25 @@ def check(
     one_thread()
     found = file_in(path)
     file = compat.File(*storage.read(found), found)
-    rows, causes, fine = [], [], True
+    rows, causes = [], []
+    remedies: dict[str, list[str]] = {}
     for tool in tools or list(compat.TOOLS):
         verdicts = compat.judge(file, tool)
         states = collections.Counter(verdict.state for verdict in verdicts)
-        whole = states["loaded"] == len(verdicts) > 0
-        fine = fine and whole
-        rows.append((tool, *(str(states[x]) for x in STATES), "" if whole else _remedy(path, output_of(path), tool)))
+        rows.append((tool, *(str(states[x]) for x in STATES)))
+        if states["loaded"] < len(verdicts) or not verdicts:
+            copy = path.with_name(f"{path.stem}-converted.safetensors")
+            remedies.setdefault(_remedy(path, copy, tool), []).append(tool)
         causes += [(tool, *cause) for cause in _causes(verdicts)] + [
             (tool, "", x, "") for x in compat.notes(file, tool)
         ]
-    console.table(("tool", *STATES, "remedy"), rows, title=f"{path}: {len(file.tensors)} keys", numbers=False)
+    console.table(("tool", *STATES), rows, title=f"{path}: {len(file.tensors)} keys")
     if causes:
         console.table(("tool", "keys", "why", "such as"), causes, numbers=False)
-    if not fine:
+    for remedy, helped in remedies.items():
+        console.say(f"{', '.join(helped)}: {remedy}")
+    if remedies:
         raise typer.Exit(1)
-
-
-STATES = ("loaded", "ignored", "wrong strength", "not judged")
 
 
 def project(
@@ -141,11 +143,6 @@ def one_thread() -> None:
     import torch
 
     torch.set_num_threads(1)
-
-
-def output_of(path: Path) -> Path:
-    """The name that `check` proposes for a converted copy."""
-    return path.with_name(f"{path.stem}-converted.safetensors")
 
 
 def _dtype(name: str) -> Any:
