@@ -110,7 +110,7 @@ def project(
         base=opened.name,
         fingerprint=bases.fingerprint(weights.items()),
     )
-    found = bases.cached_basis(weights.items(), rank or opened.defaults.rank, side)
+    found = bases.cached_basis(weights.items(), opened.defaults.rank if rank is None else rank, side)
     projected, kept = merging.project(adapter, found, known)
     files.save(projected, output)
     _kept(adapter, kept, output)
