@@ -1,7 +1,8 @@
-"""An SDXL pipeline as one file in the names of the original release, the way checkpoints are shared.
+"""A pipeline as one file in the names of the original release, the way checkpoints are shared.
 
-Written from the layout of `sd_xl_base_1.0.safetensors`: the UNet's blocks are numbered through, the first text encoder
-keeps transformers' names, the second has OpenCLIP's with fused q, k, v.
+SDXL, from the layout of `sd_xl_base_1.0.safetensors`: the UNet's blocks are numbered through, the first text encoder
+keeps transformers' names, the second has OpenCLIP's with fused q, k, v. SD3, from that of
+`sd3_medium_incl_clips_t5xxl.safetensors`: fused q, k, v, and the final layers' scale before shift.
 """
 
 from __future__ import annotations
@@ -28,6 +29,35 @@ UNET = {
     "conv_in": "input_blocks.0.0",
     "conv_norm_out": "out.0",
     "conv_out": "out.2",
+}
+SD3 = {
+    "pos_embed.pos_embed": "pos_embed",
+    "pos_embed.proj": "x_embedder.proj",
+    "time_text_embed.timestep_embedder.linear_1": "t_embedder.mlp.0",
+    "time_text_embed.timestep_embedder.linear_2": "t_embedder.mlp.2",
+    "time_text_embed.text_embedder.linear_1": "y_embedder.mlp.0",
+    "time_text_embed.text_embedder.linear_2": "y_embedder.mlp.2",
+    "norm_out.linear": "final_layer.adaLN_modulation.1",
+    "proj_out": "final_layer.linear",
+}
+SD3_BLOCK = (  # in a joint block: its picture's half and its words' half
+    (r"^attn2\.to_out\.0", "x_block.attn2.proj"),
+    (r"^attn2\.norm_([qk])", r"x_block.attn2.ln_\1"),
+    (r"^attn\.to_out\.0", "x_block.attn.proj"),
+    (r"^attn\.to_add_out", "context_block.attn.proj"),
+    (r"^attn\.norm_([qk])", r"x_block.attn.ln_\1"),
+    (r"^attn\.norm_added_([qk])", r"context_block.attn.ln_\1"),
+    (r"^norm1\.linear", "x_block.adaLN_modulation.1"),
+    (r"^norm1_context\.linear", "context_block.adaLN_modulation.1"),
+    (r"^ff\.net\.0\.proj", "x_block.mlp.fc1"),
+    (r"^ff\.net\.2", "x_block.mlp.fc2"),
+    (r"^ff_context\.net\.0\.proj", "context_block.mlp.fc1"),
+    (r"^ff_context\.net\.2", "context_block.mlp.fc2"),
+)
+SD3_FUSED = {
+    "attn.to_{}": "x_block.attn.qkv",
+    "attn.add_{}_proj": "context_block.attn.qkv",
+    "attn2.to_{}": "x_block.attn2.qkv",
 }
 VAE = (
     (r"down_blocks\.(\d+)\.resnets\.(\d+)", r"down.\1.block.\2"),
@@ -109,18 +139,61 @@ def open_clip(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     return result
 
 
-def write(pipe, path: Path) -> None:
-    """One .safetensors with everything of a pipeline but configs and tokenizers."""
+def sd3_transformer(model) -> dict[str, torch.Tensor]:
+    """A SD3Transformer2DModel in its original names."""
+    state, result = dict(model.state_dict()), {}
+    last = f"transformer_blocks.{model.config.num_layers - 1}.norm1_context.linear."
+    for name in list(state):
+        if name.startswith(("norm_out.linear", last)):  # the release says shift, scale; diffusers scale, shift
+            state[name] = torch.cat(state[name].chunk(2)[::-1])
+    for block in range(model.config.num_layers):
+        for parts, fused in SD3_FUSED.items():
+            for ending in ("weight", "bias"):
+                names = [f"transformer_blocks.{block}.{parts.format(x)}.{ending}" for x in "qkv"]
+                if names[0] in state:
+                    result[f"joint_blocks.{block}.{fused}.{ending}"] = torch.cat([state.pop(n) for n in names])
+    for name, x in state.items():
+        inner = re.match(r"transformer_blocks\.(\d+)\.(.*)", name)
+        if inner:
+            place = next(re.sub(old, new, inner[2]) for old, new in SD3_BLOCK if re.search(old, inner[2]))
+            result[f"joint_blocks.{inner[1]}.{place}"] = x
+        else:
+            stem = next((old for old in SD3 if name.startswith(old)), "")
+            result[SD3.get(stem, "") + name.removeprefix(stem)] = x
+    return result
+
+
+def vae(model) -> dict[str, torch.Tensor]:
+    """An AutoencoderKL in its original names; its attention is made of 1 x 1 convolutions there."""
+    levels = len(model.config.block_out_channels)
+    shaped = {n: x[:, :, None, None] if "attentions" in n and x.ndim == 2 else x for n, x in model.state_dict().items()}
+    return {f"first_stage_model.{vae_name(name, levels)}": x for name, x in shaped.items()}
+
+
+def sdxl(pipe) -> dict[str, torch.Tensor]:
+    """Everything of an SDXL pipeline but configs and tokenizers."""
     layers, levels = pipe.unet.config.layers_per_block, len(pipe.unet.config.block_out_channels)
     tensors = {
         f"model.diffusion_model.{unet_name(name, layers, levels)}": x for name, x in pipe.unet.state_dict().items()
     }
-    for name, x in pipe.vae.state_dict().items():
-        # the original VAE's attention is made of 1 x 1 convolutions
-        shaped = x[:, :, None, None] if "attentions" in name and x.ndim == 2 else x
-        tensors[f"first_stage_model.{vae_name(name, len(pipe.vae.config.block_out_channels))}"] = shaped
     for name, x in pipe.text_encoder.state_dict().items():
         tensors[f"conditioner.embedders.0.transformer.text_model.{name.removeprefix('text_model.')}"] = x
     for name, x in open_clip(pipe.text_encoder_2.state_dict()).items():
         tensors[f"conditioner.embedders.1.model.{name}"] = x
+    return {**tensors, **vae(pipe.vae)}
+
+
+def sd3(pipe) -> dict[str, torch.Tensor]:
+    """Everything of an SD3 pipeline but configs and tokenizers; the first CLIP's projection is the identity."""
+    tensors = {f"model.diffusion_model.{name}": x for name, x in sd3_transformer(pipe.transformer).items()}
+    encoders = {"clip_l": pipe.text_encoder, "clip_g": pipe.text_encoder_2, "t5xxl": pipe.text_encoder_3}
+    for encoder, model in encoders.items():
+        for name, x in model.state_dict().items():
+            if (encoder, name) != ("clip_l", "text_projection.weight"):
+                tensors[f"text_encoders.{encoder}.transformer.{name}"] = x
+    return {**tensors, **vae(pipe.vae)}
+
+
+def write(tensors: dict[str, torch.Tensor], path: Path) -> None:
+    """One .safetensors; tensors that share memory are copied."""
     save_file({name: x.clone().contiguous() for name, x in tensors.items()}, path)

@@ -1,6 +1,7 @@
 """The commands do what their help says."""
 
 import re
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,10 +12,13 @@ import pico
 from commands import run
 from qrlora import files, plots
 from qrlora.adapter import Adapter, Header, Pair, ends_in
-from qrlora.cli import console, inspecting, showing
+from qrlora.cli import console, inspecting, listing, showing
+from qrlora.config import read_recipe
+from qrlora.families import FAMILIES
 from qrlora.world.demo import Row
 from qrlora.world.judges import Verdict
 
+RECIPES = Path(__file__).parents[1] / "recipes"
 VERBS = ("train", "merge", "generate", "grid", "inspect", "convert", "check", "project", "bases", "demo")
 
 
@@ -45,6 +49,40 @@ def test_train_says_what_it_wrote_and_how_to_use_it(studio, tmp_path, capsys):
     assert "dog 2/2 loss" in err
     assert files.read_header(output).config["steps"] == 2
     assert [path.name for path in tmp_path.iterdir()] == ["dog.safetensors"]
+
+
+@pytest.mark.parametrize("family", pico.BASES)
+def test_two_pictures_become_one_picture_on_every_family(family, studio, tmp_path, capsys):
+    """train, train, merge, inspect, generate, grid: the whole way in the shell."""
+    base, dog, ink, both = pico.folder(family), *(tmp_path / f"{x}.safetensors" for x in ("dog", "ink", "both"))
+    common = [f"base={base}", "steps=3", "gradient_checkpointing=true"]
+    style = ["role=style", "prompt=a cat in <s> style", f"image={studio / 'cat.png'}", f"output={ink}"]
+    prompt, picture = "a <c> in <s> style", ["--base", base, "--steps", 1]
+    for words in (
+        ["train", *common, f"image={studio / 'dog.png'}", f"output={dog}"],
+        ["train", *common, *style],
+        ["merge", dog, f"{ink}=0.5", "-o", both],
+        ["inspect", dog, ink, "--plot", tmp_path / "alike.png"],
+        ["generate", prompt, both, *picture, "-o", tmp_path / "picture.png"],
+        ["grid", dog, ink, *picture, "--content-strengths", "1", "--style-strengths", "0,1", "-o", tmp_path / "g.png"],
+    ):
+        code, _, err = run(capsys, *words)
+        assert code == 0, err
+    assert files.read_header(both).family == family
+    with Image.open(tmp_path / "picture.png") as image:
+        assert image.size == (pico.SIZE, pico.SIZE)
+
+
+@pytest.mark.parametrize("path", sorted(RECIPES.glob("*.toml")), ids=lambda path: path.stem)
+def test_every_recipe_is_the_papers_on_its_family(path):
+    """Readable as it is; a recipe of a real base holds the defaults of its family, so that both say the same."""
+    config, family = read_recipe(path, ["image=x.png"]).checked(), path.stem.rpartition("_")[2]
+    assert config.role == path.stem.partition("_")[0]
+    if family in FAMILIES:
+        own = FAMILIES[family].defaults
+        given = {name: getattr(config, name) for name in ("rank", "targets", "steps", "learning_rate")}
+        assert given == {name: getattr(own, name) for name in given}
+        assert config.min_snr_gamma == 0 and config.base.split("/")[0] in listing.KNOWN[family]
 
 
 def test_a_recipe_is_read_and_the_command_line_wins(studio, tmp_path, capsys):
@@ -205,6 +243,11 @@ def test_bases_says_what_can_be_a_base(capsys):
     code, out, err = run(capsys, "bases")
     assert code == 0, err
     assert "stabilityai/stable-diffusion-xl-base-1.0" in out and "self, attention" in out
+    assert (
+        "black-forest-labs/FLUX.1-dev" in out
+        and "attention, attention-dual" in out
+        and set(listing.KNOWN) == set(FAMILIES)
+    )
 
 
 def test_the_demos_sheet_shows_what_is_given_what_is_true_and_what_came_out():

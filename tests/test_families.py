@@ -9,7 +9,7 @@ from torch.nn import functional
 
 import checkpoint
 import pico
-from qrlora.families import FAMILIES, Framing, choose_device, open_base
+from qrlora.families import FAMILIES, Base, Framing, choose_device, flux, open_base
 from qrlora.training import denoising_loss
 
 SDXL_UNET = {  # unet/config.json of stabilityai/stable-diffusion-xl-base-1.0
@@ -32,22 +32,107 @@ SDXL_UNET = {  # unet/config.json of stabilityai/stable-diffusion-xl-base-1.0
 }
 
 
+SD3_TRANSFORMERS = {  # transformer/config.json of stabilityai/stable-diffusion-3-medium, -3.5-medium, -3.5-large
+    "medium": {"num_layers": 24, "num_attention_heads": 24, "pos_embed_max_size": 192},
+    "3.5-medium": {
+        "num_layers": 24,
+        "num_attention_heads": 24,
+        "pos_embed_max_size": 384,
+        "dual_attention_layers": tuple(range(13)),
+        "qk_norm": "rms_norm",
+    },
+    "3.5-large": {"num_layers": 38, "num_attention_heads": 38, "pos_embed_max_size": 192, "qk_norm": "rms_norm"},
+}
+FLUX_TRANSFORMER = {  # transformer/config.json of black-forest-labs/FLUX.1-dev
+    "in_channels": 64,
+    "num_layers": 19,
+    "num_single_layers": 38,
+    "attention_head_dim": 128,
+    "num_attention_heads": 24,
+    "joint_attention_dim": 4096,
+    "pooled_projection_dim": 768,
+    "guidance_embeds": True,
+}
+
+
+@pytest.fixture(scope="module", params=FAMILIES)
+def any_base(request):
+    """The pico base of each family."""
+    return open_base(pico.folder(request.param), "cpu")
+
+
 @pytest.fixture(scope="module")
 def base():
     return open_base(pico.folder(), "cpu")
 
 
-@pytest.fixture(scope="module")
-def real_sdxl(base):
-    """The real SDXL UNet on the meta device: every shape, no memory."""
-    import dataclasses
+def real(family, model):
+    """A base whose trainable part is on the meta device: every shape, no memory."""
     from types import SimpleNamespace
 
+    pipe = SimpleNamespace(**{FAMILIES[family].part: model})
+    return Base(pipe=pipe, family=FAMILIES[family], name=family, defaults=FAMILIES[family].defaults)
+
+
+@pytest.fixture(scope="module")
+def real_sdxl():
     from diffusers import UNet2DConditionModel
 
     with torch.device("meta"):
-        unet = UNet2DConditionModel.from_config(SDXL_UNET)
-    return dataclasses.replace(base, pipe=SimpleNamespace(unet=unet), defaults=FAMILIES["sdxl"].defaults)
+        return real("sdxl", UNet2DConditionModel.from_config(SDXL_UNET))
+
+
+def real_sd3(which):
+    from diffusers import SD3Transformer2DModel
+
+    heads = SD3_TRANSFORMERS[which]["num_attention_heads"]
+    with torch.device("meta"):
+        model = SD3Transformer2DModel(**SD3_TRANSFORMERS[which], caption_projection_dim=64 * heads)
+    return real("sd3", model)
+
+
+@pytest.fixture(scope="module")
+def real_flux():
+    from diffusers import FluxTransformer2DModel
+
+    with torch.device("meta"):
+        return real("flux", FluxTransformer2DModel(**FLUX_TRANSFORMER))
+
+
+@pytest.mark.parametrize(
+    ("which", "preset", "layers"),
+    [
+        ("medium", "attention", 191),  # eight in each of 24 blocks; the last has nothing to do with words afterwards
+        ("3.5-medium", "attention", 191),
+        ("3.5-medium", "attention-dual", 191 + 13 * 4),
+        ("3.5-large", "attention", 38 * 8 - 1),
+    ],
+)
+def test_real_sd3_has_as_many_attention_layers(which, preset, layers):
+    assert len(real_sd3(which).target_layers(preset)) == layers
+
+
+def test_a_preset_for_a_second_attention_is_refused_where_there_is_none():
+    with pytest.raises(ValueError, match="no linear layer of sd3 ends in 'attn2.to_q'"):
+        real_sd3("medium").target_layers("attention-dual")
+
+
+def test_real_flux_has_342_layers_of_table_3(real_flux):
+    """Twelve names in each of 19 blocks with two streams, q, k and v in each of 38 with one."""
+    layers = real_flux.target_layers(real_flux.defaults.targets)
+    single = [name for name in layers if name.startswith("single_transformer_blocks")]
+    assert (len(layers), len(single)) == (342, 114) == (19 * 12 + 38 * 3, 38 * 3)
+    assert len(real_flux.target_layers("attention")) == 266
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_papers_settings_are_the_familys_defaults(family):
+    own = FAMILIES[family].defaults
+    assert (own.rank, own.learning_rate, own.steps, own.batch_size) == (64, 1e-4, 500, 1)
+    expected = {"sdxl": ("self", 50, 5.0), "sd3": ("attention", 28, 7.0), "flux": ("attention-ff", 28, 3.5)}
+    assert (own.targets, own.sample_steps, own.guidance) == expected[family]
+    times = {"sdxl": "uniform", "sd3": "logit-normal", "flux": "uniform"}
+    assert own.times == times[family]
 
 
 def test_real_sdxl_has_280_self_attention_and_560_attention_layers(real_sdxl):
@@ -78,14 +163,12 @@ def test_qr_learns_half_of_loras_parameters_on_real_sdxl(real_sdxl):
     assert count["lora"] == 2 * count["qr"] == 42_598_400
 
 
-def test_papers_settings_are_sdxls_defaults(real_sdxl):
-    own = real_sdxl.defaults
-    assert (own.rank, own.learning_rate, own.steps, own.sample_steps, own.targets) == (64, 1e-4, 500, 50, "self")
-
-
-def test_pico_keeps_the_shape_of_sdxl_in_under_a_megabyte(base):
-    files = [path for path in pico.folder().rglob("*") if path.is_file()]
+def test_pico_bases_are_under_a_megabyte(any_base):
+    files = [path for path in pico.folder(any_base.family.name).rglob("*") if path.is_file()]
     assert sum(path.stat().st_size for path in files) < 1e6
+
+
+def test_pico_keeps_the_shape_of_sdxl(base):
     layers = base.target_layers("self")
     assert any(name.startswith("up_blocks.0.attentions.1.") for name in layers)
     assert not any(name.startswith(("down_blocks.0", "up_blocks.2")) for name in layers)
@@ -141,13 +224,96 @@ def test_loss_is_that_of_the_public_sdxl_dreambooth_training(prediction_type):
     torch.testing.assert_close(ours, expected, rtol=1e-5, atol=1e-6)
 
 
-def test_latents_are_the_vaes_scaled_as_the_pipeline_unscales_them(base):
-    """decode(encode_image(x) / scaling_factor) is the VAE's own reconstruction of x."""
+def flow_draws():
+    """Latents, noise and two rows of the scheduler's table of times."""
+    generator = torch.Generator().manual_seed(7)
+    clean, noise = (torch.randn(2, 4, 8, 8, generator=generator) for _ in range(2))
+    return clean, noise, torch.tensor([30, 720]), ["a dog in <s> style", "a cat"]
+
+
+def tokens(tokenizer, prompts, length):
+    return tokenizer(prompts, padding="max_length", max_length=length, truncation=True, return_tensors="pt").input_ids
+
+
+def flow_loss(base, guess, clean, noise):
+    """The public scripts' last lines: the target is noise - x, every time weighs 1, the mean is taken in float32."""
+    return functional.mse_loss(guess.float(), (noise - clean).float())
+
+
+@pytest.mark.parametrize("with_t5", [True, False])
+def test_loss_is_that_of_the_public_sd3_dreambooth_training(with_t5):
+    """Written from the description of diffusers' script (with --precondition_outputs=0), with nothing of ours in it:
+    CLIPs' penultimate states side by side, zeros up to T5's width, T5's states or zeros behind them, both pooled
+    states side by side; s from the scheduler's own table; the model reads 1000 s."""
+    base = open_base(pico.folder("sd3", with_t5=with_t5), "cpu")
+    pipe, (clean, noise, rows, prompts) = base.pipe, flow_draws()
+    with torch.no_grad():
+        states, pooled = [], []
+        for tokenizer, encoder in ((pipe.tokenizer, pipe.text_encoder), (pipe.tokenizer_2, pipe.text_encoder_2)):
+            answer = encoder(tokens(tokenizer, prompts, 77), output_hidden_states=True)
+            states.append(answer.hidden_states[-2])
+            pooled.append(answer[0])
+        words = torch.zeros(2, 256, 32)
+        if with_t5:
+            words = pipe.text_encoder_3(tokens(pipe.tokenizer_3, prompts, 256))[0]
+        clip = torch.cat(states, dim=-1)
+        text = torch.cat([torch.cat([clip, torch.zeros(2, 77, 32 - clip.shape[-1])], dim=-1), words], dim=1)
+        sigma = pipe.scheduler.sigmas[rows].view(-1, 1, 1, 1)
+        guess = pipe.transformer(
+            hidden_states=(1 - sigma) * clean + sigma * noise,
+            timestep=pipe.scheduler.timesteps[rows],
+            encoder_hidden_states=text,
+            pooled_projections=torch.cat(pooled, dim=-1),
+        ).sample
+        condition = base.encode_prompt(prompts, Framing.plain(16, 16))
+        time = pipe.scheduler.timesteps[rows]
+        ours = denoising_loss(base.family.predict, base.model, base.noising, clean, noise, time, condition)
+    torch.testing.assert_close(ours, flow_loss(base, guess, clean, noise), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("guidance_embeds", [True, False])
+def test_loss_is_that_of_the_public_flux_dreambooth_training(guidance_embeds):
+    """Written from the description of diffusers' script, with the pipeline's packing: T5's states, CLIP's pooled one,
+    a guidance of 3.5 where the model reads one, time / 1000, each 2 x 2 patch with its place, zeros for words."""
+    base = open_base(pico.folder("flux", guidance_embeds=guidance_embeds), "cpu")
+    pipe, (clean, noise, rows, prompts) = base.pipe, flow_draws()
+    with torch.no_grad():
+        sigma = pipe.scheduler.sigmas[rows].view(-1, 1, 1, 1)
+        noisy = (1 - sigma) * clean + sigma * noise
+        guess = pipe.transformer(
+            hidden_states=pipe._pack_latents(noisy, 2, 4, 8, 8),
+            timestep=pipe.scheduler.timesteps[rows] / 1000,
+            guidance=torch.tensor([3.5, 3.5]) if guidance_embeds else None,
+            pooled_projections=pipe.text_encoder(tokens(pipe.tokenizer, prompts, 77)).pooler_output,
+            encoder_hidden_states=pipe.text_encoder_2(tokens(pipe.tokenizer_2, prompts, 512))[0],
+            txt_ids=torch.zeros(512, 3),
+            img_ids=pipe._prepare_latent_image_ids(2, 4, 4, "cpu", torch.float32),
+        ).sample
+        guess = pipe._unpack_latents(guess, 16, 16, pipe.vae_scale_factor)
+        condition = base.encode_prompt(prompts, Framing.plain(16, 16))
+        time = pipe.scheduler.timesteps[rows]
+        ours = denoising_loss(base.family.predict, base.model, base.noising, clean, noise, time, condition)
+    torch.testing.assert_close(ours, flow_loss(base, guess, clean, noise), rtol=1e-5, atol=1e-6)
+
+
+def test_latents_are_packed_as_the_flux_pipeline_packs_them():
+    """Also where height and width differ, which a square picture would not show."""
+    from diffusers import FluxPipeline
+
+    latents = torch.randn(2, 4, 6, 10, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(flux.packed(latents), FluxPipeline._pack_latents(latents, 2, 4, 6, 10))
+    ids = FluxPipeline._prepare_latent_image_ids(2, 3, 5, "cpu", torch.float32)
+    assert torch.equal(flux.picture_ids(3, 5), ids)
+
+
+def test_latents_are_the_vaes_as_the_pipeline_turns_them_back(any_base):
+    """decode(encode_image(x) / scaling_factor + shift_factor) is the VAE's own reconstruction of x."""
     pixels = torch.rand(2, 3, 16, 16, generator=torch.Generator().manual_seed(0)) * 2 - 1
-    vae = base.pipe.vae
+    vae = any_base.pipe.vae
+    shift = {"sdxl": 0.0, "sd3": 0.0609, "flux": 0.1159}[any_base.family.name]
     with torch.no_grad():
         theirs = vae.decode(vae.encode(pixels).latent_dist.mode()).sample
-        ours = vae.decode(base.encode_image(pixels) / vae.config.scaling_factor).sample
+        ours = vae.decode(any_base.encode_image(pixels) / vae.config.scaling_factor + shift).sample
     torch.testing.assert_close(ours, theirs)
 
 
@@ -170,22 +336,48 @@ def test_a_folders_own_defaults_win_over_the_familys(base):
     assert (base.defaults.rank, base.defaults.sample_steps) == (4, pico.DEFAULTS["sample"]["steps"])
 
 
-def test_nothing_of_an_open_base_learns(base):
-    assert not any(
-        p.requires_grad
-        for part in base.pipe.components.values()
-        if hasattr(part, "parameters")
-        for p in part.parameters()
-    )
+def test_flux_without_a_guidance_input_draws_as_schnell_unless_it_says_otherwise(tmp_path):
+    folder = tmp_path / "b"
+    shutil.copytree(pico.folder("flux", guidance_embeds=False), folder, ignore=shutil.ignore_patterns("qrlora.json"))
+    own = open_base(folder, "cpu").defaults
+    assert (own.sample_steps, own.guidance, own.rank) == (4, 1.0, 64)
+    (folder / "qrlora.json").write_text('{"defaults": {"sample": {"guidance": 3}}}')
+    assert (open_base(folder, "cpu").defaults.sample_steps, open_base(folder, "cpu").defaults.guidance) == (4, 3)
 
 
-def test_released_parts_are_gone_and_parked_ones_come_back():
-    base = open_base(pico.folder(), "cpu")
+def test_nothing_of_an_open_base_learns(any_base):
+    parts = [part for part in any_base.pipe.components.values() if hasattr(part, "parameters")]
+    assert not any(p.requires_grad for part in parts for p in part.parameters())
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_released_parts_are_gone_and_parked_ones_come_back(family):
+    base = open_base(pico.folder(family), "cpu")
     base.park()
     base.unpark()
-    assert set(base.spare_parts) == {"text_encoder", "text_encoder_2", "vae"}
+    names = (*FAMILIES[family].text_parts, "vae")
+    assert tuple(base.spare_parts) == names and base.missing_parts == []
     base.release()
-    assert base.spare_parts == {} and base.pipe.vae is None and base.pipe.text_encoder_2 is None
+    assert base.spare_parts == {} and all(getattr(base.pipe, name) is None for name in names)
+    assert base.missing_parts == [name for name in names if name != "text_encoder_3"]
+
+
+def test_sd3_without_t5_misses_nothing_and_reads_zeros_in_its_place():
+    """As the pipeline does; and a folder whose tokenizer is there while the encoder is not is read the same."""
+    with_t5, without = (open_base(pico.folder("sd3", with_t5=x), "cpu") for x in (True, False))
+    assert without.missing_parts == [] and "text_encoder_3" not in without.spare_parts
+    told, full = (x.encode_prompt(["a dog"], Framing.plain(16, 16)).tensors["text"] for x in (without, with_t5))
+    assert told.shape == full.shape and not told[:, 77:].any() and full[:, 77:].any()
+    torch.testing.assert_close(told[:, :77], full[:, :77])
+
+
+@pytest.mark.parametrize(("family", "part"), [("sd3", "text_encoder_2"), ("flux", "text_encoder_2")])
+def test_a_base_without_a_part_that_it_needs_is_refused(tmp_path, family, part):
+    copy = tmp_path / "b"
+    shutil.copytree(pico.folder(family), copy)
+    index = json.loads((copy / "model_index.json").read_text())
+    (copy / "model_index.json").write_text(json.dumps({**index, part: [None, None]}))
+    refused(copy, ValueError, f"b has no {part}, which every {family} base needs")
 
 
 def refused(name, kind, match, **how):
@@ -206,20 +398,70 @@ def test_a_hub_name_without_a_network_is_refused_in_one_line():
     refused("nobody/no-such-model", OSError, "not on this machine, and the hub cannot be reached")
 
 
-def test_a_single_file_checkpoint_is_the_same_base(base, tmp_path):
-    """In the names of the original release; configs and tokenizers from the folder beside it."""
-    checkpoint.write(base.pipe, tmp_path / "model.safetensors")
-    without_weights = shutil.ignore_patterns("*.safetensors", "qrlora.json")
-    shutil.copytree(pico.folder(), tmp_path / "model", ignore=without_weights)
-    single = open_base(tmp_path / "model.safetensors", "cpu")
-    assert single.family is base.family and single.defaults == FAMILIES["sdxl"].defaults
-    for part in ("unet", "vae", "text_encoder", "text_encoder_2"):
-        ours, theirs = getattr(single.pipe, part).state_dict(), getattr(base.pipe, part).state_dict()
-        assert ours.keys() == theirs.keys() and all(torch.equal(ours[key], theirs[key]) for key in ours)
+def single_file(family, folder, without=()):
+    """A checkpoint in the names of the original release, without the parts whose names begin so; its path."""
+    pipe = open_base(pico.folder(family), "cpu").pipe
+    tensors = {name: x for name, x in getattr(checkpoint, family)(pipe).items() if not name.startswith(without)}
+    checkpoint.write(tensors, folder / "model.safetensors")
+    return folder / "model.safetensors"
+
+
+def assert_same_base(single, base):
+    for part in (base.family.part, *base.spare_parts):
+        ours, theirs = (getattr(x.pipe, part).state_dict() for x in (single, base))
+        assert ours.keys() == theirs.keys() and all(torch.equal(ours[key], theirs[key]) for key in ours), part
     framing = Framing.plain(16, 16)
     told, expected = (x.encode_prompt(["a <c>"], framing).tensors for x in (single, base))
-    assert all(torch.equal(told[key], expected[key]) for key in expected)
+    for key in expected:
+        torch.testing.assert_close(told[key], expected[key])
 
+
+@pytest.mark.parametrize("family", ["sdxl", "sd3"])
+def test_a_single_file_checkpoint_is_the_same_base(family, tmp_path):
+    """In the names of the original release; configs and tokenizers from the folder beside it."""
+    path = single_file(family, tmp_path)
+    without_weights = shutil.ignore_patterns("*.safetensors", "qrlora.json")
+    shutil.copytree(pico.folder(family), tmp_path / "model", ignore=without_weights)
+    single, base = open_base(path, "cpu"), open_base(pico.folder(family), "cpu")
+    assert single.family is base.family and single.defaults == FAMILIES[family].defaults
+    assert_same_base(single, base)
+
+
+PARTS = {**FAMILIES["sd3"].text_parts, "vae": "first_stage_model."}
+
+
+@pytest.mark.parametrize("part", PARTS)
+def test_what_a_single_file_lacks_comes_from_the_folder_beside_it(tmp_path, part):
+    """As SD3's and FLUX's transformer alone are shared. What is in neither is named, in one line with the way out."""
+    path, base = single_file("sd3", tmp_path, tuple(PARTS.values())), open_base(pico.folder("sd3"), "cpu")
+    shutil.copytree(pico.folder("sd3"), tmp_path / "model")
+    assert_same_base(open_base(path, "cpu"), base)
+    (weights,) = (tmp_path / "model" / part).glob("*.safetensors")
+    weights.unlink()
+    kind = type(getattr(base.pipe, part)).__name__
+    refused(path, ValueError, f"not a whole base model .*{kind}.*put a whole diffusers pipeline .*/model$")
+
+
+def test_a_single_file_is_without_t5_if_the_folder_beside_it_is(tmp_path):
+    path = single_file("sd3", tmp_path, "text_encoders.t5xxl")
+    without_weights = shutil.ignore_patterns("*.safetensors", "qrlora.json")
+    shutil.copytree(pico.folder("sd3", with_t5=False), tmp_path / "model", ignore=without_weights)
+    assert_same_base(open_base(path, "cpu"), open_base(pico.folder("sd3", with_t5=False), "cpu"))
+
+
+@pytest.mark.parametrize("prefix", ["", "model.diffusion_model."])
+@pytest.mark.parametrize("family", ["sd3", "flux"])
+def test_a_transformer_alone_is_known_by_its_names(family, prefix, tmp_path):
+    """With nothing beside it, its family's configs are looked for on the hub."""
+    names = ["joint_blocks.0.context_block.adaLN_modulation.1.weight"]
+    if family == "flux":
+        names = ["double_blocks.0.img_attn.norm.key_norm.scale", "vector_in.in_layer.weight"]
+    checkpoint.write({prefix + name: torch.zeros(1) for name in names}, tmp_path / "alone.safetensors")
+    refused(tmp_path / "alone.safetensors", OSError, "the hub cannot be reached")
+
+
+def test_a_cut_or_lonely_single_file_is_refused(tmp_path):
+    single_file("sdxl", tmp_path)
     whole = (tmp_path / "model.safetensors").read_bytes()
     for share in (0.0, 0.001, 0.3, 0.999):
         (tmp_path / "model.safetensors").write_bytes(whole[: int(share * len(whole))])

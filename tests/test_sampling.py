@@ -1,5 +1,7 @@
 """Pictures: those of the stock pipeline, each from its own seed, whatever the batch."""
 
+import functools
+
 import numpy as np
 import pytest
 import torch
@@ -8,7 +10,7 @@ import pico
 from qrlora.adapter import Adapter, Header, Pair
 from qrlora.attach import attached
 from qrlora.families import open_base
-from qrlora.files import save
+from qrlora.files import load, save
 from qrlora.merging import merge
 from qrlora.methods import METHODS
 from qrlora.sampling import generate, grid
@@ -23,27 +25,36 @@ def cache(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def base():
-    return open_base(pico.folder(), "cpu")
+    return opened("sdxl")
+
+
+@functools.cache
+def opened(family, **changes):
+    return open_base(pico.folder(family, **changes), "cpu")
 
 
 @pytest.fixture(scope="module")
-def learnt(base, tmp_path_factory):
-    """Adapters of a few strong updates on noise pictures: {(method, role): file}."""
+def learn(tmp_path_factory):
+    """(method, role, family) -> file of an adapter of a few strong updates on a noise picture, learnt once."""
     from PIL import Image
 
     from qrlora.config import TrainConfig
     from qrlora.training import train
 
     folder = tmp_path_factory.mktemp("learnt")
-    files = {}
-    for seed, (method, role) in enumerate([*((m, "content") for m in METHODS), ("qr", "style"), ("lora", "style")]):
+
+    @functools.cache
+    def learnt(method, role, family="sdxl"):
+        seed = list(METHODS).index(method) + 10 * (role == "style")
         noise = torch.randint(0, 256, (16, 16, 3), generator=torch.Generator().manual_seed(seed), dtype=torch.uint8)
         Image.fromarray(noise.numpy()).save(folder / "x.png")
         prompt = {"content": "a <c>", "style": "a dog in <s> style"}[role]
-        files[method, role] = folder / f"{method}-{role}.safetensors"
-        where = {"base": str(pico.folder()), "image": folder / "x.png", "output": files[method, role], "device": "cpu"}
-        train(TrainConfig(**where, method=method, role=role, prompt=prompt, learning_rate=0.1), base=base)
-    return files
+        file = folder / f"{family}-{method}-{role}.safetensors"
+        where = {"image": folder / "x.png", "output": file, "device": "cpu"}
+        train(TrainConfig(**where, method=method, role=role, prompt=prompt, learning_rate=0.1), base=opened(family))
+        return file
+
+    return learnt
 
 
 def adapter(base, seed, trigger="", size=0.5):
@@ -72,16 +83,21 @@ def assert_differ(pictures, others):
     assert np.abs(values(pictures) - values(others)).mean() > 2
 
 
-def test_without_adapters_pictures_are_the_stock_pipelines_bit_for_bit(base):
+@pytest.mark.parametrize("family", pico.BASES)
+def test_without_adapters_pictures_are_the_stock_pipelines_bit_for_bit(family):
+    base = opened(family)
     ours = generate(base, "a dog", seed=3, count=2)
-    theirs = base.pipe(
-        ["a dog"] * 2, height=16, width=16, num_inference_steps=3, guidance_scale=2.0,
-        generator=[torch.Generator().manual_seed(3), torch.Generator().manual_seed(4)],
-    ).images  # fmt: skip
-    assert np.array_equal(values(ours), values(theirs))
+    assert np.array_equal(values(ours), values(stock(base.pipe, "a dog", seeds=(3, 4))))
 
 
-def test_picture_k_of_a_seed_is_picture_0_of_seed_plus_k(base):
+def test_sd3_without_t5_draws_the_stock_pipelines_pictures():
+    base = opened("sd3", with_t5=False)
+    assert_same(generate(base, "a dog", seed=3), stock(base.pipe, "a dog", seeds=(3,)))
+
+
+@pytest.mark.parametrize("family", pico.BASES)
+def test_picture_k_of_a_seed_is_picture_0_of_seed_plus_k(family):
+    base = opened(family)
     many = generate(base, "a dog", seed=5, count=5, batch_size=3)
     alone = [generate(base, "a dog", seed=5 + k)[0] for k in range(5)]
     assert_same(many, alone)
@@ -122,34 +138,27 @@ def fail(done, total):
 
 @pytest.mark.parametrize("family", pico.BASES)
 @pytest.mark.parametrize("method", METHODS)
-def test_a_learnt_file_in_stock_diffusers_gives_our_picture(family, method, base, learnt):
+def test_a_learnt_file_in_stock_diffusers_gives_our_picture(family, method, learn):
     """Picture -> adapter -> file -> stock pipeline -> the picture that our own sampling gives."""
-    import diffusers
-
-    from qrlora.files import load
-
-    ours = generate(base, "a <c>", [(load(learnt[method, "content"]), 0.8)], seed=2, count=2)
-    pipe = getattr(diffusers, base.family.pipeline).from_pretrained(pico.folder(family))
-    pipe.load_lora_weights(str(learnt[method, "content"]), adapter_name="it")
+    base, file = opened(family), learn(method, "content", family)
+    ours = generate(base, "a <c>", [(load(file), 0.8)], seed=2, count=2)
+    pipe = stock_pipeline(family)
+    pipe.load_lora_weights(str(file), adapter_name="it")
     pipe.set_adapters("it", 0.8)
     assert_same(ours, stock(pipe, "a <c>", seeds=(2, 3)))
     assert_differ(ours, generate(base, "a <c>", seed=2, count=2))
 
 
 @pytest.mark.filterwarnings("ignore:Already found a `peft_config`")  # PEFT's, at every second file
+@pytest.mark.parametrize("family", pico.BASES)
 @pytest.mark.parametrize(("method", "rule"), [("qr", "sum"), ("lora", "stack")])
-def test_a_merged_file_in_stock_diffusers_is_both_files_at_their_strengths(base, learnt, tmp_path, method, rule):
+def test_a_merged_file_in_stock_diffusers_is_both_files_at_their_strengths(learn, tmp_path, method, rule, family):
     """set_adapters([content, style], [lc, ls]) of the two files, to float32 rounding."""
-    import diffusers
-
-    from qrlora.files import load
-
-    files = learnt[method, "content"], learnt[method, "style"]
+    files = learn(method, "content", family), learn(method, "style", family)
     save(merge([load(path) for path in files], [0.9, 0.6], rule), tmp_path / "merged.safetensors")
-    prompt, latents = "a <c> in <s> style", torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(1))
     answers = []
     for merged in (True, False):
-        pipe = getattr(diffusers, base.family.pipeline).from_pretrained(pico.folder())
+        pipe = stock_pipeline(family)
         pipe.set_progress_bar_config(disable=True)
         if merged:
             pipe.load_lora_weights(str(tmp_path / "merged.safetensors"))
@@ -157,19 +166,54 @@ def test_a_merged_file_in_stock_diffusers_is_both_files_at_their_strengths(base,
             for name, path in zip(("content", "style"), files, strict=True):
                 pipe.load_lora_weights(str(path), adapter_name=name)
             pipe.set_adapters(["content", "style"], [0.9, 0.6])
-        answers.append(pipe(prompt, latents=latents, num_inference_steps=2, output_type="latent").images)
+        generator = torch.Generator().manual_seed(1)
+        answers.append(
+            pipe("a <c> in <s> style", height=16, width=16, generator=generator, num_inference_steps=2,
+                 output_type="latent").images
+        )  # fmt: skip
     torch.testing.assert_close(answers[0], answers[1], rtol=1e-3, atol=1e-4)
 
 
-def stock(pipe, prompt, seeds):
+def stock_pipeline(family):
+    import diffusers
+
+    return getattr(diffusers, opened(family).family.pipeline).from_pretrained(pico.folder(family))
+
+
+def stock(pipe, prompt, seeds, **told):
     pipe.set_progress_bar_config(disable=True)
     return pipe(
-        [prompt] * len(seeds), height=16, width=16, num_inference_steps=3, guidance_scale=2.0,
+        [prompt] * len(seeds), height=16, width=16, num_inference_steps=3, **{"guidance_scale": 2.0, **told},
         generator=[torch.Generator().manual_seed(s) for s in seeds],
     ).images  # fmt: skip
 
 
-def test_a_grid_is_a_picture_for_each_pair_of_strengths(base):
+def test_negative_prompts_are_the_stock_pipelines():
+    """SDXL and SD3: with classifier-free guidance; FLUX without a guidance input: what its pipeline calls true."""
+    prompt, told, schnell = "a dog", {"negative_prompt": ["sketch"] * 2}, opened("flux", guidance_embeds=False)
+    for base in (opened("sdxl"), opened("sd3")):
+        ours = generate(base, prompt, negative_prompt="sketch", seed=3, count=2)
+        assert_same(ours, stock(base.pipe, prompt, (3, 4), **told))
+        assert not np.array_equal(values(ours), values(generate(base, prompt, seed=3, count=2)))
+    ours = generate(schnell, prompt, negative_prompt="sketch", seed=3, count=2)
+    assert_same(ours, stock(schnell.pipe, prompt, (3, 4), true_cfg_scale=2.0, **told))
+
+
+def test_guidance_of_flux_is_a_number_it_reads_or_classifier_free():
+    """Distilled: the number is told to the model, and a negative prompt has no place. Else: away from no prompt."""
+    dev, schnell = opened("flux"), opened("flux", guidance_embeds=False)
+    assert_same(generate(dev, "a dog", guidance=6.0), stock(dev.pipe, "a dog", (0,), guidance_scale=6.0))
+    assert_differ(generate(dev, "a dog", guidance=60.0), generate(dev, "a dog", guidance=1.0))
+    with pytest.raises(ValueError, match="guidance-distilled and reads no negative prompt: leave it empty"):
+        generate(dev, "a dog", negative_prompt="sketch")
+    told = {"true_cfg_scale": 6.0, "negative_prompt": [""]}
+    assert_same(generate(schnell, "a dog", guidance=6.0), stock(schnell.pipe, "a dog", (0,), **told))
+    assert_same(generate(schnell, "a dog", guidance=1.0), stock(schnell.pipe, "a dog", (0,)))
+
+
+@pytest.mark.parametrize("family", pico.BASES)
+def test_a_grid_is_a_picture_for_each_pair_of_strengths(family):
+    base = opened(family)
     content, style = adapter(base, 1, "<c>"), adapter(base, 2, "<s>")
     done = []
     pictures = grid(

@@ -1,6 +1,7 @@
 """One run: what it writes, what it leaves alone, and that nothing can stop it from ending in the same bytes."""
 
 import dataclasses
+import functools
 import json
 import os
 import random
@@ -16,7 +17,7 @@ from PIL import Image
 import pico
 from qrlora.attach import begin, detach
 from qrlora.config import TrainConfig
-from qrlora.families import Framing, open_base
+from qrlora.families import FAMILIES, Framing, open_base
 from qrlora.files import load
 from qrlora.linalg import leading_subspace
 from qrlora.methods import METHODS
@@ -26,9 +27,18 @@ FRAMING = Framing.plain(pico.SIZE, pico.SIZE)
 LEARNS = {"qr": {"B"}, "qr-output": {"A"}, "qr-triangular": {"A"}, "qr-direct": {"A", "B"}, "lora": {"A", "B"}}
 
 
+NEW = [("qr", family) for family in pico.BASES if family != "sdxl"]
+"""The method of the paper on every other family; all methods on SDXL."""
+
+
 @pytest.fixture(scope="module")
 def base():
     return open_base(pico.folder(), "cpu")
+
+
+@functools.cache
+def opened(family, dtype="float32"):
+    return open_base(pico.folder(family), "cpu", dtype)
 
 
 def picture(folder):
@@ -44,13 +54,14 @@ def settings(folder, **changes):
     return TrainConfig(**{**own, **changes})
 
 
-@pytest.mark.parametrize("method", METHODS)
-def test_every_method_learns_and_leaves_the_base_as_it_was(tmp_path, base, method):
+@pytest.mark.parametrize(("method", "family"), [*((method, "sdxl") for method in METHODS), *NEW])
+def test_every_method_learns_and_leaves_the_base_as_it_was(tmp_path, method, family):
     """The loss on one fixed draw falls; afterwards the base's every bit is where it was."""
     from qrlora.attach import worn
     from qrlora.data import load_picture, prepare
     from qrlora.training import denoising_loss
 
+    base = opened(family)
     before = {key: value.clone() for key, value in base.model.state_dict().items()}
     adapter = train(settings(tmp_path, method=method, steps=30, batch_size=4), base=base)
     after = base.model.state_dict()
@@ -67,11 +78,12 @@ def test_every_method_learns_and_leaves_the_base_as_it_was(tmp_path, base, metho
     assert learnt < 0.99 * plain
 
 
-@pytest.mark.parametrize("targets", ["self", "attention"])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize(("family", "targets"), [(f, t) for f in FAMILIES for t in FAMILIES[f].targets])
 @pytest.mark.parametrize("method", METHODS)
-def test_step_0_is_the_base(base, method, targets):
-    """The UNet's answer with a fresh start on it, bit for bit; qr-direct to rounding: its update is B A - B_0 A_0."""
-    generator = torch.Generator().manual_seed(3)
+def test_step_0_is_the_base(method, family, targets, dtype):
+    """The model's answer with a fresh start on it, bit for bit; qr-direct to rounding: its update is B A - B_0 A_0."""
+    base, generator = opened(family, dtype), torch.Generator().manual_seed(3)
     noisy, condition = torch.randn(2, 4, 8, 8, generator=generator), base.encode_prompt(["a <c>"] * 2, FRAMING)
     row = METHODS[method]
     starts = {
@@ -83,8 +95,9 @@ def test_step_0_is_the_base(base, method, targets):
         begin(base.model, starts, "fresh")
         fresh = base.family.predict(base.model, noisy, torch.tensor([5, 900]), condition)
         detach(base.model, "fresh")
+    assert fresh.shape == noisy.shape and fresh.dtype == getattr(torch, dtype)
     if method == "qr-direct":
-        torch.testing.assert_close(fresh, plain, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(fresh, plain, **({} if dtype == "bfloat16" else {"rtol": 1e-4, "atol": 1e-5}))
     else:
         assert torch.equal(fresh, plain)
 
@@ -99,12 +112,16 @@ def test_only_what_the_method_lets_learn_changes(tmp_path, base, method):
         assert changed == LEARNS[method]
 
 
-def test_a_run_is_explained_by_its_file(tmp_path, base):
-    train(settings(tmp_path, trigger="<c>", prompt="a <c> face"), base=base)
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_run_is_explained_by_its_file(tmp_path, family):
+    train(settings(tmp_path, trigger="<c>", prompt="a <c> face"), base=opened(family))
     header = load(tmp_path / "out.safetensors").header
-    assert (header.family, header.part, header.method, header.rank, header.targets) == ("sdxl", "unet", "qr", 4, "self")
+    row = FAMILIES[family]
+    assert (header.family, header.part, header.targets) == (family, row.part, row.defaults.targets)
+    assert (header.method, header.rank, header.config["times"]) == ("qr", 4, row.defaults.times)
     assert (header.role, header.trigger, header.prompt) == ("content", "<c>", "a <c> face")
-    assert len(header.basis) == 64 and len(header.fingerprint) == 16
+    layers = opened(family).target_layers(header.targets)
+    assert len(header.basis) == 64 and len(header.fingerprint) == min(16, len(layers))
     assert header.config["steps"] == 6 and header.config["learning_rate"] == 1e-2
     assert header.config["image"] == "dog.png"
     assert str(tmp_path) not in json.dumps(header.config)
@@ -118,9 +135,11 @@ def test_equal_settings_give_equal_bytes_and_another_seed_gives_others(tmp_path,
     assert contents[0] == contents[1] != contents[2]
 
 
-def test_watching_a_run_does_not_change_it(tmp_path, base):
+@pytest.mark.parametrize("family", FAMILIES)
+def test_watching_a_run_does_not_change_it(tmp_path, family):
     """Previews, checkpoints, tensorboard and recomputed activations leave the numbers alone."""
     pytest.importorskip("tensorboard")
+    base = opened(family)
     train(settings(tmp_path), base=base)
     plain = load(tmp_path / "out.safetensors")
     seen = []
@@ -157,8 +176,11 @@ def test_progress_tells_step_loss_and_time_left(tmp_path, base):
 
 
 @pytest.mark.parametrize("optimizer", ["adam", "adamw"])
-@pytest.mark.parametrize("method", ["qr", "qr-triangular", "qr-direct", "lora"])
-def test_a_run_goes_on_from_its_checkpoint_to_the_same_bytes(tmp_path, base, method, optimizer):
+@pytest.mark.parametrize(
+    ("method", "family"), [*((method, "sdxl") for method in ("qr", "qr-triangular", "qr-direct", "lora")), *NEW]
+)
+def test_a_run_goes_on_from_its_checkpoint_to_the_same_bytes(tmp_path, method, family, optimizer):
+    base = opened(family)
     config = settings(tmp_path, method=method, optimizer=optimizer, save_every=2)
     train(config, base=base)
     whole = (tmp_path / "out.safetensors").read_bytes()
@@ -287,11 +309,21 @@ def test_a_rank_above_a_layers_size_is_refused_with_the_layer(tmp_path, base):
         ({"output": "x.bin"}, "ends in .safetensors"),
         ({"preview_every": 3}, "preview_every=3 needs on_preview"),
         ({"targets": "to_qq"}, "ends in 'to_qq'"),
+        ({"times": "often"}, "no density of times 'often'; known: uniform"),
+        ({"resolution": 20}, "resolution must be a multiple of 8 pixels for .*, got 20: try 16"),
     ],
 )
 def test_a_setting_that_cannot_work_is_refused(tmp_path, base, changes, message):
     with pytest.raises(ValueError, match=message):
         train(settings(tmp_path, **changes), base=base)
+
+
+@pytest.mark.parametrize("family", ["sd3", "flux"])
+def test_a_flow_base_refuses_min_snr_before_anything_long(tmp_path, family):
+    stages = []
+    with pytest.raises(ValueError, match="min_snr_gamma=5 is for bases that learn by diffusion, not by flow"):
+        train(settings(tmp_path, min_snr_gamma=5), base=opened(family), on_stage=lambda what, _: stages.append(what))
+    assert stages == ["opening the base model"]
 
 
 def test_a_base_with_broken_weights_is_refused_with_the_layer(tmp_path):
@@ -301,7 +333,10 @@ def test_a_base_with_broken_weights_is_refused_with_the_layer(tmp_path):
         train(settings(tmp_path), base=broken)
 
 
-def test_a_half_precision_base_learns_float32_factors(tmp_path):
-    half = open_base(pico.folder(), "cpu", "bfloat16")
-    adapter = train(settings(tmp_path), base=half)
-    assert all(pair.B.dtype == torch.float32 and pair.B.abs().max() > 0 for pair in adapter.layers.values())
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_half_precision_base_learns_float32_factors(tmp_path, family):
+    """Every layer learns, but for the one that no answer depends on: SD3's last block asks nothing about its words."""
+    adapter = train(settings(tmp_path), base=opened(family, "bfloat16"))
+    assert all(pair.B.dtype == torch.float32 for pair in adapter.layers.values())
+    still = {name for name, pair in adapter.layers.items() if not pair.B.any()}
+    assert still == ({"transformer_blocks.1.attn.add_q_proj"} if family == "sd3" else set())

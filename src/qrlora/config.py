@@ -1,7 +1,6 @@
 """Every setting of a run: frozen dataclasses, TOML recipes, `key=value` overrides.
 
-A setting that is None is not chosen yet: `filled` takes it from the base's own defaults, so that a base of six million
-parameters and one of six billion can share one recipe.
+A setting that is None is not chosen yet: `filled` takes it from the base, so that small and large bases share recipes.
 """
 
 import dataclasses
@@ -42,7 +41,7 @@ class FamilyDefaults:
     sample_steps: int = 50
     """Denoising steps of one picture."""
     guidance: float = 5.0
-    """Classifier-free guidance when sampling."""
+    """Classifier-free guidance when sampling, or the number that a guidance-distilled base reads."""
     special: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     """Exceptions by role ("style"), method ("lora") or both ("style/lora"): {"lora": {"learning_rate": 1e-3}}."""
 
@@ -81,31 +80,30 @@ class TrainConfig:
     trigger: str = ""
     """The word that will stand for it in prompts; empty: `<c>` for content, `<s>` for style."""
     prompt: str = ""
-    """What the picture shows, with the trigger word in it. Empty for content: "a <c>". A style's prompt must name the
-    thing that the picture shows ("a cat in <s> style"), so that only the manner is left to learn."""
+    """What the picture shows, with the trigger word in it. Empty for content: "a <c>"; a style's names the thing."""
     output: str | Path = "adapter.safetensors"
     """The adapter file to write."""
     method: str = "qr"
     """Row of `methods.METHODS`: qr, qr-output, qr-triangular, qr-direct or lora."""
     rank: int | None = None
-    """Directions an adapter may use in each layer; None: the base's own (64 for SDXL, as in the paper)."""
+    """Directions an adapter may use in each layer; None: the base's own (64, as in the paper)."""
     targets: str | None = None
-    """Layers that learn: a preset of the family (`self`, `attention`) or name endings `to_q,to_k`; None: the base's."""
+    """Layers that learn: a preset of the family (`qrlora bases` lists them) or name endings; None: the base's."""
     steps: int | None = None
-    """Optimizer updates: a count, neither pictures nor epochs; None: the base's own (500 for SDXL)."""
+    """Optimizer updates: a count, neither pictures nor epochs; None: the base's own (500, as in the paper)."""
     learning_rate: float | None = None
-    """Step of the optimizer; None: the base's own (1e-4 for SDXL)."""
+    """Step of the optimizer; None: the base's own (1e-4)."""
     batch_size: int | None = None
-    """Noisy copies of the picture in one update; None: the base's own (1 for SDXL)."""
+    """Noisy copies of the picture in one update; None: the base's own (1)."""
     times: str | None = None
-    """How often training sees which noise level: `uniform`, or `noisy`, which dwells where colour and layout are
-    settled; None: the base's own (uniform for SDXL)."""
+    """How often training sees which noise level: `uniform`, `noisy` (dwells where colour and layout are settled) or
+    `logit-normal` (dwells in the middle); None: the base's own (logit-normal for SD3, else uniform)."""
     resolution: int | None = None
-    """Side of the square that the picture is fitted to, in pixels; None: the base's own (1024 for SDXL)."""
+    """Side of the square that the picture is fitted to, in pixels; None: the base's own (1024)."""
     optimizer: Literal["adam", "adamw"] = "adam"
     """adam, the paper's, or adamw with weight decay 1e-2."""
     min_snr_gamma: float = 0.0
-    """Bound of the min-SNR loss weight (arXiv 2303.09556); 0 weighs all noise levels alike, as the paper does."""
+    """Bound of the min-SNR loss weight (arXiv 2303.09556), SDXL only; 0 weighs all noise levels alike, as the paper."""
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass: less memory, about a third slower, the same numbers."""
     seed: int = 0
@@ -172,15 +170,15 @@ class SampleConfig:
     prompt: str = ""
     """What to draw, with the trigger words of the adapters in it: "a <c> in <s> style"."""
     negative_prompt: str = ""
-    """What to keep out of the picture."""
+    """What to keep out of the picture; FLUX.1-dev reads none."""
     adapters: tuple[str, ...] = ()
     """Adapter files; their updates add."""
     strengths: tuple[float, ...] = ()
     """One factor for each adapter (the paper's lambda); empty: 1 for each."""
     steps: int | None = None
-    """Denoising steps; None: the base's own (50 for SDXL)."""
+    """Denoising steps; None: the base's own (50 for SDXL, 28 for SD3 and FLUX)."""
     guidance: float | None = None
-    """Classifier-free guidance; None: the base's own (5 for SDXL)."""
+    """Classifier-free guidance, or the number that FLUX.1-dev reads; None: the base's own (SDXL 5, SD3 7, FLUX 3.5)."""
     seed: int = 0
     """Seed of the first picture; the next ones take seed + 1, seed + 2, ..."""
     count: int = 1
@@ -227,9 +225,8 @@ def as_dict(config: Any) -> dict[str, Any]:
 def read_recipe(path: str | Path | None, overrides: Iterable[str] = (), kind: type[Config] = TrainConfig) -> Config:
     """Settings from a TOML recipe with overrides on top.
 
-    Args:    path: a TOML file of `name = value` lines, or None for the defaults.
+    Args:    path: a TOML file of `name = value` lines, or None for the defaults.  kind: TrainConfig or SampleConfig.
              overrides: "name=value"; the value as TOML writes it, quotes optional around text.
-             kind: TrainConfig or SampleConfig.
     Raises:  OSError: no such file. ValueError: not TOML, an unknown name (with the nearest known one), a wrong type.
     """
     values: dict[str, Any] = {}

@@ -47,7 +47,9 @@ Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps.")]
 Dtype = Annotated[str, typer.Option(help="Numbers of the base: float32, bfloat16 or float16.")]
 Seed = Annotated[int, typer.Option(help="Seed of the first picture; each further one adds 1.")]
 Steps = Annotated[int | None, typer.Option(help="Denoising steps.", show_default="the base's own")]
-Guidance = Annotated[float | None, typer.Option(help="Classifier-free guidance.", show_default="the base's own")]
+Guidance = Annotated[
+    float | None, typer.Option(help="Classifier-free, or what FLUX.1-dev reads.", show_default="the base's own")
+]
 Size = Annotated[int | None, typer.Option(help="Side in pixels.", show_default="the base's own")]
 Negative = Annotated[str, typer.Option("--negative-prompt", help="What to keep out of the picture.")]
 

@@ -8,6 +8,8 @@ from . import console
 
 KNOWN = {
     "sdxl": "stabilityai/stable-diffusion-xl-base-1.0",
+    "sd3": "stabilityai/stable-diffusion-3.5-medium",
+    "flux": "black-forest-labs/FLUX.1-dev",
 }
 """A hub name of each family, for a person to start from."""
 

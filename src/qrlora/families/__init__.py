@@ -25,7 +25,7 @@ FAMILIES: dict[str, Family] = {"sdxl": SDXL, "sd3": SD3, "flux": FLUX}
 BUILT_IN = Path(__file__).parents[1] / "world" / "bases"
 """Folder of the base models in the package, each under its name."""
 
-VAE_PREFIXES = ("first_stage_model.", "vae.")
+VAE_BEGINNINGS = ("first_stage_model.", "vae.")
 """How the names of a VAE's tensors begin in single-file checkpoints."""
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -46,7 +46,6 @@ def open_base(name: str | Path, device: str = "auto", dtype: str = "float32") ->
         family = _family_of_checkpoint(place) if place.is_file() else _family_of_folder(place)
         with quiet():
             pipe = _opened(place, family, number_type)
-    _check_whole(pipe, place, family)
     pipe.to(home)
     for part in pipe.components.values():
         if isinstance(part, torch.nn.Module):
@@ -177,28 +176,41 @@ def _opened(place: Path, family: Family, dtype: torch.dtype) -> Any:
 
 def _from_beside(place: Path, beside: Path, family: Family, dtype: torch.dtype) -> dict[str, Any]:
     """What diffusers must be told of the folder beside a single file: that it holds the configs, which parts it is
-    without, and its VAE if the file has none, which diffusers would not look for there."""
+    without, and the parts that are there and not in the file; of those it would find neither the VAE nor any encoder
+    whose weights are `model.safetensors`."""
     if not (beside / "model_index.json").is_file():
         return {}
+    held = _tensor_names(place)
     told: dict[str, Any] = {"config": str(beside), **_without(beside, family)}
-    if not any(name.startswith(VAE_PREFIXES) for name in _tensor_names(place)) and any((beside / "vae").glob("*.s*")):
-        from diffusers import AutoencoderKL
-
-        told["vae"] = AutoencoderKL.from_pretrained(str(beside / "vae"), torch_dtype=dtype, use_safetensors=True)
+    for part, beginning in {**family.text_parts, "vae": VAE_BEGINNINGS}.items():
+        in_file = any(name.startswith(beginning) for name in held)
+        if part not in told and not in_file and any((beside / part).glob("*.safetensors")):
+            told[part] = _part(beside, part, dtype)
     return told
 
 
+def _part(place: Path, part: str, dtype: torch.dtype) -> Any:
+    """One model from the folder of a pipeline."""
+    import diffusers
+    import transformers
+
+    room, kind = _json(place / "model_index.json")[part]
+    model = getattr({"diffusers": diffusers, "transformers": transformers}[room], kind)
+    return model.from_pretrained(str(place / part), torch_dtype=dtype, use_safetensors=True)
+
+
 def _without(place: Path, family: Family) -> dict[str, None]:
-    """{part: None} of the optional parts that a folder's index does not name: diffusers would call them missing."""
+    """{part: None} of the optional parts that a folder's index does not name: diffusers would call them missing.
+
+    Raises: ValueError: the index does not name a part that every base of the family needs.
+    """
     index = _json(place / "model_index.json")
-    return {part: None for part in family.optional_parts if (index.get(part) or [None])[0] is None}
-
-
-def _check_whole(pipe: Any, place: Path, family: Family) -> None:
-    """Raises ValueError: a part that every base of the family needs is not in this one."""
-    for name in (*family.text_parts, family.part, "vae"):
-        if name not in family.optional_parts and getattr(pipe, name, None) is None:
-            raise ValueError(f"{place} has no {name}, which every {family.name} base needs")
+    needed = {*family.text_parts, family.part, "vae"}
+    absent = [part for part in sorted({*needed, *family.optional_parts}) if (index.get(part) or [None])[0] is None]
+    for part in absent:
+        if part not in family.optional_parts:
+            raise ValueError(f"{place} has no {part}, which every {family.name} base needs")
+    return dict.fromkeys(absent)
 
 
 def _check_parts(place: Path) -> None:

@@ -112,7 +112,7 @@ FLUX = Family(
     # layers of the blocks with two streams.
     targets={"attention-ff": ATTENTION + FEED_FORWARD, "attention": ATTENTION},
     defaults=FamilyDefaults(targets="attention-ff", sample_steps=28, guidance=3.5),
-    text_parts=("text_encoder", "text_encoder_2"),
+    text_parts={"text_encoder": "text_encoders.clip_l.", "text_encoder_2": "text_encoders.t5xxl."},
     encode_prompt=encode_prompt,
     encode_image=encode_image,
     predict=predict,

@@ -70,8 +70,8 @@ class Family:
     """Preset -> endings of layer names."""
     defaults: FamilyDefaults
     """The paper's settings."""
-    text_parts: tuple[str, ...]
-    """Components that are needed for prompts only."""
+    text_parts: Mapping[str, str]
+    """Components that are needed for prompts only -> how their tensors' names begin in single-file checkpoints."""
     encode_prompt: Callable[[Any, Sequence[str], Framing], Condition]
     """(pipe, b prompts, framing) -> Condition of b rows."""
     encode_image: Callable[[Any, Tensor, torch.Generator | None], Tensor]

@@ -66,11 +66,16 @@ SD3 = Family(
     part="transformer",
     pipeline="StableDiffusion3Pipeline",
     checkpoint_keys=("joint_blocks.0.context_block.adaLN_modulation.1.weight",),
-    # Table 3 of the paper: 191 layers of SD3-medium. SD3.5-medium has a second attention in its first 13 blocks, on the
-    # picture alone; the paper and the public trainings leave it out, "attention-dual" (243 layers) takes it in.
+    # Table 3 of the paper: 191 layers of SD3-medium, with the last add_q_proj, which no answer depends on.
+    # SD3.5-medium has a second attention in its first 13 blocks, on the picture alone; the paper and the public
+    # trainings leave it out, "attention-dual" (243 layers) takes it in.
     targets={"attention": PICTURE + WORDS, "attention-dual": PICTURE + WORDS + SECOND},
     defaults=FamilyDefaults(targets="attention", times="logit-normal", sample_steps=28, guidance=7.0),
-    text_parts=("text_encoder", "text_encoder_2", "text_encoder_3"),
+    text_parts={
+        "text_encoder": "text_encoders.clip_l.",
+        "text_encoder_2": "text_encoders.clip_g.",
+        "text_encoder_3": "text_encoders.t5xxl.",
+    },
     optional_parts=("text_encoder_3", "tokenizer_3"),
     encode_prompt=encode_prompt,
     encode_image=encode_image,

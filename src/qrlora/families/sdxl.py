@@ -63,7 +63,7 @@ SDXL = Family(
     # The paper's text (B.1) says self-attention, its table 3 reads as all attention: 280 or 560 layers.
     targets={"self": SELF, "attention": SELF + CROSS},
     defaults=FamilyDefaults(),
-    text_parts=("text_encoder", "text_encoder_2"),
+    text_parts={"text_encoder": "conditioner.embedders.0.", "text_encoder_2": "conditioner.embedders.1."},
     encode_prompt=encode_prompt,
     encode_image=encode_image,
     predict=predict,

@@ -196,8 +196,8 @@ def learnt_encoders() -> tuple[CLIPTextModelWithProjection, CLIPTextModelWithPro
 
 
 def tiny_sd3() -> StableDiffusion3Pipeline:
-    """An untrained ``tiny-sd3``: SD3's joint transformer on 64 patches, ``tiny-sdxl``'s text encoders, no T5."""
-    tokenizer = world_tokenizer()
+    """An untrained ``tiny-sd3``: SD3's joint transformer on 64 patches, ``tiny-sdxl``'s two CLIPs, T5."""
+    tokenizer, pieces = world_tokenizer(), word_tokenizer()
     first, second = learnt_encoders()
     widths = first.config.hidden_size + second.config.hidden_size
     transformer = SD3Transformer2DModel(
@@ -218,10 +218,10 @@ def tiny_sd3() -> StableDiffusion3Pipeline:
         vae=patches_vae(shift_factor=0.0),  # pyright: ignore[reportArgumentType]
         text_encoder=first,
         text_encoder_2=second,
-        text_encoder_3=None,  # pyright: ignore[reportArgumentType]
+        text_encoder_3=T5EncoderModel(t5_config(len(pieces), widths)),
         tokenizer=tokenizer,
         tokenizer_2=tokenizer,
-        tokenizer_3=None,  # pyright: ignore[reportArgumentType]
+        tokenizer_3=pieces,
         transformer=transformer,
         scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0),
     )
@@ -271,7 +271,7 @@ class Blueprint:
 
 BLUEPRINTS = {
     "tiny-sdxl": Blueprint(tiny_sdxl, ("unet", "text_encoder", "text_encoder_2"), "noisy"),
-    "tiny-sd3": Blueprint(tiny_sd3, ("transformer",), "logit-normal"),
+    "tiny-sd3": Blueprint(tiny_sd3, ("transformer", "text_encoder_3"), "logit-normal"),
     "tiny-flux": Blueprint(tiny_flux, ("transformer", "text_encoder_2"), "logit-normal"),
 }
 BASES = Path(__file__).parent / "bases"
