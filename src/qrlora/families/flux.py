@@ -96,7 +96,11 @@ def sample(
 def shapes(config: Any, side: int, words: int) -> dict[str, tuple[int, ...]]:
     """What `predict` reads for one picture; the latents are not packed yet."""
     text = (1, min(TEXT_LENGTH, words), config.joint_attention_dim)
-    told = {"latents": (1, config.in_channels // 4, side, side), "text": text, "pooled": (1, config.pooled_projection_dim)}
+    told = {
+        "latents": (1, config.in_channels // 4, side, side),
+        "text": text,
+        "pooled": (1, config.pooled_projection_dim),
+    }
     return {**told, **({"guidance": (1,)} if config.guidance_embeds else {})}
 
 

@@ -94,11 +94,14 @@ def step_bytes(base: Base, parameters: list[nn.Parameter], words: int, settings:
     known = [*base.model.parameters(), *base.model.buffers(), clean, *condition.tensors.values()]
     optimizer = OPTIMIZERS["adam"](parameters, lr=1e-4)
     with recomputing(base.model, settings["gradient_checkpointing"]), torch.device("meta"), Live(known) as live:
-        for _ in range(2):  # the moments appear at the end of the first
-            noise, time = torch.empty_like(clean), torch.empty(len(clean))
-            loss = denoising_loss(base.family.predict, base.model, SHAPES_ONLY, clean, noise, time, condition)
-            loss.backward()
-            del loss
-            optimizer.step()
-            optimizer.zero_grad()
+        for parameter in parameters:  # an update of nothing: from the second on, the moments are there
+            parameter.grad = torch.zeros_like(parameter)
+        optimizer.step()
+        optimizer.zero_grad()
+        noise, time = torch.empty_like(clean), torch.empty(len(clean))
+        loss = denoising_loss(base.family.predict, base.model, SHAPES_ONLY, clean, noise, time, condition)
+        loss.backward()
+        del loss
+        optimizer.step()
+        optimizer.zero_grad()
     return live.peak
