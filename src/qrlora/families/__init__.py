@@ -180,6 +180,7 @@ def _from_beside(place: Path, beside: Path, family: Family, dtype: torch.dtype) 
     whose weights are `model.safetensors`."""
     if not (beside / "model_index.json").is_file():
         return {}
+    _check_parts(beside)
     held = _tensor_names(place)
     told: dict[str, Any] = {"config": str(beside), **_without(beside, family)}
     for part, beginning in {**family.text_parts, "vae": VAE_BEGINNINGS}.items():
