@@ -25,7 +25,8 @@ PEFT_PREFIX = "base_model.model."
 KOHYA_PREFIX = "lora_unet_"
 TEXT_ENCODERS = ("text_encoder", "lora_te")
 COMPOUNDS = (  # names that hold an underscore themselves, in SDXL's UNet
-    "down_blocks up_blocks mid_block transformer_blocks to_q to_k to_v to_out proj_in proj_out "
+    "down_blocks up_blocks mid_block transformer_blocks to_q to_k to_v to_out proj_in proj_out time_emb_proj "
+    "time_embedding add_embedding linear_1 linear_2 "
     "input_blocks output_blocks middle_block"
 ).split()
 _WORD = re.compile("|".join([*(f"{word}(?=_|$)" for word in COMPOUNDS), "[^_]+"]))
