@@ -19,7 +19,7 @@ from qrlora.world.demo import Row
 from qrlora.world.judges import Verdict
 
 RECIPES = Path(__file__).parents[1] / "recipes"
-VERBS = ("train", "merge", "generate", "grid", "inspect", "bases", "demo")
+VERBS = ("train", "merge", "generate", "grid", "inspect", "convert", "check", "project", "bases", "demo")
 
 
 @pytest.mark.parametrize("verb", VERBS)

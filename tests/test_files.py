@@ -10,7 +10,7 @@ import pico
 from qrlora.adapter import Adapter, Header, Pair
 from qrlora.basis import cache_folder, compute_basis
 from qrlora.files import load, read_header, save
-from qrlora.keys import SPELLINGS, natural, spell
+from qrlora.keys import WRITTEN, natural, spell
 from qrlora.linalg import is_finite
 from qrlora.merging import RULES, merge
 from qrlora.methods import METHODS
@@ -93,10 +93,10 @@ def assert_same(first, second):
 
 
 def close(first, second):
-    torch.testing.assert_close(first, second, atol=2e-5, rtol=1e-4)
+    torch.testing.assert_close(first, second, atol=3e-4, rtol=1e-3)  # float32, updates as large as the weights
 
 
-@pytest.mark.parametrize("keys", SPELLINGS)
+@pytest.mark.parametrize("keys", WRITTEN)
 @pytest.mark.parametrize("method", METHODS)
 def test_a_file_is_read_back_and_stock_diffusers_paints_the_same(pipe, unet, tmp_path, method, keys):
     adapter, path = trained(unet, method, 1), tmp_path / "x.safetensors"
@@ -126,7 +126,7 @@ def test_a_merged_file_is_both_files_set_to_their_strengths(pipe, unet, tmp_path
     close(stock_picture(pipe, tmp_path / "m.safetensors"), both)
 
 
-@pytest.mark.parametrize("keys", SPELLINGS)
+@pytest.mark.parametrize("keys", WRITTEN)
 def test_layers_of_different_ranks_have_strength_one(pipe, unet, tmp_path, keys):
     """Alpha keys would make some readers apply such layers at another strength."""
     wide, narrow = trained(unet, "qr", 1), trained(unet, "qr", 2, rank=2, ending="attn2")
@@ -205,7 +205,7 @@ def test_numbers_too_large_for_the_dtype_are_refused(unet, tmp_path):
 
 @pytest.mark.parametrize("wrong", [{"content": "half"}, {"keys": "khoya"}, {"path": "x.pt"}])
 def test_unknown_words_are_refused(unet, tmp_path, wrong):
-    with pytest.raises(ValueError, match="contents full, compact; keys kohya, diffusers; names ending in .safetensors"):
+    with pytest.raises(ValueError, match="contents full, compact; keys kohya, diffusers|name must end in .safetensors"):
         save(trained(unet, "qr", 1), tmp_path / wrong.pop("path", "x.safetensors"), **wrong)
 
 

@@ -13,7 +13,7 @@ FLOORS = (
     ("linalg", "noise", "config", "storage", "keys"),
     ("basis", "methods", "adapter"),
     ("merging", "analysis", "files"),
-    ("families", "attach", "data"),
+    ("families", "attach", "data", "compat"),
     ("training", "sampling"),
     ("evaluation", "baselines", "world"),
     ("plots",),
@@ -139,10 +139,10 @@ assert not set({HEAVY}) & set(sys.modules), sorted(set({HEAVY}) & set(sys.module
 
 
 def test_file_rooms_load_no_model_library():
-    """`merge` and `inspect` work on files alone: they must start fast on a machine that only holds adapters."""
+    """`merge`, `convert`, `check` and `inspect` must start fast on a machine that only holds adapters."""
     script = """
 import sys
-import qrlora.merging, qrlora.analysis, qrlora.files
+import qrlora.merging, qrlora.analysis, qrlora.files, qrlora.compat, qrlora.cli.filing
 loaded = {"diffusers", "transformers", "peft", "accelerate"} & set(sys.modules)
 assert not loaded, loaded
 """

@@ -76,6 +76,23 @@ BAD = {  # the words after `qrlora`, what the one line must say
     "adapter with NaN": (["inspect", "DIR/nan.safetensors"], "holds NaN or infinity"),
     "adapter of another shape": (["generate", "a", "DIR/wide.safetensors", "--base", "BASE"], "another base"),
     "adapters of two bases": (["merge", "DOG", "DIR/foreign.safetensors"], "base"),
+    "no such form": (
+        ["convert", "DOG", "DIR/a.safetensors", "--to", "pickle"],
+        "no form 'pickle'; choose one of full,",
+    ),
+    "converted to no adapter": (["convert", "DOG", "DIR/a.pt"], "a.pt: the name must end in .safetensors"),
+    "no such number": (["convert", "DOG", "DIR/a.safetensors", "--dtype", "int8"], "dtype must be one of float32"),
+    "no such tool": (["check", "DOG", "--for", "fooocus"], "no rules for 'fooocus'; known tools: comfyui"),
+    "checked a picture": (["check", "DIR/picture.png"], "picture.png: not a whole safetensors file"),
+    "projected on no base": (["project", "DOG", "DIR/a.safetensors"], "Missing option '--base'"),
+    "projected on another base": (
+        ["project", "DIR/foreign.safetensors", "DIR/a.safetensors", "--base", "BASE"],
+        "whose weights differ from",
+    ),
+    "a rank that no layer has": (
+        ["project", "DOG", "DIR/a.safetensors", "--base", "BASE", "--rank", "999"],
+        "rank must lie in 1..",
+    ),
     "strength no number": (
         ["merge", "DOG=strong"],
         "strengths are numbers with commas between, such as 0,0.5,1; got 'strong'",

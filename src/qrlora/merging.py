@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from .adapter import Adapter, Header, Pair
-from .basis import same_base
+from .basis import Basis, same_base
 from .methods import METHODS
 
 MINIMUM_KEPT_ENERGY = 0.99
@@ -52,6 +52,38 @@ def merge(adapters: Sequence[Adapter], weights: Sequence[float], rule: str = "su
         _check_same_base(adapters[0], other)
     merged = RULES[rule](adapters, weights)
     return Adapter(merged.layers, _header(adapters, weights, rule, merged))
+
+
+def project(adapter: Adapter, basis: Basis, base: Header) -> tuple[Adapter, dict[str, float]]:
+    """An adapter of any method, written in a base's basis: the nearest that merges with ours at the basis' rank.
+
+    Least squares, see Adapter.in_basis. A LoRA that was trained freely may lie mostly outside the leading directions of
+    the weights: the shares say how much of its energy was kept.
+
+    Args:    basis: of the adapter's layers.  base: family, part, name and fingerprint of the model it is of.
+    Returns: the adapter, of method "qr" or "qr-output", and by layer the kept share of |B A|^2, 0..1.
+    Raises:  ValueError: an adapter of another family, part or base; a layer that is not in the basis, or of another
+             size.
+    """
+    for name in ("family", "part"):
+        here, there = getattr(adapter.header, name), getattr(base, name)
+        if here and here != there:
+            raise ValueError(f"the adapter's {name} is {here!r}, that of {base.base} is {there!r}: choose its own base")
+    if not same_base(adapter.header.fingerprint, base.fingerprint):
+        raise ValueError(f"the adapter was trained on {adapter.header.base!r}, whose weights differ from {base.base!r}")
+    placed, kept = adapter.in_basis(basis.Q, basis.side)
+    of_base = {name: getattr(base, name) for name in ("family", "part", "base", "fingerprint")}
+    method = {"input": "qr", "output": "qr-output"}[basis.side]
+    return replace(
+        placed, header=replace(adapter.header, **of_base, method=method, rank=basis.rank, basis=basis.digest)
+    ), kept
+
+
+def energy_kept(adapter: Adapter, by_layer: Mapping[str, float]) -> float:
+    """The share of an adapter's whole |B A|^2 that its layers keep, 0..1; 1 for a zero adapter."""
+    energy = {layer: pair.energy for layer, pair in adapter.layers.items()}
+    total = sum(energy.values())
+    return sum(by_layer[layer] * energy[layer] for layer in energy) / total if total else 1.0
 
 
 def add(adapters: Sequence[Adapter], weights: Sequence[float]) -> Merged:
@@ -165,8 +197,7 @@ def _kept_energy(adapter: Adapter, by_layer: Mapping[str, float]) -> float:
     """The share of an adapter's whole energy that its layers keep. Raises ValueError below 99 %."""
     if all(share == 1.0 for share in by_layer.values()):
         return 1.0
-    energy = {layer: pair.energy for layer, pair in adapter.layers.items()}
-    kept = sum(by_layer[layer] * energy[layer] for layer in energy) / sum(energy.values())
+    kept = energy_kept(adapter, by_layer)
     if kept < MINIMUM_KEPT_ENERGY:
         worst = min(by_layer, key=by_layer.__getitem__)
         share = f"{kept:.1%} of an adapter's update ({by_layer[worst]:.1%} in {worst})"

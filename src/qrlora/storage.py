@@ -3,9 +3,11 @@
 import contextlib
 import errno
 import json
+import math
 import os
 import secrets
-from collections.abc import Iterator, Mapping
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import BinaryIO
 
@@ -21,6 +23,9 @@ DTYPE_NAMES = {
     torch.uint8: "U8",
 }
 PICKLES = (".pt", ".pth", ".ckpt", ".bin", ".pkl", ".pickle")
+Shapes = Mapping[str, tuple[torch.dtype, Sequence[int]]]
+HEADER_LIMIT = 32_000_000
+"""Bytes of names and metadata beyond which a file is refused: the largest base models have 2 MB."""
 
 
 @contextlib.contextmanager
@@ -60,22 +65,34 @@ def write(path: str | os.PathLike, tensors: Mapping[str, Tensor], metadata: Mapp
 
     Raises: OSError: see atomic.  ValueError: a dtype that is not stored.
     """
-    names = sorted(tensors, key=lambda name: (-tensors[name].element_size(), name))
+    names, head, end = _layout({name: (tensor.dtype, tensor.shape) for name, tensor in tensors.items()}, metadata)
+    with atomic(path) as file:
+        _reserve(file, len(head) + end)
+        file.write(head)
+        for name in names:
+            file.write(raw_bytes(tensors[name]))
+
+
+def size_in_bytes(shapes: Shapes, metadata: Mapping[str, str]) -> int:
+    """The size of the file that `write` would make of tensors with these dtypes and shapes. Raises as write does."""
+    _, head, end = _layout(shapes, metadata)
+    return len(head) + end
+
+
+def _layout(shapes: Shapes, metadata: Mapping[str, str]) -> tuple[list[str], bytes, int]:
+    """Names in the order of their bytes, everything before the first tensor, and the length of all tensors."""
+    names = sorted(shapes, key=lambda name: (-shapes[name][0].itemsize, name))
     header: dict[str, object] = {"__metadata__": dict(sorted(metadata.items()))}
     end = 0
     for name in names:
-        tensor = tensors[name]
-        if tensor.dtype not in DTYPE_NAMES:
-            raise ValueError(f"{name}: {tensor.dtype} is not stored, only {', '.join(map(str, DTYPE_NAMES))}")
-        start, end = end, end + tensor.numel() * tensor.element_size()
-        header[name] = {"dtype": DTYPE_NAMES[tensor.dtype], "shape": list(tensor.shape), "data_offsets": [start, end]}
+        dtype, shape = shapes[name]
+        if dtype not in DTYPE_NAMES:
+            raise ValueError(f"{name}: {dtype} is not stored, only {', '.join(map(str, DTYPE_NAMES))}")
+        start, end = end, end + math.prod(shape) * dtype.itemsize
+        header[name] = {"dtype": DTYPE_NAMES[dtype], "shape": list(shape), "data_offsets": [start, end]}
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
-    with atomic(path) as file:
-        _reserve(file, 8 + len(text) + end)
-        file.write(len(text).to_bytes(8, "little") + text)
-        for name in names:
-            file.write(raw_bytes(tensors[name]))
+    return names, len(text).to_bytes(8, "little") + text, end
 
 
 def _reserve(file: BinaryIO, size: int) -> None:
@@ -96,7 +113,8 @@ def raw_bytes(tensor: Tensor) -> memoryview:
 def read(path: str | os.PathLike) -> tuple[dict[str, Tensor], dict[str, str]]:
     """All tensors of a safetensors file, memory-mapped, and its metadata.
 
-    Raises: OSError: missing, a folder, unreadable.  ValueError: a pickle, cut short, not safetensors.
+    Raises: OSError: missing, a folder, unreadable.  ValueError: a pickle, cut short, not safetensors, a
+            name given twice, more than HEADER_LIMIT bytes of names and metadata.
     """
     with _opened(path) as file:
         return {name: file.get_tensor(name) for name in file.keys()}, dict(file.metadata() or {})
@@ -114,11 +132,37 @@ def _opened(path: str | os.PathLike) -> Iterator:
     path = Path(path)
     with path.open("rb") as raw:  # missing, a folder, no permission: Python's own OSError says so
         start = raw.read(16)
-    if path.suffix.lower() in PICKLES or (start[8:9] != b"{" and start[:2] in (b"PK", b"\x80\x02", b"\x80\x04")):
-        raise ValueError(f"{path}: a pickle can run code when opened and is refused; convert it to .safetensors")
+        if path.suffix.lower() in PICKLES or (start[8:9] != b"{" and start[:2] in (b"PK", b"\x80\x02", b"\x80\x04")):
+            raise ValueError(f"{path}: a pickle can run code when opened and is refused; convert it to .safetensors")
+        raw.seek(8)
+        _check_header(path, raw, int.from_bytes(start[:8], "little"))
     try:
         with safe_open(path, framework="pt") as file:
             yield file
     except SafetensorError as error:
         size = path.stat().st_size
         raise ValueError(f"{path}: not a whole safetensors file ({size} bytes; {error}); fetch it again") from error
+
+
+def _check_header(path: Path, raw: BinaryIO, length: int) -> None:
+    """What the library lets pass: a header of a size that nobody needs, and a name given twice, the last one counting.
+
+    Raises: ValueError, naming the name.
+    """
+
+    def unique(pairs: list[tuple[str, object]]) -> dict[str, object]:
+        twice.extend(name for name, times in Counter(name for name, _ in pairs).items() if times > 1)
+        return dict(pairs)
+
+    twice: list[str] = []
+    if length > path.stat().st_size:
+        return  # cut short, which the library says
+    if length > HEADER_LIMIT:
+        limit = f"{HEADER_LIMIT / 1e6:.0f} MB"
+        raise ValueError(f"{path}: {length / 1e6:.0f} MB of names and metadata, above the {limit} that are read")
+    try:
+        json.loads(raw.read(length), object_pairs_hook=unique)
+    except (ValueError, RecursionError):
+        return  # no JSON, which the library says
+    if twice:
+        raise ValueError(f"{path}: holds {len(twice)} names twice, such as {twice[0][:200]!r}; write it anew")

@@ -11,7 +11,7 @@ from rich.markup import escape
 
 from .. import __version__
 from ..config import SampleConfig, TrainConfig, read_recipe
-from . import console
+from . import console, filing
 from .console import say
 
 
@@ -116,13 +116,13 @@ def merge(
     keys: Annotated[
         str | None, typer.Option(help="kohya or diffusers names.", show_default="what most tools read")
     ] = None,
+    skip_text_encoders: filing.Skip = False,
 ) -> None:
     """Add adapters into one file, for diffusers, ComfyUI, A1111 and others."""
     from .. import files, merging
 
-    _one_thread()
     paths, strengths = _with_strengths(adapters)
-    merged = merging.merge([files.load(path) for path in paths], strengths, rule)
+    merged = merging.merge([filing.read(path, skip_text_encoders) for path in paths], strengths, rule)
     files.save(merged, output, content=content, keys=keys)
     for path, parent in zip(paths, merged.header.parents, strict=True):
         say(f"{path}: strength {parent['weight']:g}, {parent['kept_energy']:.2%} of its energy kept")
@@ -194,10 +194,14 @@ def inspect(
     """Show what is in an adapter file; with two files, also how alike they are."""
     from . import inspecting
 
-    _one_thread()
+    filing.one_thread()
     drawn = inspecting.inspect(adapters, plot, layers)
     if drawn:
         say(f"plot: {drawn}")
+
+
+for command, example in filing.COMMANDS:
+    app.command(epilog=f"Example: [bold]{example}[/bold]")(command)
 
 
 @app.command(epilog="Example: [bold]qrlora demo --content my-dog.png --style painting.png --style-shows cat[/bold]")
@@ -228,14 +232,6 @@ def bases() -> None:
     from . import listing
 
     listing.bases()
-
-
-def _one_thread() -> None:
-    """Work on files is many small products: on a busy machine, threads wait for each other far longer than they work
-    (a merge of two 560-layer files, two busy cores: 10.8 s with two threads, 0.3 s with one)."""
-    import torch
-
-    torch.set_num_threads(1)
 
 
 def _with_strengths(adapters: Sequence[str]) -> tuple[list[str], list[float]]:

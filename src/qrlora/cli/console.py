@@ -18,10 +18,14 @@ from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn
 from rich.table import Table
 from rich.text import Text
 
+from ..keys import printable
+
 out = Console(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else 160)
 """Results: standard output; wide where that is a file or a pipe, for other programs to read."""
 err = Console(stderr=True, highlight=False, soft_wrap=True)
 """Progress and errors: standard error, so that results can be piped."""
+LONGEST = 10_000
+"""Characters of a line or cell that are shown; names in a file may be of any length."""
 
 
 def say(text: str) -> None:
@@ -31,7 +35,12 @@ def say(text: str) -> None:
 
 def fail(message: str) -> None:
     """An error as one line: what is wrong and the way out."""
-    err.print(Text.assemble(("error: ", "bold red"), " ".join(message.split())))
+    err.print(Text.assemble(("error: ", "bold red"), printable(" ".join(message.split()), LONGEST)))
+
+
+def warn(message: str) -> None:
+    """What a person should know before going on, as one line."""
+    err.print(Text.assemble(("warning: ", "bold yellow"), printable(message, LONGEST)))
 
 
 def table(columns: Sequence[str], rows: Sequence[Sequence[str]], title: str = "", numbers: bool = True) -> None:
@@ -41,7 +50,7 @@ def table(columns: Sequence[str], rows: Sequence[Sequence[str]], title: str = ""
     for k, column in enumerate(columns):
         grid.add_column(escape(column), justify="right" if k and numbers else "left", overflow="fold")
     for row in rows:
-        grid.add_row(*(escape(cell) for cell in row))
+        grid.add_row(*(escape(printable(cell, LONGEST)) for cell in row))
     out.print(grid)
 
 

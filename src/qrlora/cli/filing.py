@@ -1,0 +1,198 @@
+"""The commands that work on adapter files: convert, check, project. Heavy rooms are imported when one runs."""
+
+import collections
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from ..keys import WRITTEN
+from . import console
+
+if TYPE_CHECKING:
+    from ..adapter import Adapter
+    from ..compat import File, Verdict
+
+FORMS = ("full", "compact", *WRITTEN)
+ENOUGH = 0.99
+"""Below this share of its energy, a projected adapter is no longer the same one."""
+STATES = ("loaded", "ignored", "wrong strength", "not judged")
+DTYPES = ("float32", "bfloat16", "float16")
+
+Skip = Annotated[bool, typer.Option("--skip-text-encoders", help="Leave out the layers of text encoders.")]
+Input = Annotated[Path, typer.Argument(metavar="IN", help="A LoRA file, or a folder of PEFT or diffusers.")]
+Output = Annotated[Path, typer.Argument(metavar="OUT", help="File to write.")]
+
+
+def convert(
+    source: Input,
+    output: Output,
+    to: Annotated[str, typer.Option(help="full, compact, kohya or diffusers; full: what most tools read.")] = "full",
+    dtype: Annotated[str, typer.Option(help="Stored numbers: float32, bfloat16 or float16.")] = "float32",
+    skip_text_encoders: Skip = False,
+) -> None:
+    """Write a LoRA of any tool in the names of another, at the same strength.
+
+    full and compact are contents (compact: half the size, read by qrlora only); kohya and diffusers are names.
+    """
+    from .. import files
+
+    if to not in FORMS:
+        raise ValueError(f"no form {to!r}; choose one of {', '.join(FORMS)}")
+    adapter = read(source, skip_text_encoders)
+    content, keys = (to, None) if to not in WRITTEN else ("full", to)
+    files.save(adapter, output, content=content, keys=keys, dtype=_dtype(dtype))
+    console.say(f"{output}: {len(adapter.layers)} layers, rank {adapter.rank}, {console.size(output)}, {to}")
+
+
+def check(
+    path: Annotated[Path, typer.Argument(metavar="FILE", help="A LoRA file of any tool.")],
+    tools: Annotated[
+        list[str] | None,
+        typer.Option("--for", help="comfyui, diffusers, a1111, forge or kohya.", show_default="all"),
+    ] = None,
+) -> None:
+    """Say which keys of a file a tool would load, silently ignore, or load at the wrong strength.
+
+    The exit code is 0 if every tool that was asked for loads all at the right strength, 1 if one does not.
+    """
+    from .. import compat, storage
+    from ..files.reading import file_in
+
+    one_thread()
+    found = file_in(path)
+    file = compat.File(*storage.read(found), found)
+    rows, causes = [], []
+    remedies: dict[str, list[str]] = {}
+    for tool in tools or list(compat.TOOLS):
+        verdicts = compat.judge(file, tool)
+        states = collections.Counter(verdict.state for verdict in verdicts)
+        rows.append((tool, *(str(states[x]) for x in STATES)))
+        if states["loaded"] < len(verdicts) or not verdicts:
+            copy = path.with_name(f"{path.stem}-converted.safetensors")
+            remedies.setdefault(_remedy(path, copy, tool), []).append(tool)
+        causes += [(tool, *cause) for cause in _causes(verdicts)] + [
+            (tool, "", x, "") for x in compat.notes(file, tool)
+        ]
+    console.table(("tool", *STATES), rows, title=f"{path}: {len(file.tensors)} keys")
+    if causes:
+        console.table(("tool", "keys", "why", "such as"), causes, numbers=False)
+    for remedy, helped in remedies.items():
+        console.say(f"{', '.join(helped)}: {remedy}")
+    if remedies:
+        raise typer.Exit(1)
+
+
+def project(
+    source: Input,
+    output: Output,
+    base: Annotated[str, typer.Option(help="The base model in whose basis to write it.")],
+    rank: Annotated[int | None, typer.Option(help="Of the basis.", show_default="the base's own")] = None,
+    side: Annotated[str, typer.Option(help="input, as method qr, or output, as qr-output.")] = "input",
+    skip_text_encoders: Skip = False,
+) -> None:
+    """Write a LoRA of any tool in a base's frozen basis, so that it merges with ours and the rank stays.
+
+    What lies outside the basis is lost: the table says how much of each layer's energy was kept, the worst first.
+    """
+    from .. import basis as bases
+    from .. import families, files, merging
+    from ..adapter import Header
+
+    adapter = read(source, skip_text_encoders)
+    opened = families.open_base(base, device="cpu")
+    layers = ",".join(adapter.layers)
+    weights = {layer: weight for layer, weight in opened.weights(layers) if layer in adapter.layers}
+    known = Header(
+        family=opened.family.name,
+        part=opened.family.part,
+        base=opened.name,
+        fingerprint=bases.fingerprint(weights.items()),
+    )
+    found = bases.cached_basis(weights.items(), opened.defaults.rank if rank is None else rank, side)
+    projected, kept = merging.project(adapter, found, known)
+    files.save(projected, output)
+    _kept(adapter, kept, output)
+    console.say(f"{output}: {len(projected.layers)} layers, rank {projected.rank}, {console.size(output)}")
+
+
+COMMANDS = (
+    (convert, "qrlora convert lora.safetensors for-comfyui.safetensors --to kohya"),
+    (check, "qrlora check lora.safetensors --for comfyui"),
+    (project, "qrlora project lora.safetensors ours.safetensors --base tiny-sdxl"),
+)
+"""Each with its example."""
+
+
+def read(path: str | Path, skip_text_encoders: bool) -> "Adapter":
+    """An adapter from a file; what is left out is counted aloud. Raises as files.load."""
+    from .. import files
+
+    one_thread()
+    adapter = files.load(path, skip_text_encoders)
+    left_out = files.count_text_encoder_keys(path) if skip_text_encoders else 0
+    if left_out:
+        console.say(f"{path}: {left_out} keys of text encoders left out")
+    return adapter
+
+
+def one_thread() -> None:
+    """Work on files is many small products: on a busy machine, threads wait for each other far longer than they work
+    (a merge of two 560-layer files, two busy cores: 10.8 s with two threads, 0.3 s with one)."""
+    import torch
+
+    torch.set_num_threads(1)
+
+
+def _dtype(name: str) -> Any:
+    import torch
+
+    if name not in DTYPES:
+        raise ValueError(f"dtype must be one of {', '.join(DTYPES)}, got {name!r}")
+    return getattr(torch, name)
+
+
+def _remedy(path: Path, output: Path, tool: str) -> str:
+    """The command after which a tool would load all of a file, found by trying the names that we write."""
+    import torch
+
+    from .. import compat, files
+    from ..files.writing import contents
+
+    try:
+        adapter = files.load(path, skip_text_encoders=True)
+    except ValueError:
+        return "none: qrlora does not read this file"
+    left_out = " --skip-text-encoders" if files.count_text_encoder_keys(path) else ""
+    for form in ("full", *WRITTEN):
+        try:
+            keys = form if form in WRITTEN else None
+            file: File = compat.File(*contents(adapter.layers, adapter.header, "full", keys, torch.float32))
+        except ValueError:  # names that cannot spell these layers
+            continue
+        if all(verdict.state == "loaded" for verdict in compat.judge(file, tool)):
+            return f"qrlora convert {path} {output} --to {form}{left_out}"
+    return "none: no names under which it loads all of this adapter"
+
+
+def _causes(verdicts: "list[Verdict]") -> list[tuple[str, str, str]]:
+    """(how many keys, why, one of them) of what is not loaded as it should be."""
+    groups: dict[tuple[str, str], list[Verdict]] = {}
+    for verdict in verdicts:
+        if verdict.state != "loaded":
+            strength = f" {verdict.factor:.3g} x" if verdict.state == "wrong strength" else ""
+            groups.setdefault((f"{verdict.state}{strength}", verdict.reason), []).append(verdict)
+    return [(f"{len(x)} {state}", reason, x[0].key) for (state, reason), x in groups.items()]
+
+
+def _kept(adapter: "Adapter", kept: Mapping[str, float], output: Path) -> None:
+    """The table of what a projection kept, and a warning where it is too little."""
+    from ..merging import energy_kept
+
+    total = energy_kept(adapter, kept)
+    rows = [(layer, f"{share:.2%}") for layer, share in sorted(kept.items(), key=lambda item: item[1])]
+    console.table(("layer", "energy kept"), [*rows, ("all", f"{total:.2%}")])
+    if total < ENOUGH:
+        lost = f"{1 - total:.1%} of the adapter's energy lies outside the basis and is lost"
+        console.warn(f"{output}: {lost}; a higher --rank keeps more, `qrlora merge --rule stack` all")

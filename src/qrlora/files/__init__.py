@@ -1,0 +1,24 @@
+"""Adapter files: one safetensors each, which ordinary tools load as a LoRA.
+
+Letters: o outputs, i inputs, r rank, A (r, i), B (o, r).
+
+Everything of ours lives in the header; there are no extra tensors, and no alpha keys but where kohya's code demands
+them (a missing alpha means scale 1 everywhere; present ones break some readers). Two contents: "full" (A and B) and
+"compact" (the learnt factor alone, about half; it needs the frozen directions, found in the basis cache by digest, and
+no other tool mistakes it for a LoRA).
+"""
+
+from .convention import CONTENTS, CONVENTIONS, Convention
+from .reading import count_text_encoder_keys, load, read_header
+from .writing import save, size_in_bytes
+
+__all__ = [
+    "CONTENTS",
+    "CONVENTIONS",
+    "Convention",
+    "count_text_encoder_keys",
+    "load",
+    "read_header",
+    "save",
+    "size_in_bytes",
+]

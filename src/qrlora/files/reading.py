@@ -1,0 +1,265 @@
+"""Files to adapters: our own, and plain LoRA files of kohya, diffusers, PEFT and the QR-LoRA authors' code.
+
+Letters: o outputs, i inputs, r rank, A (r, i), B (o, r).
+"""
+
+import errno
+import json
+import math
+import re
+from collections.abc import Iterable, Mapping
+from os import PathLike
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from ..adapter import Adapter, Header, Pair
+from ..basis import cache_folder, load_basis
+from ..keys import PEFT_PREFIX, Key, UnreadableKey, is_text_encoder, natural, parse, printable
+from ..storage import read, read_metadata
+from .convention import CONTENT, FUSED, HEADER, family_of
+from .fusing import split
+
+FOLDERS = ("adapter_model.safetensors", "pytorch_lora_weights.safetensors")
+"""What PEFT's and diffusers' own savers call the file in the folder that they write."""
+NUMBERS = (torch.float64, torch.float32, torch.bfloat16, torch.float16, torch.float8_e4m3fn, torch.float8_e5m2)
+"""What a factor may be stored as; each but float64 is exact in float32."""
+AUTHORS = {"Q", "dR", "R"}
+
+
+class Group(NamedTuple):
+    """The keys of one name in a file: one layer, or those that the original model keeps in one."""
+
+    keys: dict[str, str]
+    """{kind: key}."""
+    scale: float
+    """What the update is multiplied by: alpha / r, 1 without alpha."""
+
+
+def load(path: str | PathLike, skip_text_encoders: bool = False) -> Adapter:
+    """Read an adapter file of ours, or a plain LoRA of kohya, diffusers, PEFT or the authors' code, at strength 1.
+
+    A foreign file becomes an adapter of method "lora", the authors' of "qr-triangular" or "qr-output"; alpha goes into
+    B. Everything in the file is read, or nothing.
+
+    Args:   path: a file, or a folder that PEFT or diffusers wrote.  skip_text_encoders: leave out the layers of text
+            encoders (see count_text_encoder_keys), which no adapter of ours can hold, instead of refusing the file.
+    Raises: OSError: missing, a folder; a compact file whose basis is not in the cache.
+            ValueError, one line with the path: a pickle, cut short, no LoRA, another kind of adapter (with how many
+            keys of it were found), NaN or infinity (naming the layer), half a pair, another format version.
+    """
+    path = file_in(path)
+    tensors, metadata = read(path)
+    if skip_text_encoders:
+        tensors = {key: tensor for key, tensor in tensors.items() if not is_text_encoder(key)}
+    try:
+        header = Header.from_json(metadata[HEADER]) if HEADER in metadata else None
+        meanings = parse_all(tensors)
+        if header and metadata.get(CONTENT) == "compact":
+            return Adapter(_joined(tensors, meanings, header), header)
+        groups = grouped(path, tensors, metadata, meanings)
+        layers = _pairs(tensors, groups, json.loads(metadata.get(FUSED, "{}")))
+        return Adapter(layers, header or _foreign_header(layers, tensors, groups, meanings.values(), metadata))
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
+
+
+def read_header(path: str | PathLike) -> Header:
+    """The header alone, without the matrices' values.
+
+    Raises: as load; a file of another tool has no such header: ValueError.
+    """
+    metadata = read_metadata(path)
+    if HEADER not in metadata:
+        raise ValueError(f"{path}: was not written by qrlora and has no header of ours")
+    try:
+        return Header.from_json(metadata[HEADER])
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
+
+
+def count_text_encoder_keys(path: str | PathLike) -> int:
+    """How many keys of a file load(..., skip_text_encoders=True) leaves out. Raises as storage.read does."""
+    return sum(map(is_text_encoder, read(file_in(path))[0]))
+
+
+def parse_all(tensors: Iterable[str]) -> dict[str, Key]:
+    """{key: what it means}.
+
+    Raises: ValueError: keys that are no plain LoRA's, with their count by kind; a layer that is there twice; two parts.
+    """
+    meanings: dict[str, Key] = {}
+    seen: dict[tuple[str, str], str] = {}
+    refused: dict[str, list[str]] = {}
+    for key in tensors:
+        try:
+            meanings[key] = parse(key)
+        except UnreadableKey as error:
+            refused.setdefault(error.reason, []).append(key)
+            continue
+        for layer in meanings[key].layers:
+            before = seen.setdefault((layer, meanings[key].kind), key)
+            if before != key:
+                raise ValueError(f"{printable(before)} and {printable(key)} are the same factor of one layer, twice")
+    if refused:
+        total = len(meanings) + sum(map(len, refused.values()))
+        found = "; ".join(f"{len(keys)} of {total} keys: {_cause(keys[0], why)}" for why, keys in refused.items())
+        raise ValueError(f"not read, not even in part: {found}")
+    parts = sorted({key.part for key in meanings.values()})
+    if len(parts) != 1:
+        raise ValueError(f"an adapter changes one part of a pipeline, this file has {parts or 'no layers'}")
+    return meanings
+
+
+def grouped(
+    path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str], meanings: Mapping[str, Key]
+) -> dict[tuple[str, ...], Group]:
+    """{layers of one name: their keys, and the strength of their update}, in the model's order.
+
+    Raises: ValueError, naming the layer: half a pair, a convolution, numbers that are no floats; see _lora_config.
+    """
+    found: dict[tuple[str, ...], dict[str, str]] = {}
+    for key, meaning in meanings.items():
+        found.setdefault(meaning.layers, {})[meaning.kind] = key
+    _check_matrices(tensors, found)
+    config = _lora_config(path, tensors, metadata, next(iter(meanings.values())).part)
+    groups = {}
+    for layers in sorted(found, key=lambda layers: natural(layers[0])):
+        keys = found[layers]
+        rank = len(tensors[keys.get("A") or keys["dR"]])
+        alpha = float(tensors[keys["alpha"]].float().mean()) if "alpha" in keys else None
+        groups[layers] = Group(keys, _scale(layers[0], rank, config) if alpha is None else alpha / rank)
+    return groups
+
+
+def file_in(path: str | PathLike) -> Path:
+    """The file itself, or the one in a folder that PEFT or diffusers wrote."""
+    path = Path(path)
+    return next((path / name for name in FOLDERS if (path / name).is_file()), path)
+
+
+def _cause(key: str, reason: str) -> str:
+    """Why keys are refused, with one of them; for text encoders the way out too."""
+    way_out = "; leave them out with --skip-text-encoders, or load(..., skip_text_encoders=True)"
+    return f"{reason} ({printable(key)}){way_out if is_text_encoder(key) else ''}"
+
+
+def _check_matrices(tensors: Mapping[str, Tensor], found: Mapping[tuple[str, ...], Mapping[str, str]]) -> None:
+    """Raises ValueError unless every name has the two matrices of a pair, in floats; convolutions are counted."""
+    convolutions = [
+        x[0] for x, keys in found.items() if any(tensors[k].ndim > 2 for n, k in keys.items() if n != "alpha")
+    ]
+    if convolutions:
+        raise ValueError(
+            f"{len(convolutions)} of {len(found)} layers are convolutions ({printable(convolutions[0])}); "
+            "each needs two matrices, qrlora reads linear layers alone"
+        )
+    for layers, keys in found.items():
+        factors = {kind: tensors[key] for kind, key in keys.items() if kind != "alpha"}
+        if factors.keys() != {"A", "B"} and factors.keys() != AUTHORS or any(x.ndim != 2 for x in factors.values()):
+            shapes = {kind: tuple(x.shape) for kind, x in factors.items()}
+            raise ValueError(f"{printable(layers[0])}: needs two matrices A (r, i) and B (o, r), got {shapes}")
+        for kind, x in factors.items():
+            if x.dtype not in NUMBERS:
+                raise ValueError(f"{printable(layers[0])}: {kind} holds {x.dtype}; a LoRA's numbers are floats")
+
+
+def _pairs(
+    tensors: Mapping[str, Tensor], groups: Mapping[tuple[str, ...], Group], fused: Mapping[str, list[int]]
+) -> dict[str, Pair]:
+    """The layers of a plain LoRA, or of the authors' files, at strength 1, in the model's order.
+
+    The authors' update is Q dR: their W_comp + Q (R + dR) is W + Q dR, so R is not needed.
+
+    Args:   fused: what `fusing.fuse` said, by name.
+    Raises: ValueError: A and B of different rank, or what fusing.split refuses.
+    """
+    layers: dict[str, Pair] = {}
+    for names, (keys, scale) in groups.items():
+        A, B = (tensors[keys.get(kind) or keys[theirs]] for kind, theirs in (("A", "dR"), ("B", "Q")))
+        if len(A) != B.shape[1]:
+            raise ValueError(f"{names[0]}: A must be (r, i) and B (o, r), got {tuple(A.shape)} and {tuple(B.shape)}")
+        pair = Pair(A.float(), B.float() if scale == 1 else B.float() * scale)
+        name = keys.get("B", "").removesuffix(".lora_up.weight")
+        found = {names[0]: pair} if len(names) == 1 else split(pair, names, fused.get(name))
+        twice = layers.keys() & found.keys()
+        if twice:
+            raise ValueError(f"{min(twice)}: is in the file twice, alone and together with others")
+        layers.update(found)
+    return {layer: layers[layer] for layer in sorted(layers, key=natural)}
+
+
+def _joined(tensors: Mapping[str, Tensor], meanings: Mapping[str, Key], header: Header) -> dict[str, Pair]:
+    """The layers of a compact file, with the frozen directions from the basis cache.
+
+    Raises: OSError: the basis is not in the cache.  ValueError: it does not have the file's layers.
+    """
+    try:
+        basis = load_basis(header.basis)
+    except FileNotFoundError as error:
+        missing = f"the compact file's basis {header.basis[:12]} is not in {cache_folder()}"
+        way_out = "copy it from the machine that wrote the file, or save there with content='full'"
+        raise FileNotFoundError(errno.ENOENT, f"{missing}; {way_out}", f"{header.basis}.safetensors") from error
+    deltas = {meanings[key].layers[0]: tensor.float() for key, tensor in tensors.items()}
+    if deltas.keys() != basis.Q.keys():
+        raise ValueError(f"{len(deltas)} layers, but its basis {header.basis[:12]} has {len(basis.Q)} others")
+    layers = {}
+    for layer in sorted(deltas, key=natural):
+        Q, delta = basis.Q[layer], deltas[layer]
+        layers[layer] = Pair(Q.T, delta) if basis.side == "input" else Pair(delta, Q)
+    return layers
+
+
+def _lora_config(path: Path, tensors: Mapping, metadata: Mapping[str, str], part: str) -> dict[str, Any]:
+    """What PEFT or diffusers wrote about alphas, by LoraConfig's names; empty where nothing was.
+
+    Raises: ValueError: PEFT's adapter_config.json is missing or unreadable; a DoRA.
+    """
+    beside = path.with_name("adapter_config.json")
+    try:
+        if any(key.startswith(PEFT_PREFIX) for key in tensors):
+            config = json.loads(beside.read_text(encoding="utf-8"))
+        else:
+            entries = json.loads(metadata.get("lora_adapter_metadata", "{}"))
+            config = {name.removeprefix(f"{part}."): value for name, value in entries.items()}
+    except FileNotFoundError as error:
+        raise ValueError(f"a PEFT file keeps its strength in {beside}, which is missing; put it there") from error
+    if config.get("use_dora"):
+        raise ValueError("a DoRA's update is not B A alone; qrlora reads plain LoRA files")
+    return config
+
+
+def _scale(layer: str, rank: int, config: Mapping[str, Any]) -> float:
+    """PEFT's scale: alpha / r, or alpha / sqrt(r) for rsLoRA; a pattern matches a name's end; 1 without alpha."""
+
+    def by_pattern(name: str, default: float) -> float:
+        patterns = config.get(name) or {}
+        return next((value for key, value in patterns.items() if re.match(rf"(.*\.)?({key})$", layer)), default)
+
+    if "lora_alpha" not in config:
+        return 1.0
+    alpha = by_pattern("alpha_pattern", config["lora_alpha"])
+    return alpha / (math.sqrt(rank) if config.get("use_rslora") else rank)
+
+
+def _foreign_header(
+    layers: Mapping[str, Pair],
+    tensors: Mapping[str, Tensor],
+    groups: Mapping[tuple[str, ...], Group],
+    meanings: Iterable[Key],
+    metadata: Mapping[str, str],
+) -> Header:
+    """What another tool's metadata and names tell."""
+    meanings = list(meanings)
+    deltas = [tensors[group.keys["dR"]].float() for group in groups.values() if "dR" in group.keys]
+    triangular = all(torch.equal(x, x.triu()) for x in deltas) and any(x.any() for x in deltas)
+    return Header(
+        family=family_of(metadata) or next((key.family for key in meanings if key.family), ""),
+        part=meanings[0].part,
+        base=metadata.get("ss_sd_model_name", ""),
+        method="lora" if len(deltas) < len(groups) else "qr-triangular" if triangular else "qr-output",
+        rank=max(pair.rank for pair in layers.values()),
+        trigger=metadata.get("modelspec.trigger_phrase", ""),
+    )

@@ -1,0 +1,126 @@
+"""Adapters to files.
+
+Letters: o outputs, i inputs, r rank, A (r, i), B (o, r).
+"""
+
+from collections.abc import Mapping
+from dataclasses import replace
+from os import PathLike
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from .. import storage
+from ..adapter import Adapter, Header, Pair
+from ..basis import Basis, save_basis
+from ..keys import WRITTEN, stem
+from ..linalg import is_finite
+from ..methods import METHODS
+from .convention import CONTENTS, convention_of, metadata
+from .fusing import fuse
+
+DIGEST_LENGTH = 64
+"""Characters of a basis' digest."""
+
+
+def save(
+    adapter: Adapter,
+    path: str | PathLike,
+    content: str = "full",
+    keys: str | None = None,
+    dtype: torch.dtype = torch.float32,
+) -> None:
+    """Write an adapter file, whole or not at all; equal adapters give equal bytes.
+
+    Args:    content: a word of CONTENTS.  keys: "kohya" or "diffusers"; None: what most tools of
+             the family read.  dtype: of the stored numbers, float32, float16 or bfloat16.
+    Raises:  ValueError: unknown word, a layer the spelling cannot hold, a number too large for dtype,
+             "compact" for a method that freezes nothing.  OSError: the file cannot be written.
+    """
+    if not Path(path).name.endswith(".safetensors"):
+        raise ValueError(f"{path}: the name must end in .safetensors")
+    if content == "compact":
+        basis = _basis(adapter.layers, adapter.header)
+        save_basis(basis)
+        adapter = replace(adapter, header=replace(adapter.header, basis=basis.digest))
+    tensors, entries = contents(adapter.layers, adapter.header, content, keys, dtype)
+    for key, tensor in tensors.items():
+        if dtype != torch.float32 and not is_finite(tensor):
+            raise ValueError(f"{key}: holds numbers too large for {dtype}; save as torch.float32 or torch.bfloat16")
+    storage.write(path, tensors, entries)
+
+
+def size_in_bytes(
+    shapes: Mapping[str, tuple[int, int]],
+    header: Header,
+    content: str = "full",
+    keys: str | None = None,
+    dtype: torch.dtype = torch.float32,
+) -> int:
+    """The size of the file that `save` would write, from the shapes alone; no matrix is made.
+
+    Args:   shapes {layer: (o, i)}; header.rank is every layer's rank.
+    Raises: ValueError: as save.
+    """
+    r = header.rank
+    layers = {
+        layer: Pair(torch.empty(r, i, device="meta"), torch.empty(o, r, device="meta"))
+        for layer, (o, i) in shapes.items()
+    }
+    if content == "compact":
+        header = replace(header, basis="0" * DIGEST_LENGTH)
+    tensors, entries = contents(layers, header, content, keys, dtype)
+    return storage.size_in_bytes({key: (x.dtype, x.shape) for key, x in tensors.items()}, entries)
+
+
+def contents(
+    layers: Mapping[str, Pair], header: Header, content: str, keys: str | None, dtype: torch.dtype
+) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """What a file holds: tensors by key, and metadata. Raises ValueError as save does."""
+    style = keys or convention_of(header).keys
+    if content not in CONTENTS or style not in WRITTEN:
+        known = f"contents {', '.join(CONTENTS)}; keys {', '.join(WRITTEN)}"
+        raise ValueError(f"cannot save content={content!r}, keys={keys!r}; there are {known}")
+    fused = {}
+    if content == "compact":
+        side, part = _frozen_side(header), header.part or "unet"
+        tensors = {f"{part}.{x}.delta": pair.B if side == "input" else pair.A for x, pair in layers.items()}
+    else:
+        tensors, fused = _spelt(layers, header, style)
+    stored = {key: x if key.endswith(".alpha") else x.to(dtype) for key, x in tensors.items()}
+    return stored, metadata(layers, header, content, style, fused)
+
+
+def _spelt(layers: Mapping[str, Pair], header: Header, style: str) -> tuple[dict[str, Tensor], dict[str, list[int]]]:
+    """A and B by key, fused where the style's models keep layers in one; and the ranks of what was fused.
+
+    kohya's code for FLUX.1 and SD3 reads no file without alpha, that for SDXL does: there a key more could only harm.
+    """
+    groups: dict[tuple[str, tuple[str, ...]], dict[str, Pair]] = {}
+    for layer, pair in layers.items():
+        groups.setdefault(stem(style, header.part or "unet", layer, header.family), {})[layer] = pair
+    tensors, fused = {}, {}
+    for (name, together), pairs in groups.items():
+        pair = next(iter(pairs.values()))
+        if len(together) > 1:
+            pair, fused[name] = fuse(pairs, together)
+        tensors[name + WRITTEN[style]["A"]], tensors[name + WRITTEN[style]["B"]] = pair.A, pair.B
+        if "alpha" in WRITTEN[style] and header.part == "transformer":
+            tensors[name + WRITTEN[style]["alpha"]] = torch.tensor(float(pair.rank))
+    return tensors, fused
+
+
+def _basis(layers: Mapping[str, Pair], header: Header) -> Basis:
+    """The frozen directions, which a compact file leaves out. Raises ValueError: the method freezes nothing."""
+    side = _frozen_side(header)
+    Q = {layer: pair.directions(side).contiguous() for layer, pair in layers.items()}
+    return Basis(Q, max(pair.rank for pair in layers.values()), side)
+
+
+def _frozen_side(header: Header) -> str:
+    """ "input" or "output". Raises ValueError: the method freezes nothing."""
+    side = METHODS[header.method].frozen_side if header.method in METHODS else None
+    if side is None:
+        raise ValueError(f"method {header.method!r} freezes nothing to leave out; save with content='full'")
+    return side

@@ -1,0 +1,62 @@
+"""Random adapters on the real modules of pico pipelines, and what stock diffusers makes of their files."""
+
+import torch
+
+from qrlora.adapter import Adapter, Header, Pair, ends_in
+
+TARGETS = {
+    "sdxl": ("attn1.to_q", "attn1.to_k", "attn1.to_v", "attn1.to_out.0", "attn2.to_k", "ff.net.0.proj", "ff.net.2"),
+    "sd3": ("to_q", "to_k", "to_v", "to_out.0", "add_q_proj", "add_k_proj", "add_v_proj", "to_add_out", "ff.net.2"),
+    "flux": ("to_q", "to_k", "to_v", "to_out.0", "add_q_proj", "add_k_proj", "add_v_proj", "to_add_out")
+    + ("ff.net.0.proj", "ff.net.2", "ff_context.net.0.proj", "proj_mlp", "proj_out"),
+}
+
+
+def part_of(pipe):
+    """ "unet" or "transformer"."""
+    return "unet" if hasattr(pipe, "unet") else "transformer"
+
+
+def shapes_of(pipe, endings):
+    """{layer: (o, i)} of a pipeline's linear layers inside its blocks that end so."""
+    layers = getattr(pipe, part_of(pipe)).named_modules()
+    linear = {n: tuple(x.weight.shape) for n, x in layers if isinstance(x, torch.nn.Linear) and "blocks" in n}
+    return {name: shape for name, shape in linear.items() if ends_in(name, endings)}
+
+
+def random_adapter(pipe, family, endings=None, rank=2, seed=0, **header):
+    """Pairs of random numbers, of small size; rank may be a function of the layer's name."""
+    generator, layers = torch.Generator().manual_seed(seed), {}
+    for layer, (o, i) in shapes_of(pipe, endings or TARGETS[family]).items():
+        r = rank(layer) if callable(rank) else rank
+        A, B = torch.randn(r, i, generator=generator), torch.randn(o, r, generator=generator)
+        layers[layer] = Pair(A / i**0.5, B / 10)
+    known = dict(family=family, part=part_of(pipe), method="lora", rank=max(p.rank for p in layers.values()))
+    return Adapter(layers, Header(**{**known, **header}))
+
+
+def stock_updates(pipe, path):
+    """{layer: the update (o, i) that its layer has, after stock diffusers loaded a file}; nothing stays loaded."""
+    from peft.tuners.lora import LoraLayer
+
+    pipe.load_lora_weights(path, adapter_name="stock")
+    modules = getattr(pipe, part_of(pipe)).named_modules()
+    found = {n: m.get_delta_weight("stock").detach() for n, m in modules if isinstance(m, LoraLayer) and "stock" in m.r}
+    pipe.unload_lora_weights()
+    return found
+
+
+def assert_same(first, second):
+    """Equal layers, bit for bit."""
+    assert first.layers.keys() == second.layers.keys()
+    for layer, pair in first.layers.items():
+        assert torch.equal(pair.A, second.layers[layer].A) and torch.equal(pair.B, second.layers[layer].B), layer
+
+
+def assert_updates(found, adapter, strength=1.0):
+    """Updates by layer are the adapter's, in float64; layers beyond it have none."""
+    assert adapter.layers.keys() <= found.keys()
+    for layer, update in found.items():
+        pair = adapter.layers.get(layer)
+        expected = strength * pair.B.double() @ pair.A.double() if pair else torch.zeros_like(update).double()
+        torch.testing.assert_close(update.double(), expected, atol=1e-6, rtol=1e-5)

@@ -1,0 +1,146 @@
+"""convert, check and project do what their help says."""
+
+import re
+import resource
+import subprocess
+import sys
+
+import pytest
+import torch
+
+import pico
+from commands import run
+from loras import assert_same, random_adapter
+from qrlora import files
+from qrlora.adapter import Adapter, Header
+from qrlora.families import open_base
+from qrlora.storage import read, write
+
+TEXT = {f"lora_te1_text_model_encoder_layers_{k}_mlp_fc1.lora_down.weight": torch.ones(2, 8) for k in range(4)}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """An SDXL LoRA in diffusers' names, one with a text encoder, and a FLUX.1 LoRA."""
+    place = tmp_path_factory.mktemp("loras")
+    sdxl, flux = (random_adapter(pico.BASES[family](), family) for family in ("sdxl", "flux"))
+    files.save(sdxl, place / "sdxl.safetensors", keys="diffusers")
+    files.save(flux, place / "flux.safetensors")
+    files.save(sdxl, place / "kohya.safetensors")
+    write(place / "text.safetensors", {**read(place / "kohya.safetensors")[0], **TEXT}, {})
+    return place
+
+
+@pytest.mark.parametrize("to", ["full", "kohya", "diffusers"])
+@pytest.mark.parametrize("name", ["sdxl", "flux"])
+def test_converting_changes_names_and_nothing_else(folder, tmp_path, capsys, name, to):
+    before, output = files.load(folder / f"{name}.safetensors"), tmp_path / "x.safetensors"
+    code, out, err = run(capsys, "convert", folder / f"{name}.safetensors", output, "--to", to)
+    assert code == 0, err
+    assert f"{len(before.layers)} layers, rank 2, " in out and to in out
+    assert_same(before, files.load(output))
+    assert any(key.startswith("lora_unet_") for key in read(output)[0]) == (
+        to == "kohya" or (name, to) == ("sdxl", "full")
+    )
+
+
+def test_converting_to_compact_and_back_is_exact(studio, tmp_path, capsys):
+    compact, full = tmp_path / "compact.safetensors", tmp_path / "full.safetensors"
+    assert run(capsys, "convert", studio / "dog.safetensors", compact, "--to", "compact")[0] == 0
+    assert run(capsys, "convert", compact, full)[0] == 0
+    assert compact.stat().st_size < 0.8 * full.stat().st_size  # small matrices, long names
+    assert_same(files.load(studio / "dog.safetensors"), files.load(full))
+    assert run(capsys, "convert", full, compact, "--dtype", "bfloat16")[0] == 0
+    assert {x.dtype for x in read(compact)[0].values()} == {torch.bfloat16}
+
+
+def test_text_encoders_are_left_out_only_when_asked_and_counted(folder, tmp_path, capsys):
+    words = ["convert", folder / "text.safetensors", tmp_path / "x.safetensors"]
+    code, _, err = run(capsys, *words)
+    assert code == 2 and "4 of" in err and "--skip-text-encoders" in err and not (tmp_path / "x.safetensors").exists()
+    code, out, _ = run(capsys, *words, "--skip-text-encoders")
+    assert code == 0 and "4 keys of text encoders left out" in out
+    words = ["merge", folder / "text.safetensors", folder / "kohya.safetensors", "--rule", "stack"]
+    code, out, _ = run(capsys, *words, "--skip-text-encoders", "-o", tmp_path / "m.safetensors")
+    assert code == 0 and "4 keys of text encoders left out" in out
+
+
+def test_check_counts_for_each_tool_and_names_a_remedy_that_works(folder, tmp_path, capsys):
+    """The exit code tells a script; the remedy, run as printed, makes the next check pass."""
+    path = folder / "sdxl.safetensors"
+    code, out, err = run(capsys, "check", path, "--for", "comfyui")
+    assert code == 1, err
+    assert re.search(r"comfyui +[1-9]\d* +[1-9]\d* +0 +0 *$", out, re.MULTILINE) and "under kohya's names alone" in out
+    remedy = re.search(r"qrlora (convert \S+ )(\S+)( --to \w+)", out)
+    assert remedy is not None and remedy[2].endswith("sdxl-converted.safetensors")
+    words = [*remedy[1].split(), tmp_path / "fixed.safetensors", *remedy[3].split()]
+    assert run(capsys, *words)[0] == 0
+    code, out, err = run(capsys, "check", tmp_path / "fixed.safetensors")
+    assert code == 0, err
+    assert all(re.search(rf"^ +{tool} +\d+ +0 +0 +0 *$", out, re.MULTILINE) for tool in ("comfyui", "a1111", "kohya"))
+
+
+def test_check_says_where_there_is_no_remedy(folder, capsys):
+    code, out, _ = run(capsys, "check", folder / "flux.safetensors", "--for", "a1111", "--for", "diffusers")
+    assert code == 1 and "no flux models" in out and "none: no names under which it loads all" in out
+    code, out, _ = run(capsys, "check", folder / "text.safetensors", "--for", "diffusers")
+    assert code == 0, out
+
+
+def test_check_shows_hostile_names_without_obeying_them(tmp_path, capsys):
+    tensors = {"lora_unet_x.\x1b[2Jdora_scale": torch.ones(1), "unet.mid_block.a.lora_A.weight": torch.ones(1, 1)}
+    write(tmp_path / "x.safetensors", {**tensors, "unet.mid_block.a.lora_B.weight": torch.ones(1, 1)}, {})
+    code, out, err = run(capsys, "check", tmp_path / "x.safetensors", "--for", "diffusers")
+    assert code == 1 and "\x1b[2J" not in out + err and "\\x1b[2J" in out
+    code, out, err = run(capsys, "inspect", tmp_path / "x.safetensors")
+    assert code == 2 and "\x1b[2J" not in out + err
+
+
+def test_projecting_says_how_much_is_kept_and_the_result_merges_with_ours(folder, studio, tmp_path, capsys):
+    output = tmp_path / "ours.safetensors"
+    foreign = files.load(folder / "kohya.safetensors").select(["attn1.to_q", "attn1.to_k"])
+    plain = Adapter(foreign.layers, Header(part="unet", rank=2))  # as another tool's file, which says nothing of a base
+    files.save(plain, tmp_path / "foreign.safetensors", keys="diffusers")
+    words = ["project", tmp_path / "foreign.safetensors", output, "--base", pico.folder(), "--rank", 4]
+    code, out, err = run(capsys, *words)
+    assert code == 0, err
+    shares = [float(x) for x in re.findall(r"^ +\S+attn1\S+ +([\d.]+)%", out, re.MULTILINE)]
+    assert len(shares) == len(plain.layers) and shares == sorted(shares)
+    assert "lies outside the basis and is lost" in err and re.search(r"all +[\d.]+%", out)
+    code, out, err = run(capsys, "merge", studio / "dog.safetensors", output, "-o", tmp_path / "m.safetensors")
+    assert code == 0, err
+    assert "100.00% of its energy kept" in out and files.load(tmp_path / "m.safetensors").rank == 4
+
+
+def test_a_projection_keeps_what_lies_in_the_leading_directions_and_no_more(folder, tmp_path, capsys):
+    """In float64, from the weight's own SVD: |B A V V^T|^2 / |B A|^2, with V the r leading right singular vectors."""
+    output, adapter = tmp_path / "ours.safetensors", files.load(folder / "kohya.safetensors").select(["attn1.to_q"])
+    files.save(adapter, tmp_path / "x.safetensors")
+    code, out, _ = run(capsys, "project", tmp_path / "x.safetensors", output, "--base", pico.folder(), "--rank", 3)
+    assert code == 0
+    shown = dict(re.findall(r"^ +(\S+attn1\S+) +([\d.]+)%", out, re.MULTILINE))
+    weights = dict(open_base(pico.folder(), "cpu").weights("attn1.to_q"))
+    for layer, pair in adapter.layers.items():
+        V = torch.linalg.svd(weights[layer].double(), full_matrices=False).Vh[:3].T
+        update = pair.B.double() @ pair.A.double()
+        inside = update @ V @ V.T
+        assert float(shown[layer]) == pytest.approx(
+            float(inside.square().sum() / update.square().sum()) * 100, abs=0.01
+        )
+        torch.testing.assert_close(files.load(output).dense(layer).double(), inside, atol=1e-5, rtol=1e-4)
+
+
+def test_commands_on_files_start_in_three_seconds_and_load_no_model_library(folder, tmp_path):
+    script = (
+        "import sys, qrlora.cli\ntry:\n    qrlora.cli.main(sys.argv[1:])\nexcept SystemExit as end:\n"
+        "    assert end.code in (None, 0, 1), end.code\n"
+        "assert not {'diffusers', 'transformers', 'peft', 'accelerate'} & set(sys.modules)"
+    )
+    for words in (
+        ["check", folder / "sdxl.safetensors"],
+        ["convert", folder / "sdxl.safetensors", tmp_path / "x.safetensors"],
+    ):
+        before = resource.getrusage(resource.RUSAGE_CHILDREN)
+        subprocess.run([sys.executable, "-c", script, *map(str, words)], check=True, capture_output=True)
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)  # the processor's time: others may be using it too
+        assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 3

@@ -1,0 +1,295 @@
+"""What tools load: diffusers against the library itself, the others against what their loaders were read to do."""
+
+import json
+import re
+
+import pytest
+import torch
+
+import pico
+from loras import random_adapter, stock_updates
+from qrlora.compat import TOOLS, File, check, judge, notes
+from qrlora.files import load, save
+from qrlora.storage import read, write
+
+FACTORS = ("A", "B")
+
+
+@pytest.fixture(scope="module")
+def pipes():
+    """Pico pipelines; SDXL's UNet has two layers a block, as the real one, which its original names presuppose."""
+    found = {family: make() for family, make in pico.BASES.items()}
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        found["sdxl"].unet = pico.unet(layers_per_block=2)
+    return found
+
+
+def kohya(adapter, alpha=None):
+    """The tensors of an SDXL adapter in kohya's names; alpha may be a function of the pair."""
+    tensors = {}
+    for layer, pair in adapter.layers.items():
+        stem = f"lora_unet_{layer.replace('.', '_')}"
+        tensors |= {f"{stem}.lora_down.weight": pair.A, f"{stem}.lora_up.weight": pair.B}
+        if alpha:
+            tensors[f"{stem}.alpha"] = torch.tensor(float(alpha(pair)))
+    return tensors
+
+
+def sgm(tensors):
+    """kohya's tensors under the names of SDXL's original UNet."""
+
+    def original(match):
+        side, block, index = match[1], *map(int, match.groups()[1:])
+        name, first = ("input_blocks", 1) if side == "down" else ("output_blocks", 0)
+        return f"{name}_{first + 3 * block + index}_1_"
+
+    renamed = (re.sub(r"(down|up)_blocks_(\d)_attentions_(\d)_", original, key) for key in tensors)
+    keys = (key.replace("mid_block_attentions_0_", "middle_block_1_") for key in renamed)
+    return dict(zip(keys, tensors.values(), strict=True))
+
+
+def dotted(adapter, prefix="", ending="lora_{}.weight", alpha=False):
+    """The tensors of an adapter under its layers' own names."""
+    names = {"A": "down", "B": "up"} if "lora." in ending else {"A": "A", "B": "B"}
+    tensors = {
+        f"{prefix}{layer}.{ending.format(names[kind])}": getattr(pair, kind)
+        for layer, pair in adapter.layers.items()
+        for kind in FACTORS
+    }
+    alphas = {f"{prefix}{x}.alpha": torch.tensor(1.0) for x in adapter.layers} if alpha else {}
+    return tensors | alphas
+
+
+def processors(adapter):
+    """diffusers' old attention processors, for the attention layers alone."""
+    layers = adapter.select(lambda layer: "attn" in layer)
+    tensors = dotted(layers, "unet.", "lora.{}.weight")
+    return {
+        re.sub(r"\.(to_[qkv]|to_out)(\.0)?\.lora", r".processor.\1_lora", key): tensor
+        for key, tensor in tensors.items()
+    }
+
+
+def described(adapter, part, alpha):
+    """diffusers' own metadata, with one alpha for all layers."""
+    config = {"r": 2, "lora_alpha": alpha, "target_modules": list(adapter.layers)}
+    return {"lora_adapter_metadata": json.dumps({f"{part}.{k}": v for k, v in config.items()})}
+
+
+def original(tensors, endings=("lora_down", "lora_up")):
+    """kohya's tensors of FLUX.1 under the original model's dotted names."""
+    keys = []
+    for key in tensors:
+        name = re.sub(r"lora_unet_(\w+_blocks)_(\d+)_", r"diffusion_model.\1.\2.", key)
+        name = re.sub(r"(img|txt)_(attn|mlp)_", r"\1_\2.", name)
+        keys.append(name.replace("lora_down", endings[0]).replace("lora_up", endings[1]))
+    return dict(zip(keys, tensors.values(), strict=True))
+
+
+def many_ranks(layer):
+    return 2 if layer.endswith(("to_q", "ff.net.2")) else 4
+
+
+def sdxl_files(pipe):
+    one, many = random_adapter(pipe, "sdxl"), random_adapter(pipe, "sdxl", rank=many_ranks)
+    half = {**kohya(one), **dotted(one.select(["to_k"]), "unet.")}
+    mixed = kohya(one.select(["attn1.to_q"])) | sgm(kohya(one.select(["attn1.to_k"])))
+    return {
+        "kohya": kohya(one),
+        "kohya, alpha": kohya(one, lambda pair: 1),
+        "kohya, ranks that differ": kohya(many),
+        "kohya, ranks that differ, alpha = r": kohya(many, lambda pair: pair.rank),
+        "kohya, ranks that differ, one alpha": kohya(many, lambda pair: 2),
+        "kohya, original names": sgm(kohya(one)),
+        "kohya, both names": mixed,
+        "kohya, LoKr": kohya(one) | {"lora_unet_mid_block_attentions_0_proj_in.lokr_w1": torch.ones(2, 2)},
+        "diffusers": dotted(one, "unet."),
+        "diffusers, ranks that differ": dotted(many, "unet."),
+        "diffusers, down and up": dotted(many, "unet.", "lora.{}.weight"),
+        "diffusers, alpha keys": dotted(one, "unet.", alpha=True),
+        "diffusers, described": (dotted(one, "unet."), described(one, "unet", 1)),
+        "kohya, described, alpha": (kohya(one, lambda pair: 1), described(one, "unet", 1)),
+        "processors": processors(one),
+        "bare": dotted(one),
+        "diffusers beside kohya": {k: x for k, x in half.items() if "to_k" not in k or k.startswith("unet.")},
+    }
+
+
+def sd3_files(pipe):
+    one, many = random_adapter(pipe, "sd3"), random_adapter(pipe, "sd3", rank=many_ranks)
+    return {
+        "diffusers": dotted(one, "transformer."),
+        "diffusers, ranks that differ": dotted(many, "transformer."),
+        "diffusers, alpha keys": dotted(one, "transformer.", alpha=True),
+        "diffusers, described": (dotted(one, "transformer."), described(one, "transformer", 1)),
+        "bare": dotted(one),
+    }
+
+
+def flux_files(pipe):
+    one, many = random_adapter(pipe, "flux"), random_adapter(pipe, "flux", rank=many_ranks)
+    double = one.select(lambda layer: layer.startswith("transformer_blocks"))
+    return {
+        "diffusers": dotted(one, "transformer."),
+        "diffusers, ranks that differ": dotted(many, "transformer."),
+        "diffusers, alpha keys": dotted(one, "transformer.", alpha=True),
+        "diffusers, described": (dotted(one, "transformer."), described(one, "transformer", 1)),
+        "diffusers, described, alpha keys": (
+            dotted(one, "transformer.", alpha=True),
+            described(one, "transformer", 1),
+        ),
+        "bare": dotted(one),
+        "double": dotted(double, "transformer."),
+    }
+
+
+def written(adapters, tmp_path):
+    """Our own files of adapters, by every content and spelling."""
+    for family, adapter in adapters.items():
+        for keys in ("kohya", "diffusers"):
+            path = tmp_path / f"{family}-{keys}.safetensors"
+            save(adapter, path, keys=keys)
+            yield path
+
+
+def assert_diffusers_does_as_judged(pipe, path):
+    """Layer by layer, the stock library's update is the judged multiple of what the file means; or it refuses all."""
+    adapter = load(path, skip_text_encoders=True) if "LoKr" not in path.stem else None
+    file = File(*read(path), path)
+    verdicts = {v.key: v for v in judge(file, "diffusers")}
+    factors = {}
+    for key, verdict in verdicts.items():
+        for layer in file.keys[key].layers if key in file.keys else ():
+            if file.keys[key].kind == "A":
+                factors[layer] = verdict.factor
+    try:
+        found = stock_updates(pipe, path)
+    except Exception as error:
+        pipe.unload_lora_weights()
+        assert not any(factors.values()), f"diffusers refuses it: {error}"
+        return
+    assert adapter is not None and any(factors.values()) == bool(found)
+    for layer, pair in adapter.layers.items():
+        expected = factors[layer] * pair.B.double() @ pair.A.double()
+        update = found.get(layer, torch.zeros(pair.shape))
+        torch.testing.assert_close(update.double(), expected, atol=1e-6, rtol=1e-5)
+
+
+@pytest.mark.filterwarnings("ignore:The following alpha_pattern keys did not match")  # why the strength is wrong
+@pytest.mark.parametrize("family", pico.BASES)
+def test_diffusers_does_with_every_file_what_the_rules_say(pipes, tmp_path, family):
+    pipe = pipes[family]
+    files = {"sdxl": sdxl_files, "sd3": sd3_files, "flux": flux_files}[family](pipe)
+    for name, contents in files.items():
+        tensors, metadata = contents if isinstance(contents, tuple) else (contents, {})
+        version = {"sdxl": "sdxl_", "sd3": "medium", "flux": "flux1"}[family]
+        write(tmp_path / f"{name}.safetensors", tensors, {**metadata, "ss_base_model_version": version})
+    for path in sorted(tmp_path.glob("*.safetensors")):
+        print(path.stem)  # shown where the assertion fails
+        assert_diffusers_does_as_judged(pipe, path)
+
+
+@pytest.mark.parametrize("endings", [("lora_down", "lora_up"), ("lora_A", "lora_B")])
+def test_diffusers_does_with_our_kohya_files_what_the_rules_say(pipes, tmp_path, endings):
+    flux = random_adapter(pipes["flux"], "flux")
+    adapters = {
+        "sdxl": random_adapter(pipes["sdxl"], "sdxl"),
+        "sd3": random_adapter(pipes["sd3"], "sd3"),
+        "flux": flux.select(lambda layer: layer.startswith("transformer_blocks")),
+    }
+    for path in written(adapters, tmp_path):
+        assert_diffusers_does_as_judged(pipes[path.stem.split("-")[0]], path)
+    save(flux, tmp_path / "whole.safetensors", keys="kohya")  # pico's linear1 is not FLUX.1's
+    assert_diffusers_does_as_judged(pipes["flux"], tmp_path / "whole.safetensors")
+    tensors = {key: x for key, x in read(tmp_path / "flux-kohya.safetensors")[0].items() if not key.endswith("alpha")}
+    write(tmp_path / "dotted.safetensors", original(tensors, endings), {})
+    assert_diffusers_does_as_judged(pipes["flux"], tmp_path / "dotted.safetensors")
+
+
+def states(path, tool):
+    """{state: how many keys}"""
+    verdicts = check(path, tool)
+    return {
+        state: n for state in ("loaded", "ignored", "wrong strength", "not judged") if (n := count(verdicts, state))
+    }
+
+
+def count(verdicts, state):
+    return sum(verdict.state == state for verdict in verdicts)
+
+
+@pytest.mark.parametrize("family", pico.BASES)
+def test_the_default_names_are_loaded_whole_by_all_tools_that_have_names_for_it(pipes, tmp_path, family):
+    adapter = random_adapter(pipes[family], family)
+    save(adapter, tmp_path / "x.safetensors")
+    for tool in {"sdxl": TOOLS, "sd3": ("comfyui", "diffusers", "forge"), "flux": ("comfyui", "diffusers", "forge")}[
+        family
+    ]:
+        assert states(tmp_path / "x.safetensors", tool) == {"loaded": 2 * len(adapter.layers)}, tool
+
+
+@pytest.mark.parametrize("family", ["sd3", "flux"])
+def test_kohyas_names_are_loaded_whole_by_kohya_and_comfyui(pipes, tmp_path, family):
+    adapter = random_adapter(pipes[family], family)
+    save(adapter, tmp_path / "x.safetensors", keys="kohya")
+    keys = len(read(tmp_path / "x.safetensors")[0])
+    for tool in ("kohya", "comfyui", "forge"):
+        assert states(tmp_path / "x.safetensors", tool) == {"loaded": keys}
+    tensors, metadata = read(tmp_path / "x.safetensors")
+    without = {key: tensor for key, tensor in tensors.items() if not key.endswith(".alpha")}
+    write(tmp_path / "x.safetensors", without, metadata)
+    assert states(tmp_path / "x.safetensors", "kohya") == {"ignored": len(without)}
+    assert "demands alpha keys" in check(tmp_path / "x.safetensors", "kohya")[0].reason
+
+
+def test_comfyui_ignores_the_attention_of_an_sdxl_lora_in_diffusers_names(pipes, tmp_path):
+    """Comfy-Org/ComfyUI issue 9753; the feed-forward layers do load."""
+    adapter = random_adapter(pipes["sdxl"], "sdxl")
+    save(adapter, tmp_path / "x.safetensors", keys="diffusers")
+    ff = sum(".ff." in layer for layer in adapter.layers)
+    for tool, rest in (("comfyui", ff), ("forge", 0), ("a1111", 0), ("kohya", 0)):
+        found = states(tmp_path / "x.safetensors", tool)
+        assert found.get("loaded", 0) == 2 * rest and found["ignored"] == 2 * (len(adapter.layers) - rest)
+
+
+def test_a1111_knows_half_of_sd3s_attention_and_no_flux(pipes, tmp_path):
+    for family in ("sd3", "flux"):
+        save(random_adapter(pipes[family], family), tmp_path / f"{family}.safetensors")
+    loaded = [v.key for v in check(tmp_path / "sd3.safetensors", "a1111") if v.state == "loaded"]
+    assert loaded and all(re.search(r"\.attn\.(to_[qkv]|to_out\.0)\.lora", key) for key in loaded)
+    assert "no flux models" in check(tmp_path / "flux.safetensors", "a1111")[0].reason
+
+
+def test_what_diffusers_describes_in_metadata_other_tools_load_at_another_strength(pipes, tmp_path):
+    one = random_adapter(pipes["flux"], "flux")
+    write(tmp_path / "x.safetensors", dotted(one, "transformer."), described(one, "transformer", 1))
+    for verdict in check(tmp_path / "x.safetensors", "comfyui"):
+        assert verdict.state == "wrong strength" and verdict.factor == 2  # r = 2, alpha = 1: the file means a half
+
+
+def test_no_tool_loads_compact_files(pipes, tmp_path, monkeypatch):
+    monkeypatch.setenv("QRLORA_CACHE", str(tmp_path / "cache"))
+    for family in pico.BASES:
+        path = tmp_path / f"{family}.safetensors"
+        save(random_adapter(pipes[family], family, method="qr"), path, content="compact")
+        assert all(not count(check(path, tool), "loaded") for tool in TOOLS)
+
+
+def test_text_encoders_and_unknown_keys_are_counted(pipes, tmp_path):
+    text = {"lora_te1_text_model_encoder_layers_0_mlp_fc1.lora_down.weight": torch.ones(2, 8)}
+    text |= {"text_encoder.text_model.encoder.layers.0.mlp.fc1.lora_A.weight": torch.ones(2, 8)}
+    tensors = kohya(random_adapter(pipes["sdxl"], "sdxl", ["attn1.to_q"]))
+    write(tmp_path / "x.safetensors", {**tensors, **text, "model.secret": torch.ones(1)}, {})
+    assert states(tmp_path / "x.safetensors", "comfyui") == {"loaded": len(tensors) + 2, "not judged": 1}
+    assert states(tmp_path / "x.safetensors", "a1111") == {"loaded": len(tensors) + 1, "ignored": 1, "not judged": 1}
+    (note,) = notes(File(tensors, {}), "a1111")
+    assert "ss_base_model_version" in note and not notes(File(tensors, {}), "comfyui")
+
+
+def test_another_tool_is_refused_by_name(pipes, tmp_path):
+    save(random_adapter(pipes["sdxl"], "sdxl"), tmp_path / "x.safetensors")
+    with pytest.raises(
+        ValueError, match="no rules for 'fooocus'; known tools: comfyui, diffusers, a1111, forge, kohya"
+    ):
+        check(tmp_path / "x.safetensors", "fooocus")
