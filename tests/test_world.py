@@ -8,7 +8,7 @@ import torch
 from qrlora.world import autoencoder, judges, pretrain
 from qrlora.world.atlas import SIZE, contents, held_out_contents, known_contents, true_pictures
 from qrlora.world.captions import caption, training_caption
-from qrlora.world.models import TEXT_LENGTH, world_tokenizer
+from qrlora.world.models import BLUEPRINTS, TEXT_LENGTH, world_tokenizer
 from qrlora.world.styles import ALL_STYLES, HELD_OUT_STYLES, STYLES
 
 
@@ -92,16 +92,17 @@ def two_steps(monkeypatch):
     return pretrain.Pretraining(samples=8, batch_size=2, warmup=1)
 
 
-def test_pretraining_that_was_stopped_and_resumed_ends_in_the_same_weights(tmp_path, two_steps):
-    whole = pretrain.pretrain("tiny-sdxl", tmp_path / "whole", two_steps, "cpu", 100, float("inf"))
-    half = pretrain.pretrain("tiny-sdxl", tmp_path / "cut", two_steps, "cpu", 2, 0)
+@pytest.mark.parametrize("base", BLUEPRINTS)
+def test_pretraining_that_was_stopped_and_resumed_ends_in_the_same_weights(base, tmp_path, two_steps):
+    whole = pretrain.pretrain(base, tmp_path / "whole", two_steps, "cpu", 100, float("inf"))
+    half = pretrain.pretrain(base, tmp_path / "cut", two_steps, "cpu", 2, 0)
     assert half.step == 0
-    first = pretrain.Run("tiny-sdxl", two_steps, "cpu")
-    latents, alphas = pretrain.world_latents("cpu"), first.pipe.scheduler.alphas_cumprod
+    first = pretrain.Run(base, two_steps, "cpu")
+    latents = pretrain.world_latents("cpu")
     for _ in range(2):
-        pretrain.step(first, latents, alphas)
+        pretrain.step(first, latents)
     first.save(tmp_path / "cut" / "last.pt")
-    resumed = pretrain.pretrain("tiny-sdxl", tmp_path / "cut", two_steps, "cpu", 100, float("inf"))
+    resumed = pretrain.pretrain(base, tmp_path / "cut", two_steps, "cpu", 100, float("inf"))
     assert resumed.step == whole.step == 4
     for name, weight in whole.model.state_dict().items():
         assert torch.equal(weight, resumed.model.state_dict()[name]), name

@@ -21,7 +21,7 @@ from ..files import load
 from ..sampling import generate
 from ..training import train
 from .atlas import held_out_contents, known_contents
-from .captions import CONTENT, STYLE, caption
+from .captions import CONTENT, LEARN_CONTENT, STYLE, caption
 from .card import write_card
 from .demo import to_tensor, true_image
 from .judges import judge
@@ -81,7 +81,7 @@ def personalisation(
             say(f"{role} {name}: {time.monotonic() - started:.0f} s")
         return load(output)
 
-    content = {name: learnt("content", name, name, "plain", f"a {CONTENT}") for name in things}
+    content = {name: learnt("content", name, name, "plain", LEARN_CONTENT) for name in things}
     style = {name: learnt("style", name, shown[name], name, caption(shown[name], STYLE)) for name in manners}
 
     right_alone: list[bool] = []
