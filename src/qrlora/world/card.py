@@ -88,6 +88,13 @@ def _personalisation(scores: dict[str, Any], methods: list[str]) -> list[str]:
         f"| pairs | {' | '.join(str(scores[m]['pairs']) for m in methods)} |",
         *(f"| {told} | {' | '.join(f'{scores[m][key]:.1%}' for m in methods)} |" for key, told in NAMES.items()),
         "",
+        f"| style alone / merged both | {' | '.join(methods)} |",
+        "|---|" + "---|" * len(methods),
+        *(
+            f"| {style} | {' | '.join('{:.0%} / {:.0%}'.format(*scores[m]['by_style'][style]) for m in methods)} |"
+            for style in scores[methods[0]]["by_style"]
+        ),
+        "",
     ]
 
 
