@@ -18,8 +18,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .adapter import Adapter, Header, Pair
-from .methods import Start
+from ..adapter import Adapter, Header, Pair
+from ..methods import Start
 
 SUBTRACTED = "__start"
 """Ending of the name under which a start that is to be subtracted, -B_0 A_0, sits beside the factors that learn."""
@@ -162,6 +162,7 @@ def _inject(model: nn.Module, pairs: Mapping[str, Pair], name: str) -> None:
     learning = {p for p in model.parameters() if p.requires_grad}
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Already found a `peft_config` attribute")  # several adapters are the point
+        warnings.filterwarnings("ignore", ".*get_apply_tensor_subclass")  # for merging into int8, which we never do
         inject_adapter_in_model(config, model, name, low_cpu_mem_usage=True)
     for layer_name, layer in _layers(model, name).items():
         _fill(layer, name, pairs[layer_name])
