@@ -10,6 +10,8 @@ what enters A to float32 and the layer's sum back to the base's dtype.
 from __future__ import annotations
 
 import functools
+import sys
+import types
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -231,3 +233,16 @@ def _pair(layer: Any, name: str) -> Pair:
         return factor[name].weight.detach().to("cpu", torch.float32, copy=True).contiguous()
 
     return Pair(A=copy(layer.lora_A), B=copy(layer.lora_B))
+
+
+class _Room(types.ModuleType):
+    """`qrlora.attach` is this room and, called, its front door: a package has one thing of each name."""
+
+    def __call__(self, model: nn.Module, targets: Any, rank: int, **how: Any) -> Any:
+        """As `module.attach`."""
+        from . import module
+
+        return module.attach(model, targets, rank, **how)
+
+
+sys.modules[__name__].__class__ = _Room

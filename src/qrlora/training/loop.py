@@ -103,16 +103,16 @@ def drawing(
     Drawn on the CPU, so that a seed means the same noise on every device.
     """
     assert config.batch_size is not None and config.times is not None
-    device, size = base.device, config.batch_size // processes.count
+    device, batch, size = base.device, config.batch_size, config.batch_size // processes.count
     noising = noising_of(base.pipe.scheduler.config, config.min_snr_gamma, config.times)
     clean = example.latents.to(device).expand(size, -1, -1, -1)
     condition = example.condition.to(device).rows([0] * size)
 
     def draw() -> Tensor:
-        noise = torch.randn(config.batch_size, *clean.shape[1:], generator=generator)
+        noise = torch.randn(batch, *clean.shape[1:], generator=generator)
         time = noising.sample_time(len(noise), generator)
-        mine = [processes.share(x).to(device) for x in (noise, time)]
-        return denoising_loss(base.family.predict, base.model, noising, clean, *mine, condition)
+        noise, time = processes.share(noise).to(device), processes.share(time).to(device)
+        return denoising_loss(base.family.predict, base.model, noising, clean, noise, time, condition)
 
     return draw
 

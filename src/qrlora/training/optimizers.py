@@ -24,9 +24,9 @@ def adamw(parameters: list[nn.Parameter], rate: float) -> torch.optim.Optimizer:
 
 def adam8bit(parameters: list[nn.Parameter], rate: float) -> torch.optim.Optimizer:
     """Adam whose two moments are kept in 8 bits, in blocks (arXiv 2110.02861)."""
-    import bitsandbytes
+    import bitsandbytes  # pyright: ignore[reportMissingImports]
 
-    return bitsandbytes.optim.Adam8bit(parameters, lr=rate)  # pyright: ignore[reportReturnType]
+    return bitsandbytes.optim.Adam8bit(parameters, lr=rate)
 
 
 def prodigy(parameters: list[nn.Parameter], rate: float) -> torch.optim.Optimizer:
