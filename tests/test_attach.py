@@ -229,3 +229,59 @@ def test_a_real_unet_takes_an_adapter_on_every_attention_layer():
     attach(model, one, "x")
     assert set(lift(model, "x", one.header).layers) == set(names)
     assert all(torch.equal(lift(model, "x", one.header).layers[n].A, one.layers[n].A) for n in names)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_one_call_is_basis_start_and_learning_factors(method):
+    """The front door gives what the rooms behind it give by hand, and its adapter is what the model computed."""
+    import qrlora
+
+    model, x = toy(), inputs()
+    before = model(x)
+    learning = qrlora.attach(model, targets="to_q, to_out.0", rank=3, method=method, seed=1)
+    torch.testing.assert_close(model(x), before, rtol=1e-5, atol=1e-5)
+    assert [p.shape for p in learning.parameters()] == [p.shape for p in begin(toy(), starts(toy(), method), "hand")]
+    assert {id(p) for p in model.parameters() if p.requires_grad} == {id(p) for p in learning.parameters()}
+    sum(p.sum() for p in learning.parameters()).backward()
+    torch.optim.SGD(learning.parameters(), lr=0.1).step()
+    after, lifted = model(x), learning.lift(base="toy")
+    assert (lifted.header.base, lifted.header.method, lifted.header.rank) == ("toy", method, 3)
+    learning.detach()
+    assert torch.equal(model(x), before) and torch.dist(after, before) > 1e-3
+    torch.testing.assert_close(folded(model, [(lifted, 1.0)]), after, rtol=1e-4, atol=1e-4)
+
+
+def test_the_front_door_and_the_room_are_one_name():
+    import importlib
+
+    import qrlora
+
+    assert qrlora.attach is importlib.import_module("qrlora.attach") and qrlora.attach.attach is attach
+
+
+def test_what_one_call_cannot_do_is_refused():
+    from transformers.pytorch_utils import Conv1D
+
+    import qrlora
+
+    model = nn.ModuleDict({"c_attn": Conv1D(6, 4), "head": nn.Linear(4, 5)})
+    with pytest.raises(ValueError, match=r"no linear layer ends in 'c_attn' \(what does is a Conv1D\)"):
+        qrlora.attach(model, targets="c_attn", rank=2)
+    with pytest.raises(ValueError, match="needs targets and a method, got 'head' and 'qrr'; methods: qr, "):
+        qrlora.attach(model, targets="head", rank=2, method="qrr")
+    with pytest.raises(ValueError, match="head: rank must lie in 1..4"):
+        qrlora.attach(model, targets=["head"], rank=5)
+
+
+def test_a_quantised_module_learns_by_its_original_weights():
+    quantization = pytest.importorskip("torchao.quantization")
+    import qrlora
+
+    model, full = toy(), toy()
+    quantization.quantize_(model, quantization.Int8WeightOnlyConfig())
+    with pytest.raises(ValueError, match="a.to_q is quantised: pass original="):
+        qrlora.attach(model, targets="to_q", rank=3)
+    before = model(inputs())
+    one = qrlora.attach(model, targets="to_q", rank=3, original=lambda name: full.get_submodule(name).weight.detach())
+    assert torch.equal(model(inputs()), before)
+    assert one.header.basis == qrlora.attach(full, targets="to_q", rank=3).header.basis

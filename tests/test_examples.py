@@ -61,6 +61,14 @@ def test_the_method_learns_on_a_module_of_ones_own():
     assert float(last) < 0.5 * float(first)
 
 
+def test_models_of_transformers_learn_and_their_files_come_back(tmp_path):
+    out = run("transformers_models.py", "--folder", tmp_path)
+    lines = re.findall(r"(language model|vision transformer): (\d+) of (\d+) parameters; loss (\S+) -> (\S+)", out)
+    assert [line[0] for line in lines] == ["language model", "vision transformer"]
+    for _, learnt, of, first, last in lines:
+        assert int(learnt) < 0.2 * int(of) and float(last) < 0.5 * float(first)
+
+
 def test_every_example_is_run_here():
     tested = Path(__file__).read_text(encoding="utf-8")
     assert all(f'"{path.name}"' in tested for path in EXAMPLES.glob("*.py"))

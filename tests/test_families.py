@@ -140,17 +140,19 @@ def test_real_sdxl_has_280_self_attention_and_560_attention_layers(real_sdxl):
     assert len(real_sdxl.target_layers("attention")) == 560
 
 
-def test_an_adapter_lands_on_exactly_the_560_layers_of_real_sdxl(real_sdxl):
+@pytest.mark.parametrize("which", ["sdxl", "sd3", "flux"])
+def test_an_adapter_lands_on_exactly_the_chosen_layers_of_a_real_model(which, real_sdxl, real_flux):
     """PEFT shortens long lists of layer names to endings; none of them may reach a layer too many."""
     import copy
 
     from qrlora.adapter import Adapter, Header, Pair
     from qrlora.attach import attach
 
-    unet, layers = copy.deepcopy(real_sdxl.model), real_sdxl.target_layers("attention")
+    chosen = {"sdxl": real_sdxl, "sd3": real_sd3("3.5-medium"), "flux": real_flux}[which]
+    model, layers = copy.deepcopy(chosen.model), chosen.target_layers("attention")
     pairs = {n: Pair(A=torch.ones(1, m.in_features), B=torch.ones(m.out_features, 1)) for n, m in layers.items()}
-    attach(unet, Adapter(layers=pairs, header=Header()), "it")
-    assert {name for name, module in unet.named_modules() if hasattr(module, "lora_A")} == set(layers)
+    attach(model, Adapter(layers=pairs, header=Header()), "it")
+    assert {name for name, module in model.named_modules() if hasattr(module, "lora_A")} == set(layers)
 
 
 def test_qr_learns_half_of_loras_parameters_on_real_sdxl(real_sdxl):
@@ -440,6 +442,8 @@ def test_what_a_single_file_lacks_comes_from_the_folder_beside_it(tmp_path, part
     weights.unlink()
     kind = type(getattr(base.pipe, part)).__name__
     refused(path, ValueError, f"not a whole base model .*{kind}.*put a whole diffusers pipeline .*/model$")
+    shutil.rmtree(tmp_path / "model" / part)
+    refused(path, OSError, f"its {part} is missing: .*/model/{part} is no folder, or empty")
 
 
 def test_a_single_file_is_without_t5_if_the_folder_beside_it_is(tmp_path):

@@ -175,11 +175,13 @@ def test_progress_tells_step_loss_and_time_left(tmp_path, base):
     assert "reading the picture" in stages
 
 
-@pytest.mark.parametrize("optimizer", ["adam", "adamw"])
+@pytest.mark.parametrize("optimizer", ["adam", "adamw", "prodigy"])
 @pytest.mark.parametrize(
     ("method", "family"), [*((method, "sdxl") for method in ("qr", "qr-triangular", "qr-direct", "lora")), *NEW]
 )
 def test_a_run_goes_on_from_its_checkpoint_to_the_same_bytes(tmp_path, method, family, optimizer):
+    if optimizer == "prodigy":
+        pytest.importorskip("prodigyopt")
     base = opened(family)
     config = settings(tmp_path, method=method, optimizer=optimizer, save_every=2)
     train(config, base=base)
@@ -276,6 +278,28 @@ def test_a_checkpoint_of_another_run_is_refused_with_the_difference(tmp_path, ba
     (config.checkpoints / "state.safetensors").write_bytes(b"cut")
     with pytest.raises(ValueError, match="state.safetensors"):
         train(config, base=base)
+
+
+def test_prodigy_finds_a_step_near_the_one_that_a_person_would_tune(tmp_path, base):
+    """From its 1e-6 it grows by orders of magnitude, and the loss of the picture's own noise falls; its rate is 1."""
+    pytest.importorskip("prodigyopt")
+    losses = []
+    config = settings(tmp_path, optimizer="prodigy", learning_rate=None, steps=150, batch_size=8)
+    adapter = train(config, base=base, on_step=lambda progress: losses.append(progress.loss))
+    assert adapter.header.config["learning_rate"] == 1.0
+    assert sum(losses[-40:]) < 0.97 * sum(losses[:40])
+
+
+def test_an_optimizer_that_is_not_there_is_refused_with_the_way_out(tmp_path, base, monkeypatch):
+    from qrlora.training.optimizers import LIBRARIES
+
+    with pytest.raises(ValueError, match="adam8bit needs a GPU with CUDA, the device is cpu: use optimizer=adam"):
+        train(settings(tmp_path, optimizer="adam8bit"), base=base)
+    monkeypatch.setitem(LIBRARIES, "prodigy", "no_such_library")
+    with pytest.raises(
+        ValueError, match=r"optimizer=prodigy needs no_such_library: pip install 'qrlora\[optimizers\]'"
+    ):
+        train(settings(tmp_path, optimizer="prodigy"), base=base)
 
 
 def fail_at(step):

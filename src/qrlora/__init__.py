@@ -1,7 +1,8 @@
 """QR-LoRA (arXiv 2507.04599): content and style adapters that add, from one picture each.
 
-The public names, each loaded with its room when it is first used: `import qrlora` costs nothing. To put an adapter
-on a module of your own, see the room `qrlora.attach`.
+The public names, each loaded with its room when it is first used: `import qrlora` costs nothing. The method on a
+module of your own is `qrlora.attach(model, targets=..., rank=...)`; what else one can do with adapters on a live model
+is in the room of the same name.
 """
 
 import importlib
@@ -14,6 +15,7 @@ if TYPE_CHECKING:
     from .analysis import energy as energy
     from .analysis import similarity as similarity
     from .analysis import trainable_parameters as trainable_parameters
+    from .attach.module import attach as attach
     from .basis import Basis as Basis
     from .basis import compute_basis as compute_basis
     from .config import SampleConfig as SampleConfig
@@ -33,6 +35,7 @@ if TYPE_CHECKING:
 _ROOMS = {
     "adapter": ("Adapter", "Header", "Pair"),
     "analysis": ("energy", "similarity", "trainable_parameters"),
+    "attach.module": ("attach",),
     "basis": ("Basis", "compute_basis"),
     "config": ("SampleConfig", "TrainConfig", "read_recipe"),
     "families": ("open_base",),
@@ -52,8 +55,7 @@ def __getattr__(name: str) -> Any:
     if name not in _ROOM_OF:
         raise AttributeError(f"module 'qrlora' has no attribute {name!r}")
     value = getattr(importlib.import_module(f".{_ROOM_OF[name]}", __name__), name)
-    globals()[name] = value
-    return value
+    return globals().setdefault(name, value)  # a room of that name, which Python has put there, stays
 
 
 def __dir__() -> list[str]:

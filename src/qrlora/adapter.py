@@ -11,7 +11,7 @@ from functools import cached_property
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from .linalg import coordinates, inner, is_finite
 
@@ -176,6 +176,23 @@ class Adapter:
 def ends_in(layer: str, suffixes: Sequence[str]) -> bool:
     """Whether a layer's dotted name is, or ends in, one of the dotted suffixes; whole parts only."""
     return any(layer == suffix or layer.endswith(f".{suffix}") for suffix in suffixes)
+
+
+def linear_layers(model: nn.Module, endings: Sequence[str]) -> dict[str, nn.Linear]:
+    """{name: layer} of the linear layers whose names end so, in the model's order. A layer that wears an adapter goes
+    by its own name.
+
+    Args:    endings: whole dotted parts: "to_q" does not match "add_to_q".
+    Raises:  ValueError: an ending that matches none, with what does have that name.
+    """
+    modules = {name.removesuffix(".base_layer"): module for name, module in model.named_modules()}
+    linear = {name: module for name, module in modules.items() if isinstance(module, nn.Linear)}
+    for ending in endings:
+        if not any(ends_in(name, [ending]) for name in linear):
+            others = {type(module).__name__ for name, module in modules.items() if ends_in(name, [ending])}
+            found = f" (what does is a {', a '.join(sorted(others))})" if others else ""
+            raise ValueError(f"no linear layer ends in {ending!r}{found}")
+    return {name: layer for name, layer in linear.items() if ends_in(name, endings)}
 
 
 def _in_directions(pair: Pair, Q: Tensor, side: str) -> Pair:

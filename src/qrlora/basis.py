@@ -10,7 +10,7 @@ import errno
 import hashlib
 import os
 import warnings
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -23,6 +23,25 @@ from .storage import atomic, raw_bytes, read, write
 
 FINGERPRINT_LAYERS = 16
 SAME_BASE_TOLERANCE = 0.01
+
+
+@dataclass(frozen=True)
+class Weights(Collection):
+    """(layer, weight (o, i)) pairs that are read when their turn comes, as often as one iterates: a model need not be
+    held twice."""
+
+    layers: Sequence[str]
+    read: Callable[[str], Tensor]
+    """(layer) -> its weight."""
+
+    def __iter__(self) -> Iterator[tuple[str, Tensor]]:
+        return ((layer, self.read(layer)) for layer in self.layers)
+
+    def __len__(self) -> int:
+        return len(self.layers)
+
+    def __contains__(self, item: object) -> bool:
+        return item in self.layers
 
 
 @dataclass(frozen=True)
@@ -76,18 +95,17 @@ def compute_basis(
 
 
 def cached_basis(
-    weights: Iterable[tuple[str, Tensor]],
+    weights: Collection[tuple[str, Tensor]],
     rank: int,
     side: str = "input",
     progress: Callable[[str], None] | None = None,
 ) -> Basis:
     """compute_basis, from disk where these very weights were seen before.
 
-    A cached file that is damaged is computed again, with one line of warning.
+    Weights are read twice, one at a time. A cached file that is damaged is computed again, with one line of warning.
 
     Raises: ValueError: see compute_basis.  OSError: the cache cannot be written.
     """
-    weights = list(weights)
     key = cache_folder() / f"{_hash(f'{side} {rank}', weights)}.txt"
     if key.is_file():
         try:
@@ -140,8 +158,13 @@ def fingerprint(weights: Iterable[tuple[str, Tensor]]) -> dict[str, float]:
 
     Raises: ValueError, naming the layer: NaN or infinity.
     """
-    chosen = sorted(weights, key=lambda item: hashlib.sha256(item[0].encode()).digest())[:FINGERPRINT_LAYERS]
-    found = {layer: float(weight.detach().float().square().mean().sqrt()) for layer, weight in chosen}
+    lowest: list[tuple[bytes, str, float]] = []
+    for layer, weight in weights:  # one at a time: some are read from disk
+        place = hashlib.sha256(layer.encode()).digest()
+        if len(lowest) < FINGERPRINT_LAYERS or place < lowest[-1][0]:
+            value = float(weight.detach().float().square().mean().sqrt())
+            lowest = sorted([*lowest, (place, layer, value)])[:FINGERPRINT_LAYERS]
+    found = {layer: value for _, layer, value in lowest}
     for layer, value in found.items():
         if not value < float("inf"):
             raise ValueError(f"{layer}: the weight holds NaN or infinity")
@@ -158,7 +181,7 @@ def same_base(first: Mapping[str, float], second: Mapping[str, float]) -> bool:
     return all(abs(first[x] - second[x]) <= SAME_BASE_TOLERANCE * max(first[x], second[x]) for x in shared)
 
 
-def _hash(title: str, tensors: Sequence[tuple[str, Tensor]]) -> str:
+def _hash(title: str, tensors: Iterable[tuple[str, Tensor]]) -> str:
     """SHA-256 (hex) of a title and of names, dtypes, shapes and bytes of tensors."""
     state = hashlib.sha256(title.encode())
     for name, tensor in tensors:

@@ -120,8 +120,7 @@ def _drawer(
     def draw(prompts: Sequence[str], seeds: Sequence[int]) -> list[Image.Image]:
         # seeded on the CPU: the same noise on every device
         generators = [torch.Generator("cpu").manual_seed(int(s)) for s in seeds]
-        with torch.no_grad():
-            return base.family.sample(base.pipe, prompts, negative_prompt, side, count, strength, generators)
+        return base.sample(prompts, negative_prompt, side, count, strength, generators)
 
     return draw
 

@@ -120,6 +120,17 @@ def read(path: str | os.PathLike) -> tuple[dict[str, Tensor], dict[str, str]]:
         return {name: file.get_tensor(name) for name in file.keys()}, dict(file.metadata() or {})
 
 
+def read_one(path: str | os.PathLike, name: str) -> Tensor:
+    """One tensor of a safetensors file; the others are not touched.
+
+    Raises: as read does, and ValueError: no tensor of that name.
+    """
+    with _opened(path) as file:
+        if name not in file.keys():
+            raise ValueError(f"{path} has no tensor {name!r}")
+        return file.get_tensor(name)
+
+
 def read_metadata(path: str | os.PathLike) -> dict[str, str]:
     """The metadata alone. Raises as read does."""
     with _opened(path) as file:

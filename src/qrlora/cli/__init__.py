@@ -37,14 +37,16 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 OUT_OF_MEMORY = (
-    "out of memory: try gradient_checkpointing=true and dtype=bfloat16 (train), --dtype bfloat16 (generate, grid), "
-    "a smaller resolution or size, or device=cpu"
+    "out of memory: try gradient_checkpointing=true, dtype=bfloat16, offload=true and quantize=int8 (train), "
+    "--dtype bfloat16 --offload --quantize int8 (generate, grid), a smaller resolution or size, or device=cpu"
 )
 
 Output = typer.Option("--output", "-o", help="File to write.")
 Base = Annotated[str, typer.Option(help="Base model.", show_default="the one the adapters were made for")]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps.")]
 Dtype = Annotated[str, typer.Option(help="Numbers of the base: float32, bfloat16 or float16.")]
+Quantize = Annotated[str, typer.Option(help="Keep the base in fewer bits: nf4, int8 or float8.", show_default="no")]
+Offload = Annotated[bool, typer.Option("--offload", help="Parts of the base enter the GPU one by one.")]
 Seed = Annotated[int, typer.Option(help="Seed of the first picture; each further one adds 1.")]
 Steps = Annotated[int | None, typer.Option(help="Denoising steps.", show_default="the base's own")]
 Guidance = Annotated[
@@ -145,15 +147,16 @@ def generate(
     size: Size = None,
     device: Device = "auto",
     dtype: Dtype = "float32",
+    quantize: Quantize = "",
+    offload: Offload = False,
 ) -> None:
     """Draw pictures with a base model and any number of adapters."""
     from . import drawing
 
     paths, strengths = _with_strengths(adapters or [])
     settings: dict[str, Any] = dict(prompt=prompt, negative_prompt=negative, steps=steps, guidance=guidance, seed=seed)
-    settings |= dict(
-        count=count, size=size, device=device, dtype=dtype, adapters=tuple(paths), strengths=tuple(strengths)
-    )
+    settings |= dict(count=count, size=size, adapters=tuple(paths), strengths=tuple(strengths))
+    settings |= dict(device=device, dtype=dtype, quantize=quantize, offload=offload)
     drawing.generate(SampleConfig(**settings, base=base, output=output))
 
 
@@ -173,12 +176,15 @@ def grid(
     size: Size = None,
     device: Device = "auto",
     dtype: Dtype = "float32",
+    quantize: Quantize = "",
+    offload: Offload = False,
 ) -> None:
     """Draw a picture for each pair of content and style strengths (the paper's figure 7)."""
     from . import drawing
 
     settings: dict[str, Any] = dict(prompt=prompt, negative_prompt=negative, steps=steps, guidance=guidance, seed=seed)
-    settings |= dict(size=size, device=device, dtype=dtype, adapters=(content, style))
+    settings |= dict(size=size, adapters=(content, style))
+    settings |= dict(device=device, dtype=dtype, quantize=quantize, offload=offload)
     config = SampleConfig(**settings, base=base, output=output)
     drawing.grid(config, _numbers(content_strengths), _numbers(style_strengths))
 

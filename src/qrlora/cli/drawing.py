@@ -59,7 +59,7 @@ def _opened(config: SampleConfig) -> tuple[SampleConfig, Base, list[Adapter]]:
     """The config with nothing left open, its base and its adapters."""
     adapters = [files.load(path) for path in config.adapters]
     config = dataclasses.replace(config, base=config.base or _base_of(adapters))
-    base = open_base(config.base, config.device, config.dtype)
+    base = open_base(config.base, config.device, config.dtype, config.quantize, config.offload)
     return config.filled(base.defaults), base, adapters
 
 

@@ -10,10 +10,13 @@ from . import console
 
 
 def train(config: TrainConfig) -> None:
-    """Learn an adapter with a bar, and say how to draw with it.
+    """Learn an adapter with a bar, and say how to draw with it. Of several processes, the main one speaks.
 
     Raises: as `training.train`.
     """
+    if not training.is_main():
+        training.train(config, on_preview=lambda _step, _picture: None)
+        return
     output = Path(config.output)
     with console.progress(output.stem) as bar:
 

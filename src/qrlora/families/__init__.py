@@ -12,6 +12,7 @@ import torch
 
 from ..config import FamilyDefaults
 from ..storage import read_metadata
+from . import quantized
 from .flux import FLUX
 from .messages import one_clear_line, quiet
 from .record import Base, Condition, Family, Framing
@@ -31,27 +32,36 @@ VAE_BEGINNINGS = ("first_stage_model.", "vae.")
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
-def open_base(name: str | Path, device: str = "auto", dtype: str = "float32") -> Base:
+def open_base(
+    name: str | Path, device: str = "auto", dtype: str = "float32", quantize: str = "", offload: bool = False
+) -> Base:
     """A base model, ready to train or sample.
 
     Args:    name: a built-in name (a folder of BUILT_IN), a local folder of a diffusers pipeline, one `.safetensors`
              checkpoint, or a hub name OWNER/NAME.
              device: auto, or a torch device.  dtype: float32, bfloat16 or float16.
+             quantize: keep the linear layers of the trainable part as nf4, int8 or float8; "": in dtype.
+             offload: every part waits on the CPU for its turn on the device.
     Raises:  OSError: it does not exist, may not be read or cannot be fetched.
-             ValueError: not a base model of a known family; a device or dtype that is not there.
+             ValueError: not a base model of a known family; a device or dtype that is not there; a quantisation whose
+             library or GPU is missing, or of one-file checkpoints.
     """
     home, number_type = choose_device(device), _dtype(dtype)
     with one_clear_line(str(name)):
+        quantized.check(quantize, home)
         place = _place(str(name))
         family = _family_of_checkpoint(place) if place.is_file() else _family_of_folder(place)
         with quiet():
-            pipe = _opened(place, family, number_type)
-    pipe.to(home)
+            pipe = _opened(place, family, number_type, quantize)
+    pipe.to("cpu" if offload else home)
     for part in pipe.components.values():
         if isinstance(part, torch.nn.Module):
             part.requires_grad_(False).eval()
     defaults, plain = _own_settings(place, dataclasses.replace(family.defaults, **family.exceptions(pipe)))
-    return Base(pipe=pipe, family=family, name=str(name), defaults=defaults, plain_framing=plain)
+    base = Base(pipe=pipe, family=family, name=str(name), defaults=defaults, plain_framing=plain)
+    base.home = home if offload else None
+    base.original = quantized.original_weights(place / family.part) if quantize else None
+    return base
 
 
 def choose_device(device: str = "auto") -> torch.device:
@@ -150,17 +160,22 @@ def _tensor_names(path: Path) -> set[str]:
         return set(json.loads(file.read(int.from_bytes(file.read(8), "little"))))
 
 
-def _opened(place: Path, family: Family, dtype: torch.dtype) -> Any:
+def _opened(place: Path, family: Family, dtype: torch.dtype, quantize: str) -> Any:
     """A pipeline from its folder or one file. A file's configs and tokenizers come from a folder of the same name
     beside it if there is one (`model/` beside `model.safetensors`), else diffusers fetches the family's once. Text
     encoders and VAE that the file lacks (FLUX is often the transformer alone) come from that folder too.
 
-    Raises: ValueError: a part is neither in the file nor in the folder.
+    Raises: ValueError: a part is neither in the file nor in the folder; one file is to be quantised.
     """
     if place.is_dir():
         _check_parts(place)
-        without = _without(place, family)
-        return _pipeline(family).from_pretrained(str(place), torch_dtype=dtype, use_safetensors=True, **without)
+        told = {**_without(place, family), **quantized.instructions(family.part, quantize, dtype)}
+        return _pipeline(family).from_pretrained(str(place), torch_dtype=dtype, use_safetensors=True, **told)
+    if quantize:  # its tensors have other names, and q, k, v in one
+        raise ValueError(
+            f"{place} is one file, and only a pipeline's folder can be quantised: make one once, by "
+            f"python -c \"import qrlora; qrlora.open_base('{place}', 'cpu').pipe.save_pretrained('FOLDER')\""
+        )
     from diffusers.loaders.single_file_utils import SingleFileComponentError
 
     beside = place.with_suffix("")
@@ -180,6 +195,7 @@ def _from_beside(place: Path, beside: Path, family: Family, dtype: torch.dtype) 
     whose weights are `model.safetensors`."""
     if not (beside / "model_index.json").is_file():
         return {}
+    _check_parts(beside)
     held = _tensor_names(place)
     told: dict[str, Any] = {"config": str(beside), **_without(beside, family)}
     for part, beginning in {**family.text_parts, "vae": VAE_BEGINNINGS}.items():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import warnings
 from collections.abc import Iterator
 
@@ -39,7 +40,19 @@ def one_clear_line(name: str) -> Iterator[None]:
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """diffusers and transformers say nothing below an error while a base is opened."""
+    """diffusers, transformers and what they load say nothing below an error while a base is opened; torchao, for one,
+    lists the kernels that it lacks."""
+    logging.disable(logging.WARNING)
+    try:
+        with _quiet_libraries():
+            yield
+    finally:
+        logging.disable(logging.NOTSET)
+
+
+@contextlib.contextmanager
+def _quiet_libraries() -> Iterator[None]:
+    """The part of `quiet` that diffusers and transformers decide by switches of their own."""
     from transformers.utils import logging as of_transformers  # first: importing diffusers makes it warn
 
     level = of_transformers.get_verbosity()

@@ -5,6 +5,7 @@ Letters: b batch, h w latent height and width, c latent channels.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -12,7 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..adapter import ends_in
+from ..adapter import linear_layers
+from ..basis import Weights
 from ..config import FamilyDefaults
 from ..noise import Noising, noising_of
 
@@ -108,6 +110,10 @@ class Base:
     plain_framing: bool = False
     """True: training, too, tells the model that its picture was never resized or cropped. Bases that have only ever
     seen one size say so in `qrlora.json`; other sizes would be foreign to them."""
+    original: Callable[[str], Tensor] | None = None
+    """(layer) -> its weight (o, i) in the checkpoint, where the trainable part holds it quantised; None: nowhere."""
+    home: torch.device | None = None
+    """Offload: where a part goes for its turn; between turns all wait on the CPU. None: all stay on one device."""
 
     @property
     def model(self) -> nn.Module:
@@ -150,20 +156,24 @@ class Base:
         Raises:  ValueError: an ending that matches no linear layer.
         """
         endings = self.family.targets.get(targets) or tuple(x.strip() for x in targets.split(",") if x.strip())
-        # a layer with an adapter on it is wrapped: the layer itself is then called NAME.base_layer
-        linear = {n.removesuffix(".base_layer"): m for n, m in self.model.named_modules() if isinstance(m, nn.Linear)}
-        for ending in endings:
-            if not any(ends_in(name, [ending]) for name in linear):
-                presets = ", ".join(self.family.targets)
-                raise ValueError(f"no linear layer of {self.name} ends in {ending!r}; presets of targets: {presets}")
+        presets = f"presets of targets: {', '.join(self.family.targets)}"
         if not endings:
-            raise ValueError(f"no targets given; presets: {', '.join(self.family.targets)}")
-        return {name: layer for name, layer in linear.items() if ends_in(name, endings)}
+            raise ValueError(f"no targets given; {presets}")
+        try:
+            return linear_layers(self.model, endings)
+        except ValueError as error:
+            raise ValueError(f"{self.name}: {error}; {presets}") from error
 
-    def weights(self, targets: str) -> Iterator[tuple[str, Tensor]]:
-        """(layer, weight (o, i)) of every target layer, one at a time."""
-        for name, layer in self.target_layers(targets).items():
-            yield name, layer.weight.detach()
+    def weights(self, targets: str) -> Weights:
+        """(layer, weight (o, i)) of every target layer, one at a time, on the trainable part's device.
+
+        Of a quantised base they are the original ones, read from the checkpoint as it stores them.
+        """
+        layers = self.target_layers(targets)
+        if self.original is None:
+            return Weights(list(layers), lambda name: layers[name].weight.detach())
+        original = self.original
+        return Weights(list(layers), lambda name: original(name).to(self.device))
 
     def framing(self, original: tuple[int, int], corner: tuple[int, int], target: tuple[int, int]) -> Framing:
         """How a picture was cut, as this base is told: see `Framing` and `plain_framing`."""
@@ -191,11 +201,41 @@ class Base:
             setattr(self.pipe, name, None)
 
     def park(self) -> None:
-        """Text encoders and VAE wait in the CPU's memory."""
+        """The base makes room to train: text encoders and VAE wait in the CPU's memory, the model is on its device."""
         for part in self.spare_parts.values():
             part.to("cpu")
+        if self.home is not None:
+            self.model.to(self.home)
 
     def unpark(self) -> None:
-        """Text encoders and VAE come back to the trainable part's device."""
+        """All parts are on one device again: the model's, or with offload the CPU."""
+        if self.home is not None:
+            self.model.to("cpu")
         for part in self.spare_parts.values():
             part.to(self.device)
+
+    def sample(
+        self,
+        prompts: Sequence[str],
+        negative_prompt: str,
+        size: int,
+        steps: int,
+        guidance: float,
+        generators: Sequence[torch.Generator],
+    ) -> list[Any]:
+        """One PIL picture of size x size pixels per prompt, by the stock pipeline; no gradient."""
+        with torch.no_grad(), self._taking_turns():
+            return self.family.sample(self.pipe, prompts, negative_prompt, size, steps, guidance, generators)
+
+    @contextlib.contextmanager
+    def _taking_turns(self) -> Iterator[None]:
+        """With offload, each part enters the device when it is called and leaves it for the next one."""
+        if self.home is None:
+            yield
+            return
+        self.pipe.enable_model_cpu_offload(device=self.home)
+        try:
+            yield
+        finally:
+            self.pipe.remove_all_hooks()
+            self.pipe.to("cpu")

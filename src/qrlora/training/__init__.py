@@ -15,16 +15,27 @@ from ..attach import attached, begin, detach, lift
 from ..basis import cached_basis, fingerprint
 from ..config import TrainConfig, as_dict
 from ..data import MIN_SIDE, Example, load_picture, prepare
-from ..families import Base, open_base
+from ..families import Base, choose_device, open_base
 from ..files import save
 from ..methods import METHODS, Start
 from ..noise import noising_of
+from . import optimizers
 from .checkpoint import Checkpoint
 from .loop import NAME, Progress, denoising_loss, run
+from .processes import Processes, is_main, join
 
-__all__ = ["Progress", "denoising_loss", "train"]
+__all__ = ["Progress", "denoising_loss", "is_main", "train"]
 
-LOCAL = ("output", "device", "save_every", "checkpoint_dir", "preview_every", "preview_prompt", "tensorboard")
+LOCAL = (
+    "output",
+    "device",
+    "offload",
+    "save_every",
+    "checkpoint_dir",
+    "preview_every",
+    "preview_prompt",
+    "tensorboard",
+)
 """Settings that say where a run is done and what is seen of it, not what it learns: the adapter does not keep them."""
 
 
@@ -40,7 +51,7 @@ def train(
 
     Equal settings give equal bytes on one machine, also when the run was killed and started again: it finds the
     checkpoint of its own settings and goes on. Ctrl-C ends the update at hand, writes a checkpoint and raises
-    KeyboardInterrupt.
+    KeyboardInterrupt. Launched in several processes, each takes its share of the batch; the first one writes and calls.
 
     Args:    base: an open base to use instead of opening `config.base`; it is left as it was. Without one the base is
              opened, and its text encoders and VAE are forgotten before the first update, or kept on the CPU if there
@@ -56,9 +67,12 @@ def train(
     _check(config, on_preview)
     stage("opening the base model", 0.0)
     owned = base is None
-    base = open_base(config.base, config.device, config.dtype) if base is None else base
+    processes = join(config.device if base is None else str(base.home or base.device))
+    optimizers.check(config.optimizer, choose_device(config.device) if base is None else base.home or base.device)
+    if base is None:
+        base = open_base(config.base, config.device, config.dtype, config.quantize, config.offload)
     config = config.filled(base.defaults)
-    _check_against(base, config)
+    _check_against(base, config, processes)
 
     stage("reading the picture", 0.0)
     assert config.resolution is not None
@@ -67,11 +81,13 @@ def train(
         base.release()
     base.park()
     try:
-        adapter = _learn(config, base, example, on_step, on_preview, stage)
+        adapter = _learn(config, base, example, processes, on_step, on_preview, stage)
     finally:
         base.unpark()
-    save(adapter, config.output)
-    Checkpoint.remove(config.checkpoints)
+    if processes.main:
+        save(adapter, config.output)
+        Checkpoint.remove(config.checkpoints)
+    processes.wait()
     return adapter
 
 
@@ -79,6 +95,7 @@ def _learn(
     config: TrainConfig,
     base: Base,
     example: Example,
+    processes: Processes,
     on_step: Callable[[Progress], Any] | None,
     on_preview: Callable[[int, Any], Any] | None,
     stage: Callable[[str, float], Any],
@@ -94,11 +111,13 @@ def _learn(
             base.park()
 
     generator = torch.Generator("cpu").manual_seed(config.seed)
-    starts, digest = _starts(base, config, generator, stage)
+    with processes.main_first():
+        starts, digest = _starts(base, config, generator, stage)
     try:
         parameters = begin(base.model, starts, NAME)
         identity = _identity(config, example, digest)
-        run(config, base, example, parameters, generator, identity, on_step or (lambda _: None), draw)
+        tell = on_step or (lambda _: None)
+        run(config, base, example, parameters, generator, identity, processes, tell, draw)
         return lift(base.model, NAME, _header(config, base, digest))
     finally:
         if NAME in attached(base.model):
@@ -109,10 +128,8 @@ def _preview(config: TrainConfig, base: Base) -> Any:
     """What the unfinished adapter draws: always from one seed, so that pictures of a run can be compared."""
     own, seed = base.defaults, torch.Generator("cpu").manual_seed(config.seed)
     prompt = config.preview_prompt or config.prompt
-    with torch.no_grad():
-        (picture,) = base.family.sample(
-            base.pipe, [prompt], "", config.resolution, own.sample_steps, own.guidance, [seed]
-        )
+    assert config.resolution is not None
+    (picture,) = base.sample([prompt], "", config.resolution, own.sample_steps, own.guidance, [seed])
     return picture
 
 
@@ -121,7 +138,7 @@ def _starts(
 ) -> tuple[dict[str, Start], str]:
     """Where each layer's A and B start, and the digest of the basis that they start from ("" without one)."""
     assert config.rank is not None and config.targets is not None
-    method, weights = METHODS[config.method], dict(base.weights(config.targets))
+    method, weights = METHODS[config.method], base.weights(config.targets)
     directions: Any = {}
     digest = ""
     if method.side is not None:
@@ -131,11 +148,9 @@ def _starts(
             done.append(layer)
             stage("finding the leading directions", len(done) / len(weights))
 
-        basis = cached_basis(weights.items(), config.rank, method.side, count)
+        basis = cached_basis(weights, config.rank, method.side, count)
         directions, digest = basis.Q, basis.digest
-    starts = {
-        layer: method.start(weight, directions.get(layer), config.rank, generator) for layer, weight in weights.items()
-    }
+    starts = {layer: method.start(weight, directions.get(layer), config.rank, generator) for layer, weight in weights}
     return starts, digest
 
 
@@ -186,17 +201,21 @@ def _check(config: TrainConfig, on_preview: Any) -> None:
     load_picture(config.image, MIN_SIDE)
 
 
-def _check_against(base: Base, config: TrainConfig) -> None:
+def _check_against(base: Base, config: TrainConfig, processes: Processes) -> None:
     """Refuse what a base cannot do before anything long begins.
 
     Raises: ValueError: a noising it does not have; a resolution that does not fit; a rank above the smaller side of a
-            layer, with the layer and its shape.
+            layer, with the layer and its shape; a batch that the processes cannot share.
     """
     assert config.rank is not None and config.targets is not None
     assert config.times is not None and config.resolution is not None
     noising_of(base.pipe.scheduler.config, config.min_snr_gamma, config.times)
     base.check_side("resolution", config.resolution)
-    shapes = {name: tuple(weight.shape) for name, weight in base.weights(config.targets)}
+    if (config.batch_size or 0) % processes.count:
+        way_out = f"use a multiple of {processes.count}"
+        raise ValueError(f"batch_size={config.batch_size} cannot be shared by {processes.count} processes: {way_out}")
+    layers = base.target_layers(config.targets)
+    shapes = {name: (layer.out_features, layer.in_features) for name, layer in layers.items()}
     name = min(shapes, key=lambda layer: min(shapes[layer]))
     if config.rank > min(shapes[name]):
         o, i = shapes[name]

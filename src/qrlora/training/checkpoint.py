@@ -36,12 +36,16 @@ class Checkpoint:
 
         Raises: OSError: the disk is full or the folder cannot be written; the last state stays.
         """
-        tensors = {"generator": self.generator.get_state()}
+        tensors, numbers = {"generator": self.generator.get_state()}, {}
         for key, parameter in learning_factors(self.model, self.name).items():
             tensors[f"factor {key}"] = parameter.detach()
             for what, value in self.optimizer.state[parameter].items():
-                tensors[f"{what} {key}"] = value
-        write(self.folder / FILE, tensors, {"step": str(step), "run": json.dumps(self.identity, sort_keys=True)})
+                (tensors if isinstance(value, torch.Tensor) else numbers)[f"{what} {key}"] = value
+        for what, value in self.optimizer.param_groups[0].items():  # prodigy keeps the step that it has found here
+            if type(value) in (int, float):
+                numbers[what] = value
+        metadata = {"step": step, "run": self.identity, "optimizer": numbers}
+        write(self.folder / FILE, tensors, {key: json.dumps(x, sort_keys=True) for key, x in metadata.items()})
 
     def resume(self, steps: int) -> int:
         """Put the state on disk back, if there is one.
@@ -64,13 +68,15 @@ class Checkpoint:
             raise ValueError(f"{self.folder} holds step {step} of a longer run than steps={steps}: {way_out}")
         self.generator.set_state(tensors.pop("generator").clone())
         factors = learning_factors(self.model, self.name)
-        for key, value in tensors.items():
+        for key, value in {**tensors, **json.loads(metadata["optimizer"])}.items():
             what, _, factor = key.partition(" ")
-            parameter = factors[factor]
-            if what == "factor":
-                parameter.data.copy_(value)
+            if not factor:
+                self.optimizer.param_groups[0][what] = value
+            elif what == "factor":
+                factors[factor].data.copy_(value)
             else:
-                self.optimizer.state[parameter][what] = value.clone().to(parameter.device)
+                moved = value.clone().to(factors[factor].device) if isinstance(value, torch.Tensor) else value
+                self.optimizer.state[factors[factor]][what] = moved
         return step
 
     @staticmethod

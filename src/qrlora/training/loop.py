@@ -1,5 +1,8 @@
 """The loop: one for every family and method, read from top to bottom.
 
+Number types: the base computes in its own, `attach` keeps A and B in float32, the loss is float32 whatever the base
+answers in, and so are gradients and the optimizer's state. There is no autocast and no loss scaling anywhere.
+
 Letters: b noisy copies of the one picture in an update, c latent channels, h w latent size.
 """
 
@@ -23,6 +26,8 @@ from ..data import Example
 from ..families import Base
 from ..noise import Noising, noising_of
 from .checkpoint import Checkpoint
+from .optimizers import OPTIMIZERS
+from .processes import Processes, is_main
 
 NAME = "learning"
 """Name of the adapter on the model while it learns."""
@@ -49,6 +54,7 @@ def run(
     parameters: list[nn.Parameter],
     generator: torch.Generator,
     identity: Mapping[str, Any],
+    processes: Processes,
     on_step: Callable[[Progress], Any],
     on_preview: Callable[[int], Any],
 ) -> None:
@@ -56,40 +62,59 @@ def run(
 
     Args:    config: without None.  parameters: the learning factors that are on the base's model under NAME.
              generator: on the CPU.  identity: what must be equal for a checkpoint to be this run's.
-             on_preview: called with the step, every `config.preview_every` updates.
+             on_step, on_preview: called in the main process; previews with the step, every `config.preview_every`.
     Raises:  ValueError: NaN or infinity in the loss; a checkpoint of another run.
-             OSError: a checkpoint cannot be written.
-             KeyboardInterrupt: after Ctrl-C, with a checkpoint on disk.
+             OSError: a checkpoint cannot be written; another process has ended.
+             KeyboardInterrupt: after Ctrl-C or a polite kill, with a checkpoint on disk.
     """
-    assert config.steps is not None and config.batch_size is not None and config.times is not None
-    model, device, steps = base.model, base.device, config.steps
-    noising = noising_of(base.pipe.scheduler.config, config.min_snr_gamma, config.times)
-    clean = example.latents.to(device).expand(config.batch_size, -1, -1, -1)
-    condition = example.condition.to(device).rows([0] * config.batch_size)
-    optimizer = OPTIMIZERS[config.optimizer](parameters, lr=config.learning_rate, fused=device.type in ("cpu", "cuda"))
+    assert config.steps is not None and config.learning_rate is not None
+    steps, model = config.steps, base.model
+    draw = drawing(config, base, example, generator, processes)
+    optimizer = OPTIMIZERS[config.optimizer](parameters, config.learning_rate)
     state = Checkpoint(config.checkpoints, identity, model, NAME, optimizer, generator)
     first, started = state.resume(steps), clock.monotonic()
-    with recomputing(model, config.gradient_checkpointing), ctrl_c_waits() as stopped, tensorboard(config) as log:
+    with recomputing(model, config.gradient_checkpointing), ctrl_c_waits() as asked, tensorboard(config) as log:
         for step in range(first + 1, steps + 1):
-            # drawn on the CPU, so that a seed means the same noise on every device
-            noise = torch.randn(clean.shape, generator=generator).to(device)
-            time = noising.sample_time(len(clean), generator).to(device)
-            loss = denoising_loss(base.family.predict, model, noising, clean, noise, time, condition)
-            value = loss.item()
+            loss = draw()
+            loss.backward()
+            value, stopped = processes.average(parameters, loss.item(), asked())
             if not math.isfinite(value):
                 raise ValueError(f"the loss is {value} at step {step} of {steps}: {_remedy(config)}")
-            loss.backward()
             optimizer.step()
             optimizer.zero_grad()
 
-            log(value, step)
-            on_step(Progress(step, steps, value, (clock.monotonic() - started) / (step - first) * (steps - step)))
-            if stopped() or (config.save_every and step % config.save_every == 0 and step < steps):
-                state.save(step)
-            if stopped():
+            if processes.main:
+                log(value, step)
+                on_step(Progress(step, steps, value, (clock.monotonic() - started) / (step - first) * (steps - step)))
+                if step < steps and (stopped or (config.save_every and step % config.save_every == 0)):
+                    state.save(step)
+            if stopped and step < steps:
+                processes.wait()  # for the checkpoint: who ends early would have the others killed
                 raise KeyboardInterrupt(f"stopped after step {step} of {steps}; the same command goes on from there")
-            if config.preview_every and step % config.preview_every == 0:
+            if processes.main and config.preview_every and step % config.preview_every == 0:
                 on_preview(step)
+
+
+def drawing(
+    config: TrainConfig, base: Base, example: Example, generator: torch.Generator, processes: Processes
+) -> Callable[[], Tensor]:
+    """() -> the loss of this process's rows of the next draw of noise and times; the whole batch is drawn everywhere.
+
+    Drawn on the CPU, so that a seed means the same noise on every device.
+    """
+    assert config.batch_size is not None and config.times is not None
+    device, batch, size = base.device, config.batch_size, config.batch_size // processes.count
+    noising = noising_of(base.pipe.scheduler.config, config.min_snr_gamma, config.times)
+    clean = example.latents.to(device).expand(size, -1, -1, -1)
+    condition = example.condition.to(device).rows([0] * size)
+
+    def draw() -> Tensor:
+        noise = torch.randn(batch, *clean.shape[1:], generator=generator)
+        time = noising.sample_time(len(noise), generator)
+        noise, time = processes.share(noise).to(device), processes.share(time).to(device)
+        return denoising_loss(base.family.predict, base.model, noising, clean, noise, time, condition)
+
+    return draw
 
 
 def denoising_loss(
@@ -111,10 +136,6 @@ def denoising_loss(
     return (noising.weighting(time) * error).mean()
 
 
-# fused: one kernel for hundreds of small matrices instead of ten for each
-OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}
-
-
 def _remedy(config: TrainConfig) -> str:
     if config.dtype == "float16":
         return "float16 overflows, use dtype=bfloat16 or dtype=float32"
@@ -123,9 +144,10 @@ def _remedy(config: TrainConfig) -> str:
 
 @contextlib.contextmanager
 def ctrl_c_waits() -> Iterator[Callable[[], bool]]:
-    """Ctrl-C is noted, for an update to end whole; a second one stops at once. Only a main thread gets signals.
+    """Ctrl-C is noted, for an update to end whole; a second one stops at once. SIGTERM, which launchers and clusters
+    send before they kill, is noted too. Only a main thread gets signals.
 
-    Yields: a function that says whether Ctrl-C was pressed.
+    Yields: a function that says whether there was one.
     """
     if threading.current_thread() is not threading.main_thread():
         yield lambda: False
@@ -133,15 +155,16 @@ def ctrl_c_waits() -> Iterator[Callable[[], bool]]:
     asked: list[int] = []
 
     def note(number: int, frame: Any) -> None:
-        if asked:
+        if signal.SIGINT in asked and number == signal.SIGINT:
             raise KeyboardInterrupt
         asked.append(number)
 
-    before = signal.signal(signal.SIGINT, note)
+    before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield lambda: bool(asked)
     finally:
-        signal.signal(signal.SIGINT, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 @contextlib.contextmanager
@@ -158,11 +181,11 @@ def recomputing(model: Any, wanted: bool) -> Iterator[None]:
 
 @contextlib.contextmanager
 def tensorboard(config: TrainConfig) -> Iterator[Callable[[float, int], None]]:
-    """Yields (loss, step) -> None, which logs to a folder beside the output if asked for.
+    """Yields (loss, step) -> None, which logs to a folder beside the output if asked for, in the main process.
 
     Raises: ValueError: tensorboard is not installed.
     """
-    if not config.tensorboard:
+    if not config.tensorboard or not is_main():
         yield lambda _loss, _step: None
         return
     try:

@@ -10,6 +10,11 @@ def caption(content: str, style: str) -> str:
     return f"a {content} in {style} style"
 
 
+LEARN_CONTENT = caption(CONTENT, "plain")
+"""What a content picture is called while it is learnt: with its style named, the style stays free. Learnt as "a <c>",
+the thing was painted plain whatever the style asked for."""
+
+
 def training_caption(content: str, style: str, generator: Generator) -> str:
     """A caption as pre-training shows it: 10 % empty (for guidance), 8 % each with ``<c>`` or ``<s>`` for the words.
 

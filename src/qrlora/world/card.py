@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from ..storage import read
 from .atlas import contents, held_out_contents, known_contents
 from .judges import accuracy_on_unseen
 from .styles import HELD_OUT_STYLES, STYLES
@@ -27,7 +28,8 @@ def write_card(folder: Path) -> Path:
     lines = [
         f"# {name}",
         "",
-        f"A real `StableDiffusionXLPipeline` of 8 million parameters, pre-trained on {len(known_contents())} emoji "
+        f"A real `{_pipeline(folder)}` of {_millions(folder):.0f} million parameters beside its VAE, pre-trained on "
+        f"{len(known_contents())} emoji "
         f"drawings in {len(STYLES)} styles at 64 x 64 pixels. It has never seen {len(held_out_contents())} further "
         f"drawings and {len(HELD_OUT_STYLES)} further styles: these are what adapters learn. The drawings are from "
         "Noto Color Emoji (see NOTICE); the weights are under Apache-2.0.",
@@ -54,13 +56,23 @@ def write_card(folder: Path) -> Path:
     return path
 
 
+def _pipeline(folder: Path) -> str:
+    return json.loads((folder / "model_index.json").read_text())["_class_name"]
+
+
+def _millions(folder: Path) -> float:
+    """Parameters of all parts but the VAE, in millions, from the files' headers."""
+    files = [file for file in folder.glob("*/*.safetensors") if file.parent.name != "vae"]
+    return sum(tensor.numel() for file in files for tensor in read(file)[0].values()) / 1e6
+
+
 def _training(name: str, training: dict[str, Any]) -> list[str]:
     settings, losses = training["settings"], training["loss"]
     curve = ", ".join(f"{samples // 1000}k: {loss:.3f}" for samples, loss in losses)
     return [
         f"- `python -m qrlora.world.pretrain {name} --samples {settings['samples']} --decay {settings['decay']}`: "
         f"{settings['samples']:,} pictures in batches of {settings['batch_size']}, "
-        f"AdamW at {settings['learning_rate']:g}, v-prediction from pure noise, weights averaged over steps.",
+        f"{training.get('optimizer', 'AdamW')} at {settings['learning_rate']:g}, weights averaged over steps.",
         f"- {training['machine']}",
         f"- loss against pictures seen: {curve}.",
     ]
@@ -75,6 +87,13 @@ def _personalisation(scores: dict[str, Any], methods: list[str]) -> list[str]:
         "|---|" + "---|" * len(methods),
         f"| pairs | {' | '.join(str(scores[m]['pairs']) for m in methods)} |",
         *(f"| {told} | {' | '.join(f'{scores[m][key]:.1%}' for m in methods)} |" for key, told in NAMES.items()),
+        "",
+        f"| style alone / merged both | {' | '.join(methods)} |",
+        "|---|" + "---|" * len(methods),
+        *(
+            f"| {style} | {' | '.join('{:.0%} / {:.0%}'.format(*scores[m]['by_style'][style]) for m in methods)} |"
+            for style in scores[methods[0]]["by_style"]
+        ),
         "",
     ]
 

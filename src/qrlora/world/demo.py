@@ -19,7 +19,7 @@ from ..merging import merge
 from ..sampling import generate
 from ..training import Progress, train
 from .atlas import SIZE, contents, true_pictures
-from .captions import CONTENT, STYLE, caption
+from .captions import CONTENT, LEARN_CONTENT, STYLE, caption
 from .judges import Verdict, judge
 from .styles import ALL_STYLES
 
@@ -77,9 +77,9 @@ def lessons(folder: Path, content: Path | None, style: Path | None, style_shows:
     """The two lessons: the caller's own pictures, or ones of the world, which are written to the folder."""
     if content is None:
         true_image(CONTENT_NAME, "plain").save(folder / "content.png")
-        first = Lesson(image=folder / "content.png", prompt=f"a {CONTENT}", content=CONTENT_NAME, style="plain")
+        first = Lesson(image=folder / "content.png", prompt=LEARN_CONTENT, content=CONTENT_NAME, style="plain")
     else:
-        first = Lesson(image=content, prompt=f"a {CONTENT}")
+        first = Lesson(image=content, prompt=LEARN_CONTENT)
     if style is None:
         true_image(STYLE_THING, STYLE_NAME).save(folder / "style.png")
         shown = caption(STYLE_THING, STYLE)
@@ -155,7 +155,7 @@ def _rows(
 ) -> list[Row]:
     thing, manner = about
     draws = (
-        ("content adapter", f"a {CONTENT}", adapters[0], thing.content, "plain"),
+        ("content adapter", LEARN_CONTENT, adapters[0], thing.content, "plain"),
         ("style adapter", caption(OTHER_THING, STYLE), adapters[1], OTHER_THING, manner.style),
         ("merged by adding", caption(CONTENT, STYLE), merged, thing.content, manner.style),
     )

@@ -27,7 +27,7 @@ from transformers import (
     CLIPTokenizer,
     T5Config,
     T5EncoderModel,
-    T5TokenizerFast,
+    T5Tokenizer,
 )
 
 from .atlas import SIZE, contents, known_contents, true_pictures
@@ -113,14 +113,14 @@ def text_config(tokenizer: CLIPTokenizer, width: int, layers: int) -> CLIPTextCo
     )
 
 
-def word_tokenizer() -> T5TokenizerFast:
+def word_tokenizer() -> T5Tokenizer:
     """A T5 tokenizer with one piece for each of the world's words, and letters for all others."""
     words = sorted({word for name in contents() for word in name.split()} | set(ALL_STYLES) | {"a", "in", "style"})
     letters = sorted(set("abcdefghijklmnopqrstuvwxyz0123456789<>.,-'"))
     pieces = ["<pad>", "</s>", "<unk>", "▁", *(f"▁{word}" for word in (CONTENT, STYLE, *words)), *letters]
     # a unigram tokenizer takes the likeliest split: any whole word before its letters
     vocabulary = [(piece, -1.0 if len(piece) > 1 else -10.0) for piece in pieces]
-    return T5TokenizerFast(vocab=vocabulary, extra_ids=0, model_max_length=TEXT_LENGTH)
+    return T5Tokenizer(vocab=vocabulary, extra_ids=0, model_max_length=TEXT_LENGTH)
 
 
 def t5_config(vocabulary: int, width: int) -> T5Config:

@@ -21,7 +21,7 @@ from ..files import load
 from ..sampling import generate
 from ..training import train
 from .atlas import held_out_contents, known_contents
-from .captions import CONTENT, STYLE, caption
+from .captions import CONTENT, LEARN_CONTENT, STYLE, caption
 from .card import write_card
 from .demo import to_tensor, true_image
 from .judges import judge
@@ -55,19 +55,19 @@ def base_scores(base: Base, count: int = 500, seed: int = 0) -> dict[str, float]
 
 def personalisation(
     base: Base, folder: Path, contents: int = 12, styles: int = 6, method: str = "qr", say: Say = print, **settings: Any
-) -> dict[str, float]:
+) -> dict[str, Any]:
     """Held-out things and styles, learnt from one picture each, alone and as every pair merged by plain addition.
 
     Adapters that are in the folder already are not learnt again.
 
     Returns: shares of pictures that the judges name correctly.  ``content_alone`` is among the held-out contents,
-             ``merged_*`` among all; ``merged_both`` is content and style right in one picture.
+             ``merged_*`` among all; ``merged_both`` is content and style right in one picture.  ``by_style`` is
+             (style alone, merged both) of each style.
     """
     folder.mkdir(parents=True, exist_ok=True)
     every = len(held_out_contents()) // contents
     things, manners = held_out_contents()[::every][:contents], tuple(HELD_OUT_STYLES)[:styles]
     known = known_contents()
-    shown = {style: known[(k + 1) * len(known) // (len(manners) + 1)] for k, style in enumerate(manners)}
 
     def learnt(role: Any, name: str, content: str, style: str, prompt: str) -> Adapter:
         output = folder / f"{role}-{name.replace(' ', '-')}-{method}.safetensors"
@@ -81,33 +81,43 @@ def personalisation(
             say(f"{role} {name}: {time.monotonic() - started:.0f} s")
         return load(output)
 
-    content = {name: learnt("content", name, name, "plain", f"a {CONTENT}") for name in things}
-    style = {name: learnt("style", name, shown[name], name, caption(shown[name], STYLE)) for name in manners}
+    content = {name: learnt("content", name, name, "plain", LEARN_CONTENT) for name in things}
+    style = {}
+    for k, name in enumerate(manners):
+        shown = known[(k + 1) * len(known) // (len(manners) + 1)]
+        style[name] = learnt("style", name, shown, name, caption(shown, STYLE))
+    return {"pairs": len(content) * len(style), **_judged(base, content, style)}
 
-    right_alone: list[bool] = []
+
+def _judged(base: Base, content: dict[str, Adapter], style: dict[str, Adapter]) -> dict[str, Any]:
+    """The shares of `personalisation`: 4 pictures of each content, 12 known things in each style, 2 of each pair."""
+    content_alone: list[bool] = []
     for name, adapter in content.items():
         pictures = generate(base, f"a {CONTENT}", [(adapter, 1.0)], count=4)
-        right_alone += [v.content == name for v in judge(to_tensor(pictures), among=held_out_contents())]
-    right_style: list[bool] = []
-    others = known[5 :: len(known) // 12]
+        content_alone += [v.content == name for v in judge(to_tensor(pictures), among=held_out_contents())]
+    others = known_contents()[5 :: len(known_contents()) // 12]
+    style_alone: dict[str, float] = {}
     for name, adapter in style.items():
         pictures = generate(base, [caption(other, STYLE) for other in others], [(adapter, 1.0)], batch_size=BATCH)
-        right_style += [v.style == name for v in judge(to_tensor(pictures))]
-    both: list[tuple[bool, bool, bool]] = []
-    for c, thing in content.items():
-        for s, manner in style.items():
+        style_alone[name] = share([v.style == name for v in judge(to_tensor(pictures))])
+    pairs: dict[str, list[tuple[bool, bool, bool]]] = {name: [] for name in style}
+    for s, manner in style.items():
+        for c, thing in content.items():
             pictures = generate(base, caption(CONTENT, STYLE), [(thing, 1.0), (manner, 1.0)], count=2)
             tensor = to_tensor(pictures)
             among = judge(tensor, among=held_out_contents())
-            both += [(v.content == c, v.style == s, h.content == c) for v, h in zip(judge(tensor), among, strict=True)]
+            pairs[s] += [
+                (v.content == c, v.style == s, h.content == c) for v, h in zip(judge(tensor), among, strict=True)
+            ]
+    merged = [verdict for of_style in pairs.values() for verdict in of_style]
     return {
-        "pairs": len(content) * len(style),
-        "content_alone": share(right_alone),
-        "style_alone": share(right_style),
-        "merged_content": share([c for c, _, _ in both]),
-        "merged_style": share([s for _, s, _ in both]),
-        "merged_both": share([c and s for c, s, _ in both]),
-        "merged_both_among_held_out": share([c and s for _, s, c in both]),
+        "content_alone": share(content_alone),
+        "style_alone": sum(style_alone.values()) / len(style_alone),
+        "merged_content": share([c for c, _, _ in merged]),
+        "merged_style": share([s for _, s, _ in merged]),
+        "merged_both": share([c and s for c, s, _ in merged]),
+        "merged_both_among_held_out": share([c and s for _, s, c in merged]),
+        "by_style": {name: [style_alone[name], share([c and s for c, s, _ in pairs[name]])] for name in style},
     }
 
 

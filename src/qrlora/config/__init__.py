@@ -4,17 +4,20 @@ A setting that is None is not chosen yet: `filled` takes it from the base, so th
 """
 
 import dataclasses
-import difflib
-import json
 import math
 import re
 import tomllib
-import types
-import typing
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Self, TypeVar
+
+from .types import as_dict, at_least, check_types, parsed
+
+__all__ = ["FamilyDefaults", "SampleConfig", "TrainConfig", "TRIGGERS", "as_dict", "check_types", "read_recipe"]
+
+Quantize = Literal["", "nf4", "int8", "float8"]
+"""How the linear layers of the trainable part are kept: in the base's number type, or in 4 or 8 bits a weight."""
 
 TRIGGERS = {"content": "<c>", "style": "<s>"}
 """Role -> the word that stands for what is learnt; the paper's prompt is "a <c> in <s> style"."""
@@ -92,16 +95,17 @@ class TrainConfig:
     steps: int | None = None
     """Optimizer updates: a count, neither pictures nor epochs; None: the base's own (500, as in the paper)."""
     learning_rate: float | None = None
-    """Step of the optimizer; None: the base's own (1e-4)."""
+    """Step of the optimizer; None: the base's own (1e-4), or 1 for prodigy, which finds its step and multiplies it."""
     batch_size: int | None = None
-    """Noisy copies of the picture in one update; None: the base's own (1)."""
+    """Noisy copies of the picture in one update, of all processes together; None: the base's own (1)."""
     times: str | None = None
     """How often training sees which noise level: `uniform`, `noisy` (dwells where colour and layout are settled) or
     `logit-normal` (dwells in the middle); None: the base's own (logit-normal for SD3, else uniform)."""
     resolution: int | None = None
     """Side of the square that the picture is fitted to, in pixels; None: the base's own (1024)."""
-    optimizer: Literal["adam", "adamw"] = "adam"
-    """adam, the paper's, or adamw with weight decay 1e-2."""
+    optimizer: Literal["adam", "adamw", "adam8bit", "prodigy"] = "adam"
+    """adam, the paper's; adamw with weight decay 1e-2; adam8bit, whose state takes a quarter of the memory (GPU only);
+    prodigy, which finds its own step. The last two need the extra `qrlora[optimizers]`."""
     min_snr_gamma: float = 0.0
     """Bound of the min-SNR loss weight (arXiv 2303.09556), SDXL only; 0 weighs all noise levels alike, as the paper."""
     gradient_checkpointing: bool = False
@@ -110,6 +114,11 @@ class TrainConfig:
     """Seed of everything random: two runs with one seed on one machine write the same bytes."""
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     """Number type of the frozen base; factors, loss and optimizer are always float32."""
+    quantize: Quantize = ""
+    """Keep the base's trainable part in fewer bits: nf4 (a GPU with CUDA), int8 or float8; best with dtype=bfloat16.
+    Directions come from the original weights. Needs the extra `qrlora[quantize]`."""
+    offload: bool = False
+    """Text encoders and VAE never enter the GPU's memory to train; they read picture and prompt on the CPU."""
     device: str = "auto"
     """auto (cuda, then mps, then cpu), or a torch device such as cuda:1."""
     save_every: int = 0
@@ -132,9 +141,9 @@ class TrainConfig:
         if not self.prompt and self.role == "content":
             object.__setattr__(self, "prompt", f"a {self.trigger}")
         for name in ("rank", "steps", "batch_size", "resolution"):
-            _at_least(self, name, 1)
+            at_least(self, name, 1)
         for name in ("seed", "min_snr_gamma", "save_every", "preview_every"):
-            _at_least(self, name, 0)
+            at_least(self, name, 0)
         if self.learning_rate is not None and not 0 < self.learning_rate < math.inf:
             raise ValueError(f"learning_rate must be a positive number such as 1e-4, got {self.learning_rate}")
 
@@ -157,6 +166,8 @@ class TrainConfig:
     def filled(self, defaults: FamilyDefaults) -> Self:
         """This config with every None replaced by the base's default for its role and method."""
         own = defaults.for_run(self.role, self.method)
+        if self.optimizer == "prodigy":
+            own = dataclasses.replace(own, learning_rate=1.0)
         names = ("rank", "targets", "steps", "learning_rate", "batch_size", "times", "resolution")
         return dataclasses.replace(self, **{n: getattr(own, n) for n in names if getattr(self, n) is None})
 
@@ -191,6 +202,10 @@ class SampleConfig:
     """auto (cuda, then mps, then cpu), or a torch device such as cuda:1."""
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     """Number type of the base."""
+    quantize: Quantize = ""
+    """Keep the base's unet or transformer in fewer bits: nf4 (a GPU with CUDA), int8 or float8; see `TrainConfig`."""
+    offload: bool = False
+    """Every part of the base waits in the CPU's memory and enters the GPU's for its turn only: slower, less memory."""
 
     def __post_init__(self) -> None:
         for name in ("adapters", "strengths"):
@@ -204,9 +219,9 @@ class SampleConfig:
         if not all(map(math.isfinite, self.strengths)):
             raise ValueError(f"strengths must be finite numbers, got {list(self.strengths)}")
         for name in ("steps", "count", "size"):
-            _at_least(self, name, 1)
+            at_least(self, name, 1)
         for name in ("seed", "guidance"):
-            _at_least(self, name, 0)
+            at_least(self, name, 0)
 
     def filled(self, defaults: FamilyDefaults) -> Self:
         """This config with every None replaced by the base's default."""
@@ -215,11 +230,6 @@ class SampleConfig:
 
 
 Config = TypeVar("Config", TrainConfig, SampleConfig)
-
-
-def as_dict(config: Any) -> dict[str, Any]:
-    """A config as plain values that JSON and TOML can hold: paths become strings, tuples become lists."""
-    return json.loads(json.dumps({f.name: getattr(config, f.name) for f in dataclasses.fields(config)}, default=str))
 
 
 def read_recipe(path: str | Path | None, overrides: Iterable[str] = (), kind: type[Config] = TrainConfig) -> Config:
@@ -239,62 +249,6 @@ def read_recipe(path: str | Path | None, overrides: Iterable[str] = (), kind: ty
         name, equals, text = override.partition("=")
         if not equals:
             raise ValueError(f"an override reads name=value, got {override!r}")
-        values[name.strip()] = _parsed(kind, name.strip(), text.strip())
+        values[name.strip()] = parsed(kind, name.strip(), text.strip())
     check_types(kind, values)
     return kind(**values)
-
-
-def check_types(kind: type, values: Mapping[str, Any]) -> None:
-    """Refuse names that `kind` does not have and values that its annotations do not allow, with a ValueError."""
-    hints = typing.get_type_hints(kind)
-    for name, value in values.items():
-        if name not in hints:
-            near = difflib.get_close_matches(name, hints, n=1, cutoff=0.5)
-            way_out = f"did you mean {near[0]!r}?" if near else f"known are {', '.join(hints)}"
-            raise ValueError(f"no setting {name!r}; {way_out}")
-        if not _fits(value, hints[name]):
-            raise ValueError(f"{name} must be {_described(hints[name])}, got {value!r}")
-
-
-def _fits(value: Any, hint: Any) -> bool:
-    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
-    if origin in (types.UnionType, typing.Union):
-        return any(_fits(value, h) for h in arguments)
-    if origin is Literal:
-        return value in arguments
-    if origin is tuple:
-        return isinstance(value, (list, tuple)) and all(_fits(v, arguments[0]) for v in value)
-    if hint is float:  # nan is nobody's setting; bool is an int to Python
-        return isinstance(value, (int, float)) and not isinstance(value, bool) and not math.isnan(value)
-    if hint is int:
-        return isinstance(value, int) and not isinstance(value, bool)
-    return isinstance(value, origin or hint)
-
-
-def _described(hint: Any) -> str:
-    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
-    if origin in (types.UnionType, typing.Union):
-        return " or ".join(_described(h) for h in arguments if h not in (type(None), Path))
-    if origin is Literal:
-        return "one of " + ", ".join(arguments)
-    if origin is tuple:
-        return "a list, each " + _described(arguments[0])
-    return {int: "a whole number", float: "a number", str: "text", bool: "true or false"}.get(hint, str(hint))
-
-
-def _parsed(kind: type, name: str, text: str) -> Any:
-    """An override's text as a value of its field's type; a name that is unknown is left to `check_types`."""
-    hint = typing.get_type_hints(kind).get(name)
-    options = {hint, *typing.get_args(hint)} if typing.get_origin(hint) is not tuple else {hint}
-    verbatim = str in options or typing.get_origin(hint) is Literal
-    try:
-        value = tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
-        return text
-    return value if isinstance(value, str) or not verbatim else text
-
-
-def _at_least(config: Any, name: str, low: float) -> None:
-    value = getattr(config, name)
-    if value is not None and not low <= value < math.inf:
-        raise ValueError(f"{name} must be {low} or more, got {value}")

@@ -10,6 +10,8 @@ what enters A to float32 and the layer's sum back to the base's dtype.
 from __future__ import annotations
 
 import functools
+import sys
+import types
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -18,8 +20,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .adapter import Adapter, Header, Pair
-from .methods import Start
+from ..adapter import Adapter, Header, Pair
+from ..methods import Start
 
 SUBTRACTED = "__start"
 """Ending of the name under which a start that is to be subtracted, -B_0 A_0, sits beside the factors that learn."""
@@ -162,6 +164,7 @@ def _inject(model: nn.Module, pairs: Mapping[str, Pair], name: str) -> None:
     learning = {p for p in model.parameters() if p.requires_grad}
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Already found a `peft_config` attribute")  # several adapters are the point
+        warnings.filterwarnings("ignore", ".*get_apply_tensor_subclass")  # for merging into int8, which we never do
         inject_adapter_in_model(config, model, name, low_cpu_mem_usage=True)
     for layer_name, layer in _layers(model, name).items():
         _fill(layer, name, pairs[layer_name])
@@ -230,3 +233,16 @@ def _pair(layer: Any, name: str) -> Pair:
         return factor[name].weight.detach().to("cpu", torch.float32, copy=True).contiguous()
 
     return Pair(A=copy(layer.lora_A), B=copy(layer.lora_B))
+
+
+class _Room(types.ModuleType):
+    """`qrlora.attach` is this room and, called, its front door: a package has one thing of each name."""
+
+    def __call__(self, model: nn.Module, targets: Any, rank: int, **how: Any) -> Any:
+        """As `module.attach`."""
+        from . import module
+
+        return module.attach(model, targets, rank, **how)
+
+
+sys.modules[__name__].__class__ = _Room

@@ -1,0 +1,72 @@
+"""Bases that do not fit: the trainable part in 4 or 8 bits a weight, its original weights streamed from the checkpoint.
+
+diffusers quantises one linear layer after another while it reads the checkpoint, so that neither the whole original
+nor two copies are ever in memory. Text encoders and VAE keep their number type: they are gone before training begins.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..storage import read_one
+
+LIBRARIES = {"nf4": "bitsandbytes", "int8": "torchao", "float8": "torchao"}
+"""How the weights are kept -> the library that does it: 4-bit normal float (arXiv 2305.14314), or 8 bits."""
+
+WEIGHTS = "diffusion_pytorch_model.safetensors"
+"""Name of a part's weights in a pipeline's folder; beside it, with .index.json, the list of its shards."""
+
+
+def check(quantize: str, device: torch.device) -> None:
+    """Raises ValueError with the way out: an unknown word, a library that is not installed, nf4 without CUDA."""
+    if not quantize:
+        return
+    if quantize not in LIBRARIES:
+        raise ValueError(f"quantize must be one of {', '.join(LIBRARIES)} or empty, got {quantize!r}")
+    if quantize == "nf4" and device.type != "cuda":
+        raise ValueError(f"quantize=nf4 needs a GPU with CUDA, the device is {device}: use quantize=int8 or float8")
+    if importlib.util.find_spec(LIBRARIES[quantize]) is None:
+        raise ValueError(f"quantize={quantize} needs {LIBRARIES[quantize]}: pip install 'qrlora[quantize]'")
+
+
+def instructions(part: str, quantize: str, dtype: torch.dtype) -> dict[str, Any]:
+    """What `from_pretrained` of a pipeline must be told to quantise one part of it; nothing for an empty `quantize`."""
+    if not quantize:
+        return {}
+    import diffusers
+
+    if quantize == "nf4":
+        way: Any = diffusers.BitsAndBytesConfig(
+            load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=dtype
+        )
+    else:
+        import torchao.quantization as torchao
+
+        kinds = {"int8": torchao.Int8WeightOnlyConfig, "float8": torchao.Float8WeightOnlyConfig}
+        way = diffusers.TorchAoConfig(kinds[quantize]())
+    return {"quantization_config": diffusers.PipelineQuantizationConfig(quant_mapping={part: way})}
+
+
+def original_weights(folder: Path) -> Callable[[str], Tensor]:
+    """(layer) -> its weight (o, i) as a part's checkpoint stores it, read from disk at each call.
+
+    Args:    folder: of the part: one file of weights, or shards with an index.
+    Raises:  OSError: no such file.  ValueError, also when called: damaged, or without that layer.
+    """
+    index = folder / f"{WEIGHTS}.index.json"
+    shards = json.loads(index.read_text(encoding="utf-8"))["weight_map"] if index.is_file() else {}
+    if not shards and not (folder / WEIGHTS).is_file():
+        raise FileNotFoundError(f"{folder} has neither {WEIGHTS} nor its index: the original weights are needed")
+
+    def read(layer: str) -> Tensor:
+        name = f"{layer}.weight"
+        return read_one(folder / shards.get(name, WEIGHTS), name)
+
+    return read

@@ -1,0 +1,62 @@
+"""OPTIMIZERS: who turns gradients into updates, by name. Their state is float32, but for adam8bit's.  [bitsandbytes]"""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Callable
+
+import torch
+from torch import nn
+
+LIBRARIES = {"adam8bit": "bitsandbytes", "prodigy": "prodigyopt"}
+"""Optimizer -> the library that it comes from; the others are torch's."""
+
+
+def adam(parameters: list[nn.Parameter], rate: float) -> torch.optim.Optimizer:
+    """The paper's (arXiv 1412.6980)."""
+    return torch.optim.Adam(parameters, lr=rate, fused=_fused(parameters))
+
+
+def adamw(parameters: list[nn.Parameter], rate: float) -> torch.optim.Optimizer:
+    """Adam with weight decay 1e-2 beside the gradient (arXiv 1711.05101)."""
+    return torch.optim.AdamW(parameters, lr=rate, fused=_fused(parameters))
+
+
+def adam8bit(parameters: list[nn.Parameter], rate: float) -> torch.optim.Optimizer:
+    """Adam whose two moments are kept in 8 bits, in blocks (arXiv 2110.02861)."""
+    import bitsandbytes  # pyright: ignore[reportMissingImports]
+
+    return bitsandbytes.optim.Adam8bit(parameters, lr=rate)
+
+
+def prodigy(parameters: list[nn.Parameter], rate: float) -> torch.optim.Optimizer:
+    """Adam that finds its own step and multiplies it by `rate` (arXiv 2306.06101); the public trainings' settings.
+
+    It grows its first step from 1e-6, so that the first tens of updates hardly move.
+    """
+    from prodigyopt import Prodigy
+
+    return Prodigy(parameters, lr=rate, use_bias_correction=True, safeguard_warmup=True)
+
+
+OPTIMIZERS: dict[str, Callable[[list[nn.Parameter], float], torch.optim.Optimizer]] = {
+    "adam": adam,
+    "adamw": adamw,
+    "adam8bit": adam8bit,
+    "prodigy": prodigy,
+}
+"""Name -> (learning factors, learning rate) -> optimizer."""
+
+
+def check(name: str, device: torch.device) -> None:
+    """Raises ValueError with the way out: the optimizer's library is not installed, or it needs a GPU."""
+    if name == "adam8bit" and device.type != "cuda":
+        raise ValueError(f"optimizer=adam8bit needs a GPU with CUDA, the device is {device}: use optimizer=adam")
+    library = LIBRARIES.get(name)
+    if library and importlib.util.find_spec(library) is None:
+        raise ValueError(f"optimizer={name} needs {library}: pip install 'qrlora[optimizers]'")
+
+
+def _fused(parameters: list[nn.Parameter]) -> bool:
+    """One kernel for hundreds of small matrices instead of ten for each, where torch has one."""
+    return parameters[0].device.type in ("cpu", "cuda")

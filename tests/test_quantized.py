@@ -1,0 +1,209 @@
+"""Bases in 8 bits: what is trained on them, where their directions come from, and what is in memory meanwhile."""
+
+import functools
+import gc
+import json
+import re
+import shutil
+import weakref
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+import pico
+from qrlora import storage
+from qrlora.attach import begin, detach, worn
+from qrlora.basis import cached_basis, fingerprint
+from qrlora.config import SampleConfig, TrainConfig
+from qrlora.data import load_picture, prepare
+from qrlora.families import FAMILIES, Framing, open_base, quantized
+from qrlora.files import load
+from qrlora.methods import METHODS
+from qrlora.sampling import generate
+from qrlora.training import denoising_loss, train
+from test_training import picture, settings
+
+pytest.importorskip("torchao")
+KINDS = ("int8", "float8")
+
+
+@functools.cache
+def opened(family, quantize, dtype="float32"):
+    return open_base(pico.folder(family), "cpu", dtype, quantize)
+
+
+def targets(family):
+    return FAMILIES[family].defaults.targets
+
+
+def stored(weight):
+    """What a weight takes in memory: torchao's 8-bit numbers, or the weight itself."""
+    return getattr(weight, "qdata", weight)
+
+
+@pytest.mark.parametrize("quantize", KINDS)
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_linear_layer_of_the_trainable_part_takes_a_byte_a_weight_and_nothing_else_does(family, quantize):
+    base = opened(family, quantize)
+    for part in (base.family.part, *base.spare_parts):
+        for layer in getattr(base.pipe, part).modules():
+            if isinstance(layer, torch.nn.Linear):
+                assert stored(layer.weight).element_size() == (1 if part == base.family.part else 4)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_original_weights_are_those_of_the_base_that_is_not_quantised(family):
+    """Compared with the checkpoint's own file, read whole by safetensors."""
+    base, full = opened(family, "int8"), open_base(pico.folder(family), "cpu")
+    file = load_file(pico.folder(family) / base.family.part / "diffusion_pytorch_model.safetensors")
+    for name, weight in base.weights(targets(family)):
+        assert torch.equal(weight, file[f"{name}.weight"])
+        kept = base.model.get_submodule(name).weight.dequantize()
+        assert not torch.equal(kept, weight) and torch.dist(kept, weight) < 0.1 * weight.norm()
+    assert fingerprint(base.weights(targets(family))) == fingerprint(full.weights(targets(family)))
+    bases = [cached_basis(x.weights(targets(family)), 4) for x in (base, full)]
+    assert bases[0].digest == bases[1].digest
+
+
+def test_shards_are_one_checkpoint(tmp_path):
+    copy = tmp_path / "base"
+    shutil.copytree(pico.folder(), copy)
+    whole = opened("sdxl", "")
+    shutil.rmtree(copy / "unet")
+    whole.model.save_pretrained(copy / "unet", max_shard_size="50KB")
+    assert len(list((copy / "unet").glob("*.safetensors"))) > 2
+    for (name, weight), (other, expected) in zip(
+        open_base(copy, "cpu", quantize="int8").weights("self"), whole.weights("self"), strict=True
+    ):
+        assert name == other and torch.equal(weight, expected)
+
+
+def test_no_two_original_weights_are_in_memory_at_once(tmp_path, monkeypatch):
+    """Counted over a whole run: when a weight is read, the one before it may still be in use, none before that."""
+    base = open_base(pico.folder(), "cpu", quantize="int8")
+    alive: list[weakref.ref] = []
+    most = 0
+
+    def read_one(path, name):
+        nonlocal most
+        gc.collect(0)
+        most = max(most, sum(ref() is not None for ref in alive))
+        tensor = storage.read_one(path, name)
+        alive.append(weakref.ref(tensor))
+        return tensor
+
+    monkeypatch.setattr(quantized, "read_one", read_one)
+    train(settings(tmp_path, steps=1), base=base)
+    layers = len(base.target_layers("self"))
+    assert len(alive) >= 3 * layers  # for the basis's name, the basis or the starts, and the fingerprint
+    assert most <= 1
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("quantize", KINDS)
+@pytest.mark.parametrize("family", FAMILIES)
+def test_step_0_is_the_quantised_base_and_only_the_learning_factor_hears_the_loss(family, quantize, dtype):
+    base, generator = opened(family, quantize, dtype), torch.Generator().manual_seed(3)
+    noisy = torch.randn(2, 4, 8, 8, generator=generator)
+    condition = base.encode_prompt(["a <c>"] * 2, Framing.plain(pico.SIZE, pico.SIZE))
+    weights = base.weights(targets(family))
+    directions = cached_basis(weights, 4).Q
+    starts = {name: METHODS["qr"].start(weight, directions[name], 4, None) for name, weight in weights}
+    with torch.no_grad():
+        plain = base.family.predict(base.model, noisy, torch.tensor([5, 900]), condition)
+    learning = begin(base.model, starts, "fresh")
+    try:
+        fresh = base.family.predict(base.model, noisy, torch.tensor([5, 900]), condition)
+        fresh.float().square().sum().backward()
+    finally:
+        detach(base.model, "fresh")
+    assert torch.equal(fresh, plain) and fresh.dtype == getattr(torch, dtype)
+    assert sum(x.grad is not None and bool(x.grad.any()) for x in learning) >= len(learning) - (family == "sd3")
+    assert all(x.grad is None for x in base.model.parameters())
+
+
+@pytest.mark.parametrize("quantize", KINDS)
+@pytest.mark.parametrize("family", FAMILIES)
+def test_what_is_learnt_on_a_quantised_base_is_learnt_for_the_full_one(tmp_path, family, quantize):
+    """The loss on one fixed draw falls on both, and the file loads on the full base as one of its own."""
+    base, full = opened(family, quantize), open_base(pico.folder(family), "cpu")
+    before = {key: stored(value).clone() for key, value in base.model.state_dict().items()}
+    train(settings(tmp_path, steps=30, batch_size=4, quantize=quantize, gradient_checkpointing=True), base=base)
+    after = base.model.state_dict()
+    assert all(
+        torch.equal(getattr(after[key], "qdata", after[key]), getattr(x, "qdata", x)) for key, x in before.items()
+    )
+    adapter = load(tmp_path / "out.safetensors")
+    assert adapter.header.fingerprint == fingerprint(full.weights(targets(family)))
+    example, generator = prepare(full, load_picture(picture(tmp_path), pico.SIZE), "a <c>"), torch.Generator()
+    noise, moment = torch.randn(16, 4, 8, 8, generator=generator.manual_seed(5)), torch.arange(16) * 60
+    fixed = (example.latents.expand(16, -1, -1, -1), noise, moment, example.condition.rows([0] * 16))
+    for each in (base, full):
+        with torch.no_grad():
+            plain = denoising_loss(each.family.predict, each.model, each.noising, *fixed)
+            with worn(each.model, [(adapter, 1.0)]):
+                learnt = denoising_loss(each.family.predict, each.model, each.noising, *fixed)
+        assert learnt < 0.99 * plain
+
+
+def test_a_run_opens_its_base_quantised_and_says_so_in_the_file(tmp_path):
+    train(settings(tmp_path, quantize="float8", dtype="bfloat16", steps=2))
+    header = load(tmp_path / "out.safetensors").header
+    assert header.config["quantize"] == "float8" and "offload" not in header.config
+
+
+@pytest.mark.parametrize("quantize", KINDS)
+@pytest.mark.parametrize("family", FAMILIES)
+def test_pictures_of_a_quantised_base_resemble_those_of_the_full_one(family, quantize):
+    pictures = [generate(x, "a dog", seed=3)[0] for x in (opened(family, ""), opened(family, quantize))]
+    ours, theirs = (torch.tensor(list(x.getdata())).float() for x in pictures)
+    assert 0 < (ours - theirs).abs().mean() < 20  # of 255
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_offload_changes_where_parts_wait_and_nothing_else(tmp_path, family):
+    """With the CPU in the GPU's place: diffusers' hooks run, and after every picture they are gone."""
+    plain, turns = open_base(pico.folder(family), "cpu"), open_base(pico.folder(family), "cpu", offload=True)
+    assert turns.home == torch.device("cpu") and plain.home is None
+    pictures = [generate(x, "a dog", seed=3, count=2) for x in (plain, turns)]
+    assert [x.tobytes() for x in pictures[0]] == [x.tobytes() for x in pictures[1]]
+    assert not any(hasattr(part, "_hf_hook") for part in (turns.model, *turns.spare_parts.values()))
+    seen = []
+    for base, extra in ((plain, {}), (turns, {"preview_every": 3, "offload": True})):
+        config = settings(tmp_path, output=tmp_path / f"{len(extra)}.safetensors", **extra)
+        train(config, base=base, on_preview=lambda step, image: seen.append(step))
+    assert seen == [3, 6]
+    assert (tmp_path / "0.safetensors").read_bytes() == (tmp_path / "2.safetensors").read_bytes()
+
+
+@pytest.mark.parametrize("kind", [TrainConfig, SampleConfig])
+def test_an_unknown_way_to_quantise_is_refused(kind):
+    with pytest.raises(ValueError, match="quantize must be one of \"\", nf4, int8, float8, got 'int4'"):
+        kind(quantize="int4")
+
+
+def test_what_cannot_be_quantised_is_refused_with_the_way_out(tmp_path, monkeypatch):
+    def refused(message, name=None, quantize="int8"):
+        with pytest.raises((ValueError, OSError), match=message):
+            open_base(name or pico.folder(), "cpu", quantize=quantize)
+
+    refused("needs a GPU with CUDA, the device is cpu: use quantize=int8 or float8", quantize="nf4")
+    refused("quantize must be one of nf4, int8, float8 or empty, got 'int4'", quantize="int4")
+    keys = FAMILIES["flux"].checkpoint_keys
+    storage.write(tmp_path / "one.safetensors", {key: torch.zeros(1) for key in keys}, {})
+    refused(f"{re.escape(str(tmp_path))}/one.safetensors is one file, and only a pipeline's folder .*save_pretrained",
+            tmp_path / "one.safetensors")  # fmt: skip
+    monkeypatch.setitem(quantized.LIBRARIES, "int8", "no_such_library")
+    refused(r"quantize=int8 needs no_such_library: pip install 'qrlora\[quantize\]'")
+
+
+def test_a_checkpoint_that_lacks_a_layer_is_named(tmp_path):
+    folder = tmp_path / "unet"
+    with pytest.raises(FileNotFoundError, match="neither diffusion_pytorch_model.safetensors nor its index"):
+        quantized.original_weights(folder)
+    folder.mkdir()
+    (folder / f"{quantized.WEIGHTS}.index.json").write_text(json.dumps({"weight_map": {"a.weight": "1.safetensors"}}))
+    storage.write(folder / "1.safetensors", {"b.weight": torch.zeros(1)}, {})
+    with pytest.raises(ValueError, match="1.safetensors has no tensor 'a.weight'"):
+        quantized.original_weights(folder)("a")
