@@ -6,8 +6,9 @@ is gone. What a device adds is not in the count: its context, the allocator's ga
 
 from __future__ import annotations
 
+import contextlib
 import weakref
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -21,10 +22,8 @@ from ..families.blank import blank_example
 from ..methods import METHODS, Start
 from ..noise import Noising
 from ..training import denoising_loss
-from ..training.loop import NAME, OPTIMIZERS, recomputing
-
-FLASH = 1
-"""SDPBackend.FLASH_ATTENTION: no n x n matrix is kept. The meta device alone would choose the plain product."""
+from ..training.loop import NAME, recomputing
+from ..training.optimizers import OPTIMIZERS
 
 # A time is drawn on the CPU, so the meta device has no values to look up: of the same shapes, without a table.
 SHAPES_ONLY = Noising(
@@ -47,8 +46,6 @@ class Live(TorchDispatchMode):
         self._seen: dict[int, Any] = {id(x): None for x in self._known}
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func is torch.ops.aten._fused_sdp_choice.default and args[0].is_meta:
-            return FLASH
         result = func(*args, **(kwargs or {}))
         for value in tree_iter(result):
             if isinstance(value, Tensor):
@@ -67,6 +64,37 @@ class Live(TorchDispatchMode):
         self._seen[key] = weakref.ref(storage, gone)
         self.now += size
         self.peak = max(self.peak, self.now)
+
+
+PLAIN = nn.functional.scaled_dot_product_attention
+
+
+@contextlib.contextmanager
+def flash() -> Iterator[None]:
+    """Attention of tensors on the meta device by the kernel that a CPU runs: no n x n matrix is kept, but the inputs,
+    the answer and one float32 per query (arXiv 2205.14135). The meta device alone would take the plain product."""
+    nn.functional.scaled_dot_product_attention = attend  # a TorchFunctionMode would be off while a backward recomputes
+    try:
+        yield
+    finally:
+        nn.functional.scaled_dot_product_attention = PLAIN
+
+
+def attend(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attn_mask: Tensor | None = None,
+    dropout_p: float = 0.0,
+    is_causal: bool = False,
+    scale: float | None = None,
+    enable_gqa: bool = False,
+) -> Tensor:
+    """torch.nn.functional.scaled_dot_product_attention; see flash."""
+    if not query.is_meta or enable_gqa:
+        return PLAIN(query, key, value, attn_mask, dropout_p, is_causal, scale=scale, enable_gqa=enable_gqa)
+    kernel = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+    return kernel(query, key, value, dropout_p, is_causal, attn_mask=attn_mask, scale=scale)[0]
 
 
 def start_on(base: Base, targets: str, method: str, rank: int) -> list[nn.Parameter]:
@@ -92,8 +120,9 @@ def step_bytes(base: Base, parameters: list[nn.Parameter], words: int, settings:
     side = settings["resolution"]
     clean, condition = blank_example(base, side, words, settings["batch_size"], "meta")
     known = [*base.model.parameters(), *base.model.buffers(), clean, *condition.tensors.values()]
-    optimizer = OPTIMIZERS["adam"](parameters, lr=1e-4)
-    with recomputing(base.model, settings["gradient_checkpointing"]), torch.device("meta"), Live(known) as live:
+    optimizer = OPTIMIZERS["adam"](parameters, 1e-4)
+    recomputed = recomputing(base.model, settings["gradient_checkpointing"])
+    with recomputed, torch.device("meta"), flash(), Live(known) as live:
         for parameter in parameters:  # an update of nothing: from the second on, the moments are there
             parameter.grad = torch.zeros_like(parameter)
         optimizer.step()
