@@ -248,7 +248,11 @@ def rehearse(
     report: Annotated[Path | None, typer.Option("--json", help="Write the report to this file, too.")] = None,
     device: Device = "auto",
 ) -> None:
-    """Say what learning on a base takes, and which card is enough, before downloading it."""
+    """Say what learning on a base takes, and which card is enough, before downloading it.
+
+    Memory is counted from shapes, seconds are those of one real block of each kind times how many there are. It does
+    not run the whole model, even where there is a GPU that could, and it does not time quantised layers.
+    """
     from . import rehearsing
 
     settings = dict(method=method, against=against, rank=rank, targets=targets, resolution=resolution)

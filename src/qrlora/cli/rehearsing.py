@@ -38,7 +38,8 @@ def print_report(report: rehearsal.Report) -> None:
                 verdict = f"{card} GB" if card else "none"
                 rows.append((method, weights, WORDS[activations], *map(_gigabytes, items), need, verdict))
     columns = ("method", "weights", "gradient_checkpointing", "model", "adapter", "update", "need", "smallest card")
-    console.table(columns, rows, f"Memory in GB, counted, with {rehearsal.RESERVED / 1e9:g} GB assumed for the driver")
+    assumed = f"need: update times {rehearsal.MARGIN:g}, and {rehearsal.RESERVED / 1e9:g} GB for the driver, assumed"
+    console.table(columns, rows, f"Memory in GB, counted without running the model; {assumed}")
     if report.seconds:
         times = [(what, f"{value:.3g}") for what, value in report.seconds.items()]
         console.table(("", "seconds"), times, f"Extrapolated from a block of each kind on {report.device}")

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from . import FAMILIES, _family_of_folder, _json, _own_settings, _place
+from . import FAMILIES, family_of_folder, own_settings, place_of, read_json
 from .messages import quiet
 from .public import PUBLIC, Public
 from .record import Base, Condition
@@ -22,10 +22,14 @@ def blank_base(name: str) -> tuple[Base, dict[str, int], int]:
     Args:    name: a name of PUBLIC or its hub name, a built-in name, or a local folder of a diffusers pipeline.
     Returns: the base, whose text encoders and VAE are absent; how many numbers those have, by component; and the most
              tokens that its T5 takes.
-    Raises:  OSError: no such base.  ValueError: not of a known family, or a single file.
+    Raises:  OSError: no such base; a hub name that PUBLIC does not have, since it would have to be fetched.
+             ValueError: not of a known family, or a single file.
     """
     public = next((x for short, x in PUBLIC.items() if name in (short, x.hub)), None)
-    place = Path() if public else _place(name)
+    if not public and "/" in name and not Path(name).expanduser().exists():
+        known = ", ".join(PUBLIC)
+        raise FileNotFoundError(f"{name} is no local folder, nor among the hub's that are known by heart: {known}")
+    place = Path() if public else place_of(name)
     if place.is_file():
         raise ValueError(f"{name} is one file: rehearse its kind by name ({', '.join(PUBLIC)})")
     told = public or _of_folder(place)
@@ -43,7 +47,7 @@ def blank_base(name: str) -> tuple[Base, dict[str, int], int]:
     exceptions = {**defaults.__dict__, **family.exceptions(pipe)}
     defaults = type(defaults)(**exceptions)
     if not public:
-        defaults, plain = _own_settings(place, defaults)
+        defaults, plain = own_settings(place, defaults)
     return Base(pipe, family, name, defaults, plain), spare, 512 if public else _most_tokens(place)
 
 
@@ -71,16 +75,18 @@ def materialise(model: nn.Module, device: torch.device | str) -> None:
 
 def _of_folder(place: Path) -> Public:
     """What the configs in a pipeline's folder tell."""
-    family = _family_of_folder(place)
-    texts = {p: _json(place / p / "config.json") for p in family.text_parts if (place / p / "config.json").is_file()}
-    part, vae = (_json(place / p / "config.json") for p in (family.part, "vae"))
-    scheduler = _json(place / "scheduler" / "scheduler_config.json")
+    family = family_of_folder(place)
+    texts = {
+        p: read_json(place / p / "config.json") for p in family.text_parts if (place / p / "config.json").is_file()
+    }
+    part, vae = (read_json(place / p / "config.json") for p in (family.part, "vae"))
+    scheduler = read_json(place / "scheduler" / "scheduler_config.json")
     return Public(str(place), family.pipeline, part, scheduler, texts, vae)
 
 
 def _most_tokens(place: Path) -> int:
     """Of the T5 tokenizer in a folder; 512, more than any family asks for, without one."""
-    configs = [_json(path) for path in sorted(place.glob("tokenizer*/tokenizer_config.json"))]
+    configs = [read_json(path) for path in sorted(place.glob("tokenizer*/tokenizer_config.json"))]
     lengths = [int(x.get("model_max_length", 512)) for x in configs if "T5" in str(x.get("tokenizer_class"))]
     return min(lengths, default=512)
 
