@@ -1,5 +1,6 @@
 """A rehearsal tells what a training takes before it begins: held against real trainings of pico bases."""
 
+import functools
 import json
 
 import pytest
@@ -26,10 +27,12 @@ HUB_SIZES = {  # numbers in the trainable part, as the hub's pages count them
     "flux-dev": 11_901_408_320,
 }
 
+blank = functools.cache(blank_base)  # for tests that only look
+
 
 @pytest.mark.parametrize(("name", "size"), HUB_SIZES.items())
 def test_public_configurations_have_the_public_sizes(name, size):
-    base, _, _ = blank_base(name)
+    base, _, _ = blank(name)
     assert sum(p.numel() for p in base.model.parameters()) == size
     assert all(p.is_meta for p in base.model.parameters())
 
@@ -39,12 +42,12 @@ def test_public_configurations_have_the_public_sizes(name, size):
 )
 def test_a_hub_name_is_the_short_name_and_has_the_papers_layers(name, layers):
     for spelling in (name, PUBLIC[name].hub):
-        base, _, _ = blank_base(spelling)
+        base, _, _ = blank(spelling)
         assert len(base.target_layers(base.defaults.targets)) == layers
 
 
 def test_clip_and_t5_have_their_public_sizes():
-    _, spare, _ = blank_base("flux-dev")
+    _, spare, _ = blank("flux-dev")
     assert spare["text_encoder"] == 123_060_480 and spare["text_encoder_2"] == 4_762_310_656
 
 
@@ -58,8 +61,8 @@ def real_peak(base, method, recomputed):
     }
     starts = {n: METHODS[method].start(w, directions[n], 4, torch.Generator()) for n, w in weights.items()}
     parameters = begin(base.model, starts, NAME)
-    blank, _, words = blank_base(str(pico.folder(base.family.name)))
-    clean, condition = blank_example(blank, pico.SIZE, words, 1, "cpu")
+    shapes, _, words = blank_base(str(pico.folder(base.family.name)))
+    clean, condition = blank_example(shapes, pico.SIZE, words, 1, "cpu")
     optimizer = OPTIMIZERS["adam"](parameters, 1e-4)
     time, noise = torch.tensor([500.0 if base.family.name != "sdxl" else 500]), torch.randn_like(clean)
     known = [*base.model.parameters(), *base.model.buffers(), clean, noise, *condition.tensors.values()]
@@ -115,7 +118,7 @@ def test_adapter_files_of_the_real_bases_are_as_small_as_promised():
     from qrlora.files import size_in_bytes
 
     for name, full, compact in (("flux-dev", 360, 180), ("sdxl", 86, 43)):
-        base, _, _ = blank_base(name)
+        base, _, _ = blank(name)
         shapes = {layer: tuple(weight.shape) for layer, weight in base.weights(base.defaults.targets)}
         header = Header(family=base.family.name, part=base.family.part, method="qr", rank=64)
         for content, most in (("full", full), ("compact", compact)):
@@ -145,6 +148,6 @@ def test_a_rehearsal_refuses_what_training_would():
 
 def test_quantised_bytes_are_those_of_linear_layers_in_blocks():
     """Of FLUX.1-dev, over 98 % of the numbers; of SDXL the convolutions stay as they are."""
-    base, _, _ = blank_base("flux-dev")
+    base, _, _ = blank("flux-dev")
     linear = sum(m.weight.numel() for m in base.model.modules() if isinstance(m, nn.Linear))
     assert linear > 0.98 * HUB_SIZES["flux-dev"]
