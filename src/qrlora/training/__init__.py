@@ -22,9 +22,9 @@ from ..noise import noising_of
 from . import optimizers
 from .checkpoint import Checkpoint
 from .loop import NAME, Progress, denoising_loss, run
-from .processes import Processes, is_main, join
+from .processes import Processes, how_many, is_main, join
 
-__all__ = ["Progress", "denoising_loss", "is_main", "train"]
+__all__ = ["Progress", "denoising_loss", "how_many", "is_main", "train"]
 
 LOCAL = (
     "output",
