@@ -15,7 +15,7 @@ FLOORS = (
     ("merging", "analysis", "files"),
     ("families", "attach", "data", "compat"),
     ("training", "sampling"),
-    ("evaluation", "baselines", "world"),
+    ("evaluation", "baselines", "world", "rehearsal"),
     ("plots",),
     ("cli", "studio", "study"),
     ("__init__", "__main__"),

@@ -49,15 +49,15 @@ def open_base(
     home, number_type = choose_device(device), _dtype(dtype)
     with one_clear_line(str(name)):
         quantized.check(quantize, home)
-        place = _place(str(name))
-        family = _family_of_checkpoint(place) if place.is_file() else _family_of_folder(place)
+        place = place_of(str(name))
+        family = _family_of_checkpoint(place) if place.is_file() else family_of_folder(place)
         with quiet():
             pipe = _opened(place, family, number_type, quantize)
     pipe.to("cpu" if offload else home)
     for part in pipe.components.values():
         if isinstance(part, torch.nn.Module):
             part.requires_grad_(False).eval()
-    defaults, plain = _own_settings(place, dataclasses.replace(family.defaults, **family.exceptions(pipe)))
+    defaults, plain = own_settings(place, dataclasses.replace(family.defaults, **family.exceptions(pipe)))
     base = Base(pipe=pipe, family=family, name=str(name), defaults=defaults, plain_framing=plain)
     base.home = home if offload else None
     base.original = quantized.original_weights(place / family.part) if quantize else None
@@ -84,7 +84,7 @@ def _dtype(name: str) -> torch.dtype:
     return DTYPES[name]
 
 
-def _place(name: str) -> Path:
+def place_of(name: str) -> Path:
     """The folder or file of a base, which is fetched if its name is a hub's."""
     built_in = sorted(p.name for p in BUILT_IN.iterdir() if p.is_dir()) if BUILT_IN.is_dir() else []
     if name in built_in:
@@ -113,16 +113,16 @@ def _fetched(name: str) -> Path:
         index = hf_hub_download(name, "model_index.json")
     finally:
         of_hub.set_verbosity(level)
-    family = _family_of_folder(Path(index).parent)
+    family = family_of_folder(Path(index).parent)
     return Path(_pipeline(family).download(name, use_safetensors=True))
 
 
-def _family_of_folder(place: Path) -> Family:
+def family_of_folder(place: Path) -> Family:
     """The family whose pipeline class a folder's model_index.json names."""
     index = place / "model_index.json"
     if not index.is_file():
         raise FileNotFoundError(f"{place} is no diffusers pipeline, it has no model_index.json")
-    kind = _json(index).get("_class_name")
+    kind = read_json(index).get("_class_name")
     for family in FAMILIES.values():
         if family.pipeline == kind:
             return family
@@ -130,7 +130,8 @@ def _family_of_folder(place: Path) -> Family:
     raise ValueError(f"{place} is a {kind}, which is not supported; supported: {known}")
 
 
-def _json(path: Path) -> dict[str, Any]:
+def read_json(path: Path) -> dict[str, Any]:
+    """The object in a JSON file. Raises: ValueError: it holds something else.  OSError."""
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
@@ -210,7 +211,7 @@ def _part(place: Path, part: str, dtype: torch.dtype) -> Any:
     import diffusers
     import transformers
 
-    room, kind = _json(place / "model_index.json")[part]
+    room, kind = read_json(place / "model_index.json")[part]
     model = getattr({"diffusers": diffusers, "transformers": transformers}[room], kind)
     return model.from_pretrained(str(place / part), torch_dtype=dtype, use_safetensors=True)
 
@@ -220,7 +221,7 @@ def _without(place: Path, family: Family) -> dict[str, None]:
 
     Raises: ValueError: the index does not name a part that every base of the family needs.
     """
-    index = _json(place / "model_index.json")
+    index = read_json(place / "model_index.json")
     needed = {*family.text_parts, family.part, "vae"}
     absent = [part for part in sorted({*needed, *family.optional_parts}) if (index.get(part) or [None])[0] is None]
     for part in absent:
@@ -235,7 +236,7 @@ def _check_parts(place: Path) -> None:
 
     Raises: OSError: a part is missing.  ValueError: a file is cut short.
     """
-    for name, kind in _json(place / "model_index.json").items():
+    for name, kind in read_json(place / "model_index.json").items():
         if name.startswith("_") or not isinstance(kind, list) or kind[0] is None:
             continue
         if not (place / name).is_dir() or not any((place / name).iterdir()):
@@ -250,14 +251,14 @@ def _pipeline(family: Family) -> Any:
     return getattr(diffusers, family.pipeline)
 
 
-def _own_settings(place: Path, defaults: FamilyDefaults) -> tuple[FamilyDefaults, bool]:
+def own_settings(place: Path, defaults: FamilyDefaults) -> tuple[FamilyDefaults, bool]:
     """A family's defaults with the base's own on top, and whether the base knows one framing only, from the
     `qrlora.json` in its folder if there is one: {"defaults": {"train": {...}, "sample": {...}}, "framing": "plain"}.
     Bases in the package know one framing only."""
     path, plain = place / "qrlora.json", place.parent == BUILT_IN
     if not path.is_file():
         return defaults, plain
-    settings = _json(path)
+    settings = read_json(path)
     try:
         return defaults.revised(settings.get("defaults", {})), plain or settings.get("framing") == "plain"
     except ValueError as error:

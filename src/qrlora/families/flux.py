@@ -93,6 +93,17 @@ def sample(
     return draw(pipe, prompts, size, steps, generators, max_sequence_length=length, **told)
 
 
+def shapes(config: Any, side: int, words: int) -> dict[str, tuple[int, ...]]:
+    """What `predict` reads for one picture; the latents are not packed yet."""
+    text = (1, min(TEXT_LENGTH, words), config.joint_attention_dim)
+    told = {
+        "latents": (1, config.in_channels // 4, side, side),
+        "text": text,
+        "pooled": (1, config.pooled_projection_dim),
+    }
+    return {**told, **({"guidance": (1,)} if config.guidance_embeds else {})}
+
+
 def size_step(pipe: Any) -> int:
     """The VAE's step times the patch of 2."""
     return 2 * pipe.vae_scale_factor
@@ -118,5 +129,7 @@ FLUX = Family(
     predict=predict,
     sample=sample,
     size_step=size_step,
+    blocks=("FluxTransformerBlock", "FluxSingleTransformerBlock"),
+    shapes=shapes,
     exceptions=exceptions,
 )

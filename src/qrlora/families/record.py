@@ -85,6 +85,11 @@ class Family:
     """(pipe, prompts, negative_prompt, size, steps, guidance, generators) -> one PIL picture per prompt."""
     size_step: Callable[[Any], int]
     """(pipe) -> pixels that the sides of its pictures must be multiples of."""
+    blocks: tuple[str, ...]
+    """Class names of the blocks that nearly all weights and work of the trainable part are in."""
+    shapes: Callable[[Any, int, int], Mapping[str, tuple[int, ...]]]
+    """(config of the trainable part, side of the latents, most tokens of T5) -> the shape of one row of "latents" and
+    of each tensor of the condition."""
     optional_parts: tuple[str, ...] = ()
     """Components that a base may lack from the start."""
     exceptions: Callable[[Any], Mapping[str, Any]] = lambda pipe: {}

@@ -56,6 +56,12 @@ def sample(
     return draw(pipe, prompts, size, steps, generators, max_sequence_length=length, **told)
 
 
+def shapes(config: Any, side: int, words: int) -> dict[str, tuple[int, ...]]:
+    """What `predict` reads for one picture."""
+    text = (1, 77 + min(T5_LENGTH, words), config.joint_attention_dim)
+    return {"latents": (1, config.in_channels, side, side), "text": text, "pooled": (1, config.pooled_projection_dim)}
+
+
 def size_step(pipe: Any) -> int:
     """The VAE's step times the transformer's patch."""
     return pipe.vae_scale_factor * pipe.patch_size
@@ -82,4 +88,6 @@ SD3 = Family(
     predict=predict,
     sample=sample,
     size_step=size_step,
+    blocks=("JointTransformerBlock",),
+    shapes=shapes,
 )

@@ -50,6 +50,13 @@ def sample(
     return draw(pipe, prompts, size, steps, generators, **told)
 
 
+def shapes(config: Any, side: int, words: int) -> dict[str, tuple[int, ...]]:
+    """What `predict` reads for one picture; SDXL has no T5, so `words` means nothing to it."""
+    pooled = config.projection_class_embeddings_input_dim - 6 * config.addition_time_embed_dim
+    text = (1, 77, config.cross_attention_dim)
+    return {"latents": (1, config.in_channels, side, side), "text": text, "pooled": (1, pooled), "time_ids": (1, 6)}
+
+
 def size_step(pipe: Any) -> int:
     """The pipeline refuses sides that are no multiple of 8 or of the VAE's step."""
     return math.lcm(8, pipe.vae_scale_factor)
@@ -69,4 +76,6 @@ SDXL = Family(
     predict=predict,
     sample=sample,
     size_step=size_step,
+    blocks=("BasicTransformerBlock", "ResnetBlock2D"),
+    shapes=shapes,
 )

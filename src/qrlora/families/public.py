@@ -1,0 +1,135 @@
+"""Public base models as their configurations tell them: enough to build them with random weights, without a download.
+
+Only what differs from the defaults of diffusers' and transformers' classes stands here; each table names its source.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+
+class Public(NamedTuple):
+    """A public base model."""
+
+    hub: str
+    """OWNER/NAME."""
+    pipeline: str
+    """diffusers' pipeline class."""
+    part: dict[str, Any]
+    """The trainable part's config, with its class as "_class_name"."""
+    scheduler: dict[str, Any]
+    text_parts: dict[str, dict[str, Any]]
+    """{component: the text encoder's config}."""
+    vae: dict[str, Any]
+
+
+# config.json of openai/clip-vit-large-patch14's text model, which all three families use
+CLIP_L = {
+    "architectures": ["CLIPTextModel"],
+    "model_type": "clip_text_model",
+    "hidden_size": 768,
+    "intermediate_size": 3072,
+    "num_hidden_layers": 12,
+    "num_attention_heads": 12,
+    "projection_dim": 768,
+}
+# text_encoder_2/config.json of SDXL and SD3: OpenCLIP's ViT-bigG
+CLIP_G = {
+    "architectures": ["CLIPTextModelWithProjection"],
+    "model_type": "clip_text_model",
+    "hidden_size": 1280,
+    "intermediate_size": 5120,
+    "num_hidden_layers": 32,
+    "num_attention_heads": 20,
+    "projection_dim": 1280,
+    "hidden_act": "gelu",
+}
+# google/t5-v1_1-xxl, the encoder alone
+T5_XXL = {
+    "architectures": ["T5EncoderModel"],
+    "model_type": "t5",
+    "vocab_size": 32128,
+    "d_model": 4096,
+    "d_kv": 64,
+    "d_ff": 10240,
+    "num_layers": 24,
+    "num_heads": 64,
+    "feed_forward_proj": "gated-gelu",
+}
+VAE = {
+    "_class_name": "AutoencoderKL",
+    "block_out_channels": [128, 256, 512, 512],
+    "down_block_types": ["DownEncoderBlock2D"] * 4,
+    "up_block_types": ["UpDecoderBlock2D"] * 4,
+    "layers_per_block": 2,
+    "sample_size": 1024,
+}
+VAE_16 = {**VAE, "latent_channels": 16, "use_quant_conv": False, "use_post_quant_conv": False}
+FLOW = {"_class_name": "FlowMatchEulerDiscreteScheduler", "shift": 3.0}
+SDXL_UNET = {
+    "_class_name": "UNet2DConditionModel",
+    "addition_embed_type": "text_time",
+    "addition_time_embed_dim": 256,
+    "attention_head_dim": [5, 10, 20],
+    "block_out_channels": [320, 640, 1280],
+    "cross_attention_dim": 2048,
+    "down_block_types": ["DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"],
+    "projection_class_embeddings_input_dim": 2816,
+    "sample_size": 128,
+    "transformer_layers_per_block": [1, 2, 10],
+    "up_block_types": ["CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"],
+    "use_linear_projection": True,
+}
+SDXL_SCHEDULER = {
+    "_class_name": "EulerDiscreteScheduler",
+    "beta_start": 0.00085,
+    "beta_end": 0.012,
+    "beta_schedule": "scaled_linear",
+    "steps_offset": 1,
+    "timestep_spacing": "leading",
+}
+
+
+def _sd3(hub: str, layers: int, **changes: Any) -> Public:
+    """A base of the family SD3; heads and layers are as many, each head is 64 wide."""
+    part = {"_class_name": "SD3Transformer2DModel", "num_layers": layers, "num_attention_heads": layers}
+    part |= {"caption_projection_dim": 64 * layers, "pos_embed_max_size": 192, "sample_size": 128, **changes}
+    encoders = {
+        "text_encoder": {**CLIP_L, "architectures": ["CLIPTextModelWithProjection"]},
+        "text_encoder_2": CLIP_G,
+        "text_encoder_3": T5_XXL,
+    }
+    return Public(f"stabilityai/{hub}", "StableDiffusion3Pipeline", part, FLOW, encoders, VAE_16)
+
+
+def _flux(hub: str, distilled: bool) -> Public:
+    """FLUX.1-dev, which reads a guidance, or FLUX.1-schnell, which does not."""
+    part = {"_class_name": "FluxTransformer2DModel", "guidance_embeds": distilled}
+    scheduler = FLOW if distilled else {**FLOW, "shift": 1.0}
+    scheduler = {**scheduler, "use_dynamic_shifting": distilled}
+    encoders = {"text_encoder": CLIP_L, "text_encoder_2": T5_XXL}
+    return Public(f"black-forest-labs/{hub}", "FluxPipeline", part, scheduler, encoders, VAE_16)
+
+
+PUBLIC: dict[str, Public] = {
+    "sdxl": Public(
+        "stabilityai/stable-diffusion-xl-base-1.0",
+        "StableDiffusionXLPipeline",
+        SDXL_UNET,
+        SDXL_SCHEDULER,
+        {"text_encoder": CLIP_L, "text_encoder_2": CLIP_G},
+        VAE,
+    ),
+    "sd3-medium": _sd3("stable-diffusion-3-medium-diffusers", 24),
+    "sd3.5-medium": _sd3(
+        "stable-diffusion-3.5-medium",
+        24,
+        pos_embed_max_size=384,
+        dual_attention_layers=list(range(13)),
+        qk_norm="rms_norm",
+    ),
+    "sd3.5-large": _sd3("stable-diffusion-3.5-large", 38, qk_norm="rms_norm"),
+    "flux-dev": _flux("FLUX.1-dev", True),
+    "flux-schnell": _flux("FLUX.1-schnell", False),
+}
+"""Short name -> public base model."""

@@ -1,0 +1,109 @@
+"""How long a step takes, from one real block of each kind at its real shapes: for machines too small for the model."""
+
+from __future__ import annotations
+
+import copy
+import statistics
+import time as clock
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_iter, tree_map
+
+from ..families import Base
+from ..families.blank import blank_example, materialise
+from ..linalg import leading_subspace
+from .live import Live
+
+
+@dataclass
+class Kind:
+    """Blocks of one class, with weights and inputs of equal shapes, on the meta device."""
+
+    block: nn.Module
+    arguments: tuple[Any, ...]
+    named: dict[str, Any]
+    count: int
+
+
+def kinds_of(base: Base, resolution: int, words: int) -> list[Kind]:
+    """Every kind of block that the model runs for one picture, with how often."""
+    found: dict[Any, Kind] = {}
+
+    def note(module: nn.Module, arguments: tuple[Any, ...], named: dict[str, Any]) -> None:
+        weights = tuple((n, tuple(p.shape)) for n, p in module.named_parameters())
+        read = tuple(tuple(x.shape) for x in tree_iter((arguments, named)) if isinstance(x, Tensor))
+        key = (type(module).__name__, weights, read)
+        count = found[key].count if key in found else 0
+        found[key] = Kind(module, arguments, named, count + 1)  # the last: its inputs carry gradients
+
+    hooks = [
+        module.register_forward_pre_hook(note, with_kwargs=True)
+        for module in base.model.modules()
+        if type(module).__name__ in base.family.blocks
+    ]
+    latents, condition = blank_example(base, resolution, words, 1, "meta")
+    try:
+        with torch.device("meta"), Live():
+            base.family.predict(base.model, latents, torch.empty(1), condition)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return list(found.values())
+
+
+def block_seconds(kind: Kind, device: torch.device, repeats: int) -> tuple[float, float]:
+    """Median seconds of a block's forward with backward pass, and of its forward pass without gradients."""
+    block = copy.deepcopy(kind.block)
+    materialise(block, device)
+
+    def real(value: Any) -> Any:
+        if not isinstance(value, Tensor):
+            return value
+        drawn = torch.randn(value.shape, device=device).to(value.dtype)
+        return drawn.requires_grad_(value.requires_grad)
+
+    arguments, named = tree_map(real, (kind.arguments, kind.named))
+
+    def learn() -> None:
+        answers = [x for x in tree_iter(block(*arguments, **named)) if isinstance(x, Tensor) and x.requires_grad]
+        torch.autograd.backward(answers, [torch.ones_like(x) for x in answers])
+
+    def look() -> None:
+        with torch.no_grad():
+            block(*arguments, **named)
+
+    return seconds(learn, device, repeats), seconds(look, device, repeats)
+
+
+def seconds(work: Callable[[], Any], device: torch.device, repeats: int) -> float:
+    """Median of `repeats` runs after one that warms up; waits for a GPU to be done."""
+    times = []
+    for _ in range(repeats + 1):
+        settle(device)
+        begun = clock.perf_counter()
+        work()
+        settle(device)
+        times.append(clock.perf_counter() - begun)
+    return statistics.median(times[1:])
+
+
+def settle(device: torch.device) -> None:
+    """Wait until a GPU has done what it was told."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def basis_seconds(shapes: Sequence[tuple[int, int]], rank: int, side: str, device: torch.device) -> float:
+    """Seconds of a basis of weights (o, i) of these shapes: one of each shape is done, times how many there are."""
+    total = 0.0
+    for shape in dict.fromkeys(shapes):
+        weight = torch.randn(shape, device=device)
+        begun = clock.perf_counter()
+        leading_subspace(weight, rank, side)
+        settle(device)
+        total += (clock.perf_counter() - begun) * shapes.count(shape)
+    return total

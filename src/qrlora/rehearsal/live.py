@@ -1,0 +1,136 @@
+"""How much memory a training step takes, counted by running it where tensors have shapes and no bytes.
+
+The real model, adapter, loss and optimizer run on the meta device, and every storage that appears is counted until it
+is gone. What a device adds is not in the count: its context, the allocator's gaps, libraries' work space.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import weakref
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_iter
+
+from ..attach import begin
+from ..families import Base
+from ..families.blank import blank_example
+from ..methods import METHODS, Start
+from ..noise import Noising
+from ..training import denoising_loss
+from ..training.loop import NAME, recomputing
+from ..training.optimizers import OPTIMIZERS
+
+# A time is drawn on the CPU, so the meta device has no values to look up: of the same shapes, without a table.
+SHAPES_ONLY = Noising(
+    name="shapes only",
+    sample_time=lambda b, generator: torch.ones(b),
+    add_noise=lambda x, noise, time: x + noise,
+    target=lambda x, noise, time: noise - x,
+    weighting=torch.ones_like,
+)
+
+
+class Live(TorchDispatchMode):
+    """Bytes of the storages that operations have made and that still live: `now`, and the most there were: `peak`."""
+
+    def __init__(self, known: Iterable[Tensor] = ()) -> None:
+        """Storages of the tensors `known` are not counted."""
+        super().__init__()
+        self.now = self.peak = 0
+        self._known = [x.untyped_storage() for x in known]  # held, so that no other gets their ids
+        self._seen: dict[int, Any] = {id(x): None for x in self._known}
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        for value in tree_iter(result):
+            if isinstance(value, Tensor):
+                self._note(value.untyped_storage())
+        return result
+
+    def _note(self, storage: Any) -> None:
+        key, size = id(storage), storage.nbytes()
+        if key in self._seen:
+            return
+
+        def gone(_: Any) -> None:
+            del self._seen[key]
+            self.now -= size
+
+        self._seen[key] = weakref.ref(storage, gone)
+        self.now += size
+        self.peak = max(self.peak, self.now)
+
+
+PLAIN = nn.functional.scaled_dot_product_attention
+
+
+@contextlib.contextmanager
+def flash() -> Iterator[None]:
+    """Attention of tensors on the meta device by the kernel that a CPU runs: no n x n matrix is kept, but the inputs,
+    the answer and one float32 per query (arXiv 2205.14135). The meta device alone would take the plain product."""
+    nn.functional.scaled_dot_product_attention = attend  # a TorchFunctionMode would be off while a backward recomputes
+    try:
+        yield
+    finally:
+        nn.functional.scaled_dot_product_attention = PLAIN
+
+
+def attend(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attn_mask: Tensor | None = None,
+    dropout_p: float = 0.0,
+    is_causal: bool = False,
+    scale: float | None = None,
+    enable_gqa: bool = False,
+) -> Tensor:
+    """torch.nn.functional.scaled_dot_product_attention; see flash."""
+    if not query.is_meta or enable_gqa:
+        return PLAIN(query, key, value, attn_mask, dropout_p, is_causal, scale=scale, enable_gqa=enable_gqa)
+    kernel = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+    return kernel(query, key, value, dropout_p, is_causal, attn_mask=attn_mask, scale=scale)[0]
+
+
+def start_on(base: Base, targets: str, method: str, rank: int) -> list[nn.Parameter]:
+    """A method's start on a base that is on the meta device; the factors that learn."""
+    return begin(base.model, {n: _start(w, method, rank) for n, w in base.weights(targets)}, NAME)
+
+
+def _start(weight: Tensor, method: str, rank: int) -> Start:
+    o, i = weight.shape
+    row = METHODS[method]
+    Q = torch.empty({"input": i, "output": o}[row.side], rank) if row.side else None
+    start = row.start(torch.empty(o, i) if row.side and not row.frozen else weight, Q, rank, None)
+    mask = None if start.mask is None else start.mask.to("meta")
+    return Start(start.A.to("meta"), start.B.to("meta"), start.learns, mask, start.subtract_start)
+
+
+def step_bytes(base: Base, parameters: list[nn.Parameter], words: int, settings: Mapping[str, Any]) -> int:
+    """Most bytes alive at once in an update beyond model and adapter: activations, gradients, Adam's two moments.
+
+    Args:   base: on the meta device, with a start on it whose learning factors are `parameters`.
+            settings: resolution, batch_size, gradient_checkpointing.
+    """
+    side = settings["resolution"]
+    clean, condition = blank_example(base, side, words, settings["batch_size"], "meta")
+    known = [*base.model.parameters(), *base.model.buffers(), clean, *condition.tensors.values()]
+    optimizer = OPTIMIZERS["adam"](parameters, 1e-4)
+    recomputed = recomputing(base.model, settings["gradient_checkpointing"])
+    with recomputed, torch.device("meta"), flash(), Live(known) as live:
+        for parameter in parameters:  # an update of nothing: from the second on, the moments are there
+            parameter.grad = torch.zeros_like(parameter)
+        optimizer.step()
+        optimizer.zero_grad()
+        noise, time = torch.empty_like(clean), torch.empty(len(clean))
+        loss = denoising_loss(base.family.predict, base.model, SHAPES_ONLY, clean, noise, time, condition)
+        loss.backward()
+        del loss
+        optimizer.step()
+        optimizer.zero_grad()
+    return live.peak
