@@ -113,7 +113,7 @@ def test_real_sd3_has_as_many_attention_layers(which, preset, layers):
 
 
 def test_a_preset_for_a_second_attention_is_refused_where_there_is_none():
-    with pytest.raises(ValueError, match="no linear layer of sd3 ends in 'attn2.to_q'"):
+    with pytest.raises(ValueError, match="sd3: no linear layer ends in 'attn2.to_q'"):
         real_sd3("medium").target_layers("attention-dual")
 
 

@@ -28,4 +28,6 @@ def train(config: TrainConfig) -> None:
 
         adapter = training.train(config, on_step=on_step, on_preview=on_preview, on_stage=bar.stage)
     console.say(f"{output}: {len(adapter.layers)} layers, rank {adapter.rank}, {console.size(output)}")
+    if training.how_many() > 1:
+        console.say(f"learnt by {training.how_many()} processes")
     console.say(f'draw with it: qrlora generate "{config.prompt}" {output}')

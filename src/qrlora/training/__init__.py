@@ -22,9 +22,9 @@ from ..noise import noising_of
 from . import optimizers
 from .checkpoint import Checkpoint
 from .loop import NAME, Progress, denoising_loss, run
-from .processes import Processes, is_main, join
+from .processes import Processes, how_many, is_main, join
 
-__all__ = ["Progress", "denoising_loss", "is_main", "train"]
+__all__ = ["Progress", "denoising_loss", "how_many", "is_main", "train"]
 
 LOCAL = (
     "output",
@@ -67,8 +67,9 @@ def train(
     _check(config, on_preview)
     stage("opening the base model", 0.0)
     owned = base is None
-    processes = join(config.device if base is None else str(base.home or base.device))
-    optimizers.check(config.optimizer, choose_device(config.device) if base is None else base.home or base.device)
+    device = config.device if base is None else str(base.home or base.device)
+    processes = join(device)
+    optimizers.check(config.optimizer, choose_device(device))
     if base is None:
         base = open_base(config.base, config.device, config.dtype, config.quantize, config.offload)
     config = config.filled(base.defaults)

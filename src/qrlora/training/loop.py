@@ -67,10 +67,10 @@ def run(
              OSError: a checkpoint cannot be written; another process has ended.
              KeyboardInterrupt: after Ctrl-C or a polite kill, with a checkpoint on disk.
     """
-    assert config.steps is not None and config.learning_rate is not None
-    steps, model = config.steps, base.model
+    steps, rate, model = config.steps, config.learning_rate, base.model
+    assert steps is not None and rate is not None
     draw = drawing(config, base, example, generator, processes)
-    optimizer = OPTIMIZERS[config.optimizer](parameters, config.learning_rate)
+    optimizer = OPTIMIZERS[config.optimizer](parameters, rate)
     state = Checkpoint(config.checkpoints, identity, model, NAME, optimizer, generator)
     first, started = state.resume(steps), clock.monotonic()
     with recomputing(model, config.gradient_checkpointing), ctrl_c_waits() as asked, tensorboard(config) as log:
@@ -82,7 +82,6 @@ def run(
                 raise ValueError(f"the loss is {value} at step {step} of {steps}: {_remedy(config)}")
             optimizer.step()
             optimizer.zero_grad()
-
             if processes.main:
                 log(value, step)
                 on_step(Progress(step, steps, value, (clock.monotonic() - started) / (step - first) * (steps - step)))

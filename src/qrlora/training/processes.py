@@ -17,6 +17,11 @@ import torch
 from torch import Tensor, distributed, nn
 
 
+def how_many() -> int:
+    """The processes that were launched together; 1 without a launcher."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
 def is_main() -> bool:
     """Whether this process writes the files and speaks to the person: the only one, or the first of several."""
     return int(os.environ.get("RANK", "0")) == 0
@@ -85,7 +90,7 @@ def join(device: str) -> Processes:
     Args:    device: a torch device, or auto. With several GPUs each process gets its own.
     Raises:  ValueError: one GPU for several processes.
     """
-    count, local = int(os.environ.get("WORLD_SIZE", "1")), int(os.environ.get("LOCAL_RANK", "0"))
+    count, local = how_many(), int(os.environ.get("LOCAL_RANK", "0"))
     if count == 1:
         return Processes()
     on_gpus = torch.cuda.is_available() if device == "auto" else device.startswith("cuda")
