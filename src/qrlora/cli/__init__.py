@@ -36,10 +36,6 @@ app = typer.Typer(
     rich_markup_mode="rich",
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-OUT_OF_MEMORY = (
-    "out of memory: try gradient_checkpointing=true, dtype=bfloat16, offload=true and quantize=int8 (train), "
-    "--dtype bfloat16 --offload --quantize int8 (generate, grid), a smaller resolution or size, or device=cpu"
-)
 
 Output = typer.Option("--output", "-o", help="File to write.")
 Base = Annotated[str, typer.Option(help="Base model.", show_default="the one the adapters were made for")]
@@ -296,20 +292,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         console.err.print(escape(str(stop) or "stopped"))
         sys.exit(130)
     except Exception as error:
-        message = _for_people(error)
+        message = console.for_people(error)
         if traceback or message is None:
             raise
         console.fail(message)
         sys.exit(2)
-
-
-def _for_people(error: Exception) -> str | None:
-    """What a person can do something about, in one line; None for a slip of ours, which shows its trace."""
-    if hasattr(error, "format_message"):  # typer's: a wrong option or a missing argument
-        message = error.format_message()  # pyright: ignore[reportAttributeAccessIssue]
-        return f"{message.rstrip('.')}. See --help"
-    if type(error).__name__ == "OutOfMemoryError" or isinstance(error, MemoryError):
-        return OUT_OF_MEMORY
-    if isinstance(error, OSError) and error.strerror:
-        return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
-    return str(error) if isinstance(error, ValueError | OSError) else None

@@ -153,3 +153,21 @@ def progress(what: str) -> Iterator[Bar]:
     )
     with Progress(*columns, console=err, disable=not err.is_terminal) as bars:
         yield Bar(bars, what)
+
+
+OUT_OF_MEMORY = (
+    "out of memory: try gradient_checkpointing=true, dtype=bfloat16, offload=true and quantize=int8 (train), "
+    "--dtype bfloat16 --offload --quantize int8 (generate, grid), a smaller resolution or size, or device=cpu"
+)
+
+
+def for_people(error: Exception) -> str | None:
+    """What a person can do something about, in one line; None for a slip of ours, which shows its trace."""
+    if hasattr(error, "format_message"):  # typer's: a wrong option or a missing argument
+        message = error.format_message()  # pyright: ignore[reportAttributeAccessIssue]
+        return f"{message.rstrip('.')}. See --help"
+    if type(error).__name__ == "OutOfMemoryError" or isinstance(error, MemoryError):
+        return OUT_OF_MEMORY
+    if isinstance(error, OSError) and error.strerror:
+        return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
+    return str(error) if isinstance(error, ValueError | OSError) else None
