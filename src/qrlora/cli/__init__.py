@@ -246,8 +246,8 @@ def rehearse(
 ) -> None:
     """Say what learning on a base takes, and which card is enough, before downloading it.
 
-    Memory is counted from shapes, seconds are those of one real block of each kind times how many there are. It does
-    not run the whole model, even where there is a GPU that could, and it does not time quantised layers.
+    Memory is counted from shapes, seconds are those of one real block of each kind times how many there are.
+    It does not run the whole model, even where there is a GPU that could, and does not time quantised layers.
     """
     from . import rehearsing
 
