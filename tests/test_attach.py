@@ -73,6 +73,15 @@ def test_attaching_adds_the_update_to_each_weight():
     torch.testing.assert_close(model(inputs()), folded(model, [(one, 0.2), (two, 1.0)]), rtol=1e-4, atol=1e-4)
 
 
+def test_adapters_on_different_layers_act_together():
+    first, *others = LAYERS
+    model, one = toy(), adapter(1, layers={first: LAYERS[first]})
+    two = adapter(2, layers={name: LAYERS[name] for name in others})
+    attach(model, one, "one")
+    attach(model, two, "two")
+    torch.testing.assert_close(model(inputs()), folded(model, [(one, 1.0), (two, 1.0)]), rtol=1e-4, atol=1e-4)
+
+
 def test_layers_may_differ_in_rank():
     one = adapter(1)
     mixed = Adapter(layers={**one.layers, "a.to_q": adapter(3, rank=7).layers["a.to_q"]}, header=one.header)

@@ -160,7 +160,7 @@ def _inject(model: nn.Module, pairs: Mapping[str, Pair], name: str) -> None:
     _check_layers(model, pairs)
     rank = max(pair.rank for pair in pairs.values())
     config = LoraConfig(r=rank, lora_alpha=rank, target_modules=list(pairs), bias="none")
-    before = {id(layer): layer.active_adapters for _, layer in _lora_layers(model)}
+    before = {id(layer): list(layer.active_adapters) for _, layer in _lora_layers(model)}
     learning = {p for p in model.parameters() if p.requires_grad}
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Already found a `peft_config` attribute")  # several adapters are the point
@@ -168,7 +168,8 @@ def _inject(model: nn.Module, pairs: Mapping[str, Pair], name: str) -> None:
         inject_adapter_in_model(config, model, name, low_cpu_mem_usage=True)
     for layer_name, layer in _layers(model, name).items():
         _fill(layer, name, pairs[layer_name])
-        layer.set_adapter([*before.get(id(layer), []), name])
+    for _, layer in _lora_layers(model):  # PEFT has switched off what acted, also where the new adapter is not
+        layer.set_adapter([*before.get(id(layer), []), *([name] if name in layer.lora_A else [])])
     for parameter in model.parameters():  # PEFT marks whatever it meets; only what learned before still learns
         parameter.requires_grad_(parameter in learning)
 
