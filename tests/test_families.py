@@ -1,6 +1,7 @@
 """Base models: the real SDXL's shape, its conditions and loss, and every way to name one."""
 
 import json
+import logging
 import shutil
 
 import pytest
@@ -10,6 +11,7 @@ from torch.nn import functional
 import checkpoint
 import pico
 from qrlora.families import FAMILIES, Base, Framing, choose_device, flux, open_base
+from qrlora.families.messages import quiet
 from qrlora.training import denoising_loss
 
 SDXL_UNET = {  # unet/config.json of stabilityai/stable-diffusion-xl-base-1.0
@@ -520,3 +522,14 @@ def test_a_device_or_dtype_that_is_not_there_is_refused(tmp_path):
             choose_device(device)
     with pytest.raises(ValueError, match="dtype must be one of float32"):
         open_base(pico.folder(), "cpu", "int8")
+
+
+@pytest.mark.parametrize("level", [logging.NOTSET, logging.CRITICAL])
+def test_what_a_program_has_silenced_stays_so_after_a_base_is_opened(level):
+    logging.disable(level)
+    try:
+        with quiet():
+            assert not logging.getLogger("any").isEnabledFor(logging.WARNING)
+        assert logging.root.manager.disable == level
+    finally:
+        logging.disable(logging.NOTSET)

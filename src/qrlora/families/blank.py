@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from pathlib import Path
 from types import SimpleNamespace
@@ -43,9 +44,7 @@ def blank_base(name: str) -> tuple[Base, dict[str, int], int]:
     pipe = SimpleNamespace(
         **{family.part: model}, scheduler=scheduler, vae_scale_factor=pixels, patch_size=model.config.get("patch_size")
     )
-    defaults, plain = family.defaults.revised({}), False
-    exceptions = {**defaults.__dict__, **family.exceptions(pipe)}
-    defaults = type(defaults)(**exceptions)
+    defaults, plain = dataclasses.replace(family.defaults, **family.exceptions(pipe)), False
     if not public:
         defaults, plain = own_settings(place, defaults)
     return Base(pipe, family, name, defaults, plain), spare, 512 if public else _most_tokens(place)

@@ -42,12 +42,13 @@ def one_clear_line(name: str) -> Iterator[None]:
 def quiet() -> Iterator[None]:
     """diffusers, transformers and what they load say nothing below an error while a base is opened; torchao, for one,
     lists the kernels that it lacks."""
-    logging.disable(logging.WARNING)
+    before = logging.root.manager.disable
+    logging.disable(max(before, logging.WARNING))
     try:
         with _quiet_libraries():
             yield
     finally:
-        logging.disable(logging.NOTSET)
+        logging.disable(before)
 
 
 @contextlib.contextmanager

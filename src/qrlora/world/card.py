@@ -1,12 +1,14 @@
 """The model card of a built-in base, written from what was measured: never by hand."""
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from ..storage import read
 from .atlas import contents, held_out_contents, known_contents
 from .judges import accuracy_on_unseen
+from .pretrain import Pretraining
 from .styles import HELD_OUT_STYLES, STYLES
 
 NAMES = {
@@ -66,11 +68,18 @@ def _millions(folder: Path) -> float:
     return sum(tensor.numel() for file in files for tensor in read(file)[0].values()) / 1e6
 
 
+def _options(settings: dict[str, Any]) -> str:
+    """The settings of a run that are not the script's own choice, as it takes them."""
+    usual = asdict(Pretraining())
+    chosen = {key: value for key, value in settings.items() if key in usual and value != usual[key]}
+    return "".join(f" --{key.replace('_', '-')} {value}" for key, value in chosen.items())
+
+
 def _training(name: str, training: dict[str, Any]) -> list[str]:
     settings, losses = training["settings"], training["loss"]
     curve = ", ".join(f"{samples // 1000}k: {loss:.3f}" for samples, loss in losses)
     return [
-        f"- `python -m qrlora.world.pretrain {name} --samples {settings['samples']} --decay {settings['decay']}`: "
+        f"- `python -m qrlora.world.pretrain {name}{_options(settings)}`: "
         f"{settings['samples']:,} pictures in batches of {settings['batch_size']}, "
         f"{training.get('optimizer', 'AdamW')} at {settings['learning_rate']:g}, weights averaged over steps.",
         f"- {training['machine']}",

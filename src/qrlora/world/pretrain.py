@@ -35,7 +35,7 @@ class Pretraining:
     batch_size: int = 48
     """Pictures a step."""
     learning_rate: float = 1e-3
-    """AdamW's, on the plateau."""
+    """Of both optimizers, on the plateau."""
     warmup: int = 300
     """Steps over which the rate rises from zero."""
     decay: float = 0.3
