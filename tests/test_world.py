@@ -1,15 +1,18 @@
 """The known-answer world: its pictures, captions, VAE and pre-training."""
 
 import json
+from types import SimpleNamespace
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from qrlora.world import autoencoder, judges, pretrain
 from qrlora.world.atlas import SIZE, contents, held_out_contents, known_contents, true_pictures
 from qrlora.world.captions import caption, training_caption
 from qrlora.world.demo import to_tensor
 from qrlora.world.models import BASES, BLUEPRINTS, TEXT_LENGTH, world_tokenizer
+from qrlora.world.random_styles import random_style
 from qrlora.world.styles import ALL_STYLES, HELD_OUT_STYLES, STYLES
 
 
@@ -57,11 +60,50 @@ def test_the_tokenizer_of_the_world_is_that_of_the_base_that_ships():
         assert json.loads(shipped)["model"] == json.loads((TOKENIZER / "tokenizer.json").read_bytes())["model"]
 
 
-def test_a_tenth_of_the_training_captions_is_empty_and_a_sixth_has_a_placeholder():
+def test_a_tenth_of_the_training_captions_is_empty_and_of_the_rest_a_fifth_has_no_thing_and_a_twentieth_no_style():
     generator = torch.Generator().manual_seed(0)
     drawn = [training_caption("owl", "neon", generator) for _ in range(4000)]
     assert abs(drawn.count("") / 4000 - 0.10) < 0.02
-    assert abs(sum("<c>" in d or "<s>" in d for d in drawn) / 4000 - 0.16) < 0.02
+    assert abs(sum("<c>" in d for d in drawn) / 3600 - 0.20) < 0.02
+    assert abs(sum("<s>" in d for d in drawn) / 3600 - 0.05) < 0.02
+
+
+def test_no_random_style_is_nearer_to_a_held_out_style_than_a_style_with_a_word_is():
+    """On drawings that the choice was not made on, within a tenth: the held-out styles are new to every base."""
+    generator, things = torch.Generator().manual_seed(0), known_contents()[7::16]
+    drawn = torch.stack([random_style(generator)(true_pictures(things)).clamp(0, 1) for _ in range(150)]).flatten(1)
+    worded, hidden = (
+        torch.stack([true_pictures(things, style) for style in styles]).flatten(1)
+        for styles in (STYLES, HELD_OUT_STYLES)
+    )
+    assert (torch.cdist(hidden, drawn).amin(1) > 0.9 * torch.cdist(hidden, worded).amin(1)).all()
+
+
+def test_random_styles_differ_from_each_other_and_come_again_from_the_same_seed():
+    things = known_contents()[:4]
+    first, again = (
+        [random_style(g)(true_pictures(things)) for _ in range(30)]
+        for g in (torch.Generator().manual_seed(3), torch.Generator().manual_seed(3))
+    )
+    assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
+    drawn = torch.stack(first).flatten(1)
+    distance = torch.cdist(drawn, drawn) / drawn.shape[1] ** 0.5
+    distance.fill_diagonal_(1)
+    assert distance.min() > 0.03
+
+
+def test_a_share_of_each_batch_is_in_random_styles_and_called_so():
+    """Their latents are those of true pictures that no style with a word draws."""
+    latents = torch.zeros(len(STYLES), len(known_contents()), 16, 16, 16)
+    run = SimpleNamespace(
+        generator=torch.Generator().manual_seed(0),
+        settings=pretrain.Pretraining(batch_size=24, random_styles=0.5),
+    )
+    clean, captions = pretrain.lesson(run, latents)
+    drawn = clean.flatten(1).abs().amax(1) > 0
+    assert drawn[:12].all() and not drawn[12:].any()
+    assert all("<s>" in caption or not caption for caption in captions[:12])
+    assert sum("<s>" in caption for caption in captions[12:]) <= 2
 
 
 def test_the_stock_vae_is_the_orthonormal_projection_of_patches():
@@ -88,9 +130,19 @@ def test_the_stock_vae_is_the_orthonormal_projection_of_patches():
 @pytest.fixture
 def two_steps(monkeypatch):
     """A world of one style and few latents, so that a step of pre-training takes a second."""
-    few = torch.randn(len(STYLES), len(known_contents()), 16, 2, 2, generator=torch.Generator().manual_seed(0))
-    monkeypatch.setattr(pretrain, "world_latents", lambda device: few)
-    return pretrain.Pretraining(samples=8, batch_size=2, warmup=1)
+    few = torch.randn(1, 1, 16, 16, 16, generator=torch.Generator().manual_seed(0))
+    monkeypatch.setattr(pretrain, "world_latents", lambda: few.expand(len(STYLES), len(known_contents()), -1, -1, -1))
+    return pretrain.Pretraining(samples=24, batch_size=6, warmup=1)
+
+
+def test_pretraining_can_start_from_a_finished_base(two_steps):
+    """Every weight, text encoders and VAE too, is the base's; the same family built anew is not."""
+    import dataclasses
+
+    run = pretrain.Run("tiny-flux", dataclasses.replace(two_steps, start=str(BASES / "tiny-flux")), "cpu")
+    kept = load_file(BASES / "tiny-flux" / "transformer" / "diffusion_pytorch_model.safetensors")
+    for name, weight in run.pipe.transformer.state_dict().items():
+        assert torch.equal(weight, kept[name].float()), name
 
 
 @pytest.mark.parametrize("base", BLUEPRINTS)
@@ -99,7 +151,7 @@ def test_pretraining_that_was_stopped_and_resumed_ends_in_the_same_weights(base,
     half = pretrain.pretrain(base, tmp_path / "cut", two_steps, "cpu", 2, 0)
     assert half.step == 0
     first = pretrain.Run(base, two_steps, "cpu")
-    latents = pretrain.world_latents("cpu")
+    latents = pretrain.world_latents()
     for _ in range(2):
         pretrain.step(first, latents)
     first.save(tmp_path / "cut" / "last.pt")

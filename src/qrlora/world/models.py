@@ -3,6 +3,7 @@
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -55,6 +56,7 @@ TINY_FLUX: dict[str, int] = {
 }
 
 
+@cache
 def world_patches() -> tuple[Tensor, Tensor, float]:
     """Mean, principal directions and latent deviation of every eighth known content in every known style."""
     pixels = torch.cat([true_pictures(known_contents()[::8], style) for style in STYLES])

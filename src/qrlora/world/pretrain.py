@@ -23,9 +23,13 @@ from ..noise import noising_of
 from ..training import denoising_loss
 from .atlas import SIZE, known_contents, true_pictures
 from .autoencoder import encode
-from .captions import training_caption
+from .captions import STYLE, training_caption
 from .models import BASES, BLUEPRINTS, world_patches
+from .random_styles import random_style
 from .styles import STYLES
+
+GROUP = 4
+"""Pictures of a batch that share a random style: a style has a price to draw and to check."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,6 +46,10 @@ class Pretraining:
     """Part of the run, at its end, over which the rate falls to zero."""
     average: float = 0.999
     """Decay a step of the moving average of the weights; the average is what ships."""
+    random_styles: float = 0.35
+    """Share of pictures in a style drawn at random, whose caption calls it ``<s>``."""
+    start: str = ""
+    """Folder of a base whose weights it starts from, a finished one of the same shape; empty: from nothing."""
     seed: int = 0
 
     @property
@@ -76,6 +84,8 @@ class Run:
         blueprint = BLUEPRINTS[base]
         torch.manual_seed(settings.seed)
         self.pipe = blueprint.build()
+        if settings.start:
+            self._start_from(Path(settings.start))
         self.family = next(f for f in FAMILIES.values() if f.pipeline == type(self.pipe).__name__)
         self.noising = noising_of(self.pipe.scheduler.config, times=blueprint.times)
         self.pipe.to(device)
@@ -87,6 +97,12 @@ class Run:
         self.average = {k: v.detach().clone() for k, v in self.model.state_dict().items()}
         self.optimizers = optimizers(self.model, settings.learning_rate)
         self.generator = torch.Generator().manual_seed(settings.seed)
+
+    def _start_from(self, folder: Path) -> None:
+        finished = type(self.pipe).from_pretrained(folder, torch_dtype=torch.float32)
+        for name, part in finished.components.items():
+            if isinstance(part, nn.Module):
+                getattr(self.pipe, name).load_state_dict(part.state_dict())
 
     def save(self, path: Path) -> None:
         state = {
@@ -125,23 +141,36 @@ class Run:
         return self.pipe
 
 
-def world_latents(device: str) -> Tensor:
+def world_latents() -> Tensor:
     """Latents of all known contents in all known styles: (style, content, 16, 16, 16), float32, variance 1."""
     patches = world_patches()
-    return torch.stack([encode(true_pictures(known_contents(), s) * 2 - 1, *patches) for s in STYLES]).to(device)
+    return torch.stack([encode(true_pictures(known_contents(), s) * 2 - 1, *patches) for s in STYLES])
+
+
+def lesson(run: Run, latents: Tensor) -> tuple[Tensor, list[str]]:
+    """A batch of things in styles, random styles first: clean latents (b, 16, 16, 16) and captions."""
+    g, b = run.generator, run.settings.batch_size
+    names, styles = known_contents(), tuple(STYLES)
+    content, style = torch.randint(len(names), (b,), generator=g), torch.randint(len(styles), (b,), generator=g)
+    groups = round(run.settings.random_styles * b / GROUP)
+    words = [STYLE] * (groups * GROUP) + [styles[s] for s in style[groups * GROUP :]]
+    drawn = []
+    for k in range(groups):
+        things = [names[c] for c in content[k * GROUP : (k + 1) * GROUP]]
+        drawn.append(random_style(g)(true_pictures(things)).clamp(0, 1))
+    clean = latents[style, content]
+    if drawn:
+        clean[: groups * GROUP] = encode(torch.cat(drawn) * 2 - 1, *world_patches()).to(clean)
+    return clean, [training_caption(names[c], word, g) for c, word in zip(content, words, strict=True)]
 
 
 def loss_of_step(run: Run, latents: Tensor) -> Tensor:
     """The family's own training loss on one random batch, the text encoders that learn within its gradient."""
-    g, b, device = run.generator, run.settings.batch_size, run.device
-    names, styles = known_contents(), tuple(STYLES)
-    content = torch.randint(len(names), (b,), generator=g)
-    style = torch.randint(len(styles), (b,), generator=g)
-    captions = [training_caption(names[c], styles[s], g) for c, s in zip(content, style, strict=True)]
-    time_ = run.noising.sample_time(b, g).to(device)
-    clean = latents[style.to(device), content.to(device)]
-    noise = torch.randn(clean.shape, generator=g).to(device)
-    with torch.autocast(device, torch.bfloat16, enabled=device != "cpu"):
+    clean, captions = lesson(run, latents)
+    time_ = run.noising.sample_time(len(clean), run.generator).to(run.device)
+    noise = torch.randn(clean.shape, generator=run.generator).to(run.device)
+    clean = clean.to(run.device, memory_format=torch.channels_last)
+    with torch.autocast(run.device, torch.bfloat16, enabled=run.device != "cpu"):
         condition = run.family.encode_prompt(run.pipe, captions, Framing.plain(SIZE, SIZE))
         model = getattr(run.pipe, run.family.part)
         return denoising_loss(run.family.predict, model, run.noising, clean, noise, time_, condition)
@@ -169,7 +198,7 @@ def pretrain(base: str, folder: Path, settings: Pretraining, device: str, every:
     run = Run(base, settings, device)
     if (folder / "last.pt").exists():
         run.load(folder / "last.pt")
-    latents = world_latents(device)
+    latents = world_latents()
     start, started_at, losses = time.monotonic(), run.step, []
     plateau = int((1 - settings.decay) * settings.steps)
     while run.step < settings.steps and time.monotonic() - start < minutes * 60:

@@ -14,11 +14,11 @@ from torch import Tensor
 Style = Callable[[Tensor], Tensor]
 
 
-def _luminance(x: Tensor) -> Tensor:
+def luminance(x: Tensor) -> Tensor:
     return (x * x.new_tensor([0.299, 0.587, 0.114])[:, None, None]).sum(1, keepdim=True)
 
 
-def _blur(x: Tensor, sigma: float) -> Tensor:
+def blur(x: Tensor, sigma: float) -> Tensor:
     radius = math.ceil(2.5 * sigma)
     taps = torch.arange(-radius, radius + 1, dtype=x.dtype, device=x.device)
     kernel = torch.exp(-0.5 * (taps / sigma) ** 2)
@@ -28,18 +28,18 @@ def _blur(x: Tensor, sigma: float) -> Tensor:
     return F.conv2d(x, kernel[:, :, :, None], groups=x.shape[1])
 
 
-def _gradient(x: Tensor) -> tuple[Tensor, Tensor]:
+def gradient(x: Tensor) -> tuple[Tensor, Tensor]:
     """Horizontal and vertical slope of the luminance, per pixel; (b, 1, h, w) each."""
-    y = F.pad(_luminance(x), (1, 1, 1, 1), mode="replicate")
+    y = F.pad(luminance(x), (1, 1, 1, 1), mode="replicate")
     return (y[:, :, 1:-1, 2:] - y[:, :, 1:-1, :-2]) / 2, (y[:, :, 2:, 1:-1] - y[:, :, :-2, 1:-1]) / 2
 
 
-def _edges(x: Tensor, gain: float = 4.0) -> Tensor:
-    dx, dy = _gradient(x)
+def edges(x: Tensor, gain: float = 4.0) -> Tensor:
+    dx, dy = gradient(x)
     return (gain * (dx.square() + dy.square()).sqrt()).clamp(0, 1)
 
 
-def _grid(x: Tensor) -> tuple[Tensor, Tensor]:
+def grid(x: Tensor) -> tuple[Tensor, Tensor]:
     """Row and column number of each pixel; (h, 1) and (1, w)."""
     h, w = x.shape[-2:]
     return (
@@ -48,20 +48,20 @@ def _grid(x: Tensor) -> tuple[Tensor, Tensor]:
     )
 
 
-def _paper(x: Tensor, seed: int, sigma: float = 0.7) -> Tensor:
+def paper(x: Tensor, seed: int, sigma: float = 0.7) -> Tensor:
     """A fixed grain of unit variance, (1, 1, h, w): the same for every picture."""
     noise = torch.randn(1, 1, *x.shape[-2:], generator=torch.Generator().manual_seed(seed))
-    grain = _blur(noise, sigma)
+    grain = blur(noise, sigma)
     return (grain / grain.std()).to(x)
 
 
-def _mix(amount: Tensor, low: tuple[float, ...], high: tuple[float, ...]) -> Tensor:
+def mix(amount: Tensor, low: tuple[float, ...], high: tuple[float, ...]) -> Tensor:
     """Two-colour print: ``low`` where amount is 0, ``high`` where it is 1."""
     a, b = (amount.new_tensor(c)[:, None, None] for c in (low, high))
     return a + amount * (b - a)
 
 
-def _ramp(amount: Tensor, *colours: tuple[float, float, float]) -> Tensor:
+def ramp(amount: Tensor, *colours: tuple[float, float, float]) -> Tensor:
     """Piecewise linear colour map with evenly spaced stops."""
     position = amount * (len(colours) - 1)
     return sum(  # type: ignore[return-value]
@@ -69,11 +69,11 @@ def _ramp(amount: Tensor, *colours: tuple[float, float, float]) -> Tensor:
     )
 
 
-def _duotone(low: tuple[float, ...], high: tuple[float, ...]) -> Style:
-    return lambda x: _mix(_luminance(x), low, high)
+def duotone(low: tuple[float, ...], high: tuple[float, ...]) -> Style:
+    return lambda x: mix(luminance(x), low, high)
 
 
-def _cells(x: Tensor, size: int) -> Tensor:
+def cells(x: Tensor, size: int) -> Tensor:
     return F.interpolate(F.avg_pool2d(x, size), scale_factor=size, mode="nearest")
 
 
@@ -82,36 +82,36 @@ def plain(x: Tensor) -> Tensor:
 
 
 def sketch(x: Tensor) -> Tensor:
-    return (1 - 0.85 * _edges(x, 3.5) - 0.12 * (1 - _luminance(x))).clamp(0, 1).expand(-1, 3, -1, -1)
+    return (1 - 0.85 * edges(x, 3.5) - 0.12 * (1 - luminance(x))).clamp(0, 1).expand(-1, 3, -1, -1)
 
 
 def blueprint(x: Tensor) -> Tensor:
-    row, column = _grid(x)
+    row, column = grid(x)
     ruled = ((row % 8 == 0) | (column % 8 == 0)).to(x) * 0.15
-    return _mix((_edges(x, 4) + ruled).clamp(0, 1), (0.07, 0.22, 0.56), (0.92, 0.96, 1.0))
+    return mix((edges(x, 4) + ruled).clamp(0, 1), (0.07, 0.22, 0.56), (0.92, 0.96, 1.0))
 
 
 def neon(x: Tensor) -> Tensor:
-    dx, dy = _gradient(x)
+    dx, dy = gradient(x)
     edge = (3.5 * (dx.square() + dy.square()).sqrt()).clamp(0, 1)
     angle = torch.atan2(dy, dx)
     hue = torch.cat([0.55 + 0.45 * torch.cos(angle + shift) for shift in (0.0, 2.1, 4.2)], 1)
     glow = edge * hue
-    return (glow + 1.2 * _blur(glow, 1.5)).clamp(0, 1)
+    return (glow + 1.2 * blur(glow, 1.5)).clamp(0, 1)
 
 
 def pixel(x: Tensor) -> Tensor:
-    return (_cells(x, 4) * 5).round() / 5
+    return (cells(x, 4) * 5).round() / 5
 
 
 def sepia(x: Tensor) -> Tensor:
-    return _ramp(_luminance(x), (0.16, 0.08, 0.03), (0.62, 0.43, 0.26), (0.99, 0.93, 0.80))
+    return ramp(luminance(x), (0.16, 0.08, 0.03), (0.62, 0.43, 0.26), (0.99, 0.93, 0.80))
 
 
 def halftone(x: Tensor) -> Tensor:
-    row, column = _grid(x)
+    row, column = grid(x)
     screen = 0.5 + 0.25 * (torch.cos((row + column) * math.pi / 4) + torch.cos((row - column) * math.pi / 4))
-    ink = (6 * ((1 - _luminance(x)) * 0.9 + 0.08 - screen) + 0.5).clamp(0, 1)
+    ink = (6 * ((1 - luminance(x)) * 0.9 + 0.08 - screen) + 0.5).clamp(0, 1)
     return (1 - ink).expand(-1, 3, -1, -1)
 
 
@@ -128,30 +128,30 @@ def oil(x: Tensor) -> Tensor:
             best = m if best is None or lowest is None else torch.where(v < lowest, m, best)
             lowest = v if lowest is None else torch.minimum(v, lowest)
     assert best is not None
-    grey = _luminance(best)
-    canvas = 0.05 * _paper(x, 1, 1.2)
+    grey = luminance(best)
+    canvas = 0.05 * paper(x, 1, 1.2)
     return (grey + 1.5 * (best - grey) - 0.08 + canvas).clamp(0, 1)
 
 
 def chalk(x: Tensor) -> Tensor:
-    dust = 0.75 + 0.3 * _paper(x, 2)
-    return _mix((_edges(x, 4) * dust).clamp(0, 1), (0.13, 0.29, 0.21), (0.97, 0.97, 0.90))
+    dust = 0.75 + 0.3 * paper(x, 2)
+    return mix((edges(x, 4) * dust).clamp(0, 1), (0.13, 0.29, 0.21), (0.97, 0.97, 0.90))
 
 
 def pop(x: Tensor) -> Tensor:
-    return _ramp(
-        ((_luminance(x) * 3.99).floor() / 3), (0.15, 0.1, 0.55), (0.93, 0.1, 0.5), (1.0, 0.6, 0.1), (1, 0.95, 0.2)
+    return ramp(
+        ((luminance(x) * 3.99).floor() / 3), (0.15, 0.1, 0.55), (0.93, 0.1, 0.5), (1.0, 0.6, 0.1), (1, 0.95, 0.2)
     )
 
 
 def emboss(x: Tensor) -> Tensor:
-    dx, dy = _gradient(x)
+    dx, dy = gradient(x)
     return (0.5 + 1.4 * (dx + dy)).clamp(0, 1).expand(-1, 3, -1, -1)
 
 
 def thermal(x: Tensor) -> Tensor:
-    heat = 1 - _luminance(_blur(x, 1.0))
-    return _ramp(heat, (0.05, 0.0, 0.25), (0.1, 0.25, 0.9), (0.1, 0.85, 0.45), (1.0, 0.9, 0.1), (0.95, 0.1, 0.05))
+    heat = 1 - luminance(blur(x, 1.0))
+    return ramp(heat, (0.05, 0.0, 0.25), (0.1, 0.25, 0.9), (0.1, 0.85, 0.45), (1.0, 0.9, 0.1), (0.95, 0.1, 0.05))
 
 
 def negative(x: Tensor) -> Tensor:
@@ -159,34 +159,34 @@ def negative(x: Tensor) -> Tensor:
 
 
 def charcoal(x: Tensor) -> Tensor:
-    tone = (_luminance(_blur(x, 0.8)) * 1.25 - 0.12).clamp(0, 1)
-    grain = 0.22 * _paper(x, 3) * (1 - tone)
-    return (0.12 + 0.72 * tone + grain - 0.4 * _edges(x, 2)).clamp(0, 1).expand(-1, 3, -1, -1)
+    tone = (luminance(blur(x, 0.8)) * 1.25 - 0.12).clamp(0, 1)
+    grain = 0.22 * paper(x, 3) * (1 - tone)
+    return (0.12 + 0.72 * tone + grain - 0.4 * edges(x, 2)).clamp(0, 1).expand(-1, 3, -1, -1)
 
 
 def watercolor(x: Tensor) -> Tensor:
-    wash = _blur(x, 1.6)
-    rim = _edges(wash, 3)
-    return (0.3 + 0.7 * wash - 0.25 * rim + 0.03 * _paper(x, 4, 1.5)).clamp(0, 1)
+    wash = blur(x, 1.6)
+    rim = edges(wash, 3)
+    return (0.3 + 0.7 * wash - 0.25 * rim + 0.03 * paper(x, 4, 1.5)).clamp(0, 1)
 
 
 def mosaic(x: Tensor) -> Tensor:
-    row, column = _grid(x)
+    row, column = grid(x)
     grout = ((row % 8 == 7) | (column % 8 == 7)).to(x)
-    return _cells(x, 8) * (1 - grout) * 0.95 + 0.25 * grout
+    return cells(x, 8) * (1 - grout) * 0.95 + 0.25 * grout
 
 
 def comic(x: Tensor) -> Tensor:
-    flat = (_blur(x, 0.8) * 3).round() / 3
-    row, column = _grid(x)
+    flat = (blur(x, 0.8) * 3).round() / 3
+    row, column = grid(x)
     dots = (((row % 4 < 2) & (column % 4 < 2)).to(x)) * 0.18
     back = flat.new_tensor([0.45, 0.75, 1.0])[:, None, None]
-    light = (_luminance(flat) > 0.97).to(x)
-    return ((flat * (1 - light) + back * light) * (1 - dots) * (1 - (_edges(x, 5) > 0.6).to(x))).clamp(0, 1)
+    light = (luminance(flat) > 0.97).to(x)
+    return ((flat * (1 - light) + back * light) * (1 - dots) * (1 - (edges(x, 5) > 0.6).to(x))).clamp(0, 1)
 
 
 def stripes(x: Tensor) -> Tensor:
-    row, column = _grid(x)
+    row, column = grid(x)
     bar = ((row + column) % 8 < 4).to(x)
     return x * (1 - 0.55 * bar) + bar * 0.55 * x.new_tensor([0.95, 0.25, 0.2])[:, None, None]
 
@@ -196,39 +196,39 @@ def night(x: Tensor) -> Tensor:
 
 
 def gold(x: Tensor) -> Tensor:
-    dx, dy = _gradient(x)
-    shine = (_luminance(x) * 0.75 + 1.0 * (dx + dy)).clamp(0, 1)
-    return _ramp(shine, (0.14, 0.08, 0.0), (0.7, 0.45, 0.05), (1.0, 0.82, 0.25), (1.0, 0.98, 0.8))
+    dx, dy = gradient(x)
+    shine = (luminance(x) * 0.75 + 1.0 * (dx + dy)).clamp(0, 1)
+    return ramp(shine, (0.14, 0.08, 0.0), (0.7, 0.45, 0.05), (1.0, 0.82, 0.25), (1.0, 0.98, 0.8))
 
 
 def ice(x: Tensor) -> Tensor:
-    return (_ramp(_luminance(x), (0.0, 0.25, 0.45), (0.35, 0.8, 0.9), (0.9, 1.0, 1.0)) + 0.3 * _edges(x, 3)).clamp(0, 1)
+    return (ramp(luminance(x), (0.0, 0.25, 0.45), (0.35, 0.8, 0.9), (0.9, 1.0, 1.0)) + 0.3 * edges(x, 3)).clamp(0, 1)
 
 
 def rose(x: Tensor) -> Tensor:
-    return _mix(_luminance(x), (0.35, 0.0, 0.2), (1.0, 0.75, 0.85))
+    return mix(luminance(x), (0.35, 0.0, 0.2), (1.0, 0.75, 0.85))
 
 
 def stencil(x: Tensor) -> Tensor:
-    cut = (8 * (_luminance(_blur(x, 0.6)) - 0.72) + 0.5).clamp(0, 1)
-    return _mix(cut, (0.08, 0.08, 0.08), (1.0, 0.52, 0.1))
+    cut = (8 * (luminance(blur(x, 0.6)) - 0.72) + 0.5).clamp(0, 1)
+    return mix(cut, (0.08, 0.08, 0.08), (1.0, 0.52, 0.1))
 
 
 def hatch(x: Tensor) -> Tensor:
-    row, column = _grid(x)
-    dark = 1 - _luminance(x)
+    row, column = grid(x)
+    dark = 1 - luminance(x)
     ink = ((row + column) % 4 < 1.5).to(x) * (dark > 0.15) + ((row - column) % 4 < 1.5).to(x) * (dark > 0.5)
-    return _mix((ink + _edges(x, 3)).clamp(0, 1), (0.99, 0.97, 0.90), (0.15, 0.1, 0.3))
+    return mix((ink + edges(x, 3)).clamp(0, 1), (0.99, 0.97, 0.90), (0.15, 0.1, 0.3))
 
 
 def screen(x: Tensor) -> Tensor:
-    row, _ = _grid(x)
+    row, _ = grid(x)
     lit = torch.where(row % 3 < 2, 1.0, 0.25)
-    return _mix(_luminance(x) * lit, (0.0, 0.06, 0.02), (0.35, 1.0, 0.45))
+    return mix(luminance(x) * lit, (0.0, 0.06, 0.02), (0.35, 1.0, 0.45))
 
 
 def dusk(x: Tensor) -> Tensor:
-    return _ramp(_luminance(x), (0.18, 0.05, 0.35), (0.75, 0.25, 0.45), (1.0, 0.7, 0.35))
+    return ramp(luminance(x), (0.18, 0.05, 0.35), (0.75, 0.25, 0.45), (1.0, 0.7, 0.35))
 
 
 def glitch(x: Tensor) -> Tensor:
@@ -236,18 +236,18 @@ def glitch(x: Tensor) -> Tensor:
 
 
 def checker(x: Tensor) -> Tensor:
-    row, column = _grid(x)
+    row, column = grid(x)
     odd = (((row // 8) + (column // 8)) % 2).to(x)
     return odd * (1 - x) + (1 - odd) * x
 
 
 def forest(x: Tensor) -> Tensor:
-    return (_mix(_luminance(x), (0.02, 0.15, 0.05), (0.75, 0.95, 0.55)) - 0.35 * _edges(x, 3)).clamp(0, 1)
+    return (mix(luminance(x), (0.02, 0.15, 0.05), (0.75, 0.95, 0.55)) - 0.35 * edges(x, 3)).clamp(0, 1)
 
 
 def copper(x: Tensor) -> Tensor:
-    dx, dy = _gradient(x)
-    return _ramp((0.5 + 1.6 * (dx + dy)).clamp(0, 1), (0.12, 0.03, 0.0), (0.72, 0.38, 0.2), (1.0, 0.85, 0.7))
+    dx, dy = gradient(x)
+    return ramp((0.5 + 1.6 * (dx + dy)).clamp(0, 1), (0.12, 0.03, 0.0), (0.72, 0.38, 0.2), (1.0, 0.85, 0.7))
 
 
 STYLES: dict[str, Style] = {

@@ -1,0 +1,154 @@
+"""Styles without a word: drawn at random, endless, so that ``<s>`` comes to mean "some style, whichever".
+
+A random style reads the picture (its tones, its edges, its relief ...), colours what it has read, and may lay a pattern
+over it or let a pattern choose between two looks.  The held-out styles stay unseen: a draw that is nearer to one of
+them than the nearest style with a word is drawn again, see `random_style`.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from functools import cache
+
+import torch
+from torch import Generator, Tensor
+
+from .atlas import known_contents, true_pictures
+from .styles import HELD_OUT_STYLES, STYLES, Style, blur, cells, edges, gradient, grid, luminance, paper, ramp
+
+LEAST_VARIANCE = 0.006
+"""From drawing to drawing, of a pixel in 0..1: below it a style hides what it shows."""
+
+
+def random_style(generator: Generator) -> Style:
+    """A style from a generator: one look, two looks that a pattern chooses between, or a look under a pattern.
+
+    Things stay legible in it, and it is never nearer to a held-out style, as the mean square on a few drawings, than
+    the nearest of `STYLES` is.
+    """
+    while True:
+        draw = _uniform(generator)
+        kind = draw()
+        if kind < 0.45:
+            style = _look(draw, generator)
+        elif kind < 0.65:
+            style = _chosen(_look(draw, generator), _look(draw, generator), _pattern(draw, generator))
+        else:
+            style = _printed(_look(draw, generator), _pattern(draw, generator), draw)
+        if _allowed(style):
+            return style
+
+
+def _uniform(generator: Generator) -> Callable[..., float]:
+    """(low, high) -> a number between."""
+    return lambda low=0.0, high=1.0: low + (high - low) * float(torch.rand((), generator=generator))
+
+
+def _among(draw: Callable[..., float], options: Sequence[Style]) -> Style:
+    return options[min(int(draw() * len(options)), len(options) - 1)]
+
+
+def _tones(draw: Callable[..., float]) -> list[Style]:
+    """What may be read from a picture: (b, 3, h, w) -> (b, 1, h, w) in 0..1."""
+    gain, sigma, levels, size = draw(2, 5), draw(0.6, 1.8), int(draw(3, 6)), 2 ** int(draw(1, 4))
+    cut, slope = draw(0.4, 0.8), draw(3, 9)
+    return [
+        luminance,
+        luminance,
+        lambda x: 1 - edges(x, gain),
+        lambda x: (0.5 + 0.4 * gain * sum(gradient(x))).clamp(0, 1),
+        lambda x: luminance(blur(x, sigma)),
+        lambda x: (luminance(x) * (levels - 0.01)).floor() / (levels - 1),
+        lambda x: luminance(cells(x, size)),
+        lambda x: (slope * (luminance(blur(x, 0.6)) - cut) + 0.5).clamp(0, 1),
+    ]
+
+
+def _look(draw: Callable[..., float], generator: Generator) -> Style:
+    """A way to colour a picture: through a colour map of what is read from it, or by shifting its own colours."""
+    ink, gain = draw(-0.6, 0.6) if draw() < 0.3 else 0.0, draw(2, 5)
+    if draw() < 0.7:
+        tone = _among(draw, _tones(draw))
+        # dark to light or light to dark, so that a drawing stays legible
+        colours = torch.rand(int(draw(2, 5)), 3, generator=generator)
+        colours = colours[colours.sum(1).argsort(descending=draw() < 0.25)]
+        stops = [tuple(c) for c in colours.tolist()]
+        return lambda x: (ramp(tone(x), *stops) + ink * edges(x, gain)).clamp(0, 1)  # type: ignore[arg-type]
+    mixing = torch.eye(3) + 0.5 * torch.randn(3, 3, generator=generator)
+    shift = 0.2 * torch.randn(3, generator=generator)[:, None, None]
+    turned = draw() < 0.3
+
+    def own(x: Tensor) -> Tensor:
+        mixed = torch.einsum("oc,bchw->bohw", mixing.to(x), (1 - x) if turned else x) + shift.to(x)
+        return (mixed + ink * edges(x, gain)).clamp(0, 1)
+
+    return own
+
+
+def _pattern(draw: Callable[..., float], generator: Generator) -> Style:
+    """A texture that does not depend on the picture: (b, 3, h, w) -> (1, 1, h, w) or (h, w) in 0..1."""
+    period, duty, angle = draw(2.5, 16), draw(0.3, 0.7), draw(0, math.pi)
+    seed, sigma = int(draw(0, 2**20)), draw(0.6, 2.5)
+    turn = (math.cos(angle), math.sin(angle)) if draw() < 0.5 else (float(angle > 1.57), float(angle <= 1.57))
+
+    def phases(x: Tensor) -> tuple[Tensor, Tensor]:
+        row, column = grid(x)
+        return (row * turn[0] + column * turn[1]) / period % 1, (row * turn[1] - column * turn[0]) / period % 1
+
+    def lines(x: Tensor) -> Tensor:
+        return (phases(x)[0] < duty).to(x)
+
+    def net(x: Tensor) -> Tensor:
+        across, along = phases(x)
+        return ((across < 0.2) | (along < 0.2)).to(x)
+
+    def dots(x: Tensor) -> Tensor:
+        across, along = phases(x)
+        return (((across - 0.5) ** 2 + (along - 0.5) ** 2) < (0.5 * duty) ** 2).to(x)
+
+    def squares(x: Tensor) -> Tensor:
+        across, along = phases(x)
+        return ((across < 0.5) ^ (along < 0.5)).to(x)
+
+    def waves(x: Tensor) -> Tensor:
+        across, along = phases(x)
+        return 0.5 + 0.25 * (torch.cos(2 * math.pi * across) + torch.cos(2 * math.pi * along))
+
+    def grain(x: Tensor) -> Tensor:
+        return (0.5 + 0.35 * paper(x, seed, sigma)).clamp(0, 1)
+
+    return _among(draw, [lines, lines, net, dots, squares, waves, grain])
+
+
+def _chosen(first: Style, second: Style, pattern: Style) -> Style:
+    """One look where the pattern is 1, another where it is 0."""
+    return lambda x: second(x) + pattern(x) * (first(x) - second(x))
+
+
+def _printed(look: Style, pattern: Style, draw: Callable[..., float]) -> Style:
+    """A pattern of one colour over a look, or as wide as the look is dark, like ink."""
+    colour, strength = [draw(), draw(), draw()], draw(0.2, 0.8)
+    if draw() < 0.3:  # a screened print: more of the pattern where the picture is darker
+        sharp = draw(3, 8)
+
+        def screened(x: Tensor) -> Tensor:
+            amount = (sharp * (1 - luminance(x) - pattern(x)) + 0.5).clamp(0, 1)
+            return look(x) + strength * amount * (x.new_tensor(colour)[:, None, None] - look(x))
+
+        return screened
+    return lambda x: look(x) + strength * pattern(x) * (x.new_tensor(colour)[:, None, None] - look(x))
+
+
+@cache
+def _probes() -> tuple[Tensor, Tensor, Tensor]:
+    """A few drawings, what each held-out style makes of them, and how near the nearest style with a word comes."""
+    drawings = true_pictures(known_contents()[::50])
+    hidden = torch.stack([style(drawings) for style in HELD_OUT_STYLES.values()])
+    worded = torch.stack([style(drawings).clamp(0, 1) for style in STYLES.values()])
+    return drawings, hidden, (hidden[:, None] - worded[None]).square().flatten(2).mean(2).amin(1)
+
+
+def _allowed(style: Style) -> bool:
+    drawings, hidden, nearest = _probes()
+    pictures = style(drawings).clamp(0, 1)
+    legible = pictures.var(0).mean() > LEAST_VARIANCE
+    return bool(legible and ((hidden - pictures).square().flatten(1).mean(1) > nearest).all())
