@@ -32,7 +32,7 @@ def write_card(folder: Path) -> Path:
         "",
         f"A real `{_pipeline(folder)}` of {_millions(folder):.0f} million parameters beside its VAE, pre-trained on "
         f"{len(known_contents())} emoji "
-        f"drawings in {len(STYLES)} styles at 64 x 64 pixels. It has never seen {len(held_out_contents())} further "
+        f"drawings in {len(STYLES)} styles with words and endless random ones, at 64 x 64 pixels. It has never seen {len(held_out_contents())} further "
         f"drawings and {len(HELD_OUT_STYLES)} further styles: these are what adapters learn. The drawings are from "
         "Noto Color Emoji (see NOTICE); the weights are under Apache-2.0.",
         "",
@@ -77,13 +77,15 @@ def _options(settings: dict[str, Any]) -> str:
 
 def _training(name: str, training: dict[str, Any]) -> list[str]:
     settings, losses = training["settings"], training["loss"]
+    before = _training(name, training["before"]) if "before" in training else []
     curve = ", ".join(f"{samples // 1000}k: {loss:.3f}" for samples, loss in losses)
     return [
+        *before,
         f"- `python -m qrlora.world.pretrain {name}{_options(settings)}`: "
         f"{settings['samples']:,} pictures in batches of {settings['batch_size']}, "
         f"{training.get('optimizer', 'AdamW')} at {settings['learning_rate']:g}, weights averaged over steps.",
-        f"- {training['machine']}",
-        f"- loss against pictures seen: {curve}.",
+        f"  {training['machine'][0].upper()}{training['machine'][1:]}",
+        f"  Loss against pictures seen: {curve}.",
     ]
 
 

@@ -49,7 +49,7 @@ class Pretraining:
     random_styles: float = 0.35
     """Share of pictures in a style drawn at random, whose caption calls it ``<s>``."""
     start: str = ""
-    """Folder of a base whose weights it starts from, a finished one of the same shape; empty: from nothing."""
+    """A finished base of the same shape whose weights it starts from, by built-in name or folder; empty: none."""
     seed: int = 0
 
     @property
@@ -76,6 +76,11 @@ def optimizers(model: nn.Module, learning_rate: float) -> list[torch.optim.Optim
     ]
 
 
+def finished(start: str) -> Path:
+    """Folder of the base that a run starts from."""
+    return BASES / start if (BASES / start).is_dir() else Path(start)
+
+
 class Run:
     """All that changes while training, and how it is kept."""
 
@@ -85,7 +90,7 @@ class Run:
         torch.manual_seed(settings.seed)
         self.pipe = blueprint.build()
         if settings.start:
-            self._start_from(Path(settings.start))
+            self._start_from(finished(settings.start))
         self.family = next(f for f in FAMILIES.values() if f.pipeline == type(self.pipe).__name__)
         self.noising = noising_of(self.pipe.scheduler.config, times=blueprint.times)
         self.pipe.to(device)
@@ -99,8 +104,8 @@ class Run:
         self.generator = torch.Generator().manual_seed(settings.seed)
 
     def _start_from(self, folder: Path) -> None:
-        finished = type(self.pipe).from_pretrained(folder, torch_dtype=torch.float32)
-        for name, part in finished.components.items():
+        base = type(self.pipe).from_pretrained(folder, torch_dtype=torch.float32)
+        for name, part in base.components.items():
             if isinstance(part, nn.Module):
                 getattr(self.pipe, name).load_state_dict(part.state_dict())
 
@@ -228,8 +233,11 @@ def pretrain(base: str, folder: Path, settings: Pretraining, device: str, every:
 def export(run: Run, log: Path, folder: Path) -> None:
     """Write the averaged base as a stock pipeline folder: 16-bit weights, the VAE in 32 (its constants need the range).
 
-    ``training.json`` beside it keeps what the model card says of the run: settings and the curve of the loss.
+    ``training.json`` beside it keeps what the model card says of the run: settings and the curve of the loss; of a run
+    that started from a finished base, that base's under "before".
     """
+    start = run.settings.start
+    before = {"before": json.loads((finished(start) / "training.json").read_text())} if start else {}
     pipe = run.averaged_pipeline().to("cpu")
     for name, part in pipe.components.items():
         if isinstance(part, nn.Module) and name != "vae":
@@ -241,10 +249,11 @@ def export(run: Run, log: Path, folder: Path) -> None:
     rows = [json.loads(line) for line in log.read_text().splitlines()]
     hours = rows[-1]["samples"] / median(row["samples_per_second"] for row in rows) / 3600
     told = {
-        "settings": asdict(run.settings),
+        "settings": asdict(run.settings) | {"start": Path(start).name},
         "optimizer": " and ".join(type(optimizer).__name__ for optimizer in run.optimizers),
         "machine": f"on {run.device}, {os.cpu_count()} cores, about {hours:.1f} hours.",
         "loss": [[r["samples"], r["loss"]] for r in rows[9::20]],
+        **before,
     }
     (folder / "training.json").write_text(json.dumps(told) + "\n")
 
