@@ -32,7 +32,8 @@ def write_card(folder: Path) -> Path:
         "",
         f"A real `{_pipeline(folder)}` of {_millions(folder):.0f} million parameters beside its VAE, pre-trained on "
         f"{len(known_contents())} emoji "
-        f"drawings in {len(STYLES)} styles with words and endless random ones, at 64 x 64 pixels. It has never seen {len(held_out_contents())} further "
+        f"drawings in {len(STYLES)} styles with words and endless random ones, at 64 x 64 pixels. "
+        f"It has never seen {len(held_out_contents())} further "
         f"drawings and {len(HELD_OUT_STYLES)} further styles: these are what adapters learn. The drawings are from "
         "Noto Color Emoji (see NOTICE); the weights are under Apache-2.0.",
         "",
