@@ -67,7 +67,7 @@ def fill(model: Any, value_of: Callable[[str], Tensor], quantize: str, device: t
     from diffusers.quantizers import DiffusersAutoQuantizer
 
     dtype = model.dtype
-    quantizer: Any = DiffusersAutoQuantizer.from_config(_way(quantize, dtype))
+    quantizer: Any = DiffusersAutoQuantizer.from_config(_way(quantize, dtype), pre_quantized=False)
     quantizer.validate_environment()
     quantizer.preprocess_model(model, device_map=None, keep_in_fp32_modules=[])
     for name in list(model.state_dict()):

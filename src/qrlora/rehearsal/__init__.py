@@ -87,13 +87,11 @@ def rehearse(
             f"{why_not}: gradient checkpointing or a smaller resolution needs less, 'blocks' runs anywhere"
         )
     if how == "auto":
-        report = replace(report, how="blocks" if why_not else "whole", why=why_not)
-    else:
-        report = replace(report, how=how)
-    if report.how == "count":
+        how, report = "blocks" if why_not else "whole", replace(report, why=why_not)
+    if how == "count":
         return report
-    run = {"whole": whole.run, "blocks": blocks.run}[report.how]
-    return replace(report, stages=run(task, methods, home, steps, on_stage))
+    stages = {"whole": whole.run, "blocks": blocks.run}[how](task, methods, home, steps, on_stage)
+    return replace(report, how=how, stages=stages)
 
 
 def _why_not(report: Report, methods: list[str], device: torch.device) -> str:

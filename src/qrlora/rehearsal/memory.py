@@ -1,12 +1,14 @@
 """How much memory a device has free, and the most that a piece of work takes.
 
 Of a GPU: what torch has allocated on it, exactly. Else: the bytes of this process that are in RAM, looked at every
-PAUSE seconds; freed memory that the C library keeps is among them, and the pages of libraries that come into use.
+PAUSE seconds; the pages of libraries that come into use are among them.
 """
 
 from __future__ import annotations
 
 import contextlib
+import ctypes
+import sys
 import threading
 from collections.abc import Callable, Iterator
 
@@ -29,6 +31,12 @@ def in_use(device: torch.device) -> int:
     return torch.cuda.memory_allocated(device) if device.type == "cuda" else psutil.Process().memory_info().rss
 
 
+def give_back() -> None:
+    """Have glibc return freed memory to the system; it keeps some, which would hide or imitate what comes next."""
+    if sys.platform == "linux" and hasattr(libc := ctypes.CDLL(None), "malloc_trim"):
+        libc.malloc_trim(0)
+
+
 @contextlib.contextmanager
 def watched(device: torch.device) -> Iterator[Callable[[], int]]:
     """Yields a function that says the most bytes in use at once since the `with` began."""
@@ -36,6 +44,7 @@ def watched(device: torch.device) -> Iterator[Callable[[], int]]:
         torch.cuda.reset_peak_memory_stats(device)
         yield lambda: torch.cuda.max_memory_allocated(device)
         return
+    give_back()
     most, over = [in_use(device)], threading.Event()
 
     def look() -> None:

@@ -25,7 +25,7 @@ from ..training.loop import NAME, drawing, recomputing
 from ..training.optimizers import OPTIMIZERS
 from ..training.processes import Processes
 from .blocks import seconds
-from .memory import in_use, settle, watched
+from .memory import give_back, in_use, settle, watched
 from .task import Stage, Task
 
 
@@ -65,6 +65,7 @@ def run(
              tell: (what, share done 0..1).
     Raises:  ValueError: a rank that does not fit, NaN or infinity in what was learnt.
     """
+    give_back()
     bench = Bench(device, repeats, in_use(device), tell)
     tell("filling the whole model with random numbers", 0.0)
     if task.config.quantize:
@@ -115,19 +116,18 @@ def _learning(task: Task, basis: Basis | None, bench: Bench) -> dict[str, Stage]
 
 def _updates(task: Task, parameters: list[nn.Parameter], generator: torch.Generator, bench: Bench) -> Stage:
     """Of an update as training makes them, on random latents and a random condition."""
-    config, done = task.config, []
+    config, done = task.config, 0
     assert config.learning_rate is not None
     draw = drawing(config, task.base, Example(*task.example(1, bench.device)), generator, Processes())
     optimizer = OPTIMIZERS[config.optimizer](parameters, config.learning_rate)
 
     def update() -> None:
-        bench.tell(
-            f"{config.method}: update {len(done)} of {bench.repeats}" if done else f"{config.method}: warming up", 0.0
-        )
+        nonlocal done
+        bench.tell(f"{config.method}: update {done} of {bench.repeats}, after one that warms up", 0.0)
         draw().backward()
         optimizer.step()
         optimizer.zero_grad()
-        done.append(True)
+        done += 1
 
     with recomputing(task.base.model, config.gradient_checkpointing):
         return bench.often(update)
