@@ -227,8 +227,9 @@ def test_a_rehearsal_refuses_what_training_would():
             rehearse(str(pico.folder()), **{"how": "count", name: wrong})
     with pytest.raises(ValueError, match="nf4 needs a GPU with CUDA"):
         rehearse(str(pico.folder()), how="whole", quantize="nf4", device="cpu")
-    with pytest.raises(FileNotFoundError, match="no local folder"):
-        rehearse("nobody/nothing", how="count")
+    for nothing in ("nobody/nothing", "sdxll"):
+        with pytest.raises(FileNotFoundError, match=f"{nothing} is no local folder, .* by heart: sdxl, sd3-medium"):
+            rehearse(nothing, how="count")
 
 
 def test_quantised_bytes_are_those_of_linear_layers_in_blocks():

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from . import FAMILIES, family_of_folder, own_settings, place_of, quantized, read_json
+from . import BUILT_IN, FAMILIES, family_of_folder, own_settings, place_of, quantized, read_json
 from .messages import quiet
 from .public import PUBLIC, Public
 from .record import Base, Condition, Tokens
@@ -27,9 +27,9 @@ def blank_base(name: str) -> tuple[Base, dict[str, int], Tokens]:
              ValueError: not of a known family, or a single file.
     """
     public = next((x for short, x in PUBLIC.items() if name in (short, x.hub)), None)
-    if not public and "/" in name and not Path(name).expanduser().exists():
+    if not public and not any(place.exists() for place in (BUILT_IN / name, Path(name).expanduser())):
         known = ", ".join(PUBLIC)
-        raise FileNotFoundError(f"{name} is no local folder, nor among the hub's that are known by heart: {known}")
+        raise FileNotFoundError(f"{name} is no local folder, not built in, nor among those known by heart: {known}")
     place = Path() if public else place_of(name)
     if place.is_file():
         raise ValueError(f"{name} is one file: rehearse its kind by name ({', '.join(PUBLIC)})")
