@@ -37,6 +37,7 @@ DOORS = {  # the built-in world makes base models and pictures, so it holds a ke
     "tensorboard": {"training"},
     "gradio": {"studio"},
     "platformdirs": {"basis"},
+    "psutil": {"rehearsal"},
 }
 FILES = sorted(SRC.rglob("*.py"))
 

@@ -2,6 +2,8 @@
 
 import functools
 import json
+import math
+import shutil
 
 import pytest
 import torch
@@ -10,14 +12,17 @@ from torch.utils.checkpoint import checkpoint
 
 import pico
 from commands import run
+from qrlora import rehearsal
 from qrlora.attach import begin
-from qrlora.families import FAMILIES, open_base
-from qrlora.families.blank import blank_base, blank_example
+from qrlora.config import TrainConfig
+from qrlora.families import BUILT_IN, FAMILIES, Framing, open_base
+from qrlora.families.blank import blank_base, blank_example, materialise_quantised
 from qrlora.families.public import PUBLIC
 from qrlora.methods import METHODS
-from qrlora.rehearsal import CARDS, MARGIN, rehearse
+from qrlora.rehearsal import CARDS, MARGIN, RESERVED, rehearse
 from qrlora.rehearsal.blocks import kinds_of
 from qrlora.rehearsal.live import Live, flash, start_on, step_bytes
+from qrlora.rehearsal.task import Task
 from qrlora.training import denoising_loss
 from qrlora.training.loop import NAME, recomputing
 from qrlora.training.optimizers import OPTIMIZERS
@@ -51,6 +56,13 @@ def test_clip_and_t5_have_their_public_sizes():
     assert spare["text_encoder"] == 123_060_480 and spare["text_encoder_2"] == 4_762_310_656
 
 
+def task_of(family, **settings):
+    """On a pico base without weights, with what training a rank of 4 takes."""
+    base, _, tokens = blank_base(str(pico.folder(family)))
+    base.model.requires_grad_(False)
+    return Task(base, tokens, TrainConfig(batch_size=1, **settings).filled(base.defaults))
+
+
 def real_peak(base, method, recomputed):
     """Most bytes alive beyond model and adapter in the second update of a real training on the CPU."""
     weights = dict(base.weights("attention" if base.family.name != "sdxl" else "self"))
@@ -61,8 +73,8 @@ def real_peak(base, method, recomputed):
     }
     starts = {n: METHODS[method].start(w, directions[n], 4, torch.Generator()) for n, w in weights.items()}
     parameters = begin(base.model, starts, NAME)
-    shapes, _, words = blank_base(str(pico.folder(base.family.name)))
-    clean, condition = blank_example(shapes, pico.SIZE, words, 1, "cpu")
+    shapes, _, tokens = blank_base(str(pico.folder(base.family.name)))
+    clean, condition = blank_example(shapes, pico.SIZE, tokens, 1, "cpu")
     optimizer = OPTIMIZERS["adam"](parameters, 1e-4)
     time, noise = torch.tensor([500.0 if base.family.name != "sdxl" else 500]), torch.randn_like(clean)
     known = [*base.model.parameters(), *base.model.buffers(), clean, noise, *condition.tensors.values()]
@@ -81,11 +93,8 @@ def test_memory_counted_without_memory_is_that_of_the_real_update(family, method
     """A real update on the CPU against shapes alone: what a kernel takes for itself, and frees, is not counted. The
     margin that a need is told with covers the difference."""
     real = real_peak(open_base(pico.folder(family), "cpu"), method, recomputed)
-    base, _, words = blank_base(str(pico.folder(family)))
-    base.model.requires_grad_(False)
-    learning = start_on(base, "attention" if family != "sdxl" else "self", method, 4)
-    settings = {"resolution": pico.SIZE, "batch_size": 1, "gradient_checkpointing": recomputed}
-    counted = step_bytes(base, learning, words, settings)
+    task = task_of(family, method=method, targets="attention" if family != "sdxl" else "self")
+    counted = step_bytes(task, start_on(task), recomputed)
     assert counted == pytest.approx(real, rel=0.08) and MARGIN * counted >= real
 
 
@@ -104,9 +113,9 @@ def test_attention_counts_no_square_of_its_tokens():
 @pytest.mark.parametrize("family", FAMILIES)
 def test_the_kinds_of_blocks_are_all_blocks_of_the_model(family):
     """Kinds times their counts hold as many numbers as the model's blocks: exactly, since it is a sum."""
-    base, _, words = blank_base(str(pico.folder(family)))
-    kinds = kinds_of(base, pico.SIZE, words)
-    in_blocks = [m for m in base.model.modules() if type(m).__name__ in base.family.blocks]
+    task = task_of(family)
+    kinds = kinds_of(task)
+    in_blocks = [m for m in task.base.model.modules() if type(m).__name__ in task.base.family.blocks]
     count = lambda module: sum(p.numel() for p in module.parameters())  # noqa: E731
     assert sum(kind.count * count(kind.block) for kind in kinds) == sum(map(count, in_blocks))
     assert sum(kind.count for kind in kinds) == len(in_blocks)
@@ -125,25 +134,102 @@ def test_adapter_files_of_the_real_bases_are_as_small_as_promised():
             assert 0.98 * most < size_in_bytes(shapes, header, content, dtype=torch.bfloat16) / 1e6 < most
 
 
+@pytest.mark.parametrize("how", ["whole", "blocks", "count"])
 @pytest.mark.parametrize("family", FAMILIES)
-def test_rehearse_prints_and_writes_what_a_base_takes(family, tmp_path, capsys):
-    code, out, err = run(capsys, "rehearse", pico.folder(family), "--json", tmp_path / "r.json", "--device", "cpu")
+def test_rehearse_prints_and_writes_what_a_base_takes(family, how, tmp_path, capsys):
+    words = ("--run", how, "--steps", 1, "--device", "cpu", "--json", tmp_path / "r.json", "--gradient-checkpointing")
+    code, out, err = run(capsys, "rehearse", pico.folder(family), *words)
     assert code == 0, err
     report = json.loads((tmp_path / "r.json").read_text())
     model = open_base(pico.folder(family), "cpu").model
     assert report["parameters"] == sum(p.numel() for p in model.parameters())
-    assert report["weights"]["bfloat16"] == 2 * report["parameters"]
-    assert min(report["seconds"].values()) > 0 and "Extrapolated" in out and f"{CARDS[0]} GB" in out
+    assert report["weights"]["bfloat16"] == 2 * report["parameters"] and f"{CARDS[0]} GB" in out
     assert report["weights"]["nf4"] < report["weights"]["int8"] < report["weights"]["bfloat16"]
     assert report["step"]["qr"]["recomputed"] <= report["step"]["qr"]["kept"]
+    stages = {"whole": {"update", "merge", "denoising step"}, "blocks": {"update", "denoising step"}}.get(how)
+    expected = {"qr": stages | {"basis"}, "lora": stages} if stages else {}
+    assert {method: set(found) for method, found in report["stages"].items()} == expected
+    assert all(0 < stage["seconds"] < math.inf for found in report["stages"].values() for stage in found.values())
+    assert ("Measured" in out, "Extrapolated" in out) == (how == "whole", how == "blocks")
+
+
+def wide_sdxl(folder):
+    """The configs, and nothing else, of a base like pico's with 50 million numbers in its UNet."""
+    shutil.copytree(pico.folder(), folder, ignore=shutil.ignore_patterns("*.safetensors"))
+    config = json.loads((folder / "unet" / "config.json").read_text())
+    changes = {"block_out_channels": [96, 192, 384], "attention_head_dim": [3, 6, 12], "norm_num_groups": 32}
+    (folder / "unet" / "config.json").write_text(json.dumps({**config, **changes}))
+    return str(folder)
+
+
+def test_the_memory_of_the_whole_model_is_what_was_counted(tmp_path):
+    """No second copy of the weights is made, and a need covers what the process takes; it has no files to read."""
+    settings = {"dtype": "float32", "resolution": 64, "device": "cpu", "steps": 1}
+    report = rehearse(wide_sdxl(tmp_path / "wide"), how="whole", against="", **settings)
+    assert report.weights["float32"] > 150e6
+    counted, need = report.counted(*report.chosen, "qr"), report.need(*report.chosen, "qr")
+    assert 0.9 * counted < report.stages["qr"]["update"].peak < min(1.5 * counted, need)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_quantised_base_is_run_whole(family):
+    pytest.importorskip("torchao")
+    report = rehearse(str(pico.folder(family)), how="whole", quantize="int8", device="cpu", steps=1)
+    assert report.chosen == ("int8", "kept") and report.stages["qr"]["update"].seconds > 0
+    base, _, _ = blank_base(str(pico.folder(family)))
+    nn.Module.to(base.model, torch.bfloat16)
+    materialise_quantised(base, "int8", torch.device("cpu"))
+    linear = [m for m in base.model.modules() if isinstance(m, nn.Linear)]
+    assert all(layer.weight.qdata.dtype == torch.int8 for layer in linear)  # pyright: ignore
+    assert not any(p.is_meta or p.requires_grad for p in base.model.parameters())
+    layer, weight = next(iter(base.weights(base.defaults.targets)))
+    assert weight.dtype == torch.bfloat16 and weight.shape == base.model.get_submodule(layer).weight.shape
+
+
+def test_what_does_not_fit_is_said_and_extrapolated(monkeypatch, capsys):
+    monkeypatch.setattr(rehearsal, "free", lambda device: int(RESERVED))
+    code, out, _ = run(capsys, "rehearse", pico.folder(), "--steps", 1, "--device", "cpu")
+    assert code == 0 and "Extrapolated" in out and "Measured" not in out
+    assert "The whole model was not run: the whole model needs 1.0 GB, cpu has 1.0 GB free." in out
+    code, out, err = run(capsys, "rehearse", pico.folder(), "--run", "whole", "--device", "cpu")
+    assert code == 2 and not out and err.count("error: ") == 1 and "'blocks' runs anywhere" in err
+
+
+@pytest.mark.parametrize("name", [*FAMILIES, *(f"tiny-{family}" for family in FAMILIES)])
+def test_a_blank_example_has_the_shapes_of_a_real_prompt(name):
+    """Prompts of the built-in bases are 16 tokens long, of others 77 and more."""
+    folder = pico.folder(name) if name in FAMILIES else BUILT_IN / name
+    base, (shapes, _, tokens) = open_base(folder, "cpu"), blank_base(str(folder))
+    side = base.defaults.resolution
+    _, condition = blank_example(shapes, side, tokens, 2, "meta")
+    real = base.encode_prompt(["a dog", "a cat"], Framing.plain(side, side))
+    assert {k: x.shape for k, x in condition.tensors.items()} == {k: x.shape for k, x in real.tensors.items()}
+
+
+@pytest.mark.parametrize("guidance", [1.0, 2.0])
+@pytest.mark.parametrize("family", [*FAMILIES, "flux without guidance"])
+def test_a_denoising_step_answers_as_many_rows_as_the_stock_pipeline_asks_for(family, guidance):
+    folder = pico.folder("flux", guidance_embeds=False) if family.startswith("flux ") else pico.folder(family)
+    base, rows = open_base(folder, "cpu"), []
+    base.model.register_forward_pre_hook(
+        lambda module, args, named: rows.append(len(args[0] if args else named["hidden_states"])), with_kwargs=True
+    )
+    base.sample(["a dog"], "", pico.SIZE, 3, guidance, [torch.Generator().manual_seed(0)])
+    assert sum(rows) == 3 * base.family.rows_drawn(base.pipe, guidance)
 
 
 def test_a_rehearsal_refuses_what_training_would():
-    for wrong in ({"method": "qrr"}, {"dtype": "int8"}, {"resolution": 17}, {"targets": "nothing"}):
-        with pytest.raises(ValueError):
-            rehearse(str(pico.folder()), repeats=0, **wrong)
-    with pytest.raises(FileNotFoundError, match="no local folder"):
-        rehearse("nobody/nothing", repeats=0)
+    refused = {"method": "qrr", "dtype": "int8", "resolution": 17, "targets": "nothing", "rank": 99, "steps": 0}
+    for name, wrong in {**refused, "how": "all", "quantize": "int2"}.items():
+        with pytest.raises(
+            ValueError, match="16" if name == "resolution" else "rank 99" if name == "rank" else str(wrong)
+        ):
+            rehearse(str(pico.folder()), **{"how": "count", name: wrong})
+    with pytest.raises(ValueError, match="nf4 needs a GPU with CUDA"):
+        rehearse(str(pico.folder()), how="whole", quantize="nf4", device="cpu")
+    for nothing in ("nobody/nothing", "sdxll"):
+        with pytest.raises(FileNotFoundError, match=f"{nothing} is no local folder, .* by heart: sdxl, sd3-medium"):
+            rehearse(nothing, how="count")
 
 
 def test_quantised_bytes_are_those_of_linear_layers_in_blocks():

@@ -11,7 +11,7 @@ from rich.markup import escape
 
 from .. import __version__
 from ..config import SampleConfig, TrainConfig, read_recipe
-from . import console, filing
+from . import console, filing, rehearsing
 from .console import say
 
 
@@ -228,31 +228,7 @@ def demo(
     showing.demo(output, content, style, style_shows, base, method, steps, count, seed, device)
 
 
-@app.command(epilog="Example: [bold]qrlora rehearse flux-dev --resolution 512[/bold]")
-def rehearse(
-    base: Annotated[
-        str,
-        typer.Argument(help="sdxl, sd3-medium, sd3.5-medium, sd3.5-large, flux-dev, flux-schnell, built-in, a folder."),
-    ],
-    method: Annotated[str, typer.Option(help="qr, qr-output, qr-triangular, qr-direct or lora.")] = "qr",
-    against: Annotated[str, typer.Option(help="A method to compare with; empty: none.")] = "lora",
-    rank: Annotated[int | None, typer.Option(help="Directions.", show_default="the base's own")] = None,
-    targets: Annotated[str | None, typer.Option(help="Layers.", show_default="the base's own")] = None,
-    resolution: Annotated[int | None, typer.Option(help="Pixels.", show_default="the base's own")] = None,
-    dtype: Annotated[str, typer.Option(help="Numbers of the base: float32, bfloat16 or float16.")] = "bfloat16",
-    steps: Annotated[int, typer.Option(help="Timed runs of each block; 0: count, time nothing.")] = 1,
-    report: Annotated[Path | None, typer.Option("--json", help="Write the report to this file, too.")] = None,
-    device: Device = "auto",
-) -> None:
-    """Say what learning on a base takes, and which card is enough, before downloading it.
-
-    Memory is counted from shapes, seconds are those of one real block of each kind times how many there are.
-    It does not run the whole model, even where there is a GPU that could, and does not time quantised layers.
-    """
-    from . import rehearsing
-
-    settings = dict(method=method, against=against, rank=rank, targets=targets, resolution=resolution)
-    rehearsing.rehearse(base, report, **settings, dtype=dtype, repeats=steps, device=device)
+app.command(epilog=f"Example: [bold]{rehearsing.EXAMPLE}[/bold]")(rehearsing.rehearse)
 
 
 @app.command(epilog="Example: [bold]qrlora bases[/bold]")

@@ -1,33 +1,82 @@
-"""What `qrlora rehearse` shows: what is trained, the files, memory by item, seconds, and which card is enough."""
+"""`qrlora rehearse`: what is trained, the files, memory by item, which card is enough, and what a real run took."""
 
 import dataclasses
 import json
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Annotated
 
-from .. import rehearsal
+import typer
+
 from . import console
 
+if TYPE_CHECKING:
+    from ..rehearsal import Report
+
+EXAMPLE = "qrlora rehearse flux-dev --resolution 512"
 WORDS = {"kept": "no", "recomputed": "yes"}
 
 
-def rehearse(name: str, output: Path | None, **settings: Any) -> None:
-    """Rehearse, print, and write the report as JSON if asked to. Raises: as `rehearsal.rehearse`."""
+def rehearse(
+    base: Annotated[
+        str,
+        typer.Argument(help="sdxl, sd3-medium, sd3.5-medium, sd3.5-large, flux-dev, flux-schnell, built-in, a folder."),
+    ],
+    run: Annotated[
+        str, typer.Option(help="whole: the whole model; blocks: one of each kind; count: nothing; auto: what fits.")
+    ] = "auto",
+    steps: Annotated[int, typer.Option(help="Timed updates, after one that warms up.")] = 3,
+    method: Annotated[str, typer.Option(help="qr, qr-output, qr-triangular, qr-direct or lora.")] = "qr",
+    against: Annotated[str, typer.Option(help="A method to compare with (lora: PEFT's own); empty: none.")] = "lora",
+    rank: Annotated[int | None, typer.Option(help="Directions.", show_default="the base's own")] = None,
+    targets: Annotated[str | None, typer.Option(help="Layers.", show_default="the base's own")] = None,
+    resolution: Annotated[int | None, typer.Option(help="Pixels.", show_default="the base's own")] = None,
+    dtype: Annotated[str, typer.Option(help="Numbers of the base: float32, bfloat16 or float16.")] = "bfloat16",
+    quantize: Annotated[str, typer.Option(help="Run it in fewer bits: nf4, int8 or float8.", show_default="no")] = "",
+    gradient_checkpointing: Annotated[bool, typer.Option("--gradient-checkpointing", help="Run it so.")] = False,
+    report: Annotated[Path | None, typer.Option("--json", help="Write the report to this file, too.")] = None,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1.")] = "auto",
+) -> None:
+    """Say what learning on a base takes, and which card is enough, before downloading it.
+
+    Memory is counted from shapes. If the whole model fits the device, it is built with random weights and run by the
+    code that trains: basis, updates, merge, a denoising step. If not, seconds are extrapolated from one block of each
+    kind.
+    """
+    from .. import rehearsal
+
+    if report is not None and not report.parent.is_dir():
+        raise FileNotFoundError(f"{report.parent} is no folder: make it, or write the report elsewhere")
     with console.progress("rehearsing") as bar:
-        report = rehearsal.rehearse(name, on_stage=bar.stage, **settings)
-    print_report(report)
-    if output is not None:
-        output.write_text(json.dumps(dataclasses.asdict(report), indent=1) + "\n", encoding="utf-8")
+        found = rehearsal.rehearse(
+            base,
+            how=run,  # pyright: ignore[reportArgumentType] # checked there
+            steps=steps,
+            method=method,
+            against=against,
+            rank=rank,
+            targets=targets,
+            resolution=resolution,
+            dtype=dtype,
+            quantize=quantize,
+            gradient_checkpointing=gradient_checkpointing,
+            device=device,
+            on_stage=bar.stage,
+        )
+    print_report(found)
+    if report is not None:
+        report.write_text(json.dumps(dataclasses.asdict(found), indent=1) + "\n", encoding="utf-8")
 
 
-def print_report(report: rehearsal.Report) -> None:
-    """The report as three tables."""
+def print_report(report: "Report") -> None:
+    """What is trained, what it needs, and what a run took."""
+    from .. import rehearsal
+
     about = [("trainable part", console.count(report.parameters)), ("layers with an adapter", str(report.layers))]
     about += [(f"numbers that learn, {method}", console.count(n)) for method, n in report.trained.items()]
     about += [(f"file, {content}, bfloat16", _megabytes(size)) for content, size in report.files.items()]
     about += [(f"{part}, on the CPU while learning", _megabytes(size)) for part, size in report.spare.items()]
-    settings = f"rank {report.rank}, targets {report.targets}, {report.resolution} px, {report.dtype}"
-    console.table(("", "counted"), about, f"{report.base}: {settings}")
+    settings = f"rank {report.rank}, targets {report.targets}, {report.resolution} px, batch {report.batch_size}"
+    console.table(("", "counted"), about, f"{report.base}: {settings}, {report.dtype}")
     rows = []
     for method, steps in report.step.items():
         for weights in report.weights:
@@ -40,9 +89,27 @@ def print_report(report: rehearsal.Report) -> None:
     columns = ("method", "weights", "gradient_checkpointing", "model", "adapter", "update", "need", "smallest card")
     assumed = f"need: update times {rehearsal.MARGIN:g}, and {rehearsal.RESERVED / 1e9:g} GB for the driver, assumed"
     console.table(columns, rows, f"Memory in GB, counted without running the model; {assumed}")
-    if report.seconds:
-        times = [(what, f"{value:.3g}") for what, value in report.seconds.items()]
-        console.table(("", "seconds"), times, f"Extrapolated from a block of each kind on {report.device}")
+    _print_run(report)
+
+
+def _print_run(report: "Report") -> None:
+    """The table of what was run, measured beside counted; nothing if nothing was."""
+    weights, activations = report.chosen
+    rows = []
+    for method, stages in report.stages.items():
+        for what, stage in stages.items():
+            seen = _gigabytes(stage.peak) if stage.peak is not None else ""
+            counted = _gigabytes(report.counted(weights, activations, method)) if what == "update" and seen else ""
+            rows.append((method, what, f"{stage.seconds:.3g}", seen, counted))
+    settings = f"activations {activations}; text encoders and VAE absent"
+    if report.how == "whole":
+        title = f"Measured: the whole model with random weights on {report.device}, {weights}, {settings}"
+        console.table(("method", "stage", "seconds", "most GB in use", "GB counted"), rows, title)
+    elif report.how == "blocks":
+        title = f"Extrapolated from a block of each kind on {report.device}, {report.dtype}, {settings}"
+        console.table(("method", "stage", "seconds"), [row[:3] for row in rows], title)
+    if report.why:
+        console.say(f"The whole model was not run: {report.why}.")
 
 
 def _megabytes(size: float) -> str:
@@ -50,4 +117,4 @@ def _megabytes(size: float) -> str:
 
 
 def _gigabytes(size: float) -> str:
-    return f"{size / 1e9:.1f}"
+    return f"{size / 1e9:.{1 if size >= 1e9 else 3}f}"

@@ -11,25 +11,25 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from . import FAMILIES, family_of_folder, own_settings, place_of, read_json
+from . import BUILT_IN, FAMILIES, family_of_folder, own_settings, place_of, quantized, read_json
 from .messages import quiet
 from .public import PUBLIC, Public
-from .record import Base, Condition
+from .record import Base, Condition, Tokens
 
 
-def blank_base(name: str) -> tuple[Base, dict[str, int], int]:
+def blank_base(name: str) -> tuple[Base, dict[str, int], Tokens]:
     """A base on the meta device, from its configuration alone: no weight is fetched, read or made.
 
     Args:    name: a name of PUBLIC or its hub name, a built-in name, or a local folder of a diffusers pipeline.
     Returns: the base, whose text encoders and VAE are absent; how many numbers those have, by component; and the most
-             tokens that its T5 takes.
+             tokens that its tokenizers take.
     Raises:  OSError: no such base; a hub name that PUBLIC does not have, since it would have to be fetched.
              ValueError: not of a known family, or a single file.
     """
     public = next((x for short, x in PUBLIC.items() if name in (short, x.hub)), None)
-    if not public and "/" in name and not Path(name).expanduser().exists():
+    if not public and not any(place.exists() for place in (BUILT_IN / name, Path(name).expanduser())):
         known = ", ".join(PUBLIC)
-        raise FileNotFoundError(f"{name} is no local folder, nor among the hub's that are known by heart: {known}")
+        raise FileNotFoundError(f"{name} is no local folder, not built in, nor among those known by heart: {known}")
     place = Path() if public else place_of(name)
     if place.is_file():
         raise ValueError(f"{name} is one file: rehearse its kind by name ({', '.join(PUBLIC)})")
@@ -47,14 +47,17 @@ def blank_base(name: str) -> tuple[Base, dict[str, int], int]:
     defaults, plain = dataclasses.replace(family.defaults, **family.exceptions(pipe)), False
     if not public:
         defaults, plain = own_settings(place, defaults)
-    return Base(pipe, family, name, defaults, plain), spare, 512 if public else _most_tokens(place)
+    return Base(pipe, family, name, defaults, plain), spare, Tokens() if public else _tokens(place)
 
 
-def blank_example(base: Base, resolution: int, words: int, rows: int, device: torch.device | str) -> tuple[Tensor, Any]:
+def blank_example(
+    base: Base, resolution: int, tokens: Tokens, rows: int, device: torch.device | str
+) -> tuple[Tensor, Any]:
     """Random latents (rows, c, h, w) float32 and a random condition in the model's dtype, of the shapes that a picture
     of `resolution` pixels has; on the meta device shapes alone."""
-    shapes = base.family.shapes(base.model.config, resolution // base.pipe.vae_scale_factor, words)
-    dtype = next(p.dtype for n, p in base.model.named_parameters() if "lora_" not in n)
+    shapes = base.family.shapes(base.model.config, resolution // base.pipe.vae_scale_factor, tokens)
+    numbers = (p.dtype for n, p in base.model.named_parameters() if "lora_" not in n)
+    dtype = next(x for x in numbers if x.is_floating_point)  # 4-bit weights are stored as whole numbers
     drawn = {name: torch.randn(rows, *shape[1:], device=device) for name, shape in shapes.items()}
     latents = drawn.pop("latents")
     return latents, Condition({k: x if k == "guidance" else x.to(dtype) for k, x in drawn.items()})
@@ -64,12 +67,30 @@ def materialise(model: nn.Module, device: torch.device | str) -> None:
     """Memory on a device for a model on the meta device, filled in place: matrices N(0, 1 / inputs), so that states
     keep their size; norms 1, biases 0. No copy in another dtype is made."""
     model.to_empty(device=device)
-    with torch.no_grad():
-        for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
-            if tensor.ndim > 1:
-                tensor.normal_(std=1 / math.sqrt(tensor[0].numel()))
-            else:
-                tensor.fill_(1.0 if name.endswith("weight") else 0.0)
+    for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
+        _draw(name, tensor)
+
+
+def materialise_quantised(base: Base, quantize: str, device: torch.device) -> None:
+    """As `materialise`, one tensor after another by the library that would quantise a checkpoint; no second copy is
+    made. Each time that an original weight is asked for it is drawn anew."""
+    shapes = {name: (tuple(x.shape), x.dtype) for name, x in base.model.state_dict().items()}
+
+    def draw(name: str) -> Tensor:
+        shape, dtype = shapes[name]
+        return _draw(name, torch.empty(shape, dtype=dtype, device=device))
+
+    with quiet():
+        quantized.fill(base.model, draw, quantize, device)
+    base.original = lambda layer: draw(f"{layer}.weight")
+
+
+@torch.no_grad()
+def _draw(name: str, tensor: Tensor) -> Tensor:
+    """The tensor, filled in place: see `materialise`."""
+    if tensor.ndim > 1:
+        return tensor.normal_(std=1 / math.sqrt(tensor[0].numel()))
+    return tensor.fill_(1.0 if name.endswith("weight") else 0.0)
 
 
 def _of_folder(place: Path) -> Public:
@@ -83,11 +104,15 @@ def _of_folder(place: Path) -> Public:
     return Public(str(place), family.pipeline, part, scheduler, texts, vae)
 
 
-def _most_tokens(place: Path) -> int:
-    """Of the T5 tokenizer in a folder; 512, more than any family asks for, without one."""
-    configs = [read_json(path) for path in sorted(place.glob("tokenizer*/tokenizer_config.json"))]
-    lengths = [int(x.get("model_max_length", 512)) for x in configs if "T5" in str(x.get("tokenizer_class"))]
-    return min(lengths, default=512)
+def _tokens(place: Path) -> Tokens:
+    """Of the tokenizers in a folder; the public ones' without any."""
+    told = [read_json(path) for path in sorted(place.glob("tokenizer*/tokenizer_config.json"))]
+
+    def most(kind: str, public: int) -> int:
+        lengths = [x.get("model_max_length", public) for x in told if kind in str(x.get("tokenizer_class"))]
+        return min(map(int, lengths), default=public)
+
+    return Tokens(most("CLIP", Tokens().clip), most("T5", Tokens().t5))
 
 
 def _built(config: dict[str, Any]) -> Any:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from ..config import FamilyDefaults
-from .record import Condition, Family, Framing
+from .record import Condition, Family, Framing, Tokens
 from .stock import draw, encode_image, text_length
 
 TEXT_LENGTH = 512
@@ -93,15 +93,20 @@ def sample(
     return draw(pipe, prompts, size, steps, generators, max_sequence_length=length, **told)
 
 
-def shapes(config: Any, side: int, words: int) -> dict[str, tuple[int, ...]]:
+def shapes(config: Any, side: int, tokens: Tokens) -> dict[str, tuple[int, ...]]:
     """What `predict` reads for one picture; the latents are not packed yet."""
-    text = (1, min(TEXT_LENGTH, words), config.joint_attention_dim)
+    text = (1, min(TEXT_LENGTH, tokens.t5), config.joint_attention_dim)
     told = {
         "latents": (1, config.in_channels // 4, side, side),
         "text": text,
         "pooled": (1, config.pooled_projection_dim),
     }
     return {**told, **({"guidance": (1,)} if config.guidance_embeds else {})}
+
+
+def rows_drawn(pipe: Any, guidance: float) -> int:
+    """Classifier-free guidance, two rows that the pipeline asks for one after the other, if no number says it."""
+    return 2 if guidance > 1 and not distilled(pipe) else 1
 
 
 def size_step(pipe: Any) -> int:
@@ -131,5 +136,6 @@ FLUX = Family(
     size_step=size_step,
     blocks=("FluxTransformerBlock", "FluxSingleTransformerBlock"),
     shapes=shapes,
+    rows_drawn=rows_drawn,
     exceptions=exceptions,
 )

@@ -42,16 +42,42 @@ def instructions(part: str, quantize: str, dtype: torch.dtype) -> dict[str, Any]
         return {}
     import diffusers
 
-    if quantize == "nf4":
-        way: Any = diffusers.BitsAndBytesConfig(
-            load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=dtype
-        )
-    else:
-        import torchao.quantization as torchao
-
-        kinds = {"int8": torchao.Int8WeightOnlyConfig, "float8": torchao.Float8WeightOnlyConfig}
-        way = diffusers.TorchAoConfig(kinds[quantize]())
+    way = _way(quantize, dtype)
     return {"quantization_config": diffusers.PipelineQuantizationConfig(quant_mapping={part: way})}
+
+
+def _way(quantize: str, dtype: torch.dtype) -> Any:
+    """diffusers' words for how one model is quantised."""
+    import diffusers
+
+    if quantize == "nf4":
+        return diffusers.BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=dtype)
+    import torchao.quantization as torchao
+
+    kinds = {"int8": torchao.Int8WeightOnlyConfig, "float8": torchao.Float8WeightOnlyConfig}
+    return diffusers.TorchAoConfig(kinds[quantize]())
+
+
+def fill(model: Any, value_of: Callable[[str], Tensor], quantize: str, device: torch.device) -> None:
+    """Values for a diffusers model on the meta device, quantised one after another as diffusers' loader does it.
+
+    Args: value_of: (name of a parameter or buffer) -> its value on the device, asked for once each.
+    """
+    from accelerate.utils import set_module_tensor_to_device
+    from diffusers.quantizers import DiffusersAutoQuantizer
+
+    dtype = model.dtype
+    quantizer: Any = DiffusersAutoQuantizer.from_config(_way(quantize, dtype), pre_quantized=False)
+    quantizer.validate_environment()
+    quantizer.preprocess_model(model, device_map=None, keep_in_fp32_modules=[])
+    for name in list(model.state_dict()):
+        value = value_of(name)
+        if quantizer.check_if_quantized_param(model, value, name, {}, param_device=device):
+            quantizer.create_quantized_param(model, value, name, device, {}, [], dtype=dtype)
+        else:
+            set_module_tensor_to_device(model, name, device, value=value)
+    quantizer.postprocess_model(model)
+    model.requires_grad_(False)
 
 
 def original_weights(folder: Path) -> Callable[[str], Tensor]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -55,6 +55,13 @@ class Framing:
         return cls((height, width), (0, 0), (height, width))
 
 
+class Tokens(NamedTuple):
+    """The most words, or parts of words, of a prompt that a base's tokenizers take."""
+
+    clip: int = 77
+    t5: int = 512
+
+
 @dataclass(frozen=True)
 class Family:
     """A kind of backbone: facts and functions. No class derives from it."""
@@ -87,9 +94,12 @@ class Family:
     """(pipe) -> pixels that the sides of its pictures must be multiples of."""
     blocks: tuple[str, ...]
     """Class names of the blocks that nearly all weights and work of the trainable part are in."""
-    shapes: Callable[[Any, int, int], Mapping[str, tuple[int, ...]]]
-    """(config of the trainable part, side of the latents, most tokens of T5) -> the shape of one row of "latents" and
-    of each tensor of the condition."""
+    shapes: Callable[[Any, int, Tokens], Mapping[str, tuple[int, ...]]]
+    """(config of the trainable part, side of the latents, tokens) -> the shape of one row of "latents" and of each
+    tensor of the condition."""
+    rows_drawn: Callable[[Any, float], int] = lambda pipe, guidance: 2 if guidance > 1 else 1
+    """(pipe, guidance) -> rows that the model answers in a denoising step of one picture: two if the guidance is
+    classifier-free guidance and acts."""
     optional_parts: tuple[str, ...] = ()
     """Components that a base may lack from the start."""
     exceptions: Callable[[Any], Mapping[str, Any]] = lambda pipe: {}

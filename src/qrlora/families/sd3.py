@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ..config import FamilyDefaults
-from .record import Condition, Family, Framing
+from .record import Condition, Family, Framing, Tokens
 from .stock import draw, encode_image, negative, text_length
 
 T5_LENGTH = 256
@@ -56,9 +56,9 @@ def sample(
     return draw(pipe, prompts, size, steps, generators, max_sequence_length=length, **told)
 
 
-def shapes(config: Any, side: int, words: int) -> dict[str, tuple[int, ...]]:
+def shapes(config: Any, side: int, tokens: Tokens) -> dict[str, tuple[int, ...]]:
     """What `predict` reads for one picture."""
-    text = (1, 77 + min(T5_LENGTH, words), config.joint_attention_dim)
+    text = (1, tokens.clip + min(T5_LENGTH, tokens.t5), config.joint_attention_dim)
     return {"latents": (1, config.in_channels, side, side), "text": text, "pooled": (1, config.pooled_projection_dim)}
 
 

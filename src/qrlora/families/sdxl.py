@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ..config import FamilyDefaults
-from .record import Condition, Family, Framing
+from .record import Condition, Family, Framing, Tokens
 from .stock import draw, encode_image, negative
 
 SELF = ("attn1.to_q", "attn1.to_k", "attn1.to_v", "attn1.to_out.0")
@@ -50,10 +50,10 @@ def sample(
     return draw(pipe, prompts, size, steps, generators, **told)
 
 
-def shapes(config: Any, side: int, words: int) -> dict[str, tuple[int, ...]]:
-    """What `predict` reads for one picture; SDXL has no T5, so `words` means nothing to it."""
+def shapes(config: Any, side: int, tokens: Tokens) -> dict[str, tuple[int, ...]]:
+    """What `predict` reads for one picture."""
     pooled = config.projection_class_embeddings_input_dim - 6 * config.addition_time_embed_dim
-    text = (1, 77, config.cross_attention_dim)
+    text = (1, tokens.clip, config.cross_attention_dim)
     return {"latents": (1, config.in_channels, side, side), "text": text, "pooled": (1, pooled), "time_ids": (1, 6)}
 
 

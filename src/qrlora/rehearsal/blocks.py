@@ -13,10 +13,14 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_iter, tree_map
 
-from ..families import Base
-from ..families.blank import blank_example, materialise
+from ..attach import detach
+from ..families.blank import materialise
 from ..linalg import leading_subspace
-from .live import Live
+from ..methods import METHODS
+from ..training.loop import NAME
+from .live import Live, start_on
+from .memory import settle
+from .task import Stage, Task
 
 
 @dataclass
@@ -29,8 +33,38 @@ class Kind:
     count: int
 
 
-def kinds_of(base: Base, resolution: int, words: int) -> list[Kind]:
-    """Every kind of block that the model runs for one picture, with how often."""
+def run(
+    task: Task, methods: list[str], device: torch.device, repeats: int, tell: Callable[[str, float], Any]
+) -> dict[str, dict[str, Stage]]:
+    """{method: {stage: seconds of the whole model}}: those of one block of each kind times how many there are.
+
+    Args:   task: its base on the meta device, without adapters.  repeats: timed runs.  tell: (what, share done 0..1).
+    """
+    shapes = [(int(w.shape[0]), int(w.shape[1])) for _, w in task.base.weights(task.targets)]
+    found = {}
+    for method in methods:
+        side = METHODS[method].side
+        tell(f"{method}: timing a basis and a block of each kind", 0.0)
+        basis = {"basis": Stage(basis_seconds(shapes, task.rank, side, device))} if side else {}
+        start_on(task.of(method))
+        found[method] = {**basis, **_passes(task, device, repeats)}
+        detach(task.base.model, NAME)
+    return found
+
+
+def _passes(task: Task, device: torch.device, repeats: int) -> dict[str, Stage]:
+    """Of an update and a denoising step of the adapter that is on the base."""
+    base = task.base
+    times = [(kind.count, *block_seconds(kind, device, repeats)) for kind in kinds_of(task)]
+    learning, looking = (sum(row[0] * row[k] for row in times) for k in (1, 2))
+    again = looking if task.config.gradient_checkpointing else 0
+    rows = base.family.rows_drawn(base.pipe, base.defaults.guidance)
+    return {"update": Stage(learning + again), "denoising step": Stage(looking * rows / task.batch_size)}
+
+
+def kinds_of(task: Task) -> list[Kind]:
+    """Every kind of block that the model runs in an update, with how often."""
+    base = task.base
     found: dict[Any, Kind] = {}
 
     def note(module: nn.Module, arguments: tuple[Any, ...], named: dict[str, Any]) -> None:
@@ -45,10 +79,10 @@ def kinds_of(base: Base, resolution: int, words: int) -> list[Kind]:
         for module in base.model.modules()
         if type(module).__name__ in base.family.blocks
     ]
-    latents, condition = blank_example(base, resolution, words, 1, "meta")
+    latents, condition = task.example(task.batch_size, "meta")
     try:
         with torch.device("meta"), Live():
-            base.family.predict(base.model, latents, torch.empty(1), condition)
+            base.family.predict(base.model, latents, torch.empty(len(latents)), condition)
     finally:
         for hook in hooks:
             hook.remove()
@@ -89,12 +123,6 @@ def seconds(work: Callable[[], Any], device: torch.device, repeats: int) -> floa
         settle(device)
         times.append(clock.perf_counter() - begun)
     return statistics.median(times[1:])
-
-
-def settle(device: torch.device) -> None:
-    """Wait until a GPU has done what it was told."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
 
 
 def basis_seconds(shapes: Sequence[tuple[int, int]], rank: int, side: str, device: torch.device) -> float:

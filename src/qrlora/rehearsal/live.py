@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import weakref
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import torch
@@ -17,13 +17,12 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
 
 from ..attach import begin
-from ..families import Base
-from ..families.blank import blank_example
 from ..methods import METHODS, Start
 from ..noise import Noising
 from ..training import denoising_loss
 from ..training.loop import NAME, recomputing
 from ..training.optimizers import OPTIMIZERS
+from .task import Task
 
 # A time is drawn on the CPU, so the meta device has no values to look up: of the same shapes, without a table.
 SHAPES_ONLY = Noising(
@@ -97,9 +96,10 @@ def attend(
     return kernel(query, key, value, dropout_p, is_causal, attn_mask=attn_mask, scale=scale)[0]
 
 
-def start_on(base: Base, targets: str, method: str, rank: int) -> list[nn.Parameter]:
+def start_on(task: Task) -> list[nn.Parameter]:
     """A method's start on a base that is on the meta device; the factors that learn."""
-    return begin(base.model, {n: _start(w, method, rank) for n, w in base.weights(targets)}, NAME)
+    starts = {n: _start(w, task.config.method, task.rank) for n, w in task.base.weights(task.targets)}
+    return begin(task.base.model, starts, NAME)
 
 
 def _start(weight: Tensor, method: str, rank: int) -> Start:
@@ -111,18 +111,17 @@ def _start(weight: Tensor, method: str, rank: int) -> Start:
     return Start(start.A.to("meta"), start.B.to("meta"), start.learns, mask, start.subtract_start)
 
 
-def step_bytes(base: Base, parameters: list[nn.Parameter], words: int, settings: Mapping[str, Any]) -> int:
+def step_bytes(task: Task, parameters: list[nn.Parameter], recomputed: bool) -> int:
     """Most bytes alive at once in an update beyond model and adapter: activations, gradients, Adam's two moments.
 
-    Args:   base: on the meta device, with a start on it whose learning factors are `parameters`.
-            settings: resolution, batch_size, gradient_checkpointing.
+    Args:   task: its base on the meta device, with a start on it whose learning factors are `parameters`.
+            recomputed: activations are computed again in the backward pass, whatever the task's settings say.
     """
-    side = settings["resolution"]
-    clean, condition = blank_example(base, side, words, settings["batch_size"], "meta")
+    base = task.base
+    clean, condition = task.example(task.batch_size, "meta")
     known = [*base.model.parameters(), *base.model.buffers(), clean, *condition.tensors.values()]
-    optimizer = OPTIMIZERS["adam"](parameters, 1e-4)
-    recomputed = recomputing(base.model, settings["gradient_checkpointing"])
-    with recomputed, torch.device("meta"), flash(), Live(known) as live:
+    optimizer = OPTIMIZERS[task.config.optimizer](parameters, 1e-4)
+    with recomputing(base.model, recomputed), torch.device("meta"), flash(), Live(known) as live:
         for parameter in parameters:  # an update of nothing: from the second on, the moments are there
             parameter.grad = torch.zeros_like(parameter)
         optimizer.step()

@@ -73,7 +73,7 @@ def train(
     if base is None:
         base = open_base(config.base, config.device, config.dtype, config.quantize, config.offload)
     config = config.filled(base.defaults)
-    _check_against(base, config, processes)
+    check_against(base, config, processes)
 
     stage("reading the picture", 0.0)
     assert config.resolution is not None
@@ -202,7 +202,7 @@ def _check(config: TrainConfig, on_preview: Any) -> None:
     load_picture(config.image, MIN_SIDE)
 
 
-def _check_against(base: Base, config: TrainConfig, processes: Processes) -> None:
+def check_against(base: Base, config: TrainConfig, processes: Processes) -> None:
     """Refuse what a base cannot do before anything long begins.
 
     Raises: ValueError: a noising it does not have; a resolution that does not fit; a rank above the smaller side of a

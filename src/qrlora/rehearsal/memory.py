@@ -1,0 +1,66 @@
+"""How much memory a device has free, and the most that a piece of work takes.
+
+Of a GPU: what torch has allocated on it, exactly. Else: the bytes of this process that are in RAM, looked at every
+PAUSE seconds; the pages of libraries that come into use are among them.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import sys
+import threading
+from collections.abc import Callable, Iterator
+
+import psutil
+import torch
+
+PAUSE = 0.005
+"""Seconds between two looks."""
+
+
+def free(device: torch.device) -> int:
+    """Bytes that a device has left for us; of RAM, what can be had without swapping."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    return psutil.virtual_memory().available
+
+
+def in_use(device: torch.device) -> int:
+    """Bytes that this process uses on a device."""
+    return torch.cuda.memory_allocated(device) if device.type == "cuda" else psutil.Process().memory_info().rss
+
+
+def give_back() -> None:
+    """Have glibc return freed memory to the system; it keeps some, which would hide or imitate what comes next."""
+    if sys.platform == "linux" and hasattr(libc := ctypes.CDLL(None), "malloc_trim"):
+        libc.malloc_trim(0)
+
+
+@contextlib.contextmanager
+def watched(device: torch.device) -> Iterator[Callable[[], int]]:
+    """Yields a function that says the most bytes in use at once since the `with` began."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+        yield lambda: torch.cuda.max_memory_allocated(device)
+        return
+    give_back()
+    most, over = [in_use(device)], threading.Event()
+
+    def look() -> None:
+        while not over.wait(PAUSE):
+            most[0] = max(most[0], in_use(device))
+
+    watcher = threading.Thread(target=look, daemon=True)
+    watcher.start()
+    try:
+        yield lambda: max(most[0], in_use(device))
+    finally:
+        over.set()
+        watcher.join()
+
+
+def settle(device: torch.device) -> None:
+    """Wait until a GPU has done what it was told."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)

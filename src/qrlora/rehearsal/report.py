@@ -1,0 +1,80 @@
+"""What a rehearsal finds, and which graphics card is enough for it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Literal
+
+from .task import Stage
+
+How = Literal["whole", "blocks", "count"]
+"""The whole model for real; one block of each kind for real, the rest extrapolated; nothing is run."""
+CARDS = (12, 16, 24, 48, 80)
+"""Memory of graphics cards, GB."""
+RESERVED = 1.0e9
+"""Bytes that a driver's context, the allocator's gaps and work space are taken to need: an assumption."""
+MARGIN = 1.1
+"""Times an update's count: on pico bases a real update took up to 1.06 of it (tests/test_rehearsal.py)."""
+
+
+@dataclass(frozen=True)
+class Report:
+    """What a rehearsal found. Bytes and seconds."""
+
+    base: str
+    family: str
+    method: str
+    rank: int
+    targets: str
+    resolution: int
+    """Pixels."""
+    batch_size: int
+    """Noisy copies of the picture in an update."""
+    dtype: str
+    quantize: str
+    gradient_checkpointing: bool
+    device: str
+    free: int
+    """Bytes that the device had left before anything was run."""
+    parameters: int
+    """Of the trainable part."""
+    layers: int
+    """That an adapter sits on."""
+    trained: Mapping[str, int]
+    """{method: numbers that learn}."""
+    files: Mapping[str, int]
+    """{"full", "compact": bytes in bfloat16}."""
+    weights: Mapping[str, int]
+    """{dtype or quantisation: bytes of the trainable part}."""
+    spare: Mapping[str, int]
+    """{text encoder or VAE: bytes}; they wait in the CPU's memory while an adapter learns."""
+    adapter: Mapping[str, int]
+    """{method: bytes of A and B in float32}."""
+    step: Mapping[str, Mapping[str, int]]
+    """{method: {"kept", "recomputed": most bytes of activations, gradients and moments in an update}}, where
+    activations are kept or recomputed (gradient_checkpointing)."""
+    how: How = "count"
+    """What was run."""
+    why: str = ""
+    """Why not the whole model, if that was left open."""
+    stages: Mapping[str, Mapping[str, Stage]] = field(default_factory=dict)
+    """{method: {"basis", "update", "merge", "denoising step": what it took}}: measured where `how` is "whole",
+    extrapolated and without memory where it is "blocks"."""
+
+    def counted(self, weights: str, activations: str, method: str) -> int:
+        """Bytes of model, adapter and an update."""
+        return self.weights[weights] + self.adapter[method] + self.step[method][activations]
+
+    @property
+    def chosen(self) -> tuple[str, str]:
+        """(weights, activations) of the settings that were rehearsed."""
+        return self.quantize or self.dtype, "recomputed" if self.gradient_checkpointing else "kept"
+
+    def need(self, weights: str, activations: str, method: str) -> float:
+        """Bytes of a training: model, adapter, update with MARGIN, and what is RESERVED."""
+        return self.counted(weights, activations, method) + (MARGIN - 1) * self.step[method][activations] + RESERVED
+
+    def fits(self, weights: str, activations: str, method: str) -> int | None:
+        """The smallest of CARDS, in GB, that is large enough; None: none of them."""
+        return next((card for card in CARDS if self.need(weights, activations, method) <= card * 1e9), None)

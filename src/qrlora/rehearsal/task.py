@@ -1,0 +1,57 @@
+"""What is rehearsed, and what is found of each stage of it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..config import TrainConfig
+from ..families import Base
+from ..families.blank import blank_example
+from ..families.record import Tokens
+
+
+@dataclass(frozen=True)
+class Task:
+    """A training's settings, and its base without weights."""
+
+    base: Base
+    tokens: Tokens
+    config: TrainConfig
+    """Without None. Its picture and output are not read."""
+
+    @property
+    def rank(self) -> int:
+        assert self.config.rank is not None
+        return self.config.rank
+
+    @property
+    def targets(self) -> str:
+        assert self.config.targets is not None
+        return self.config.targets
+
+    @property
+    def batch_size(self) -> int:
+        assert self.config.batch_size is not None
+        return self.config.batch_size
+
+    def of(self, method: str) -> Task:
+        """The same with another method: rank, layers and all else stay."""
+        return replace(self, config=replace(self.config, method=method))
+
+    def example(self, rows: int, device: torch.device | str) -> tuple[Tensor, Any]:
+        """As `blank_example`, at the resolution that is learnt."""
+        assert self.config.resolution is not None
+        return blank_example(self.base, self.config.resolution, self.tokens, rows, device)
+
+
+@dataclass(frozen=True)
+class Stage:
+    """What one stage takes."""
+
+    seconds: float
+    peak: int | None = None
+    """Most bytes in use at once, beyond those before the model was there; None: not measured."""

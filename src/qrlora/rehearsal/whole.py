@@ -1,0 +1,144 @@
+"""The whole model with random weights, for real: basis, updates, merge and a denoising step by the code that trains.
+
+Random latents and conditions of the right shapes stand in for what text encoders and VAE would give; those are not
+built. Of a random model nothing can be learnt: only its times and memory mean something.
+"""
+
+from __future__ import annotations
+
+import time as clock
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from .. import merging
+from ..adapter import Adapter, Header
+from ..attach import begin, detach, lift, worn
+from ..basis import Basis, compute_basis
+from ..data import Example
+from ..families.blank import materialise, materialise_quantised
+from ..methods import METHODS
+from ..training.loop import NAME, drawing, recomputing
+from ..training.optimizers import OPTIMIZERS
+from ..training.processes import Processes
+from .blocks import seconds
+from .memory import give_back, in_use, settle, watched
+from .task import Stage, Task
+
+
+@dataclass(frozen=True)
+class Bench:
+    """Where and how often things are measured."""
+
+    device: torch.device
+    repeats: int
+    """Runs whose median counts, after one that warms up."""
+    before: int
+    """Bytes in use before the model was there."""
+    tell: Callable[[str, float], Any]
+    """(what, share done 0..1)."""
+
+    def once(self, work: Callable[[], Any]) -> tuple[Any, Stage]:
+        """What a piece of work returns, and what it took."""
+        with watched(self.device) as peak:
+            begun = clock.perf_counter()
+            result = work()
+            settle(self.device)
+            return result, Stage(clock.perf_counter() - begun, peak() - self.before)
+
+    def often(self, work: Callable[[], Any]) -> Stage:
+        """What one of `repeats` runs took, and the peak of all."""
+        with watched(self.device) as peak:
+            took = seconds(work, self.device, self.repeats)
+            return Stage(took, peak() - self.before)
+
+
+def run(
+    task: Task, methods: list[str], device: torch.device, repeats: int, tell: Callable[[str, float], Any]
+) -> dict[str, dict[str, Stage]]:
+    """{method: {stage: what it took}}; the base of the task is on the device afterwards.
+
+    Args:    task: its base on the meta device, without adapters.  repeats: timed updates and denoising steps.
+             tell: (what, share done 0..1).
+    Raises:  ValueError: a rank that does not fit, NaN or infinity in what was learnt.
+    """
+    give_back()
+    bench = Bench(device, repeats, in_use(device), tell)
+    tell("filling the whole model with random numbers", 0.0)
+    if task.config.quantize:
+        materialise_quantised(task.base, task.config.quantize, device)
+    else:
+        materialise(task.base.model, device)
+    bases = {side: bench.once(lambda s=side: _basis(task, s, tell)) for side in sides_of(methods)}
+    found = {}
+    for method in methods:
+        side = METHODS[method].side
+        basis, spent = bases[side] if side else (None, None)
+        found[method] = {**({"basis": spent} if spent else {}), **_learning(task.of(method), basis, bench)}
+    return found
+
+
+def sides_of(methods: list[str]) -> list[str]:
+    """The sides whose leading directions methods start from, each once."""
+    return list(dict.fromkeys(side for method in methods if (side := METHODS[method].side)))
+
+
+def _basis(task: Task, side: str, tell: Callable[[str, float], Any]) -> Basis:
+    weights = task.base.weights(task.targets)
+    done: list[str] = []
+
+    def count(layer: str) -> None:
+        done.append(layer)
+        tell("finding the leading directions", len(done) / len(weights))
+
+    return compute_basis(weights, task.rank, side, count)
+
+
+def _learning(task: Task, basis: Basis | None, bench: Bench) -> dict[str, Stage]:
+    """Updates, a merge, and a denoising step with what was merged; the model is left without adapter."""
+    model, method = task.base.model, METHODS[task.config.method]
+    generator = torch.Generator().manual_seed(task.config.seed)
+    directions: Any = basis.Q if basis else {}
+    weights = task.base.weights(task.targets)
+    starts = {layer: method.start(w, directions.get(layer), task.rank, generator) for layer, w in weights}
+    parameters = begin(model, starts, NAME)
+    update = _updates(task, parameters, generator, bench)
+    adapter = lift(model, NAME, Header(family=task.base.family.name, method=method.name, rank=task.rank))
+    detach(model, NAME)
+    bench.tell(f"{method.name}: merging", 0.0)
+    pair, rule = [adapter, adapter.scaled(0.5)], "sum" if method.frozen else "stack"
+    merged, merge = bench.once(lambda: merging.merge(pair, [1.0, 1.0], rule))
+    return {"update": update, "merge": Stage(merge.seconds), "denoising step": _denoising(task, merged, bench)}
+
+
+def _updates(task: Task, parameters: list[nn.Parameter], generator: torch.Generator, bench: Bench) -> Stage:
+    """Of an update as training makes them, on random latents and a random condition."""
+    config, done = task.config, 0
+    assert config.learning_rate is not None
+    draw = drawing(config, task.base, Example(*task.example(1, bench.device)), generator, Processes())
+    optimizer = OPTIMIZERS[config.optimizer](parameters, config.learning_rate)
+
+    def update() -> None:
+        nonlocal done
+        bench.tell(f"{config.method}: update {done} of {bench.repeats}, after one that warms up", 0.0)
+        draw().backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        done += 1
+
+    with recomputing(task.base.model, config.gradient_checkpointing):
+        return bench.often(update)
+
+
+def _denoising(task: Task, adapter: Adapter, bench: Bench) -> Stage:
+    """Of the model's answer as sampling asks for it, for one picture, with an adapter on it."""
+    base = task.base
+    rows = base.family.rows_drawn(base.pipe, base.defaults.guidance)
+    latents, condition = task.example(rows, bench.device)
+    time = base.noising.sample_time(rows, torch.Generator().manual_seed(task.config.seed)).to(bench.device)
+    bench.tell(f"{task.config.method}: denoising", 0.0)
+    with torch.no_grad(), worn(base.model, [(adapter, 1.0)]):
+        return bench.often(lambda: base.family.predict(base.model, latents, time, condition))
