@@ -90,6 +90,7 @@ def against_svd(shape: tuple[int, int], kind: str, device: str, quick: bool) -> 
     goal = {} if shape not in GOALS else {"full SVD + QR": f"{GOALS[shape][kind != 'trained']}x"}
     row = compare(f"{shape[0]}x{shape[1]} {kind}", ways, 1 if W.numel() > 2e6 else 3, goal, warm=False)
     share = energy(W, found["ours"]) / energy(W, found["svd"])
+    print(f"{row.name}: {row.ratio('full SVD + QR'):.1f}x, energy {share:.6f}", flush=True)
     return Row(row.name, row.measured, row.goals, {"energy": f"{share:.6f}", "floor": floor(W)})
 
 
