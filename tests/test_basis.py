@@ -5,6 +5,7 @@ import torch
 
 from qrlora.basis import (
     Basis,
+    Weights,
     cache_folder,
     cached_basis,
     compute_basis,
@@ -12,6 +13,7 @@ from qrlora.basis import (
     load_basis,
     same_base,
     save_basis,
+    weights_key,
 )
 from qrlora.linalg import leading_subspace
 
@@ -88,7 +90,7 @@ def test_another_weight_rank_or_side_is_another_basis():
 
 def test_a_damaged_cache_is_computed_again_with_one_warning():
     basis = cached_basis(some_weights(), 4)
-    path = cache_folder() / f"{basis.digest}.safetensors"
+    (path,) = cache_folder().glob("*.safetensors")
     whole = path.read_bytes()
     for damage in (whole[:-3], whole[:-1] + bytes([whole[-1] ^ 1]), b""):
         path.write_bytes(damage)
@@ -98,6 +100,58 @@ def test_a_damaged_cache_is_computed_again_with_one_warning():
     path.unlink()
     with pytest.warns(UserWarning, match="computed again"):
         cached_basis(some_weights(), 4)
+
+
+def test_a_damaged_record_is_written_anew_with_one_warning():
+    digest = cached_basis(some_weights(), 4).digest
+    (record,) = cache_folder().glob("*.json")
+    record.write_text("{")
+    with pytest.warns(UserWarning, match="computed again") as caught:
+        assert cached_basis(some_weights(), 4).digest == digest
+    assert len(caught) == 1 and cached_basis(some_weights(), 4).digest == digest
+
+
+def test_a_smaller_rank_is_read_from_a_larger_one_and_is_the_one_that_would_be_computed():
+    """Whatever was asked first: the digest of a rank does not depend on it."""
+    seen = []
+    large = cached_basis(some_weights(), 8, progress=seen.append)
+    small = cached_basis(some_weights(), 3, progress=seen.append)
+    assert len(seen) == 3 and small.rank == 3
+    assert all(torch.equal(small.Q[layer], Q[:, :3]) for layer, Q in large.Q.items())
+    assert small.digest == compute_basis(some_weights(), 3).digest == load_basis(small.digest).digest
+    assert cached_basis(some_weights(), 3).digest == Basis(small.Q, 3, "input").digest
+    with pytest.raises(ValueError, match=r"blocks.0.to_q: rank must lie in 1\.\.10.* got 11"):
+        cached_basis(some_weights(), 11)
+
+
+def test_a_rank_above_what_is_kept_is_computed_and_kept_beside_it():
+    weights = [("a", torch.randn(100, 100, generator=torch.Generator().manual_seed(0)))]
+    seen = []
+    digests = [cached_basis(weights, rank, progress=seen.append).digest for rank in (64, 65, 64, 100)]
+    assert len(seen) == 2 and digests[0] == digests[2] == compute_basis(weights, 64).digest
+    assert cached_basis(weights, 65, progress=seen.append).digest == compute_basis(weights, 65).digest
+
+
+def test_a_known_base_is_told_by_its_samples_alone_and_any_spread_change_is_another():
+    """A fine-tune in 16 bits that moves one entry in a thousand, a block of one row in sixty-four, another dtype."""
+    weight = torch.randn(256, 256, generator=torch.Generator().manual_seed(0)).half()
+    sparse, rows = weight.clone(), weight.clone()
+    sparse.view(torch.int16)[torch.rand(256, 256, generator=torch.Generator().manual_seed(1)) < 1e-3] ^= 1
+    rows[37:41] *= 1.01
+    changed = [weight, sparse, rows, weight.float(), weight.T.contiguous()]
+    keys = [weights_key([("a", x)], "input") for x in changed] + [weights_key([("a", weight)], "output")]
+    assert len(set(keys)) == 6 and weights_key([("b", weight)], "input") not in keys
+    assert weights_key([("a", weight.T.contiguous().T)], "input") == keys[0]
+
+
+def test_a_fingerprint_reads_only_the_layers_that_it_names():
+    layers, read = dict(some_weights(count=60)), []
+
+    def one(layer):
+        read.append(layer)
+        return layers[layer]
+
+    assert fingerprint(Weights(list(layers), one)) == fingerprint(layers.items()) and len(read) == 16
 
 
 def test_a_basis_is_found_by_its_digest_alone():

@@ -5,7 +5,16 @@ import math
 import pytest
 import torch
 
-from qrlora.linalg import coordinates, inner, is_finite, leading_subspace, principal_angles, recompress
+from qrlora.linalg import (
+    all_directions,
+    coordinates,
+    inner,
+    is_finite,
+    lanczos,
+    leading_subspace,
+    principal_angles,
+    recompress,
+)
 
 
 def exact_subspace(weight, rank, side):
@@ -45,6 +54,58 @@ def test_a_weight_of_low_rank_still_gives_orthonormal_directions():
         for matrix in (weight, torch.zeros(50, 30)):
             q = leading_subspace(matrix, 6, side)
             torch.testing.assert_close(q.T @ q, torch.eye(6), atol=1e-6, rtol=0)
+
+
+SIZE = 800
+"""Above WORTHWHILE lots, so that the fast way is taken."""
+
+
+NOISE = torch.randn(SIZE, SIZE, generator=torch.Generator().manual_seed(0))
+SPECTRA = {
+    "power law over a bulk": lambda: NOISE @ NOISE.T @ NOISE * 1e-4 + NOISE,
+    "Gaussian": lambda: NOISE,
+    "half precision": lambda: NOISE.bfloat16(),
+    "huge": lambda: NOISE * 1e30,
+    "minute": lambda: NOISE * 1e-30,
+    "forty of each": lambda: torch.kron(torch.eye(40), NOISE[:20, :20]),
+    "all equal": lambda: torch.linalg.qr(NOISE).Q,
+    "the identity": lambda: torch.eye(SIZE),
+    "rank 70": lambda: NOISE[:, :70] @ NOISE[:70],
+    "rank 1": lambda: torch.ones(SIZE, SIZE),
+    "zero": lambda: torch.zeros(SIZE, SIZE),
+}
+"""Weights whose top singular values fall, or lie close, or are all equal, or end, or do not exist."""
+
+
+@pytest.mark.parametrize("kind", SPECTRA)
+def test_the_fast_way_keeps_the_energy_of_the_best_subspace_whatever_the_spectrum(kind):
+    """Energy against singular values in float64; orthonormal columns to float32 rounding; twice the same bits."""
+    weight = SPECTRA[kind]()
+    q = leading_subspace(weight, 64)
+    best = torch.linalg.svdvals(weight.double())[:64].square().sum()
+    kept = (weight.double() @ q.double()).square().sum()
+    assert kept >= 0.9999 * best
+    torch.testing.assert_close(q.T @ q, torch.eye(64), atol=2e-6, rtol=0)
+    assert torch.equal(q, leading_subspace(weight, 64))
+    assert torch.equal(q[:, :16], leading_subspace(weight, 16))
+
+
+@pytest.mark.parametrize(("shape", "side"), [((SIZE, 900), "input"), ((900, SIZE), "output"), ((SIZE, 900), "output")])
+def test_the_fast_way_finds_the_span_of_the_exact_one_on_either_side(shape, side):
+    weight = torch.randn(*shape, generator=torch.Generator().manual_seed(0))
+    cosines = principal_angles(leading_subspace(weight, 64, side), leading_subspace(weight, 64, side, exact=True))
+    assert cosines.square().mean() > 0.999
+    torch.testing.assert_close(
+        principal_angles(leading_subspace(weight, 64, side, exact=True).double(), exact_subspace(weight, 64, side)),
+        torch.ones(64).double(), atol=1e-6, rtol=0,
+    )  # fmt: skip
+
+
+def test_lanczos_itself_converges_to_its_reference_or_says_that_it_did_not():
+    found = lanczos(NOISE / NOISE.abs().max(), 64)
+    assert found is not None
+    assert principal_angles(found, all_directions(NOISE)[:, :64].float()).square().mean() > 0.999
+    assert lanczos(NOISE[:200, :200] / NOISE.abs().max(), 64) is None
 
 
 def test_another_dtype_of_the_base_turns_directions_but_hardly_their_span():

@@ -2,12 +2,13 @@
 
 Letters: o outputs, i inputs, r rank.
 
-The cache holds <digest>.safetensors, one file per basis, and <key>.txt, which names the digest of
-the basis of those weights. Set QRLORA_CACHE to move it.
+The cache holds <digest>.safetensors, one file per basis, and <key>.json, which names the bases of the weights that
+have that key. Set QRLORA_CACHE to move it.
 """
 
 import errno
 import hashlib
+import json
 import os
 import warnings
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
@@ -16,12 +17,17 @@ from functools import cached_property
 from pathlib import Path
 
 import platformdirs
+import torch
 from torch import Tensor
 
-from .linalg import leading_subspace
+from .linalg import leading_subspace, lots
 from .storage import atomic, raw_bytes, read, write
 
 FINGERPRINT_LAYERS = 16
+WAY = "block Lanczos 1"
+"""How directions are found: another way finds others, and must not take these for its own."""
+SAMPLED_RUNS = 64
+"""A weight's key reads so many runs of so many entries, evenly spread over its memory."""
 SAME_BASE_TOLERANCE = 0.01
 
 
@@ -75,23 +81,26 @@ def compute_basis(
     rank: int,
     side: str = "input",
     progress: Callable[[str], None] | None = None,
+    spare: bool = False,
 ) -> Basis:
     """Leading subspace of every weight.
 
     Args:    weights (layer, (o, i)); progress is called with a layer's name after it is done.
+             spare: keep all directions of a lot, which cost nothing: `truncate` gives any smaller rank.
     Raises:  ValueError, naming the layer: rank above the layer's size, NaN or infinity; no layers.
     """
     directions = {}
     for layer, weight in weights:
+        count = min(lots(rank), *weight.shape) if spare and 1 <= rank <= min(weight.shape) else rank
         try:
-            directions[layer] = leading_subspace(weight, rank, side).cpu()
+            directions[layer] = leading_subspace(weight, count, side).cpu()
         except ValueError as error:
             raise ValueError(f"{layer}: {error}") from error
         if progress:
             progress(layer)
     if not directions:
         raise ValueError("a basis needs at least one layer, got none")
-    return Basis(directions, rank, side)
+    return Basis(directions, max(Q.shape[1] for Q in directions.values()), side)
 
 
 def cached_basis(
@@ -100,23 +109,44 @@ def cached_basis(
     side: str = "input",
     progress: Callable[[str], None] | None = None,
 ) -> Basis:
-    """compute_basis, from disk where these very weights were seen before.
+    """compute_basis, from disk where these weights were seen before, at this rank or a higher one.
 
-    Weights are read twice, one at a time. A cached file that is damaged is computed again, with one line of warning.
+    What is kept has whole lots of directions (linalg.LOT): a smaller rank is its beginning, at the price of reading it.
+    Weights are read one at a time, twice where the basis is new; where it is known, only the samples of `weights_key`.
+    A cached file that is damaged is computed again, with one line of warning.
 
     Raises: ValueError: see compute_basis.  OSError: the cache cannot be written.
     """
-    key = cache_folder() / f"{_hash(f'{side} {rank}', weights)}.txt"
-    if key.is_file():
+    record = cache_folder() / f"{weights_key(weights, side)}.json"
+    known = _known(record)
+    if entry := known.get(str(min((int(held) for held in known if int(held) >= rank), default=0))):
         try:
-            return load_basis(key.read_text())
-        except (OSError, ValueError) as error:
+            return _at_rank(_checked(entry), rank, entry, known, record)
+        except _Damaged as error:
             warnings.warn(f"the cached basis is damaged and computed again: {error}", stacklevel=2)
-    basis = compute_basis(weights, rank, side, progress)
+    basis = compute_basis(weights, rank, side, progress, spare=True)
     save_basis(basis, replace=True)
-    with atomic(key) as file:
-        file.write(basis.digest.encode())
-    return basis
+    entry = known[str(lots(rank))] = {"file": basis.digest, "checksum": _checksum(basis), "digests": {}}
+    return _at_rank(basis, rank, entry, known, record)
+
+
+def weights_key(weights: Iterable[tuple[str, Tensor]], side: str) -> str:
+    """What weights are known by in the cache (hex): names, dtypes, shapes, and 64 runs of 64 entries of each.
+
+    Reading all of a base to find its basis would take longer than finding it. A change that training, merging or
+    pruning makes is spread over a weight's entries, and one that fills a 64th of a weight without gaps meets a run.
+    An edit so small that all runs of all layers miss it gets the old directions: orthonormal still, theirs to
+    train on, and differing from its own as little as the weights do.
+    """
+    state = hashlib.sha256(f"{side} {WAY}".encode())
+    for layer, weight in weights:
+        state.update(f"{layer} {weight.dtype} {tuple(weight.shape)}".encode())
+        entries = weight.detach().reshape(-1)
+        if len(entries) > SAMPLED_RUNS**2:
+            between = (len(entries) - SAMPLED_RUNS) // (SAMPLED_RUNS - 1)
+            entries = entries.as_strided((SAMPLED_RUNS, SAMPLED_RUNS), (between, 1))
+        state.update(raw_bytes(entries))
+    return state.hexdigest()
 
 
 def save_basis(basis: Basis, replace: bool = False) -> Path:
@@ -131,17 +161,18 @@ def save_basis(basis: Basis, replace: bool = False) -> Path:
 
 
 def load_basis(digest: str) -> Basis:
-    """The basis of that digest from the cache, verified.
+    """The basis of that digest from the cache, verified: a file of its own, or the beginning of one of a higher rank.
 
     Raises: OSError: not in the cache.  ValueError: its content is not what its name says.
     """
-    path = cache_folder() / f"{digest}.safetensors"
-    if not path.is_file():
-        raise FileNotFoundError(errno.ENOENT, "no such basis in the cache", str(path))
-    directions, metadata = read(path)
-    basis = Basis(directions, int(metadata.get("rank", "0")), metadata.get("side", ""))
+    kept, rank = digest, 0
+    if not (cache_folder() / f"{digest}.safetensors").is_file():  # perhaps the beginning of one that is
+        for entry in (entry for record in cache_folder().glob("*.json") for entry in _known(record).values()):
+            ranks = [int(rank) for rank, known in entry["digests"].items() if known == digest]
+            kept, rank = (entry["file"], ranks[0]) if ranks else (kept, rank)
+    basis = _read(kept).truncate(rank) if rank else _read(digest)
     if basis.digest != digest:
-        raise ValueError(f"{path}: the content does not match the digest in its name")
+        raise ValueError(f"{digest}.safetensors: the content does not match the digest in its name")
     return basis
 
 
@@ -159,6 +190,9 @@ def fingerprint(weights: Iterable[tuple[str, Tensor]]) -> dict[str, float]:
     Raises: ValueError, naming the layer: NaN or infinity.
     """
     lowest: list[tuple[bytes, str, float]] = []
+    if isinstance(weights, Weights):  # the others need not be read
+        chosen = sorted(weights.layers, key=lambda layer: hashlib.sha256(layer.encode()).digest())
+        weights = Weights(chosen[:FINGERPRINT_LAYERS], weights.read)
     for layer, weight in weights:  # one at a time: some are read from disk
         place = hashlib.sha256(layer.encode()).digest()
         if len(lowest) < FINGERPRINT_LAYERS or place < lowest[-1][0]:
@@ -188,3 +222,62 @@ def _hash(title: str, tensors: Iterable[tuple[str, Tensor]]) -> str:
         state.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
         state.update(raw_bytes(tensor))
     return state.hexdigest()
+
+
+class _Damaged(ValueError):
+    """A file of the cache is not what was written."""
+
+
+def _known(record: Path) -> dict[str, dict]:
+    """{directions held: {"file": digest of the basis kept, "checksum", "digests": {rank: digest}}} of some weights."""
+    try:
+        return json.loads(record.read_text()) if record.is_file() else {}
+    except ValueError as error:
+        warnings.warn(f"the cached basis is damaged and computed again: {record}: {error}", stacklevel=3)
+        return {}
+
+
+def _checked(entry: Mapping[str, str]) -> Basis:
+    """The basis that an entry names. Raises _Damaged: missing, or not what was written."""
+    try:
+        basis = _read(entry["file"])
+        if _checksum(basis) != entry["checksum"]:
+            raise ValueError(f"{entry['file']}.safetensors does not have its checksum")
+    except (OSError, ValueError) as error:
+        raise _Damaged(str(error)) from error
+    basis.__dict__["digest"] = entry["file"]  # as the cached property would; the checksum vouches for it
+    return basis
+
+
+def _at_rank(basis: Basis, rank: int, entry: dict, known: Mapping, record: Path) -> Basis:
+    """The beginning of a kept basis. Its digest stands in the record, or is computed once and written there.
+
+    Raises: ValueError, naming the layer: rank above the layer's size.
+    """
+    for layer, Q in basis.Q.items():
+        if rank > Q.shape[1]:
+            raise ValueError(f"{layer}: rank must lie in 1..{Q.shape[1]}, got {rank}")
+    found = basis if rank == basis.rank else basis.truncate(rank)
+    if str(rank) in entry["digests"]:
+        found.__dict__["digest"] = entry["digests"][str(rank)]
+    else:
+        entry["digests"][str(rank)] = found.digest
+        with atomic(record) as file:
+            file.write(json.dumps(known).encode())
+    return found
+
+
+def _read(digest: str) -> Basis:
+    """What the file of that digest holds, unverified. Raises as `read`, and OSError: not in the cache."""
+    path = cache_folder() / f"{digest}.safetensors"
+    if not path.is_file():
+        raise FileNotFoundError(errno.ENOENT, "no such basis in the cache", str(path))
+    directions, metadata = read(path)
+    return Basis(directions, int(metadata.get("rank", "0")), metadata.get("side", ""))
+
+
+def _checksum(basis: Basis) -> str:
+    """SHA-256 (hex) of the sum of each row's bits, which any one bit changes: tells damage, several times as fast as a
+    digest."""
+    bits = {x: Q.contiguous().view(torch.int32 if Q.shape[1] % 2 else torch.int64) for x, Q in basis.Q.items()}
+    return _hash(basis.side, sorted((layer, x.sum(1)) for layer, x in bits.items()))  # int64, modulo 2^64
