@@ -26,6 +26,9 @@ TRAINING_GUIDANCE = 3.5
 ATTENTION = ("attn.to_q", "attn.to_k", "attn.to_v", "attn.to_out.0")
 ATTENTION += ("attn.add_q_proj", "attn.add_k_proj", "attn.add_v_proj", "attn.to_add_out")
 FEED_FORWARD = ("ff.net.0.proj", "ff.net.2", "ff_context.net.0.proj", "ff_context.net.2")
+WORDS = ATTENTION[4:] + FEED_FORWARD[2:] + ("context_embedder",)
+PICTURE = ATTENTION[:4] + FEED_FORWARD[:2] + ("proj_mlp", "proj_out", "norm1.linear", "norm.linear")
+PICTURE += tuple(f"{told}_embedder.linear_{k}" for told in ("timestep", "text") for k in (1, 2))
 
 
 def distilled(pipe: Any) -> bool:
@@ -126,7 +129,8 @@ FLUX = Family(
     checkpoint_keys=("double_blocks.0.img_attn.norm.key_norm.scale", "vector_in.in_layer.weight"),
     # Table 3 of the paper, 342 layers: the eight names of attention (266, in both kinds of block) and the feed-forward
     # layers of the blocks with two streams.
-    targets={"attention-ff": ATTENTION + FEED_FORWARD, "attention": ATTENTION},
+    # "words" and "picture" are ours: what reads the prompt, for a content, and what paints, for a style (docs/log.md).
+    targets={"attention-ff": ATTENTION + FEED_FORWARD, "attention": ATTENTION, "words": WORDS, "picture": PICTURE},
     defaults=FamilyDefaults(targets="attention-ff", sample_steps=28, guidance=3.5),
     text_parts={"text_encoder": "text_encoders.clip_l.", "text_encoder_2": "text_encoders.t5xxl."},
     encode_prompt=encode_prompt,

@@ -16,9 +16,12 @@ from .stock import draw, encode_image, negative, text_length
 T5_LENGTH = 256
 """Tokens of T5, or zeros in their place, beside CLIP's 77: the pipeline's own choice."""
 
-PICTURE = ("attn.to_q", "attn.to_k", "attn.to_v", "attn.to_out.0")
-WORDS = ("attn.add_q_proj", "attn.add_k_proj", "attn.add_v_proj", "attn.to_add_out")
-SECOND = ("attn2.to_q", "attn2.to_k", "attn2.to_v", "attn2.to_out.0")
+ON_PICTURE = ("attn.to_q", "attn.to_k", "attn.to_v", "attn.to_out.0")
+ON_WORDS = ("attn.add_q_proj", "attn.add_k_proj", "attn.add_v_proj", "attn.to_add_out")
+ON_PICTURE_ALONE = ("attn2.to_q", "attn2.to_k", "attn2.to_v", "attn2.to_out.0")
+WORDS = ON_WORDS + ("ff_context.net.0.proj", "ff_context.net.2", "context_embedder")
+PICTURE = ON_PICTURE + ("ff.net.0.proj", "ff.net.2", "proj_out", "norm1.linear")
+PICTURE += tuple(f"{told}_embedder.linear_{k}" for told in ("timestep", "text") for k in (1, 2))
 
 
 def encode_prompt(pipe: Any, prompts: Sequence[str], framing: Framing) -> Condition:
@@ -75,7 +78,13 @@ SD3 = Family(
     # Table 3 of the paper: 191 layers of SD3-medium, with the last add_q_proj, which no answer depends on.
     # SD3.5-medium has a second attention in its first 13 blocks, on the picture alone; the paper and the public
     # trainings leave it out, "attention-dual" (243 layers) takes it in.
-    targets={"attention": PICTURE + WORDS, "attention-dual": PICTURE + WORDS + SECOND},
+    # "words" and "picture" are ours: what reads the prompt, for a content, and what paints, for a style (docs/log.md).
+    targets={
+        "attention": ON_PICTURE + ON_WORDS,
+        "attention-dual": ON_PICTURE + ON_WORDS + ON_PICTURE_ALONE,
+        "words": WORDS,
+        "picture": PICTURE,
+    },
     defaults=FamilyDefaults(targets="attention", times="logit-normal", sample_steps=28, guidance=7.0),
     text_parts={
         "text_encoder": "text_encoders.clip_l.",
