@@ -40,12 +40,18 @@ def attach(model, adapters):
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             inject_adapter_in_model(config, model, name)
-    for name, (adapter, strength) in zip(names, adapters, strict=True):
+    for name, (adapter, _) in zip(names, adapters, strict=True):
         for layer_name, pair in adapter.layers.items():
             layer = model.get_submodule(layer_name)
             _fill(layer, name, pair.A, pair.B)
-            layer.scaling[name] = strength
             layer.set_adapter(names, inference_mode=True)
+    set_strengths(model, [strength for _, strength in adapters])
+
+
+def set_strengths(model, strengths):
+    """One for each adapter that `attach` put on, as set_adapters of diffusers does."""
+    for layer in (module for module in model.modules() if isinstance(module, LoraLayer)):
+        layer.scaling.update({f"plain{k}": strength for k, strength in enumerate(strengths)})
 
 
 def detach(model):

@@ -176,6 +176,14 @@ def test_a_small_difference_of_large_terms_keeps_its_digits_in_bfloat16():
     torch.testing.assert_close(model(x).float(), x.float() @ (change @ start.A).T, rtol=2e-2, atol=1e-4)
 
 
+def test_libraries_find_on_a_layer_what_they_look_for_on_a_linear_one():
+    """SDXL's pipeline reads the inputs of its first embedding layer, T5 a weight's dtype."""
+    model, plain_one = model_of(), model_of()[0]
+    attach(model, adapter(1), "it")
+    assert (model[0].in_features, model[0].out_features) == (plain_one.in_features, plain_one.out_features)
+    assert torch.equal(model[0].weight, plain_one.weight) and torch.equal(model[0].bias, plain_one.bias)
+
+
 @pytest.mark.parametrize("copies", [1, 2])
 @pytest.mark.parametrize("shared", [True, False])
 def test_each_picture_of_a_batch_may_have_its_own_strengths(shared, copies):

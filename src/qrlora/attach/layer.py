@@ -30,6 +30,7 @@ class Layer(nn.Module):
     def __init__(self, base_layer: nn.Linear) -> None:
         super().__init__()
         self.base_layer = base_layer
+        self.in_features, self.out_features = base_layer.in_features, base_layer.out_features
         self.A, self.B = nn.ParameterDict(), nn.ParameterDict()
         self.strengths: dict[str, Strength] = {}
         self.delicate: set[str] = set()
@@ -76,6 +77,8 @@ class Layer(nn.Module):
         frozen = {x: s for x, s in self.strengths.items() if x != self.learning and (isinstance(s, Tensor) or s)}
         terms = [(self.A[name].detach(), self.B[name].detach(), s) for name, s in frozen.items()]
         self.sum_A, self.sum_B, self._scales = _summed(terms) if terms else (None, None, None)
+        if self.sum_A is not None and self.base_layer.weight.dtype == torch.bfloat16 and not self.delicate:
+            self.sum_A, self.sum_B = self.sum_A.bfloat16(), self.sum_B.bfloat16()
         plain = _is_plain(self.base_layer) and self.base_layer.weight.dtype in (torch.float32, torch.float64)
         if self.folds and plain and self.sum_A is not None and self._scales is None and not self.learning:
             weight = self.base_layer.weight
