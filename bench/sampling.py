@@ -14,9 +14,9 @@ from contextlib import ExitStack
 from pathlib import Path
 
 import torch
-from harness import Row, arguments, compare, report, seconds
 from torch import nn
 
+from harness import Row, arguments, compare, report, seconds
 from qrlora.adapter import Adapter, Header, Pair
 from qrlora.attach import attach, worn
 from qrlora.families import Base, Framing, open_base
@@ -66,7 +66,7 @@ def looks(name: str, pictures: int, dtype: str, rounds: int) -> list[Row]:
         laps = {way: [] for way in ways}
         for k in range(rounds + 1):
             for way, work in ways.items():
-                laps[way] += [seconds(work)][: k]  # the first round warms up
+                laps[way] += [seconds(work)][:k]  # the first round warms up
     median = sorted(laps["base"])[rounds // 2]
 
     def extra(way: str) -> Sequence[float]:

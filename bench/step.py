@@ -4,7 +4,7 @@
 
 "Extra" is over the frozen base's own forward and backward pass (its input asks for a gradient, as it does in a step).
 Memory is the most bytes alive at once in an update beyond the weights: activations, gradients, Adam's two moments.
-The three built-in bases with their own settings; then one attention layer of diffusers at the widths of SDXL and FLUX.1.
+The three built-in bases with their own settings; then one attention layer at the widths of SDXL and FLUX.1.
 """
 
 import copy
@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from harness import Row, arguments, report, seconds
 from torch import Tensor, nn
 
+from harness import Row, arguments, report, seconds
 from qrlora.attach import begin
 from qrlora.families import Framing, open_base
 from qrlora.linalg import leading_subspace

@@ -1,4 +1,4 @@
-"""The plain way that the fast one is compared with: the same start, mask and frozen factors on PEFT's own LoRA layers."""
+"""The plain way that the fast one is compared with: the same start, mask and frozen factors on PEFT's LoRA layers."""
 
 import warnings
 

@@ -165,7 +165,7 @@ def _with_layers(model: nn.Module, items: Mapping[str, Any], name: str) -> Itera
         if shape != own:
             raise ValueError(f"{layer}: the adapter is for a weight {shape}, the base's is {own}: another base")
     for layer_name, item in items.items():
-        found = modules[layer_name]
+        found: Any = modules[layer_name]
         layer = found if isinstance(found, Layer) else Layer(found)
         layer.train(found.training)
         yield layer, item

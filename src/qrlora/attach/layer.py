@@ -39,7 +39,7 @@ class Layer(nn.Module):
         """The name whose factors may change at any time; "" for none. All others are frozen and kept summed."""
         self.folds = False
         """Whether the frozen sum is written into the weight, where that changes nothing but the last bit."""
-        self._original: tuple[nn.Parameter, ...] = ()  # a tuple hides it from the module's list of parameters
+        self._original: tuple[Any, ...] = ()  # a tuple hides it from the module's list of parameters
         self._scales: Tensor | None = None
         self.register_buffer("sum_A", None, persistent=False)
         self.register_buffer("sum_B", None, persistent=False)
@@ -76,20 +76,23 @@ class Layer(nn.Module):
         self.unfold()
         frozen = {x: s for x, s in self.strengths.items() if x != self.learning and (isinstance(s, Tensor) or s)}
         terms = [(self.A[name].detach(), self.B[name].detach(), s) for name, s in frozen.items()]
-        self.sum_A, self.sum_B, self._scales = _summed(terms) if terms else (None, None, None)
-        if self.sum_A is not None and self.base_layer.weight.dtype == torch.bfloat16 and not self.delicate:
-            self.sum_A, self.sum_B = self.sum_A.bfloat16(), self.sum_B.bfloat16()
-        plain = _is_plain(self.base_layer) and self.base_layer.weight.dtype in (torch.float32, torch.float64)
-        if self.folds and plain and self.sum_A is not None and self._scales is None and not self.learning:
-            weight = self.base_layer.weight
-            total = torch.addmm(weight.detach(), self.sum_B.to(weight.dtype), self.sum_A.to(weight.dtype))
+        if not terms:
+            self.sum_A = self.sum_B = self._scales = None
+            return
+        sum_A, sum_B, self._scales = _summed(terms)
+        weight: Any = self.base_layer.weight
+        coarse = weight.dtype == torch.bfloat16 and not self.delicate
+        self.sum_A, self.sum_B = (sum_A.bfloat16(), sum_B.bfloat16()) if coarse else (sum_A, sum_B)
+        plain = _is_plain(self.base_layer) and weight.dtype in (torch.float32, torch.float64)
+        if self.folds and plain and self._scales is None and not self.learning:
+            total = torch.addmm(weight.detach(), sum_B.to(weight.dtype), sum_A.to(weight.dtype))
             self._original = (weight,)
             self.base_layer.weight = nn.Parameter(total, requires_grad=False)
 
     def unfold(self) -> None:
         """The base's own weight again, the very tensor: nothing is subtracted."""
         if self._original:
-            (self.base_layer.weight,) = self._original
+            self.base_layer.weight = self._original[0]
             self._original = ()
 
     def forward(self, x: Tensor, *rest: Any, **named: Any) -> Tensor:
@@ -97,8 +100,8 @@ class Layer(nn.Module):
         if not pairs:
             return self.base_layer(x, *rest, **named)
         W, b = self.base_layer.weight, self.base_layer.bias
-        if len(pairs) == 1 and self._fuses(x):
-            A, B, _ = pairs[0]
+        A, B, scales = pairs[0]
+        if len(pairs) == 1 and scales is None and self._fuses(x):
             return Beside.apply(x, W, b, A.to(x.dtype), B.to(x.dtype))  # pyright: ignore[reportReturnType]
         y = self.base_layer(x, *rest, **named)
         return plus(y, x, pairs, torch.float32 if self.delicate or y.dtype == torch.float16 else y.dtype)
@@ -109,16 +112,17 @@ class Layer(nn.Module):
         if self.sum_A is not None and not self._original:
             found.append((self.sum_A, self.sum_B, self._scales))
         if self.learning:
-            strength = self.strengths[self.learning]
-            B = self.B[self.learning]
-            found.append((self.A[self.learning], B if strength == 1 else B * strength, None))
+            strength, A, B = self.strengths[self.learning], self.A[self.learning], self.B[self.learning]
+            if isinstance(strength, Tensor):
+                found.append((A, B, strength[:, None].expand(-1, len(A))))
+            else:
+                found.append((A, B if strength == 1 else B * strength, None))
         return found
 
     def _fuses(self, x: Tensor) -> bool:
         """Whether Beside computes what `plus` does: gradients are wanted, and nothing is special about the layer."""
         return (
             torch.is_grad_enabled()
-            and self._scales is None
             and not (self.delicate and x.dtype != torch.float32)
             and x.dtype != torch.float16
             and x.dtype == self.base_layer.weight.dtype
@@ -149,8 +153,8 @@ def plus(y: Tensor, x: Tensor, pairs: Sequence[tuple[Tensor, Tensor, Tensor | No
 
 
 class Beside(torch.autograd.Function):
-    """x W^T + b + (x A^T) B^T with frozen W and b, in one node: of the rows x it keeps for the backward pass x A^T alone
-    (r numbers each) while A is frozen, and adds to a product's result where it lies.
+    """x W^T + b + (x A^T) B^T with frozen W and b, in one node: while A is frozen it keeps of the rows x, for the
+    backward pass, x A^T alone (r numbers each), and it adds to a product's result where it lies.
 
     With at least as many rows as inputs, W + B A is the cheaper way to add the update, and is formed for the moment,
     in both passes; it loses nothing in float32, so there alone.
@@ -165,6 +169,7 @@ class Beside(torch.autograd.Function):
         if ctx.formed:
             y = functional.linear(x, torch.addmm(W, B, A), b)
         else:
+            assert h is not None
             y = functional.linear(x, W, b)
             y.view(-1, y.shape[-1]).addmm_(h, B.T)
         ctx.save_for_backward(W, A, B, h if B_learns else None, rows if A_learns else None)
@@ -177,17 +182,18 @@ class Beside(torch.autograd.Function):
         x_learns, _, _, A_learns, B_learns = ctx.needs_input_grad
         (gradient,) = gradients
         g = gradient.reshape(-1, gradient.shape[-1])
-        dx = back = None
-        if A_learns or (x_learns and not ctx.formed):
-            back = g @ B
+        dx = dA = None
+        back = g @ B if A_learns or (x_learns and not ctx.formed) else g  # g itself: not used
         if x_learns:
             dx = g @ torch.addmm(W, B, A) if ctx.formed else (g @ W).addmm_(back, A)
             dx = dx.view(*gradient.shape[:-1], -1)
-        return dx, None, None, back.T @ rows if A_learns else None, g.T @ h if B_learns else None
+        if A_learns:
+            dA = back.T @ rows
+        return dx, None, None, dA, g.T @ h if B_learns else None
 
 
 def _summed(terms: Sequence[tuple[Tensor, Tensor, Strength]]) -> tuple[Tensor, Tensor, Tensor | None]:
-    """One pair for sum_k s_k B_k A_k, with the strengths in B: at rank r where all share A, byte for byte, else stacked.
+    """One pair for sum_k s_k B_k A_k, strengths in B: of rank r where all share A, byte for byte, else stacked.
 
     Strengths by picture stay beside the stacked pair.
     Returns: A (R, i), B (o, R), and None or scales (b, R).
@@ -200,7 +206,7 @@ def _summed(terms: Sequence[tuple[Tensor, Tensor, Strength]]) -> tuple[Tensor, T
     for A, B, strength in terms:
         for known, total in distinct:
             if torch.equal(known, A):
-                total.add_(B, alpha=strength)
+                total.add_(B * strength)
                 break
         else:
             distinct.append((A, B * strength))
