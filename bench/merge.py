@@ -4,7 +4,11 @@
 
 Beside `qrlora merge`: PEFT's add_weighted_adapter on the same two files, in its two modes that keep or stack the rank.
 "Error" is |merged - (c + s)| / |c + s| over all layers, c + s being the sum of the two updates; 1 means that the merge
-is off by as much as the whole. Each command is run five times in a fresh process; the median counts.
+is off by as much as the whole. Each command is run five times in a fresh process; the median counts. Memory is the most
+that a merge's process held of its own (mapped files, which the system can drop, aside) beyond `import torch`.
+
+Last, the 280 layers of self-attention against PEFT's one mode that keeps the rank and the sum, "svd". It decomposes
+every layer's dense update, so one layer of each width is timed, times how many there are: extrapolated.
 """
 
 import argparse
@@ -18,8 +22,10 @@ from pathlib import Path
 
 import torch
 
+from harness import compare, report
 from qrlora.adapter import Adapter, Header, Pair
 from qrlora.files import load, save
+from qrlora.merging import merge
 
 RANK = 64
 
@@ -74,12 +80,24 @@ def seconds(command: list[str], repeats: int) -> float:
     return statistics.median(laps)
 
 
+def own_memory(command: list[str]) -> int:
+    """Most bytes that a process held of its own, looked at every millisecond (Linux)."""
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL) as process:
+        most = 0
+        while process.poll() is None:
+            status = Path(f"/proc/{process.pid}/status").read_text()
+            held = [line.split()[1] for line in status.splitlines() if line.startswith("RssAnon")]
+            most = max([most, *(1024 * int(kilobytes) for kilobytes in held)])
+            time.sleep(0.001)
+    return most
+
+
 class Holder(torch.nn.Module):
     """The adapted layers alone, weights of one number each: PEFT needs modules to hang its factors on, no more."""
 
-    def __init__(self) -> None:
+    def __init__(self, shapes: dict[str, tuple[int, int]]) -> None:
         super().__init__()
-        for name, (o, i) in sdxl_layers():
+        for name, (o, i) in shapes.items():
             *path, last = name.split(".")
             module: torch.nn.Module = self
             for part in path:
@@ -96,7 +114,7 @@ def peft_merge(mode: str, adapters: tuple[Adapter, Adapter]) -> tuple[float, Cal
     from peft import LoraConfig, get_peft_model
 
     config = LoraConfig(r=RANK, lora_alpha=RANK, target_modules=["to_q", "to_k", "to_v", "to_out.0"])
-    model = get_peft_model(Holder(), config, adapter_name="c", low_cpu_mem_usage=True)
+    model = get_peft_model(Holder(adapters[0].shapes), config, adapter_name="c", low_cpu_mem_usage=True)
     model.add_adapter("s", config, low_cpu_mem_usage=True)
     base = model.base_model.model
     for name, adapter in zip(("c", "s"), adapters, strict=True):
@@ -113,6 +131,32 @@ def peft_merge(mode: str, adapters: tuple[Adapter, Adapter]) -> tuple[float, Cal
         return module.scaling["merged"] * module.lora_B["merged"].weight @ module.lora_A["merged"].weight
 
     return took, update
+
+
+def against_svd(adapters: tuple[Adapter, Adapter], folder: Path, repeats: int) -> None:
+    """Merging alone, 280 layers: ours, and PEFT's "svd" extrapolated from one layer of each width."""
+    content, style = (adapter.select(lambda layer: ".attn1." in layer) for adapter in adapters)
+    layers_of: dict[tuple[int, int], list[str]] = {}
+    for layer, shape in content.shapes.items():
+        layers_of.setdefault(shape, []).append(layer)
+
+    def svd(_: object) -> float:
+        total = 0.0
+        for same in layers_of.values():
+            one = (content.select(same[:1]), style.select(same[:1]))
+            total += peft_merge("svd", one)[0] * len(same)
+        return total
+
+    def measure(work: object) -> float:
+        if work is svd:
+            return svd(None)
+        started = time.perf_counter()
+        merge([content, style], [1.0, 1.0])
+        return time.perf_counter() - started
+
+    ways = {"ours": lambda: None, "peft svd, extrapolated": svd}
+    name = f"merge alone, {len(content.layers)} layers, rank {RANK}"
+    report("Merging", [compare(name, ways, repeats, ">=50x", False, measure)], folder)
 
 
 def main() -> None:
@@ -139,11 +183,16 @@ def main() -> None:
         took = seconds(command, arguments.repeats)
         shown = f"{error(true, load(output).dense, checked):12.1e}" if "merge" in name else ""
         print(f"{name:34}{took:9.2f}{shown}")
+    torch_alone = own_memory([sys.executable, "-c", "import torch"])
+    held = own_memory(commands["qrlora merge A B"]) - torch_alone
+    size = output.stat().st_size
+    print(f"memory of the merge: {held / 1e6:.0f} MB, {held / size:.2f} of the output's {size / 1e6:.0f} MB (goal 1.5)")
     for mode in ("linear", "cat"):
         took, update = peft_merge(mode, true)
         rank = RANK if mode == "linear" else 2 * RANK
         name = f"peft {mode}, rank {rank}, merge alone"
         print(f"{name:34}{took:9.2f}{error(true, update, checked):12.1e}")
+    against_svd(true, arguments.folder, min(arguments.repeats, 3))
 
 
 if __name__ == "__main__":

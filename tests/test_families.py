@@ -154,7 +154,7 @@ def test_an_adapter_lands_on_exactly_the_chosen_layers_of_a_real_model(which, re
     model, layers = copy.deepcopy(chosen.model), chosen.target_layers("attention")
     pairs = {n: Pair(A=torch.ones(1, m.in_features), B=torch.ones(m.out_features, 1)) for n, m in layers.items()}
     attach(model, Adapter(layers=pairs, header=Header()), "it")
-    assert {name for name, module in model.named_modules() if hasattr(module, "lora_A")} == set(layers)
+    assert {name for name, module in model.named_modules() if hasattr(module, "base_layer")} == set(layers)
 
 
 def test_qr_learns_half_of_loras_parameters_on_real_sdxl(real_sdxl):

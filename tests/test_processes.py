@@ -105,7 +105,7 @@ def test_a_process_that_is_gone_is_named_and_not_waited_for(monkeypatch):
     with pytest.raises(
         OSError, match=r"another process .* has ended \(Connection closed by peer .*\]:1\); the same co"
     ):
-        Processes(0, 2).average([parameter], 1.0, False)
+        Processes(0, 2).average([parameter], torch.tensor(1.0), False)
 
 
 def test_more_processes_than_gpus_are_refused(monkeypatch):

@@ -319,6 +319,48 @@ def test_a_loss_that_is_no_number_stops_the_run_with_step_and_remedy(tmp_path, b
     assert not any("lora" in name for name, _ in base.model.named_modules())
 
 
+@pytest.mark.parametrize("family", FAMILIES)
+def test_an_update_never_waits_for_the_device(tmp_path, family):
+    """On the meta device, where there are no numbers, whatever asks for one fails: nothing does."""
+    from qrlora.data import load_picture, prepare
+    from qrlora.training.loop import drawing
+    from qrlora.training.processes import Processes
+
+    base = open_base(pico.folder(family), "cpu")
+    config = settings(tmp_path).filled(base.defaults)
+    example = prepare(base, load_picture(picture(tmp_path), pico.SIZE), "a <c>")
+    row = METHODS["lora"]
+    starts = {name: row.start(weight, None, 2) for name, weight in base.weights(config.targets)}
+    base.model.to("meta")
+    parameters = begin(base.model, starts, "run")
+    draw = drawing(config, base, example, torch.Generator().manual_seed(0), Processes())
+    optimizer = torch.optim.Adam(parameters, lr=1e-3)
+    for _ in range(2):
+        loss = draw()
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    with pytest.raises((RuntimeError, NotImplementedError)):
+        loss.item()
+
+
+@pytest.mark.parametrize("save_every", [0, 1])
+def test_a_loss_told_late_is_never_saved_unseen(tmp_path, base, monkeypatch, save_every):
+    """As on a GPU, where each loss is read while the next update runs: NaN reaches neither checkpoint nor file."""
+    from qrlora.training import loop
+
+    monkeypatch.setattr(loop, "LATE", frozenset({"cpu"}))
+    seen = []
+    config = settings(tmp_path, learning_rate=1e30, save_every=save_every)
+    with pytest.raises(ValueError, match=r"the loss is (nan|inf) at step \d of 6"):
+        train(config, base=base, on_step=lambda progress: seen.append(progress.step))
+    assert not (tmp_path / "out.safetensors").exists()
+    assert config.checkpoints.exists() == bool(save_every) and len(seen) < 6
+    told = []
+    train(settings(tmp_path, checkpoint_dir=tmp_path / "other"), base=base, on_step=lambda p: told.append(p.step))
+    assert told == [1, 2, 3, 4, 5, 6]
+
+
 def test_a_rank_above_a_layers_size_is_refused_with_the_layer(tmp_path, base):
     with pytest.raises(ValueError, match=r"rank 13 is above the smaller side of down_blocks.*\(12 x 12\): use rank 12"):
         train(settings(tmp_path, rank=13), base=base)

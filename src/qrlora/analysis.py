@@ -80,8 +80,7 @@ def _similarity(layer: str, a: Pair, b: Pair, learns_A: bool) -> Similarity:
     """One row. With <X, Y> the sum of products, <B A, B' A'> is that of B^T B' and A A'^T."""
     if a.shape != b.shape:
         raise ValueError(f"{layer}: the adapters' base models differ, its weight is {a.shape} and {b.shape}")
-    inputs = [x.A @ y.A.T for x, y in ((a, a), (b, b), (a, b))]
-    outputs = [x.B.T @ y.B for x, y in ((a, a), (b, b), (a, b))]
+    inputs, outputs = _grams(a.A.T, b.A.T), _grams(a.B, b.B)
     square_a, square_b, cross = (float((x * y).sum(dtype=torch.float64)) for x, y in zip(inputs, outputs, strict=True))
     factors = inputs if learns_A else outputs
     same_rank = a.rank == b.rank
@@ -96,6 +95,12 @@ def _similarity(layer: str, a: Pair, b: Pair, learns_A: bool) -> Similarity:
     )
 
 
+def _grams(X: Tensor, Y: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """X^T X, Y^T Y and X^T Y; one product where X is Y, as the frozen factors of one basis are."""
+    first = X.T @ X
+    return (first, first, first) if torch.equal(X, Y) else (first, Y.T @ Y, X.T @ Y)
+
+
 def _cosine(cross: float, square_a: float, square_b: float) -> float:
     """cross / sqrt(square_a square_b), NaN where one is zero."""
     return max(-1.0, min(1.0, cross / math.sqrt(square_a * square_b))) if min(square_a, square_b) > 0 else math.nan
@@ -103,10 +108,13 @@ def _cosine(cross: float, square_a: float, square_b: float) -> float:
 
 def _overlap(gram_a: Tensor, gram_b: Tensor, cross: Tensor) -> float:
     """|Q_a^T Q_b|^2 / min(r_a, r_b) for the spans with Gram matrices X^T X, Y^T Y and X^T Y; NaN for an empty span."""
-    whiten_a, whiten_b = _inverse_root(gram_a), _inverse_root(gram_b)
+    whiten_a = _inverse_root(gram_a)
+    whiten_b = whiten_a if gram_b is gram_a else _inverse_root(gram_b)
     counted = min(whiten_a.shape[1], whiten_b.shape[1])
     if counted == 0:
         return math.nan
+    if cross is gram_a:
+        return 1.0
     return min(float((whiten_a.T @ cross.double() @ whiten_b).square().sum()) / counted, 1.0)
 
 

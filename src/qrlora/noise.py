@@ -71,7 +71,7 @@ def _rectified_flow(config: Mapping[str, Any], times: str) -> Noising:
     steps = len(sigmas)
 
     def add_noise(x: Tensor, noise: Tensor, time: Tensor) -> Tensor:
-        s = (time / steps).view(-1, *[1] * (x.ndim - 1)).to(x)
+        s = (time / steps).view(-1, *[1] * (x.ndim - 1)).to(x, non_blocking=True)
         return (1 - s) * x + s * noise
 
     return Noising(
@@ -115,7 +115,8 @@ def _diffusion(config: Mapping[str, Any], min_snr_gamma: float, times: str) -> N
     def scales(x: Tensor, time: Tensor) -> tuple[Tensor, Tensor]:
         shape = (-1, *[1] * (x.ndim - 1))
         rows = time.to(squared.device)
-        return signal[rows].view(shape).to(x), spread[rows].view(shape).to(x)
+        a, s = signal[rows].view(shape), spread[rows].view(shape)
+        return a.to(x, non_blocking=True), s.to(x, non_blocking=True)
 
     def add_noise(x: Tensor, noise: Tensor, time: Tensor) -> Tensor:
         a, s = scales(x, time)

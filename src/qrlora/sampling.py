@@ -15,6 +15,9 @@ from .families import Base
 
 BATCH = 8
 """Pictures drawn at once unless the caller says otherwise."""
+PIXELS, MOST = 1024**2, 12
+"""A grid draws as many pictures at once as fill so many pixels, so no more memory than one of 1024 x 1024 needs, and at
+most so many."""
 
 
 def generate(
@@ -78,9 +81,10 @@ def grid(
 ) -> list[list[Image.Image]]:
     """The picture of each pair of strengths, all from one seed (the paper's figure 7).
 
-    Both adapters go onto the model once; between pictures only their strengths change, in place.
+    Both adapters go onto the model once, and pictures are drawn in batches in which each has its own strengths.
 
     Args:    as `generate`.
+             on_picture: called for every picture once its batch is done.
     Returns: pictures[k][m] drawn at content_strengths[k] and style_strengths[m].
     Raises:  ValueError: as `generate`, and an empty list of strengths.
     """
@@ -88,18 +92,20 @@ def grid(
         raise ValueError("a grid needs at least one content strength and one style strength")
     if check_triggers:
         _check_triggers([prompt], [(content, 1.0), (style, 1.0)])
-    rows: list[list[Image.Image]] = []
-    total = len(content_strengths) * len(style_strengths)
+    cells = torch.cartesian_prod(*(torch.tensor(x, dtype=torch.float32) for x in (content_strengths, style_strengths)))
+    pictures: list[Image.Image] = []
     with worn(base.model, [(content, 0.0), (style, 0.0)]) as (of_content, of_style):
         draw = _drawer(base, negative_prompt, steps, guidance, size)
-        for content_strength in content_strengths:
-            rows.append([])
-            for style_strength in style_strengths:
-                set_strengths(base.model, {of_content: content_strength, of_style: style_strength})
-                rows[-1] += draw([prompt], [seed])
+        side = base.defaults.resolution if size is None else size
+        for part in _slices(len(cells), min(max(PIXELS // side**2, 1), MOST)):
+            some = cells[part]
+            set_strengths(base.model, {of_content: some[:, 0], of_style: some[:, 1]})
+            for picture in draw([prompt] * len(some), [seed] * len(some)):
+                pictures.append(picture)
                 if on_picture is not None:
-                    on_picture(sum(map(len, rows)), total)
-    return rows
+                    on_picture(len(pictures), len(cells))
+    width = len(style_strengths)
+    return [pictures[row : row + width] for row in range(0, len(pictures), width)]
 
 
 def _drawer(

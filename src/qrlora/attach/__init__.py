@@ -1,10 +1,8 @@
-"""Adapter <-> live model, on PEFT's plain LoRA layers. Works on any module with linear layers inside.
+"""Adapter <-> live model. Works on any module with linear layers inside.
 
-An adapter's update is added beside each layer, W x + strength B A x; no base weight is touched, so strength 0 and a
-fresh start are the base bit for bit. Letters: o outputs, i inputs, r rank.
-
-Dtypes, decided here and nowhere else: A and B are float32 on the layer's device, whatever the base's dtype. PEFT casts
-what enters A to float32 and the layer's sum back to the base's dtype.
+An adapter's update is added beside each layer, W x + strength B A x; no base weight is overwritten, so strength 0 and a
+fresh start are the base bit for bit. How little that takes, and in which number types: `layer.py`.
+Letters: o outputs, i inputs, r rank.
 """
 
 from __future__ import annotations
@@ -12,7 +10,6 @@ from __future__ import annotations
 import functools
 import sys
 import types
-import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -22,20 +19,20 @@ from torch import Tensor, nn
 
 from ..adapter import Adapter, Header, Pair
 from ..methods import Start
+from .layer import Layer, Strength, cancels
 
 SUBTRACTED = "__start"
 """Ending of the name under which a start that is to be subtracted, -B_0 A_0, sits beside the factors that learn."""
 
 
-def attach(model: nn.Module, adapter: Adapter, name: str, strength: float = 1.0) -> None:
-    """Put an adapter on a model; several add up.
+def attach(model: nn.Module, adapter: Adapter, name: str, strength: Strength = 1.0) -> None:
+    """Put an adapter on a model; several add up, and those that share A, byte for byte, cost no more than one.
 
-    Args:    name: under which it is found again; not a part of any layer's name.
+    Args:    name: under which it is found again.
     Raises:  ValueError: the name is taken, the model lacks a layer, or a layer has another shape.
     """
-    _inject(model, adapter.layers, name)
-    for layer in _layers(model, name).values():
-        layer.requires_grad_(False)
+    for layer, pair in _with_layers(model, adapter.layers, name):
+        layer.put(name, pair.A, pair.B, layer.weight.dtype == torch.bfloat16 and cancels(pair.A, pair.B))
     set_strengths(model, {name: strength})
 
 
@@ -46,36 +43,28 @@ def begin(model: nn.Module, starts: Mapping[str, Start], name: str) -> list[nn.P
     Returns: the learning factors in the order of `learning_factors`.
     Raises:  ValueError: as `attach`.
     """
-    _inject(model, {layer: Pair(s.A, s.B) for layer, s in starts.items()}, name)
-    subtracted = {layer: Pair(s.A, -s.B) for layer, s in starts.items() if s.subtract_start}
-    if subtracted:
-        _inject(model, subtracted, name + SUBTRACTED)
-        for layer in _layers(model, name + SUBTRACTED).values():
-            # the start must not learn: PEFT forgets a plain requires_grad at every set_adapter
-            _freeze(layer, name + SUBTRACTED, ("lora_A", "lora_B"))
     model.requires_grad_(False)
-    for layer_name, layer in _layers(model, name).items():
-        start = starts[layer_name]
-        _freeze(layer, name, tuple(f"lora_{factor}" for factor in "AB" if factor not in start.learns))
-        active = [name, name + SUBTRACTED] if start.subtract_start else [name]
-        layer.set_adapter([*_others(layer, active), *active])
-        _only_learning(layer, active)
-        if start.mask is not None:
-            weight = getattr(layer, f"lora_{start.learns[0]}")[name].weight
-            # a zero gradient is a zero step for every optimizer that starts at zero
-            weight.register_hook(functools.partial(torch.mul, start.mask.to(weight.device)))
-    factors = learning_factors(model, name)
-    expected = {f"{layer}.{factor}" for layer, start in starts.items() for factor in start.learns}
-    assert set(factors) == expected, "a frozen factor learns, or a learning one is frozen"
-    return list(factors.values())
+    for layer, start in _with_layers(model, starts, name):
+        layer.put(name, start.A, start.B, start.subtract_start)
+        layer.learning, layer.strengths[name] = name, 1.0
+        if start.subtract_start:
+            layer.put(name + SUBTRACTED, start.A, -start.B, True)
+            layer.strengths[name + SUBTRACTED] = 1.0
+        layer.refresh()
+        for factor in start.learns:
+            weight = {"A": layer.A, "B": layer.B}[factor][name].requires_grad_(True)
+            if start.mask is not None:
+                # a zero gradient is a zero step for every optimizer that starts at zero
+                weight.register_hook(functools.partial(torch.mul, start.mask.to(weight.device)))
+    return list(learning_factors(model, name).values())
 
 
 def learning_factors(model: nn.Module, name: str) -> dict[str, nn.Parameter]:
     """{"LAYER.A" or "LAYER.B": parameter} of the factors of an adapter that get gradients, sorted by name."""
     factors = {
-        f"{layer_name}.{factor}": getattr(layer, f"lora_{factor}")[name].weight
+        f"{layer_name}.{factor}": values[name]
         for layer_name, layer in _layers(model, name).items()
-        for factor in "AB"
+        for factor, values in (("A", layer.A), ("B", layer.B))
     }
     return {key: factors[key] for key in sorted(factors) if factors[key].requires_grad}
 
@@ -85,25 +74,27 @@ def lift(model: nn.Module, name: str, header: Header) -> Adapter:
 
     Raises: ValueError: no such adapter, or NaN or infinity in it.
     """
-    start = {layer_name: _pair(layer, name + SUBTRACTED) for layer_name, layer in _find(model, name + SUBTRACTED)}
     layers = {}
     for layer_name, layer in _layers(model, name).items():
-        pair = _pair(layer, name)
-        if layer_name in start:
-            beneath = start[layer_name]
-            pair = Pair(A=torch.cat([pair.A, beneath.A]), B=torch.cat([pair.B, beneath.B], dim=1))
-        layers[layer_name] = pair
+        pairs = [_pair(layer, each) for each in (name, name + SUBTRACTED) if each in layer.A]
+        layers[layer_name] = Pair(A=torch.cat([x.A for x in pairs]), B=torch.cat([x.B for x in pairs], dim=1))
     return Adapter(layers=layers, header=header)
 
 
-def set_strengths(model: nn.Module, strengths: Mapping[str, float]) -> None:
+def set_strengths(model: nn.Module, strengths: Mapping[str, Strength]) -> None:
     """Change how strongly adapters on a model act, in place and at once.
 
+    Args:   strengths: {name: a number, or (b,) one for each picture of a batch of b}. Where guidance has put copies of
+            a batch below each other, each copy gets them.
     Raises: ValueError: no adapter of that name.
     """
+    changed: dict[int, Layer] = {}
     for name, strength in strengths.items():
         for layer in _layers(model, name).values():
-            layer.scaling[name] = float(strength)
+            layer.strengths[name] = strength if isinstance(strength, Tensor) else float(strength)
+            changed[id(layer)] = layer
+    for layer in changed.values():
+        layer.refresh()
 
 
 def detach(model: nn.Module, name: str) -> None:
@@ -111,31 +102,27 @@ def detach(model: nn.Module, name: str) -> None:
 
     Raises: ValueError: no adapter of that name.
     """
-    _layers(model, name)
-    for each in (name, name + SUBTRACTED):
-        for layer_name, layer in list(_find(model, each)):
-            if len(layer.lora_A) > 1:
-                with warnings.catch_warnings():  # PEFT tells which adapter acts next; below we say it
-                    warnings.simplefilter("ignore", UserWarning)
-                    layer.delete_adapter(each)
-                layer.set_adapter(sorted(layer.lora_A), inference_mode=True)
-            else:
-                parent, _, child = layer_name.rpartition(".")
-                setattr(model.get_submodule(parent), child, layer.get_base_layer())
-        configs = getattr(model, "peft_config", {})
-        configs.pop(each, None)
-    if not getattr(model, "peft_config", True):
-        del model.peft_config
+    for layer_name, layer in _layers(model, name).items():
+        for each in (name, name + SUBTRACTED):
+            if each in layer.A:
+                layer.remove(each)
+        if not layer.A:
+            parent, _, child = layer_name.rpartition(".")
+            setattr(model.get_submodule(parent), child, layer.base_layer)
 
 
 def attached(model: nn.Module) -> list[str]:
     """Names of the adapters on a model."""
-    return sorted({name for _, layer in _lora_layers(model) for name in layer.lora_A if SUBTRACTED not in name})
+    return sorted({name for _, layer in _all_layers(model) for name in layer.A if not name.endswith(SUBTRACTED)})
 
 
 @contextmanager
-def worn(model: nn.Module, adapters: Iterable[tuple[Adapter, float]]) -> Iterator[list[str]]:
-    """(adapter, strength) pairs on a model for the length of a `with`; yields their names."""
+def worn(model: nn.Module, adapters: Iterable[tuple[Adapter, Strength]]) -> Iterator[list[str]]:
+    """(adapter, strength) pairs on a model for the length of a `with`; yields their names.
+
+    In a float32 base their sum is meanwhile written into the weights, so that it costs nothing; the very tensors that
+    the weights were come back at the end. A bfloat16 weight would lose small updates, a quantised one all.
+    """
     names: list[str] = []
     taken = set(attached(model))
     try:
@@ -144,96 +131,65 @@ def worn(model: nn.Module, adapters: Iterable[tuple[Adapter, float]]) -> Iterato
             names.append(name)
             taken.add(name)
             attach(model, adapter, name, strength)
+        _fold(model, True)
         yield names
     finally:
+        _fold(model, False)
         for name in names:
             if name in attached(model):  # a refused one is not
                 detach(model, name)
 
 
-def _inject(model: nn.Module, pairs: Mapping[str, Pair], name: str) -> None:
-    """PEFT layers around the named linear layers, filled with A and B; alpha = r, so that the scale is 1."""
-    from peft import LoraConfig, inject_adapter_in_model
+def _fold(model: nn.Module, wanted: bool) -> None:
+    for _, layer in _all_layers(model):
+        layer.folds = wanted
+        layer.refresh()
 
+
+def _with_layers(model: nn.Module, items: Mapping[str, Any], name: str) -> Iterator[tuple[Layer, Any]]:
+    """(layer, item) of the named layers, which can carry adapters from then on.
+
+    Args:   items: {layer: what has A (r, i) and B (o, r)}.
+    Raises: ValueError: the name is taken or cannot be one; a layer is missing or has another shape.
+    """
+    if not name or "." in name or name.endswith(SUBTRACTED):
+        raise ValueError(f"an adapter's name may not be empty, have a dot in it or end in {SUBTRACTED}: got {name!r}")
     if name in attached(model):
         raise ValueError(f"an adapter named {name!r} is on the model already: detach it or choose another name")
-    _check_layers(model, pairs)
-    rank = max(pair.rank for pair in pairs.values())
-    config = LoraConfig(r=rank, lora_alpha=rank, target_modules=list(pairs), bias="none")
-    before = {id(layer): list(layer.active_adapters) for _, layer in _lora_layers(model)}
-    learning = {p for p in model.parameters() if p.requires_grad}
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "Already found a `peft_config` attribute")  # several adapters are the point
-        warnings.filterwarnings("ignore", ".*get_apply_tensor_subclass")  # for merging into int8, which we never do
-        inject_adapter_in_model(config, model, name, low_cpu_mem_usage=True)
-    for layer_name, layer in _layers(model, name).items():
-        _fill(layer, name, pairs[layer_name])
-    for _, layer in _lora_layers(model):  # PEFT has switched off what acted, also where the new adapter is not
-        layer.set_adapter([*before.get(id(layer), []), *([name] if name in layer.lora_A else [])])
-    for parameter in model.parameters():  # PEFT marks whatever it meets; only what learned before still learns
-        parameter.requires_grad_(parameter in learning)
-
-
-def _fill(layer: Any, name: str, pair: Pair) -> None:
-    """A and B into one PEFT layer. Ranks may differ between layers; PEFT's patterns for that cost a regular expression
-    for each pair of layers, so the rank is simply set here."""
-    home = layer.get_base_layer().weight.device
-    layer.r[name] = layer.lora_alpha[name] = pair.rank
-    for module, value in ((layer.lora_A[name], pair.A), (layer.lora_B[name], pair.B)):
-        module.weight = nn.Parameter(value.detach().to(home, torch.float32, copy=True).contiguous())
-        module.out_features, module.in_features = value.shape
-
-
-def _check_layers(model: nn.Module, pairs: Mapping[str, Pair]) -> None:
     modules = dict(model.named_modules())
-    for layer, pair in pairs.items():
-        module = modules.get(f"{layer}.base_layer", modules.get(layer))
-        if not isinstance(module, nn.Linear):
+    for layer, item in items.items():
+        linear = modules.get(f"{layer}.base_layer", modules.get(layer))
+        if not isinstance(linear, nn.Linear):
             raise ValueError(f"the model has no linear layer {layer!r}: the adapter belongs to another base")
-        shape = (module.out_features, module.in_features)
-        if pair.shape != shape:
-            raise ValueError(f"{layer}: the adapter is for a weight {pair.shape}, the base's is {shape}: another base")
+        shape, own = (len(item.B), item.A.shape[1]), (linear.out_features, linear.in_features)
+        if shape != own:
+            raise ValueError(f"{layer}: the adapter is for a weight {shape}, the base's is {own}: another base")
+    for layer_name, item in items.items():
+        found: Any = modules[layer_name]
+        layer = found if isinstance(found, Layer) else Layer(found)
+        layer.train(found.training)
+        yield layer, item
+        parent, _, child = layer_name.rpartition(".")
+        setattr(model.get_submodule(parent), child, layer)  # only now that it carries something
 
 
-def _lora_layers(model: nn.Module) -> Iterator[tuple[str, Any]]:
-    """(name, PEFT layer) of every layer that carries adapters."""
-    from peft.tuners.lora import LoraLayer
-
-    return ((name, module) for name, module in model.named_modules() if isinstance(module, LoraLayer))
+def _all_layers(model: nn.Module) -> Iterator[tuple[str, Layer]]:
+    """(name, layer) of every layer that carries adapters."""
+    return ((name, module) for name, module in model.named_modules() if isinstance(module, Layer))
 
 
-def _find(model: nn.Module, name: str) -> Iterator[tuple[str, Any]]:
-    return ((layer_name, layer) for layer_name, layer in _lora_layers(model) if name in layer.lora_A)
-
-
-def _layers(model: nn.Module, name: str) -> dict[str, Any]:
-    found = dict(_find(model, name))
+def _layers(model: nn.Module, name: str) -> dict[str, Layer]:
+    found = {layer_name: layer for layer_name, layer in _all_layers(model) if name in layer.A}
     if not found:
         raise ValueError(f"no adapter named {name!r} on the model; there are: {', '.join(attached(model)) or 'none'}")
     return found
 
 
-def _others(layer: Any, names: list[str]) -> list[str]:
-    return [x for x in layer.active_adapters if x not in names]
+def _pair(layer: Layer, name: str) -> Pair:
+    def copy(factor: Tensor) -> Tensor:
+        return factor.detach().to("cpu", torch.float32, copy=True).contiguous()
 
-
-def _freeze(layer: Any, name: str, factors: tuple[str, ...]) -> None:
-    """Register factors that PEFT keeps frozen through every set_adapter; needs peft 0.20."""
-    # a new dict on each layer: the class attribute is one dict for all
-    layer.frozen_peft_weight_names = {**layer.frozen_peft_weight_names, name: factors}
-
-
-def _only_learning(layer: Any, names: list[str]) -> None:
-    for other in _others(layer, names):
-        layer.lora_A[other].requires_grad_(False)
-        layer.lora_B[other].requires_grad_(False)
-
-
-def _pair(layer: Any, name: str) -> Pair:
-    def copy(factor: Any) -> Tensor:
-        return factor[name].weight.detach().to("cpu", torch.float32, copy=True).contiguous()
-
-    return Pair(A=copy(layer.lora_A), B=copy(layer.lora_B))
+    return Pair(A=copy(layer.A[name]), B=copy(layer.B[name]))
 
 
 class _Room(types.ModuleType):

@@ -55,7 +55,7 @@ def predict(model: nn.Module, noisy: Tensor, time: Tensor, condition: Condition)
         told["text"],
         told["pooled"],
         time / 1000,  # the model multiplies by 1000, whatever the scheduler's number of steps
-        picture_ids(h, w).to(noisy.device),
+        picture_ids(h, w).to(noisy.device, non_blocking=True),
         torch.zeros(told["text"].shape[1], 3, device=noisy.device),  # words have no place in the picture
         told.get("guidance"),
         return_dict=False,

@@ -31,6 +31,8 @@ from .processes import Processes, is_main
 
 NAME = "learning"
 """Name of the adapter on the model while it learns."""
+LATE = frozenset({"cuda", "mps", "xpu"})
+"""Devices that work while the CPU goes on: there a loss is read during the next update, not waited for."""
 
 
 @dataclass(frozen=True)
@@ -74,23 +76,34 @@ def run(
     state = Checkpoint(config.checkpoints, identity, model, NAME, optimizer, generator)
     first, started = state.resume(steps), clock.monotonic()
     with recomputing(model, config.gradient_checkpointing), ctrl_c_waits() as asked, tensorboard(config) as log:
-        for step in range(first + 1, steps + 1):
-            loss = draw()
-            loss.backward()
-            value, stopped = processes.average(parameters, loss.item(), asked())
+
+        def tell(step: int, loss: Tensor) -> None:
+            value = loss.item()  # waits until a GPU has come so far
             if not math.isfinite(value):
                 raise ValueError(f"the loss is {value} at step {step} of {steps}: {_remedy(config)}")
-            optimizer.step()
-            optimizer.zero_grad()
             if processes.main:
                 log(value, step)
                 on_step(Progress(step, steps, value, (clock.monotonic() - started) / (step - first) * (steps - step)))
-                if step < steps and (stopped or (config.save_every and step % config.save_every == 0)):
-                    state.save(step)
+
+        untold: list[tuple[int, Tensor]] = []
+        for step in range(first + 1, steps + 1):
+            loss = draw()
+            loss.backward()
+            loss, stopped = processes.average(parameters, loss.detach(), asked())
+            optimizer.step()
+            optimizer.zero_grad()
+            untold.append((step, loss))
+            saving = step < steps and bool(stopped or (config.save_every and step % config.save_every == 0))
+            showing = bool(config.preview_every) and step % config.preview_every == 0
+            # nothing is written or drawn while a loss is untold
+            while len(untold) > (base.device.type in LATE and not (saving or showing or step == steps)):
+                tell(*untold.pop(0))
+            if saving and processes.main:
+                state.save(step)
             if stopped and step < steps:
                 processes.wait()  # for the checkpoint: who ends early would have the others killed
                 raise KeyboardInterrupt(f"stopped after step {step} of {steps}; the same command goes on from there")
-            if processes.main and config.preview_every and step % config.preview_every == 0:
+            if processes.main and showing:
                 on_preview(step)
 
 
@@ -99,7 +112,8 @@ def drawing(
 ) -> Callable[[], Tensor]:
     """() -> the loss of this process's rows of the next draw of noise and times; the whole batch is drawn everywhere.
 
-    Drawn on the CPU, so that a seed means the same noise on every device.
+    Drawn on the CPU, so that a seed means the same noise on every device, and sent without waiting for the device.
+    Latents and condition, which never change, are there already.
     """
     assert config.batch_size is not None and config.times is not None
     device, batch, size = base.device, config.batch_size, config.batch_size // processes.count
@@ -110,7 +124,7 @@ def drawing(
     def draw() -> Tensor:
         noise = torch.randn(batch, *clean.shape[1:], generator=generator)
         time = noising.sample_time(len(noise), generator)
-        noise, time = processes.share(noise).to(device), processes.share(time).to(device)
+        noise, time = processes.share(noise).to(device, non_blocking=True), processes.share(time)
         return denoising_loss(base.family.predict, base.model, noising, clean, noise, time, condition)
 
     return draw
@@ -127,12 +141,12 @@ def denoising_loss(
 ) -> Tensor:
     """Mean over the batch of weight(time) |prediction - target|^2 / (c h w), in float32 whatever the base's dtype.
 
-    Args:    clean, noise (b, c, h, w); time (b,); condition of b rows.
+    Args:    clean, noise (b, c, h, w); time (b,), best on the CPU, where the noising looks it up; condition of b rows.
     Returns: a scalar.
     """
-    guess = predict(model, noising.add_noise(clean, noise, time), time, condition)
+    guess = predict(model, noising.add_noise(clean, noise, time), time.to(clean.device, non_blocking=True), condition)
     error = (guess.float() - noising.target(clean, noise, time)).square().flatten(1).mean(1)
-    return (noising.weighting(time) * error).mean()
+    return (noising.weighting(time).to(error.device, non_blocking=True) * error).mean()
 
 
 def _remedy(config: TrainConfig) -> str:

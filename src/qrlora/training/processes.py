@@ -45,7 +45,7 @@ class Processes:
         size = len(rows) // self.count
         return rows[self.index * size : (self.index + 1) * size]
 
-    def average(self, parameters: Sequence[nn.Parameter], loss: float, stop: bool) -> tuple[float, bool]:
+    def average(self, parameters: Sequence[nn.Parameter], loss: Tensor, stop: bool) -> tuple[Tensor, bool]:
         """Replace each gradient by its mean over the processes.
 
         Returns: the mean loss, and whether any process was asked to stop; equal in all of them.
@@ -54,7 +54,8 @@ class Processes:
         if self.count == 1:
             return loss, stop
         gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
-        flat = torch.cat([*(x.flatten() for x in gradients), gradients[0].new_tensor([loss, float(stop)])])
+        told = torch.stack([loss.float(), loss.new_tensor(float(stop), dtype=torch.float32)])
+        flat = torch.cat([*(x.flatten() for x in gradients), told])
         try:
             distributed.all_reduce(flat)
         except RuntimeError as error:
@@ -65,7 +66,7 @@ class Processes:
         flat /= self.count
         for gradient, mean in zip(gradients, flat.split([x.numel() for x in gradients] + [2]), strict=False):
             gradient.copy_(mean.view_as(gradient))
-        return float(flat[-2]), float(flat[-1]) > 0
+        return flat[-2], float(flat[-1]) > 0
 
     def wait(self) -> None:
         """Until every process is here."""

@@ -1,0 +1,233 @@
+"""A linear layer with updates beside it: W x + sum_k s_k B_k A_k x, computed with as little as the frozen parts allow.
+
+PEFT's layer does the same with four products and as many passes over the layer's output for each adapter; it is what
+the tests compare with. Letters: o outputs, i inputs, r rank, n rows (tokens of all pictures), b pictures.
+
+Number types, decided here and nowhere else. A and B are kept in float32. Their products are computed in the base's own
+type, as the base's are, but in float32 where that is too coarse: beside a float16 base, whose range gradients leave,
+and where B A is a small difference of large terms, as in the method qr-direct.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+from torch.nn import functional
+
+from ..linalg import inner
+
+Strength = float | Tensor
+"""How strongly an adapter acts: a number, or (b,) one for each picture of a batch."""
+
+
+class Layer(nn.Module):
+    """A linear layer and its updates by name."""
+
+    def __init__(self, base_layer: nn.Linear) -> None:
+        super().__init__()
+        self.base_layer = base_layer
+        self.in_features, self.out_features = base_layer.in_features, base_layer.out_features
+        self.A, self.B = nn.ParameterDict(), nn.ParameterDict()
+        self.strengths: dict[str, Strength] = {}
+        self.delicate: set[str] = set()
+        """Names whose products need float32."""
+        self.learning = ""
+        """The name whose factors may change at any time; "" for none. All others are frozen and kept summed."""
+        self.folds = False
+        """Whether the frozen sum is written into the weight, where that changes nothing but the last bit."""
+        self._original: tuple[Any, ...] = ()  # a tuple hides it from the module's list of parameters
+        self._scales: Tensor | None = None
+        self.register_buffer("sum_A", None, persistent=False)
+        self.register_buffer("sum_B", None, persistent=False)
+
+    @property
+    def weight(self) -> Tensor:
+        """The base's (o, i): libraries look at its dtype and device."""
+        return self.base_layer.weight
+
+    @property
+    def bias(self) -> Tensor | None:
+        """The base's."""
+        return self.base_layer.bias
+
+    def put(self, name: str, A: Tensor, B: Tensor, delicate: bool) -> None:
+        """Copies of A (r, i) and B (o, r) on the layer's device, frozen; they act once they have a strength."""
+        home = self.base_layer.weight.device
+        for factors, value in ((self.A, A), (self.B, B)):
+            copied = value.detach().to(home, torch.float32, copy=True).contiguous()
+            factors[name] = nn.Parameter(copied, requires_grad=False)
+        if delicate:
+            self.delicate.add(name)
+
+    def remove(self, name: str) -> None:
+        """Forget an update."""
+        self.strengths.pop(name, None)
+        self.delicate.discard(name)
+        self.learning = "" if self.learning == name else self.learning
+        self.refresh()
+        del self.A[name], self.B[name]
+
+    def refresh(self) -> None:
+        """Sum the frozen updates that act, and fold the sum if asked for; after every change of name or strength."""
+        self.unfold()
+        frozen = {x: s for x, s in self.strengths.items() if x != self.learning and (isinstance(s, Tensor) or s)}
+        terms = [(self.A[name].detach(), self.B[name].detach(), s) for name, s in frozen.items()]
+        if not terms:
+            self.sum_A = self.sum_B = self._scales = None
+            return
+        sum_A, sum_B, self._scales = _summed(terms)
+        weight: Any = self.base_layer.weight
+        coarse = weight.dtype == torch.bfloat16 and not self.delicate
+        self.sum_A, self.sum_B = (sum_A.bfloat16(), sum_B.bfloat16()) if coarse else (sum_A, sum_B)
+        plain = _is_plain(self.base_layer) and weight.dtype in (torch.float32, torch.float64)
+        if self.folds and plain and self._scales is None and not self.learning:
+            total = torch.addmm(weight.detach(), sum_B.to(weight.dtype), sum_A.to(weight.dtype))
+            self._original = (weight,)
+            self.base_layer.weight = nn.Parameter(total, requires_grad=False)
+
+    def unfold(self) -> None:
+        """The base's own weight again, the very tensor: nothing is subtracted."""
+        if self._original:
+            self.base_layer.weight = self._original[0]
+            self._original = ()
+
+    def forward(self, x: Tensor, *rest: Any, **named: Any) -> Tensor:
+        pairs = self._pairs()
+        if not pairs:
+            return self.base_layer(x, *rest, **named)
+        W, b = self.base_layer.weight, self.base_layer.bias
+        A, B, scales = pairs[0]
+        if len(pairs) == 1 and scales is None and self._fuses(x):
+            return Beside.apply(x, W, b, A.to(x.dtype), B.to(x.dtype))  # pyright: ignore[reportReturnType]
+        y = self.base_layer(x, *rest, **named)
+        return plus(y, x, pairs, torch.float32 if self.delicate or y.dtype == torch.float16 else y.dtype)
+
+    def _pairs(self) -> list[tuple[Tensor, Tensor, Tensor | None]]:
+        """(A, B, scales or None) of what acts beside the weight: the frozen sum, and what learns."""
+        found = []
+        if self.sum_A is not None and not self._original:
+            found.append((self.sum_A, self.sum_B, self._scales))
+        if self.learning:
+            strength, A, B = self.strengths[self.learning], self.A[self.learning], self.B[self.learning]
+            if isinstance(strength, Tensor):
+                found.append((A, B, strength[:, None].expand(-1, len(A))))
+            else:
+                found.append((A, B if strength == 1 else B * strength, None))
+        return found
+
+    def _fuses(self, x: Tensor) -> bool:
+        """Whether Beside computes what `plus` does: gradients are wanted, and nothing is special about the layer."""
+        return (
+            torch.is_grad_enabled()
+            and not (self.delicate and x.dtype != torch.float32)
+            and x.dtype != torch.float16
+            and x.dtype == self.base_layer.weight.dtype
+            and _is_plain(self.base_layer)
+            and not self.base_layer.weight.requires_grad
+            and not (torch.amp.is_autocast_available(x.device.type) and torch.is_autocast_enabled(x.device.type))
+        )
+
+
+def plus(y: Tensor, x: Tensor, pairs: Sequence[tuple[Tensor, Tensor, Tensor | None]], dtype: torch.dtype) -> Tensor:
+    """y + sum (x A^T * scales) B^T in y's dtype, computed in `dtype`; without gradients y is overwritten.
+
+    Args:    x (b, ..., i), y (b, ..., o).  pairs: A (r, i), B (o, r), and None or scales (c, r), of which row k is
+             for picture k: where guidance has put several copies of a batch below each other, b is a multiple of c.
+    Raises:  ValueError: b is no multiple of c.
+    """
+    total = y.to(dtype).reshape(-1, y.shape[-1])
+    for A, B, scales in pairs:
+        h = functional.linear(x.to(dtype), A.to(dtype))
+        if scales is not None:
+            if len(h) % len(scales):
+                raise ValueError(f"strengths for {len(scales)} pictures cannot act on a batch of {len(h)} rows")
+            rows = scales.to(h).repeat(len(h) // len(scales), 1)
+            h = h * rows.view(len(h), *[1] * (h.ndim - 2), -1)
+        result = None if torch.is_grad_enabled() else total
+        total = torch.addmm(total, h.reshape(-1, len(A)), B.to(dtype).T, out=result)
+    return total.view(y.shape).to(y.dtype)
+
+
+class Beside(torch.autograd.Function):
+    """x W^T + b + (x A^T) B^T with frozen W and b, in one node: while A is frozen it keeps of the rows x, for the
+    backward pass, x A^T alone (r numbers each), and it adds to a product's result where it lies.
+
+    With at least as many rows as inputs, W + B A is the cheaper way to add the update, and is formed for the moment,
+    in both passes; it loses nothing in float32, so there alone.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, W: Tensor, b: Tensor | None, A: Tensor, B: Tensor) -> Tensor:
+        _, _, _, A_learns, B_learns = ctx.needs_input_grad
+        rows = x.reshape(-1, x.shape[-1])
+        ctx.formed = x.dtype != torch.bfloat16 and len(rows) >= x.shape[-1]
+        h = rows @ A.T if B_learns or not ctx.formed else None
+        if ctx.formed:
+            y = functional.linear(x, torch.addmm(W, B, A), b)
+        else:
+            assert h is not None
+            y = functional.linear(x, W, b)
+            y.view(-1, y.shape[-1]).addmm_(h, B.T)
+        ctx.save_for_backward(W, A, B, h if B_learns else None, rows if A_learns else None)
+        return y
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        W, A, B, h, rows = ctx.saved_tensors
+        x_learns, _, _, A_learns, B_learns = ctx.needs_input_grad
+        (gradient,) = gradients
+        g = gradient.reshape(-1, gradient.shape[-1])
+        dx = dA = None
+        back = g @ B if A_learns or (x_learns and not ctx.formed) else g  # g itself: not used
+        if x_learns:
+            dx = g @ torch.addmm(W, B, A) if ctx.formed else (g @ W).addmm_(back, A)
+            dx = dx.view(*gradient.shape[:-1], -1)
+        if A_learns:
+            dA = back.T @ rows
+        return dx, None, None, dA, g.T @ h if B_learns else None
+
+
+def _summed(terms: Sequence[tuple[Tensor, Tensor, Strength]]) -> tuple[Tensor, Tensor, Tensor | None]:
+    """One pair for sum_k s_k B_k A_k, strengths in B: of rank r where all share A, byte for byte, else stacked.
+
+    Strengths by picture stay beside the stacked pair.
+    Returns: A (R, i), B (o, R), and None or scales (b, R).
+    """
+    if any(isinstance(s, Tensor) for _, _, s in terms):
+        A, B = torch.cat([A for A, _, _ in terms]), torch.cat([B for _, B, _ in terms], 1)
+        each = torch.broadcast_tensors(*[torch.as_tensor(s, dtype=A.dtype, device=A.device) for _, _, s in terms])
+        return A, B, torch.cat([s[:, None].expand(-1, len(A)) for (A, _, _), s in zip(terms, each, strict=True)], 1)
+    distinct: list[tuple[Tensor, Tensor]] = []
+    for A, B, strength in terms:
+        for known, total in distinct:
+            if torch.equal(known, A):
+                total.add_(B * strength)
+                break
+        else:
+            distinct.append((A, B * strength))
+    if len(distinct) == 1:
+        return *distinct[0], None
+    return torch.cat([A for A, _ in distinct]), torch.cat([B for _, B in distinct], 1), None
+
+
+def cancels(A: Tensor, B: Tensor) -> bool:
+    """Whether |B A| is far below what |A| |B| lets one expect, sqrt(r) |B A| < |A| |B| / 8: rounding the factors to
+    bfloat16 (2^-9) would then cost more than some 2 % of the update. False for an update of zero."""
+    size = float(A.square().sum(dtype=torch.float64) * B.square().sum(dtype=torch.float64))
+    return size > 0 and len(A) * inner(A, B, A, B) < size / 64
+
+
+def _is_plain(layer: nn.Linear) -> bool:
+    """Whether a layer is torch's own with an ordinary weight, neither quantised nor replaced nor watched."""
+    return (
+        type(layer) is nn.Linear
+        and type(layer.weight) is nn.Parameter
+        and "forward" not in layer.__dict__
+        and not layer._forward_hooks
+        and not layer._forward_pre_hooks
+    )
