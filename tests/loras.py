@@ -25,9 +25,10 @@ def shapes_of(pipe, endings):
 
 
 def random_adapter(pipe, family, endings=None, rank=2, seed=0, **header):
-    """Pairs of random numbers, of small size; rank may be a function of the layer's name."""
+    """Pairs of random numbers, of small size; endings may be {layer: (o, i)}, rank a function of the layer's name."""
     generator, layers = torch.Generator().manual_seed(seed), {}
-    for layer, (o, i) in shapes_of(pipe, endings or TARGETS[family]).items():
+    shapes = endings if isinstance(endings, dict) else shapes_of(pipe, endings or TARGETS[family])
+    for layer, (o, i) in shapes.items():
         r = rank(layer) if callable(rank) else rank
         A, B = torch.randn(r, i, generator=generator), torch.randn(o, r, generator=generator)
         layers[layer] = Pair(A / i**0.5, B / 10)

@@ -6,8 +6,9 @@ import pytest
 import torch
 
 import pico
-from loras import TARGETS, assert_same, assert_updates, random_adapter, stock_updates
-from qrlora.adapter import Adapter, Header, Pair, ends_in
+from loras import TARGETS, assert_same, assert_updates, part_of, random_adapter, stock_updates
+from qrlora.adapter import Adapter, Header, Pair, ends_in, linear_layers
+from qrlora.families import FAMILIES
 from qrlora.files import CONVENTIONS, load, save, size_in_bytes
 from qrlora.files.fusing import fuse, split
 from qrlora.keys import WRITTEN
@@ -44,6 +45,16 @@ def test_layers_without_an_update_come_back_with_their_directions(pipes, tmp_pat
 @pytest.mark.parametrize("family", pico.BASES)
 def test_stock_diffusers_loads_the_default_names_at_strength_one(pipes, tmp_path, family):
     adapter = random_adapter(pipes[family], family, rank=lambda layer: 1 + len(layer) % 3)
+    save(adapter, tmp_path / "x.safetensors")
+    found = stock_updates(pipes[family], tmp_path / "x.safetensors")
+    assert found.keys() == adapter.layers.keys()
+    assert_updates(found, adapter)
+
+
+@pytest.mark.parametrize("family, preset", [(name, preset) for name in FAMILIES for preset in FAMILIES[name].targets])
+def test_stock_diffusers_loads_the_layers_of_every_preset(pipes, tmp_path, family, preset):
+    layers = linear_layers(getattr(pipes[family], part_of(pipes[family])), FAMILIES[family].targets[preset])
+    adapter = random_adapter(pipes[family], family, {name: tuple(x.weight.shape) for name, x in layers.items()})
     save(adapter, tmp_path / "x.safetensors")
     found = stock_updates(pipes[family], tmp_path / "x.safetensors")
     assert found.keys() == adapter.layers.keys()

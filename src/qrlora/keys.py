@@ -98,6 +98,12 @@ ORIGINAL = {  # family -> blocks -> (diffusers' blocks, {layer: diffusers' layer
 }
 UNET = ("down_blocks", "up_blocks", "mid_block", "time_embedding", "add_embedding")
 """What alone has linear layers in a UNet of diffusers."""
+EMBEDDINGS = {  # SDXL's own names: diffusers, reading kohya's, loses the number of its own "add_embedding"
+    "time_embedding.linear_1": "time_embed_0",
+    "time_embedding.linear_2": "time_embed_2",
+    "add_embedding.linear_1": "label_emb_0_0",
+    "add_embedding.linear_2": "label_emb_0_2",
+}
 COMPOUNDS = (  # names that hold an underscore themselves, in SDXL's UNet
     "down_blocks up_blocks mid_block transformer_blocks to_q to_k to_v to_out proj_in proj_out time_emb_proj "
     "time_embedding add_embedding linear_1 linear_2 "
@@ -146,7 +152,7 @@ def stem(style: str, part: str, layer: str, family: str = "") -> tuple[str, tupl
     if style == "diffusers":
         return f"{part}.{layer}", (layer,)
     if part == "unet":
-        flat = layer.replace(".", "_")
+        flat = EMBEDDINGS.get(layer, layer.replace(".", "_"))
         if _part_of(layer) == "unet" and _from_kohya_unet(layer, flat) == layer:
             return f"{KOHYA_PREFIX}{flat}", (layer,)
     elif (match := _BLOCK.fullmatch(layer)) and family in ORIGINAL:
@@ -221,6 +227,8 @@ def _from_kohya_unet(key: str, flat: str) -> str:
     SDXL's UNet has two layers a block: input block n is down block (n - 1) // 3, layer (n - 1) % 3,
     output block n is up block n // 3, layer n % 3; element 1 of each is its transformer.
     """
+    if flat in EMBEDDINGS.values():
+        return next(layer for layer, name in EMBEDDINGS.items() if name == flat)
     layer = ".".join(_WORD.findall(flat))
     if _part_of(layer) == "unet":
         return layer

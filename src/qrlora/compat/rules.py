@@ -86,10 +86,12 @@ def _flux_in_diffusers(file: File) -> str:
 
 
 def _mixed(file: File, key: str) -> str:
-    """diffusers translates kohya's names for SDXL in files that hold nothing else, and drops the original model's
-    block names where there are diffusers' too."""
+    """diffusers translates kohya's names for SDXL in files that hold nothing else, drops the original model's block
+    names where there are diffusers' too, and loses the number of add_embedding_linear_1."""
     if file.keys[key].spelling != "kohya":
         return ""
+    if "_add_embedding_" in key:
+        return "it loses the number in this name, and with it the layer"
     if not _is_kohya(file):
         return "it translates kohya's names in files that hold nothing else"
     original, ours = (any(x in k for k in file.tensors for x in names) for names in (SGM, ("down_blocks", "up_blocks")))

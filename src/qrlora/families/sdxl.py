@@ -14,6 +14,9 @@ from .record import Condition, Family, Framing, Tokens
 from .stock import draw, encode_image, negative
 
 SELF = ("attn1.to_q", "attn1.to_k", "attn1.to_v", "attn1.to_out.0")
+WORDS = ("attn2.to_k", "attn2.to_v")
+PICTURE = SELF + ("attn2.to_q", "attn2.to_out.0", "ff.net.0.proj", "ff.net.2", "proj_in", "proj_out", "time_emb_proj")
+PICTURE += tuple(f"{told}_embedding.linear_{k}" for told in ("time", "add") for k in (1, 2))
 CROSS = ("attn2.to_q", "attn2.to_k", "attn2.to_v", "attn2.to_out.0")
 
 
@@ -68,7 +71,8 @@ SDXL = Family(
     pipeline="StableDiffusionXLPipeline",
     checkpoint_keys=("conditioner.embedders.1.model.ln_final.weight",),
     # The paper's text (B.1) says self-attention, its table 3 reads as all attention: 280 or 560 layers.
-    targets={"self": SELF, "attention": SELF + CROSS},
+    # "words" and "picture" are ours: what reads the prompt, for a content, and what paints, for a style (docs/log.md).
+    targets={"self": SELF, "attention": SELF + CROSS, "words": WORDS, "picture": PICTURE},
     defaults=FamilyDefaults(),
     text_parts={"text_encoder": "conditioner.embedders.0.", "text_encoder_2": "conditioner.embedders.1."},
     encode_prompt=encode_prompt,
