@@ -120,7 +120,7 @@ def set_layer_strengths(model: nn.Module, name: str, strengths: Mapping[str, flo
 
 @contextmanager
 def gated(model: nn.Module, name: str, gates: Mapping[str, Tensor]) -> Iterator[None]:
-    """For the length of a `with`, an adapter reads its inputs times a gate (i,) in each layer: its A is A diag(gate)."""
+    """For the length of a `with`, an adapter reads its inputs times a gate (i,): its A is A diag(gate)."""
     handles = []
     try:
         for layer_name, layer in _layers(model, name).items():
