@@ -104,7 +104,7 @@ def test_missing_or_foreign_directions_are_refused(name):
 
 
 def test_ortha_slots_are_blocks_of_one_orthogonal_basis():
-    """A_i A_j^T = 0 for two slots and I for one, whatever order they are asked for in; more slots than fit are refused."""
+    """A_i A_j^T = 0 for two slots and I for one, in whatever order they are asked for; a slot too many is refused."""
     A = [slot_directions(16, 5, slot).T.double() for slot in (2, 0, 1)]
     for k, first in enumerate(A):
         for m, second in enumerate(A):
@@ -140,7 +140,7 @@ def test_pissa_and_olora_start_as_pefts_do(name, init):
 
 @pytest.mark.parametrize("name", ["pissa", "olora", "qr-direct"])
 def test_two_adapters_that_start_within_the_weight_do_not_count_it_twice(name):
-    """W + sum_k (B_k A_k - B_0 A_0): stacked untrained adapters are the base, where sum_k B_k A_k would add the core."""
+    """W + sum_k (B_k A_k - B_0 A_0): untrained, their stack is the base; sum_k B_k A_k would add the core."""
     from qrlora.adapter import Adapter, Header, Pair
     from qrlora.merging import merge
 
