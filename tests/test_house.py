@@ -24,7 +24,7 @@ FLOOR = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}
 DOORS = {  # the built-in world makes base models and pictures, so it holds a key to their doors
     "safetensors": {"storage", "world"},
     "diffusers": {"families", "world"},
-    "peft": set(),  # only the tests compare with it, and diffusers uses it
+    "peft": {"attach"},  # its other methods, by name; our own layers are compared with its plain one in the tests
     "transformers": {"families", "evaluation", "world"},
     "torchao": {"families"},
     "bitsandbytes": {"training"},

@@ -97,6 +97,35 @@ def set_strengths(model: nn.Module, strengths: Mapping[str, Strength]) -> None:
         layer.refresh()
 
 
+def set_layer_strengths(model: nn.Module, name: str, strengths: Mapping[str, float]) -> None:
+    """Change how strongly an adapter acts in each of some of its layers, in place and at once.
+
+    Raises: ValueError: no adapter of that name, or not on that layer.
+    """
+    layers = _layers(model, name)
+    for layer_name, strength in strengths.items():
+        if layer_name not in layers:
+            raise ValueError(f"the adapter {name!r} is not on the layer {layer_name!r}")
+        layers[layer_name].strengths[name] = float(strength)
+        layers[layer_name].refresh()
+
+
+@contextmanager
+def gated(model: nn.Module, name: str, gates: Mapping[str, Tensor]) -> Iterator[None]:
+    """For the length of a `with`, an adapter's A is A diag(gate) with a gate (i,) for each of its layers, which may
+    learn."""
+    layers = _layers(model, name)
+    try:
+        for layer_name, layer in layers.items():
+            layer.gates[name] = gates[layer_name]
+            layer.refresh()
+        yield
+    finally:
+        for layer in layers.values():
+            layer.gates.pop(name, None)
+            layer.refresh()
+
+
 def detach(model: nn.Module, name: str) -> None:
     """Take an adapter off a model. A layer without adapters becomes the plain layer that it was.
 

@@ -33,6 +33,8 @@ class Layer(nn.Module):
         self.in_features, self.out_features = base_layer.in_features, base_layer.out_features
         self.A, self.B = nn.ParameterDict(), nn.ParameterDict()
         self.strengths: dict[str, Strength] = {}
+        self.gates: dict[str, Tensor] = {}
+        """(i,) by name: that A is A diag(gate). A gate may learn, so these are kept out of the sum."""
         self.delicate: set[str] = set()
         """Names whose products need float32."""
         self.learning = ""
@@ -74,7 +76,8 @@ class Layer(nn.Module):
     def refresh(self) -> None:
         """Sum the frozen updates that act, and fold the sum if asked for; after every change of name or strength."""
         self.unfold()
-        frozen = {x: s for x, s in self.strengths.items() if x != self.learning and (isinstance(s, Tensor) or s)}
+        apart = {self.learning, *self.gates}
+        frozen = {x: s for x, s in self.strengths.items() if x not in apart and (isinstance(s, Tensor) or s)}
         terms = [(self.A[name].detach(), self.B[name].detach(), s) for name, s in frozen.items()]
         if not terms:
             self.sum_A = self.sum_B = self._scales = None
@@ -107,10 +110,12 @@ class Layer(nn.Module):
         return plus(y, x, pairs, torch.float32 if self.delicate or y.dtype == torch.float16 else y.dtype)
 
     def _pairs(self) -> list[tuple[Tensor, Tensor, Tensor | None]]:
-        """(A, B, scales or None) of what acts beside the weight: the frozen sum, and what learns."""
+        """(A, B, scales or None) of what acts beside the weight: the frozen sum, what is gated, and what learns."""
         found = []
         if self.sum_A is not None and not self._original:
             found.append((self.sum_A, self.sum_B, self._scales))
+        for name, gate in self.gates.items():
+            found.append((self.A[name] * gate, self.B[name] * self.strengths[name], None))
         if self.learning:
             strength, A, B = self.strengths[self.learning], self.A[self.learning], self.B[self.learning]
             if isinstance(strength, Tensor):
