@@ -11,7 +11,7 @@ from rich.markup import escape
 
 from .. import __version__
 from ..config import SampleConfig, TrainConfig, read_recipe
-from . import console, filing
+from . import console, filing, studying
 from .console import say
 
 
@@ -204,6 +204,7 @@ def inspect(
 
 for command, example in filing.COMMANDS:
     app.command(epilog=f"Example: [bold]{example}[/bold]")(command)
+app.add_typer(studying.bench, name="bench")
 
 
 @app.command(epilog="Example: [bold]qrlora demo --content my-dog.png --style painting.png --style-shows cat[/bold]")

@@ -1,0 +1,147 @@
+"""`qrlora bench`: studies, with progress, tables and a contact sheet. Heavy rooms are imported when one runs."""
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from . import console
+
+if TYPE_CHECKING:
+    from ..study.findings import Findings
+    from ..study.fusion import Account
+
+ON_SHEET = 9
+"""Pairs that the contact sheet shows."""
+EXAMPLE = "Example: [bold]qrlora bench fusion --base tiny-flux --methods qr,lora --workers 2[/bold]"
+
+bench = typer.Typer(help="Compare methods, with intervals.", no_args_is_help=True, rich_markup_mode="rich")
+
+
+@bench.callback()
+def _bench() -> None:
+    """Compare methods on held-out pictures, with intervals."""
+
+
+@bench.command(epilog=EXAMPLE)
+def fusion(
+    base: Annotated[str, typer.Option(help="Base model.")] = "tiny-flux",
+    methods: Annotated[
+        str, typer.Option(help="With commas between; lora:learning_rate=0.001 learns with other settings.")
+    ] = "qr,lora",
+    pairs: Annotated[int, typer.Option(help="Held-out things in held-out styles.")] = 27,
+    seeds: Annotated[int, typer.Option(help="Pictures of each pair and method.")] = 4,
+    first_seed: Annotated[int, typer.Option(help="Seed of learning and of each pair's first picture.")] = 0,
+    split: Annotated[str, typer.Option(help="test, or dev: other things, to tune on.")] = "test",
+    equal: Annotated[str, typer.Option(help="rank, or parameters: equally many trained numbers.")] = "rank",
+    rank: Annotated[int | None, typer.Option(help="Directions.", show_default="the base's own")] = None,
+    steps: Annotated[int | None, typer.Option(help="Updates of each adapter.", show_default="the base's own")] = None,
+    encoders: Annotated[str, typer.Option(help="dino-vits16,clip-vit-base-patch32 ...", show_default="none")] = "",
+    pictures: Annotated[
+        str, typer.Option(help="A CSV file of your own pairs: content,style,style_shows.", show_default="the world's")
+    ] = "",
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder; what is done in it is kept.")] = Path(
+        "out/fusion"
+    ),
+    workers: Annotated[int, typer.Option(help="Processes.")] = 1,
+    ray: Annotated[str, typer.Option(help="A Ray cluster's address, or local.", show_default="no Ray")] = "",
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps.")] = "auto",
+    dtype: Annotated[str, typer.Option(help="Numbers of the base: float32, bfloat16 or float16.")] = "float32",
+) -> None:
+    """Compare ways to fuse a thing and a style, each learnt from one picture.
+
+    Every method sees the same pictures, prompts, layers, rank and number of updates. Beside them stand the ends of
+    the scale: none (the prompt alone) and oracle (an adapter of the true fused picture). What is done is kept: the same
+    command goes on where it was stopped, and jobs that failed are tried again.
+    """
+    from .. import plots
+    from ..study import findings, report
+    from ..study.fusion import Settings, plan, work
+
+    if workers < 1:
+        raise ValueError(f"--workers must be 1 or more, got {workers}")
+    listed = {"methods": _names(methods), "encoders": _names(encoders)}
+    chosen: dict[str, Any] = {"pairs": pairs, "seeds": seeds, "first_seed": first_seed, "split": split, "equal": equal}
+    chosen |= {"rank": rank, "steps": steps, "pictures": pictures, "device": device, "dtype": dtype}
+    with console.progress("fusion") as bar:
+        bar.stage("opening the base model")
+        study = plan(Settings(base=base, **listed, **chosen))
+
+        def on_job(done: int, total: int, title: str, failure: str) -> None:
+            bar.step(done, total, title)
+            if failure:
+                console.warn(f"{title}: {failure}")
+
+        account = work(study, output, workers, ray, on_job)
+    found = findings.findings(account)
+    command = "qrlora " + " ".join(sys.argv[1:])
+    written = report.write(account, found, output, equal, command)
+    if found.table:
+        written.append(plots.save(_sheet(account), output / f"{equal}.png"))
+    show(account, found)
+    for path in written:
+        console.say(str(path))
+    if account.missing:
+        raise ValueError(f"{len(account.missing)} jobs are missing; the same command tries them again")
+
+
+def show(account: "Account", found: "Findings") -> None:
+    """The tables and the counts."""
+    from ..study.findings import SPAN
+    from ..study.report import compact
+
+    titles = {
+        "value": "Mean over pairs [95 % interval], in hundredths",
+        SPAN: "Share of the span none..oracle, in hundredths",
+    }
+    for kind, title in titles.items():
+        columns, rows = compact(found, kind)
+        if rows and len(columns) > 3:
+            console.table(columns, rows, title)
+    console.say(account.counts)
+
+
+def _names(text: str) -> tuple[str, ...]:
+    return tuple(name.strip() for name in text.split(",") if name.strip())
+
+
+def _sheet(account: "Account") -> Any:
+    """A line for each pair: the two inputs, the first picture of each method, the truth."""
+    import io
+
+    from PIL import Image
+
+    from .. import plots
+
+    study = account.study
+    done = {(job.variant, job.pair.name): job for job in account.done}
+    panels = []
+    for pair in study.pairs[:ON_SHEET]:
+        shown = {"content": pair.content, "style": pair.style, "the truth": pair.truth}
+        inputs = {name: Image.open(io.BytesIO(x.picture)) for name, x in shown.items() if x}
+        line = [plots.Panel(name, [inputs[name]], [""]) for name in ("content", "style")]
+        for variant in study.variants:
+            job = done.get((variant, pair.name))
+            if job is None:
+                line.append(plots.Panel(f"{variant}: missing", [Image.new("RGB", (64, 64), "white")], [""]))
+                continue
+            row = account.store.result(job)["rows"][0]
+            strip = Image.open(account.store.pictures(job))
+            first = strip.crop((0, 0, strip.width // len(job.seeds), strip.height))
+            note, right = _verdict(row)
+            line.append(plots.Panel(variant, [first], [note], [right]))
+        if "the truth" in inputs:
+            line.append(plots.Panel(pair.name, [inputs["the truth"]], [""]))
+        panels += line
+    columns = len(panels) // len(study.pairs[:ON_SHEET])
+    title = f"{study.settings.base}, equal {study.settings.equal}: the first picture of each"
+    return plots.sheet(panels, columns, title, account.counts)
+
+
+def _verdict(row: dict[str, float]) -> tuple[str, bool | None]:
+    """What the judges recognised, for a note."""
+    if "both" not in row:
+        return "", None
+    seen = [name for name in ("thing", "style") if row["content" if name == "thing" else "style"]]
+    return " and ".join(seen) or "neither", bool(row["both"])
