@@ -16,7 +16,7 @@ from ..families import Base
 from ..methods import METHODS
 from .jobs import Draw, Job, Learn, Place, weights_of
 from .pairs import Pair, Shown, file_pairs, unrelated_prompts, world_pairs
-from .runners import run
+from .runners import Do, workforce
 from .store import Store
 from .work import ENDS, Failed, opened
 
@@ -176,14 +176,16 @@ def work(
     total, ended = len(study.learns) + len(draws), 0
     broken: dict[str, str] = {}
 
-    def through(jobs: Sequence[Job]) -> None:
+    def through(jobs: Sequence[Job], do: Do) -> None:
         nonlocal ended
         left = [job for job in jobs if not store.has(job)]
         account.kept += len(jobs) - len(left)
         ended += len(jobs) - len(left)
-        for job, came in run(left, store.inputs, workers, ray) if left else ():
+        for job, came in do(left, store.inputs):
             ended += 1
             reason = came.reason if isinstance(came, Failed) else ""
+            if isinstance(came, Failed) and came.full:
+                raise OSError(f"{job.title}: {reason}; what is done is kept, make room and start again")
             if isinstance(came, Failed):
                 account.failed[job.title] = broken[job.identity] = reason
             else:
@@ -191,15 +193,17 @@ def work(
             if on_job is not None:
                 on_job(ended, total, job.title, reason)
 
-    through(study.learns)
-    ready = []
-    for draw in draws:
-        lacking = next((x for x in (draw.content, draw.style) if x and x.identity in broken), None)
-        if lacking is None:
-            ready.append(draw)
-        else:
-            account.failed[draw.title] = f"its adapter failed: {lacking.title}"
-    through(ready)
+    finished = all(store.has(job) for job in (*study.learns, *draws))
+    with workforce(1 if finished else workers, "" if finished else ray) as do:
+        through(study.learns, do)
+        ready = []
+        for draw in draws:
+            lacking = next((x for x in (draw.content, draw.style) if x and x.identity in broken), None)
+            if lacking is None:
+                ready.append(draw)
+            else:
+                account.failed[draw.title] = f"its adapter failed: {lacking.title}"
+        through(ready, do)
     account.done = [draw for draw in study.draws if store.has(draw)]
     return account
 

@@ -68,7 +68,7 @@ def page(account: Account, found: Findings, command: str) -> str:
         "",
         "Measures of the two adapters' factors alone; Spearman's rank correlation with the leakage in the pictures.",
         "",
-        *_markdown([_shown(row, "rank correlation", 2) for row in found.interference]),
+        *_prediction(found),
         "",
         "## Learning",
         "",
@@ -125,6 +125,12 @@ def _rows(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
 def _listed(title: str, lines: Sequence[str]) -> list[str]:
     """A section, if there is anything in it."""
     return [f"## {title}", "", *(f"- {line}" for line in lines), ""] if lines else []
+
+
+def _prediction(found: Findings) -> list[str]:
+    if found.interference and not found.layers:
+        return ["Content and style are learnt on different layers of this base, so their factors never meet."]
+    return _markdown([_shown(row, "rank correlation", 2) for row in found.interference])
 
 
 def _settings(account: Account) -> list[Row]:

@@ -1,7 +1,8 @@
 """Where jobs are done: in this process, in processes of this machine, on a Ray cluster; with the same results. [ray]
 
-Each yields (job, what came of it) as jobs end. Inputs are read when a job's turn comes, so that they need not all be
-in memory; nothing but bytes travels, so that machines need not share a disk.
+Each way is a `with` that yields a function (jobs, inputs) -> (job, what came of it) as jobs end; workers live as long
+as the `with`. Inputs are read when a job's turn comes, so that they need not all be in memory; nothing but bytes
+travels, so that machines need not share a disk.
 """
 
 import contextlib
@@ -16,64 +17,63 @@ from .jobs import Job
 from .work import Failed, Parts, attempt
 
 Inputs = Callable[[Job], Mapping[str, bytes]]
-Done = Iterator[tuple[Job, Parts | Failed]]
+Do = Callable[[Iterable[Job], Inputs], Iterator[tuple[Job, Parts | Failed]]]
 
 
-def run(jobs: Iterable[Job], inputs: Inputs, workers: int = 1, ray: str = "") -> Done:
-    """Do jobs: on the Ray cluster at an address ("local": one of this machine, started for it), else in `workers`
-    processes, else here.
+def workforce(workers: int = 1, ray: str = "") -> contextlib.AbstractContextManager[Do]:
+    """The Ray cluster at an address ("local": one of this machine, started for it), else so many processes, else this.
 
     Raises: ValueError: Ray is not installed or not there.
     """
-    if ray:
-        yield from on_ray(jobs, inputs, ray)
-    elif workers > 1:
-        yield from in_processes(jobs, inputs, workers)
-    else:
-        yield from ((job, attempt(job, inputs(job))) for job in jobs)
+    return on_ray(ray) if ray else in_processes(workers) if workers > 1 else here()
 
 
-def in_processes(jobs: Iterable[Job], inputs: Inputs, workers: int) -> Done:
+@contextlib.contextmanager
+def here() -> Iterator[Do]:
+    """This process, one job after the other."""
+    yield lambda jobs, inputs: ((job, attempt(job, inputs(job))) for job in jobs)
+
+
+@contextlib.contextmanager
+def in_processes(workers: int) -> Iterator[Do]:
     """A worker that dies (out of memory, killed) takes its own job with it and no other; a new one takes its place."""
     context = multiprocessing.get_context("spawn")  # a fork would copy this process's threads' locks
-    waiting, busy = iter(jobs), {}
+    staff: dict[Connection, Any] = {}
+    """{our end: process}, idle and busy."""
 
-    def start() -> tuple[Connection, Any]:
+    def hire() -> Connection:
         ours, theirs = context.Pipe()
-        process = context.Process(target=_serve, args=(theirs,), daemon=True)
-        process.start()
+        staff[ours] = context.Process(target=_serve, args=(theirs,), daemon=True)
+        staff[ours].start()
         theirs.close()  # so that the worker's end closes with the worker
-        return ours, process
+        return ours
 
-    def employ(worker: tuple[Connection, Any]) -> None:
-        connection, process = worker
-        job = next(waiting, None)
-        if job is None:
-            connection.close()
-            process.join()
-            return
-        busy[connection] = (job, process)
-        with contextlib.suppress(OSError):  # it died before it began: that shows when its answer is awaited
-            connection.send((job, inputs(job)))
-
-    try:
-        for _ in range(workers):
-            employ(start())
-        while busy:
-            for connection in wait(list(busy)):
-                assert isinstance(connection, Connection)
-                job, process = busy.pop(connection)
+    def do(jobs: Iterable[Job], inputs: Inputs) -> Iterator[tuple[Job, Parts | Failed]]:
+        waiting, busy = iter(jobs), {}
+        idle = list(staff)
+        while True:
+            while (idle or len(staff) < workers) and (job := next(waiting, None)) is not None:
+                worker = idle.pop() if idle else hire()
+                busy[worker] = job
+                with contextlib.suppress(OSError):  # it died before it began: that shows when its answer is awaited
+                    worker.send((job, inputs(job)))
+            if not busy:
+                return
+            for worker in wait(list(busy)):
+                assert isinstance(worker, Connection)
                 try:
-                    came = connection.recv()
-                    worker = (connection, process)
+                    came = worker.recv()
+                    idle.append(worker)
                 except (EOFError, OSError):
+                    process = staff.pop(worker)
                     process.join()
                     came = Failed(f"its worker died (exit code {process.exitcode}); out of memory? Use fewer --workers")
-                    worker = start()
-                yield job, came
-                employ(worker)
+                yield busy.pop(worker), came
+
+    try:
+        yield do
     finally:
-        for _, process in busy.values():
+        for process in staff.values():
             process.terminate()
             process.join()
 
@@ -81,28 +81,28 @@ def in_processes(jobs: Iterable[Job], inputs: Inputs, workers: int) -> Done:
 def _serve(connection: Connection) -> None:
     """A worker: jobs come, results go, until the other end is closed."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the one who started it
-    while True:
-        try:
+    with contextlib.suppress(EOFError, BrokenPipeError):
+        while True:
             job, inputs = connection.recv()
-        except EOFError:
-            return
-        connection.send(attempt(job, inputs))
+            connection.send(attempt(job, inputs))
 
 
-def on_ray(jobs: Iterable[Job], inputs: Inputs, address: str) -> Done:
+@contextlib.contextmanager
+def on_ray(address: str) -> Iterator[Do]:
     """One CPU, and one GPU where the cluster has any, for each job; twice as many are on their way as can run."""
     try:
         import ray
         from ray.exceptions import RayError
     except ImportError as error:
         raise ValueError("Ray is not installed: pip install 'qrlora[ray]'") from error
+    own: dict[str, Any] = {"include_dashboard": False} if address == "local" else {}  # a running one takes no settings
     try:
-        ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, **_local(address))
+        ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, **own)
     except (ConnectionError, ValueError, RuntimeError) as error:
-        raise ValueError(
-            f"no Ray cluster at {address!r} ({str(error).splitlines()[0]}); --ray local starts one"
-        ) from error
-    try:
+        reason = str(error).strip().splitlines()[0]
+        raise ValueError(f"no Ray cluster at {address!r} ({reason}); --ray local starts one") from error
+
+    def do(jobs: Iterable[Job], inputs: Inputs) -> Iterator[tuple[Job, Parts | Failed]]:
         has = ray.cluster_resources()
         gpus = 1 if has.get("GPU") else 0
         # a crash is a result, to be reported; a second try would hide it
@@ -121,10 +121,8 @@ def on_ray(jobs: Iterable[Job], inputs: Inputs, address: str) -> Done:
             except RayError as error:
                 came = Failed(f"its Ray worker died: {str(error).strip().splitlines()[0]}")
             yield job, came
+
+    try:
+        yield do
     finally:
         ray.shutdown()
-
-
-def _local(address: str) -> dict[str, Any]:
-    """Only a cluster that is started here takes settings."""
-    return {"include_dashboard": False} if address == "local" else {}

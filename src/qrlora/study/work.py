@@ -1,5 +1,6 @@
 """What a worker does with a job: bytes in, bytes out, so that it may be this process, another or another machine."""
 
+import errno
 import io
 import json
 import tempfile
@@ -27,6 +28,7 @@ from .pairs import Shown
 
 Parts = dict[str, bytes]
 """What a job makes: {file ending: content}."""
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 ADAPTER, RESULT, PICTURES = ".safetensors", ".json", ".png"
 
 
@@ -35,6 +37,8 @@ class Failed:
     """A job that came to nothing, and why, in one line."""
 
     reason: str
+    full: bool = False
+    """A full disk, which the next job would meet as well."""
 
 
 def none(task: Task) -> Fused:
@@ -71,7 +75,8 @@ def attempt(job: Job, inputs: Mapping[str, bytes]) -> Parts | Failed:
     try:
         return _learn(job) if isinstance(job, Learn) else _draw(job, inputs)
     except Exception as error:
-        return Failed(f"{type(error).__name__}: {' '.join(str(error).split())}")
+        full = isinstance(error, OSError) and error.errno in FULL
+        return Failed(f"{type(error).__name__}: {' '.join(str(error).split())}", full)
     finally:
         torch.set_num_threads(threads)
 
