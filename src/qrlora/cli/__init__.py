@@ -202,7 +202,7 @@ def inspect(
         say(f"plot: {drawn}")
 
 
-for command, example in filing.COMMANDS:
+for command, example in (*filing.COMMANDS, *studying.COMMANDS):
     app.command(epilog=f"Example: [bold]{example}[/bold]")(command)
 app.add_typer(studying.bench, name="bench")
 

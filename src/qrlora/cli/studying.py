@@ -9,6 +9,7 @@ import typer
 from . import console
 
 if TYPE_CHECKING:
+    from ..study.figures import Reproduced
     from ..study.findings import Findings
     from ..study.fusion import Account
 
@@ -84,6 +85,69 @@ def fusion(
         console.say(str(path))
     if account.missing:
         raise ValueError(f"{len(account.missing)} jobs are missing; the same command tries them again")
+
+
+def reproduce(
+    name: Annotated[
+        str, typer.Argument(help="table2, table3, table4, figure2, figure3, figure7, figure8 or figure10.")
+    ],
+    base: Annotated[str, typer.Option(help="Base model.")] = "tiny-flux",
+    pairs: Annotated[int, typer.Option(help="Pairs of pictures, where the result is over pairs.")] = 27,
+    seed: Annotated[int, typer.Option(help="Seed of everything random.")] = 0,
+    rank: Annotated[int | None, typer.Option(help="Directions.", show_default="the base's own")] = None,
+    steps: Annotated[int | None, typer.Option(help="Updates of each adapter.", show_default="the base's own")] = None,
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder; adapters in it are kept.")] = Path(
+        "out/reproduce"
+    ),
+    workers: Annotated[int, typer.Option(help="Processes.")] = 1,
+    ray: Annotated[str, typer.Option(help="A Ray cluster's address, or local.", show_default="no Ray")] = "",
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps.")] = "auto",
+) -> None:
+    """Make one table or figure of the paper anew, beside the paper's own numbers where it has any.
+
+    The pictures are those of the built-in world, and the default base is tiny: read the notes in the page that it
+    writes before comparing. Writes a CSV file, a Markdown page and, where the paper has a picture, a picture.
+    """
+    from .. import plots
+    from ..study import reproduce as room
+
+    with console.progress(name) as bar:
+        bar.stage("opening the base model")
+
+        def on_job(done: int, total: int, title: str, failure: str) -> None:
+            bar.step(done, total, title)
+            if failure:
+                console.warn(f"{title}: {failure}")
+
+        told: dict[str, Any] = {"rank": rank, "steps": steps, "workers": workers, "ray": ray, "device": device}
+        asked = room.Asked(base=base, pairs=pairs, seed=seed, folder=output, on_job=on_job, **told)
+        found = room.reproduce(name, asked)
+    written = room.write(name, found, asked, "qrlora " + " ".join(sys.argv[1:]))
+    written += [plots.save(figure, output / f"{name}{ending}.png") for ending, figure in drawn(found).items()]
+    columns = list(found.rows[0])
+    console.table(columns, [[room.shown(row[name]) for name in columns] for row in found.rows], found.title)
+    for line in (*found.notes, *map(str, written)):
+        console.say(line)
+
+
+COMMANDS = ((reproduce, "qrlora reproduce table4 --base tiny-flux --pairs 4"),)
+"""With its example."""
+
+
+def drawn(found: "Reproduced") -> dict[str, Any]:
+    """{ending of the name: figure} of a reproduced result; the tables have none."""
+    from .. import plots
+    from ..study.figures import Curves, Grid, Layers
+
+    match found.figure:
+        case Curves(panels, x_label, y_label, bands):
+            return {"": plots.curves(panels, x_label, y_label, found.title, bands)}
+        case Grid(pictures, content_strengths, style_strengths):
+            return {"": plots.strength_grid(pictures, content_strengths, style_strengths, found.title)}
+        case Layers(layers, curves):
+            lines = plots.layer_lines(layers, curves, found.title)
+            return {"": lines, "-histogram": plots.histograms(curves, "cosine", found.title)}
+    return {}
 
 
 def show(account: "Account", found: "Findings") -> None:

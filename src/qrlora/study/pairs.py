@@ -53,7 +53,7 @@ def world_pairs(count: int, split: Split = "test") -> list[Pair]:
     held_out, known = held_out_contents(), known_contents()
     on_dev = split == "dev"
     things = [name for k, name in enumerate(held_out) if (k % 3 == 0) == on_dev]
-    shown = [name for k, name in enumerate(known) if (k % 3 == 0) == on_dev]
+    shown = known[0 if on_dev else 1 :: 3]
     styles = tuple(HELD_OUT_STYLES)
     most = len(things) * len(styles)
     if not 1 <= count <= most:
@@ -80,7 +80,7 @@ def unrelated_prompts(count: int, world: bool) -> list[str]:
     if not world:
         prompts = ("a mountain lake at dawn", "a red bicycle on a wall", "a bowl of fruit", "a city street in rain")
         return [prompts[k % len(prompts)] for k in range(count)]
-    things, styles = known_contents(), tuple(STYLES)
+    things, styles = known_contents()[2::3], tuple(STYLES)  # of these, no style picture shows any
     return [caption(things[(29 * k + 7) % len(things)], styles[(5 * k + 3) % len(styles)]) for k in range(count)]
 
 

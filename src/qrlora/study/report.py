@@ -62,7 +62,7 @@ def page(account: Account, found: Findings, command: str) -> str:
         "",
         "## Paired differences",
         "",
-        *_markdown([_shown(row, "value", 3) for row in found.differences]),
+        *markdown([_shown(row, "value", 3) for row in found.differences]),
         "",
         "## Does interference predict leakage?",
         "",
@@ -72,7 +72,7 @@ def page(account: Account, found: Findings, command: str) -> str:
         "",
         "## Learning",
         "",
-        *_markdown(_settings(account)),
+        *markdown(_settings(account)),
         "",
         *_listed("Failed", [f"{title}: {reason}" for title, reason in account.failed.items()]),
         *_listed("Missing", [job.title for job in account.missing]),
@@ -119,7 +119,7 @@ def as_csv(rows: Sequence[Row]) -> str:
 
 
 def _rows(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
-    return _markdown([dict(zip(columns, row, strict=True)) for row in rows])
+    return markdown([dict(zip(columns, row, strict=True)) for row in rows])
 
 
 def _listed(title: str, lines: Sequence[str]) -> list[str]:
@@ -130,7 +130,7 @@ def _listed(title: str, lines: Sequence[str]) -> list[str]:
 def _prediction(found: Findings) -> list[str]:
     if found.interference and not found.layers:
         return ["Content and style are learnt on different layers of this base, so their factors never meet."]
-    return _markdown([_shown(row, "rank correlation", 2) for row in found.interference])
+    return markdown([_shown(row, "rank correlation", 2) for row in found.interference])
 
 
 def _settings(account: Account) -> list[Row]:
@@ -152,7 +152,8 @@ def _shown(row: Row, kind: str, digits: int) -> Row:
     return {**told, kind: text}
 
 
-def _markdown(rows: Sequence[Row]) -> list[str]:
+def markdown(rows: Sequence[Row]) -> list[str]:
+    """A table's lines; all rows have the first one's keys."""
     if not rows:
         return ["(nothing was measured)"]
     head = list(rows[0])

@@ -54,6 +54,10 @@ class Store:
                 f"{path} is not readable ({error}); delete it, and the same command does it anew"
             ) from error
 
+    def adapter(self, job: Learn) -> Path:
+        """The file that a Learn job made."""
+        return self._path(job, ADAPTER)
+
     def pictures(self, job: Draw) -> Path:
         """The strip of a Draw job's pictures."""
         return self._path(job, PICTURES)
