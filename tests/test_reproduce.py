@@ -62,10 +62,9 @@ def test_figure8_starts_at_one_loss_and_falls_for_every_method(asked):
 
 @pytest.mark.parametrize("name", RESULTS)
 def test_every_result_is_a_table_and_a_page_with_the_command_and_a_picture_where_the_paper_has_one(name, asked, capsys):
-    words = ["reproduce", name, "--base", asked.base, "--pairs", 2, "--steps", 4, "--device", "cpu", "-o", asked.folder]
-    if name == "figure10":
-        words[6], words[4] = 2, 1  # one pair: seven ranks are enough to wait for
-    code, out, err = run(capsys, *words)
+    pairs = 1 if name == "figure10" else 2  # seven ranks are enough to wait for
+    words = ["--base", asked.base, "--pairs", pairs, "--steps", 4, "--device", "cpu", "-o", asked.folder]
+    code, out, err = run(capsys, "reproduce", name, *words)
     assert code == 0, err
     with (asked.folder / f"{name}.csv").open() as file:
         assert len(list(csv.DictReader(file))) >= 2

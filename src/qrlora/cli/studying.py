@@ -13,8 +13,6 @@ if TYPE_CHECKING:
     from ..study.findings import Findings
     from ..study.fusion import Account
 
-ON_SHEET = 9
-"""Pairs that the contact sheet shows."""
 EXAMPLE = "Example: [bold]qrlora bench fusion --base tiny-flux --methods qr,lora --workers 2[/bold]"
 
 bench = typer.Typer(help="Compare methods, with intervals.", no_args_is_help=True, rich_markup_mode="rich")
@@ -171,41 +169,12 @@ def _names(text: str) -> tuple[str, ...]:
 
 
 def _sheet(account: "Account") -> Any:
-    """A line for each pair: the two inputs, the first picture of each method, the truth."""
-    import io
-
-    from PIL import Image
-
+    """The contact sheet."""
     from .. import plots
+    from ..study import showcase
 
-    study = account.study
-    done = {(job.variant, job.pair.name): job for job in account.done}
-    panels = []
-    for pair in study.pairs[:ON_SHEET]:
-        shown = {"content": pair.content, "style": pair.style, "the truth": pair.truth}
-        inputs = {name: Image.open(io.BytesIO(x.picture)) for name, x in shown.items() if x}
-        line = [plots.Panel(name, [inputs[name]], [""]) for name in ("content", "style")]
-        for variant in study.variants:
-            job = done.get((variant, pair.name))
-            if job is None:
-                line.append(plots.Panel(f"{variant}: missing", [Image.new("RGB", (64, 64), "white")], [""]))
-                continue
-            row = account.store.result(job)["rows"][0]
-            strip = Image.open(account.store.pictures(job))
-            first = strip.crop((0, 0, strip.width // len(job.seeds), strip.height))
-            note, right = _verdict(row)
-            line.append(plots.Panel(variant, [first], [note], [right]))
-        if "the truth" in inputs:
-            line.append(plots.Panel(pair.name, [inputs["the truth"]], [""]))
-        panels += line
-    columns = len(panels) // len(study.pairs[:ON_SHEET])
-    title = f"{study.settings.base}, equal {study.settings.equal}: the first picture of each"
-    return plots.sheet(panels, columns, title, account.counts)
-
-
-def _verdict(row: dict[str, float]) -> tuple[str, bool | None]:
-    """What the judges recognised, for a note."""
-    if "both" not in row:
-        return "", None
-    seen = [name for name in ("thing", "style") if row["content" if name == "thing" else "style"]]
-    return " and ".join(seen) or "neither", bool(row["both"])
+    lines = showcase.lines(account)
+    panels = [plots.Panel(x.title, [x.picture], [x.note], [x.right]) for line in lines for x in line]
+    settings = account.study.settings
+    title = f"{settings.base}, equal {settings.equal}: the first picture of each"
+    return plots.sheet(panels, len(lines[0]), title, account.counts)
