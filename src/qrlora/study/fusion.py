@@ -124,10 +124,8 @@ def plan(settings: Settings) -> Study:
     """
     named = {spec: _fusion(spec) for spec in settings.methods}
     base = opened(settings.base, settings.device, settings.dtype)
-    for spec, fusion in named.items():
-        if fusion.families is not None and base.family.name not in fusion.families:
-            fits = ", ".join(fusion.families)
-            raise ValueError(f"{spec} does not fit {settings.base}, which is {base.family.name}; it is for {fits}")
+    for fusion in named.values():
+        fusion.check_family(base.family.name)
     for name in settings.encoders:
         open_encoder(name, settings.device)
     known = not settings.pictures
@@ -250,10 +248,11 @@ def _role(base: Base, role: Any, spec: str, fusion: Fusion, settings: Settings) 
     if spec == "oracle":
         told |= _both(base, told)
     reference = dict(told)
-    told |= {"role": role, "seed": settings.first_seed, "dtype": settings.dtype, **fusion.learn}
+    own = fusion.settings(role)
+    told |= {"seed": settings.first_seed, "dtype": settings.dtype, **own}
     method = told.setdefault("method", REFERENCE)
     told.setdefault("learning_rate", base.defaults.for_run(role, method).learning_rate)
-    if settings.equal == "parameters" and "rank" not in fusion.learn:
+    if settings.equal == "parameters" and "rank" not in own:
         told["rank"] = _rank_of_equal_size(base, method, told["targets"], reference)
     if told["rank"] > (most := min(min(shape) for shape in _shapes(base, told["targets"]))):
         raise ValueError(f"rank {told['rank']} is above {most}, the smaller side of a layer that {spec} learns")

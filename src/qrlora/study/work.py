@@ -5,7 +5,7 @@ import io
 import json
 import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from .. import evaluation
 from ..adapter import Adapter
 from ..analysis import interference, similarity, trainable_parameters
 from ..baselines import FUSIONS, Fused, Fusion, Lesson, Task
+from ..baselines.record import static
 from ..config import TrainConfig
 from ..families import Base, open_base
 from ..files import load
@@ -43,12 +44,12 @@ class Failed:
 
 def none(task: Task) -> Fused:
     """The lower end of the scale: the base with the prompt alone."""
-    return _drawn(task.base, [])
+    return Fused(lambda prompts, seeds: generate(task.base, list(prompts), seed=list(seeds)), None)
 
 
 def oracle(task: Task) -> Fused:
     """The upper end: one adapter that learnt the true fused picture, in place of the content's."""
-    return _drawn(task.base, [(task.content, 1.0)])
+    return static(task.base, task.content)
 
 
 ENDS = {
@@ -175,19 +176,14 @@ def _changes(pictures: Sequence[Image.Image], before: Sequence[Image.Image]) -> 
     return evaluation.ssim(to_tensor(pictures), to_tensor(before)).tolist()
 
 
-def _drawn(base: Base, worn: Sequence[tuple[Adapter, float]]) -> Fused:
-    def draw(prompts: Sequence[str], seeds: Sequence[int]) -> list[Image.Image]:
-        return generate(base, list(prompts), worn, seed=list(seeds), check_triggers=False)
-
-    return Fused(draw, worn[0][0] if worn else None)
-
-
 def _adapter(job: Learn | None, inputs: Mapping[str, bytes], folder: Path) -> Adapter | None:
     if job is None:
         return None
     path = folder / f"{job.identity}.safetensors"
     path.write_bytes(inputs[job.identity])
-    return load(path)
+    adapter = load(path)
+    # unrelated prompts lack the trigger on purpose, and drawing would refuse them
+    return replace(adapter, header=replace(adapter.header, trigger=""))
 
 
 def _lesson(shown: Shown, folder: Path, name: str) -> Lesson:
