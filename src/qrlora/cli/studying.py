@@ -50,9 +50,9 @@ def fusion(
 ) -> None:
     """Compare ways to fuse a thing and a style, each learnt from one picture.
 
-    Every method sees the same pictures, prompts, layers, rank and number of updates. Beside them stand the ends of
-    the scale: none (the prompt alone) and oracle (an adapter of the true fused picture). What is done is kept: the same
-    command goes on where it was stopped, and jobs that failed are tried again.
+    Every method sees the same pictures, prompts, layers, rank and number of updates.
+    Beside them stand the ends of the scale: none (the prompt alone) and oracle (an adapter of the true picture).
+    What is done is kept: the same command goes on where it was stopped, and tries again what failed.
     """
     from .. import plots
     from ..study import findings, report
@@ -103,8 +103,8 @@ def reproduce(
 ) -> None:
     """Make one table or figure of the paper anew, beside the paper's own numbers where it has any.
 
-    The pictures are those of the built-in world, and the default base is tiny: read the notes in the page that it
-    writes before comparing. Writes a CSV file, a Markdown page and, where the paper has a picture, a picture.
+    Writes a CSV file, a Markdown page and, where the paper has a picture, a picture.
+    The pictures are those of the built-in world and the default base is tiny: read the page's notes before comparing.
     """
     from .. import plots
     from ..study import reproduce as room
