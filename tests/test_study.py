@@ -228,8 +228,12 @@ def test_a_damaged_result_is_named(small, tmp_path):
     account = work(small[0], tmp_path)
     path = next((tmp_path / "results").glob("*.json"))
     path.write_text("{")
-    with pytest.raises(ValueError, match=f"{path.name} is not readable.*delete it"):
+    with pytest.raises(ValueError, match=f"{path.name} is damaged.*delete it"):
         findings.findings(account)
+    path = next((tmp_path / "adapters").iterdir())
+    path.write_bytes(path.read_bytes()[:5000])
+    with pytest.raises(ValueError, match=f"{path.name} is damaged.*delete it"):
+        work(small[0], tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -238,7 +242,8 @@ def test_a_damaged_result_is_named(small, tmp_path):
         ({"methods": ("qr", "lara")}, "no method 'lara'; did you mean 'lora'"),
         ({"methods": ("none",)}, "'none' is in every table"),
         ({"methods": ("qr", "qr")}, "each method once"),
-        ({"methods": ("lora:learnin_rate=1",)}, "no setting 'learnin_rate'; did you mean 'learning_rate'"),
+        ({"methods": ("lora:learnin_rate=1",)}, "'learnin_rate' is no setting of a method here; choose among rank"),
+        ({"methods": ("lora:rank=many",)}, "rank must be a whole number"),
         ({"rank": 999}, "rank 999 is above"),
         ({"pairs": 1000}, "1..240 pairs"),
         ({"seeds": 0}, "seeds must be 1 or more"),

@@ -23,6 +23,8 @@ from .work import ENDS, Failed, opened
 REFERENCE = "qr"
 """The method whose rank, steps and layers on a base all others are given."""
 SHARED = ("rank", "targets", "steps", "batch_size", "times", "resolution")
+CHOSEN = (*SHARED, "learning_rate", "optimizer", "min_snr_gamma")
+"""What "NAME:SETTING=VALUE" may set."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,12 +110,9 @@ class Account:
         text = f"{len(self.done)} of {total} jobs done, {len(self.missing)} missing; {learns} adapters"
         if self.failed:
             text += f"; {len(self.failed)} failed in this run"
-        foreign = self.store.foreign(self.study.draws)
-        return text + (
-            f"; {foreign} results of other settings, seeds or versions lie in the folder, not counted"
-            if foreign
-            else ""
-        )
+        if foreign := self.store.foreign(self.study.draws):
+            text += f"; {foreign} results of other settings, seeds or versions lie in the folder, not counted"
+        return text
 
 
 def plan(settings: Settings) -> Study:
@@ -227,6 +226,8 @@ def _fusion(spec: str) -> Fusion:
     told: dict[str, Any] = {}
     for change in changes:
         key, _, text = change.partition("=")
+        if key not in CHOSEN:
+            raise ValueError(f"{spec}: {key!r} is no setting of a method here; choose among {', '.join(CHOSEN)}")
         told[key] = parsed(TrainConfig, key, text)
     check_types(TrainConfig, told)
     return dataclasses.replace(FUSIONS[name], learn={**FUSIONS[name].learn, **told})
@@ -246,7 +247,7 @@ def _role(base: Base, role: Any, spec: str, fusion: Fusion, settings: Settings) 
     told: dict[str, Any] = {name: getattr(common, name) for name in SHARED}
     told |= {name: value for name in ("rank", "steps") if (value := getattr(settings, name)) is not None}
     if spec == "oracle":
-        told |= _both(base, told)
+        told |= _both(base, told, settings.steps)
     reference = dict(told)
     own = fusion.settings(role)
     told |= {"seed": settings.first_seed, "dtype": settings.dtype, **own}
@@ -264,12 +265,12 @@ def _shapes(base: Base, targets: str) -> list[tuple[int, int]]:
     return [(layer.out_features, layer.in_features) for layer in base.target_layers(targets).values()]
 
 
-def _both(base: Base, content: dict[str, Any]) -> dict[str, Any]:
+def _both(base: Base, content: dict[str, Any], steps: int | None) -> dict[str, Any]:
     """The oracle learns on the layers of both roles, for as many updates as both together."""
     style = base.defaults.for_run("style", REFERENCE)
     endings = [base.family.targets.get(x) or tuple(x.split(",")) for x in (content["targets"], style.targets)]
     union = dict.fromkeys(ending.strip() for of_role in endings for ending in of_role)
-    return {"targets": ",".join(union), "steps": content["steps"] + style.steps}
+    return {"targets": ",".join(union), "steps": content["steps"] + (steps or style.steps)}
 
 
 def _rank_of_equal_size(base: Base, method: str, targets: str, reference: dict[str, Any]) -> int:

@@ -105,7 +105,10 @@ Job = Learn | Draw
 
 
 def named(kind: str, place: Place, rooms: Sequence[str], told: Mapping[str, Any]) -> str:
-    """24 hex digits of everything that decides a result: the versions and code that make it, the base, what is told."""
+    """24 hex digits of everything that decides a result: the versions and code that make it, the base, what is told.
+
+    The device is not among it: on another one the same result comes out, to rounding. Each row says which it was.
+    """
     whole = {"versions": versions(), "code": code(tuple(rooms)), "weights": place.weights, "dtype": place.dtype}
     return _sha(json.dumps({"kind": kind, **whole, **told}, sort_keys=True, default=list).encode())[:24]
 

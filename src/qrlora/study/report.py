@@ -48,7 +48,8 @@ def page(account: Account, found: Findings, command: str) -> str:
         "a pair's pictures are averaged, and intervals (95 %, bootstrap) are over pairs.",
         "Pictures of one's own: nobody knows the true ones." if settings.pictures else judged,
         "",
-        "In hundredths, with the interval:",
+        "In hundredths, with the interval. Trained: the numbers of both adapters, without what a method learns when it "
+        "fuses.",
         "",
         *_rows(*compact(found)),
         "",

@@ -5,14 +5,24 @@ started again, and share a folder with others without mixing.
     results/<identity>.json, .png       what a Draw job measured and drew
 """
 
+import contextlib
 import json
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from ..storage import atomic, read_metadata
 from .jobs import Draw, Job, Learn
 from .work import ADAPTER, PICTURES, RESULT, Parts
+
+
+@contextlib.contextmanager
+def _readable(path: Path) -> Iterator[None]:
+    """A ValueError in the `with` names the file and the way out."""
+    try:
+        yield
+    except ValueError as error:
+        raise ValueError(f"{path} is damaged ({error}); delete it, and the same command does it anew") from error
 
 
 class Store:
@@ -30,7 +40,8 @@ class Store:
         """
         path = self._path(job, ADAPTER if isinstance(job, Learn) else RESULT)
         if isinstance(job, Learn) and path.exists():
-            read_metadata(path)
+            with _readable(path):
+                read_metadata(path)
         return path.exists()
 
     def write(self, job: Job, parts: Parts) -> None:
@@ -47,12 +58,8 @@ class Store:
     def result(self, job: Draw) -> dict[str, Any]:
         """What a Draw job measured. Raises: ValueError: the file was damaged since it was written."""
         path = self._path(job, RESULT)
-        try:
+        with _readable(path):
             return json.loads(path.read_text(encoding="utf-8"))
-        except ValueError as error:
-            raise ValueError(
-                f"{path} is not readable ({error}); delete it, and the same command does it anew"
-            ) from error
 
     def adapter(self, job: Learn) -> Path:
         """The file that a Learn job made."""
