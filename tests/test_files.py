@@ -12,7 +12,7 @@ from qrlora.basis import cache_folder, compute_basis
 from qrlora.files import load, read_header, save
 from qrlora.keys import WRITTEN, natural, spell
 from qrlora.linalg import is_finite
-from qrlora.merging import RULES, merge
+from qrlora.merging import merge
 from qrlora.methods import METHODS
 from qrlora.storage import read, write
 
@@ -109,7 +109,7 @@ def test_a_file_is_read_back_and_stock_diffusers_paints_the_same(pipe, unet, tmp
 
 
 @pytest.mark.filterwarnings("ignore:Already found a `peft_config`")  # two adapters at once are the point
-@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("rule", ["sum", "stack"])
 @pytest.mark.parametrize("method", ["qr", "qr-output"])
 def test_a_merged_file_is_both_files_set_to_their_strengths(pipe, unet, tmp_path, method, rule):
     """Stock diffusers' set_adapters([content, style], [lc, ls]) is eq. 7."""

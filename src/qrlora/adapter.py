@@ -7,6 +7,7 @@ part, as diffusers spells it: "down_blocks.1.attentions.0.transformer_blocks.0.a
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
+from fnmatch import fnmatchcase
 from functools import cached_property
 from typing import Any
 
@@ -174,8 +175,9 @@ class Adapter:
 
 
 def ends_in(layer: str, suffixes: Sequence[str]) -> bool:
-    """Whether a layer's dotted name is, or ends in, one of the dotted suffixes; whole parts only."""
-    return any(layer == suffix or layer.endswith(f".{suffix}") for suffix in suffixes)
+    """Whether a layer's dotted name is, or ends in, one of the dotted suffixes; whole parts only, and a part "*" stands
+    for one or more of any: "up_blocks.0.*.to_q"."""
+    return any(fnmatchcase(f".{layer}", f"*.{x}") if "*" in x else f".{layer}".endswith(f".{x}") for x in suffixes)
 
 
 def linear_layers(model: nn.Module, endings: Sequence[str]) -> dict[str, nn.Linear]:

@@ -93,6 +93,20 @@ def recompress(A: Tensor, B: Tensor, rank: int) -> tuple[Tensor, Tensor, float]:
     return new_A, new_B, kept
 
 
+def compress(dense: Tensor, rank: int) -> tuple[Tensor, Tensor, float]:
+    """The best pair of a rank for a dense update (Eckart-Young): B its leading output directions, A = B^T dense.
+
+    Args:    dense (o, i); rank 1..min(o, i).
+    Returns: A (rank, i), B (o, rank) with orthonormal columns, float32, and the kept share of |dense|^2 in 0..1 (1 for
+             a zero update).
+    Raises:  ValueError: as leading_subspace.
+    """
+    B = leading_subspace(dense, rank, "output")
+    A = B.T @ dense.float()
+    total = float(dense.double().square().sum())
+    return A, B, min(float(A.double().square().sum()) / total, 1.0) if total else 1.0
+
+
 def inner(A: Tensor, B: Tensor, other_A: Tensor, other_B: Tensor) -> float:
     """<B A, B' A'>, the sum of products of all entries of two updates, without forming either.
 

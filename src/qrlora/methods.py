@@ -43,6 +43,8 @@ class Method:
     """Where it comes from."""
     triangular: bool = False
     """True: only the entries on and above the diagonal of the learning factor learn."""
+    slotted: bool = False
+    """True: Q is not the weight's, but a block of columns of one random orthogonal basis: see `slot_directions`."""
 
     @property
     def frozen_side(self) -> str | None:
@@ -116,6 +118,60 @@ def lora(weight: Tensor, Q: Tensor | None, rank: int, generator: torch.Generator
     return Start(A=A, B=torch.zeros(outputs, rank), learns=("A", "B"))
 
 
+def ortha(weight: Tensor, Q: Tensor | None, rank: int, generator: torch.Generator | None = None) -> Start:
+    """A = Q^T frozen, orthonormal and the slot's own; B learns from zero (Orthogonal Adaptation, arXiv 2312.02432).
+
+    Two adapters of different slots have A_1 A_2^T = 0: neither reads what the other does.
+
+    Args:    weight (o, i), Q (i, r) = slot_directions(i, r, slot).
+    Raises:  ValueError: Q missing or of another shape.
+    """
+    return qr(weight, Q, rank, generator)
+
+
+def slot_directions(size: int, rank: int, slot: int) -> Tensor:
+    """Columns slot r .. (slot + 1) r of one orthogonal basis, the same for every adapter of that size and rank.
+
+    The basis comes from the QR of Gaussian columns drawn in order, so that a slot's columns do not depend on how many
+    come after it. Public codes draw columns at random for each concept: those overlap, or with one seed are all equal.
+
+    Returns: (size, r) float32.
+    Raises:  ValueError: the slot lies outside size // r.
+    """
+    if not 0 <= slot < size // rank:
+        raise ValueError(f"{size} inputs hold {size // rank} slots of rank {rank}, got slot {slot}: use a lower rank")
+    columns = torch.randn((slot + 1) * rank, size, dtype=torch.float64, generator=torch.Generator().manual_seed(0)).T
+    axes = torch.linalg.qr(columns)
+    sign = torch.where(axes.R.diagonal() < 0, -1.0, 1.0)
+    return (axes.Q * sign)[:, slot * rank :].float().contiguous()
+
+
+def pissa(weight: Tensor, Q: Tensor | None, rank: int, generator: torch.Generator | None = None) -> Start:
+    """A_0 = sqrt(S_r) V_r^T, B_0 = U_r sqrt(S_r) with the rest of W beneath; both learn (arXiv 2404.02948).
+
+    As qr_direct, with the singular values shared evenly. The update is B A - B_0 A_0: of two such adapters that were
+    summed without it, the principal part would count twice.
+
+    Args:    weight (o, i), Q (i, r): the leading right singular vectors.
+    Raises:  ValueError: Q missing or of another shape.
+    """
+    directions = _checked(Q, weight.shape[1], rank, "input")
+    core = weight.detach().cpu().float() @ directions  # U_r S_r
+    root = core.norm(dim=0).sqrt()
+    shared = torch.where(root > 0, core / root, 0.0)
+    return Start(A=root[:, None] * directions.T, B=shared, learns=("A", "B"), subtract_start=True)
+
+
+def olora(weight: Tensor, Q: Tensor | None, rank: int, generator: torch.Generator | None = None) -> Start:
+    """B_0 and A_0 are the first r columns and rows of W's QR, with the rest beneath; both learn (arXiv 2406.01775).
+
+    Args:    weight (o, i); Q is not used.
+    """
+    exact = torch.linalg.qr(weight.detach().cpu().double())
+    A, B = exact.R[:rank].float().contiguous(), exact.Q[:, :rank].float().contiguous()
+    return Start(A=A, B=B, learns=("A", "B"), subtract_start=True)
+
+
 def _checked(Q: Tensor | None, size: int, rank: int, side: str) -> Tensor:
     """Q on the CPU in float32. Raises ValueError unless it is (size, rank)."""
     if Q is None or tuple(Q.shape) != (size, rank):
@@ -132,5 +188,8 @@ METHODS: dict[str, Method] = {
         Method("qr-triangular", "output", True, qr_triangular, "arXiv 2507.04599, the authors' code", triangular=True),
         Method("qr-direct", "input", False, qr_direct, "arXiv 2507.04599, section 4.3 and figure 8"),
         Method("lora", None, False, lora, "arXiv 2106.09685"),
+        Method("ortha", "input", True, ortha, "arXiv 2312.02432", slotted=True),
+        Method("pissa", "input", False, pissa, "arXiv 2404.02948"),
+        Method("olora", None, False, olora, "arXiv 2406.01775"),
     )
 }

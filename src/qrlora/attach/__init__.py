@@ -106,6 +106,36 @@ def set_strengths(model: nn.Module, strengths: Mapping[str, float]) -> None:
             layer.scaling[name] = float(strength)
 
 
+def set_layer_strengths(model: nn.Module, name: str, strengths: Mapping[str, float]) -> None:
+    """Change how strongly an adapter acts in each of some of its layers, in place and at once.
+
+    Raises: ValueError: no adapter of that name, or not on that layer.
+    """
+    layers = _layers(model, name)
+    for layer_name, strength in strengths.items():
+        if layer_name not in layers:
+            raise ValueError(f"the adapter {name!r} is not on the layer {layer_name!r}")
+        layers[layer_name].scaling[name] = float(strength)
+
+
+@contextmanager
+def gated(model: nn.Module, name: str, gates: Mapping[str, Tensor]) -> Iterator[None]:
+    """For the length of a `with`, an adapter reads its inputs times a gate (i,): its A is A diag(gate)."""
+    handles = []
+    try:
+        for layer_name, layer in _layers(model, name).items():
+            hook = functools.partial(_times, gates[layer_name])
+            handles.append(layer.lora_A[name].register_forward_pre_hook(hook))
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _times(gate: Tensor, _module: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
+    return (inputs[0] * gate, *inputs[1:])
+
+
 def detach(model: nn.Module, name: str) -> None:
     """Take an adapter off a model. A layer without adapters becomes the plain layer that it was.
 

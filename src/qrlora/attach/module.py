@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from ..adapter import Adapter, Header, linear_layers
 from ..basis import Weights, compute_basis, fingerprint
-from ..methods import METHODS
+from ..methods import METHODS, slot_directions
 from . import begin, detach, learning_factors, lift
 
 
@@ -49,6 +49,7 @@ def attach(
     name: str = "learning",
     seed: int = 0,
     original: Callable[[str], Tensor] | None = None,
+    slot: int = 0,
 ) -> Learning:
     """Put a method's start on a model's linear layers; the model answers as before, bit for bit, until it learns.
 
@@ -57,6 +58,7 @@ def attach(
     Args:    targets: endings of layer names in whole dotted parts, a list or with commas between: "q_proj,v_proj".
              rank: directions in each layer.  method: row of METHODS.
              name: not a part of any layer's name.  seed: of the random start of "lora".
+             slot: of "ortha": adapters that are to be added need different ones.
              original: (layer) -> its weight (o, i), where the model holds it quantised.
     Raises:  ValueError: an ending that no linear layer has, no such method, a rank above a layer's smaller side, NaN in
              a weight, a name that is taken, a quantised layer without `original`.
@@ -67,9 +69,12 @@ def attach(
         known = f"methods: {', '.join(METHODS)}"
         raise ValueError(f"attach needs targets and a method, got {targets!r} and {method!r}; {known}")
     row, weights = METHODS[method], Weights(list(layers), original or (lambda layer: _plain(layer, layers[layer])))
-    basis = compute_basis(weights, rank, row.side) if row.side else None
+    basis = compute_basis(weights, rank, row.side) if row.side and not row.slotted else None
+    directions = basis.Q if basis else {}
+    if row.slotted:
+        directions = {layer: slot_directions(weight.shape[1], rank, slot) for layer, weight in weights}
     generator = torch.Generator().manual_seed(seed)
-    starts = {layer: row.start(weight, basis.Q[layer] if basis else None, rank, generator) for layer, weight in weights}
+    starts = {layer: row.start(weight, directions.get(layer), rank, generator) for layer, weight in weights}
     begin(model, starts, name)
     header = Header(
         method=method,

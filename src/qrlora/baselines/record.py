@@ -74,12 +74,13 @@ class Fusion:
         common = {name: value for name, value in self.learn.items() if name not in ("content", "style")}
         return {**common, "role": role, **self.learn.get(role, {})}
 
-    def check_family(self, family: str) -> None:
-        """Raises ValueError: it does not work on bases of this family."""
-        if self.families is not None and family not in self.families:
-            raise ValueError(f"{self.name} exists for {', '.join(self.families)} only, not for {family}")
-
 
 def static(base: Base, adapter: Adapter) -> Fused:
     """A merged adapter, drawn at strength 1."""
     return Fused(lambda prompts, seeds: generate(base, list(prompts), [(adapter, 1.0)], seed=list(seeds)), adapter)
+
+
+def only(name: str, families: Sequence[str], base: Base) -> None:
+    """Raises ValueError: a fusion does not work on bases of this one's family."""
+    if base.family.name not in families:
+        raise ValueError(f"{name} exists for {', '.join(families)} only, and {base.name} is of {base.family.name}")

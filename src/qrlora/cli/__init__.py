@@ -109,7 +109,9 @@ def merge(
         list[str], typer.Argument(metavar="FILE[=STRENGTH]", help="Adapter files; strength 1 if unsaid.")
     ],
     output: Annotated[Path, Output] = Path("merged.safetensors"),
-    rule: Annotated[str, typer.Option(help="sum: the rank stays; stack: exact for any adapters, ranks add.")] = "sum",
+    rule: Annotated[
+        str, typer.Option(help="sum: the rank stays; stack: exact for any, ranks add; plain, ties, dare, knots.")
+    ] = "sum",
     content: Annotated[str, typer.Option(help="full, or compact: half the size, read by qrlora only.")] = "full",
     keys: Annotated[
         str | None, typer.Option(help="kohya or diffusers names.", show_default="what most tools read")
@@ -122,8 +124,7 @@ def merge(
     paths, strengths = _with_strengths(adapters)
     merged = merging.merge([filing.read(path, skip_text_encoders) for path in paths], strengths, rule)
     files.save(merged, output, content=content, keys=keys)
-    for path, parent in zip(paths, merged.header.parents, strict=True):
-        say(f"{path}: strength {parent['weight']:g}, {parent['kept_energy']:.2%} of its energy kept")
+    filing.tell_merge(paths, merged.header)
     say(f"{output}: {len(merged.layers)} layers, rank {merged.rank}, {console.size(output)}")
 
 

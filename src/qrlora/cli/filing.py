@@ -1,7 +1,7 @@
 """The commands that work on adapter files: convert, check, project. Heavy rooms are imported when one runs."""
 
 import collections
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -11,7 +11,7 @@ from ..keys import WRITTEN
 from . import console
 
 if TYPE_CHECKING:
-    from ..adapter import Adapter
+    from ..adapter import Adapter, Header
     from ..compat import File, Verdict
 
 FORMS = ("full", "compact", *WRITTEN)
@@ -196,3 +196,12 @@ def _kept(adapter: "Adapter", kept: Mapping[str, float], output: Path) -> None:
     if total < ENOUGH:
         lost = f"{1 - total:.1%} of the adapter's energy lies outside the basis and is lost"
         console.warn(f"{output}: {lost}; a higher --rank keeps more, `qrlora merge --rule stack` all")
+
+
+def tell_merge(paths: Sequence[Path], header: "Header") -> None:
+    """A line for each adapter of a merge, and what its rule lost."""
+    for path, parent in zip(paths, header.parents, strict=True):
+        kept = "" if parent["kept_energy"] is None else f", {parent['kept_energy']:.2%} of its energy kept"
+        console.say(f"{path}: strength {parent['weight']:g}{kept}")
+    if error := header.config.get("truncation_error"):
+        console.warn(f"the merged update was cut to rank {header.rank}: relative error {error:.1%}")

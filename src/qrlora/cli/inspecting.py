@@ -82,7 +82,8 @@ def parents(headers: Sequence[Mapping[str, Any]], depth: int = 0) -> list[tuple[
         made = " ".join(str(header[name]) for name in ("role", "trigger", "method") if header.get(name))
         image = header.get("config", {}).get("image", "")
         what = "  " * depth + made + (f" from {image}" if image else "")
-        lines.append((what, f"{header['weight']:g}", f"{header['kept_energy']:.2%}"))
+        kept = "" if header["kept_energy"] is None else f"{header['kept_energy']:.2%}"
+        lines.append((what, f"{header['weight']:g}", kept))
         lines += parents(header.get("parents", ()), depth + 1)
     return lines
 

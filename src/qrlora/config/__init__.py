@@ -19,6 +19,9 @@ __all__ = ["FamilyDefaults", "SampleConfig", "TrainConfig", "TRIGGERS", "as_dict
 Quantize = Literal["", "nf4", "int8", "float8"]
 """How the linear layers of the trainable part are kept: in the base's number type, or in 4 or 8 bits a weight."""
 
+SLOTS = {"content": 0, "style": 1}
+"""Role -> the block of Ortha's orthogonal basis that it learns in, unless the run says another."""
+
 TRIGGERS = {"content": "<c>", "style": "<s>"}
 """Role -> the word that stands for what is learnt; the paper's prompt is "a <c> in <s> style"."""
 
@@ -87,7 +90,10 @@ class TrainConfig:
     output: str | Path = "adapter.safetensors"
     """The adapter file to write."""
     method: str = "qr"
-    """Row of `methods.METHODS`: qr, qr-output, qr-triangular, qr-direct or lora."""
+    """Row of `methods.METHODS`, such as qr or lora, or `peft:KIND`, such as peft:dora: any of PEFT's own methods."""
+    slot: int | None = None
+    """Block of the orthogonal basis, for method=ortha; adapters that are to be added need different ones. None: 0 for
+    content, 1 for style."""
     rank: int | None = None
     """Directions an adapter may use in each layer; None: the base's own (64, as in the paper)."""
     targets: str | None = None
@@ -138,11 +144,13 @@ class TrainConfig:
             object.__setattr__(self, name, str(getattr(self, name)))
         if not self.trigger:
             object.__setattr__(self, "trigger", TRIGGERS[self.role])
+        if self.slot is None:
+            object.__setattr__(self, "slot", SLOTS[self.role])
         if not self.prompt and self.role == "content":
             object.__setattr__(self, "prompt", f"a {self.trigger}")
         for name in ("rank", "steps", "batch_size", "resolution"):
             at_least(self, name, 1)
-        for name in ("seed", "min_snr_gamma", "save_every", "preview_every"):
+        for name in ("seed", "slot", "min_snr_gamma", "save_every", "preview_every"):
             at_least(self, name, 0)
         if self.learning_rate is not None and not 0 < self.learning_rate < math.inf:
             raise ValueError(f"learning_rate must be a positive number such as 1e-4, got {self.learning_rate}")

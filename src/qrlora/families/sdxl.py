@@ -16,6 +16,9 @@ from .stock import draw, encode_image, negative
 SELF = ("attn1.to_q", "attn1.to_k", "attn1.to_v", "attn1.to_out.0")
 CROSS = ("attn2.to_q", "attn2.to_k", "attn2.to_v", "attn2.to_out.0")
 
+B_LORA = {"content": "up_blocks.0.attentions.0", "style": "up_blocks.0.attentions.1"}
+"""Role -> the block that holds it, as B-LoRA found by trying (arXiv 2403.14572: its W^4 and W^5)."""
+
 
 def encode_prompt(pipe: Any, prompts: Sequence[str], framing: Framing) -> Condition:
     """Both encoders' penultimate states side by side, the second one's pooled state, six numbers about the size.
@@ -68,7 +71,11 @@ SDXL = Family(
     pipeline="StableDiffusionXLPipeline",
     checkpoint_keys=("conditioner.embedders.1.model.ln_final.weight",),
     # The paper's text (B.1) says self-attention, its table 3 reads as all attention: 280 or 560 layers.
-    targets={"self": SELF, "attention": SELF + CROSS},
+    targets={
+        "self": SELF,
+        "attention": SELF + CROSS,
+        "b-lora": tuple(f"{block}.*.{ending}" for block in B_LORA.values() for ending in SELF + CROSS),
+    },
     defaults=FamilyDefaults(),
     text_parts={"text_encoder": "conditioner.embedders.0.", "text_encoder_2": "conditioner.embedders.1."},
     encode_prompt=encode_prompt,

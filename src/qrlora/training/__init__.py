@@ -17,7 +17,7 @@ from ..config import TrainConfig, as_dict
 from ..data import MIN_SIDE, Example, load_picture, prepare
 from ..families import Base, choose_device, open_base
 from ..files import save
-from ..methods import METHODS, Start
+from ..methods import METHODS, Start, slot_directions
 from ..noise import noising_of
 from . import optimizers
 from .checkpoint import Checkpoint
@@ -142,7 +142,10 @@ def _starts(
     method, weights = METHODS[config.method], base.weights(config.targets)
     directions: Any = {}
     digest = ""
-    if method.side is not None:
+    if method.slotted:
+        assert config.slot is not None
+        directions = {layer: slot_directions(w.shape[1], config.rank, config.slot) for layer, w in weights}
+    elif method.side is not None:
         done: list[str] = []
 
         def count(layer: str) -> None:

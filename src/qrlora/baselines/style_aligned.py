@@ -1,0 +1,199 @@
+"""StyleAligned (arXiv 2312.02133): pictures that look at a reference picture while they are drawn. SDXL's UNet only.
+
+Letters: b pictures in a batch, the first of them the reference; n tokens, h heads, d numbers in a head. With
+classifier-free guidance the model sees 2 b rows, [without prompt 1..b, with prompt 1..b]; without it b rows.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from ..attach import worn
+from ..data import load_picture, prepare
+from ..families import Base, Framing
+from ..noise import alphas_cumprod
+from ..sampling import BATCH, generate
+from .record import Fused, Lesson, Task, only
+
+FAMILIES = ("sdxl",)
+SHIFT = math.log(2)
+"""Added to the logits of the reference's tokens, as the authors do to transfer a given picture's style."""
+INVERSION_GUIDANCE = 2.0
+
+
+def fuse(task: Task) -> Fused:
+    """The style picture is inverted to noise, and pictures drawn with the content LoRA on look at its way back.
+
+    Guidance, steps and scheduler are the base's own; the authors' transfer uses DDIM, 50 steps and guidance 10.
+    """
+    only("style-aligned", FAMILIES, task.base)
+    base = task.base
+    trajectory = inverted(base, task.style_lesson)
+
+    def draw(prompts: Sequence[str], seeds: Sequence[int]) -> list[Any]:
+        pictures: list[Any] = []
+        for first in range(0, len(prompts), BATCH - 1):
+            part = slice(first, first + BATCH - 1)
+            asked, drawn = [task.style_lesson.prompt, *prompts[part]], [task.seed, *seeds[part]]
+            with worn(base.model, [(task.content, task.weights[0])]), style_aligned(base, len(asked), trajectory):
+                pictures += generate(base, asked, seed=drawn, batch_size=len(asked))[1:]
+        return pictures
+
+    return Fused(draw, None)
+
+
+@contextlib.contextmanager
+def style_aligned(
+    base: Base,
+    pictures: int,
+    trajectory: Mapping[float, Tensor] | None = None,
+    shift: float = SHIFT,
+    share_norm: bool = True,
+) -> Iterator[None]:
+    """Every self-attention of the UNet also looks at the batch's first picture, for the length of a `with`.
+
+    What was there comes back afterwards: the very processors, and no hook. Sharing LayerNorm as well, as the authors'
+    code may, changes nothing, because its statistics are each token's own; so it is left out.
+
+    Args:    pictures: b, the reference among them.
+             trajectory: `inverted`'s, which the first picture then follows; None: it is drawn as well.
+             shift, share_norm: SHIFT and True transfer the style of a given picture; the authors draw sets of pictures
+             from prompts alone with 0 and False.
+    Raises:  ValueError: not SDXL; q, k and v fused in one layer; within, a batch of another size.
+    """
+    only("style-aligned", FAMILIES, base)
+    unet: Any = base.model
+    before = dict(unet.attn_processors)
+    fused = [name for name, module in unet.named_modules() if getattr(module, "fused_projections", False)]
+    if fused:
+        raise ValueError(f"{fused[0]}: q, k and v are fused in one layer: call unfuse_qkv_projections() first")
+    handles = [unet.register_forward_pre_hook(_follower(pictures, trajectory or {}), with_kwargs=True)]
+    try:
+        if share_norm:
+            for norm in (module for module in unet.modules() if isinstance(module, nn.GroupNorm)):
+                handles.append(norm.register_forward_pre_hook(_joined(pictures)))
+                handles.append(norm.register_forward_hook(_cut))
+        shared = {x: Shared(pictures, shift) if "attn1." in x else processor for x, processor in before.items()}
+        unet.set_attn_processor(shared)
+        yield
+    finally:
+        unet.set_attn_processor(before)
+        for handle in handles:
+            handle.remove()
+
+
+class Shared:
+    """An attention processor: softmax([q k^T | q k_ref^T + shift] / sqrt(d)) [v; v_ref], after AdaIN of q and k."""
+
+    def __init__(self, pictures: int, shift: float) -> None:
+        self.pictures, self.shift = pictures, shift
+
+    def __call__(self, attn: Any, hidden_states: Tensor, *_arguments: Any, **_named: Any) -> Tensor:
+        """(rows, n, width) -> (rows, n, width)."""
+        rows, n, _ = hidden_states.shape
+        query, key, value = (layer(hidden_states) for layer in (attn.to_q, attn.to_k, attn.to_v))
+        query, key = (adain(x, reference(x, self.pictures)) for x in (query, key))
+        key, value = (torch.cat([x, reference(x, self.pictures)], 1) for x in (key, value))
+        query, key, value = (x.unflatten(2, (attn.heads, -1)).transpose(1, 2) for x in (query, key, value))
+        mask = query.new_zeros(2 * n)
+        mask[n:] = self.shift
+        answer = functional.scaled_dot_product_attention(query, key, value, attn_mask=mask.expand(rows, 1, n, 2 * n))
+        return attn.to_out[1](attn.to_out[0](answer.transpose(1, 2).flatten(2)))
+
+
+def reference(x: Tensor, pictures: int) -> Tensor:
+    """Each row's reference: the first row of its half.  x (b or 2 b, ...) -> the same shape."""
+    return x.unflatten(0, (-1, pictures))[:, :1].expand(-1, pictures, *x.shape[1:]).flatten(0, 1)
+
+
+def adain(x: Tensor, of: Tensor) -> Tensor:
+    """(x - mean) / sqrt(var + 1e-5) sqrt(var_of + 1e-5) + mean_of, by channel over tokens (b, n, c), unbiased."""
+    (mean, spread), (other_mean, other) = (
+        (y.mean(1, keepdim=True), (y.var(1, keepdim=True) + 1e-5).sqrt()) for y in (x, of)
+    )
+    return (x - mean) / spread * other + other_mean
+
+
+def inverted(base: Base, lesson: Lesson, guidance: float = INVERSION_GUIDANCE, repeats: int = 1) -> dict[float, Tensor]:
+    """DDIM inversion (arXiv 2010.02502) of a picture at the base's own steps, without adapters.
+
+    A step of the sampler from time t' down to t is x = (a a' + s s') x' - (a s' - s a') v with v asked at (x', t'), and
+    is solved for x'. `repeats` 1 asks at x in place of x', as usual; more ask again at the x' just found. a' may be 0:
+    a base that learns v at zero terminal SNR is inverted to pure noise.
+
+    Returns: {t: (1, c, h, w)}, each as the model reads it at t: of variance-preserving noise, as diffusers' Euler
+             scales its latents too.
+    """
+    base_scheduler = base.pipe.scheduler
+    scheduler, device = copy.deepcopy(base_scheduler), base.device
+    scheduler.set_timesteps(base.defaults.sample_steps)
+    example = prepare(base, load_picture(lesson.image, base.defaults.resolution), lesson.prompt)
+    side = base.defaults.resolution
+    nothing = base.encode_prompt([""], Framing.plain(side, side)).to(device)
+    if base.pipe.config.force_zeros_for_empty_prompt:  # what SDXL's pipeline takes for no prompt
+        zeros = {name: x if name == "time_ids" else torch.zeros_like(x) for name, x in nothing.tensors.items()}
+        nothing = type(nothing)(zeros)
+    told = example.condition.to(device)
+    squared = alphas_cumprod(base_scheduler.config).double()
+    kind = base_scheduler.config.get("prediction_type", "epsilon")
+
+    def velocity(x: Tensor, time: Tensor, a: float, s: float) -> Tensor:
+        asked = (base.model, x, time[None].to(device))
+        with torch.no_grad():
+            answers = [base.family.predict(*asked, condition).float() for condition in (nothing, told)]
+        answer = answers[0] + guidance * (answers[1] - answers[0])
+        return answer if kind == "v_prediction" else (answer - s * x) / a  # n = s x + a v
+
+    x, a, s = example.latents.to(device), 1.0, 0.0
+    trajectory = {}
+    for time in scheduler.timesteps.flip(0):
+        share = float(squared[int(time.round())])
+        noisier_a, noisier_s = share**0.5, (1 - share) ** 0.5
+        found = x
+        for _ in range(repeats):
+            v = velocity(found, time, noisier_a, noisier_s)
+            found = (x + (a * noisier_s - s * noisier_a) * v) / (a * noisier_a + s * noisier_s)
+        x, a, s = found, noisier_a, noisier_s
+        trajectory[float(time)] = x
+    return trajectory
+
+
+def _follower(pictures: int, trajectory: Mapping[float, Tensor]) -> Any:
+    """A hook that checks the batch and puts the first picture of each half on the trajectory."""
+
+    def hook(_unet: Any, arguments: tuple[Any, ...], named: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        latents, time = arguments[:2]
+        if len(latents) not in (pictures, 2 * pictures):
+            raise ValueError(f"StyleAligned was told of {pictures} pictures, the model sees {len(latents)} rows")
+        if trajectory:
+            if float(time) not in trajectory:
+                known = f"{len(trajectory)} steps from {max(trajectory):g} to {min(trajectory):g}"
+                raise ValueError(f"the inverted picture has {known}, and the model is asked at {float(time):g}")
+            latents = latents.clone()
+            latents[::pictures] = trajectory[float(time)].to(latents)
+        return (latents, *arguments[1:]), named
+
+    return hook
+
+
+def _joined(pictures: int) -> Any:
+    """A hook that puts the reference under each picture (rows, c, h, ...) before a GroupNorm."""
+
+    def hook(_norm: nn.Module, arguments: tuple[Any, ...]) -> tuple[Any, ...]:
+        (x,) = arguments
+        return (torch.cat([x, reference(x, pictures)], 2),)
+
+    return hook
+
+
+def _cut(_norm: nn.Module, _arguments: Any, x: Tensor) -> Tensor:
+    """Of a GroupNorm's answer, the picture's own half."""
+    return x[:, :, : x.shape[2] // 2]
