@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from ..baselines import FUSIONS, Fusion
+from ..baselines.record import only
 from ..config import TrainConfig, as_dict
 from ..config.types import check_types, parsed
 from ..evaluation import open_encoder
@@ -124,7 +125,8 @@ def plan(settings: Settings) -> Study:
     named = {spec: _fusion(spec) for spec in settings.methods}
     base = opened(settings.base, settings.device, settings.dtype)
     for fusion in named.values():
-        fusion.check_family(base.family.name)
+        if fusion.families is not None:
+            only(fusion.name, fusion.families, base)
     for name in settings.encoders:
         open_encoder(name, settings.device)
     known = not settings.pictures

@@ -21,10 +21,10 @@ from .pairs import Pair, Shown
 FORMAT = 1
 """Of a result's file; raised when its meaning changes."""
 PACKAGE = Path(__file__).parents[1]
-LEARNING = "adapter.py attach basis.py config data.py families files linalg.py methods.py noise.py training".split()
+LEARNING = "adapter attach basis config data families files linalg methods noise training".split()
 """Rooms that a learnt adapter depends on."""
-DRAWING = "analysis.py baselines evaluation.py merging.py sampling.py study/work.py".split()
-DRAWING += [f"world/{room}.py" for room in ("atlas", "captions", "demo", "judges", "styles")]
+DRAWING = "analysis baselines evaluation merging sampling study/work".split()
+DRAWING += [f"world/{room}" for room in ("atlas", "captions", "demo", "judges", "styles")]
 """Rooms that a measured picture depends on beside those."""
 LIBRARIES = ("torch", "diffusers", "transformers", "peft")
 
@@ -128,7 +128,7 @@ def code(rooms: tuple[str, ...]) -> str:
     state = hashlib.sha256()
     for room in sorted(rooms):
         place = PACKAGE / room
-        for path in sorted(place.rglob("*.py")) if place.is_dir() else [place]:
+        for path in sorted(place.rglob("*.py")) if place.is_dir() else [place.with_suffix(".py")]:
             tree = ast.parse(path.read_text(encoding="utf-8"))
             for node in ast.walk(tree):
                 body = getattr(node, "body", None)
