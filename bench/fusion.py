@@ -15,7 +15,7 @@ from pathlib import Path
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--base", default="tiny-flux")
-    parser.add_argument("--methods", default="qr,qr-output,lora")
+    parser.add_argument("--methods", default="qr,lora,ziplora")
     parser.add_argument("--pairs", type=int, default=4)
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--folder", type=Path, default=Path("out/bench/fusion"))

@@ -262,6 +262,14 @@ def test_a_method_that_does_not_fit_the_base_is_refused_by_both_names(monkeypatc
         plan(settings(methods=("qr", "only-sdxl")))
 
 
+def test_every_fusion_goes_through_a_study(tmp_path):
+    """Those that learn alike share what was learnt; each draws, with thing and style, and unrelated prompts."""
+    told = settings(base=str(pico.folder("sdxl")), methods=tuple(baselines.FUSIONS), pairs=1, seeds=1, rank=2)
+    account = work(plan(told), tmp_path)
+    assert account.failed == {} and account.missing == []
+    assert len(account.study.learns) < 2 * len(baselines.FUSIONS)
+
+
 def test_an_unknown_base_is_one_line():
     with pytest.raises(OSError, match="neither a built-in name"):
         plan(settings(base="tiny-fluks"))

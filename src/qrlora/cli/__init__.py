@@ -109,9 +109,7 @@ def merge(
         list[str], typer.Argument(metavar="FILE[=STRENGTH]", help="Adapter files; strength 1 if unsaid.")
     ],
     output: Annotated[Path, Output] = Path("merged.safetensors"),
-    rule: Annotated[
-        str, typer.Option(help="sum: the rank stays; stack: exact for any, ranks add; plain, ties, dare, knots.")
-    ] = "sum",
+    rule: Annotated[str, typer.Option(help="sum: rank stays; stack: ranks add; plain, ties, dare, knots.")] = "sum",
     content: Annotated[str, typer.Option(help="full, or compact: half the size, read by qrlora only.")] = "full",
     keys: Annotated[
         str | None, typer.Option(help="kohya or diffusers names.", show_default="what most tools read")
