@@ -2,7 +2,7 @@
 
     python bench/fusion.py
 
-The whole table is `qrlora bench fusion` with its own 27 pairs; see its --help. Jobs that are done in the folder are kept.
+The whole table is `qrlora bench fusion` with its own 27 pairs; see its --help. Jobs done in the folder are kept.
 """
 
 import argparse
