@@ -194,3 +194,101 @@ def test_methods_without_a_common_frozen_factor_are_sent_to_the_stack(methods):
 def test_senseless_merges_are_refused(count, weights, rule, message):
     with pytest.raises(ValueError, match=message):
         merge([trained("qr", seed) for seed in range(count)], weights, rule)
+
+
+def dense(adapter, layer, weight=1.0):
+    return weight * adapter.layers[layer].B.double() @ adapter.layers[layer].A.double()
+
+
+def cut(matrix, rank):
+    u, s, vh = torch.linalg.svd(matrix)
+    return (u[:, :rank] * s[:rank]) @ vh[:rank]
+
+
+def test_plain_is_pefts_linear_merge_and_not_the_sum():
+    """Cross terms: for adapters of one frozen factor the update is exactly twice the sum."""
+    from peft import LoraConfig, get_peft_model
+
+    adapters, weights = [trained("lora", seed, layers=["a.attn1.to_q"]) for seed in (1, 2)], (0.7, -0.4)
+    model = torch.nn.Sequential(torch.nn.Linear(16, 20, bias=False))
+    peft = get_peft_model(model, LoraConfig(r=5, lora_alpha=5, target_modules=["0"]), "x0")
+    peft.add_adapter("x1", LoraConfig(r=5, lora_alpha=5, target_modules=["0"]))
+    layer = peft.base_model.model[0]
+    for k, adapter in enumerate(adapters):
+        layer.lora_A[f"x{k}"].weight.data = adapter.layers["a.attn1.to_q"].A
+        layer.lora_B[f"x{k}"].weight.data = adapter.layers["a.attn1.to_q"].B
+    peft.add_weighted_adapter(["x0", "x1"], list(weights), "both", combination_type="linear")
+    ours = merge(adapters, weights, "plain")
+    torch.testing.assert_close(ours.dense("a.attn1.to_q"), layer.get_delta_weight("both").detach())
+    assert ours.rank == 5 and ours.header.parents[0]["kept_energy"] is None
+    shared = [trained("qr", seed) for seed in (1, 2)]
+    twice = merge(shared, (1, 1), "plain")
+    for name in LAYERS:
+        torch.testing.assert_close(twice.dense(name).double(), 2 * exact_sum(shared, (1, 1), name), atol=1e-4, rtol=0)
+    with pytest.raises(ValueError, match="the ranks are 5 and 3; use rule='stack'"):
+        merge([trained("lora", 1), trained("lora", 2, rank=3)], (1, 1), "plain")
+
+
+@pytest.mark.parametrize("rule", ["ties", "dare"])
+def test_ties_and_dare_work_on_the_updates_and_say_what_the_cut_lost(rule):
+    """Against PEFT's merging of the dense updates, and DARE against its equation with the same draws."""
+    from peft.utils.merge_utils import ties
+
+    adapters = [trained("lora", seed) for seed in (1, 2)]
+    merged = merge(adapters, (1, 1), rule)
+    generator = torch.Generator().manual_seed(0)
+    lost = total = 0.0
+    for layer in LAYERS:
+        updates = [dense(x, layer).float() for x in adapters]
+        if rule == "ties":
+            whole = ties(updates, torch.ones(2), density=0.2).double()
+        else:
+            kept = torch.rand(2, *updates[0].shape, generator=generator) >= 0.9
+            whole = (torch.stack(updates) * kept * 10).sum(0).double()
+        best = cut(whole, 10)
+        torch.testing.assert_close(merged.dense(layer).double(), best, atol=1e-3, rtol=1e-3)
+        lost, total = lost + float((whole - best).square().sum()), total + float(whole.square().sum())
+    config = merged.header.config
+    assert config["truncation_error"] == pytest.approx((lost / total) ** 0.5, rel=1e-3)
+    assert merged.rank == 10 and merged.header.method == rule
+    assert config["density" if rule == "ties" else "drop"] == {"ties": 0.2, "dare": 0.9}[rule]
+
+
+def test_dare_is_the_sum_on_average():
+    from qrlora.merging.sparse import dare
+
+    adapters = [trained("lora", seed, layers=["b.attn1.to_out.0"], rank=12) for seed in (1, 2)]
+    merges = [dare(adapters, (0.5, 1.0), seed=k).layers["b.attn1.to_out.0"] for k in range(600)]
+    mean = torch.stack([pair.B @ pair.A for pair in merges]).mean(0).double()
+    exact = exact_sum(adapters, (0.5, 1.0), "b.attn1.to_out.0")
+    assert torch.dist(mean, exact) < 0.25 * exact.norm()  # sqrt(9 / 600) of an entry, and no bias
+    assert torch.equal(merges[3].A, dare(adapters, (0.5, 1.0), seed=3).layers["b.attn1.to_out.0"].A)
+
+
+def test_knots_is_ties_in_the_common_space_at_the_sum_of_the_ranks():
+    """[dW_1, dW_2] = U S [V_1, V_2], merged on S V_k, against the dense SVD in float64."""
+    adapters, weights = [trained("lora", 1), trained("lora", 2, rank=3)], (1.0, 0.5)
+    merged = merge(adapters, weights, "knots")
+    assert merged.rank == 8
+    for layer in LAYERS:
+        updates = [dense(x, layer) for x in adapters]
+        u, s, vh = torch.linalg.svd(torch.cat(updates, 1), full_matrices=False)
+        rank = int((s > 1e-5 * s[0]).sum())
+        tasks = [u[:, :rank].T @ x for x in updates]  # the sign of a row is free: ties treats both alike
+        parts = []
+        for task, weight in zip(tasks, weights, strict=True):
+            least = task.abs().flatten().topk(int(0.2 * task.numel())).values[-1]
+            parts.append(weight * torch.where(task.abs() >= least, task, 0.0))
+        sign = sum(parts).sign()
+        agree = [(x.sign() == sign) & (x != 0) for x in parts]
+        mean = sum(x * y for x, y in zip(parts, agree, strict=True)) / sum(agree).clamp_min(1)
+        torch.testing.assert_close(merged.dense(layer).double(), u[:, :rank] @ mean, atol=1e-3, rtol=1e-3)
+
+
+def test_rules_on_the_updates_take_layers_of_one_adapter_alone_and_zeros():
+    names = list(LAYERS)
+    for rule in ("ties", "dare", "knots"):
+        adapters = [trained("lora", 1, layers=names[:2]), trained("lora", 2, layers=names[1:])]
+        assert set(merge(adapters, (1, 1), rule).layers) == set(LAYERS)
+        nothing = merge([x.scaled(0.0) for x in adapters], (1, 1), rule)
+        assert all(float(nothing.dense(layer).abs().max()) == 0 for layer in LAYERS)

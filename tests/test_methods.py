@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from qrlora.linalg import leading_subspace
-from qrlora.methods import METHODS
+from qrlora.methods import METHODS, slot_directions
 
 W = torch.randn(24, 16, generator=torch.Generator().manual_seed(0))
 RANK = 5
@@ -101,3 +101,51 @@ def test_missing_or_foreign_directions_are_refused(name):
     for Q in (None, torch.ones(7, RANK), torch.ones(24, RANK + 1)):
         with pytest.raises(ValueError, match=f"needs {RANK} leading"):
             METHODS[name].start(W, Q, RANK, None)
+
+
+def test_ortha_slots_are_blocks_of_one_orthogonal_basis():
+    """A_i A_j^T = 0 for two slots and I for one, in whatever order they are asked for; a slot too many is refused."""
+    A = [slot_directions(16, 5, slot).T.double() for slot in (2, 0, 1)]
+    for k, first in enumerate(A):
+        for m, second in enumerate(A):
+            wanted = torch.eye(5) if k == m else torch.zeros(5, 5)
+            torch.testing.assert_close(first @ second.T, wanted.double(), atol=1e-6, rtol=0)
+    assert torch.equal(METHODS["ortha"].start(W, slot_directions(16, 5, 1), 5, None).A.double(), A[2])
+    with pytest.raises(ValueError, match="16 inputs hold 3 slots of rank 5, got slot 3"):
+        slot_directions(16, 5, 3)
+
+
+def test_pissa_shares_the_singular_values_evenly():
+    """A_0 = sqrt(S_r) V_r^T and B_0 = U_r sqrt(S_r)."""
+    u, s, vh = torch.linalg.svd(W.double())
+    start = start_of("pissa")
+    torch.testing.assert_close((start.A @ start.A.T).double(), torch.diag(s[:RANK]), atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close((start.B.T @ start.B).double(), torch.diag(s[:RANK]), atol=1e-4, rtol=1e-4)
+    best = (u[:, :RANK] * s[:RANK]) @ vh[:RANK]
+    torch.testing.assert_close((start.B @ start.A).double(), best, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize(("name", "init"), [("pissa", "pissa"), ("olora", "olora")])
+def test_pissa_and_olora_start_as_pefts_do(name, init):
+    """The product that PEFT takes out of the base weight is ours; a factor's signs are free for PiSSA."""
+    from peft import LoraConfig, get_peft_model
+
+    model = torch.nn.Sequential(torch.nn.Linear(16, 24, bias=False))
+    model[0].weight.data = W.clone()
+    peft = get_peft_model(model, LoraConfig(r=RANK, lora_alpha=RANK, target_modules=["0"], init_lora_weights=init))
+    theirs = peft.base_model.model[0].get_delta_weight("default").detach()
+    start = start_of(name)
+    torch.testing.assert_close(start.B @ start.A, theirs, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("name", ["pissa", "olora", "qr-direct"])
+def test_two_adapters_that_start_within_the_weight_do_not_count_it_twice(name):
+    """W + sum_k (B_k A_k - B_0 A_0): untrained, their stack is the base; sum_k B_k A_k would add the core."""
+    from qrlora.adapter import Adapter, Header, Pair
+    from qrlora.merging import merge
+
+    start = start_of(name)
+    pair = Pair(torch.cat([start.A, start.A]), torch.cat([start.B, -start.B], 1))
+    adapter = Adapter({"to_q": pair}, Header(method=name, rank=RANK))
+    assert merge([adapter, adapter], (1, 1), "stack").dense("to_q").abs().max() < 1e-5
+    assert (start.B @ start.A).abs().max() > 0.1

@@ -365,3 +365,68 @@ def test_a_half_precision_base_learns_float32_factors(tmp_path, family):
     assert all(pair.B.dtype == torch.float32 for pair in adapter.layers.values())
     still = {name for name, pair in adapter.layers.items() if not pair.B.any()}
     assert still == ({"transformer_blocks.1.attn.add_q_proj"} if family == "sd3" else set())
+
+
+@pytest.mark.parametrize("kind", ["dora", "oft", "vera", "loha", "unilora"])
+def test_any_of_pefts_methods_learns_by_name_and_is_stored_as_an_ordinary_lora(tmp_path, base, kind, monkeypatch):
+    """What the file does to the base is what PEFT's own layers did, to the error that the header states."""
+    from qrlora.attach import kinds, worn
+
+    noisy = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(1))
+    asked = (noisy, torch.tensor([500]), base.encode_prompt(["a <c>"], FRAMING))
+    answers = []
+    lift = kinds.Foreign.lift
+
+    def noted(self, header):
+        with torch.no_grad():
+            answers.append(base.family.predict(base.model, *asked))
+        return lift(self, header)
+
+    monkeypatch.setattr(kinds.Foreign, "lift", noted)
+    before = {key: value.clone() for key, value in base.model.state_dict().items()}
+    train(settings(tmp_path, method=f"peft:{kind}", steps=8, learning_rate=0.02, rank=6), base=base)
+    after = base.model.state_dict()
+    assert list(after) == list(before) and all(torch.equal(after[key], before[key]) for key in before)
+    assert not hasattr(base.model, "peft_config") and not any(p.requires_grad for p in base.model.parameters())
+    adapter = load(tmp_path / "out.safetensors")
+    error = adapter.header.config["truncation_error"]
+    assert adapter.header.method == f"peft:{kind}" and adapter.rank <= 12 and 0 <= error < 1
+    if kind in ("vera", "unilora"):
+        assert error < 1e-3
+    with torch.no_grad():
+        plain = base.family.predict(base.model, *asked)
+        with worn(base.model, [(adapter, 1.0)]):
+            ours = base.family.predict(base.model, *asked)
+    change = torch.dist(answers[0], plain)
+    assert change > 1e-4 * plain.norm() and torch.dist(ours, answers[0]) < (2 * error + 1e-2) * change
+
+
+@pytest.mark.parametrize(
+    ("kind", "message"),
+    [
+        ("prompt_tuning", "cannot learn here: it learns tokens"),
+        ("adalora", "needs a training loop of its own"),
+        ("dorra", "no method 'dorra' for layers; did you mean peft:dora"),
+    ],
+)
+def test_a_method_of_pefts_that_cannot_work_is_refused_by_name(tmp_path, kind, message):
+    with pytest.raises(ValueError, match=message):
+        train(settings(tmp_path, method=f"peft:{kind}"))
+
+
+def test_a_layer_that_does_not_answer_linearly_is_not_taken_for_a_lora():
+    from qrlora.attach.kinds import measured
+
+    class Bent(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.base = torch.nn.Linear(4, 3)
+
+        def get_base_layer(self):
+            return self.base
+
+        def forward(self, x):
+            return self.base(x).relu()
+
+    with pytest.raises(ValueError, match="peft:bent, to_q: the layer does not answer linearly"):
+        measured(Bent(), "peft:bent, to_q")

@@ -42,6 +42,8 @@ FUSIONS: dict[str, Fusion] = {
         Fusion("ortha", "arXiv 2312.02432", {"method": "ortha"}, ortha),  # its slots follow the roles
         Fusion("pissa", "arXiv 2404.02948", {"method": "pissa"}, merged("stack")),
         Fusion("olora", "arXiv 2406.01775", {"method": "olora"}, merged("stack")),
+        Fusion("dora", "arXiv 2402.09353, as PEFT has it", {"method": "peft:dora"}, merged("stack")),
+        Fusion("oft", "arXiv 2306.07280, as PEFT has it", {"method": "peft:oft"}, merged("stack")),
         Fusion("ties", "arXiv 2306.01708", LORA, merged("ties")),
         Fusion("dare", "arXiv 2311.03099", LORA, merged("dare")),
         Fusion("knots", "arXiv 2410.19735", LORA, merged("knots")),

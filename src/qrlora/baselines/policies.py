@@ -6,6 +6,7 @@ A plan says how strongly each adapter acts in each layer at each denoising step;
 from __future__ import annotations
 
 import contextlib
+import math
 import statistics
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
@@ -72,20 +73,17 @@ def k_lora(adapters: Sequence[Adapter], weights: Sequence[float], alternating: b
 
 
 def _ratios(content: Adapter, style: Adapter) -> dict[str, float]:
-    """{layer of both: top_K |dW_c| / (gamma top_K |dW_s|)}."""
+    """{layer of both: top_K |dW_c| / (gamma top_K |dW_s|)}; infinite where the style changes nothing."""
     tops, sums = {}, {}
     for layer in content.layers.keys() & style.layers.keys():
         count = content.layers[layer].rank * style.layers[layer].rank
         sizes = [x.dense(layer).abs().flatten().double() for x in (content, style)]
         tops[layer] = [float(x.topk(min(count, len(x))).values.sum()) for x in sizes]
         sums[layer] = [float(x.sum()) for x in sizes]
-    empty = [layer for layer, (_, s) in sums.items() if s == 0]
-    if empty:
-        raise ValueError(f"{empty[0]}: the style adapter's update is zero, so that K-LoRA has nothing to compare")
-    of_layers = [c / s for c, s in sums.values()]
+    of_layers = [c / s for c, s in sums.values() if s]
     mean = statistics.fmean(of_layers) if of_layers else 1.0
     gamma = statistics.fmean([x for x in of_layers if x < OUTLIER * mean] or [mean]) or 1.0
-    return {layer: c / gamma / s for layer, (c, s) in tops.items()}
+    return {layer: c / gamma / s if s else math.inf for layer, (c, s) in tops.items()}
 
 
 def explain(plan: Plan, steps: int) -> dict[str, list[tuple[float, ...]]]:

@@ -125,9 +125,10 @@ def adain(x: Tensor, of: Tensor) -> Tensor:
 def inverted(base: Base, lesson: Lesson, guidance: float = INVERSION_GUIDANCE, repeats: int = 1) -> dict[float, Tensor]:
     """DDIM inversion (arXiv 2010.02502) of a picture at the base's own steps, without adapters.
 
-    A step of the sampler from time t' down to t is x = (a a' + s s') x' - (a s' - s a') v with v asked at (x', t'), and
-    is solved for x'. `repeats` 1 asks at x in place of x', as usual; more ask again at the x' just found. a' may be 0:
-    a base that learns v at zero terminal SNR is inverted to pure noise.
+    A step of the sampler from time t' down to t is x = a / a' (x' - s' n) + s n, with the noise n asked at (x', t'), or
+    x = (a a' + s s') x' - (a s' - s a') v where the base answers v; it is solved for x'. `repeats` 1 asks at x in place
+    of x', as usual; more ask again at the x' just found. With v, a' may be 0: a base of zero terminal SNR is inverted
+    to pure noise.
 
     Returns: {t: (1, c, h, w)}, each as the model reads it at t: of variance-preserving noise, as diffusers' Euler
              scales its latents too.
@@ -145,12 +146,11 @@ def inverted(base: Base, lesson: Lesson, guidance: float = INVERSION_GUIDANCE, r
     squared = alphas_cumprod(base_scheduler.config).double()
     kind = base_scheduler.config.get("prediction_type", "epsilon")
 
-    def velocity(x: Tensor, time: Tensor, a: float, s: float) -> Tensor:
+    def guided(x: Tensor, time: Tensor) -> Tensor:
         asked = (base.model, x, time[None].to(device))
         with torch.no_grad():
             answers = [base.family.predict(*asked, condition).float() for condition in (nothing, told)]
-        answer = answers[0] + guidance * (answers[1] - answers[0])
-        return answer if kind == "v_prediction" else (answer - s * x) / a  # n = s x + a v
+        return answers[0] + guidance * (answers[1] - answers[0])
 
     x, a, s = example.latents.to(device), 1.0, 0.0
     trajectory = {}
@@ -159,8 +159,11 @@ def inverted(base: Base, lesson: Lesson, guidance: float = INVERSION_GUIDANCE, r
         noisier_a, noisier_s = share**0.5, (1 - share) ** 0.5
         found = x
         for _ in range(repeats):
-            v = velocity(found, time, noisier_a, noisier_s)
-            found = (x + (a * noisier_s - s * noisier_a) * v) / (a * noisier_a + s * noisier_s)
+            answer = guided(found, time)
+            if kind == "v_prediction":
+                found = (x + (a * noisier_s - s * noisier_a) * answer) / (a * noisier_a + s * noisier_s)
+            else:
+                found = noisier_a / a * (x - s * answer) + noisier_s * answer
         x, a, s = found, noisier_a, noisier_s
         trajectory[float(time)] = x
     return trajectory

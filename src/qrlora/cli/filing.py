@@ -198,7 +198,7 @@ def _kept(adapter: "Adapter", kept: Mapping[str, float], output: Path) -> None:
         console.warn(f"{output}: {lost}; a higher --rank keeps more, `qrlora merge --rule stack` all")
 
 
-def tell_merge(paths: Sequence[Path], header: "Header") -> None:
+def tell_merge(paths: Sequence[str], header: "Header") -> None:
     """A line for each adapter of a merge, and what its rule lost."""
     for path, parent in zip(paths, header.parents, strict=True):
         kept = "" if parent["kept_energy"] is None else f", {parent['kept_energy']:.2%} of its energy kept"

@@ -5,23 +5,25 @@ from __future__ import annotations
 import difflib
 import hashlib
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from ..adapter import Adapter, Header
-from ..attach import attached, begin, detach, lift
-from ..basis import cached_basis, fingerprint
+from ..attach.kinds import PREFIX, check
+from ..basis import fingerprint
 from ..config import TrainConfig, as_dict
 from ..data import MIN_SIDE, Example, load_picture, prepare
 from ..families import Base, choose_device, open_base
 from ..files import save
-from ..methods import METHODS, Start, slot_directions
+from ..methods import METHODS
 from ..noise import noising_of
 from . import optimizers
 from .checkpoint import Checkpoint
-from .loop import NAME, Progress, denoising_loss, run
+from .learners import prepared
+from .loop import Progress, denoising_loss, run
 from .processes import Processes, how_many, is_main, join
 
 __all__ = ["Progress", "denoising_loss", "how_many", "is_main", "train"]
@@ -113,16 +115,16 @@ def _learn(
 
     generator = torch.Generator("cpu").manual_seed(config.seed)
     with processes.main_first():
-        starts, digest = _starts(base, config, generator, stage)
+        put_on = prepared(base, config, generator, stage)
+    header = _header(config, base)
+    learner = put_on()
     try:
-        parameters = begin(base.model, starts, NAME)
-        identity = _identity(config, example, digest)
+        identity = _identity(config, example, learner.basis)
         tell = on_step or (lambda _: None)
-        run(config, base, example, parameters, generator, identity, processes, tell, draw)
-        return lift(base.model, NAME, _header(config, base, digest))
+        run(config, base, example, learner.factors, generator, identity, processes, tell, draw)
+        return learner.lift(replace(header, basis=learner.basis))
     finally:
-        if NAME in attached(base.model):
-            detach(base.model, NAME)
+        learner.detach()
 
 
 def _preview(config: TrainConfig, base: Base) -> Any:
@@ -134,31 +136,7 @@ def _preview(config: TrainConfig, base: Base) -> Any:
     return picture
 
 
-def _starts(
-    base: Base, config: TrainConfig, generator: torch.Generator, stage: Callable[[str, float], Any]
-) -> tuple[dict[str, Start], str]:
-    """Where each layer's A and B start, and the digest of the basis that they start from ("" without one)."""
-    assert config.rank is not None and config.targets is not None
-    method, weights = METHODS[config.method], base.weights(config.targets)
-    directions: Any = {}
-    digest = ""
-    if method.slotted:
-        assert config.slot is not None
-        directions = {layer: slot_directions(w.shape[1], config.rank, config.slot) for layer, w in weights}
-    elif method.side is not None:
-        done: list[str] = []
-
-        def count(layer: str) -> None:
-            done.append(layer)
-            stage("finding the leading directions", len(done) / len(weights))
-
-        basis = cached_basis(weights, config.rank, method.side, count)
-        directions, digest = basis.Q, basis.digest
-    starts = {layer: method.start(weight, directions.get(layer), config.rank, generator) for layer, weight in weights}
-    return starts, digest
-
-
-def _header(config: TrainConfig, base: Base, digest: str) -> Header:
+def _header(config: TrainConfig, base: Base) -> Header:
     assert config.rank is not None and config.targets is not None
     return Header(
         family=base.family.name,
@@ -168,7 +146,6 @@ def _header(config: TrainConfig, base: Base, digest: str) -> Header:
         method=config.method,
         rank=config.rank,
         targets=config.targets,
-        basis=digest,
         role=config.role,
         trigger=config.trigger,
         prompt=config.prompt,
@@ -194,9 +171,11 @@ def _identity(config: TrainConfig, example: Example, digest: str) -> dict[str, A
 def _check(config: TrainConfig, on_preview: Any) -> None:
     """Refuse what can be refused before a base is opened."""
     config.checked()
-    if config.method not in METHODS:
+    if config.method.startswith(PREFIX):
+        check(config.method)
+    elif config.method not in METHODS:
         near = difflib.get_close_matches(config.method, METHODS, n=1)
-        hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(METHODS)}"
+        hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(METHODS)}, {PREFIX}KIND"
         raise ValueError(f"no method {config.method!r}; {hint}")
     if config.preview_every and on_preview is None:
         raise ValueError(f"preview_every={config.preview_every} needs on_preview, which takes the pictures")

@@ -12,7 +12,6 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..attach import learning_factors
 from ..storage import read, write
 
 FILE = "state.safetensors"
@@ -25,9 +24,8 @@ class Checkpoint:
     folder: Path
     identity: Mapping[str, Any]
     """What must be equal for a state on disk to be this run's."""
-    model: nn.Module
-    name: str
-    """Of the adapter on the model."""
+    factors: Mapping[str, nn.Parameter]
+    """What learns, by name."""
     optimizer: torch.optim.Optimizer
     generator: torch.Generator
 
@@ -37,7 +35,7 @@ class Checkpoint:
         Raises: OSError: the disk is full or the folder cannot be written; the last state stays.
         """
         tensors, numbers = {"generator": self.generator.get_state()}, {}
-        for key, parameter in learning_factors(self.model, self.name).items():
+        for key, parameter in self.factors.items():
             tensors[f"factor {key}"] = parameter.detach()
             for what, value in self.optimizer.state[parameter].items():
                 (tensors if isinstance(value, torch.Tensor) else numbers)[f"{what} {key}"] = value
@@ -67,16 +65,15 @@ class Checkpoint:
         if step > steps:
             raise ValueError(f"{self.folder} holds step {step} of a longer run than steps={steps}: {way_out}")
         self.generator.set_state(tensors.pop("generator").clone())
-        factors = learning_factors(self.model, self.name)
         for key, value in {**tensors, **json.loads(metadata["optimizer"])}.items():
             what, _, factor = key.partition(" ")
             if not factor:
                 self.optimizer.param_groups[0][what] = value
             elif what == "factor":
-                factors[factor].data.copy_(value)
+                self.factors[factor].data.copy_(value)
             else:
-                moved = value.clone().to(factors[factor].device) if isinstance(value, torch.Tensor) else value
-                self.optimizer.state[factors[factor]][what] = moved
+                moved = value.clone().to(self.factors[factor].device) if isinstance(value, torch.Tensor) else value
+                self.optimizer.state[self.factors[factor]][what] = moved
         return step
 
     @staticmethod

@@ -51,7 +51,7 @@ def run(
     config: TrainConfig,
     base: Base,
     example: Example,
-    parameters: list[nn.Parameter],
+    factors: Mapping[str, nn.Parameter],
     generator: torch.Generator,
     identity: Mapping[str, Any],
     processes: Processes,
@@ -60,7 +60,7 @@ def run(
 ) -> None:
     """From the start, or from the checkpoint of an equal run, to the last update.
 
-    Args:    config: without None.  parameters: the learning factors that are on the base's model under NAME.
+    Args:    config: without None.  factors: what learns on the base's model, by name.
              generator: on the CPU.  identity: what must be equal for a checkpoint to be this run's.
              on_step, on_preview: called in the main process; previews with the step, every `config.preview_every`.
     Raises:  ValueError: NaN or infinity in the loss; a checkpoint of another run.
@@ -69,9 +69,10 @@ def run(
     """
     steps, rate, model = config.steps, config.learning_rate, base.model
     assert steps is not None and rate is not None
+    parameters = list(factors.values())
     draw = drawing(config, base, example, generator, processes)
     optimizer = OPTIMIZERS[config.optimizer](parameters, rate)
-    state = Checkpoint(config.checkpoints, identity, model, NAME, optimizer, generator)
+    state = Checkpoint(config.checkpoints, identity, factors, optimizer, generator)
     first, started = state.resume(steps), clock.monotonic()
     with recomputing(model, config.gradient_checkpointing), ctrl_c_waits() as asked, tensorboard(config) as log:
         for step in range(first + 1, steps + 1):

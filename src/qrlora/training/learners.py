@@ -1,0 +1,87 @@
+"""What sits on a model and learns: a row of METHODS, or one of PEFT's own methods."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from ..adapter import Adapter, Header
+from ..attach import attached, begin, detach, learning_factors, lift
+from ..attach.kinds import PREFIX, begin_kind, check
+from ..basis import cached_basis
+from ..config import TrainConfig
+from ..families import Base
+from ..methods import METHODS, Start, slot_directions
+from .loop import NAME
+
+
+@dataclass(frozen=True)
+class Learner:
+    """On the base's model until `detach`."""
+
+    factors: Mapping[str, nn.Parameter]
+    """What learns, by name."""
+    basis: str
+    """Digest of the basis that it starts from; "" without one."""
+    lift: Callable[[Header], Adapter]
+    detach: Callable[[], None]
+
+
+def prepared(
+    base: Base, config: TrainConfig, generator: torch.Generator, stage: Callable[[str, float], Any]
+) -> Callable[[], Learner]:
+    """What can be computed before the model is touched; call the answer to put the learner on."""
+    assert config.rank is not None and config.targets is not None
+    if config.method.startswith(PREFIX):
+        kind, layers, rank = check(config.method), list(base.target_layers(config.targets)), config.rank
+
+        def foreign() -> Learner:
+            put = begin_kind(base.model, layers, kind, rank, config.seed)
+            return Learner(put.factors(), "", put.lift, put.detach)
+
+        return foreign
+    starts, digest = _starts(base, config, generator, stage)
+
+    def own() -> Learner:
+        try:
+            begin(base.model, starts, NAME)
+        except BaseException:
+            _detach(base)
+            raise
+        factors = learning_factors(base.model, NAME)
+        return Learner(factors, digest, lambda header: lift(base.model, NAME, header), lambda: _detach(base))
+
+    return own
+
+
+def _detach(base: Base) -> None:
+    if NAME in attached(base.model):
+        detach(base.model, NAME)
+
+
+def _starts(
+    base: Base, config: TrainConfig, generator: torch.Generator, stage: Callable[[str, float], Any]
+) -> tuple[dict[str, Start], str]:
+    """Where each layer's A and B start, and the digest of the basis that they start from ("" without one)."""
+    assert config.rank is not None and config.targets is not None
+    method, weights = METHODS[config.method], base.weights(config.targets)
+    directions: Any = {}
+    digest = ""
+    if method.slotted:
+        assert config.slot is not None
+        directions = {layer: slot_directions(w.shape[1], config.rank, config.slot) for layer, w in weights}
+    elif method.side is not None:
+        done: list[str] = []
+
+        def count(layer: str) -> None:
+            done.append(layer)
+            stage("finding the leading directions", len(done) / len(weights))
+
+        basis = cached_basis(weights, config.rank, method.side, count)
+        directions, digest = basis.Q, basis.digest
+    starts = {layer: method.start(weight, directions.get(layer), config.rank, generator) for layer, weight in weights}
+    return starts, digest
