@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from qrlora.adapter import Adapter, Header, Pair
-from qrlora.analysis import energy, similarity, trainable_parameters
+from qrlora.analysis import energy, interference, similarity, trainable_parameters
 from qrlora.linalg import principal_angles
 from qrlora.merging import merge
 from test_adapter import adapter_of
@@ -36,6 +36,29 @@ def test_similarity_is_that_of_the_dense_updates(ranks):
         for overlap, side in ((row.input_overlap, "input"), (row.output_overlap, "output")):
             spans = [torch.linalg.qr(pair.directions(side)).Q for pair in (a, b)]
             assert overlap == pytest.approx(float(principal_angles(*spans).square().mean()), abs=1e-4)
+
+
+def test_interference_is_that_of_the_dense_updates_as_wholes():
+    first, second = adapter_of(r=3), adapter_of(r=2, seed=1)
+    updates = [{layer: x.dense(layer).double() for layer in x.layers} for x in (first, second)]
+    norms = [sum(float(u.square().sum()) for u in each.values()) ** 0.5 for each in updates]
+    pairs = [(updates[0][layer], updates[1][layer]) for layer in updates[0]]
+    met, whole = interference(first, second), norms[0] * norms[1]
+    assert met.cosine == pytest.approx(sum(float((x * y).sum()) for x, y in pairs) / whole, abs=1e-5)
+    assert met.read_together == pytest.approx(sum(float((x @ y.T).norm()) for x, y in pairs) / whole, abs=1e-5)
+    assert met.written_together == pytest.approx(sum(float((x.T @ y).norm()) for x, y in pairs) / whole, abs=1e-5)
+    rows = similarity(first, second)
+    overlap = sum(row.input_overlap * row.first_norm * row.second_norm for row in rows) / whole
+    assert met.input_overlap == pytest.approx(overlap, abs=1e-5)
+
+
+def test_adapters_on_different_layers_do_not_interfere_and_a_zero_one_has_no_answer():
+    adapter = adapter_of()
+    layers = list(adapter.layers)
+    apart = (adapter.select(lambda layer: layer == layers[0]), adapter.select(lambda layer: layer != layers[0]))
+    assert interference(*apart) == (0, 0, 0, 0, 0)
+    assert interference(adapter, adapter).cosine == pytest.approx(1, abs=1e-5)
+    assert all(map(math.isnan, interference(adapter, adapter.scaled(0.0))))
 
 
 def test_an_adapter_is_like_itself_and_unlike_its_opposite():

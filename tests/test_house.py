@@ -15,9 +15,10 @@ FLOORS = (
     ("merging", "analysis", "files"),
     ("families", "attach", "data", "compat"),
     ("training", "sampling"),
-    ("evaluation", "baselines", "world", "rehearsal"),
-    ("plots",),
-    ("cli", "studio", "study"),
+    ("baselines", "world", "rehearsal"),
+    ("evaluation",),
+    ("plots", "study"),
+    ("cli", "studio"),
     ("__init__", "__main__"),
 )
 FLOOR = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}
@@ -30,7 +31,8 @@ DOORS = {  # the built-in world makes base models and pictures, so it holds a ke
     "bitsandbytes": {"training"},
     "prodigyopt": {"training"},
     "huggingface_hub": {"families"},
-    "PIL": {"data", "sampling", "plots", "world", "evaluation"},
+    "PIL": {"data", "sampling", "plots", "world", "evaluation", "baselines", "study"},
+    "ray": {"study"},
     "matplotlib": {"plots"},
     "typer": {"cli"},
     "rich": {"cli"},

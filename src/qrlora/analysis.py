@@ -44,6 +44,25 @@ class Similarity(NamedTuple):
     """|B A| of the second."""
 
 
+class Interference(NamedTuple):
+    """Two adapters as wholes: how much the one's update can be expected to disturb the other's.
+
+    Layer l weighs |dW_l| |dW'_l| / (|dW| |dW'|), and one that only one of them adapts weighs nothing: adapters on
+    different layers do not meet. NaN for a zero adapter.
+    """
+
+    cosine: float
+    """Cosine of the whole updates, -1..1: the weighted sum of the layers' cosines."""
+    input_overlap: float
+    """Weighted sum of the overlaps of the spans of A, 0..1."""
+    output_overlap: float
+    """Weighted sum of the overlaps of the spans of B, 0..1."""
+    read_together: float
+    """Weighted sum of |dW dW'^T| / (|dW| |dW'|), 0..1: whether what they read, by its strength, is the same."""
+    written_together: float
+    """Weighted sum of |dW^T dW'| / (|dW| |dW'|), 0..1: whether what they write, by its strength, is the same."""
+
+
 def energy(adapter: Adapter) -> list[Energy]:
     """How strong each layer's update is, in the adapter's order."""
     squares = {layer: pair.energy for layer, pair in adapter.layers.items()}
@@ -62,6 +81,25 @@ def similarity(first: Adapter, second: Adapter) -> list[Similarity]:
     methods = [METHODS.get(adapter.header.method) for adapter in (first, second)]
     learns_A = all(method is not None and method.frozen_side == "output" for method in methods)
     return [_similarity(layer, first.layers[layer], second.layers[layer], learns_A) for layer in shared]
+
+
+def interference(first: Adapter, second: Adapter) -> Interference:
+    """How two adapters meet, from their factors alone.
+
+    Raises: ValueError: a shared layer of different shape, naming it.
+    """
+    whole = math.sqrt(sum(x.energy for x in first.layers.values()) * sum(x.energy for x in second.layers.values()))
+    if not whole:
+        return Interference(*[math.nan] * 5)
+    totals = [0.0] * 5
+    rows = similarity(first, second) if first.layers.keys() & second.layers.keys() else []
+    for row in rows:
+        weight = row.first_norm * row.second_norm / whole
+        if weight:
+            met = _met(first.layers[row.layer], second.layers[row.layer])
+            parts = (row.update, row.input_overlap, row.output_overlap, *met)
+            totals = [total + weight * part for total, part in zip(totals, parts, strict=True)]
+    return Interference(*totals)
 
 
 def trainable_parameters(adapter: Adapter) -> int:
@@ -99,6 +137,22 @@ def _grams(X: Tensor, Y: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """X^T X, Y^T Y and X^T Y; one product where X is Y, as the frozen factors of one basis are."""
     first = X.T @ X
     return (first, first, first) if torch.equal(X, Y) else (first, Y.T @ Y, X.T @ Y)
+
+
+def _met(a: Pair, b: Pair) -> tuple[float, float]:
+    """|dW dW'^T| and |dW^T dW'| over |dW| |dW'|; |B M B'^T|^2 is tr(B^T B M B'^T B' M^T), here with M = A A'^T."""
+    squares = (
+        _squared(a.A @ b.A.T, a.B.T @ a.B, b.B.T @ b.B),
+        _squared(a.B.T @ b.B, a.A @ a.A.T, b.A @ b.A.T),
+    )
+    read, written = (min(math.sqrt(square / (a.energy * b.energy)), 1.0) for square in squares)
+    return read, written
+
+
+def _squared(between: Tensor, own_a: Tensor, own_b: Tensor) -> float:
+    """tr(G_a M G_b M^T) for Gram matrices G and M (r, r') between."""
+    M = between.double()
+    return max(float((own_a.double() @ M @ own_b.double() * M).sum()), 0.0)
 
 
 def _cosine(cross: float, square_a: float, square_b: float) -> float:

@@ -16,6 +16,7 @@ from .storage import atomic
 
 INK, MUTED, GOOD, BAD = "#1c1c1c", "#767676", "#1a7f37", "#c0362c"
 CONTENT, STYLE = "#3b6fb6", "#d9822b"  # told apart by readers with any colour vision, and in grey
+LINES = (CONTENT, STYLE, "#5b8c5a", "#8a5a9e", "#1c1c1c")
 CELL = 1.7
 """Side of a picture in a sheet, in inches."""
 
@@ -141,9 +142,8 @@ def layer_lines(
     """
     figure = Figure(figsize=(9, 1.9 * len(curves) + 1.2), dpi=150, facecolor="white", layout="constrained")
     axes = figure.subplots(len(curves), 1, sharex=True, squeeze=False)[:, 0]
-    colours = (CONTENT, STYLE, "#5b8c5a", "#8a5a9e")
     for axis, (label, lines) in zip(axes, curves.items(), strict=True):
-        for colour, (name, values) in zip(colours, lines.items(), strict=False):
+        for colour, (name, values) in zip(LINES, lines.items(), strict=False):
             axis.plot(range(len(layers)), values, color=colour, linewidth=0.7, alpha=0.35)  # leads the eye, no more
             axis.plot(range(len(layers)), values, ".", color=colour, markersize=3.5, label=name)
         axis.set_ylabel(label, fontsize=8, color=INK)
@@ -161,6 +161,58 @@ def layer_lines(
     if title:
         figure.suptitle(title, fontsize=10, color=INK)
     return figure
+
+
+def curves(
+    panels: Mapping[str, Mapping[str, tuple[Sequence[float], Sequence[float]]]],
+    x_label: str,
+    y_label: str,
+    title: str = "",
+    bands: Mapping[str, tuple[Sequence[float], Sequence[float]]] | None = None,
+) -> Figure:
+    """Lines over one x, a panel for each group, side by side.
+
+    Args: panels: {panel's title: {name: (x, y)}}.  bands: {name: (low, high)} of lines with an interval.
+    """
+    figure = Figure(figsize=(5.4 * len(panels) + 0.6, 3.8), dpi=150, facecolor="white", layout="constrained")
+    axes = figure.subplots(1, len(panels), squeeze=False)[0]
+    for axis, (head, lines) in zip(axes, panels.items(), strict=True):
+        for k, (name, (x, y)) in enumerate(lines.items()):
+            colour = LINES[k % len(LINES)]
+            style = "-" if k < len(LINES) else "--"
+            axis.plot(x, y, style, marker=".", color=colour, linewidth=1.1, markersize=4, label=name)
+            if bands and name in bands:
+                axis.fill_between(x, *bands[name], color=colour, alpha=0.15, linewidth=0)
+        _plain(axis, head, x_label, y_label)
+        axis.xaxis.get_major_locator().set_params(integer=True)
+    axes[-1].legend(fontsize=7, frameon=False, loc="upper left", bbox_to_anchor=(1, 1))  # beside, not on the lines
+    if title:
+        figure.suptitle(title, fontsize=10, color=INK)
+    return figure
+
+
+def histograms(groups: Mapping[str, Mapping[str, Sequence[float]]], x_label: str, title: str = "") -> Figure:
+    """How values are distributed, a panel for each group. Args: groups: {panel's title: {name: values}}."""
+    figure = Figure(figsize=(4.5 * len(groups) + 0.6, 3.2), dpi=150, facecolor="white", layout="constrained")
+    for axis, (head, series) in zip(figure.subplots(1, len(groups), squeeze=False)[0], groups.items(), strict=True):
+        every = [value for values in series.values() for value in values]
+        for colour, (name, values) in zip(LINES, series.items(), strict=False):
+            axis.hist(values, bins=24, range=(min(every), max(every)), color=colour, alpha=0.6, label=name)
+        _plain(axis, head, x_label, "layers")
+        axis.yaxis.get_major_locator().set_params(integer=True)
+        axis.legend(fontsize=7, frameon=False)
+    if title:
+        figure.suptitle(title, fontsize=10, color=INK)
+    return figure
+
+
+def _plain(axis: Axes, title: str, x_label: str, y_label: str) -> None:
+    """Titles and labels in the house's sizes, without a frame."""
+    axis.set_title(title, fontsize=9, color=INK)
+    axis.set_xlabel(x_label, fontsize=8, color=INK)
+    axis.set_ylabel(y_label, fontsize=8, color=INK)
+    axis.spines[["top", "right"]].set_visible(False)
+    axis.tick_params(labelsize=7)
 
 
 def _name_blocks(axis: Axes, layers: Sequence[str]) -> None:

@@ -11,7 +11,7 @@ from rich.markup import escape
 
 from .. import __version__
 from ..config import SampleConfig, TrainConfig, read_recipe
-from . import console, filing, rehearsing
+from . import console, filing, rehearsing, studying
 from .console import say
 
 
@@ -109,9 +109,7 @@ def merge(
         list[str], typer.Argument(metavar="FILE[=STRENGTH]", help="Adapter files; strength 1 if unsaid.")
     ],
     output: Annotated[Path, Output] = Path("merged.safetensors"),
-    rule: Annotated[
-        str, typer.Option(help="sum: the rank stays; stack: exact for any, ranks add; plain, ties, dare, knots.")
-    ] = "sum",
+    rule: Annotated[str, typer.Option(help="sum: rank stays; stack: ranks add; plain, ties, dare, knots.")] = "sum",
     content: Annotated[str, typer.Option(help="full, or compact: half the size, read by qrlora only.")] = "full",
     keys: Annotated[
         str | None, typer.Option(help="kohya or diffusers names.", show_default="what most tools read")
@@ -203,8 +201,9 @@ def inspect(
         say(f"plot: {drawn}")
 
 
-for command, example in filing.COMMANDS:
+for command, example in (*filing.COMMANDS, *studying.COMMANDS):
     app.command(epilog=f"Example: [bold]{example}[/bold]")(command)
+app.add_typer(studying.bench, name="bench")
 
 
 @app.command(epilog="Example: [bold]qrlora demo --content my-dog.png --style painting.png --style-shows cat[/bold]")

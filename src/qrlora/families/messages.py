@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 
 @contextlib.contextmanager
-def one_clear_line(name: str) -> Iterator[None]:
+def one_clear_line(name: str, what: str = "base model") -> Iterator[None]:
     """The many ways in which diffusers and the hub say that a model cannot be had, as one line with the way out."""
     from huggingface_hub.errors import (
         EntryNotFoundError,
@@ -20,7 +20,7 @@ def one_clear_line(name: str) -> Iterator[None]:
     )
 
     def fail(reason: str, error: Exception) -> None:
-        raise OSError(f"base model {name!r}: {reason}") from error
+        raise OSError(f"{what} {name!r}: {reason}") from error
 
     try:
         yield

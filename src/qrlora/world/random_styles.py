@@ -55,7 +55,7 @@ def _tones(draw: Callable[..., float]) -> list[Style]:
         luminance,
         luminance,
         lambda x: 1 - edges(x, gain),
-        lambda x: (0.5 + 0.4 * gain * sum(gradient(x))).clamp(0, 1),
+        lambda x: (0.5 + 0.4 * gain * torch.cat(gradient(x), 1).sum(1, keepdim=True)).clamp(0, 1),
         lambda x: luminance(blur(x, sigma)),
         lambda x: (luminance(x) * (levels - 0.01)).floor() / (levels - 1),
         lambda x: luminance(cells(x, size)),

@@ -1,0 +1,185 @@
+"""Pictures -> scores: likeness to a true picture, what the world's judges see, DINO and CLIP features. [transformers]
+
+Functions of pictures alone: they do not know how a picture was made. Letters: b pictures, h w their size.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch import Tensor
+
+from .families import choose_device
+from .families.messages import one_clear_line, quiet
+from .storage import raw_bytes
+from .world.atlas import contents
+from .world.judges import judges
+from .world.styles import ALL_STYLES
+
+ENCODERS = {
+    "dino-vits16": "facebook/dino-vits16",
+    "dino-vitb16": "facebook/dino-vitb16",
+    "dino-vitb8": "facebook/dino-vitb8",
+    "dinov2-base": "facebook/dinov2-base",
+    "clip-vit-base-patch32": "openai/clip-vit-base-patch32",
+    "clip-vit-large-patch14": "openai/clip-vit-large-patch14",
+}
+"""Short name -> checkpoint on the hub. DreamBooth measured with the first and the fifth, B-LoRA with the third."""
+
+IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+CLIP = ((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711))
+
+
+def ssim(first: Tensor, second: Tensor) -> Tensor:
+    """Structural similarity (Wang et al. 2004): Gaussian window of 11 pixels and sigma 1.5, K 0.01 and 0.03.
+
+    Args:    (b, c, h, w) each, in 0..1, at least 11 pixels a side.
+    Returns: (b,), 1 for equal pictures: the mean over channels and over the windows that lie inside.
+    """
+    if first.shape != second.shape or first.ndim != 4 or min(first.shape[-2:]) < 11:
+        raise ValueError(
+            f"SSIM needs two batches of one shape, 11 pixels or more, got {first.shape} and {second.shape}"
+        )
+    x, y = first.double(), second.double()
+    place = torch.arange(11, dtype=torch.float64) - 5
+    line = torch.exp(-place.square() / (2 * 1.5**2))
+    window = torch.outer(line, line) / line.sum() ** 2
+
+    def blurred(values: Tensor) -> Tensor:
+        return F.conv2d(values.flatten(0, 1)[:, None], window[None, None]).unflatten(0, values.shape[:2])[:, :, 0]
+
+    mean_x, mean_y = blurred(x), blurred(y)
+    var_x, var_y = blurred(x * x) - mean_x**2, blurred(y * y) - mean_y**2
+    together = blurred(x * y) - mean_x * mean_y
+    c1, c2 = 0.01**2, 0.03**2
+    likeness = (2 * mean_x * mean_y + c1) * (2 * together + c2)
+    return (likeness / ((mean_x**2 + mean_y**2 + c1) * (var_x + var_y + c2))).flatten(1).mean(1)
+
+
+@torch.no_grad()
+def known_answer(
+    pictures: Tensor, truth: Tensor, content: str, style: str, other_content: str, other_style: str
+) -> list[dict[str, float]]:
+    """What can be said of pictures when the right one is known.
+
+    Args:    pictures (b, 3, 64, 64), truth (3, 64, 64), in 0..1.
+             content, style: what should be seen; other_content: the thing in the style picture; other_style: the
+             style of the content picture. Neither of these should be seen.
+    Returns: for each picture: "content", "style", "both": 1 if the judges name it, among all of the world, else 0;
+             "content_likeness", "style_likeness": cosine of the judges' features with the true picture's, -1..1;
+             "ssim": with the true picture; "leaked_content", "leaked_style": the judges' probability of the other
+             thing and of the other style, 0..1.
+    """
+    batch = torch.cat([pictures, truth[None]])
+    seen, likeness = {}, {}
+    for kind, judge in judges().items():
+        seen[kind] = judge(batch).softmax(1)[:-1]
+        features = judge.features(batch)  # pyright: ignore[reportCallIssue]
+        likeness[kind] = F.cosine_similarity(features[:-1], features[-1:])
+    things, manners = contents(), tuple(ALL_STYLES)
+    right = seen["content"].argmax(1) == things.index(content)
+    in_style = seen["style"].argmax(1) == manners.index(style)
+    columns = {
+        "content": right,
+        "style": in_style,
+        "both": right & in_style,
+        "content_likeness": likeness["content"],
+        "style_likeness": likeness["style"],
+        "ssim": ssim(pictures, truth[None].expand_as(pictures)),
+        "leaked_content": seen["content"][:, things.index(other_content)],
+        "leaked_style": seen["style"][:, manners.index(other_style)],
+    }
+    return [{name: float(values[k]) for name, values in columns.items()} for k in range(len(pictures))]
+
+
+@dataclass(frozen=True)
+class Encoder:
+    """A network that turns pictures into features, and all that a reader needs to measure the same."""
+
+    name: str
+    """Short: "dino-vits16"."""
+    checkpoint: str
+    """On the hub, or a folder's name."""
+    revision: str
+    """The hub's commit; of a folder the first 12 digits of its weights' SHA-256."""
+    preprocessing: str
+    """How pictures are brought to the network's size, in words."""
+    features: Callable[[Sequence[Image.Image]], Tensor]
+    """Pictures -> (b, features), float32, unit length."""
+
+    def __str__(self) -> str:
+        return f"{self.name}: {self.checkpoint}@{self.revision}, {self.preprocessing}"
+
+    def likeness(self, pictures: Sequence[Image.Image], reference: Image.Image) -> list[float]:
+        """Cosine of each picture's features with the reference's, -1..1."""
+        return (self.features(pictures) @ self.features([reference])[0]).tolist()
+
+
+def open_encoder(name: str, device: str = "auto") -> Encoder:
+    """A vision network by its short name (ENCODERS), its hub name or its folder.
+
+    DINO: the class token of the last layer, without transformers' pooler, which DINO's checkpoints have no weights for.
+    CLIP: the projected embedding. Pictures: RGB, the shorter side to 8/7 of the network's side for DINO (256 for 224)
+    and to that side for CLIP, bicubic; the middle square; ImageNet's or CLIP's mean and deviation.
+
+    Raises: OSError: it cannot be had, in one line.  ValueError: a network of another kind.
+    """
+    import transformers
+
+    checkpoint, home = ENCODERS.get(name, name), choose_device(device)
+    with one_clear_line(checkpoint, "vision network"), quiet():
+        config = transformers.AutoConfig.from_pretrained(checkpoint)
+        kinds = {
+            "clip": (transformers.CLIPVisionModelWithProjection, {}),
+            "clip_vision_model": (transformers.CLIPVisionModelWithProjection, {}),
+            "vit": (transformers.ViTModel, {"add_pooling_layer": False}),
+            "dinov2": (transformers.Dinov2Model, {}),
+        }
+        if config.model_type not in kinds:
+            raise ValueError(f"{checkpoint} is a {config.model_type}, not one of {', '.join(kinds)}")
+        kind, told = kinds[config.model_type]
+        model = kind.from_pretrained(checkpoint, **told).float().eval().to(home)  # pyright: ignore
+    clip = config.model_type.startswith("clip")
+    size = getattr(config, "vision_config", config).image_size
+    size = 224 if config.model_type == "dinov2" else size  # trained at 518, used at 224 throughout the literature
+    shorter, (mean, deviation) = (size, CLIP) if clip else (round(size * 8 / 7), IMAGENET)
+
+    @torch.no_grad()
+    def features(pictures: Sequence[Image.Image]) -> Tensor:
+        pixels = torch.cat([_fitted(picture, shorter, size) for picture in pictures])
+        pixels = (pixels - torch.tensor(mean)[:, None, None]) / torch.tensor(deviation)[:, None, None]
+        answer = model(pixels.to(home))
+        vectors = answer.image_embeds if clip else answer.last_hidden_state[:, 0]
+        return F.normalize(vectors.float().cpu(), dim=1)
+
+    words = f"RGB, shorter side {shorter} bicubic, middle {size} x {size}, {'CLIP' if clip else 'ImageNet'} mean"
+    return Encoder(name if name in ENCODERS else Path(name).name, checkpoint, _revision(config, model), words, features)
+
+
+def _fitted(picture: Image.Image, shorter: int, size: int) -> Tensor:
+    """(1, 3, size, size) in 0..1."""
+    scale = shorter / min(picture.size)
+    width, height = (max(shorter, round(side * scale)) for side in picture.size)
+    picture = picture.convert("RGB").resize((width, height), Image.Resampling.BICUBIC)
+    left, top = (width - size) // 2, (height - size) // 2
+    cut = picture.crop((left, top, left + size, top + size))
+    return torch.from_numpy(np.asarray(cut, dtype=np.float32).copy()).permute(2, 0, 1)[None] / 255
+
+
+def _revision(config: Any, model: torch.nn.Module) -> str:
+    commit = getattr(config, "_commit_hash", None)
+    if commit:
+        return commit
+    state = hashlib.sha256()
+    for name, tensor in sorted(model.state_dict().items()):
+        state.update(name.encode())
+        state.update(raw_bytes(tensor))
+    return f"sha256:{state.hexdigest()[:12]}"

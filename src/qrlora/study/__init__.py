@@ -1,0 +1,1 @@
+"""Studies: what is compared with what, done as jobs that are kept, counted and reported."""

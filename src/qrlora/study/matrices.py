@@ -1,0 +1,103 @@
+"""Table 4 with figure 2, and figure 3: how alike the matrices are that two pictures of a pair have taught."""
+
+import statistics
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from ..adapter import Adapter
+from ..analysis import similarity
+from .figures import Curves, Layers, Reproduced
+from .findings import Row
+from .fusion import REFERENCE
+from .lessons import Asked
+from .pairs import Pair
+from .paper import TABLE_4, TABLE_4_COLUMNS
+
+MATRICES = ("Q", "R", "dR", "A", "A, other seed", "B", "dW of qr", "dW of lora")
+"""The paper's, and two that it does not show: LoRA's A where the two runs start from different numbers, and the cosine
+of the whole updates, which is the same question to every method."""
+NOTES = (
+    "Each matrix is compared between the adapter of a pair's content picture and that of its style picture, on the "
+    "same layers; the largest and the smallest cosine of all layers. Q and R: method qr-direct; dR: qr; A and B: lora.",
+    "The paper's A are alike because both runs start from the same random numbers, which A hardly leaves: "
+    '"A, other seed" starts the second run from others. Q and R start at the same values for any seed.',
+)
+
+
+def table4(asked: Asked) -> Reproduced:
+    """Largest and smallest cosine over layers for every pair, beside the paper's means."""
+    rows: list[Row] = []
+    pairs = asked.world()
+    for k, (pair, cosines) in enumerate(zip(pairs, _of_pairs(asked, pairs), strict=True)):
+        row: Row = {"pair": str(k), "pictures": pair.name}
+        for name in MATRICES:
+            row |= {f"{name} max": max(cosines[name].values()), f"{name} min": min(cosines[name].values())}
+        rows.append(row)
+    figures = [name for name in rows[0] if name.endswith((" max", " min"))]
+    lines = {
+        end: {n: (list(range(len(rows))), [row[f"{n} {end}"] for row in rows]) for n in MATRICES}
+        for end in ("max", "min")
+    }
+    panels = {"largest cosine of all layers": lines["max"], "smallest cosine of all layers": lines["min"]}
+    mean: Row = {name: statistics.fmean(row[name] for row in rows) for name in figures}
+    columns = zip(*TABLE_4, strict=True)
+    papers = {name: statistics.fmean(column) for name, column in zip(TABLE_4_COLUMNS, columns, strict=True)}
+    rows.append({"pair": "mean", "pictures": f"{len(rows)} pairs", **mean})
+    rows.append({"pair": "paper", "pictures": "mean of 27 pairs, SDXL", **{n: papers.get(n, "") for n in figures}})
+    title = "Table 4 and figure 2: cosines between the matrices of two pictures"
+    return Reproduced(title, rows, NOTES, Curves(panels, "pair", "cosine"))
+
+
+def figure3(asked: Asked) -> Reproduced:
+    """The same for one pair, layer by layer."""
+    pair = asked.world()[0]
+    (cosines,) = _of_pairs(asked, [pair])
+    targets = asked.opened.defaults.for_run("content", REFERENCE).targets
+    layers = list(asked.opened.target_layers(targets))  # in the model's order; files are sorted by name
+    rows = [{"layer": layer, **{name: cosines[name][layer] for name in MATRICES}} for layer in layers]
+    curves = {
+        "Q and R learnt": {name: [cosines[name][x] for x in layers] for name in ("Q", "R")},
+        "dR alone learnt": {"dR": [cosines["dR"][x] for x in layers]},
+    }
+    title = f"Figure 3: cosines layer by layer, {pair.name}"
+    return Reproduced(title, rows, NOTES, Layers(layers, curves))
+
+
+def _of_pairs(asked: Asked, pairs: Sequence[Pair]) -> list[Mapping[str, Mapping[str, float]]]:
+    """For each pair {matrix: {layer: cosine}}."""
+    jobs = {}
+    for k, pair in enumerate(pairs):
+        for method in ("qr", "qr-direct", "lora"):
+            jobs[k, method, "content"] = asked.lesson(pair.content, "content", method)
+            jobs[k, method, "style"] = asked.lesson(pair.style, "style", method, layers_of="content")
+        jobs[k, "lora", "other"] = asked.lesson(pair.style, "style", "lora", seed=1, layers_of="content")
+    learnt = asked.learnt(jobs)
+    found = []
+    for k in range(len(pairs)):
+        qr, direct, lora = ((learnt[k, m, "content"], learnt[k, m, "style"]) for m in ("qr", "qr-direct", "lora"))
+        found.append(
+            {
+                "Q": _cosines(*direct, "A"),
+                "R": _cosines(*direct, "B"),
+                "dR": _cosines(*qr, "B"),
+                "A": _cosines(*lora, "A"),
+                "A, other seed": _cosines(lora[0], learnt[k, "lora", "other"], "A"),
+                "B": _cosines(*lora, "B"),
+                "dW of qr": {row.layer: row.update for row in similarity(*qr)},
+                "dW of lora": {row.layer: row.update for row in similarity(*lora)},
+            }
+        )
+    return found
+
+
+def _cosines(first: Adapter, second: Adapter, factor: str) -> dict[str, float]:
+    """Cosine of one factor, flattened, in every layer. An adapter of qr-direct is [A; A_0], [B, -B_0]: its first r rows
+    and columns are what has learnt."""
+
+    def learnt(adapter: Adapter, layer: str) -> Tensor:
+        pair, rank = adapter.layers[layer], adapter.header.rank
+        return (pair.A[:rank] if factor == "A" else pair.B[:, :rank]).flatten().double()
+
+    return {x: float(torch.cosine_similarity(learnt(first, x), learnt(second, x), dim=0)) for x in first.layers}

@@ -1,0 +1,122 @@
+"""Means over pairs with their uncertainty, paired differences, rank correlation. Plain numbers in, plain numbers out.
+
+A pair's pictures (seeds) are averaged first: pairs are what was drawn at random, so pairs are what is resampled.
+"""
+
+import math
+from collections.abc import Callable, Iterable, Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+RESAMPLES = 10_000
+LEVEL = 0.95
+
+
+class Estimate(NamedTuple):
+    """A figure with its 95 % bootstrap interval; NaN where there is no figure."""
+
+    value: float
+    low: float
+    high: float
+    count: int
+    """Pairs it rests on."""
+
+
+NOTHING = Estimate(math.nan, math.nan, math.nan, 0)
+
+
+def mean(values: Sequence[float], seed: int = 0) -> Estimate:
+    """The mean of one value for each pair, with the percentile bootstrap over pairs (Efron 1979).
+
+    Of a single pair the interval is NaN: nothing is known of how it varies.
+    """
+    return bootstrap(lambda x: x[..., 0].mean(-1), np.asarray(values, dtype=float)[:, None], seed)
+
+
+def difference(first: Sequence[float], second: Sequence[float], seed: int = 0) -> Estimate:
+    """The mean of first - second over pairs that both were measured on, in the same order.
+
+    Raises: ValueError: not equally many.
+    """
+    if len(first) != len(second):
+        raise ValueError(f"a paired difference needs equally many values, got {len(first)} and {len(second)}")
+    return mean([a - b for a, b in zip(first, second, strict=True)], seed)
+
+
+def share(score: Sequence[float], none: Sequence[float], oracle: Sequence[float], seed: int = 0) -> Estimate:
+    """(mean score - mean none) / (mean oracle - mean none): where a score stands between the two ends of its scale.
+
+    Each resample of the pairs gives its own quotient. NaN where the ends are not clearly apart: where the interval of
+    oracle - none holds 0, the quotient means nothing.
+
+    Args: one value for each pair, the same pairs in the same order.
+    """
+    span = difference(oracle, none, seed)
+    if not span.low > 0:
+        return NOTHING._replace(count=len(score))
+    rows = np.asarray([score, none, oracle], dtype=float).T
+
+    def quotient(x: np.ndarray) -> np.ndarray:
+        s, n, o = (x[..., k].mean(-1) for k in range(3))
+        with np.errstate(divide="ignore", invalid="ignore"):
+            return (s - n) / (o - n)
+
+    return bootstrap(quotient, rows, seed)
+
+
+def bootstrap(statistic: Callable[[np.ndarray], np.ndarray], rows: np.ndarray, seed: int = 0) -> Estimate:
+    """A statistic of pairs with its percentile interval.
+
+    Args: statistic: (..., pairs, values) -> (...).  rows: (pairs, values).
+    """
+    count = len(rows)
+    if count == 0:
+        return NOTHING
+    value = float(statistic(rows))
+    if count == 1:
+        return Estimate(value, math.nan, math.nan, 1)
+    chosen = np.random.default_rng(seed).integers(count, size=(RESAMPLES, count))
+    drawn = statistic(rows[chosen])
+    low, high = np.quantile(drawn[np.isfinite(drawn)], [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+    return Estimate(value, float(low), float(high), count)
+
+
+def ranks(values: Sequence[float]) -> np.ndarray:
+    """1 for the smallest; equal values share the mean of their ranks."""
+    x = np.asarray(values, dtype=float)
+    _, inverse, counts = np.unique(x, return_inverse=True, return_counts=True)
+    last = counts.cumsum()
+    return ((2 * last - counts + 1) / 2)[inverse]
+
+
+def rank_correlation(first: Sequence[float], second: Sequence[float]) -> float:
+    """Spearman's rho, -1..1: Pearson's correlation of the ranks. NaN where one of them is constant.
+
+    Raises: ValueError: not equally many.
+    """
+    if len(first) != len(second):
+        raise ValueError(f"a correlation needs equally many values, got {len(first)} and {len(second)}")
+    a, b = ranks(first), ranks(second)
+    a, b = a - a.mean() if len(a) else a, b - b.mean() if len(b) else b
+    size = math.sqrt(float((a @ a) * (b @ b)))
+    return float(a @ b) / size if size else math.nan
+
+
+def correlation(groups: Sequence[tuple[Sequence[float], Sequence[float]]], seed: int = 0) -> Estimate:
+    """Spearman's rho over all points, with the interval from resampling pairs; a pair comes with all its points.
+
+    Args: groups: for each pair, its predictions and what was measured, one each for every method.
+    """
+
+    def rho(chosen: Iterable[int]) -> float:
+        points = [groups[k] for k in chosen]
+        return rank_correlation([x for p, _ in points for x in p], [y for _, m in points for y in m])
+
+    value = rho(range(len(groups)))
+    if len(groups) < 2 or math.isnan(value):
+        return NOTHING._replace(value=value, count=len(groups))
+    generator = np.random.default_rng(seed)
+    drawn = np.array([rho(generator.integers(len(groups), size=len(groups)).tolist()) for _ in range(RESAMPLES // 10)])
+    low, high = np.quantile(drawn[np.isfinite(drawn)], [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+    return Estimate(value, float(low), float(high), len(groups))
