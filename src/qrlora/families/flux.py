@@ -129,7 +129,7 @@ FLUX = Family(
     checkpoint_keys=("double_blocks.0.img_attn.norm.key_norm.scale", "vector_in.in_layer.weight"),
     # Table 3 of the paper, 342 layers: the eight names of attention (266, in both kinds of block) and the feed-forward
     # layers of the blocks with two streams.
-    # "words" and "picture" are ours: what reads the prompt, for a content, and what paints, for a style (docs/log.md).
+    # "words" and "picture" are ours: what a content is learnt in, and a style, on the built-in base (docs/findings.md).
     targets={"attention-ff": ATTENTION + FEED_FORWARD, "attention": ATTENTION, "words": WORDS, "picture": PICTURE},
     defaults=FamilyDefaults(targets="attention-ff", sample_steps=28, guidance=3.5),
     text_parts={"text_encoder": "text_encoders.clip_l.", "text_encoder_2": "text_encoders.t5xxl."},

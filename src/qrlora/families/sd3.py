@@ -78,7 +78,7 @@ SD3 = Family(
     # Table 3 of the paper: 191 layers of SD3-medium, with the last add_q_proj, which no answer depends on.
     # SD3.5-medium has a second attention in its first 13 blocks, on the picture alone; the paper and the public
     # trainings leave it out, "attention-dual" (243 layers) takes it in.
-    # "words" and "picture" are ours: what reads the prompt, for a content, and what paints, for a style (docs/log.md).
+    # "words" and "picture" are ours: what a content is learnt in, and a style, on the built-in base (docs/findings.md).
     targets={
         "attention": ON_PICTURE + ON_WORDS,
         "attention-dual": ON_PICTURE + ON_WORDS + ON_PICTURE_ALONE,

@@ -15,8 +15,7 @@ from .stock import draw, encode_image, negative
 
 SELF = ("attn1.to_q", "attn1.to_k", "attn1.to_v", "attn1.to_out.0")
 WORDS = ("attn2.to_k", "attn2.to_v")
-PICTURE = SELF + ("attn2.to_q", "attn2.to_out.0", "ff.net.0.proj", "ff.net.2", "proj_in", "proj_out", "time_emb_proj")
-PICTURE += tuple(f"{told}_embedding.linear_{k}" for told in ("time", "add") for k in (1, 2))
+TIME = ("time_emb_proj", *(f"{told}_embedding.linear_{k}" for told in ("time", "add") for k in (1, 2)))
 CROSS = ("attn2.to_q", "attn2.to_k", "attn2.to_v", "attn2.to_out.0")
 
 B_LORA = {"content": "up_blocks.0.attentions.0", "style": "up_blocks.0.attentions.1"}
@@ -74,12 +73,12 @@ SDXL = Family(
     pipeline="StableDiffusionXLPipeline",
     checkpoint_keys=("conditioner.embedders.1.model.ln_final.weight",),
     # The paper's text (B.1) says self-attention, its table 3 reads as all attention: 280 or 560 layers.
-    # "words" and "picture" are ours: what reads the prompt, for a content, and what paints, for a style (docs/log.md).
+    # "words" and "time" are ours: what a content is learnt in, and a style, on the built-in base (docs/findings.md).
     targets={
         "self": SELF,
         "attention": SELF + CROSS,
         "words": WORDS,
-        "picture": PICTURE,
+        "time": TIME,
         "b-lora": tuple(f"{block}.*.{ending}" for block in B_LORA.values() for ending in SELF + CROSS),
     },
     defaults=FamilyDefaults(),
