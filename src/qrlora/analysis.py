@@ -103,11 +103,14 @@ def interference(first: Adapter, second: Adapter) -> Interference:
 
 
 def trainable_parameters(adapter: Adapter) -> int:
-    """How many numbers the adapter's method trains at the header's rank, over all its layers.
+    """How many numbers the adapter's method trains at the header's rank, over all its layers. Of PEFT's own methods,
+    which a plain LoRA's factors do not show, the header's config tells it.
 
     Raises: ValueError: a method that is not in METHODS, such as a merge's "stack".
     """
     header = adapter.header
+    if "trained" in header.config:
+        return int(header.config["trained"])
     if header.method not in METHODS:
         raise ValueError(f"method {header.method!r} trains nothing; choose one of {', '.join(METHODS)}")
     rank = header.rank or adapter.rank

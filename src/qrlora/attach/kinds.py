@@ -56,7 +56,8 @@ class Foreign:
         return dict(sorted((name, p) for name, p in self.tuner.named_parameters() if p.requires_grad))
 
     def lift(self, header: Header) -> Adapter:
-        """The measured updates, each cut to rank 2 r; header.config says the relative error of the cut over all layers.
+        """The measured updates, each cut to rank 2 r; header.config says the relative error of the cut over all layers,
+        and how many numbers were trained.
 
         Raises: ValueError: a layer that does not answer linearly; NaN or infinity.
         """
@@ -68,7 +69,8 @@ class Foreign:
             energy = float(update.double().square().sum())
             lost, total = lost + (1 - kept) * energy, total + energy
         error = (lost / total) ** 0.5 if total else 0.0
-        return Adapter(pairs, dataclasses.replace(header, config={**header.config, "truncation_error": error}))
+        told = {"truncation_error": error, "trained": sum(p.numel() for p in self.factors().values())}
+        return Adapter(pairs, dataclasses.replace(header, config={**header.config, **told}))
 
     def detach(self) -> None:
         """Take it off; the model's layers are the very ones that they were."""

@@ -69,7 +69,7 @@ def _checked(method: str, weight: Tensor, rank: int, generator: torch.Generator)
     model = nn.ModuleDict({"layer": layer})
     start = METHODS[method].start(weight, Q, rank, generator)
     begin(model, {"layer": start}, "learning")
-    A, B = (getattr(model["layer"], f"lora_{name}")["learning"].weight for name in "AB")
+    A, B = (getattr(model["layer"], name)["learning"] for name in "AB")
     W, X, T = weight.double(), x.double(), target.double()
 
     def gradients() -> tuple[Tensor, Tensor, dict[str, Tensor]]:
