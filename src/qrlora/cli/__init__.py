@@ -212,7 +212,7 @@ def demo(
     style: Annotated[Path | None, typer.Option(help="A picture in a style.", show_default="one of ours")] = None,
     style_shows: Annotated[str, typer.Option(help="What your style picture shows, in a word: cat, house.")] = "thing",
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder to write.")] = Path("out/demo"),
-    base: Annotated[str, typer.Option(help="Base model.")] = "tiny-sdxl",
+    base: Annotated[str, typer.Option(help="Base model.")] = "tiny-sd3",
     method: Annotated[str, typer.Option(help="qr, qr-output, qr-triangular, qr-direct or lora.")] = "qr",
     steps: Annotated[int | None, typer.Option(help="Updates of each adapter.", show_default="the base's own")] = None,
     count: Annotated[int, typer.Option(help="Pictures of each kind.")] = 4,

@@ -92,7 +92,7 @@ def demo(
     content: Path | None = None,
     style: Path | None = None,
     *,
-    base: str = "tiny-sdxl",
+    base: str = "tiny-sd3",
     style_shows: str = "thing",
     method: str = "qr",
     steps: int | None = None,
