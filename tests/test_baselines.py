@@ -81,6 +81,14 @@ def test_a_gate_is_a_diagonal_on_the_right_of_a():
         torch.testing.assert_close(ours, answer(base, question(base)), atol=1e-4, rtol=1e-4)
 
 
+def test_what_has_a_strength_for_each_picture_cannot_be_gated():
+    base, one = opened(), adapter(opened(), 1)
+    with worn(base.model, [(one, 1.0)]) as (name,):
+        set_strengths(base.model, {name: torch.ones(2)})
+        with pytest.raises(ValueError, match="cannot be gated"), gated(base.model, name, {}):
+            pass
+
+
 def test_ziploras_published_learning_rate_is_the_direct_merge_and_ours_moves(tmp_path):
     """100 updates of Adam at 5e-5 cannot move a coefficient by more than 0.005."""
     base = opened()

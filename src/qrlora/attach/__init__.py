@@ -113,8 +113,13 @@ def set_layer_strengths(model: nn.Module, name: str, strengths: Mapping[str, flo
 @contextmanager
 def gated(model: nn.Module, name: str, gates: Mapping[str, Tensor]) -> Iterator[None]:
     """For the length of a `with`, an adapter's A is A diag(gate) with a gate (i,) for each of its layers, which may
-    learn."""
+    learn.
+
+    Raises: ValueError: no adapter of that name; one that learns itself, or that has strengths by picture.
+    """
     layers = _layers(model, name)
+    if any(layer.learning == name or isinstance(layer.strengths[name], Tensor) for layer in layers.values()):
+        raise ValueError(f"the adapter {name!r} learns, or has a strength for each picture: it cannot be gated")
     try:
         for layer_name, layer in layers.items():
             layer.gates[name] = gates[layer_name]
