@@ -155,7 +155,7 @@ def _rows(
 ) -> list[Row]:
     thing, manner = about
     draws = (
-        ("content adapter", LEARN_CONTENT, adapters[0], thing.content, "plain"),
+        ("content adapter", LEARN_CONTENT, adapters[0], thing.content, thing.style),
         ("style adapter", caption(OTHER_THING, STYLE), adapters[1], OTHER_THING, manner.style),
         ("merged by adding", caption(CONTENT, STYLE), merged, thing.content, manner.style),
     )
