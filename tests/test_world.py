@@ -5,9 +5,10 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file
 
-from qrlora.world import autoencoder, judges, pretrain
+from qrlora.world import autoencoder, demo, judges, pretrain
 from qrlora.world.atlas import SIZE, contents, held_out_contents, known_contents, true_pictures
 from qrlora.world.captions import caption, training_caption
 from qrlora.world.demo import to_tensor
@@ -201,3 +202,14 @@ def test_a_built_in_base_is_a_stock_pipeline_of_at_most_16_mb(folder, tmp_path):
     assert judges.judge(to_tensor([picture]))[0].style == "neon"
     learns = json.loads((folder / "qrlora.json").read_text())["defaults"]["train"]
     assert learns["rank"] and learns["targets"]
+
+
+def test_nobody_knows_what_style_a_content_picture_of_ones_own_has(monkeypatch, tmp_path):
+    """So the judges' word on pictures learnt from it is neither right nor wrong."""
+    Image.new("RGB", (SIZE, SIZE), "red").save(tmp_path / "own.png")
+    own = demo.Lesson(image=tmp_path / "own.png", prompt="a <c> in plain style")
+    monkeypatch.setattr(demo, "generate", lambda *_, **__: [Image.new("RGB", (SIZE, SIZE))])
+    base = SimpleNamespace(defaults=SimpleNamespace(resolution=SIZE))
+    rows = {row.title.split(":")[0]: row for row in demo._rows(base, (own, own), [None, None], None, 1, 0, None)}
+    assert rows["content adapter"].right(rows["content adapter"].verdicts[0]) is None
+    assert rows["merged by adding"].right(rows["merged by adding"].verdicts[0]) is None
