@@ -1,6 +1,7 @@
-"""Every test: one thread, no network, a basis cache of its own."""
+"""Every test: one thread, no network, a seed and a basis cache of its own."""
 
 import os
+import zlib
 
 import pytest
 
@@ -14,6 +15,14 @@ def own_cache(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("QRLORA_CACHE", str(tmp_path_factory.getbasetemp() / "cache"))
         yield
+
+
+@pytest.fixture(autouse=True)
+def own_seed(request):
+    """Random numbers depend on the test's name alone, not on which tests ran before it in the same process."""
+    import torch
+
+    torch.manual_seed(zlib.crc32(request.node.nodeid.encode()))
 
 
 @pytest.fixture(scope="session")

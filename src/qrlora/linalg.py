@@ -141,7 +141,10 @@ def coordinates(directions: Tensor, vectors: Tensor) -> Tensor:
     gram = directions.T @ directions
     if torch.dist(gram, torch.eye(len(gram))) < 0.1:  # nearly orthonormal: the normal equations lose nothing
         return torch.linalg.solve(gram, directions.T @ vectors)
-    return torch.linalg.lstsq(directions, vectors, rcond=1e-5).solution  # below that, float32 cannot tell dependent
+    # Not torch.linalg.lstsq: for dependent columns its "gelsy" gave a wrong solution in one of eight random cases.
+    # The Gram matrix squares singular values, hence float64 and the square of 1e-5, where float32 sees dependence.
+    D = directions.double()
+    return (torch.linalg.pinv(D.T @ D, rtol=1e-10, hermitian=True) @ (D.T @ vectors.double())).to(vectors.dtype)
 
 
 def recompress(A: Tensor, B: Tensor, rank: int) -> tuple[Tensor, Tensor, float]:

@@ -1,7 +1,7 @@
 """Styles without a word: drawn at random, endless, so that ``<s>`` comes to mean "some style, whichever".
 
-A random style reads the picture (its tones, its edges, its relief ...), colours what it has read, and may lay a pattern
-over it or let a pattern choose between two looks.  The held-out styles stay unseen: a draw that is nearer to one of
+A random style reads the picture (its tones, its edges, its relief ...), colours what it has read or pulls its colours
+apart, and may lay a pattern over it or let a pattern choose between two looks, of which one may be the other's negative.  The held-out styles stay unseen: a draw that is nearer to one of
 them than the nearest style with a word is drawn again, see `random_style`.
 """
 
@@ -31,7 +31,9 @@ def random_style(generator: Generator) -> Style:
         if kind < 0.45:
             style = _look(draw, generator)
         elif kind < 0.65:
-            style = _chosen(_look(draw, generator), _look(draw, generator), _pattern(draw, generator))
+            first = _look(draw, generator)
+            second = _negative(first) if draw() < 0.3 else _look(draw, generator)
+            style = _chosen(first, second, _pattern(draw, generator))
         else:
             style = _printed(_look(draw, generator), _pattern(draw, generator), draw)
         if _allowed(style):
@@ -64,9 +66,11 @@ def _tones(draw: Callable[..., float]) -> list[Style]:
 
 
 def _look(draw: Callable[..., float], generator: Generator) -> Style:
-    """A way to colour a picture: through a colour map of what is read from it, or by shifting its own colours."""
-    ink, gain = draw(-0.6, 0.6) if draw() < 0.3 else 0.0, draw(2, 5)
-    if draw() < 0.7:
+    """A way to colour a picture: through a colour map of what is read from it, or by changing its own colours."""
+    ink, gain, kind = draw(-0.6, 0.6) if draw() < 0.3 else 0.0, draw(2, 5), draw()
+    if kind < 0.15:
+        return _misprint(draw, generator)
+    if kind < 0.75:
         tone = _among(draw, _tones(draw))
         # dark to light or light to dark, so that a drawing stays legible
         colours = torch.rand(int(draw(2, 5)), 3, generator=generator)
@@ -82,6 +86,22 @@ def _look(draw: Callable[..., float], generator: Generator) -> Style:
         return (mixed + ink * edges(x, gain)).clamp(0, 1)
 
     return own
+
+
+def _misprint(draw: Callable[..., float], generator: Generator) -> Style:
+    """Red, green and blue printed apart, up to five pixels each, perhaps faded or in other inks."""
+    shifts = torch.randint(-5, 6, (3, 2), generator=generator).tolist()
+    gain, order = draw(0.6, 1.0), torch.randperm(3, generator=generator).tolist()
+
+    def apart(x: Tensor) -> Tensor:
+        inks = [x[:, channel].roll(tuple(shift), (-2, -1)) for channel, shift in zip(order, shifts, strict=True)]
+        return 1 - gain * (1 - torch.stack(inks, 1))
+
+    return apart
+
+
+def _negative(look: Style) -> Style:
+    return lambda x: 1 - look(x)
 
 
 def _pattern(draw: Callable[..., float], generator: Generator) -> Style:
