@@ -1,5 +1,6 @@
 """The known-answer world: its pictures, captions, VAE and pre-training."""
 
+import dataclasses
 import json
 from types import SimpleNamespace
 
@@ -8,7 +9,8 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
-from qrlora.world import autoencoder, demo, judges, pretrain
+from qrlora.families import open_base
+from qrlora.world import autoencoder, demo, judges, pretrain, score
 from qrlora.world.atlas import SIZE, contents, held_out_contents, known_contents, true_pictures
 from qrlora.world.captions import caption, training_caption
 from qrlora.world.demo import to_tensor
@@ -138,12 +140,21 @@ def two_steps(monkeypatch):
 
 def test_pretraining_can_start_from_a_finished_base(two_steps):
     """Every weight, text encoders and VAE too, is the base's; the same family built anew is not."""
-    import dataclasses
-
     run = pretrain.Run("tiny-flux", dataclasses.replace(two_steps, start=str(BASES / "tiny-flux")), "cpu")
     kept = load_file(BASES / "tiny-flux" / "transformer" / "diffusion_pytorch_model.safetensors")
     for name, weight in run.pipe.transformer.state_dict().items():
         assert torch.equal(weight, kept[name].float()), name
+
+
+def test_a_learning_curve_ends_in_the_scores_of_the_base_that_the_run_would_write(tmp_path, two_steps):
+    """A run that has just started from a finished base has that base's scores; an untrained one has few."""
+    started = dataclasses.replace(two_steps, start=str(BASES / "tiny-flux"))
+    pretrain.Run("tiny-flux", started, "cpu").save(tmp_path / "started.pt")
+    pretrain.pretrain("tiny-flux", tmp_path, two_steps, "cpu", 100, float("inf"), keep=3)
+    checkpoints = [tmp_path / "step-3.pt", tmp_path / "started.pt"]
+    first, last = score.learning_curve("tiny-flux", checkpoints, captions=20)
+    assert first == {"samples": 0, **score.base_scores(open_base("tiny-flux"), 20)} and first["style"] > 0.9
+    assert last["samples"] == 18 and last["style"] < 0.5
 
 
 @pytest.mark.parametrize("base", BLUEPRINTS)

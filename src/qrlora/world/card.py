@@ -111,8 +111,8 @@ def _personalisation(scores: dict[str, Any], methods: list[str]) -> list[str]:
 
 
 def _curve(curve: list[dict[str, float]]) -> list[str]:
-    """Scores of earlier checkpoints, which show whether more training would help."""
+    """Scores of checkpoints of the last run, which show whether more training would help."""
     if not curve:
         return []
     rows = [f"| {row['samples']:,.0f} | {row['content']:.1%} | {row['style']:.1%} |" for row in curve]
-    return ["| pictures seen | thing recognised | style recognised |", "|---|---|---|", *rows, ""]
+    return ["| pictures seen in the last run | thing recognised | style recognised |", "|---|---|---|", *rows, ""]

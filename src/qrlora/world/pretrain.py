@@ -197,8 +197,13 @@ def step(run: Run, latents: Tensor) -> Tensor:
     return loss.detach()
 
 
-def pretrain(base: str, folder: Path, settings: Pretraining, device: str, every: int, minutes: float) -> Run:
-    """Train until all samples are shown or ``minutes`` are over; goes on from ``folder/last.pt`` if there."""
+def pretrain(
+    base: str, folder: Path, settings: Pretraining, device: str, every: int, minutes: float, keep: int = 0
+) -> Run:
+    """Train until all samples are shown or ``minutes`` are over; goes on from ``folder/last.pt`` if there.
+
+    Every ``keep`` steps a checkpoint stays beside it, ``step-N.pt``, for `score.learning_curve`; 0: none.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     run = Run(base, settings, device)
     if (folder / "last.pt").exists():
@@ -225,19 +230,15 @@ def pretrain(base: str, folder: Path, settings: Pretraining, device: str, every:
             run.save(folder / "plateau.pt")
         if run.step % every == 0:
             run.save(folder / "last.pt")
+        if keep and run.step % keep == 0:
+            run.save(folder / f"step-{run.step}.pt")
     if run.step > started_at:
         run.save(folder / "last.pt")
     return run
 
 
-def export(run: Run, log: Path, folder: Path) -> None:
-    """Write the averaged base as a stock pipeline folder: 16-bit weights, the VAE in 32 (its constants need the range).
-
-    ``training.json`` beside it keeps what the model card says of the run: settings and the curve of the loss; of a run
-    that started from a finished base, that base's under "before".
-    """
-    start = run.settings.start
-    before = {"before": json.loads((finished(start) / "training.json").read_text())} if start else {}
+def write_pipeline(run: Run, folder: Path) -> None:
+    """The averaged base as a stock pipeline's folder: 16-bit weights, the VAE in 32 (its constants need the range)."""
     pipe = run.averaged_pipeline().to("cpu")
     for name, part in pipe.components.items():
         if isinstance(part, nn.Module) and name != "vae":
@@ -246,6 +247,17 @@ def export(run: Run, log: Path, folder: Path) -> None:
     pipe.save_pretrained(folder)
     for config in folder.glob("text_encoder*/config.json"):  # transformers opens in the dtype that is written here
         config.write_text(config.read_text().replace('"dtype": "float16"', '"dtype": "float32"'))
+
+
+def export(run: Run, log: Path, folder: Path) -> None:
+    """Write the averaged base, and ``training.json`` beside it: what the model card says of the run.
+
+    That is its settings and the curve of the loss; of a run that started from a finished base, that base's under
+    "before".
+    """
+    start = run.settings.start
+    before = {"before": json.loads((finished(start) / "training.json").read_text())} if start else {}
+    write_pipeline(run, folder)
     rows = [json.loads(line) for line in log.read_text().splitlines()]
     hours = rows[-1]["samples"] / median(row["samples_per_second"] for row in rows) / 3600
     told = {
@@ -264,6 +276,7 @@ def main() -> None:
     parser.add_argument("--run", type=Path, help="folder of checkpoints; default runs/BASE")
     parser.add_argument("--device", default="cpu", help="cpu or cuda; nothing else needs to change")
     parser.add_argument("--every", type=int, default=500, help="steps between checkpoints")
+    parser.add_argument("--keep", type=int, default=0, help="steps between checkpoints that stay, for a learning curve")
     parser.add_argument(
         "--minutes", type=float, default=float("inf"), help="stop after so long; go on by calling again"
     )
@@ -271,9 +284,9 @@ def main() -> None:
         parser.add_argument(f"--{name.replace('_', '-')}", type=type(value), default=value)
     args = vars(parser.parse_args())
     base, folder = args.pop("base"), args.pop("run")
-    device, every, minutes = args.pop("device"), args.pop("every"), args.pop("minutes")
+    device, every, minutes, keep = (args.pop(name) for name in ("device", "every", "minutes", "keep"))
     folder = folder or Path("runs") / base
-    run = pretrain(base, folder, Pretraining(**args), device, every, minutes)
+    run = pretrain(base, folder, Pretraining(**args), device, every, minutes, keep)
     if run.step >= run.settings.steps:
         export(run, folder / "log.jsonl", BASES / base)
 

@@ -1,8 +1,9 @@
 """Styles without a word: drawn at random, endless, so that ``<s>`` comes to mean "some style, whichever".
 
 A random style reads the picture (its tones, its edges, its relief ...), colours what it has read or pulls its colours
-apart, and may lay a pattern over it or let a pattern choose between two looks, of which one may be the other's negative.  The held-out styles stay unseen: a draw that is nearer to one of
-them than the nearest style with a word is drawn again, see `random_style`.
+apart, and may lay a pattern over it or let a pattern choose between two looks, of which one may be the other's
+negative.  The held-out styles stay unseen: a draw that is nearer to one of them than the nearest style with a word is
+drawn again, see `random_style`.
 """
 
 import math

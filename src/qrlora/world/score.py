@@ -2,14 +2,16 @@
 
 *Base*: random captions of known things and styles, drawn and shown to the judges.  *Personalisation*: adapters for
 held-out things and styles, each from one true picture, alone and merged by addition.  The figures go into the base's
-folder as ``scores.json``, and from there into its model card.
+folder as ``scores.json``, and from there into its model card.  A *learning curve* is the first of both for checkpoints.
 """
 
 import argparse
 import json
+import shutil
 import time
 from collections.abc import Callable
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
@@ -26,6 +28,7 @@ from .card import write_card
 from .demo import to_tensor, true_image
 from .judges import judge
 from .models import BASES
+from .pretrain import Pretraining, Run, write_pipeline
 from .styles import HELD_OUT_STYLES, STYLES
 
 Say = Callable[[str], Any]
@@ -121,6 +124,24 @@ def _judged(base: Base, content: dict[str, Adapter], style: dict[str, Adapter]) 
     }
 
 
+def learning_curve(name: str, checkpoints: list[Path], captions: int) -> list[dict[str, float]]:
+    """`base_scores` of a built-in base at earlier points of its pre-training, from `pretrain --keep`'s checkpoints.
+
+    Returns: rows of pictures seen in that run, ``content`` and ``style`` as in `base_scores`, fewest pictures first.
+    """
+    rows = []
+    for path in checkpoints:
+        settings = torch.load(path, map_location="cpu", weights_only=True)["settings"]
+        run = Run(name, Pretraining(**settings), "cpu")
+        run.load(path)
+        with TemporaryDirectory() as folder:
+            write_pipeline(run, Path(folder))
+            shutil.copy(BASES / name / "qrlora.json", folder)
+            scores = base_scores(open_base(folder), captions)
+        rows.append({"samples": run.step * run.settings.batch_size, **scores})
+    return sorted(rows, key=lambda row: row["samples"])
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("base", help="a built-in name or a folder")
@@ -129,6 +150,7 @@ def main() -> None:
     parser.add_argument("--styles", type=int, default=6)
     parser.add_argument("--method", default="qr")
     parser.add_argument("--adapters", type=Path, default=Path("runs/adapters"), help="where the adapters are kept")
+    parser.add_argument("--curve", type=Path, nargs="+", default=[], help="earlier checkpoints to score as well")
     parser.add_argument("--write", action="store_true", help="keep the figures in the base's folder")
     args = parser.parse_args()
     base = open_base(args.base)
@@ -137,6 +159,9 @@ def main() -> None:
     if args.contents:
         scores[args.method] = personalisation(base, args.adapters, args.contents, args.styles, args.method)
         print(scores[args.method])
+    if args.curve:
+        scores["curve"] = learning_curve(args.base, args.curve, args.captions)
+        print(scores["curve"])
     if args.write:
         path = BASES / args.base / "scores.json"
         kept = json.loads(path.read_text()) if path.exists() else {}
