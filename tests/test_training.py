@@ -128,6 +128,24 @@ def test_a_run_is_explained_by_its_file(tmp_path, family):
     assert str(tmp_path) not in json.dumps(header.config)
 
 
+def test_the_rate_falls_over_the_last_part_of_the_updates_on_torchs_own_line(tmp_path, base):
+    """Of six updates with decay 0.5 the first four have the whole rate, so that five losses are a constant run's."""
+    from qrlora.training.loop import falling
+
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
+    line = torch.optim.lr_scheduler.LinearLR(optimizer, start_factor=1.0, end_factor=0.0, total_iters=20)
+    for step in range(1, 21):
+        assert falling(step, 20, 1.0) == pytest.approx(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        line.step()
+    assert [falling(step, 6, 0.5) for step in range(1, 7)] == pytest.approx([1, 1, 1, 1, 2 / 3, 1 / 3])
+    losses = {0.0: [], 0.5: [], 1.0: []}
+    for decay, seen in losses.items():
+        train(settings(tmp_path, decay=decay), base=base, on_step=lambda p, seen=seen: seen.append(p.loss))
+    assert losses[0.0][:5] == losses[0.5][:5] and losses[0.0][5] != losses[0.5][5]
+    assert losses[0.0][:2] == losses[1.0][:2] and losses[0.0][2] != losses[1.0][2]
+
+
 def test_equal_settings_give_equal_bytes_and_another_seed_gives_others(tmp_path, base):
     contents = []
     for seed in (0, 0, 1):

@@ -40,6 +40,8 @@ class FamilyDefaults:
     """Optimizer updates."""
     batch_size: int = 1
     """Noisy copies of the one picture in an update."""
+    decay: float = 0.0
+    """Part of the updates, at the end, over which the learning rate falls to zero."""
     times: str = "uniform"
     """Row of `noise.TIMES`: how often training sees which noise level."""
     resolution: int = 1024
@@ -104,6 +106,9 @@ class TrainConfig:
     """Step of the optimizer; None: the base's own (1e-4), or 1 for prodigy, which finds its step and multiplies it."""
     batch_size: int | None = None
     """Noisy copies of the picture in one update, of all processes together; None: the base's own (1)."""
+    decay: float | None = None
+    """Part of the updates, 0..1, at the end, over which the learning rate falls linearly to zero; None: the base's own (0:
+    a constant rate, as in the paper)."""
     times: str | None = None
     """How often training sees which noise level: `uniform`, `noisy` (dwells where colour and layout are settled) or
     `logit-normal` (dwells in the middle); None: the base's own (logit-normal for SD3, else uniform)."""
@@ -154,6 +159,8 @@ class TrainConfig:
             at_least(self, name, 0)
         if self.learning_rate is not None and not 0 < self.learning_rate < math.inf:
             raise ValueError(f"learning_rate must be a positive number such as 1e-4, got {self.learning_rate}")
+        if self.decay is not None and not 0 <= self.decay <= 1:
+            raise ValueError(f"decay is a part of the updates, 0..1, got {self.decay}")
 
     @property
     def checkpoints(self) -> Path:
@@ -176,7 +183,7 @@ class TrainConfig:
         own = defaults.for_run(self.role, self.method)
         if self.optimizer == "prodigy":
             own = dataclasses.replace(own, learning_rate=1.0)
-        names = ("rank", "targets", "steps", "learning_rate", "batch_size", "times", "resolution")
+        names = ("rank", "targets", "steps", "learning_rate", "decay", "batch_size", "times", "resolution")
         return dataclasses.replace(self, **{n: getattr(own, n) for n in names if getattr(self, n) is None})
 
 

@@ -23,7 +23,7 @@ from .work import ENDS, Failed, opened
 
 REFERENCE = "qr"
 """The method whose rank, steps and layers on a base all others are given."""
-SHARED = ("rank", "targets", "steps", "batch_size", "times", "resolution")
+SHARED = ("rank", "targets", "steps", "decay", "batch_size", "times", "resolution")
 CHOSEN = (*SHARED, "learning_rate", "optimizer", "min_snr_gamma")
 """What "NAME:SETTING=VALUE" may set."""
 

@@ -69,8 +69,8 @@ def run(
              OSError: a checkpoint cannot be written; another process has ended.
              KeyboardInterrupt: after Ctrl-C or a polite kill, with a checkpoint on disk.
     """
-    steps, rate, model = config.steps, config.learning_rate, base.model
-    assert steps is not None and rate is not None
+    steps, rate, decay, model = config.steps, config.learning_rate, config.decay, base.model
+    assert steps is not None and rate is not None and decay is not None
     parameters = list(factors.values())
     draw = drawing(config, base, example, generator, processes)
     optimizer = OPTIMIZERS[config.optimizer](parameters, rate)
@@ -91,6 +91,8 @@ def run(
             loss = draw()
             loss.backward()
             loss, stopped = processes.average(parameters, loss.detach(), asked())
+            for group in optimizer.param_groups:
+                group["lr"] = rate * falling(step, steps, decay)
             optimizer.step()
             optimizer.zero_grad()
             untold.append((step, loss))
@@ -106,6 +108,14 @@ def run(
                 raise KeyboardInterrupt(f"stopped after step {step} of {steps}; the same command goes on from there")
             if processes.main and showing:
                 on_preview(step)
+
+
+def falling(step: int, steps: int, decay: float) -> float:
+    """Factor of the learning rate in update 1..steps: 1, and over the last `decay * steps` updates a line to zero.
+
+    What Adam's last steps of constant length leave in the factors is noise of that length; a rate that falls takes it out.
+    """
+    return min(1.0, (steps - step + 1) / max(1.0, decay * steps))
 
 
 def drawing(
