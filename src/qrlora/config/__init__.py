@@ -107,8 +107,8 @@ class TrainConfig:
     batch_size: int | None = None
     """Noisy copies of the picture in one update, of all processes together; None: the base's own (1)."""
     decay: float | None = None
-    """Part of the updates, 0..1, at the end, over which the learning rate falls linearly to zero; None: the base's own (0:
-    a constant rate, as in the paper)."""
+    """Part of the updates, 0..1, at the end, over which the learning rate falls linearly to zero; None: the base's own
+    (0: a constant rate, as in the paper)."""
     times: str | None = None
     """How often training sees which noise level: `uniform`, `noisy` (dwells where colour and layout are settled) or
     `logit-normal` (dwells in the middle); None: the base's own (logit-normal for SD3, else uniform)."""

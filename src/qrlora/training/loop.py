@@ -113,7 +113,7 @@ def run(
 def falling(step: int, steps: int, decay: float) -> float:
     """Factor of the learning rate in update 1..steps: 1, and over the last `decay * steps` updates a line to zero.
 
-    What Adam's last steps of constant length leave in the factors is noise of that length; a rate that falls takes it out.
+    Adam's last steps of constant length leave noise of that length in the factors; a rate that falls takes it out.
     """
     return min(1.0, (steps - step + 1) / max(1.0, decay * steps))
 
