@@ -51,6 +51,11 @@ def changed(path, change):
     checkpoint.write(tensors, path)
 
 
+def assert_same_originals(ours, theirs, targets):
+    for (name, weight), (other, expected) in zip(ours.weights(targets), theirs.weights(targets), strict=True):
+        assert name == other and torch.equal(weight, expected)
+
+
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("family", FAMILIES)
 def test_one_file_is_the_same_base_as_the_folder(one_file, family, dtype):
@@ -83,8 +88,7 @@ def test_directions_are_those_of_the_base_that_is_not_quantised(one_file, family
     pytest.importorskip("torchao")
     targets = FAMILIES[family].defaults.targets
     bases = [open_base(one_file(family), "cpu", quantize="int8"), open_base(pico.folder(family), "cpu")]
-    for (name, weight), (other, expected) in zip(*(x.weights(targets) for x in bases), strict=True):
-        assert name == other and torch.equal(weight, expected)
+    assert_same_originals(*bases, targets)
     prints = [fingerprint(x.weights(targets)) for x in bases]
     assert prints[0] == prints[1]
     assert len({cached_basis(x.weights(targets), 4).digest for x in bases}) == 1
@@ -126,8 +130,8 @@ def test_every_weight_of_a_public_base_has_its_rows(name, monkeypatch):
     state, family = base.model.state_dict(), base.family.name
     tensors = checkpoint.unet(state, base.model.config) if family == "sdxl" else checkpoint.transformer(state, family)
     held = {key: storage.Place("BF16", tuple(x.shape), 0) for key, x in tensors.items()}
-    config = {**base.model.config, "_class_name": type(base.model).__name__}
-    sources = single._sources(held, config)
+    conversion = SINGLE_FILE_LOADABLE_CLASSES[type(base.model).__name__]["checkpoint_mapping_fn"]
+    sources = single._sources(held, base.model.config, conversion)
     single._check(held, sources, {key: tuple(x.shape) for key, x in state.items()})
     if family == "flux":
         assert sources["single_transformer_blocks.3.attn.to_v.weight"] == [
@@ -171,3 +175,41 @@ def test_a_file_that_is_not_its_configuration_s_is_refused_in_one_line(one_file)
     scale = name.replace("weight", "scale_weight")
     refuses(rf"1 tensors stand beside its weights that it does not know, such as {scale}",
             lambda x: x.update({scale: torch.ones(1)}))  # fmt: skip
+    known = "model.diffusion_model.joint_blocks.0.context_block.adaLN_modulation.1.weight"  # keeps the family's name
+
+    def without_blocks(tensors):
+        for key in [key for key in tensors if "joint_blocks" in key and key != known]:
+            del tensors[key]
+
+    refuses("it has no tensor 'joint_blocks.0.x_block.attn.qkv.weight'", without_blocks)
+
+
+def test_a_flux_file_without_a_kind_of_block_is_refused(one_file):
+    path = one_file("flux")
+    changed(path, lambda tensors: [tensors.pop(key) for key in list(tensors) if key.startswith("single_blocks")])
+    refused(path, ValueError, "is not a whole FluxTransformer2DModel of this configuration: it has no block of a kind")
+
+
+def test_the_folder_beside_a_file_must_be_of_its_kind(one_file, tmp_path):
+    path = one_file("flux")
+    config = tmp_path / "model" / "transformer" / "config.json"
+    config.write_text('{"_class_name": "PixArtTransformer2DModel"}')
+    refused(
+        path, ValueError, "its configuration is of class 'PixArtTransformer2DModel', which is not read from one file"
+    )
+    shutil.rmtree(tmp_path / "model")
+    shutil.copytree(pico.folder("sd3"), tmp_path / "model")
+    refused(path, ValueError, "model.safetensors is a flux base, the folder beside it, .*/model, is of another family")
+
+
+def test_a_lonely_file_finds_its_configuration_in_the_hub_s_cache(tmp_path, monkeypatch):
+    """In the repository that the stock loader takes for such a file; a pico text encoder is too short for SDXL's."""
+    pytest.importorskip("torchao")
+    hub = tmp_path / "hub" / "models--stable-diffusion-v1-5--stable-diffusion-v1-5"
+    without_weights = shutil.ignore_patterns("*.safetensors", "qrlora.json")
+    shutil.copytree(pico.folder(), hub / "snapshots" / "a", ignore=without_weights)
+    (hub / "refs").mkdir()
+    (hub / "refs" / "main").write_text("a")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    base = open_base(single_file("sdxl", tmp_path), "cpu", quantize="int8")
+    assert_same_originals(base, open_base(pico.folder(), "cpu"), "attention")

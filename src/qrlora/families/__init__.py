@@ -53,9 +53,10 @@ def open_base(
         quantized.check(quantize, home)
         place = place_of(str(name))
         family = _family_of_checkpoint(place) if place.is_file() else family_of_folder(place)
+        rest = torch.device("cpu") if offload else home
         with quiet():
-            pipe, original = _opened(place, family, number_type, quantize, home)
-    pipe.to("cpu" if offload else home)
+            pipe, original = _opened(place, family, number_type, quantize, home if quantize == "nf4" else rest)
+    pipe.to(rest)
     for part in pipe.components.values():
         if isinstance(part, torch.nn.Module):
             part.requires_grad_(False).eval()
@@ -159,7 +160,7 @@ def _family_of_checkpoint(path: Path) -> Family:
 def _opened(
     place: Path, family: Family, dtype: torch.dtype, quantize: str, device: torch.device
 ) -> tuple[Any, Callable[[str], Tensor] | None]:
-    """A pipeline from its folder or one file, and `Base.original`.
+    """A pipeline from its folder or one file, and `Base.original`; bitsandbytes needs a GPU as the device.
 
     Raises: ValueError: a part is not there.
     """
@@ -203,6 +204,8 @@ def _from_beside(place: Path, beside: Path, family: Family, dtype: torch.dtype) 
     whose weights are `model.safetensors`."""
     if not (beside / "model_index.json").is_file():
         return {}
+    if family_of_folder(beside) is not family:
+        raise ValueError(f"{place} is a {family.name} base, the folder beside it, {beside}, is of another family")
     _check_parts(beside)
     held = places(place)
     told: dict[str, Any] = {"config": str(beside), **_without(beside, family)}

@@ -35,15 +35,19 @@ def blank_part(path: Path, config: Mapping[str, Any], dtype: torch.dtype) -> tup
     """
     import diffusers
     from accelerate import init_empty_weights
+    from diffusers.loaders.single_file_model import SINGLE_FILE_LOADABLE_CLASSES
 
+    kind = config.get("_class_name")
+    if kind not in SINGLE_FILE_LOADABLE_CLASSES:
+        raise ValueError(f"{path}: its configuration is of class {kind!r}, which is not read from one file")
     with init_empty_weights():
-        model = getattr(diffusers, config["_class_name"]).from_config(config)
+        model = getattr(diffusers, kind).from_config(config)
     held = places(path)
     try:
-        sources = _sources(held, config)
+        sources = _sources(held, config, SINGLE_FILE_LOADABLE_CLASSES[kind]["checkpoint_mapping_fn"])
         _check(held, sources, {name: tuple(x.shape) for name, x in model.state_dict().items()})
     except ValueError as error:
-        raise ValueError(f"{path} is not a whole {config['_class_name']} of this configuration: {error}") from error
+        raise ValueError(f"{path} is not a whole {kind} of this configuration: {error}") from error
 
     def read(name: str) -> Tensor:
         return read_rows(path, [(held[x.tensor], x.first, x.last) for x in sources[name]])
@@ -63,13 +67,15 @@ def config_file(path: Path, part: str) -> Path:
     return Path(hf_hub_download(fetch_diffusers_config(shapes)["pretrained_model_name_or_path"], f"{part}/config.json"))
 
 
-def _sources(held: Mapping[str, Place], config: Mapping[str, Any]) -> dict[str, list[Rows]]:
+def _sources(
+    held: Mapping[str, Place], config: Mapping[str, Any], convert: Callable[..., Mapping[str, Tensor]]
+) -> dict[str, list[Rows]]:
     """{weight: the rows that it is made of, from top to bottom}.
 
-    Raises: ValueError: the conversion asks for what is not there.
+    Args:    convert: (config=, checkpoint=) -> {weight: value}, diffusers' own; it takes rows apart, joins and moves
+             them, and looks at how many there are.
+    Raises:  ValueError: the conversion asks for what is not there.
     """
-    from diffusers.loaders.single_file_model import SINGLE_FILE_LOADABLE_CLASSES
-
     starts, numbers, following = [], {}, 0
     for name, place in held.items():
         count = place.shape[0] if place.shape else 1
@@ -78,11 +84,12 @@ def _sources(held: Mapping[str, Place], config: Mapping[str, Any]) -> dict[str, 
         starts.append(following)
         following += count + 1  # a gap: rows of two tensors never follow each other
     try:
-        convert = SINGLE_FILE_LOADABLE_CLASSES[config["_class_name"]]["checkpoint_mapping_fn"]
         made = convert(config=config, checkpoint=numbers)
     except KeyError as error:
         raise ValueError(f"it has no tensor {error}") from error
-    except (IndexError, RuntimeError) as error:  # no block of a kind; a tensor that cannot be split into its parts
+    except IndexError as error:
+        raise ValueError("it has no block of a kind") from error
+    except RuntimeError as error:  # a tensor that cannot be split into its parts, which torch says in one line
         raise ValueError(str(error)) from error
 
     def rows(column: Tensor) -> list[Rows]:
