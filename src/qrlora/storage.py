@@ -151,8 +151,8 @@ def places(path: str | os.PathLike) -> dict[str, Place]:
 
 
 def read_rows(path: str | os.PathLike, pieces: Sequence[tuple[Place, int, int]]) -> Tensor:
-    """Rows first..last - 1 of one or more tensors of a file, below each other, in memory of their own. Numbers of 8 bits,
-    which torch does not compute with, come as bfloat16, which has them all.
+    """Rows first..last - 1 of one or more tensors of a file, below each other, in memory of their own. Numbers of 8
+    bits, which torch does not compute with, come as bfloat16, which has them all.
 
     Args:    pieces: (place, first, last); of one dtype, one of FLOATS, and one shape of row.
     Raises:  OSError.  ValueError: the file ends before them, so it has been changed.
