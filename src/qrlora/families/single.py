@@ -76,7 +76,7 @@ def _sources(
              them, and looks at how many there are.
     Raises:  ValueError: the conversion asks for what is not there.
     """
-    starts, numbers, following = [], {}, 0
+    names, starts, numbers, following = list(held), [], {}, 0
     for name, place in held.items():
         count = place.shape[0] if place.shape else 1
         column = torch.arange(following, following + count)
@@ -97,7 +97,6 @@ def _sources(
         breaks = (flat.diff() != 1).nonzero().flatten() + 1
         runs = [(int(x[0]), int(x[-1])) for x in flat.tensor_split(breaks.tolist())]
         which = [bisect(starts, first) - 1 for first, _ in runs]
-        names = list(held)
         return [Rows(names[k], a - starts[k], b + 1 - starts[k]) for k, (a, b) in zip(which, runs, strict=True)]
 
     return {name: rows(column) for name, column in made.items() if column is not None and len(column)}
