@@ -2,12 +2,14 @@
 
 SDXL, from the layout of `sd_xl_base_1.0.safetensors`: the UNet's blocks are numbered through, the first text encoder
 keeps transformers' names, the second has OpenCLIP's with fused q, k, v. SD3, from that of
-`sd3_medium_incl_clips_t5xxl.safetensors`: fused q, k, v, and the final layers' scale before shift.
+`sd3_medium_incl_clips_t5xxl.safetensors`: fused q, k, v, and the final layers' shift before scale. FLUX, the
+transformer alone as in `flux1-dev.safetensors`: single blocks have q, k, v and the MLP's input in one tensor.
 """
 
 from __future__ import annotations
 
 import re
+import types
 from pathlib import Path
 
 import torch
@@ -54,10 +56,50 @@ SD3_BLOCK = (  # in a joint block: its picture's half and its words' half
     (r"^ff_context\.net\.0\.proj", "context_block.mlp.fc1"),
     (r"^ff_context\.net\.2", "context_block.mlp.fc2"),
 )
+QKV, QKV_OF_WORDS = ("attn.to_q", "attn.to_k", "attn.to_v"), ("attn.add_q_proj", "attn.add_k_proj", "attn.add_v_proj")
 SD3_FUSED = {
-    "attn.to_{}": "x_block.attn.qkv",
-    "attn.add_{}_proj": "context_block.attn.qkv",
-    "attn2.to_{}": "x_block.attn2.qkv",
+    "x_block.attn.qkv": QKV,
+    "context_block.attn.qkv": QKV_OF_WORDS,
+    "x_block.attn2.qkv": ("attn2.to_q", "attn2.to_k", "attn2.to_v"),
+}
+FLUX = {
+    "time_text_embed.timestep_embedder.linear_1": "time_in.in_layer",
+    "time_text_embed.timestep_embedder.linear_2": "time_in.out_layer",
+    "time_text_embed.text_embedder.linear_1": "vector_in.in_layer",
+    "time_text_embed.text_embedder.linear_2": "vector_in.out_layer",
+    "time_text_embed.guidance_embedder.linear_1": "guidance_in.in_layer",
+    "time_text_embed.guidance_embedder.linear_2": "guidance_in.out_layer",
+    "context_embedder": "txt_in",
+    "x_embedder": "img_in",
+    "norm_out.linear": "final_layer.adaLN_modulation.1",
+    "proj_out": "final_layer.linear",
+}
+FLUX_DOUBLE = (
+    (r"^attn\.to_out\.0", "img_attn.proj"),
+    (r"^attn\.to_add_out", "txt_attn.proj"),
+    (r"^attn\.norm_q\.weight", "img_attn.norm.query_norm.scale"),
+    (r"^attn\.norm_k\.weight", "img_attn.norm.key_norm.scale"),
+    (r"^attn\.norm_added_q\.weight", "txt_attn.norm.query_norm.scale"),
+    (r"^attn\.norm_added_k\.weight", "txt_attn.norm.key_norm.scale"),
+    (r"^norm1\.linear", "img_mod.lin"),
+    (r"^norm1_context\.linear", "txt_mod.lin"),
+    (r"^ff\.net\.0\.proj", "img_mlp.0"),
+    (r"^ff\.net\.2", "img_mlp.2"),
+    (r"^ff_context\.net\.0\.proj", "txt_mlp.0"),
+    (r"^ff_context\.net\.2", "txt_mlp.2"),
+)
+FLUX_SINGLE = (
+    (r"^attn\.norm_q\.weight", "norm.query_norm.scale"),
+    (r"^attn\.norm_k\.weight", "norm.key_norm.scale"),
+    (r"^norm\.linear", "modulation.lin"),
+    (r"^proj_out", "linear2"),
+)
+BLOCKS = {  # diffusers' list of blocks -> its name in the release, the names in a block, what is one tensor there
+    "sd3": {"transformer_blocks": ("joint_blocks", SD3_BLOCK, SD3_FUSED)},
+    "flux": {
+        "transformer_blocks": ("double_blocks", FLUX_DOUBLE, {"img_attn.qkv": QKV, "txt_attn.qkv": QKV_OF_WORDS}),
+        "single_transformer_blocks": ("single_blocks", FLUX_SINGLE, {"linear1": (*QKV, "proj_mlp")}),
+    },
 }
 VAE = (
     (r"down_blocks\.(\d+)\.resnets\.(\d+)", r"down.\1.block.\2"),
@@ -139,27 +181,31 @@ def open_clip(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     return result
 
 
-def sd3_transformer(model) -> dict[str, torch.Tensor]:
-    """A SD3Transformer2DModel in its original names."""
-    state, result = dict(model.state_dict()), {}
-    last = f"transformer_blocks.{model.config.num_layers - 1}.norm1_context.linear."
+def transformer(state: dict[str, torch.Tensor], family: str) -> dict[str, torch.Tensor]:
+    """SD3's or FLUX's transformer in its original names."""
+    state, result, plain = dict(state), {}, {"sd3": SD3, "flux": FLUX}[family]
+    swapped = ["norm_out.linear."]  # the release says shift, scale; diffusers scale, shift
+    if family == "sd3":
+        last = max(int(name.split(".")[1]) for name in state if name.startswith("transformer_blocks."))
+        swapped.append(f"transformer_blocks.{last}.norm1_context.linear.")
     for name in list(state):
-        if name.startswith(("norm_out.linear", last)):  # the release says shift, scale; diffusers scale, shift
+        if name.startswith(tuple(swapped)):
             state[name] = torch.cat(state[name].chunk(2)[::-1])
-    for block in range(model.config.num_layers):
-        for parts, fused in SD3_FUSED.items():
-            for ending in ("weight", "bias"):
-                names = [f"transformer_blocks.{block}.{parts.format(x)}.{ending}" for x in "qkv"]
-                if names[0] in state:
-                    result[f"joint_blocks.{block}.{fused}.{ending}"] = torch.cat([state.pop(n) for n in names])
-    for name, x in state.items():
-        inner = re.match(r"transformer_blocks\.(\d+)\.(.*)", name)
-        if inner:
-            place = next(re.sub(old, new, inner[2]) for old, new in SD3_BLOCK if re.search(old, inner[2]))
-            result[f"joint_blocks.{inner[1]}.{place}"] = x
+    for name in list(state):
+        block = re.match(r"(\w+_blocks)\.(\d+)\.(.*)\.(\w+)$", name)
+        if not block:
+            stem = next((old for old in plain if name.startswith(old)), "")
+            result[plain.get(stem, "") + name.removeprefix(stem)] = state[name]
+            continue
+        place, table, fused = BLOCKS[family][block[1]]
+        one = next((one for one, parts in fused.items() if block[3] in parts), None)
+        inner = f"{block[3]}.{block[4]}"
+        if one:
+            parts = [state[f"{block[1]}.{block[2]}.{part}.{block[4]}"] for part in fused[one]]
+            result[f"{place}.{block[2]}.{one}.{block[4]}"] = torch.cat(parts)
         else:
-            stem = next((old for old in SD3 if name.startswith(old)), "")
-            result[SD3.get(stem, "") + name.removeprefix(stem)] = x
+            inner = next(re.sub(old, new, inner) for old, new in table if re.search(old, inner))
+            result[f"{place}.{block[2]}.{inner}"] = state[name]
     return result
 
 
@@ -170,12 +216,15 @@ def vae(model) -> dict[str, torch.Tensor]:
     return {f"first_stage_model.{vae_name(name, levels)}": x for name, x in shaped.items()}
 
 
+def unet(state: dict[str, torch.Tensor], config) -> dict[str, torch.Tensor]:
+    """SDXL's UNet in its original names."""
+    layers, levels = config.layers_per_block, len(config.block_out_channels)
+    return {f"model.diffusion_model.{unet_name(name, layers, levels)}": x for name, x in state.items()}
+
+
 def sdxl(pipe) -> dict[str, torch.Tensor]:
     """Everything of an SDXL pipeline but configs and tokenizers."""
-    layers, levels = pipe.unet.config.layers_per_block, len(pipe.unet.config.block_out_channels)
-    tensors = {
-        f"model.diffusion_model.{unet_name(name, layers, levels)}": x for name, x in pipe.unet.state_dict().items()
-    }
+    tensors = unet(pipe.unet.state_dict(), pipe.unet.config)
     for name, x in pipe.text_encoder.state_dict().items():
         tensors[f"conditioner.embedders.0.transformer.text_model.{name.removeprefix('text_model.')}"] = x
     for name, x in open_clip(pipe.text_encoder_2.state_dict()).items():
@@ -185,13 +234,30 @@ def sdxl(pipe) -> dict[str, torch.Tensor]:
 
 def sd3(pipe) -> dict[str, torch.Tensor]:
     """Everything of an SD3 pipeline but configs and tokenizers; the first CLIP's projection is the identity."""
-    tensors = {f"model.diffusion_model.{name}": x for name, x in sd3_transformer(pipe.transformer).items()}
+    tensors = {
+        f"model.diffusion_model.{name}": x for name, x in transformer(pipe.transformer.state_dict(), "sd3").items()
+    }
     encoders = {"clip_l": pipe.text_encoder, "clip_g": pipe.text_encoder_2, "t5xxl": pipe.text_encoder_3}
     for encoder, model in encoders.items():
         for name, x in model.state_dict().items():
             if (encoder, name) != ("clip_l", "text_projection.weight"):
                 tensors[f"text_encoders.{encoder}.transformer.{name}"] = x
     return {**tensors, **vae(pipe.vae)}
+
+
+def flux(pipe) -> dict[str, torch.Tensor]:
+    """A FLUX pipeline's transformer, as it is mostly shared."""
+    return transformer(pipe.transformer.state_dict(), "flux")
+
+
+def flux_conversion(width: int):
+    """diffusers' conversion of FLUX's transformer, in which the width of FLUX.1 is a constant, for another width."""
+    from diffusers.loaders.single_file_utils import convert_flux_transformer_checkpoint_to_diffusers as real
+
+    code = real.__code__
+    assert 3072 in code.co_consts
+    constants = tuple(width if x == 3072 else x for x in code.co_consts)
+    return types.FunctionType(code.replace(co_consts=constants), real.__globals__, argdefs=real.__defaults__)
 
 
 def write(tensors: dict[str, torch.Tensor], path: Path) -> None:

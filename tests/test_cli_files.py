@@ -1,5 +1,6 @@
 """convert, check and project do what their help says."""
 
+import gc
 import re
 import resource
 import subprocess
@@ -130,13 +131,20 @@ def test_a_projection_keeps_what_lies_in_the_leading_directions_and_no_more(fold
         torch.testing.assert_close(files.load(output).dense(layer).double(), inside, atol=1e-5, rtol=1e-4)
 
 
+def test_dead_objects_are_collected_again_after_a_command_that_was_in_a_hurry(folder, tmp_path, capsys):
+    """Also where it failed: `inspect` and `merge` run without the search for cycles."""
+    for code, words in ((0, ["inspect", folder / "sdxl.safetensors"]), (2, ["merge", tmp_path / "none.safetensors"])):
+        assert run(capsys, *words)[0] == code and gc.isenabled()
+
+
 def test_commands_on_files_start_in_three_seconds_and_load_no_model_library(folder, tmp_path):
     script = (
         "import sys, qrlora.cli\ntry:\n    qrlora.cli.main(sys.argv[1:])\nexcept SystemExit as end:\n"
         "    assert end.code in (None, 0, 1), end.code\n"
-        "assert not {'diffusers', 'transformers', 'peft', 'accelerate'} & set(sys.modules)"
+        "assert not {'diffusers', 'transformers', 'peft', 'accelerate', 'matplotlib'} & set(sys.modules)"
     )
     for words in (
+        ["inspect", folder / "sdxl.safetensors"],
         ["check", folder / "sdxl.safetensors"],
         ["convert", folder / "sdxl.safetensors", tmp_path / "x.safetensors"],
     ):

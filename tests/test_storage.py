@@ -10,7 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from qrlora.storage import atomic, read, read_metadata, write
+from qrlora.storage import atomic, places, read, read_metadata, read_rows, write
 
 TENSORS = {"b": torch.randn(3, 5), "a": torch.randn(4).bfloat16(), "c": torch.arange(3), "empty": torch.zeros(0, 2)}
 
@@ -28,6 +28,23 @@ def test_what_the_library_writes_is_read(tmp_path):
     save_file({"a": TENSORS["a"]}, tmp_path / "x.safetensors")
     tensors, metadata = read(tmp_path / "x.safetensors")
     assert torch.equal(tensors["a"], TENSORS["a"]) and metadata == {}
+
+
+def test_rows_are_read_alone_and_below_each_other(tmp_path):
+    """Compared with the library's reading of the whole."""
+    path, tensors = tmp_path / "x.safetensors", {"b": torch.randn(6, 5, 2), "c": torch.randn(7), "n": torch.arange(3)}
+    tensors |= {kind: torch.randn(3, 4).to(getattr(torch, kind)) for kind in ("bfloat16", "float16", "float8_e4m3fn")}
+    save_file(tensors, path, {"of": "somebody"})
+    held, whole = places(path), load_file(path)
+    assert held.keys() == whole.keys() and all(held[name].shape == whole[name].shape for name in whole)
+    for name in set(whole) - {"n"}:
+        assert torch.equal(read_rows(path, [(held[name], 0, len(whole[name]))]).float(), whole[name].float())
+    b = held["b"]
+    assert torch.equal(read_rows(path, [(b, 4, 6), (b, 1, 3)]), torch.cat([whole["b"][4:6], whole["b"][1:3]]))
+    path.write_bytes(path.read_bytes()[: b.start + 5 * 10 * 4 - 1])
+    assert torch.equal(read_rows(path, [(b, 3, 4)]), whole["b"][3:4])
+    with pytest.raises(ValueError, match="x.safetensors ends before what its header tells"):
+        read_rows(path, [(b, 3, 5)])
 
 
 def test_equal_content_gives_equal_bytes_in_every_process(tmp_path):

@@ -165,13 +165,12 @@ def _cosine(cross: float, square_a: float, square_b: float) -> float:
 
 def _overlap(gram_a: Tensor, gram_b: Tensor, cross: Tensor) -> float:
     """|Q_a^T Q_b|^2 / min(r_a, r_b) for the spans with Gram matrices X^T X, Y^T Y and X^T Y; NaN for an empty span."""
-    whiten_a = _inverse_root(gram_a)
-    whiten_b = whiten_a if gram_b is gram_a else _inverse_root(gram_b)
+    if cross is gram_a:
+        return 1.0 if gram_a.any() else math.nan
+    whiten_a, whiten_b = _inverse_root(gram_a), _inverse_root(gram_b)
     counted = min(whiten_a.shape[1], whiten_b.shape[1])
     if counted == 0:
         return math.nan
-    if cross is gram_a:
-        return 1.0
     return min(float((whiten_a.T @ cross.double() @ whiten_b).square().sum()) / counted, 1.0)
 
 

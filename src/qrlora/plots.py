@@ -3,16 +3,21 @@
 Each function takes values (pictures, rows) and returns a Figure; `save` writes it, `save_picture` a plain picture.
 """
 
+from __future__ import annotations
+
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 from PIL import Image, PngImagePlugin
 
 from .storage import atomic
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 INK, MUTED, GOOD, BAD = "#1c1c1c", "#767676", "#1a7f37", "#c0362c"
 CONTENT, STYLE = "#3b6fb6", "#d9822b"  # told apart by readers with any colour vision, and in grey
@@ -33,6 +38,13 @@ class Panel:
     """Whether each note is good news (green) or bad (red); None or empty: neither."""
 
 
+def _blank(width: float, height: float, **told: Any) -> Figure:
+    """An empty white figure, in inches. matplotlib is loaded here, by those who draw."""
+    from matplotlib.figure import Figure
+
+    return Figure(figsize=(width, height), dpi=150, facecolor="white", **told)
+
+
 def sheet(panels: Sequence[Panel], columns: int = 4, title: str = "", footer: str = "") -> Figure:
     """A contact sheet: panels from left to right, `columns` pictures to a line; a panel is never broken over lines.
 
@@ -43,7 +55,7 @@ def sheet(panels: Sequence[Panel], columns: int = 4, title: str = "", footer: st
     cell_height = CELL + 0.32 + 0.16 * notes
     head, foot = (0.45 if title else 0.1), (0.3 if footer else 0.05)
     width, height = columns * (CELL + 0.12) + 0.12, len(lines) * cell_height + head + foot
-    figure = Figure(figsize=(width, height), dpi=150, facecolor="white")
+    figure = _blank(width, height)
     if title:
         figure.text(0.5, 1 - 0.28 / height, title, ha="center", va="center", fontsize=11, color=INK, weight="bold")
     if footer:
@@ -102,7 +114,7 @@ def strength_grid(
     left, bottom, top = 0.75, 0.75 if footer else 0.55, 0.45 if title else 0.12
     gap = 0.06
     width, height = left + columns * (CELL + gap) + 0.1, top + rows * (CELL + gap) + bottom
-    figure = Figure(figsize=(width, height), dpi=150, facecolor="white")
+    figure = _blank(width, height)
     for k, line in enumerate(pictures):
         for m, picture in enumerate(line):
             x, y = left + m * (CELL + gap), height - top - (k + 1) * (CELL + gap) + gap
@@ -140,7 +152,7 @@ def layer_lines(
     Args: layers: names, in order.  curves: {axis label: {curve's name: one value a layer}}.
           log: axis labels with a logarithmic axis.
     """
-    figure = Figure(figsize=(9, 1.9 * len(curves) + 1.2), dpi=150, facecolor="white", layout="constrained")
+    figure = _blank(9, 1.9 * len(curves) + 1.2, layout="constrained")
     axes = figure.subplots(len(curves), 1, sharex=True, squeeze=False)[:, 0]
     for axis, (label, lines) in zip(axes, curves.items(), strict=True):
         for colour, (name, values) in zip(LINES, lines.items(), strict=False):
@@ -174,7 +186,7 @@ def curves(
 
     Args: panels: {panel's title: {name: (x, y)}}.  bands: {name: (low, high)} of lines with an interval.
     """
-    figure = Figure(figsize=(5.4 * len(panels) + 0.6, 3.8), dpi=150, facecolor="white", layout="constrained")
+    figure = _blank(5.4 * len(panels) + 0.6, 3.8, layout="constrained")
     axes = figure.subplots(1, len(panels), squeeze=False)[0]
     for axis, (head, lines) in zip(axes, panels.items(), strict=True):
         for k, (name, (x, y)) in enumerate(lines.items()):
@@ -193,7 +205,7 @@ def curves(
 
 def histograms(groups: Mapping[str, Mapping[str, Sequence[float]]], x_label: str, title: str = "") -> Figure:
     """How values are distributed, a panel for each group. Args: groups: {panel's title: {name: values}}."""
-    figure = Figure(figsize=(4.5 * len(groups) + 0.6, 3.2), dpi=150, facecolor="white", layout="constrained")
+    figure = _blank(4.5 * len(groups) + 0.6, 3.2, layout="constrained")
     for axis, (head, series) in zip(figure.subplots(1, len(groups), squeeze=False)[0], groups.items(), strict=True):
         every = [value for values in series.values() for value in values]
         for colour, (name, values) in zip(LINES, series.items(), strict=False):

@@ -9,7 +9,7 @@ import secrets
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, NamedTuple
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -22,10 +22,27 @@ DTYPE_NAMES = {
     torch.int64: "I64",
     torch.uint8: "U8",
 }
+FLOATS = {
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "F8_E4M3": torch.float8_e4m3fn,
+    "F8_E5M2": torch.float8_e5m2,
+}
+"""Number types that a model's weights are found in."""
 PICKLES = (".pt", ".pth", ".ckpt", ".bin", ".pkl", ".pickle")
 Shapes = Mapping[str, tuple[torch.dtype, Sequence[int]]]
 HEADER_LIMIT = 32_000_000
 """Bytes of names and metadata beyond which a file is refused: the largest base models have 2 MB."""
+
+
+class Place(NamedTuple):
+    """A tensor's dtype as the file writes it, its shape, and the byte in the file that it starts at."""
+
+    dtype: str
+    shape: tuple[int, ...]
+    start: int
 
 
 @contextlib.contextmanager
@@ -120,15 +137,37 @@ def read(path: str | os.PathLike) -> tuple[dict[str, Tensor], dict[str, str]]:
         return {name: file.get_tensor(name) for name in file.keys()}, dict(file.metadata() or {})
 
 
-def read_one(path: str | os.PathLike, name: str) -> Tensor:
-    """One tensor of a safetensors file; the others are not touched.
+def places(path: str | os.PathLike) -> dict[str, Place]:
+    """{name: where it lies} of every tensor, without reading one. Raises as read does."""
+    read_metadata(path)  # the library's word that no tensor leaves the file and each is as long as its shape says
+    with Path(path).open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        header = json.loads(file.read(length))
+    header.pop("__metadata__", None)
+    return {
+        name: Place(told["dtype"], tuple(told["shape"]), 8 + length + told["data_offsets"][0])
+        for name, told in header.items()
+    }
 
-    Raises: as read does, and ValueError: no tensor of that name.
+
+def read_rows(path: str | os.PathLike, pieces: Sequence[tuple[Place, int, int]]) -> Tensor:
+    """Rows first..last - 1 of one or more tensors of a file, below each other, in memory of their own. Numbers of 8
+    bits, which torch does not compute with, come as bfloat16, which has them all.
+
+    Args:    pieces: (place, first, last); of one dtype, one of FLOATS, and one shape of row.
+    Raises:  OSError.  ValueError: the file ends before them, so it has been changed.
     """
-    with _opened(path) as file:
-        if name not in file.keys():
-            raise ValueError(f"{path} has no tensor {name!r}")
-        return file.get_tensor(name)
+    dtype, shape, _ = pieces[0][0]
+    result = torch.empty(sum(last - first for _, first, last in pieces), *shape[1:], dtype=FLOATS[dtype])
+    done, row = 0, result.element_size() * math.prod(shape[1:])
+    with Path(path).open("rb") as file:
+        for place, first, last in pieces:
+            part = raw_bytes(result[done : done + last - first])
+            done += last - first
+            file.seek(place.start + first * row)
+            if file.readinto(part) < len(part):
+                raise ValueError(f"{path} ends before what its header tells: it has changed, open it again")
+    return result if result.element_size() > 1 else result.bfloat16()
 
 
 def read_metadata(path: str | os.PathLike) -> dict[str, str]:
@@ -162,8 +201,10 @@ def _check_header(path: Path, raw: BinaryIO, length: int) -> None:
     """
 
     def unique(pairs: list[tuple[str, object]]) -> dict[str, object]:
-        twice.extend(name for name, times in Counter(name for name, _ in pairs).items() if times > 1)
-        return dict(pairs)
+        found = dict(pairs)
+        if len(found) < len(pairs):
+            twice.extend(name for name, times in Counter(name for name, _ in pairs).items() if times > 1)
+        return found
 
     twice: list[str] = []
     if length > path.stat().st_size:

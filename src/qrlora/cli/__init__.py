@@ -117,11 +117,12 @@ def merge(
     skip_text_encoders: filing.Skip = False,
 ) -> None:
     """Add adapters into one file, for diffusers, ComfyUI, A1111 and others."""
-    from .. import files, merging
-
     paths, strengths = _with_strengths(adapters)
-    merged = merging.merge([filing.read(path, skip_text_encoders) for path in paths], strengths, rule)
-    files.save(merged, output, content=content, keys=keys)
+    with filing.uncollected():
+        from .. import files, merging
+
+        merged = merging.merge([filing.read(path, skip_text_encoders) for path in paths], strengths, rule)
+        files.save(merged, output, content=content, keys=keys)
     filing.tell_merge(paths, merged.header)
     say(f"{output}: {len(merged.layers)} layers, rank {merged.rank}, {console.size(output)}")
 
@@ -193,10 +194,11 @@ def inspect(
     layers: Annotated[bool, typer.Option("--layers", help="A line for each layer instead of each block.")] = False,
 ) -> None:
     """Show what is in an adapter file; with two files, also how alike they are."""
-    from . import inspecting
+    with filing.uncollected():
+        from . import inspecting
 
-    filing.one_thread()
-    drawn = inspecting.inspect(adapters, plot, layers)
+        filing.one_thread()
+        drawn = inspecting.inspect(adapters, plot, layers)
     if drawn:
         say(f"plot: {drawn}")
 

@@ -1,7 +1,9 @@
 """The commands that work on adapter files: convert, check, project. Heavy rooms are imported when one runs."""
 
 import collections
-from collections.abc import Mapping, Sequence
+import contextlib
+import gc
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -143,6 +145,18 @@ def one_thread() -> None:
     import torch
 
     torch.set_num_threads(1)
+
+
+@contextlib.contextmanager
+def uncollected() -> Iterator[None]:
+    """No search for cycles of dead objects in a command that is over in seconds: what it loads lives to the end, and
+    looking through it again and again takes a seventh of `inspect`."""
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.freeze()  # or Python would look through it all once more on its way out
+        gc.enable()
 
 
 def _dtype(name: str) -> Any:

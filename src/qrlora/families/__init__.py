@@ -5,14 +5,16 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from ..config import FamilyDefaults
-from ..storage import read_metadata
-from . import quantized
+from ..storage import places, read_metadata
+from . import quantized, single
 from .flux import FLUX
 from .messages import one_clear_line, quiet
 from .record import Base, Condition, Family, Framing
@@ -44,23 +46,24 @@ def open_base(
              offload: every part waits on the CPU for its turn on the device.
     Raises:  OSError: it does not exist, may not be read or cannot be fetched.
              ValueError: not a base model of a known family; a device or dtype that is not there; a quantisation whose
-             library or GPU is missing, or of one-file checkpoints.
+             library or GPU is missing.
     """
     home, number_type = choose_device(device), _dtype(dtype)
     with one_clear_line(str(name)):
         quantized.check(quantize, home)
         place = place_of(str(name))
         family = _family_of_checkpoint(place) if place.is_file() else family_of_folder(place)
+        rest = torch.device("cpu") if offload else home
         with quiet():
-            pipe = _opened(place, family, number_type, quantize)
-    pipe.to("cpu" if offload else home)
+            pipe, original = _opened(place, family, number_type, quantize, home if quantize == "nf4" else rest)
+    pipe.to(rest)
     for part in pipe.components.values():
         if isinstance(part, torch.nn.Module):
             part.requires_grad_(False).eval()
     defaults, plain = own_settings(place, dataclasses.replace(family.defaults, **family.exceptions(pipe)))
     base = Base(pipe=pipe, family=family, name=str(name), defaults=defaults, plain_framing=plain)
     base.home = home if offload else None
-    base.original = quantized.original_weights(place / family.part) if quantize else None
+    base.original = original
     return base
 
 
@@ -146,7 +149,7 @@ def _family_of_checkpoint(path: Path) -> Family:
 
     Raises: ValueError: not a whole safetensors file, or of no known family.
     """
-    names = {name.removeprefix("model.diffusion_model.") for name in _tensor_names(path)}
+    names = {name.removeprefix("model.diffusion_model.") for name in places(path)}
     for family in FAMILIES.values():
         if names.issuperset(family.checkpoint_keys):
             return family
@@ -154,40 +157,45 @@ def _family_of_checkpoint(path: Path) -> Family:
     raise ValueError(f"{path} is not a whole base model of a known family ({known}); an adapter is no base model")
 
 
-def _tensor_names(path: Path) -> set[str]:
-    """The names in a safetensors file. Raises ValueError: not a whole one."""
-    read_metadata(path)
-    with path.open("rb") as file:
-        return set(json.loads(file.read(int.from_bytes(file.read(8), "little"))))
+def _opened(
+    place: Path, family: Family, dtype: torch.dtype, quantize: str, device: torch.device
+) -> tuple[Any, Callable[[str], Tensor] | None]:
+    """A pipeline from its folder or one file, and `Base.original`; bitsandbytes needs a GPU as the device.
 
-
-def _opened(place: Path, family: Family, dtype: torch.dtype, quantize: str) -> Any:
-    """A pipeline from its folder or one file. A file's configs and tokenizers come from a folder of the same name
-    beside it if there is one (`model/` beside `model.safetensors`), else diffusers fetches the family's once. Text
-    encoders and VAE that the file lacks (FLUX is often the transformer alone) come from that folder too.
-
-    Raises: ValueError: a part is neither in the file nor in the folder; one file is to be quantised.
+    Raises: ValueError: a part is not there.
     """
-    if place.is_dir():
-        _check_parts(place)
-        told = {**_without(place, family), **quantized.instructions(family.part, quantize, dtype)}
-        return _pipeline(family).from_pretrained(str(place), torch_dtype=dtype, use_safetensors=True, **told)
-    if quantize:  # its tensors have other names, and q, k, v in one
-        raise ValueError(
-            f"{place} is one file, and only a pipeline's folder can be quantised: make one once, by "
-            f"python -c \"import qrlora; qrlora.open_base('{place}', 'cpu').pipe.save_pretrained('FOLDER')\""
-        )
+    if place.is_file():
+        return _opened_file(place, family, dtype, quantize, device)
+    _check_parts(place)
+    told = {**_without(place, family), **quantized.instructions(family.part, quantize, dtype)}
+    pipe = _pipeline(family).from_pretrained(str(place), torch_dtype=dtype, use_safetensors=True, **told)
+    return pipe, quantized.original_weights(place / family.part) if quantize else None
+
+
+def _opened_file(
+    place: Path, family: Family, dtype: torch.dtype, quantize: str, device: torch.device
+) -> tuple[Any, Callable[[str], Tensor] | None]:
+    """A file's configs and tokenizers come from a folder of the same name beside it if there is one (`model/` beside
+    `model.safetensors`), else diffusers fetches the family's once. Text encoders and VAE that the file lacks (FLUX is
+    often the transformer alone) come from that folder too. The trainable part is filled on the device, weight by
+    weight, once all else is known to be there.
+
+    Raises: ValueError: a part is neither in the file nor in the folder.
+    """
     from diffusers.loaders.single_file_utils import SingleFileComponentError
 
     beside = place.with_suffix("")
+    told = _from_beside(place, beside, family, dtype)
+    config = beside / family.part / "config.json" if told else single.config_file(place, family.part)
+    model, read = single.blank_part(place, read_json(config), dtype)
     try:
-        return _pipeline(family).from_single_file(
-            str(place), torch_dtype=dtype, **_from_beside(place, beside, family, dtype)
-        )
+        pipe = _pipeline(family).from_single_file(str(place), torch_dtype=dtype, **told, **{family.part: model})
     except SingleFileComponentError as error:
         lacking = str(error).strip().splitlines()[0]
         way_out = f"put a whole diffusers pipeline of its kind beside it, as the folder {beside}"
         raise ValueError(f"{place} is not a whole base model ({lacking}): {way_out}") from error
+    quantized.fill(model, lambda name: read(name).to(device, dtype), quantize, device)
+    return pipe, (lambda layer: read(f"{layer}.weight")) if quantize else None
 
 
 def _from_beside(place: Path, beside: Path, family: Family, dtype: torch.dtype) -> dict[str, Any]:
@@ -196,8 +204,10 @@ def _from_beside(place: Path, beside: Path, family: Family, dtype: torch.dtype) 
     whose weights are `model.safetensors`."""
     if not (beside / "model_index.json").is_file():
         return {}
+    if family_of_folder(beside) is not family:
+        raise ValueError(f"{place} is a {family.name} base, the folder beside it, {beside}, is of another family")
     _check_parts(beside)
-    held = _tensor_names(place)
+    held = places(place)
     told: dict[str, Any] = {"config": str(beside), **_without(beside, family)}
     for part, beginning in {**family.text_parts, "vae": VAE_BEGINNINGS}.items():
         in_file = any(name.startswith(beginning) for name in held)

@@ -6,6 +6,7 @@ nor two copies are ever in memory. Text encoders and VAE keep their number type:
 
 from __future__ import annotations
 
+import functools
 import importlib.util
 import json
 from collections.abc import Callable
@@ -15,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..storage import read_one
+from ..storage import places, read_rows
 
 LIBRARIES = {"nf4": "bitsandbytes", "int8": "torchao", "float8": "torchao"}
 """How the weights are kept -> the library that does it: 4-bit normal float (arXiv 2305.14314), or 8 bits."""
@@ -59,24 +60,27 @@ def _way(quantize: str, dtype: torch.dtype) -> Any:
 
 
 def fill(model: Any, value_of: Callable[[str], Tensor], quantize: str, device: torch.device) -> None:
-    """Values for a diffusers model on the meta device, quantised one after another as diffusers' loader does it.
+    """Values for a diffusers model on the meta device, quantised one after another as diffusers' loader does it; with
+    an empty `quantize` in the model's own dtype.
 
     Args: value_of: (name of a parameter or buffer) -> its value on the device, asked for once each.
     """
     from accelerate.utils import set_module_tensor_to_device
     from diffusers.quantizers import DiffusersAutoQuantizer
 
-    dtype = model.dtype
-    quantizer: Any = DiffusersAutoQuantizer.from_config(_way(quantize, dtype), pre_quantized=False)
-    quantizer.validate_environment()
-    quantizer.preprocess_model(model, device_map=None, keep_in_fp32_modules=[])
+    dtype, quantizer = model.dtype, None
+    if quantize:
+        quantizer: Any = DiffusersAutoQuantizer.from_config(_way(quantize, dtype), pre_quantized=False)
+        quantizer.validate_environment()
+        quantizer.preprocess_model(model, device_map=None, keep_in_fp32_modules=[])
     for name in list(model.state_dict()):
         value = value_of(name)
-        if quantizer.check_if_quantized_param(model, value, name, {}, param_device=device):
+        if quantizer and quantizer.check_if_quantized_param(model, value, name, {}, param_device=device):
             quantizer.create_quantized_param(model, value, name, device, {}, [], dtype=dtype)
         else:
             set_module_tensor_to_device(model, name, device, value=value)
-    quantizer.postprocess_model(model)
+    if quantizer:
+        quantizer.postprocess_model(model)
     model.requires_grad_(False)
 
 
@@ -90,9 +94,14 @@ def original_weights(folder: Path) -> Callable[[str], Tensor]:
     shards = json.loads(index.read_text(encoding="utf-8"))["weight_map"] if index.is_file() else {}
     if not shards and not (folder / WEIGHTS).is_file():
         raise FileNotFoundError(f"{folder} has neither {WEIGHTS} nor its index: the original weights are needed")
+    held = functools.cache(places)  # a header takes longer to read than a weight
 
     def read(layer: str) -> Tensor:
         name = f"{layer}.weight"
-        return read_one(folder / shards.get(name, WEIGHTS), name)
+        file = folder / shards.get(name, WEIGHTS)
+        if name not in held(file):
+            raise ValueError(f"{file} has no tensor {name!r}")
+        place = held(file)[name]
+        return read_rows(file, [(place, 0, place.shape[0])])
 
     return read

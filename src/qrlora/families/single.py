@@ -1,0 +1,130 @@
+"""A trainable part in one file, in the names of its original release: there q, k and v are often one tensor, and some
+halves stand in the other order.
+
+diffusers' own conversion is run once, on the numbers of rows in place of the rows: what it makes of them tells which
+rows of which tensors each weight is made of. So every weight can be read alone, as often as it is needed.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from ..storage import FLOATS, Place, places, read_rows
+
+
+class Rows(NamedTuple):
+    """Rows first..last - 1 of a tensor in the file."""
+
+    tensor: str
+    first: int
+    last: int
+
+
+def blank_part(path: Path, config: Mapping[str, Any], dtype: torch.dtype) -> tuple[nn.Module, Callable[[str], Tensor]]:
+    """A model on the meta device, and what reads one of its weights: (name) -> its value as the file stores it, in
+    the CPU's memory. From the file's header alone it is known that every weight is there.
+
+    Args:    config: the model's config, with its class as "_class_name".
+    Raises:  ValueError: tensors are missing, left over, of other shapes, or no plain floating-point numbers.
+    """
+    import diffusers
+    from accelerate import init_empty_weights
+    from diffusers.loaders.single_file_model import SINGLE_FILE_LOADABLE_CLASSES
+
+    kind = config.get("_class_name")
+    if kind not in SINGLE_FILE_LOADABLE_CLASSES:
+        raise ValueError(f"{path}: its configuration is of class {kind!r}, which is not read from one file")
+    with init_empty_weights():
+        model = getattr(diffusers, kind).from_config(config)
+    held = places(path)
+    try:
+        sources = _sources(held, config, SINGLE_FILE_LOADABLE_CLASSES[kind]["checkpoint_mapping_fn"])
+        _check(held, sources, {name: tuple(x.shape) for name, x in model.state_dict().items()})
+    except ValueError as error:
+        raise ValueError(f"{path} is not a whole {kind} of this configuration: {error}") from error
+
+    def read(name: str) -> Tensor:
+        return read_rows(path, [(held[x.tensor], x.first, x.last) for x in sources[name]])
+
+    return model.to(dtype), read
+
+
+def config_file(path: Path, part: str) -> Path:
+    """The config of a part as diffusers' single-file loader chooses it by names and shapes, from the hub.
+
+    Raises: OSError: the hub cannot be reached, or is not allowed to send it.
+    """
+    from diffusers.loaders.single_file_utils import fetch_diffusers_config
+    from huggingface_hub import hf_hub_download
+
+    shapes = {name: torch.empty(place.shape, device="meta") for name, place in places(path).items()}
+    return Path(hf_hub_download(fetch_diffusers_config(shapes)["pretrained_model_name_or_path"], f"{part}/config.json"))
+
+
+def _sources(
+    held: Mapping[str, Place], config: Mapping[str, Any], convert: Callable[..., Mapping[str, Tensor]]
+) -> dict[str, list[Rows]]:
+    """{weight: the rows that it is made of, from top to bottom}.
+
+    Args:    convert: (config=, checkpoint=) -> {weight: value}, diffusers' own; it takes rows apart, joins and moves
+             them, and looks at how many there are.
+    Raises:  ValueError: the conversion asks for what is not there.
+    """
+    names, starts, numbers, following = list(held), [], {}, 0
+    for name, place in held.items():
+        count = place.shape[0] if place.shape else 1
+        column = torch.arange(following, following + count)
+        numbers[name] = column.view(-1, *[1] * (len(place.shape) - 1))  # as deep as the tensor; a column is enough
+        starts.append(following)
+        following += count + 1  # a gap: rows of two tensors never follow each other
+    try:
+        made = convert(config=config, checkpoint=numbers)
+    except KeyError as error:
+        raise ValueError(f"it has no tensor {error}") from error
+    except IndexError as error:
+        raise ValueError("it has no block of a kind") from error
+    except RuntimeError as error:  # a tensor that cannot be split into its parts, which torch says in one line
+        raise ValueError(str(error)) from error
+
+    def rows(column: Tensor) -> list[Rows]:
+        flat = column.flatten()
+        breaks = (flat.diff() != 1).nonzero().flatten() + 1
+        runs = [(int(x[0]), int(x[-1])) for x in flat.tensor_split(breaks.tolist())]
+        which = [bisect(starts, first) - 1 for first, _ in runs]
+        return [Rows(names[k], a - starts[k], b + 1 - starts[k]) for k, (a, b) in zip(which, runs, strict=True)]
+
+    return {name: rows(column) for name, column in made.items() if column is not None and len(column)}
+
+
+def _check(
+    held: Mapping[str, Place], sources: Mapping[str, Sequence[Rows]], shapes: Mapping[str, tuple[int, ...]]
+) -> None:
+    """Every weight of the model has its rows, and nothing is left over that says how they are to be read.
+
+    Raises: ValueError, with a name and how many there are.
+    """
+    lacking = sorted(shapes.keys() - sources.keys())
+    if lacking:
+        raise ValueError(f"{len(lacking)} of {len(shapes)} weights are missing, such as {lacking[0]}")
+    foreign = sorted(sources.keys() - shapes.keys())
+    if foreign:
+        raise ValueError(f"{len(foreign)} weights have no place in it, such as {foreign[0]}")
+    for name, rows in sources.items():
+        found = (sum(x.last - x.first for x in rows), *held[rows[0].tensor].shape[1:])
+        if found != shapes[name]:
+            raise ValueError(f"{name} must be {shapes[name]}, the file has {found}")
+    used = {x.tensor for rows in sources.values() for x in rows}
+    strange = sorted(name for name in used if held[name].dtype not in FLOATS)
+    if strange:
+        kind = held[strange[0]].dtype
+        raise ValueError(f"{len(strange)} tensors are no floating-point numbers, such as {strange[0]} ({kind})")
+    layers = {name.rpartition(".")[0] for name in used} - {""}
+    beside = sorted(name for name in held.keys() - used if name.rpartition(".")[0] in layers)
+    if beside:
+        raise ValueError(f"{len(beside)} tensors stand beside its weights that it does not know, such as {beside[0]}")
