@@ -106,7 +106,7 @@ def test_the_fast_way_finds_the_span_of_the_exact_one_on_either_side(shape, side
 
 @pytest.mark.parametrize("fast", [True, False])
 def test_the_energy_that_is_lost_is_measured_right_with_or_without_products_in_bfloat16(monkeypatch, fast):
-    """Against all eigenvectors, in float64: the estimate tells the truth to a factor of three, and keeps its promise."""
+    """Against all eigenvectors, in float64: the estimate is right to a factor of three, and keeps its promise."""
     monkeypatch.setattr(linalg, "has_fast_bfloat16", lambda device: fast)
     exact = all_directions(NOISE)[:, :64]
     found = chebyshev(NOISE, NOISE.abs().max(), 64)

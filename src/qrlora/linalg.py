@@ -90,8 +90,8 @@ def all_directions(matrix: Tensor) -> Tensor:
 
 
 def chebyshev(matrix: Tensor, scale: Tensor, count: int) -> tuple[Tensor, Tensor, float] | None:
-    """The leading right singular vectors of a matrix (m, n), m >= n: subspace iteration on G = W^T W, never formed, with a
-    Chebyshev filter (Zhou, Saad et al., J. Comput. Phys. 219, 2006).
+    """The leading right singular vectors of a matrix W (m, n), m >= n: subspace iteration with a Chebyshev filter on
+    G = W^T W, which is never formed (Zhou, Saad et al., J. Comput. Phys. 219, 2006).
 
     T_d(2 G / cut - 1) leaves directions of eigenvalues below the cut as small as they are and magnifies the others by
     cosh(d acosh(2 lambda / cut - 1)). The block is LOT columns wider than what is sought, the cut lies half way between
@@ -134,9 +134,8 @@ def chebyshev(matrix: Tensor, scale: Tensor, count: int) -> tuple[Tensor, Tensor
 
 
 def krylov(gram: Callable[[Tensor], Tensor], matrix: Tensor, count: int, wide: int) -> tuple[Tensor, Tensor, Tensor]:
-    """A start for `chebyshev`: Rayleigh-Ritz in the span of [X, G X, G^2 X, ...] of BLOCKS blocks, X random and the same for
-    every weight (block Lanczos: Golub and Van Loan, Matrix Computations, 10.3). Blocks are as wide as what is sought:
-    of equal singular values up to `count` directions are found.
+    """A start for `chebyshev`: Rayleigh-Ritz in the span of BLOCKS blocks X, G X, G^2 X ..., X random and the same for every
+    weight (block Lanczos: Golub and Van Loan, Matrix Computations, 10.3).
 
     Returns: Z (n, wide), values (wide,), the residual G Z - Z diag(values).
     """
@@ -177,9 +176,9 @@ def filter_degree(strongest: float, weakest: float, lost: float) -> tuple[int, b
 def energy_lost(values: Tensor, residual: Tensor, count: int) -> float:
     """Share of its energy that a direction found lacks, the mean over all sought.
 
-    A Ritz value with residual r lies below its eigenvalue by at most |r|, and by at most |r|^2 / gap, the gap being that to
-    the eigenvalues that have no part in the block (Parlett, The Symmetric Eigenvalue Problem, 11.7), for which its last
-    one stands.
+    A Ritz value with residual r lies below its eigenvalue by at most |r|, and by at most |r|^2 / gap, the gap being that
+    to the eigenvalues that have no part in the block (Parlett, The Symmetric Eigenvalue Problem, 11.7). The block's
+    last value stands for these, which makes it an estimate.
 
     Args:    values (wide,), residual G Z - Z diag(values) (n, wide).
     """
