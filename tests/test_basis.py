@@ -15,7 +15,7 @@ from qrlora.basis import (
     save_basis,
     weights_key,
 )
-from qrlora.linalg import leading_subspace
+from qrlora.linalg import TOLERANCE, leading_subspace
 
 
 @pytest.fixture(autouse=True)
@@ -100,6 +100,16 @@ def test_a_damaged_cache_is_computed_again_with_one_warning():
     path.unlink()
     with pytest.warns(UserWarning, match="computed again"):
         cached_basis(some_weights(), 4)
+
+
+def test_what_the_directions_lack_is_measured_kept_and_passed_on():
+    """The layer that lacks most counts; small layers lack nothing, for all their eigenvectors are found."""
+    large = ("large", torch.randn(800, 800, generator=torch.Generator().manual_seed(0)))
+    weights = [*some_weights(), large]
+    computed = compute_basis(weights, 4)
+    assert computed.lost is not None and 0 < computed.lost <= TOLERANCE
+    assert computed.lost == cached_basis(weights, 4).lost == cached_basis(weights, 3).lost
+    assert computed.truncate(2).lost == computed.lost and compute_basis(some_weights(), 4).lost == 0
 
 
 def test_a_damaged_record_is_written_anew_with_one_warning():

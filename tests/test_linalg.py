@@ -5,13 +5,16 @@ import math
 import pytest
 import torch
 
+from qrlora import linalg
 from qrlora.linalg import (
+    TOLERANCE,
     all_directions,
+    chebyshev,
     coordinates,
     inner,
     is_finite,
-    lanczos,
     leading_subspace,
+    measured_subspace,
     principal_angles,
     recompress,
 )
@@ -84,7 +87,7 @@ def test_the_fast_way_keeps_the_energy_of_the_best_subspace_whatever_the_spectru
     q = leading_subspace(weight, 64)
     best = torch.linalg.svdvals(weight.double())[:64].square().sum()
     kept = (weight.double() @ q.double()).square().sum()
-    assert kept >= 0.9999 * best
+    assert kept >= (1 - TOLERANCE) * best
     torch.testing.assert_close(q.T @ q, torch.eye(64), atol=2e-6, rtol=0)
     assert torch.equal(q, leading_subspace(weight, 64))
     assert torch.equal(q[:, :16], leading_subspace(weight, 16))
@@ -94,18 +97,41 @@ def test_the_fast_way_keeps_the_energy_of_the_best_subspace_whatever_the_spectru
 def test_the_fast_way_finds_the_span_of_the_exact_one_on_either_side(shape, side):
     weight = torch.randn(*shape, generator=torch.Generator().manual_seed(0))
     cosines = principal_angles(leading_subspace(weight, 64, side), leading_subspace(weight, 64, side, exact=True))
-    assert cosines.square().mean() > 0.999
+    assert cosines.square().mean() > 0.99
     torch.testing.assert_close(
         principal_angles(leading_subspace(weight, 64, side, exact=True).double(), exact_subspace(weight, 64, side)),
         torch.ones(64).double(), atol=1e-6, rtol=0,
     )  # fmt: skip
 
 
-def test_lanczos_itself_converges_to_its_reference_or_says_that_it_did_not():
-    found = lanczos(NOISE / NOISE.abs().max(), 64)
+@pytest.mark.parametrize("fast", [True, False])
+def test_the_energy_that_is_lost_is_measured_right_with_or_without_products_in_bfloat16(monkeypatch, fast):
+    """Against all eigenvectors, in float64: the estimate is right to a factor of three, and keeps its promise."""
+    monkeypatch.setattr(linalg, "has_fast_bfloat16", lambda device: fast)
+    exact = all_directions(NOISE)[:, :64]
+    found = chebyshev(NOISE, NOISE.abs().max(), 64)
     assert found is not None
-    assert principal_angles(found, all_directions(NOISE)[:, :64].float()).square().mean() > 0.999
-    assert lanczos(NOISE[:200, :200] / NOISE.abs().max(), 64) is None
+    directions, images, measured = found
+    best, kept = ((NOISE.double() @ Z.double()).square().sum() for Z in (exact, directions))
+    assert measured <= TOLERANCE and 1 / 3 < (1 - kept / best) / measured < 3
+    assert principal_angles(directions, exact.float()).square().mean() > 0.99
+    torch.testing.assert_close(images, NOISE @ directions / NOISE.abs().max(), atol=1e-3, rtol=1e-3)
+
+
+def test_a_weight_whose_directions_are_not_found_gets_all_eigenvectors(monkeypatch):
+    monkeypatch.setattr(linalg, "ROUNDS", 1)
+    monkeypatch.setattr(linalg, "TOLERANCE", 1e-9)
+    assert chebyshev(NOISE, NOISE.abs().max(), 64) is None
+    found, lost = measured_subspace(NOISE, 64)
+    assert lost == 0 and torch.equal(found, leading_subspace(NOISE, 64, exact=True))
+
+
+def test_the_weak_among_steep_directions_are_found_too():
+    """Energies from 1 to 4e-6 over a bulk of noise: float32 products see the weakest, though bfloat16 ones do not."""
+    left, right = (torch.linalg.qr(NOISE[:, k : k + 200]).Q for k in (0, 200))
+    weight = (left * torch.arange(1, 201) ** -1.5) @ right.T + NOISE * 1e-5
+    cosines = principal_angles(leading_subspace(weight, 64), exact_subspace(weight, 64, "input").float())
+    assert cosines.square().mean() > 0.999
 
 
 def test_another_dtype_of_the_base_turns_directions_but_hardly_their_span():

@@ -6,11 +6,12 @@ import resource
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from qrlora.storage import atomic, places, read, read_metadata, read_rows, write
+from qrlora.storage import PIECE, atomic, places, read, read_metadata, read_rows, word_sum, write
 
 TENSORS = {"b": torch.randn(3, 5), "a": torch.randn(4).bfloat16(), "c": torch.arange(3), "empty": torch.zeros(0, 2)}
 
@@ -22,6 +23,20 @@ def test_what_is_written_is_what_the_library_reads(tmp_path):
     assert metadata == read_metadata(tmp_path / "x.safetensors") == {"format": "pt", "b": "Größe"}
     for name, tensor in TENSORS.items():
         assert torch.equal(stock[name], tensor) and torch.equal(ours[name], tensor)
+
+
+@pytest.mark.parametrize("size", [0, 5, 64, PIECE + 8 * 7 + 3])
+def test_the_sum_of_words_is_that_of_numpy_and_sees_every_bit(tmp_path, size):
+    data = bytearray(np.random.default_rng(0).bytes(size))
+    padded = np.frombuffer(bytes(data) + bytes(-size % 8), np.uint64)
+    (tmp_path / "x").write_bytes(data)
+    found = word_sum(tmp_path / "x")
+    assert found == int(padded.sum(dtype=np.uint64))
+    for place in {0, size // 2, size - 1} & set(range(size)):
+        changed = data.copy()
+        changed[place] ^= 128
+        (tmp_path / "x").write_bytes(changed)
+        assert word_sum(tmp_path / "x") != found
 
 
 def test_what_the_library_writes_is_read(tmp_path):

@@ -77,7 +77,7 @@ class Header:
     prompt: str = ""
     """The training prompt."""
     config: dict[str, Any] = field(default_factory=dict)
-    """All settings of the run that made it."""
+    """All settings of the run that made it; "basis_energy_lost": what its basis lacks (Basis.lost)."""
     parents: tuple[dict[str, Any], ...] = ()
     """The headers of merged adapters, each with its "weight" and "kept_energy"."""
 

@@ -12,19 +12,18 @@ import json
 import os
 import warnings
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
 import platformdirs
-import torch
 from torch import Tensor
 
-from .linalg import leading_subspace, lots
-from .storage import atomic, raw_bytes, read, write
+from .linalg import lots, measured_subspace
+from .storage import atomic, raw_bytes, read, word_sum, write
 
 FINGERPRINT_LAYERS = 16
-WAY = "block Lanczos 1"
+WAY = "Chebyshev filter 1"
 """How directions are found: another way finds others, and must not take these for its own."""
 SAMPLED_RUNS = 64
 """A weight's key reads so many runs of so many entries, evenly spread over its memory."""
@@ -60,6 +59,9 @@ class Basis:
     """r, the largest of any layer; a computed basis has it in every layer."""
     side: str
     """"input" or "output"."""
+    lost: float | None = None
+    """Share of their energy that directions lack, as measured (linalg.energy_lost), in the layer where it is largest; 0: all
+    eigenvectors were found. None: not known, as of a lone file."""
 
     @cached_property
     def digest(self) -> str:
@@ -73,7 +75,7 @@ class Basis:
         """
         if not 1 <= rank <= self.rank:
             raise ValueError(f"rank must lie in 1..{self.rank} to truncate a basis of rank {self.rank}, got {rank}")
-        return Basis({layer: Q[:, :rank].contiguous() for layer, Q in self.Q.items()}, rank, self.side)
+        return Basis({layer: Q[:, :rank].contiguous() for layer, Q in self.Q.items()}, rank, self.side, self.lost)
 
 
 def compute_basis(
@@ -89,18 +91,19 @@ def compute_basis(
              spare: keep all directions of a lot, which cost nothing: `truncate` gives any smaller rank.
     Raises:  ValueError, naming the layer: rank above the layer's size, NaN or infinity; no layers.
     """
-    directions = {}
+    directions, lost = {}, 0.0
     for layer, weight in weights:
         count = min(lots(rank), *weight.shape) if spare and 1 <= rank <= min(weight.shape) else rank
         try:
-            directions[layer] = leading_subspace(weight, count, side).cpu()
+            Q, lacking = measured_subspace(weight, count, side)
         except ValueError as error:
             raise ValueError(f"{layer}: {error}") from error
+        directions[layer], lost = Q.cpu(), max(lost, lacking)
         if progress:
             progress(layer)
     if not directions:
         raise ValueError("a basis needs at least one layer, got none")
-    return Basis(directions, max(Q.shape[1] for Q in directions.values()), side)
+    return Basis(directions, max(Q.shape[1] for Q in directions.values()), side, lost)
 
 
 def cached_basis(
@@ -125,8 +128,9 @@ def cached_basis(
         except _Damaged as error:
             warnings.warn(f"the cached basis is damaged and computed again: {error}", stacklevel=2)
     basis = compute_basis(weights, rank, side, progress, spare=True)
-    save_basis(basis, replace=True)
-    entry = known[str(lots(rank))] = {"file": basis.digest, "checksum": _checksum(basis), "digests": {}}
+    checksum = word_sum(save_basis(basis, replace=True))
+    entry = {"file": basis.digest, "checksum": checksum, "lost": basis.lost, "digests": {}}
+    known[str(lots(rank))] = entry
     return _at_rank(basis, rank, entry, known, record)
 
 
@@ -154,7 +158,7 @@ def save_basis(basis: Basis, replace: bool = False) -> Path:
 
     Raises: OSError: the cache cannot be written.
     """
-    path = cache_folder() / f"{basis.digest}.safetensors"
+    path = _path(basis.digest)
     if replace or not path.is_file():
         write(path, basis.Q, {"format": "pt", "side": basis.side, "rank": str(basis.rank)})
     return path
@@ -166,7 +170,7 @@ def load_basis(digest: str) -> Basis:
     Raises: OSError: not in the cache.  ValueError: its content is not what its name says.
     """
     kept, rank = digest, 0
-    if not (cache_folder() / f"{digest}.safetensors").is_file():  # perhaps the beginning of one that is
+    if not _path(digest).is_file():  # perhaps the beginning of one that is
         for entry in (entry for record in cache_folder().glob("*.json") for entry in _known(record).values()):
             ranks = [int(rank) for rank, known in entry["digests"].items() if known == digest]
             kept, rank = (entry["file"], ranks[0]) if ranks else (kept, rank)
@@ -179,6 +183,11 @@ def load_basis(digest: str) -> Basis:
 def cache_folder() -> Path:
     """$QRLORA_CACHE, or "qrlora" in the user's cache folder; "bases" within it."""
     return Path(os.environ.get("QRLORA_CACHE") or platformdirs.user_cache_dir("qrlora")) / "bases"
+
+
+def _path(digest: str) -> Path:
+    """Where the basis of that digest is kept."""
+    return cache_folder() / f"{digest}.safetensors"
 
 
 def fingerprint(weights: Iterable[tuple[str, Tensor]]) -> dict[str, float]:
@@ -229,7 +238,8 @@ class _Damaged(ValueError):
 
 
 def _known(record: Path) -> dict[str, dict]:
-    """{directions held: {"file": digest of the basis kept, "checksum", "digests": {rank: digest}}} of some weights."""
+    """{directions held: {"file": digest of the basis kept, "checksum": word_sum of that file, "lost": of the basis,
+    "digests": {rank: digest}}} of some weights."""
     try:
         return json.loads(record.read_text()) if record.is_file() else {}
     except ValueError as error:
@@ -237,12 +247,12 @@ def _known(record: Path) -> dict[str, dict]:
         return {}
 
 
-def _checked(entry: Mapping[str, str]) -> Basis:
+def _checked(entry: Mapping) -> Basis:
     """The basis that an entry names. Raises _Damaged: missing, or not what was written."""
     try:
-        basis = _read(entry["file"])
-        if _checksum(basis) != entry["checksum"]:
+        if word_sum(_path(entry["file"])) != entry["checksum"]:  # several times as fast as a digest
             raise ValueError(f"{entry['file']}.safetensors does not have its checksum")
+        basis = replace(_read(entry["file"]), lost=entry["lost"])
     except (OSError, ValueError) as error:
         raise _Damaged(str(error)) from error
     basis.__dict__["digest"] = entry["file"]  # as the cached property would; the checksum vouches for it
@@ -269,15 +279,8 @@ def _at_rank(basis: Basis, rank: int, entry: dict, known: Mapping, record: Path)
 
 def _read(digest: str) -> Basis:
     """What the file of that digest holds, unverified. Raises as `read`, and OSError: not in the cache."""
-    path = cache_folder() / f"{digest}.safetensors"
+    path = _path(digest)
     if not path.is_file():
         raise FileNotFoundError(errno.ENOENT, "no such basis in the cache", str(path))
     directions, metadata = read(path)
     return Basis(directions, int(metadata.get("rank", "0")), metadata.get("side", ""))
-
-
-def _checksum(basis: Basis) -> str:
-    """SHA-256 (hex) of the sum of each row's bits, which any one bit changes: tells damage, several times as fast as a
-    digest."""
-    bits = {x: Q.contiguous().view(torch.int32 if Q.shape[1] % 2 else torch.int64) for x, Q in basis.Q.items()}
-    return _hash(basis.side, sorted((layer, x.sum(1)) for layer, x in bits.items()))  # int64, modulo 2^64

@@ -4,20 +4,35 @@ Letters, the same in every file: o outputs, i inputs, r rank (r <= min(o, i)), b
 A weight W is (o, i); a pair is A (r, i) and B (o, r); its update is B A.
 """
 
+import math
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
 LOT = 64
 """So many directions are sought at once: a smaller rank is the beginning of a larger one of its lot, bit for bit."""
-TOLERANCE = 1e-3
-"""Of the residual |G Z - Z T| / |T| at which the directions Z count as found. On power-law and on Gaussian spectra the
-energy is then within 1e-4 of the best possible, and the span, in squared cosines, within 1e-3 (docs/performance.md)."""
+TOLERANCE = 2e-4
+"""The share of its energy that a direction found may lack, see `energy_lost`. All together then lack less than that of
+the best possible, and the span, in squared cosines, at most 1e-2 (docs/performance.md)."""
 WORTHWHILE = 12
 """The smaller side of a weight must be so many times the lot; below, all its directions are as quickly found."""
+BLOCKS = 5
+"""Of the Krylov space that `chebyshev` starts from."""
+DEGREE, CONTRAST, ROUNDS = 8, 1e4, 32
+"""A filter's highest degree; how many times more it may magnify the strongest direction than the weakest sought, which
+rounding would drown otherwise; rounds of filter and trial, of which few spectra need more than four."""
+NOTHING = 1e-9
+"""Energies below this share of the strongest are rounding."""
 
 
 def leading_subspace(weight: Tensor, rank: int, side: str = "input", exact: bool = False) -> Tensor:
-    """The strongest input or output directions of a weight.
+    """The strongest input or output directions of a weight: the first answer of `measured_subspace`."""
+    return measured_subspace(weight, rank, side, exact)[0]
+
+
+def measured_subspace(weight: Tensor, rank: int, side: str = "input", exact: bool = False) -> tuple[Tensor, float]:
+    """The strongest input or output directions of a weight, and the share of energy that they lack.
 
     QR-LoRA (arXiv 2507.04599, eq. 3-6) takes Q from the QR of V_r S_r, whose columns are
     already orthogonal: Q is V_r, the leading right singular vectors (side "input"). The left
@@ -25,16 +40,15 @@ def leading_subspace(weight: Tensor, rank: int, side: str = "input", exact: bool
     Both are eigenvectors of a Gram matrix of W, so the smaller one is taken and a thin QR
     carries it over to the longer side; no full SVD is needed.
 
-    Large weights go through block Lanczos in float32 and stop by TOLERANCE; small ones, those
-    whose spectrum does not let it converge, and `exact` through all eigenvectors in float64.
-    Equal weights give equal bits on one machine with one number of threads. Other devices round
-    otherwise: where singular values around the rank-th lie closer together than TOLERANCE, the
-    last directions may differ there, as they do between two dtypes of one base.
+    Large weights go through `chebyshev` and stop by TOLERANCE; small ones, those whose spectrum does not let it
+    converge, and `exact` through all eigenvectors in float64. Equal weights give equal bits on one machine with one
+    number of threads. Other devices round otherwise: there, as between two dtypes of one base, directions turn within
+    their span, and the span by less than is asked of it.
 
     Args:    weight (o, i), any float dtype and device.  rank: a count of directions.
     Returns: Q float32, on the weight's device: (i, r) for "input", (o, r) for "output";
              orthonormal columns, strongest first, the entry of largest magnitude of each
-             column positive.
+             column positive; and `energy_lost` of the lot they are of, 0 where all eigenvectors were found.
     Raises:  ValueError: not a matrix, rank outside 1..min(o, i), unknown side, NaN or infinity.
     """
     if side not in ("input", "output"):
@@ -43,25 +57,24 @@ def leading_subspace(weight: Tensor, rank: int, side: str = "input", exact: bool
         raise ValueError(f"a weight is a matrix of floats, got shape {tuple(weight.shape)} of {weight.dtype}")
     if not 1 <= rank <= min(weight.shape):
         raise ValueError(f"rank must lie in 1..{min(weight.shape)} for shape {tuple(weight.shape)}, got {rank}")
-    if not is_finite(weight):
-        raise ValueError(f"the weight of shape {tuple(weight.shape)} holds NaN or infinity")
     home = weight.device
     matrix = weight.detach().to("cpu" if home.type == "mps" else home)  # MPS has no float64
+    low, high = matrix.aminmax()  # either is NaN where an entry is
+    if not (low.isfinite() and high.isfinite()):
+        raise ValueError(f"the weight of shape {tuple(weight.shape)} holds NaN or infinity")
     tall = matrix if side == "output" else matrix.T  # (wanted side, other side)
     wanted, other = tall.shape
     count, short = lots(rank), (tall if wanted > other else tall.T)  # (larger side, smaller side)
-    leading = None
+    found, lost = None, 0.0
     if not exact and WORTHWHILE * count <= min(wanted, other):
-        scale = (
-            matrix.abs().max().float().clamp(min=torch.finfo(torch.float32).tiny)
-        )  # squares neither over- nor underflow
-        tall, short = tall.float() / scale, short.float() / scale
-        leading = lanczos(short, count)
-    if leading is None:
-        tall, leading = tall.double(), all_directions(short)[:, : min(count, wanted, other)]
-    if wanted > other:
-        leading = torch.linalg.qr(tall @ leading).Q
-    return _with_fixed_sign(leading[:, :rank]).float().to(home)
+        found = chebyshev(short.float(), torch.maximum(-low, high).float(), count)
+    if found:
+        directions, images, lost = found
+        leading = torch.linalg.qr(images if wanted > other else directions).Q
+    else:
+        leading = all_directions(short)[:, : min(count, wanted, other)]
+        leading = torch.linalg.qr(tall.double() @ leading).Q if wanted > other else leading
+    return _with_fixed_sign(leading[:, :rank]).float().to(home), lost
 
 
 def lots(rank: int) -> int:
@@ -76,17 +89,55 @@ def all_directions(matrix: Tensor) -> Tensor:
     return torch.linalg.eigh(exact.T @ exact).eigenvectors.flip(-1)  # eigh sorts upwards
 
 
-def lanczos(matrix: Tensor, count: int) -> Tensor | None:
-    """The leading right singular vectors of a matrix (m, n), m >= n, by block Lanczos on G = W^T W.
+def chebyshev(matrix: Tensor, scale: Tensor, count: int) -> tuple[Tensor, Tensor, float] | None:
+    """The leading right singular vectors of a matrix W (m, n), m >= n: subspace iteration with a Chebyshev filter on
+    G = W^T W, which is never formed (Zhou, Saad et al., J. Comput. Phys. 219, 2006).
 
-    From a random block X, the same for every weight, grows an orthonormal V of span [X, GX, G^2 X, ...]; G within it is
-    H = V^T G V, whose leading eigenvectors (Rayleigh-Ritz) are tried now and then. G V = V H + next R holds exactly, so
-    the residual of the trial is |R s|, s its last rows. The block is as wide as the directions sought, so that up
-    to `count` equal singular values are found in all their directions. (Golub and Van Loan, Matrix Computations, 10.3.)
+    T_d(2 G / cut - 1) leaves directions of eigenvalues below the cut as small as they are and magnifies the others by
+    cosh(d acosh(2 lambda / cut - 1)). The block is LOT columns wider than what is sought, the cut lies half way between
+    the weakest sought and the block's last, and the degree d is what TOLERANCE still needs. A trial, Rayleigh-Ritz
+    within the block, follows each filter. Products are in bfloat16 where the device is fast at them and as long as they
+    help; what is returned was measured in float32.
 
-    Args:    matrix float32 of largest magnitude 1, or zero.
-    Returns: (n, count) float32, strongest first, orthonormal; None where three quarters of all
-             directions do not contain them to TOLERANCE.
+    Args:    matrix float32.  scale: its largest magnitude, so that squares neither over- nor underflow.
+    Returns: Z (n, count), strongest first, orthonormal to rounding; W Z / scale; the energy lost.
+             None where ROUNDS do not bring that to TOLERANCE.
+    """
+    scale = scale.clamp(min=torch.finfo(torch.float32).tiny)
+    quick = matrix.bfloat16() if has_fast_bfloat16(matrix.device) else matrix
+
+    def times(factor: Tensor, X: Tensor) -> Tensor:
+        return (factor @ X.to(factor.dtype)).float() / scale
+
+    X, values, residual = krylov(lambda X: times(quick.T, times(quick, X)), matrix, count, count + LOT)
+    lost = energy_lost(values, residual, count)
+    for _ in range(ROUNDS):
+        cut = float(values[count - 1] + values[-1]) / 2
+        degree, enough = filter_degree(values[0] / cut, values[count - 1] / cut, lost)
+        before, Y = X, (X * values.to(X) + residual) * (2 / cut) - X
+        for _ in range(degree - 1):
+            before, Y = Y, times(quick.T, times(quick, Y)) * (4 / cut) - 2 * Y - before
+        factor = matrix if enough else quick
+        X = torch.linalg.qr(Y).Q
+        images = times(factor, X)
+        inside = images.T @ images
+        values, turn = eigen(inside.double())
+        turn = turn.to(X)
+        images = images @ turn
+        residual, X = times(factor.T, images) - X @ (inside @ turn), X @ turn
+        last, lost = lost, energy_lost(values, residual, count)
+        if lost <= TOLERANCE and factor is matrix:
+            return X[:, :count], images[:, :count], lost
+        if lost >= last / 2:
+            quick = matrix
+    return None
+
+
+def krylov(gram: Callable[[Tensor], Tensor], matrix: Tensor, count: int, wide: int) -> tuple[Tensor, Tensor, Tensor]:
+    """A start for `chebyshev`: Rayleigh-Ritz in the span of BLOCKS blocks X, G X, G^2 X ..., X random and the same for every
+    weight (block Lanczos: Golub and Van Loan, Matrix Computations, 10.3).
+
+    Returns: Z (n, wide), values (wide,), the residual G Z - Z diag(values).
     """
     n = matrix.shape[1]
     generator = torch.Generator().manual_seed(0)  # on the CPU: equal on every device
@@ -94,27 +145,61 @@ def lanczos(matrix: Tensor, count: int) -> Tensor | None:
     def random() -> Tensor:
         return torch.randn(n, count, generator=generator).to(matrix.device)
 
-    room = 3 * n // 4 // count * count
-    V, H = matrix.new_empty(n, room), matrix.new_zeros(room, room)
-    block, trial = torch.linalg.qr(random()).Q, 4 * count
-    for begin in range(0, room, count):
+    V, H = matrix.new_empty(n, BLOCKS * count), matrix.new_zeros(BLOCKS * count, BLOCKS * count)
+    block = R = torch.linalg.qr(random()).Q
+    for begin in range(0, BLOCKS * count, count):
         end = begin + count
         V[:, begin:end] = block
         known = V[:, :end]
-        image = matrix.T @ (matrix @ block)
+        image = gram(block)
         inside = known.T @ image
         H[:end, begin:end], H[begin:end, :end] = inside, inside.T
         # An exhausted span leaves nothing but rounding; a random trace of that size keeps the next block full.
-        trace = 1e-8 * H.abs().max().clamp(min=1)
-        block, R = torch.linalg.qr(image - known @ inside + trace * random())
-        if end >= trial:
-            values, vectors = torch.linalg.eigh(H[:end, :end])
-            values, vectors = values[-count:], vectors[:, -count:]
-            if (R @ vectors[-count:]).norm() <= TOLERANCE * values.norm().clamp(min=1):
-                return torch.linalg.qr(known @ vectors.flip(-1)).Q
-            trial = end + max(count, end // 4)  # a trial costs end^3
-        block = torch.linalg.qr(block - known @ (known.T @ block)).Q  # once more: Lanczos loses orthogonality
-    return None
+        rest = image - known @ inside + 1e-8 * inside.abs().max() * random()
+        block, R = torch.linalg.qr(rest - known @ (known.T @ rest))
+    values, turn = eigen(H)
+    turn = turn[:, :wide].to(V)
+    return V @ turn, values[:wide].double(), block @ (R @ turn[-count:])
+
+
+def filter_degree(strongest: float, weakest: float, lost: float) -> tuple[int, bool]:
+    """Degree of the filter that brings the energy lost to TOLERANCE, and whether that is to be expected of it.
+
+    Args:    eigenvalues as multiples of the cut: the strongest, and the weakest that is sought.
+    """
+    far, near = (math.acosh(max(2 * x - 1, 1)) for x in (strongest, weakest))
+    need = (math.log(max(lost / TOLERANCE, 1)) / 2 + 1) / max(near, NOTHING)  # energy is a square; cosh x = e^x / 2
+    degree = max(1, min(math.ceil(need), int(math.log(CONTRAST) / max(far - near, NOTHING)), DEGREE))
+    return degree, need <= degree and lost < 1e-2
+
+
+def energy_lost(values: Tensor, residual: Tensor, count: int) -> float:
+    """Share of its energy that a direction found lacks, the mean over all sought.
+
+    A Ritz value with residual r lies below its eigenvalue by at most |r|, and by at most |r|^2 / gap, the gap being that
+    to the eigenvalues that have no part in the block (Parlett, The Symmetric Eigenvalue Problem, 11.7). The block's
+    last value stands for these, which makes it an estimate.
+
+    Args:    values (wide,), residual G Z - Z diag(values) (n, wide).
+    """
+    r = residual[:, :count].norm(dim=0).to(values)
+    found = values[:count]
+    return float((r / found * (r / (found - values[-1]).clamp(min=1e-30)).clamp(max=1)).mean())
+
+
+def eigen(symmetric: Tensor) -> tuple[Tensor, Tensor]:
+    """Eigenvalues, strongest first, and vectors, on the CPU: a GPU is slow at small ones. What is below NOTHING of the
+    strongest counts as that much."""
+    values, vectors = torch.linalg.eigh(symmetric.cpu())
+    return values.flip(-1).clamp(min=max(float(values[-1]) * NOTHING, 1e-30)), vectors.flip(-1)
+
+
+def has_fast_bfloat16(device: torch.device) -> bool:
+    """Whether products in bfloat16 are several times as fast there as in float32."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_capability(device) >= (8, 0)
+    able = getattr(torch.cpu, "get_capabilities", dict)()  # since torch 2.10
+    return device.type == "cpu" and bool(able.get("avx512_bf16") or able.get("amx_bf16"))
 
 
 def principal_angles(first: Tensor, second: Tensor) -> Tensor:

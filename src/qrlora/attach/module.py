@@ -81,6 +81,7 @@ def attach(
         rank=rank,
         targets=",".join(endings),
         basis=basis.digest if basis else "",
+        config={"basis_energy_lost": basis.lost} if basis else {},
         fingerprint=fingerprint(weights),
     )
     return Learning(model, name, header)

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from .. import analysis, files, plots
-from ..adapter import Adapter
+from ..adapter import Adapter, Header
 from ..methods import METHODS
 from . import console
 
@@ -59,10 +59,16 @@ def facts(path: Path, adapter: Adapter) -> list[tuple[str, str]]:
         ("layers", f"{len(adapter.layers)}{f', targets {header.targets}' if header.targets else ''}"),
         ("trainable", _trainable(adapter)),
         ("in the file", f"{console.size(path)}, {console.count(held)} numbers as A and B"),
-        ("basis", header.basis[:16]),
+        ("basis", header.basis[:16] + _lacking(header)),
         ("run", ", ".join(run)),
     ]
     return [(name, value) for name, value in lines if value]
+
+
+def _lacking(header: Header) -> str:
+    """What the basis lacks, in the layer where it is most."""
+    lost = header.config.get("basis_energy_lost")
+    return "" if lost is None else ", all eigenvectors" if lost == 0 else f", lacks {lost:.1g} of its energy at most"
 
 
 def _trainable(adapter: Adapter) -> str:

@@ -122,7 +122,8 @@ def _learn(
         identity = _identity(config, example, learner.basis)
         tell = on_step or (lambda _: None)
         run(config, base, example, learner.factors, generator, identity, processes, tell, draw)
-        return learner.lift(replace(header, basis=learner.basis))
+        told = {} if learner.lost is None else {"basis_energy_lost": learner.lost}
+        return learner.lift(replace(header, basis=learner.basis, config={**header.config, **told}))
     finally:
         learner.detach()
 

@@ -27,6 +27,8 @@ class Learner:
     """What learns, by name."""
     basis: str
     """Digest of the basis that it starts from; "" without one."""
+    lost: float | None
+    """What that basis lacks (Basis.lost); None without one."""
     lift: Callable[[Header], Adapter]
     detach: Callable[[], None]
 
@@ -41,10 +43,10 @@ def prepared(
 
         def foreign() -> Learner:
             put = begin_kind(base.model, layers, kind, rank, config.seed)
-            return Learner(put.factors(), "", put.lift, put.detach)
+            return Learner(put.factors(), "", None, put.lift, put.detach)
 
         return foreign
-    starts, digest = _starts(base, config, generator, stage)
+    starts, digest, lost = _starts(base, config, generator, stage)
 
     def own() -> Learner:
         try:
@@ -53,7 +55,7 @@ def prepared(
             _detach(base)
             raise
         factors = learning_factors(base.model, NAME)
-        return Learner(factors, digest, lambda header: lift(base.model, NAME, header), lambda: _detach(base))
+        return Learner(factors, digest, lost, lambda header: lift(base.model, NAME, header), lambda: _detach(base))
 
     return own
 
@@ -65,12 +67,12 @@ def _detach(base: Base) -> None:
 
 def _starts(
     base: Base, config: TrainConfig, generator: torch.Generator, stage: Callable[[str, float], Any]
-) -> tuple[dict[str, Start], str]:
-    """Where each layer's A and B start, and the digest of the basis that they start from ("" without one)."""
+) -> tuple[dict[str, Start], str, float | None]:
+    """Where each layer's A and B start; the digest of the basis that they start from, and what it lacks ("", None)."""
     assert config.rank is not None and config.targets is not None
     method, weights = METHODS[config.method], base.weights(config.targets)
     directions: Any = {}
-    digest = ""
+    digest, lost = "", None
     if method.slotted:
         assert config.slot is not None
         directions = {layer: slot_directions(w.shape[1], config.rank, config.slot) for layer, w in weights}
@@ -82,6 +84,6 @@ def _starts(
             stage("finding the leading directions", len(done) / len(weights))
 
         basis = cached_basis(weights, config.rank, method.side, count)
-        directions, digest = basis.Q, basis.digest
+        directions, digest, lost = basis.Q, basis.digest, basis.lost
     starts = {layer: method.start(weight, directions.get(layer), config.rank, generator) for layer, weight in weights}
-    return starts, digest
+    return starts, digest, lost
