@@ -77,6 +77,14 @@ def test_layer_lines_draw_each_value_and_name_the_blocks():
     assert [t.get_text() for t in figure.axes[-1].get_xticklabels()] == ["down 1.0", "down 2.0", "mid"]
 
 
+def test_beside_layer_lines_stands_how_many_layers_have_each_value():
+    layers = [f"blocks.{k}.to_q" for k in range(5)]
+    figure = plots.layer_lines(layers, {"a pair": {"Q": [0.9, 0.9, 1, 1, 1], "dR": [0] * 5}}, spread="cosine")
+    _, beside = figure.axes
+    heights = [round(bar.get_height()) for bar in beside.patches if bar.get_height()]
+    assert beside.get_xlabel() == "cosine" and heights == [2, 3, 5]
+
+
 def test_a_picture_is_written_whole_or_not_at_all(tmp_path):
     """A file may grow to 1000 bytes only: the system refuses the rest, as a full disk does."""
     figure = plots.sheet([Panel("a", [picture("red")])])

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 from PIL import Image, PngImagePlugin
 
 from .storage import atomic
@@ -133,34 +134,59 @@ def _show(axes: Axes, picture: Image.Image) -> None:
 
 
 def layer_lines(
-    layers: Sequence[str], curves: Mapping[str, Mapping[str, Sequence[float]]], title: str = "", log: Sequence[str] = ()
+    layers: Sequence[str],
+    curves: Mapping[str, Mapping[str, Sequence[float]]],
+    title: str = "",
+    log: Sequence[str] = (),
+    spread: str = "",
 ) -> Figure:
     """Curves over the layers of a model, in the model's order, one plot under the other.
 
     Args: layers: names, in order.  curves: {axis label: {curve's name: one value a layer}}.
           log: axis labels with a logarithmic axis.
+          spread: beside each plot stands how its values are distributed; the name of that axis.
     """
-    figure = Figure(figsize=(9, 1.9 * len(curves) + 1.2), dpi=150, facecolor="white", layout="constrained")
-    axes = figure.subplots(len(curves), 1, sharex=True, squeeze=False)[:, 0]
-    for axis, (label, lines) in zip(axes, curves.items(), strict=True):
-        for colour, (name, values) in zip(LINES, lines.items(), strict=False):
-            axis.plot(range(len(layers)), values, color=colour, linewidth=0.7, alpha=0.35)  # leads the eye, no more
-            axis.plot(range(len(layers)), values, ".", color=colour, markersize=3.5, label=name)
-        axis.set_ylabel(label, fontsize=8, color=INK)
-        if label in log:
-            axis.set_yscale("log")
-        elif all(-1 <= v <= 1 for values in lines.values() for v in values):
-            low = -1.05 if any(v < -0.05 for values in lines.values() for v in values) else -0.05
-            axis.set_ylim(low, 1.05)
-            axis.axhline(0, color="#cfcfcf", linewidth=0.6, zorder=0)
-        axis.spines[["top", "right"]].set_visible(False)
-        axis.tick_params(labelsize=7)
-        if len(lines) > 1:
-            axis.legend(fontsize=7, frameon=False, ncols=len(lines), loc="lower right", bbox_to_anchor=(1, 1))
-    _name_blocks(axes[-1], layers)
+    height = 1.9 * len(curves) + 1.2
+    figure = Figure(figsize=(12 if spread else 9, height), dpi=150, facecolor="white", layout="constrained")
+    ratios = (3, 1) if spread else (1,)
+    grid = figure.subplots(len(curves), len(ratios), squeeze=False, width_ratios=ratios)
+    for k, (label, lines) in enumerate(curves.items()):
+        axis = grid[k, 0]
+        _over_layers(axis, label, lines, label in log)
+        axis.sharex(grid[-1, 0])
+        axis.tick_params(labelsize=7, labelbottom=k == len(curves) - 1)
+        if spread:
+            _histogram(grid[k, 1], lines)
+            _plain(grid[k, 1], "", spread, "layers")
+    _name_blocks(grid[-1, 0], layers)
     if title:
         figure.suptitle(title, fontsize=10, color=INK)
     return figure
+
+
+def _over_layers(axis: Axes, label: str, lines: Mapping[str, Sequence[float]], log: bool) -> None:
+    """One plot of `layer_lines`."""
+    for colour, (name, values) in zip(LINES, lines.items(), strict=False):
+        axis.plot(range(len(values)), values, color=colour, linewidth=0.7, alpha=0.35)  # leads the eye, no more
+        axis.plot(range(len(values)), values, ".", color=colour, markersize=3.5, label=name)
+    axis.set_ylabel(label, fontsize=8, color=INK)
+    if log:
+        axis.set_yscale("log")
+    elif all(-1 <= v <= 1 for values in lines.values() for v in values):
+        low = -1.05 if any(v < -0.05 for values in lines.values() for v in values) else -0.05
+        axis.set_ylim(low, 1.05)
+        axis.axhline(0, color="#cfcfcf", linewidth=0.6, zorder=0)
+    axis.spines[["top", "right"]].set_visible(False)
+    if len(lines) > 1:
+        axis.legend(fontsize=7, frameon=False, ncols=len(lines), loc="lower right", bbox_to_anchor=(1, 1))
+
+
+def _histogram(axis: Axes, series: Mapping[str, Sequence[float]]) -> None:
+    """How values are distributed, in the colours of their curves."""
+    every = [value for values in series.values() for value in values]
+    for colour, (name, values) in zip(LINES, series.items(), strict=False):
+        axis.hist(values, bins=24, range=(min(every), max(every)), color=colour, alpha=0.6, label=name)
+    axis.yaxis.set_major_locator(MaxNLocator(integer=True))
 
 
 def curves(
@@ -186,21 +212,6 @@ def curves(
         _plain(axis, head, x_label, y_label)
         axis.xaxis.get_major_locator().set_params(integer=True)
     axes[-1].legend(fontsize=7, frameon=False, loc="upper left", bbox_to_anchor=(1, 1))  # beside, not on the lines
-    if title:
-        figure.suptitle(title, fontsize=10, color=INK)
-    return figure
-
-
-def histograms(groups: Mapping[str, Mapping[str, Sequence[float]]], x_label: str, title: str = "") -> Figure:
-    """How values are distributed, a panel for each group. Args: groups: {panel's title: {name: values}}."""
-    figure = Figure(figsize=(4.5 * len(groups) + 0.6, 3.2), dpi=150, facecolor="white", layout="constrained")
-    for axis, (head, series) in zip(figure.subplots(1, len(groups), squeeze=False)[0], groups.items(), strict=True):
-        every = [value for values in series.values() for value in values]
-        for colour, (name, values) in zip(LINES, series.items(), strict=False):
-            axis.hist(values, bins=24, range=(min(every), max(every)), color=colour, alpha=0.6, label=name)
-        _plain(axis, head, x_label, "layers")
-        axis.yaxis.get_major_locator().set_params(integer=True)
-        axis.legend(fontsize=7, frameon=False)
     if title:
         figure.suptitle(title, fontsize=10, color=INK)
     return figure
