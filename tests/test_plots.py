@@ -38,6 +38,17 @@ def test_a_panel_is_never_broken_over_two_lines():
     assert heights[0] == heights[1] > heights[2] == heights[3] == heights[4]
 
 
+def test_a_long_title_is_broken_and_has_room():
+    long = "a <c> riding a bicycle in <s> style, by a method with a name"
+    figure, plain = (plots.sheet([Panel(title, [picture("red")])], columns=1) for title in (long, "short"))
+    assert figure.texts[0].get_text().replace("\n", " ") == long and "\n" in figure.texts[0].get_text()
+    assert figure.get_figheight() > plain.get_figheight()
+    edges = figure.texts[0].get_window_extent()
+    assert (
+        edges.y1 <= figure.bbox.y1 and edges.y0 >= figure.axes[0].get_window_extent().y1 and edges.x1 < figure.bbox.x1
+    )
+
+
 def test_a_sheet_refuses_what_it_cannot_show():
     with pytest.raises(ValueError, match="at least one panel, got none"):
         plots.sheet([])

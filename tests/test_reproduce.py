@@ -71,6 +71,9 @@ def test_figure8_starts_at_one_loss_and_falls_for_every_method(asked):
     rows = reproduce("figure8", asked).rows
     assert {rows[0]["qr"], rows[0]["lora"], rows[0]["qr-direct"]} == {rows[0]["qr"]}
     assert rows[-1]["updates"] == 4 and all(rows[-1][m] < rows[0][m] for m in ("qr", "lora", "qr-direct"))
+    for method in ("qr", "lora", "pissa"):  # several seeds, which differ once something has been learnt
+        assert rows[0][f"{method}: low"] == rows[0][f"{method}: high"]
+        assert rows[-1][f"{method}: low"] < rows[-1][method] < rows[-1][f"{method}: high"]
 
 
 def test_table1_has_the_means_of_the_study_beside_the_papers_of_the_same_backbone(asked):

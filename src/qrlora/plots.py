@@ -4,8 +4,9 @@ Each function takes values (pictures, rows) and returns a Figure; `save` writes 
 """
 
 import math
+import textwrap
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from matplotlib.axes import Axes
@@ -20,6 +21,8 @@ CONTENT, STYLE = "#3b6fb6", "#d9822b"  # told apart by readers with any colour v
 LINES = (CONTENT, STYLE, "#5b8c5a", "#8a5a9e", "#1c1c1c")
 CELL = 1.7
 """Side of a picture in a sheet, in inches."""
+TITLE = 28
+"""Letters of a title that fit over one picture."""
 
 
 @dataclass(frozen=True)
@@ -35,13 +38,17 @@ class Panel:
 
 
 def sheet(panels: Sequence[Panel], columns: int = 4, title: str = "", footer: str = "") -> Figure:
-    """A contact sheet: panels from left to right, `columns` pictures to a line; a panel is never broken over lines.
+    """A contact sheet: panels from left to right, `columns` pictures to a line; a panel is never broken over lines,
+    a long title is.
 
     Raises: ValueError: a panel without pictures or wider than a line, or notes that do not match its pictures.
     """
+    titles = [textwrap.fill(panel.title, TITLE * len(panel.pictures)) for panel in panels]
+    panels = [replace(panel, title=title) for panel, title in zip(panels, titles, strict=True)]
     lines = list(_lines(panels, columns))
+    broken = max((title.count("\n") for title in titles), default=0)
     notes = max((note.count("\n") + 1 for panel in panels for note in panel.notes if note), default=0)
-    cell_height = CELL + 0.32 + 0.16 * notes
+    cell_height = CELL + 0.32 + 0.16 * (notes + broken)
     head, foot = (0.45 if title else 0.1), (0.3 if footer else 0.05)
     width, height = columns * (CELL + 0.12) + 0.12, len(lines) * cell_height + head + foot
     figure = Figure(figsize=(width, height), dpi=150, facecolor="white")
@@ -50,7 +57,7 @@ def sheet(panels: Sequence[Panel], columns: int = 4, title: str = "", footer: st
     if footer:
         figure.text(0.5, 0.15 / height, footer, ha="center", va="center", fontsize=7, color=MUTED)
     for row, line in enumerate(lines):
-        top = height - head - row * cell_height - 0.26
+        top = height - head - row * cell_height - 0.26 - 0.16 * broken
         column = 0
         for panel in line:
             left = 0.12 + column * (CELL + 0.12)

@@ -30,7 +30,7 @@ def table1(asked: Asked) -> Reproduced:
         "For intervals over pairs and paired differences run `qrlora bench fusion` in this folder with the same "
         "settings: it finds the same jobs done.",
         "DINO and CLIP need --encoders. They compare with the style (-S) and the content picture (-C), so that a copy "
-        "of either scores 1; the other scores compare with the true picture. Nobody was asked for ratings.",
+        "of either scores 1. The other scores are those of `bench fusion`. Nobody was asked for ratings.",
     )
     title = f"Table 1, figures 5 and 20: methods on {asked.base}"
     return Reproduced(title, rows, notes, Sheet(showcase.lines(account)))
