@@ -164,7 +164,7 @@ def layer_lines(
         axis.tick_params(labelsize=7, labelbottom=k == len(curves) - 1)
         if spread:
             _histogram(grid[k, 1], lines)
-            _plain(grid[k, 1], "", spread, "layers")
+            _plain(grid[k, 1], "", spread if k == len(curves) - 1 else "", "layers")
     _name_blocks(grid[-1, 0], layers)
     if title:
         figure.suptitle(title, fontsize=10, color=INK)

@@ -22,7 +22,7 @@ SAMPLES = 5
 """Pairs in figures 14 to 16."""
 NOTES = (
     "Each matrix is compared between the adapter of a pair's content picture and that of its style picture, on the "
-    "same layers; the largest and the smallest cosine of all layers. Q and R: method qr-direct; dR: qr; A and B: lora.",
+    "same layers. Q and R: method qr-direct; dR: qr; A and B: lora.",
     "The paper's A are alike because both runs start from the same random numbers, which A hardly leaves: "
     '"A, other seed" starts the second run from others. Q and R start at the same values for any seed.',
 )
@@ -49,7 +49,7 @@ def table4(asked: Asked) -> Reproduced:
     rows.append({"pair": "mean", "pictures": f"{len(rows)} pairs", **mean})
     rows.append({"pair": "paper", "pictures": "mean of 27 pairs, SDXL", **{n: papers.get(n, "") for n in figures}})
     title = "Table 4 and figure 2: cosines between the matrices of two pictures"
-    return Reproduced(title, rows, NOTES, Curves(panels, "pair", "cosine"))
+    return Reproduced(title, rows, (*NOTES, "Max and min: over all layers."), Curves(panels, "pair", "cosine"))
 
 
 def figure3(asked: Asked) -> Reproduced:
