@@ -38,6 +38,17 @@ def test_a_panel_is_never_broken_over_two_lines():
     assert heights[0] == heights[1] > heights[2] == heights[3] == heights[4]
 
 
+def test_a_long_title_is_broken_and_has_room():
+    long = "a <c> riding a bicycle in <s> style, by a method with a name"
+    figure, plain = (plots.sheet([Panel(title, [picture("red")])], columns=1) for title in (long, "short"))
+    assert figure.texts[0].get_text().replace("\n", " ") == long and "\n" in figure.texts[0].get_text()
+    assert figure.get_figheight() > plain.get_figheight()
+    edges = figure.texts[0].get_window_extent()
+    assert (
+        edges.y1 <= figure.bbox.y1 and edges.y0 >= figure.axes[0].get_window_extent().y1 and edges.x1 < figure.bbox.x1
+    )
+
+
 def test_a_sheet_refuses_what_it_cannot_show():
     with pytest.raises(ValueError, match="at least one panel, got none"):
         plots.sheet([])
@@ -75,6 +86,14 @@ def test_layer_lines_draw_each_value_and_name_the_blocks():
     drawn = [line.get_ydata().tolist() for axes in figure.axes for line in axes.lines if line.get_marker() == "."]
     assert drawn == [[1, 2, 3, 4, 5], [0, 0.5, -1, 1, 0.2]]
     assert [t.get_text() for t in figure.axes[-1].get_xticklabels()] == ["down 1.0", "down 2.0", "mid"]
+
+
+def test_beside_layer_lines_stands_how_many_layers_have_each_value():
+    layers = [f"blocks.{k}.to_q" for k in range(5)]
+    figure = plots.layer_lines(layers, {"a pair": {"Q": [0.9, 0.9, 1, 1, 1], "dR": [0] * 5}}, spread="cosine")
+    _, beside = figure.axes
+    heights = [round(bar.get_height()) for bar in beside.patches if bar.get_height()]
+    assert beside.get_xlabel() == "cosine" and heights == [2, 3, 5]
 
 
 def test_a_picture_is_written_whole_or_not_at_all(tmp_path):

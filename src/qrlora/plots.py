@@ -6,8 +6,9 @@ Each function takes values (pictures, rows) and returns a Figure; `save` writes 
 from __future__ import annotations
 
 import math
+import textwrap
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,6 +25,8 @@ CONTENT, STYLE = "#3b6fb6", "#d9822b"  # told apart by readers with any colour v
 LINES = (CONTENT, STYLE, "#5b8c5a", "#8a5a9e", "#1c1c1c")
 CELL = 1.7
 """Side of a picture in a sheet, in inches."""
+TITLE = 28
+"""Letters of a title that fit over one picture."""
 
 
 @dataclass(frozen=True)
@@ -46,13 +49,17 @@ def _blank(width: float, height: float, **told: Any) -> Figure:
 
 
 def sheet(panels: Sequence[Panel], columns: int = 4, title: str = "", footer: str = "") -> Figure:
-    """A contact sheet: panels from left to right, `columns` pictures to a line; a panel is never broken over lines.
+    """A contact sheet: panels from left to right, `columns` pictures to a line; a panel is never broken over lines,
+    a long title is.
 
     Raises: ValueError: a panel without pictures or wider than a line, or notes that do not match its pictures.
     """
+    titles = [textwrap.fill(panel.title, TITLE * len(panel.pictures)) for panel in panels]
+    panels = [replace(panel, title=title) for panel, title in zip(panels, titles, strict=True)]
     lines = list(_lines(panels, columns))
+    broken = max((title.count("\n") for title in titles), default=0)
     notes = max((note.count("\n") + 1 for panel in panels for note in panel.notes if note), default=0)
-    cell_height = CELL + 0.32 + 0.16 * notes
+    cell_height = CELL + 0.32 + 0.16 * (notes + broken)
     head, foot = (0.45 if title else 0.1), (0.3 if footer else 0.05)
     width, height = columns * (CELL + 0.12) + 0.12, len(lines) * cell_height + head + foot
     figure = _blank(width, height)
@@ -61,7 +68,7 @@ def sheet(panels: Sequence[Panel], columns: int = 4, title: str = "", footer: st
     if footer:
         figure.text(0.5, 0.15 / height, footer, ha="center", va="center", fontsize=7, color=MUTED)
     for row, line in enumerate(lines):
-        top = height - head - row * cell_height - 0.26
+        top = height - head - row * cell_height - 0.26 - 0.16 * broken
         column = 0
         for panel in line:
             left = 0.12 + column * (CELL + 0.12)
@@ -145,34 +152,60 @@ def _show(axes: Axes, picture: Image.Image) -> None:
 
 
 def layer_lines(
-    layers: Sequence[str], curves: Mapping[str, Mapping[str, Sequence[float]]], title: str = "", log: Sequence[str] = ()
+    layers: Sequence[str],
+    curves: Mapping[str, Mapping[str, Sequence[float]]],
+    title: str = "",
+    log: Sequence[str] = (),
+    spread: str = "",
 ) -> Figure:
     """Curves over the layers of a model, in the model's order, one plot under the other.
 
     Args: layers: names, in order.  curves: {axis label: {curve's name: one value a layer}}.
           log: axis labels with a logarithmic axis.
+          spread: beside each plot stands how its values are distributed; the name of that axis.
     """
-    figure = _blank(9, 1.9 * len(curves) + 1.2, layout="constrained")
-    axes = figure.subplots(len(curves), 1, sharex=True, squeeze=False)[:, 0]
-    for axis, (label, lines) in zip(axes, curves.items(), strict=True):
-        for colour, (name, values) in zip(LINES, lines.items(), strict=False):
-            axis.plot(range(len(layers)), values, color=colour, linewidth=0.7, alpha=0.35)  # leads the eye, no more
-            axis.plot(range(len(layers)), values, ".", color=colour, markersize=3.5, label=name)
-        axis.set_ylabel(label, fontsize=8, color=INK)
-        if label in log:
-            axis.set_yscale("log")
-        elif all(-1 <= v <= 1 for values in lines.values() for v in values):
-            low = -1.05 if any(v < -0.05 for values in lines.values() for v in values) else -0.05
-            axis.set_ylim(low, 1.05)
-            axis.axhline(0, color="#cfcfcf", linewidth=0.6, zorder=0)
-        axis.spines[["top", "right"]].set_visible(False)
-        axis.tick_params(labelsize=7)
-        if len(lines) > 1:
-            axis.legend(fontsize=7, frameon=False, ncols=len(lines), loc="lower right", bbox_to_anchor=(1, 1))
-    _name_blocks(axes[-1], layers)
+    figure = _blank(12 if spread else 9, 1.9 * len(curves) + 1.2, layout="constrained")
+    ratios = (3, 1) if spread else (1,)
+    grid = figure.subplots(len(curves), len(ratios), squeeze=False, width_ratios=ratios)
+    for k, (label, lines) in enumerate(curves.items()):
+        axis = grid[k, 0]
+        _over_layers(axis, label, lines, label in log)
+        axis.sharex(grid[-1, 0])
+        axis.tick_params(labelsize=7, labelbottom=k == len(curves) - 1)
+        if spread:
+            _histogram(grid[k, 1], lines)
+            _plain(grid[k, 1], "", spread if k == len(curves) - 1 else "", "layers")
+    _name_blocks(grid[-1, 0], layers)
     if title:
         figure.suptitle(title, fontsize=10, color=INK)
     return figure
+
+
+def _over_layers(axis: Axes, label: str, lines: Mapping[str, Sequence[float]], log: bool) -> None:
+    """One plot of `layer_lines`."""
+    for colour, (name, values) in zip(LINES, lines.items(), strict=False):
+        axis.plot(range(len(values)), values, color=colour, linewidth=0.7, alpha=0.35)  # leads the eye, no more
+        axis.plot(range(len(values)), values, ".", color=colour, markersize=3.5, label=name)
+    axis.set_ylabel(label, fontsize=8, color=INK)
+    if log:
+        axis.set_yscale("log")
+    elif all(-1 <= v <= 1 for values in lines.values() for v in values):
+        low = -1.05 if any(v < -0.05 for values in lines.values() for v in values) else -0.05
+        axis.set_ylim(low, 1.05)
+        axis.axhline(0, color="#cfcfcf", linewidth=0.6, zorder=0)
+    axis.spines[["top", "right"]].set_visible(False)
+    if len(lines) > 1:
+        axis.legend(fontsize=7, frameon=False, ncols=len(lines), loc="lower right", bbox_to_anchor=(1, 1))
+
+
+def _histogram(axis: Axes, series: Mapping[str, Sequence[float]]) -> None:
+    """How values are distributed, in the colours of their curves."""
+    from matplotlib.ticker import MaxNLocator
+
+    every = [value for values in series.values() for value in values]
+    for colour, (name, values) in zip(LINES, series.items(), strict=False):
+        axis.hist(values, bins=24, range=(min(every), max(every)), color=colour, alpha=0.6, label=name)
+    axis.yaxis.set_major_locator(MaxNLocator(integer=True))
 
 
 def curves(
@@ -198,21 +231,6 @@ def curves(
         _plain(axis, head, x_label, y_label)
         axis.xaxis.get_major_locator().set_params(integer=True)
     axes[-1].legend(fontsize=7, frameon=False, loc="upper left", bbox_to_anchor=(1, 1))  # beside, not on the lines
-    if title:
-        figure.suptitle(title, fontsize=10, color=INK)
-    return figure
-
-
-def histograms(groups: Mapping[str, Mapping[str, Sequence[float]]], x_label: str, title: str = "") -> Figure:
-    """How values are distributed, a panel for each group. Args: groups: {panel's title: {name: values}}."""
-    figure = _blank(4.5 * len(groups) + 0.6, 3.2, layout="constrained")
-    for axis, (head, series) in zip(figure.subplots(1, len(groups), squeeze=False)[0], groups.items(), strict=True):
-        every = [value for values in series.values() for value in values]
-        for colour, (name, values) in zip(LINES, series.items(), strict=False):
-            axis.hist(values, bins=24, range=(min(every), max(every)), color=colour, alpha=0.6, label=name)
-        _plain(axis, head, x_label, "layers")
-        axis.yaxis.get_major_locator().set_params(integer=True)
-        axis.legend(fontsize=7, frameon=False)
     if title:
         figure.suptitle(title, fontsize=10, color=INK)
     return figure

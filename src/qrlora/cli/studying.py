@@ -1,6 +1,7 @@
 """`qrlora bench`: studies, with progress, tables and a contact sheet. Heavy rooms are imported when one runs."""
 
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -9,7 +10,7 @@ import typer
 from . import console
 
 if TYPE_CHECKING:
-    from ..study.figures import Reproduced
+    from ..study.figures import Cell, Reproduced
     from ..study.findings import Findings
     from ..study.fusion import Account
 
@@ -55,7 +56,7 @@ def fusion(
     What is done is kept: the same command goes on where it was stopped, and tries again what failed.
     """
     from .. import plots
-    from ..study import findings, report
+    from ..study import findings, report, showcase
     from ..study.fusion import Settings, plan, work
 
     if workers < 1:
@@ -77,7 +78,8 @@ def fusion(
     command = "qrlora " + " ".join(sys.argv[1:])
     written = report.write(account, found, output, equal, command)
     if found.table:
-        written.append(plots.save(_sheet(account), output / f"{equal}.png"))
+        sheet = _sheet(showcase.lines(account), f"{base}, equal {equal}: the first picture of each", account.counts)
+        written.append(plots.save(sheet, output / f"{equal}.png"))
     show(account, found)
     for path in written:
         console.say(str(path))
@@ -86,14 +88,17 @@ def fusion(
 
 
 def reproduce(
-    name: Annotated[
-        str, typer.Argument(help="table2, table3, table4, figure2, figure3, figure7, figure8 or figure10.")
-    ],
-    base: Annotated[str, typer.Option(help="Base model.")] = "tiny-flux",
+    name: Annotated[str, typer.Argument(help="table1 to 4; figure2, 3, 5, 7 to 10, 14 to 20, 26; initialisation.")],
+    base: Annotated[
+        str, typer.Option(help="Base model.", show_default="tiny-flux, or that of the figure's backbone")
+    ] = "",
     pairs: Annotated[int, typer.Option(help="Pairs of pictures, where the result is over pairs.")] = 27,
     seed: Annotated[int, typer.Option(help="Seed of everything random.")] = 0,
     rank: Annotated[int | None, typer.Option(help="Directions.", show_default="the base's own")] = None,
     steps: Annotated[int | None, typer.Option(help="Updates of each adapter.", show_default="the base's own")] = None,
+    encoders: Annotated[
+        str, typer.Option(help="For table1: dino-vits16, clip-vit-base-patch32 ...", show_default="none")
+    ] = "",
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder; adapters in it are kept.")] = Path(
         "out/reproduce"
     ),
@@ -118,10 +123,12 @@ def reproduce(
                 console.warn(f"{title}: {failure}")
 
         told: dict[str, Any] = {"rank": rank, "steps": steps, "workers": workers, "ray": ray, "device": device}
+        told["encoders"] = _names(encoders)
         asked = room.Asked(base=base, pairs=pairs, seed=seed, folder=output, on_job=on_job, **told)
         found = room.reproduce(name, asked)
     written = room.write(name, found, asked, "qrlora " + " ".join(sys.argv[1:]))
-    written += [plots.save(figure, output / f"{name}{ending}.png") for ending, figure in drawn(found).items()]
+    if (figure := drawn(found)) is not None:
+        written.append(plots.save(figure, output / f"{name}.png"))
     columns = list(found.rows[0])
     console.table(columns, [[room.shown(row[name]) for name in columns] for row in found.rows], found.title)
     for line in (*found.notes, *map(str, written)):
@@ -132,20 +139,21 @@ COMMANDS = ((reproduce, "qrlora reproduce table4 --base tiny-flux --pairs 4"),)
 """With its example."""
 
 
-def drawn(found: "Reproduced") -> dict[str, Any]:
-    """{ending of the name: figure} of a reproduced result; the tables have none."""
+def drawn(found: "Reproduced") -> Any:
+    """The picture of a reproduced result; None: tables alone have none."""
     from .. import plots
-    from ..study.figures import Curves, Grid, Layers
+    from ..study.figures import Curves, Grid, Layers, Sheet
 
     match found.figure:
         case Curves(panels, x_label, y_label, bands):
-            return {"": plots.curves(panels, x_label, y_label, found.title, bands)}
+            return plots.curves(panels, x_label, y_label, found.title, bands)
         case Grid(pictures, content_strengths, style_strengths):
-            return {"": plots.strength_grid(pictures, content_strengths, style_strengths, found.title)}
+            return plots.strength_grid(pictures, content_strengths, style_strengths, found.title)
         case Layers(layers, curves):
-            lines = plots.layer_lines(layers, curves, found.title)
-            return {"": lines, "-histogram": plots.histograms(curves, "cosine", found.title)}
-    return {}
+            return plots.layer_lines(layers, curves, found.title, spread="cosine")
+        case Sheet(lines):
+            return _sheet(lines, found.title)
+    return None
 
 
 def show(account: "Account", found: "Findings") -> None:
@@ -168,13 +176,9 @@ def _names(text: str) -> tuple[str, ...]:
     return tuple(name.strip() for name in text.split(",") if name.strip())
 
 
-def _sheet(account: "Account") -> Any:
-    """The contact sheet."""
+def _sheet(lines: Sequence[Sequence["Cell"]], title: str, footer: str = "") -> Any:
+    """A contact sheet."""
     from .. import plots
-    from ..study import showcase
 
-    lines = showcase.lines(account)
     panels = [plots.Panel(x.title, [x.picture], [x.note], [x.right]) for line in lines for x in line]
-    settings = account.study.settings
-    title = f"{settings.base}, equal {settings.equal}: the first picture of each"
-    return plots.sheet(panels, len(lines[0]), title, account.counts)
+    return plots.sheet(panels, len(lines[0]), title, footer)

@@ -1,5 +1,6 @@
 """Figure 8: how fast methods learn, by the loss on noise that is the same for all."""
 
+import statistics
 from collections.abc import Callable
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -13,52 +14,60 @@ from ..methods import METHODS
 from ..training import Progress, denoising_loss, train
 from .figures import Curves, Reproduced
 from .findings import Row
+from .jobs import Learn
 from .lessons import Asked
 
 EVERY = 5
 """Updates from one measurement to the next."""
 DRAWS = 32
 """Noisy copies of the picture in a measurement, at times drawn evenly from 0..1."""
+SEEDS = 3
+"""Runs of each method: other batches of noise, and for LoRA another A."""
 METHODS_SHOWN = tuple(name for name in ("qr", "qr-direct", "lora", "pissa") if name in METHODS)
 
 
 def figure8(asked: Asked) -> Reproduced:
-    """The loss of each method against updates, on the first pair's content picture."""
-    base, pair = asked.opened, asked.world()[0]
-    curves: dict[str, dict[int, float]] = {}
-    for method in METHODS_SHOWN:
-        job = asked.lesson(pair.content, "content", method)
-        with TemporaryDirectory() as folder:
-            image = Path(folder) / "lesson.png"
-            image.write_bytes(pair.content.picture)
-            places = {"base": base.name, "image": image, "output": Path(folder) / "learnt.safetensors"}
-            config = TrainConfig(**places, prompt=pair.content.prompt, **job.settings)
-            curves[method] = _curve(asked, base, config)
-    steps = list(curves[METHODS_SHOWN[0]])
-    rows: list[Row] = [{"updates": step, **{method: curves[method][step] for method in curves}} for step in steps]
-    rates = {m: asked.lesson(pair.content, "content", m).settings["learning_rate"] for m in curves}
+    """The loss of each method against updates on the first pair's content picture: mean and range of several runs."""
+    pair = asked.world()[0]
+    jobs = {m: [asked.lesson(pair.content, "content", m, seed) for seed in range(SEEDS)] for m in METHODS_SHOWN}
+    runs = {method: [_curve(asked, job) for job in of_seeds] for method, of_seeds in jobs.items()}
+    steps = list(runs[METHODS_SHOWN[0]][0])
+    lines, bands = {}, {}
+    rows: list[Row] = [{"updates": step} for step in steps]
+    for method, curves in runs.items():
+        losses = [[curve[step] for curve in curves] for step in steps]
+        mean, low, high = ([of(x) for x in losses] for of in (statistics.fmean, min, max))
+        lines[method], bands[method] = (steps, mean), (low, high)
+        for row, *numbers in zip(rows, mean, low, high, strict=True):
+            row |= dict(zip((method, f"{method}: low", f"{method}: high"), numbers, strict=True))
+    rates = ", ".join(f"{method} {of_seeds[0].settings['learning_rate']:g}" for method, of_seeds in jobs.items())
     notes = (
-        f"Loss on {DRAWS} fixed draws of noise, the same for all methods and updates; content picture of {pair.name}. "
-        "Learning rates, the base's own: " + ", ".join(f"{m} {rate:g}" for m, rate in rates.items()) + ".",
+        f"Loss on {DRAWS} fixed draws of noise, the same for all methods, seeds and updates; content picture of "
+        f"{pair.name}; {SEEDS} seeds, their mean, lowest and highest. Learning rates, the base's own: {rates}.",
         "The paper shows curves without numbers.",
     )
-    lines = {method: (steps, [curve[x] for x in steps]) for method, curve in curves.items()}
-    figure = Curves({"loss on fixed noise": lines}, "updates", "loss")
-    return Reproduced("Figure 8: convergence", rows, notes, figure)
+    figure = Curves({"loss on fixed noise": lines}, "updates", "loss", bands)
+    return Reproduced(f"Figure 8: convergence, {asked.base}", rows, notes, figure)
 
 
-def _curve(asked: Asked, base: Base, config: TrainConfig) -> dict[int, float]:
+def _curve(asked: Asked, job: Learn) -> dict[int, float]:
     """{updates: loss} of one run."""
-    measure = _fixed(base, config)
-    curve = {0: measure()}
+    base = asked.opened
+    with TemporaryDirectory() as folder:
+        image = Path(folder) / "lesson.png"
+        image.write_bytes(job.shown.picture)
+        places = {"base": base.name, "image": image, "output": Path(folder) / "learnt.safetensors"}
+        config = TrainConfig(**places, prompt=job.shown.prompt, **job.settings)
+        measure = _fixed(base, config)
+        curve = {0: measure()}
 
-    def note(progress: Progress) -> None:
-        if progress.step % EVERY == 0 or progress.step == progress.steps:
-            curve[progress.step] = measure()
-        if asked.on_job is not None:
-            asked.on_job(progress.step, progress.steps, config.method, "")
+        def note(progress: Progress) -> None:
+            if progress.step % EVERY == 0 or progress.step == progress.steps:
+                curve[progress.step] = measure()
+            if asked.on_job is not None:
+                asked.on_job(progress.step, progress.steps, f"{config.method}, seed {config.seed}", "")
 
-    train(config, base=base, on_step=note)
+        train(config, base=base, on_step=note)
     return curve
 
 

@@ -41,6 +41,24 @@ class Grid:
 
 
 @dataclass(frozen=True)
+class Cell:
+    """One picture of a sheet."""
+
+    title: str
+    picture: Any
+    note: str = ""
+    right: bool | None = None
+    """Whether the note is good news; None: neither good nor bad."""
+
+
+@dataclass(frozen=True)
+class Sheet:
+    """Lines of pictures under each other, equally many in each."""
+
+    lines: Sequence[Sequence[Cell]]
+
+
+@dataclass(frozen=True)
 class Reproduced:
     """One result of the paper."""
 
@@ -48,4 +66,4 @@ class Reproduced:
     rows: Sequence[Row]
     notes: Sequence[str]
     """What a reader must know to compare it with the paper's."""
-    figure: Curves | Layers | Grid | None = None
+    figure: Curves | Layers | Grid | Sheet | None = None

@@ -1,13 +1,10 @@
-"""Figures 7 and 10: what strengths and rank do to the fused picture."""
-
-from typing import Any
+"""Figures 7, 17 to 19, and 10: what strengths and rank do to the fused picture."""
 
 from .. import evaluation
 from ..sampling import grid
 from ..world.demo import to_tensor, true_image
 from .figures import Curves, Grid, Reproduced
 from .findings import Row, findings
-from .fusion import Settings, plan, work
 from .lessons import Asked
 
 STRENGTHS = (0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
@@ -34,7 +31,7 @@ def figure7(asked: Asked) -> Reproduced:
             rows.append({"content strength": strength, "style strength": other, **score})
     notes = (f"{pair.name}; one seed. The paper shows pictures without numbers.",)
     figure = Grid(pictures, STRENGTHS, STRENGTHS)
-    return Reproduced("Figure 7: strengths", rows, notes, figure)
+    return Reproduced(f"Figures 7 and 17 to 19: strengths, {asked.base}", rows, notes, figure)
 
 
 def figure10(asked: Asked) -> Reproduced:
@@ -43,9 +40,7 @@ def figure10(asked: Asked) -> Reproduced:
     targets = [base.defaults.for_run(role, "qr").targets for role in ("content", "style")]
     most = min(min(layer.weight.shape) for x in targets for layer in base.target_layers(x).values())
     variants = {f"qr:rank={rank}": rank for rank in RANKS if rank <= most}
-    told: dict[str, Any] = {"base": asked.base, "pairs": asked.pairs, "first_seed": asked.seed, "steps": asked.steps}
-    study = plan(Settings(methods=tuple(variants), device=asked.device, **told))
-    account = work(study, asked.folder, asked.workers, asked.ray, asked.on_job)
+    account = asked.study(tuple(variants))
     table = [row for row in findings(account).table if row["score"] in SHOWN]
     kept = ("method", "score", "value", "value: low", "value: high", "pairs")
     rows: list[Row] = [{"rank": variants.get(row["method"], ""), **{k: row[k] for k in kept}} for row in table]

@@ -1,6 +1,6 @@
 """What every reproduction needs: an open base, pairs of pictures, adapters that are learnt once and kept."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 from ..adapter import Adapter
 from ..families import Base
 from ..files import load
-from .fusion import REFERENCE, SHARED
+from .fusion import REFERENCE, SHARED, Account, Settings, plan, work
 from .jobs import Learn, Place, weights_of
 from .pairs import Pair, Shown, world_pairs
 from .runners import workforce
@@ -22,12 +22,15 @@ Key = TypeVar("Key")
 class Asked:
     """How a result is to be reproduced."""
 
-    base: str = "tiny-flux"
+    base: str = ""
+    """"": the result's own."""
     pairs: int = 27
     seed: int = 0
     rank: int | None = None
     """None: the base's own; so are the steps."""
     steps: int | None = None
+    encoders: tuple[str, ...] = ()
+    """DINO, CLIP, where a result has their scores: see `evaluation.ENCODERS`."""
     folder: Path = Path("out/reproduce")
     workers: int = 1
     ray: str = ""
@@ -43,6 +46,19 @@ class Asked:
     def world(self) -> list[Pair]:
         """The pairs of held-out pictures. Raises: ValueError: more than there are."""
         return world_pairs(self.pairs)
+
+    def study(self, methods: Sequence[str]) -> Account:
+        """The study of fusion with some methods, of which `bench fusion` in the same folder would find all jobs done.
+
+        Raises: ValueError: some jobs failed; the others are kept, and the same command tries again.
+        """
+        told: dict[str, Any] = {"base": self.base, "pairs": self.pairs, "rank": self.rank, "steps": self.steps}
+        told |= {"first_seed": self.seed, "encoders": self.encoders, "device": self.device}
+        account = work(plan(Settings(methods=tuple(methods), **told)), self.folder, self.workers, self.ray, self.on_job)
+        if account.missing:
+            title, reason = next(iter(account.failed.items()))
+            raise ValueError(f"{account.counts}; such as {title}: {reason}")
+        return account
 
     def lesson(self, shown: Shown, role: str, method: str, seed: int = 0, layers_of: str = "") -> Learn:
         """The job of learning from one picture.

@@ -1,7 +1,7 @@
-"""Table 4 with figure 2, and figure 3: how alike the matrices are that two pictures of a pair have taught."""
+"""Table 4 with figure 2, figures 3 and 14 to 16: how alike the matrices are that a pair's two pictures have taught."""
 
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -13,14 +13,16 @@ from .findings import Row
 from .fusion import REFERENCE
 from .lessons import Asked
 from .pairs import Pair
-from .paper import TABLE_4, TABLE_4_COLUMNS
+from .paper import COSINES, TABLE_4, TABLE_4_COLUMNS
 
 MATRICES = ("Q", "R", "dR", "A", "A, other seed", "B", "dW of qr", "dW of lora")
 """The paper's, and two that it does not show: LoRA's A where the two runs start from different numbers, and the cosine
 of the whole updates, which is the same question to every method."""
+SAMPLES = 5
+"""Pairs in figures 14 to 16."""
 NOTES = (
     "Each matrix is compared between the adapter of a pair's content picture and that of its style picture, on the "
-    "same layers; the largest and the smallest cosine of all layers. Q and R: method qr-direct; dR: qr; A and B: lora.",
+    "same layers. Q and R: method qr-direct; dR: qr; A and B: lora.",
     "The paper's A are alike because both runs start from the same random numbers, which A hardly leaves: "
     '"A, other seed" starts the second run from others. Q and R start at the same values for any seed.',
 )
@@ -47,22 +49,39 @@ def table4(asked: Asked) -> Reproduced:
     rows.append({"pair": "mean", "pictures": f"{len(rows)} pairs", **mean})
     rows.append({"pair": "paper", "pictures": "mean of 27 pairs, SDXL", **{n: papers.get(n, "") for n in figures}})
     title = "Table 4 and figure 2: cosines between the matrices of two pictures"
-    return Reproduced(title, rows, NOTES, Curves(panels, "pair", "cosine"))
+    return Reproduced(title, rows, (*NOTES, "Max and min: over all layers."), Curves(panels, "pair", "cosine"))
 
 
 def figure3(asked: Asked) -> Reproduced:
-    """The same for one pair, layer by layer."""
-    pair = asked.world()[0]
-    (cosines,) = _of_pairs(asked, [pair])
+    """The same for one pair, layer by layer: what learns Q and R beside what learns dR alone."""
+    parts = {"Q and R learnt": ("Q", "R"), "dR alone learnt": ("dR",)}
+    return _layerwise(asked, "Figure 3", asked.world()[:1], lambda pair: parts)
+
+
+def figure14(asked: Asked) -> Reproduced:
+    """The same for the first five pairs."""
+    return _layerwise(asked, "Figures 14 to 16", asked.world()[:SAMPLES], lambda pair: {pair.name: tuple(COSINES)})
+
+
+def _layerwise(
+    asked: Asked, name: str, pairs: Sequence[Pair], parts: Callable[[Pair], Mapping[str, Sequence[str]]]
+) -> Reproduced:
+    """A row for each pair and layer. Args: parts: (pair) -> {axis label: matrices whose curves it shows}."""
     targets = asked.opened.defaults.for_run("content", REFERENCE).targets
     layers = list(asked.opened.target_layers(targets))  # in the model's order; files are sorted by name
-    rows = [{"layer": layer, **{name: cosines[name][layer] for name in MATRICES}} for layer in layers]
-    curves = {
-        "Q and R learnt": {name: [cosines[name][x] for x in layers] for name in ("Q", "R")},
-        "dR alone learnt": {"dR": [cosines["dR"][x] for x in layers]},
-    }
-    title = f"Figure 3: cosines layer by layer, {pair.name}"
-    return Reproduced(title, rows, NOTES, Layers(layers, curves))
+    rows: list[Row] = []
+    curves = {}
+    for pair, cosines in zip(pairs, _of_pairs(asked, pairs), strict=True):
+        rows += [{"pictures": pair.name, "layer": x, **{m: cosines[m][x] for m in MATRICES}} for x in layers]
+        for label, matrices in parts(pair).items():
+            curves[label] = {m: [cosines[m][x] for x in layers] for m in matrices}
+    ranges = "; ".join(
+        f"{m} {min(row[m] for row in rows):.2f} to {max(row[m] for row in rows):.2f} (paper {low:.2f} to {high:.2f})"
+        for m, (low, high) in COSINES.items()
+    )
+    notes = (*NOTES, f"Over layers: {ranges}; the paper's are over layers, pairs and its three models.")
+    title = f"{name}: cosines layer by layer, {asked.base}"
+    return Reproduced(title, rows, notes, Layers(layers, curves))
 
 
 def _of_pairs(asked: Asked, pairs: Sequence[Pair]) -> list[Mapping[str, Mapping[str, float]]]:

@@ -32,3 +32,29 @@ TABLE_4 = (
 )
 """Cosines of matrices learnt from the two pictures of a pair: the largest and the smallest of all layers of SDXL; a row
 for each of 27 pairs. Q and R: of qr-direct; dR: of qr; A and B: of LoRA."""
+
+TABLE_1_SCORES: tuple[str, ...] = ("DINO-S", "DINO-C", "CLIP-S", "CLIP-C", "user study")
+TABLE_1 = {
+    "sdxl": {
+        "ziplora-published": ("0.686 ± 0.131", "0.712 ± 0.112", "0.686 ± 0.105", "0.668 ± 0.149", "3.13"),
+        "b-lora": ("0.689 ± 0.075", "0.740 ± 0.064", "0.669 ± 0.085", "0.646 ± 0.098", "3.34"),
+        "style-aligned": ("0.651 ± 0.061", "0.758 ± 0.053", "0.658 ± 0.076", "0.662 ± 0.114", "3.67"),
+        "qr": ("0.694 ± 0.084", "0.776 ± 0.065", "0.707 ± 0.060", "0.709 ± 0.087", "4.07"),
+    },
+    "sd3": {
+        "lora": ("0.675 ± 0.043", "0.673 ± 0.032", "0.652 ± 0.071", "0.771 ± 0.081", "2.93"),
+        "qr": ("0.711 ± 0.061", "0.690 ± 0.040", "0.703 ± 0.056", "0.792 ± 0.077", "4.14"),
+    },
+    "flux": {
+        "lora": ("0.723 ± 0.105", "0.654 ± 0.072", "0.641 ± 0.074", "0.677 ± 0.125", "2.86"),
+        "qr": ("0.744 ± 0.077", "0.687 ± 0.086", "0.690 ± 0.069", "0.709 ± 0.096", "3.96"),
+    },
+}
+"""{family: {method, in our words: its scores}}: 64 pictures; cosines of features with the style (-S) and the content
+picture (-C); ratings of 47 people from 0 to 5. The paper names no checkpoints of DINO and CLIP."""
+
+INITIALISATION = {"SDXL": 60, "SD3": 120, "FLUX.1-dev": 300}
+"""Seconds, from the paper's words "about 1, 2 and 5 minutes" (section 5); its training ran on an A800 GPU."""
+
+COSINES = {"Q": (0.90, 0.99), "R": (0.79, 0.89), "dR": (-0.17, 0.25)}
+"""(lowest, highest) over layers, pairs and its three models, in the words of its section C.2."""

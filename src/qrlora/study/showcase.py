@@ -1,27 +1,16 @@
 """What a study's contact sheet shows: a line for each pair, from the two inputs to the true picture. [PIL]"""
 
 import io
-from dataclasses import dataclass
 
 from PIL import Image
 
+from .figures import Cell
 from .fusion import Account
 from .jobs import Draw
 from .pairs import Pair, Shown
 
 LINES = 9
 """Pairs that are shown."""
-
-
-@dataclass(frozen=True)
-class Cell:
-    """One picture of the sheet."""
-
-    title: str
-    picture: Image.Image
-    note: str = ""
-    right: bool | None = None
-    """Whether the judges recognised thing and style; None: nobody asked them."""
 
 
 def lines(account: Account) -> list[list[Cell]]:
