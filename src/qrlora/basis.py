@@ -60,8 +60,8 @@ class Basis:
     side: str
     """"input" or "output"."""
     lost: float | None = None
-    """Share of their energy that directions lack, as measured (linalg.energy_lost), in the layer where it is largest; 0: all
-    eigenvectors were found. None: not known, as of a lone file."""
+    """Share of their energy that directions lack, as measured (linalg.energy_lost), in the layer where it is largest;
+    0: all eigenvectors were found. None: not known, as of a lone file."""
 
     @cached_property
     def digest(self) -> str:

@@ -134,8 +134,8 @@ def chebyshev(matrix: Tensor, scale: Tensor, count: int) -> tuple[Tensor, Tensor
 
 
 def krylov(gram: Callable[[Tensor], Tensor], matrix: Tensor, count: int, wide: int) -> tuple[Tensor, Tensor, Tensor]:
-    """A start for `chebyshev`: Rayleigh-Ritz in the span of BLOCKS blocks X, G X, G^2 X ..., X random and the same for every
-    weight (block Lanczos: Golub and Van Loan, Matrix Computations, 10.3).
+    """A start for `chebyshev`: Rayleigh-Ritz in the span of BLOCKS blocks X, G X, G^2 X ..., X random and the same for
+    every weight (block Lanczos: Golub and Van Loan, Matrix Computations, 10.3).
 
     Returns: Z (n, wide), values (wide,), the residual G Z - Z diag(values).
     """
@@ -176,9 +176,9 @@ def filter_degree(strongest: float, weakest: float, lost: float) -> tuple[int, b
 def energy_lost(values: Tensor, residual: Tensor, count: int) -> float:
     """Share of its energy that a direction found lacks, the mean over all sought.
 
-    A Ritz value with residual r lies below its eigenvalue by at most |r|, and by at most |r|^2 / gap, the gap being that
-    to the eigenvalues that have no part in the block (Parlett, The Symmetric Eigenvalue Problem, 11.7). The block's
-    last value stands for these, which makes it an estimate.
+    A Ritz value with residual r lies below its eigenvalue by at most |r|, and by at most |r|^2 / gap, the gap being
+    that to the eigenvalues that have no part in the block (Parlett, The Symmetric Eigenvalue Problem, 11.7). The
+    block's last value stands for these, which makes it an estimate.
 
     Args:    values (wide,), residual G Z - Z diag(values) (n, wide).
     """
