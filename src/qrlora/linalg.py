@@ -84,7 +84,7 @@ def lots(rank: int) -> int:
 
 def all_directions(matrix: Tensor) -> Tensor:
     """Right singular vectors of a matrix (m, n), m >= n, strongest first, (n, n), float64: the eigenvectors of its Gram
-    matrix, in float64 because that squares the condition. The reference of `lanczos`."""
+    matrix, in float64 because that squares the condition. The reference of `chebyshev`."""
     exact = matrix.double()
     return torch.linalg.eigh(exact.T @ exact).eigenvectors.flip(-1)  # eigh sorts upwards
 
