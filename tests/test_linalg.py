@@ -87,7 +87,7 @@ def test_the_fast_way_keeps_the_energy_of_the_best_subspace_whatever_the_spectru
     q = leading_subspace(weight, 64)
     best = torch.linalg.svdvals(weight.double())[:64].square().sum()
     kept = (weight.double() @ q.double()).square().sum()
-    assert kept >= (1 - TOLERANCE) * best
+    assert kept >= 0.9999 * best
     torch.testing.assert_close(q.T @ q, torch.eye(64), atol=2e-6, rtol=0)
     assert torch.equal(q, leading_subspace(weight, 64))
     assert torch.equal(q[:, :16], leading_subspace(weight, 16))
@@ -97,7 +97,7 @@ def test_the_fast_way_keeps_the_energy_of_the_best_subspace_whatever_the_spectru
 def test_the_fast_way_finds_the_span_of_the_exact_one_on_either_side(shape, side):
     weight = torch.randn(*shape, generator=torch.Generator().manual_seed(0))
     cosines = principal_angles(leading_subspace(weight, 64, side), leading_subspace(weight, 64, side, exact=True))
-    assert cosines.square().mean() > 0.99
+    assert cosines.square().mean() > 0.999
     torch.testing.assert_close(
         principal_angles(leading_subspace(weight, 64, side, exact=True).double(), exact_subspace(weight, 64, side)),
         torch.ones(64).double(), atol=1e-6, rtol=0,
@@ -114,7 +114,7 @@ def test_the_energy_that_is_lost_is_measured_right_with_or_without_products_in_b
     directions, images, measured = found
     best, kept = ((NOISE.double() @ Z.double()).square().sum() for Z in (exact, directions))
     assert measured <= TOLERANCE and 1 / 3 < (1 - kept / best) / measured < 3
-    assert principal_angles(directions, exact.float()).square().mean() > 0.99
+    assert principal_angles(directions, exact.float()).square().mean() > 0.999
     torch.testing.assert_close(images, NOISE @ directions / NOISE.abs().max(), atol=1e-3, rtol=1e-3)
 
 
