@@ -16,6 +16,13 @@ if TYPE_CHECKING:
 
 EXAMPLE = "Example: [bold]qrlora bench fusion --base tiny-flux --methods qr,lora --workers 2[/bold]"
 
+Rank = Annotated[int | None, typer.Option(help="Directions.", show_default="the base's own")]
+Steps = Annotated[int | None, typer.Option(help="Updates of each adapter.", show_default="the base's own")]
+Workers = Annotated[int, typer.Option(help="Processes.")]
+Ray = Annotated[str, typer.Option(help="A Ray cluster's address, or local.", show_default="no Ray")]
+Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps.")]
+"""Options that both commands have."""
+
 bench = typer.Typer(help="Compare methods, with intervals.", no_args_is_help=True, rich_markup_mode="rich")
 
 
@@ -35,8 +42,8 @@ def fusion(
     first_seed: Annotated[int, typer.Option(help="Seed of learning and of each pair's first picture.")] = 0,
     split: Annotated[str, typer.Option(help="test, or dev: other things, to tune on.")] = "test",
     equal: Annotated[str, typer.Option(help="rank, or parameters: equally many trained numbers.")] = "rank",
-    rank: Annotated[int | None, typer.Option(help="Directions.", show_default="the base's own")] = None,
-    steps: Annotated[int | None, typer.Option(help="Updates of each adapter.", show_default="the base's own")] = None,
+    rank: Rank = None,
+    steps: Steps = None,
     encoders: Annotated[str, typer.Option(help="dino-vits16,clip-vit-base-patch32 ...", show_default="none")] = "",
     pictures: Annotated[
         str, typer.Option(help="A CSV file of your own pairs: content,style,style_shows.", show_default="the world's")
@@ -44,9 +51,9 @@ def fusion(
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder; what is done in it is kept.")] = Path(
         "out/fusion"
     ),
-    workers: Annotated[int, typer.Option(help="Processes.")] = 1,
-    ray: Annotated[str, typer.Option(help="A Ray cluster's address, or local.", show_default="no Ray")] = "",
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps.")] = "auto",
+    workers: Workers = 1,
+    ray: Ray = "",
+    device: Device = "auto",
     dtype: Annotated[str, typer.Option(help="Numbers of the base: float32, bfloat16 or float16.")] = "float32",
 ) -> None:
     """Compare ways to fuse a thing and a style, each learnt from one picture.
@@ -94,17 +101,17 @@ def reproduce(
     ] = "",
     pairs: Annotated[int, typer.Option(help="Pairs of pictures, where the result is over pairs.")] = 27,
     seed: Annotated[int, typer.Option(help="Seed of everything random.")] = 0,
-    rank: Annotated[int | None, typer.Option(help="Directions.", show_default="the base's own")] = None,
-    steps: Annotated[int | None, typer.Option(help="Updates of each adapter.", show_default="the base's own")] = None,
+    rank: Rank = None,
+    steps: Steps = None,
     encoders: Annotated[
         str, typer.Option(help="For table1: dino-vits16, clip-vit-base-patch32 ...", show_default="none")
     ] = "",
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder; adapters in it are kept.")] = Path(
         "out/reproduce"
     ),
-    workers: Annotated[int, typer.Option(help="Processes.")] = 1,
-    ray: Annotated[str, typer.Option(help="A Ray cluster's address, or local.", show_default="no Ray")] = "",
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps.")] = "auto",
+    workers: Workers = 1,
+    ray: Ray = "",
+    device: Device = "auto",
 ) -> None:
     """Make one table or figure of the paper anew, beside the paper's own numbers where it has any.
 
