@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import struct
 import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -46,6 +47,8 @@ class Example:
     """(1, c, h, w) float32, as the backbone sees them."""
     condition: Any
     """Condition of one row."""
+    ordinary: Any = None
+    """Condition of prompts that are not about this picture, for a method that asks for it: see `contrast`."""
 
 
 def load_picture(path: str | Path, size: int) -> Picture:
@@ -68,12 +71,12 @@ def load_picture(path: str | Path, size: int) -> Picture:
     return Picture(image=square, original=(height, width), corner=(top, left))
 
 
-def prepare(base: Any, picture: Picture, prompt: str) -> Example:
+def prepare(base: Any, picture: Picture, prompt: str, ordinary: Sequence[str] = ()) -> Example:
     """Latents and condition of one picture with its caption. Neither text encoder nor VAE is needed afterwards.
 
     The latents are the mean of the VAE's posterior: with one fixed picture a fixed draw would only add noise to learn.
 
-    Args:    base: a families.Base with its text encoders and VAE.
+    Args:    base: a families.Base with its text encoders and VAE.  ordinary: prompts of `Example.ordinary`.
     Raises:  ValueError: the VAE answers with NaN or infinity.
     """
     size = (picture.image.height, picture.image.width)
@@ -81,7 +84,8 @@ def prepare(base: Any, picture: Picture, prompt: str) -> Example:
     if not bool(torch.isfinite(latents).all()):
         raise ValueError(f"the VAE of {base.name} turned the picture into NaN or infinity: try dtype=float32")
     framing = base.framing(original=picture.original, corner=picture.corner, target=size)
-    return Example(latents=latents, condition=base.encode_prompt([prompt], framing))
+    others = base.encode_prompt(list(ordinary), framing) if ordinary else None
+    return Example(latents=latents, condition=base.encode_prompt([prompt], framing), ordinary=others)
 
 
 def _opened(path: Path) -> Image.Image:

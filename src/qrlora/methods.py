@@ -45,6 +45,8 @@ class Method:
     """True: only the entries on and above the diagonal of the learning factor learn."""
     slotted: bool = False
     """True: Q is not the weight's, but a block of columns of one random orthogonal basis: see `slot_directions`."""
+    contrasted: bool = False
+    """True: Q is not the weight's, but chosen by what the lesson sends into the layer: see `contrast`."""
 
     @property
     def frozen_side(self) -> str | None:
@@ -188,6 +190,7 @@ METHODS: dict[str, Method] = {
         Method("qr-triangular", "output", True, qr_triangular, "arXiv 2507.04599, the authors' code", triangular=True),
         Method("qr-direct", "input", False, qr_direct, "arXiv 2507.04599, section 4.3 and figure 8"),
         Method("lora", None, False, lora, "arXiv 2106.09685"),
+        Method("qr-contrast", "input", True, qr, "docs/findings.md", contrasted=True),
         Method("ortha", "input", True, ortha, "arXiv 2312.02432", slotted=True),
         Method("pissa", "input", False, pissa, "arXiv 2404.02948"),
         Method("olora", None, False, olora, "arXiv 2406.01775"),

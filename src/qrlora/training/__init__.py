@@ -15,6 +15,7 @@ from ..adapter import Adapter, Header
 from ..attach.kinds import PREFIX, check
 from ..basis import fingerprint
 from ..config import TrainConfig, as_dict
+from ..contrast import ordinary_prompts
 from ..data import MIN_SIDE, Example, load_picture, prepare
 from ..families import Base, choose_device, open_base
 from ..files import save
@@ -79,7 +80,9 @@ def train(
 
     stage("reading the picture", 0.0)
     assert config.resolution is not None
-    example = prepare(base, load_picture(config.image, config.resolution), config.prompt)
+    asks = config.method in METHODS and METHODS[config.method].contrasted
+    ordinary = ordinary_prompts(config) if asks else []
+    example = prepare(base, load_picture(config.image, config.resolution), config.prompt, ordinary)
     if owned and not config.preview_every:
         base.release()
     base.park()
@@ -115,7 +118,7 @@ def _learn(
 
     generator = torch.Generator("cpu").manual_seed(config.seed)
     with processes.main_first():
-        put_on = prepared(base, config, generator, stage)
+        put_on = prepared(base, config, example, generator, stage)
     header = _header(config, base)
     learner = put_on()
     try:

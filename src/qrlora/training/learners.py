@@ -12,8 +12,10 @@ from torch import nn
 from ..adapter import Adapter, Header
 from ..attach import attached, begin, detach, learning_factors, lift
 from ..attach.kinds import PREFIX, begin_kind, check
-from ..basis import cached_basis
+from ..basis import Basis, cached_basis
 from ..config import TrainConfig
+from ..contrast import contrasted
+from ..data import Example
 from ..families import Base
 from ..methods import METHODS, Start, slot_directions
 from .loop import NAME
@@ -34,7 +36,7 @@ class Learner:
 
 
 def prepared(
-    base: Base, config: TrainConfig, generator: torch.Generator, stage: Callable[[str, float], Any]
+    base: Base, config: TrainConfig, example: Example, generator: torch.Generator, stage: Callable[[str, float], Any]
 ) -> Callable[[], Learner]:
     """What can be computed before the model is touched; call the answer to put the learner on."""
     assert config.rank is not None and config.targets is not None
@@ -46,7 +48,7 @@ def prepared(
             return Learner(put.factors(), "", None, put.lift, put.detach)
 
         return foreign
-    starts, digest, lost = _starts(base, config, generator, stage)
+    starts, digest, lost = _starts(base, config, example, generator, stage)
 
     def own() -> Learner:
         try:
@@ -66,7 +68,7 @@ def _detach(base: Base) -> None:
 
 
 def _starts(
-    base: Base, config: TrainConfig, generator: torch.Generator, stage: Callable[[str, float], Any]
+    base: Base, config: TrainConfig, example: Example, generator: torch.Generator, stage: Callable[[str, float], Any]
 ) -> tuple[dict[str, Start], str, float | None]:
     """Where each layer's A and B start; the digest of the basis that they start from, and what it lacks ("", None)."""
     assert config.rank is not None and config.targets is not None
@@ -76,6 +78,9 @@ def _starts(
     if method.slotted:
         assert config.slot is not None
         directions = {layer: slot_directions(w.shape[1], config.rank, config.slot) for layer, w in weights}
+    elif method.contrasted:
+        directions = contrasted(base, config, example, lambda share: stage("comparing with ordinary prompts", share))
+        digest = Basis(directions, config.rank, "input").digest
     elif method.side is not None:
         done: list[str] = []
 
