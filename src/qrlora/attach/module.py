@@ -60,8 +60,8 @@ def attach(
              name: not a part of any layer's name.  seed: of the random start of "lora".
              slot: of "ortha": adapters that are to be added need different ones.
              original: (layer) -> its weight (o, i), where the model holds it quantised.
-    Raises:  ValueError: an ending that no linear layer has, no such method or one that needs a lesson, a rank above a layer's smaller side, NaN in
-             a weight, a name that is taken, a quantised layer without `original`.
+    Raises:  ValueError: an ending that no linear layer has, no such method or one that needs a lesson, a rank above a
+             layer's smaller side, NaN in a weight, a name that is taken, a quantised layer without `original`.
     """
     endings = targets.split(",") if isinstance(targets, str) else targets
     layers = linear_layers(model, [ending.strip() for ending in endings])
@@ -69,7 +69,7 @@ def attach(
         known = f"methods: {', '.join(METHODS)}"
         raise ValueError(f"attach needs targets and a method, got {targets!r} and {method!r}; {known}")
     if METHODS[method].contrasted:
-        raise ValueError(f"{method} chooses its directions by a picture and a prompt, which a lone model has not: use qr")
+        raise ValueError(f"{method} finds its directions by a picture and a prompt, which a lone model lacks: use qr")
     row, weights = METHODS[method], Weights(list(layers), original or (lambda layer: _plain(layer, layers[layer])))
     basis = compute_basis(weights, rank, row.side) if row.side and not row.slotted else None
     directions = basis.Q if basis else {}
