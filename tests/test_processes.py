@@ -63,6 +63,18 @@ def test_two_processes_are_one_with_the_same_batch(tmp_path, port):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["dog.png", "out.safetensors", "two.safetensors"]
 
 
+def test_two_processes_find_the_same_contrasting_directions(tmp_path, port):
+    """Bit for bit. What learns along them is equal in norm only: hardly any row excites some of them, and Adam divides
+    their gradients by as little, so that rounding shows in single numbers."""
+    process = launch(tmp_path, port, batch_size=4, method="qr-contrast")
+    alone = train(settings(tmp_path, batch_size=4, method="qr-contrast"))
+    _, err = ended(process)
+    assert process.returncode == 0, err
+    for name, pair in load(tmp_path / "two.safetensors").layers.items():
+        assert torch.equal(pair.A, alone.layers[name].A)
+        assert (pair.B - alone.layers[name].B).norm() < 1e-3 * pair.B.norm()
+
+
 def test_ctrl_c_ends_both_with_one_checkpoint_from_which_one_goes_on(tmp_path, port):
     """The launcher passes the signal on; a person's terminal sends it to all."""
     process = launch(tmp_path, port, batch_size=4, steps=2000, save_every=1)
@@ -113,3 +125,26 @@ def test_more_processes_than_gpus_are_refused(monkeypatch):
         monkeypatch.setenv(name, value)
     with pytest.raises(ValueError, match="2 processes, 0 GPUs and device=cuda: launch one process for each GPU"):
         room.join("cuda")
+
+
+def _told(rank, port, answers):
+    from torch import distributed
+
+    distributed.init_process_group("gloo", f"tcp://127.0.0.1:{port}", rank=rank, world_size=2)
+    processes = Processes(rank, 2)
+    processes.agree("one basis")
+    try:
+        processes.agree(f"basis of {rank}")
+    except ValueError as error:
+        answers.put(str(error))
+    processes.wait()
+    distributed.destroy_process_group()
+
+
+def test_processes_with_different_directions_are_refused(port):
+    from torch import multiprocessing
+
+    answers = multiprocessing.get_context("spawn").SimpleQueue()
+    multiprocessing.spawn(_told, (port, answers), nprocs=2)
+    for _ in range(2):
+        assert "the processes found different directions" in answers.get()

@@ -76,6 +76,22 @@ def test_figure8_starts_at_one_loss_and_falls_for_every_method(asked):
         assert rows[-1][f"{method}: low"] < rows[-1][method] < rows[-1][f"{method}: high"]
 
 
+def test_figure8_goes_on_after_the_last_whole_curve_and_ends_as_if_never_stopped(asked, tmp_path):
+    whole, told = reproduce("figure8", asked), []
+
+    def stopped(done, total, title, failure):
+        told.append(title)
+        if title == "qr, seed 2" and told.count(title) == 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        reproduce("figure8", replace(asked, folder=tmp_path, on_job=stopped))
+    again: list[str] = []
+    found = reproduce("figure8", replace(asked, folder=tmp_path, on_job=lambda *x: again.append(x[2])))
+    assert {"qr, seed 0", "qr, seed 1", "qr, seed 2"} == set(told) and not {"qr, seed 0", "qr, seed 1"} & set(again)
+    assert found.rows == whole.rows
+
+
 def test_table1_has_the_means_of_the_study_beside_the_papers_of_the_same_backbone(asked):
     rows = {row["score"]: row for row in reproduce("table1", asked).rows}
     measured = findings(asked.study(("lora", "qr")))

@@ -1,5 +1,6 @@
 """Figure 8: how fast methods learn, by the loss on noise that is the same for all."""
 
+import json
 import statistics
 from collections.abc import Callable
 from pathlib import Path
@@ -11,10 +12,11 @@ from ..config import TrainConfig
 from ..data import load_picture, prepare
 from ..families import Base
 from ..methods import METHODS
+from ..storage import atomic
 from ..training import Progress, denoising_loss, train
 from .figures import Curves, Reproduced
 from .findings import Row
-from .jobs import Learn
+from .jobs import Learn, named
 from .lessons import Asked
 
 EVERY = 5
@@ -30,7 +32,7 @@ def figure8(asked: Asked) -> Reproduced:
     """The loss of each method against updates on the first pair's content picture: mean and range of several runs."""
     pair = asked.world()[0]
     jobs = {m: [asked.lesson(pair.content, "content", m, seed) for seed in range(SEEDS)] for m in METHODS_SHOWN}
-    runs = {method: [_curve(asked, job) for job in of_seeds] for method, of_seeds in jobs.items()}
+    runs = {method: [_kept(asked, job) for job in of_seeds] for method, of_seeds in jobs.items()}
     steps = list(runs[METHODS_SHOWN[0]][0])
     lines, bands = {}, {}
     rows: list[Row] = [{"updates": step} for step in steps]
@@ -48,6 +50,17 @@ def figure8(asked: Asked) -> Reproduced:
     )
     figure = Curves({"loss on fixed noise": lines}, "updates", "loss", bands)
     return Reproduced(f"Figure 8: convergence, {asked.base}", rows, notes, figure)
+
+
+def _kept(asked: Asked, job: Learn) -> dict[int, float]:
+    """{updates: loss} of one run, of which the folder keeps the curve: the same command goes on after the last one."""
+    name = named("curve", job.place, ["study/convergence"], {"run": job.identity})
+    path = asked.folder / "curves" / f"{name}.json"
+    if not path.exists():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with atomic(path) as file:
+            file.write(json.dumps(list(_curve(asked, job).items())).encode())
+    return dict(json.loads(path.read_text(encoding="utf-8")))
 
 
 def _curve(asked: Asked, job: Learn) -> dict[int, float]:

@@ -122,6 +122,7 @@ def _learn(
     header = _header(config, base)
     learner = put_on()
     try:
+        processes.agree(learner.basis)
         identity = _identity(config, example, learner.basis)
         tell = on_step or (lambda _: None)
         run(config, base, example, learner.factors, generator, identity, processes, tell, draw)

@@ -68,6 +68,18 @@ class Processes:
             gradient.copy_(mean.view_as(gradient))
         return flat[-2], float(flat[-1]) > 0
 
+    def agree(self, basis: str) -> None:
+        """That all start from one basis, given its digest: each process has found its own.
+
+        Raises: ValueError: they differ, as on GPUs of different kinds, and the mean of gradients would mean nothing.
+        """
+        if self.count == 1:
+            return
+        digests: list[str | None] = [None] * self.count
+        distributed.all_gather_object(digests, basis)
+        if len(set(digests)) > 1:
+            raise ValueError("the processes found different directions: launch them on devices of one kind")
+
     def wait(self) -> None:
         """Until every process is here."""
         if self.count > 1:
