@@ -20,7 +20,14 @@ SIZE = 16
 """Side of a pico base's pictures, in pixels."""
 
 DEFAULTS = {
-    "train": {"rank": 4, "steps": 6, "learning_rate": 1e-2, "batch_size": 2, "resolution": SIZE},
+    "train": {
+        "rank": 4,
+        "steps": 6,
+        "learning_rate": 1e-2,
+        "batch_size": 2,
+        "resolution": SIZE,
+        "qr-contrast": {"learning_rate": 3e-2},  # along directions of little energy
+    },
     "sample": {"steps": 3, "guidance": 2.0},
 }
 
