@@ -14,6 +14,7 @@ FLOORS = (
     ("basis", "methods", "adapter"),
     ("merging", "analysis", "files"),
     ("families", "attach", "data", "compat"),
+    ("contrast",),
     ("training", "sampling"),
     ("baselines", "world", "rehearsal"),
     ("evaluation",),
