@@ -39,21 +39,6 @@ def test_a_base_may_prefer_other_settings_for_a_role_or_a_method():
         assert (config.rank, config.learning_rate, config.steps) == wanted
 
 
-def test_a_base_may_prefer_another_method_with_its_own_settings():
-    told = {"method": "qr-contrast", "qr-contrast": {"learning_rate": 0.03}, "style/qr-contrast": {"steps": 80}}
-    defaults = FamilyDefaults().revised({"train": told})
-    for role, steps in (("content", 500), ("style", 80)):
-        config = TrainConfig(image="x.png", role=role).filled(defaults)
-        assert (config.method, config.learning_rate, config.steps) == ("qr-contrast", 0.03, steps)
-    by_role = defaults.revised({"train": {"style": {"method": "qr"}}})
-    assert [TrainConfig(image="x.png", role=x).filled(by_role).method for x in ("content", "style")] == [
-        "qr-contrast",
-        "qr",
-    ]
-    chosen = TrainConfig(image="x.png", method="qr").filled(defaults)
-    assert (chosen.method, chosen.learning_rate) == ("qr", 1e-4)
-
-
 def test_a_base_with_a_misspelt_default_is_refused():
     with pytest.raises(ValueError, match="no setting 'rnk'; did you mean 'rank'"):
         FamilyDefaults().revised({"train": {"rnk": 8}})

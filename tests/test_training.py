@@ -113,15 +113,6 @@ def test_only_what_the_method_lets_learn_changes(tmp_path, base, method):
         assert changed == LEARNS[method]
 
 
-def test_a_run_without_a_method_takes_the_bases_own(tmp_path, base):
-    prefers = dataclasses.replace(base, defaults=base.defaults.revised({"train": {"method": "qr-output"}}))
-    assert train(settings(tmp_path), base=prefers).header.method == "qr-output"
-    assert train(settings(tmp_path), base=base).header.method == "qr"
-    unknown = dataclasses.replace(base, defaults=base.defaults.revised({"train": {"method": "qr-contrst"}}))
-    with pytest.raises(ValueError, match="no method 'qr-contrst'; did you mean 'qr-contrast'?"):
-        train(settings(tmp_path), base=unknown)
-
-
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_run_is_explained_by_its_file(tmp_path, family):
     train(settings(tmp_path, trigger="<c>", prompt="a <c> face"), base=opened(family))

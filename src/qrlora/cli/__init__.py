@@ -215,7 +215,7 @@ def demo(
     style_shows: Annotated[str, typer.Option(help="What your style picture shows, in a word: cat, house.")] = "thing",
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder to write.")] = Path("out/demo"),
     base: Annotated[str, typer.Option(help="Base model.")] = "tiny-sd3",
-    method: Annotated[str | None, typer.Option(help="qr, lora ...", show_default="the base's own")] = None,
+    method: Annotated[str, typer.Option(help="qr, qr-output, qr-triangular, qr-direct or lora.")] = "qr",
     steps: Annotated[int | None, typer.Option(help="Updates of each adapter.", show_default="the base's own")] = None,
     count: Annotated[int, typer.Option(help="Pictures of each kind.")] = 4,
     seed: Annotated[int, typer.Option(help="Seed of everything random.")] = 0,

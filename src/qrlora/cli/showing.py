@@ -4,7 +4,6 @@ from pathlib import Path
 from typing import Any
 
 from .. import plots
-from ..files import load
 from ..training import Progress
 from ..world.demo import Row
 from ..world.demo import demo as run
@@ -17,7 +16,7 @@ def demo(
     style: Path | None,
     style_shows: str,
     base: str,
-    method: str | None,
+    method: str,
     steps: int | None,
     count: int,
     seed: int,
@@ -43,8 +42,7 @@ def demo(
         }
         heard: dict[str, Any] = {"on_step": on_step, "on_stage": bar.stage}
         rows = run(output, content, style, style_shows=style_shows, **settings, **heard)
-    methods = dict.fromkeys(load(output / f"{role}.safetensors").header.method for role in ("content", "style"))
-    plots.save(drawn(rows, f"{' and '.join(methods)} on {base}, seed {seed}"), output / "demo.png")
+    plots.save(drawn(rows, f"{method} on {base}, seed {seed}"), output / "demo.png")
     judged = [(row, verdict) for row in rows if row.title.startswith("merged") for verdict in row.verdicts]
     right = [row.right(verdict) for row, verdict in judged]
     if all(answer is not None for answer in right):

@@ -30,8 +30,6 @@ TRIGGERS = {"content": "<c>", "style": "<s>"}
 class FamilyDefaults:
     """What a base model prefers where a person has not chosen. The values here are the paper's for SDXL."""
 
-    method: str = "qr"
-    """How an adapter learns: row of `methods.METHODS`."""
     rank: int = 64
     """Directions an adapter may use in each layer."""
     targets: str = "self"
@@ -93,9 +91,8 @@ class TrainConfig:
     """What the picture shows, with the trigger word in it. Empty for content: "a <c>"; a style's names the thing."""
     output: str | Path = "adapter.safetensors"
     """The adapter file to write."""
-    method: str | None = None
-    """Row of `methods.METHODS`, such as qr or lora, or `peft:KIND`, such as peft:dora: any of PEFT's own methods. None:
-    the base's own (qr, the paper's)."""
+    method: str = "qr"
+    """Row of `methods.METHODS`, such as qr or lora, or `peft:KIND`, such as peft:dora: any of PEFT's own methods."""
     slot: int | None = None
     """Block of the orthogonal basis, for method=ortha; adapters that are to be added need different ones. None: 0 for
     content, 1 for style."""
@@ -183,11 +180,10 @@ class TrainConfig:
 
     def filled(self, defaults: FamilyDefaults) -> Self:
         """This config with every None replaced by the base's default for its role and method."""
-        method = self.method or defaults.for_run(self.role, "").method
-        own = dataclasses.replace(defaults.for_run(self.role, method), method=method)
+        own = defaults.for_run(self.role, self.method)
         if self.optimizer == "prodigy":
             own = dataclasses.replace(own, learning_rate=1.0)
-        names = ("method", "rank", "targets", "steps", "learning_rate", "decay", "batch_size", "times", "resolution")
+        names = ("rank", "targets", "steps", "learning_rate", "decay", "batch_size", "times", "resolution")
         return dataclasses.replace(self, **{n: getattr(own, n) for n in names if getattr(self, n) is None})
 
 

@@ -114,7 +114,7 @@ def _counted(task: Task, methods: list[str], tell: Tell) -> dict[str, Any]:
         family=base.family.name,
         part=base.family.part,
         base=base.name,
-        method=task.method,
+        method=task.config.method,
         rank=rank,
         targets=task.targets,
     )

@@ -98,7 +98,7 @@ def attend(
 
 def start_on(task: Task) -> list[nn.Parameter]:
     """A method's start on a base that is on the meta device; the factors that learn."""
-    starts = {n: _start(w, task.method, task.rank) for n, w in task.base.weights(task.targets)}
+    starts = {n: _start(w, task.config.method, task.rank) for n, w in task.base.weights(task.targets)}
     return begin(task.base.model, starts, NAME)
 
 

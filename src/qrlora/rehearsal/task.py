@@ -24,11 +24,6 @@ class Task:
     """Without None. Its picture and output are not read."""
 
     @property
-    def method(self) -> str:
-        assert self.config.method is not None
-        return self.config.method
-
-    @property
     def rank(self) -> int:
         assert self.config.rank is not None
         return self.config.rank

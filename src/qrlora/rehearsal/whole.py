@@ -99,7 +99,7 @@ def _basis(task: Task, side: str, tell: Callable[[str, float], Any]) -> Basis:
 
 def _learning(task: Task, basis: Basis | None, bench: Bench) -> dict[str, Stage]:
     """Updates, a merge, and a denoising step with what was merged; the model is left without adapter."""
-    model, method = task.base.model, METHODS[task.method]
+    model, method = task.base.model, METHODS[task.config.method]
     generator = torch.Generator().manual_seed(task.config.seed)
     directions: Any = basis.Q if basis else {}
     weights = task.base.weights(task.targets)
@@ -139,6 +139,6 @@ def _denoising(task: Task, adapter: Adapter, bench: Bench) -> Stage:
     rows = base.family.rows_drawn(base.pipe, base.defaults.guidance)
     latents, condition = task.example(rows, bench.device)
     time = base.noising.sample_time(rows, torch.Generator().manual_seed(task.config.seed)).to(bench.device)
-    bench.tell(f"{task.method}: denoising", 0.0)
+    bench.tell(f"{task.config.method}: denoising", 0.0)
     with torch.no_grad(), worn(base.model, [(adapter, 1.0)]):
         return bench.often(lambda: base.family.predict(base.model, latents, time, condition))

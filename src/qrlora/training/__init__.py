@@ -142,7 +142,7 @@ def _preview(config: TrainConfig, base: Base) -> Any:
 
 
 def _header(config: TrainConfig, base: Base) -> Header:
-    assert config.method is not None and config.rank is not None and config.targets is not None
+    assert config.rank is not None and config.targets is not None
     return Header(
         family=base.family.name,
         part=base.family.part,
@@ -176,8 +176,12 @@ def _identity(config: TrainConfig, example: Example, digest: str) -> dict[str, A
 def _check(config: TrainConfig, on_preview: Any) -> None:
     """Refuse what can be refused before a base is opened."""
     config.checked()
-    if config.method is not None:
-        _check_method(config.method)
+    if config.method.startswith(PREFIX):
+        check(config.method)
+    elif config.method not in METHODS:
+        near = difflib.get_close_matches(config.method, METHODS, n=1)
+        hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(METHODS)}, {PREFIX}KIND"
+        raise ValueError(f"no method {config.method!r}; {hint}")
     if config.preview_every and on_preview is None:
         raise ValueError(f"preview_every={config.preview_every} needs on_preview, which takes the pictures")
     if Path(config.output).is_dir() or Path(config.output).suffix != ".safetensors":
@@ -185,24 +189,14 @@ def _check(config: TrainConfig, on_preview: Any) -> None:
     load_picture(config.image, MIN_SIDE)
 
 
-def _check_method(name: str) -> None:
-    if name.startswith(PREFIX):
-        check(name)
-    elif name not in METHODS:
-        near = difflib.get_close_matches(name, METHODS, n=1)
-        hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(METHODS)}, {PREFIX}KIND"
-        raise ValueError(f"no method {name!r}; {hint}")
-
-
 def check_against(base: Base, config: TrainConfig, processes: Processes) -> None:
     """Refuse what a base cannot do before anything long begins.
 
-    Raises: ValueError: a method or noising that there is not; a resolution that does not fit; a rank above the smaller
-            side of a layer, with the layer and its shape; a batch that the processes cannot share.
+    Raises: ValueError: a noising it does not have; a resolution that does not fit; a rank above the smaller side of a
+            layer, with the layer and its shape; a batch that the processes cannot share.
     """
-    assert config.method is not None and config.rank is not None and config.targets is not None
+    assert config.rank is not None and config.targets is not None
     assert config.times is not None and config.resolution is not None
-    _check_method(config.method)  # which may be the base's own word
     noising_of(base.pipe.scheduler.config, config.min_snr_gamma, config.times)
     base.check_side("resolution", config.resolution)
     if (config.batch_size or 0) % processes.count:

@@ -39,7 +39,7 @@ def prepared(
     base: Base, config: TrainConfig, example: Example, generator: torch.Generator, stage: Callable[[str, float], Any]
 ) -> Callable[[], Learner]:
     """What can be computed before the model is touched; call the answer to put the learner on."""
-    assert config.method is not None and config.rank is not None and config.targets is not None
+    assert config.rank is not None and config.targets is not None
     if config.method.startswith(PREFIX):
         kind, layers, rank = check(config.method), list(base.target_layers(config.targets)), config.rank
 
@@ -71,7 +71,7 @@ def _starts(
     base: Base, config: TrainConfig, example: Example, generator: torch.Generator, stage: Callable[[str, float], Any]
 ) -> tuple[dict[str, Start], str, float | None]:
     """Where each layer's A and B start; the digest of the basis that they start from, and what it lacks ("", None)."""
-    assert config.method is not None and config.rank is not None and config.targets is not None
+    assert config.rank is not None and config.targets is not None
     method, weights = METHODS[config.method], base.weights(config.targets)
     directions: Any = {}
     digest, lost = "", None

@@ -94,7 +94,7 @@ def demo(
     *,
     base: str = "tiny-sd3",
     style_shows: str = "thing",
-    method: str | None = None,
+    method: str = "qr",
     steps: int | None = None,
     count: int = 4,
     seed: int = 0,
@@ -106,7 +106,7 @@ def demo(
 
     Args:    content, style: the caller's own pictures; None takes the world's, whose true fusion is known.
              style_shows: what the caller's style picture shows, in a word.
-             method, steps: None for the base's own; fewer are for a quick look.  count: pictures of each kind.
+             steps: None for the base's own; fewer are for a quick look.  count: pictures of each kind.
              on_step: (what is learnt, progress).  on_stage: (what is done, share).
     Returns: rows of pictures with verdicts: the inputs, content alone, style alone, merged and, if known, the truth.
     Raises:  ValueError, OSError: as `training.train`.
@@ -130,7 +130,7 @@ def _learn(
     role: Any,
     lesson: Lesson,
     folder: Path,
-    method: str | None,
+    method: str,
     steps: int | None,
     seed: int,
     on_step: Callable[[str, Progress], Any] | None,

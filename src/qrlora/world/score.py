@@ -33,8 +33,6 @@ from .styles import HELD_OUT_STYLES, STYLES
 
 Say = Callable[[str], Any]
 BATCH = 50
-OWN = "default"
-"""Each role by the base's own method."""
 
 
 def share(right: list[bool]) -> float:
@@ -59,7 +57,7 @@ def base_scores(base: Base, count: int = 500, seed: int = 0) -> dict[str, float]
 
 
 def personalisation(
-    base: Base, folder: Path, contents: int = 12, styles: int = 6, method: str = OWN, say: Say = print, **settings: Any
+    base: Base, folder: Path, contents: int = 12, styles: int = 6, method: str = "qr", say: Say = print, **settings: Any
 ) -> dict[str, Any]:
     """Held-out things and styles, learnt from one picture each, alone and as every pair merged by plain addition.
 
@@ -80,8 +78,9 @@ def personalisation(
             image = output.with_suffix(".png")
             true_image(content, style).save(image)
             started = time.monotonic()
-            told = settings if method == OWN else {"method": method, **settings}
-            train(TrainConfig(image=image, role=role, prompt=prompt, output=output, **told), base=base)
+            train(
+                TrainConfig(image=image, role=role, prompt=prompt, output=output, method=method, **settings), base=base
+            )
             say(f"{role} {name}: {time.monotonic() - started:.0f} s")
         return load(output)
 
@@ -149,7 +148,7 @@ def main() -> None:
     parser.add_argument("--captions", type=int, default=500)
     parser.add_argument("--contents", type=int, default=12, help="held-out things; 0 leaves personalisation out")
     parser.add_argument("--styles", type=int, default=6)
-    parser.add_argument("--method", default=OWN, help=f"{OWN}: the base's own")
+    parser.add_argument("--method", default="qr")
     parser.add_argument("--adapters", type=Path, default=Path("runs/adapters"), help="where the adapters are kept")
     parser.add_argument("--curve", type=Path, nargs="+", default=[], help="earlier checkpoints to score as well")
     parser.add_argument("--write", action="store_true", help="keep the figures in the base's folder")
