@@ -147,4 +147,5 @@ def test_processes_with_different_directions_are_refused(port):
     answers = multiprocessing.get_context("spawn").SimpleQueue()
     multiprocessing.spawn(_told, (port, answers), nprocs=2)
     for _ in range(2):
+        assert not answers.empty()  # `get` would wait for ever for a process that refused nothing
         assert "the processes found different directions" in answers.get()

@@ -90,6 +90,10 @@ def test_figure8_goes_on_after_the_last_whole_curve_and_ends_as_if_never_stopped
     found = reproduce("figure8", replace(asked, folder=tmp_path, on_job=lambda *x: again.append(x[2])))
     assert {"qr, seed 0", "qr, seed 1", "qr, seed 2"} == set(told) and not {"qr, seed 0", "qr, seed 1"} & set(again)
     assert found.rows == whole.rows
+    damaged = next((tmp_path / "curves").iterdir())
+    damaged.write_text("[[0, 1.")
+    with pytest.raises(ValueError, match=f"{damaged.name} is damaged .*delete it, and the same command does it anew"):
+        reproduce("figure8", replace(asked, folder=tmp_path))
 
 
 def test_table1_has_the_means_of_the_study_beside_the_papers_of_the_same_backbone(asked):

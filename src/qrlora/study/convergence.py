@@ -18,6 +18,7 @@ from .figures import Curves, Reproduced
 from .findings import Row
 from .jobs import Learn, named
 from .lessons import Asked
+from .store import readable
 
 EVERY = 5
 """Updates from one measurement to the next."""
@@ -60,7 +61,8 @@ def _kept(asked: Asked, job: Learn) -> dict[int, float]:
         path.parent.mkdir(parents=True, exist_ok=True)
         with atomic(path) as file:
             file.write(json.dumps(list(_curve(asked, job).items())).encode())
-    return dict(json.loads(path.read_text(encoding="utf-8")))
+    with readable(path):
+        return dict(json.loads(path.read_text(encoding="utf-8")))
 
 
 def _curve(asked: Asked, job: Learn) -> dict[int, float]:

@@ -17,7 +17,7 @@ from .work import ADAPTER, PICTURES, RESULT, Parts
 
 
 @contextlib.contextmanager
-def _readable(path: Path) -> Iterator[None]:
+def readable(path: Path) -> Iterator[None]:
     """A ValueError in the `with` names the file and the way out."""
     try:
         yield
@@ -40,7 +40,7 @@ class Store:
         """
         path = self._path(job, ADAPTER if isinstance(job, Learn) else RESULT)
         if isinstance(job, Learn) and path.exists():
-            with _readable(path):
+            with readable(path):
                 read_metadata(path)
         return path.exists()
 
@@ -58,7 +58,7 @@ class Store:
     def result(self, job: Draw) -> dict[str, Any]:
         """What a Draw job measured. Raises: ValueError: the file was damaged since it was written."""
         path = self._path(job, RESULT)
-        with _readable(path):
+        with readable(path):
             return json.loads(path.read_text(encoding="utf-8"))
 
     def adapter(self, job: Learn) -> Path:
