@@ -106,6 +106,14 @@ def test_the_ends_of_the_scale_stand_in_every_table(whole):
     assert found.trained["none"] == 0 and found.trained["lora"] > found.trained["qr"] > 0
 
 
+def test_a_setting_may_be_of_one_role_alone_and_the_last_word_counts():
+    spec = "qr-by-role:learning_rate=0.01:style/learning_rate=0.002:content/steps=7"
+    learning = plan(settings(methods=(spec,))).learning[spec]
+    assert [learning[role]["learning_rate"] for role in ("content", "style")] == [0.01, 0.002]
+    assert (learning["content"]["steps"], learning["style"]["steps"]) == (7, 2)
+    assert [learning[role]["method"] for role in ("content", "style")] == ["qr-contrast", "qr"]
+
+
 def test_methods_with_equal_learning_share_what_was_learnt():
     """Three methods on two pairs: four adapters of qr, whoever uses them, four of lora, two oracles."""
     twice = plan(settings(methods=("qr", "lora", "qr:rank=4")))
@@ -243,6 +251,7 @@ def test_a_damaged_result_is_named(small, tmp_path):
         ({"methods": ("none",)}, "'none' is in every table"),
         ({"methods": ("qr", "qr")}, "each method once"),
         ({"methods": ("lora:learnin_rate=1",)}, "'learnin_rate' is no setting of a method here; choose among rank"),
+        ({"methods": ("lora:styl/rank=8",)}, "'styl' is no role; before a slash stands content or style"),
         ({"methods": ("lora:rank=many",)}, "rank must be a whole number"),
         ({"rank": 999}, "rank 999 is above"),
         ({"pairs": 1000}, "1..240 pairs"),

@@ -35,7 +35,8 @@ def _bench() -> None:
 def fusion(
     base: Annotated[str, typer.Option(help="Base model.")] = "tiny-flux",
     methods: Annotated[
-        str, typer.Option(help="With commas between; lora:learning_rate=0.001 learns with other settings.")
+        str,
+        typer.Option(help="With commas between; lora:rank=8:style/learning_rate=0.001 learns with other settings."),
     ] = "qr,lora",
     pairs: Annotated[int, typer.Option(help="Held-out things in held-out styles.")] = 27,
     seeds: Annotated[int, typer.Option(help="Pictures of each pair and method.")] = 4,

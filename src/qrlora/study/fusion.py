@@ -25,7 +25,8 @@ REFERENCE = "qr"
 """The method whose rank, steps and layers on a base all others are given."""
 SHARED = ("rank", "targets", "steps", "decay", "batch_size", "times", "resolution")
 CHOSEN = (*SHARED, "learning_rate", "optimizer", "min_snr_gamma")
-"""What "NAME:SETTING=VALUE" may set."""
+"""What "NAME:SETTING=VALUE" may set, for both roles or, as "NAME:style/SETTING=VALUE", for one."""
+ROLES = ("content", "style")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,7 +35,7 @@ class Settings:
 
     base: str = "tiny-flux"
     methods: tuple[str, ...] = ("qr", "lora")
-    """Rows of FUSIONS; "lora:learning_rate=0.001:steps=80" learns with other settings."""
+    """Rows of FUSIONS; "lora:learning_rate=0.001:style/steps=80" learns with other settings, the last a style only."""
     pairs: int = 27
     """Of the world; without effect with `pictures`."""
     pictures: str = ""
@@ -216,7 +217,7 @@ def _lessons(spec: str, pair: Pair) -> dict[str, Shown]:
 
 
 def _fusion(spec: str) -> Fusion:
-    """NAME or NAME:SETTING=VALUE:... Raises: ValueError: no such method or setting."""
+    """NAME or NAME:[ROLE/]SETTING=VALUE:... Raises: ValueError: no such method, role or setting."""
     name, *changes = spec.split(":")
     if name in ENDS:
         raise ValueError(f"{name!r} is in every table: leave it out of the methods")
@@ -225,21 +226,27 @@ def _fusion(spec: str) -> Fusion:
         raise ValueError(
             f"no method {name!r}; " + (f"did you mean {near[0]!r}?" if near else f"known: {', '.join(FUSIONS)}")
         )
-    told: dict[str, Any] = {}
+    fusion = FUSIONS[name]
+    told: dict[str, dict[str, Any]] = {role: dict(fusion.learn.get(role, {})) for role in ROLES}
     for change in changes:
         key, _, text = change.partition("=")
+        role, of_one, key = key.rpartition("/")
+        if of_one and role not in ROLES:
+            raise ValueError(f"{spec}: {role!r} is no role; before a slash stands {' or '.join(ROLES)}")
         if key not in CHOSEN:
             raise ValueError(f"{spec}: {key!r} is no setting of a method here; choose among {', '.join(CHOSEN)}")
-        told[key] = parsed(TrainConfig, key, text)
-    check_types(TrainConfig, told)
-    return dataclasses.replace(FUSIONS[name], learn={**FUSIONS[name].learn, **told})
+        for of_role in [role] if role else ROLES:
+            told[of_role][key] = parsed(TrainConfig, key, text)
+    for of_role in told.values():
+        check_types(TrainConfig, of_role)
+    return dataclasses.replace(fusion, learn={**fusion.learn, **told})
 
 
 def _learning(base: Base, spec: str, fusion: Fusion, settings: Settings) -> dict[str, dict[str, Any]]:
     """{role: settings of its learning}; no role for the lower end of the scale."""
     if spec == "none":
         return {}
-    roles: tuple[Any, ...] = ("content", "style") if fusion.learns_style and spec != "oracle" else ("content",)
+    roles: tuple[Any, ...] = ROLES if fusion.learns_style and spec != "oracle" else ("content",)
     return {role: _role(base, role, spec, fusion, settings) for role in roles}
 
 
