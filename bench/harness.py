@@ -54,7 +54,8 @@ class Row:
         if way not in self.goals:
             return None
         at_most, factor = _goal(self.goals[way])
-        return 1 / self.ratio(way) <= factor if at_most else self.ratio(way) >= factor
+        ratio = self.ratio(way)  # of extras, noise may make it negative
+        return 0 < 1 / ratio <= factor if at_most else ratio >= factor
 
 
 def compare(

@@ -97,7 +97,7 @@ def chebyshev(matrix: Tensor, scale: Tensor, count: int) -> tuple[Tensor, Tensor
     cosh(d acosh(2 lambda / cut - 1)). The block is LOT columns wider than what is sought, the cut lies half way between
     the weakest sought and the block's last, and the degree d is what TOLERANCE still needs. A trial, Rayleigh-Ritz
     within the block, follows each filter. Products are in bfloat16 where the device is fast at them and as long as they
-    help; what is returned was measured in float32.
+    help; directions and images of what is returned are from a trial in float32.
 
     Args:    matrix float32.  scale: its largest magnitude, so that squares neither over- nor underflow.
     Returns: Z (n, count), strongest first, orthonormal to rounding; W Z / scale; the energy lost.
@@ -123,9 +123,14 @@ def chebyshev(matrix: Tensor, scale: Tensor, count: int) -> tuple[Tensor, Tensor
         inside = images.T @ images
         values, turn = eigen(inside.double())
         turn = turn.to(X)
-        images = images @ turn
-        residual, X = times(factor.T, images) - X @ (inside @ turn), X @ turn
-        last, lost = lost, energy_lost(values, residual, count)
+        images, X, shadow = images @ turn, X @ turn, X @ (inside @ turn)
+        last = lost
+        if enough:  # rounding only lengthens a residual: one in bfloat16 suffices to see that it is short
+            lost = energy_lost(values, times(quick.T, images[:, :count]) - shadow[:, :count], count)
+            if lost <= TOLERANCE:
+                return X[:, :count], images[:, :count], lost
+        residual = times(factor.T, images) - shadow
+        lost = energy_lost(values, residual, count)
         if lost <= TOLERANCE and factor is matrix:
             return X[:, :count], images[:, :count], lost
         if lost >= last / 2:
