@@ -252,6 +252,9 @@ def test_a_damaged_result_is_named(small, tmp_path):
         ({"methods": ("qr", "qr")}, "each method once"),
         ({"methods": ("lora:learnin_rate=1",)}, "'learnin_rate' is no setting of a method here; choose among rank"),
         ({"methods": ("lora:styl/rank=8",)}, "'styl' is no role; before a slash stands content or style"),
+        ({"methods": ("peft:vara",)}, "PEFT has no method 'vara' for layers; did you mean peft:vera"),
+        ({"methods": ("peft:ln_tuning",)}, "peft:ln_tuning cannot learn here: it learns norms"),
+        ({"methods": ("dora",), "equal": "parameters"}, "how many numbers peft:dora trains shows when it learns"),
         ({"methods": ("lora:rank=many",)}, "rank must be a whole number"),
         ({"rank": 999}, "rank 999 is above"),
         ({"pairs": 1000}, "1..240 pairs"),
@@ -277,6 +280,15 @@ def test_every_fusion_goes_through_a_study(tmp_path):
     account = work(plan(told), tmp_path)
     assert account.failed == {} and account.missing == []
     assert len(account.study.learns) < 2 * len(baselines.FUSIONS)
+
+
+def test_any_of_pefts_methods_is_a_row_of_a_study_by_its_name(tmp_path):
+    account = work(plan(settings(methods=("peft:vera", "peft:dora:style/steps=3", "dora"), pairs=1)), tmp_path)
+    assert account.failed == {} and account.missing == []
+    steps = {spec: roles["style"]["steps"] for spec, roles in account.study.learning.items() if "style" in roles}
+    assert steps == {"peft:vera": 2, "peft:dora:style/steps=3": 3, "dora": 2}
+    contents = [draw.content for draw in account.study.draws if draw.variant != "none"]
+    assert contents[1] and contents[2] and contents[1].identity == contents[2].identity, "peft:dora is what dora is"
 
 
 def test_an_unknown_base_is_one_line():

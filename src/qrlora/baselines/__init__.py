@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Callable
 from functools import partial
 
+from ..attach.kinds import PREFIX, check
 from ..merging import merge
 from .blocks import b_lora
 from .policies import composed, k_lora, planned, switch
@@ -12,7 +14,7 @@ from .record import Fused, Fusion, Lesson, Task, static
 from .style_aligned import fuse as style_aligned
 from .ziplora import ziplora
 
-__all__ = ["FUSIONS", "Fused", "Fusion", "Lesson", "Task"]
+__all__ = ["FUSIONS", "Fused", "Fusion", "Lesson", "Task", "fusion"]
 
 
 def merged(rule: str) -> Callable[[Task], Fused]:
@@ -61,3 +63,17 @@ FUSIONS: dict[str, Fusion] = {
         Fusion("lora-composite", "arXiv 2402.16843", LORA, composed),
     )
 }
+
+
+def fusion(name: str) -> Fusion:
+    """A row of FUSIONS; or, by "peft:KIND", the exact sum of two adapters that any method of PEFT's has learnt.
+
+    Raises: ValueError: neither, or a method of PEFT's that cannot learn here.
+    """
+    if name.startswith(PREFIX):
+        return Fusion(name, "PEFT", {"method": PREFIX + check(name)}, merged("stack"))
+    if name not in FUSIONS:
+        near = difflib.get_close_matches(name, FUSIONS, n=1)
+        known = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(FUSIONS)} and peft:KIND"
+        raise ValueError(f"no method {name!r}; {known}")
+    return FUSIONS[name]

@@ -1,14 +1,13 @@
 """The study of content-style fusion: base x methods x pairs -> learn, fuse, draw, judge -> rows."""
 
 import dataclasses
-import difflib
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from ..baselines import FUSIONS, Fusion
+from ..baselines import Fusion
 from ..baselines.record import only
 from ..config import TrainConfig, as_dict
 from ..config.types import check_types, parsed
@@ -19,7 +18,7 @@ from .jobs import Draw, Job, Learn, Place, weights_of
 from .pairs import Pair, Shown, file_pairs, unrelated_prompts, world_pairs
 from .runners import Do, workforce
 from .store import Store
-from .work import ENDS, Failed, opened
+from .work import ENDS, Failed, fusion_of, opened
 
 REFERENCE = "qr"
 """The method whose rank, steps and layers on a base all others are given."""
@@ -35,7 +34,8 @@ class Settings:
 
     base: str = "tiny-flux"
     methods: tuple[str, ...] = ("qr", "lora")
-    """Rows of FUSIONS; "lora:learning_rate=0.001:style/steps=80" learns with other settings, the last a style only."""
+    """Rows of FUSIONS, or "peft:vera" for any method of PEFT's; "lora:rank=8:style/steps=80" learns with other
+    settings, the last of them for a style alone."""
     pairs: int = 27
     """Of the world; without effect with `pictures`."""
     pictures: str = ""
@@ -221,12 +221,9 @@ def _fusion(spec: str) -> Fusion:
     name, *changes = spec.split(":")
     if name in ENDS:
         raise ValueError(f"{name!r} is in every table: leave it out of the methods")
-    if name not in FUSIONS:
-        near = difflib.get_close_matches(name, FUSIONS, n=1)
-        raise ValueError(
-            f"no method {name!r}; " + (f"did you mean {near[0]!r}?" if near else f"known: {', '.join(FUSIONS)}")
-        )
-    fusion = FUSIONS[name]
+    if name == "peft" and changes:
+        name = f"peft:{changes.pop(0)}"
+    fusion = fusion_of(name)
     told: dict[str, dict[str, Any]] = {role: dict(fusion.learn.get(role, {})) for role in ROLES}
     for change in changes:
         key, _, text = change.partition("=")
@@ -283,7 +280,12 @@ def _both(base: Base, content: dict[str, Any], steps: int | None) -> dict[str, A
 
 
 def _rank_of_equal_size(base: Base, method: str, targets: str, reference: dict[str, Any]) -> int:
-    """The rank at which a method trains the count of numbers nearest to the reference's."""
+    """The rank at which a method trains the count of numbers nearest to the reference's.
+
+    Raises: ValueError: a method whose count nobody knows before it learns.
+    """
+    if method not in METHODS:
+        raise ValueError(f"how many numbers {method} trains shows when it learns: leave it out of equal parameters")
 
     def trained(name: str, shapes: list[tuple[int, int]], rank: int) -> int:
         return sum(METHODS[name].trainable_parameters(o, i, rank) for o, i in shapes)

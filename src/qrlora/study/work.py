@@ -16,7 +16,7 @@ from PIL import Image
 from .. import evaluation
 from ..adapter import Adapter
 from ..analysis import interference, similarity, trainable_parameters
-from ..baselines import FUSIONS, Fused, Fusion, Lesson, Task
+from ..baselines import Fused, Fusion, Lesson, Task, fusion
 from ..baselines.record import static
 from ..config import TrainConfig
 from ..families import Base, open_base
@@ -60,8 +60,8 @@ ENDS = {
 
 
 def fusion_of(name: str) -> Fusion:
-    """A row of FUSIONS or an end of the scale."""
-    return ENDS.get(name) or FUSIONS[name]
+    """A way to fuse by its name, or an end of the scale. Raises: ValueError: neither."""
+    return ENDS.get(name) or fusion(name)
 
 
 def attempt(job: Job, inputs: Mapping[str, bytes]) -> Parts | Failed:
