@@ -17,8 +17,9 @@ import pico
 from commands import run
 from qrlora import baselines
 from qrlora.study import findings, jobs, report
-from qrlora.study.fusion import Settings, plan, work
+from qrlora.study.fusion import plan, work
 from qrlora.study.pairs import file_pairs, unrelated_prompts, world_pairs
+from qrlora.study.terms import Settings
 from qrlora.world.atlas import known_contents
 from qrlora.world.captions import caption
 from qrlora.world.demo import true_image
@@ -96,6 +97,18 @@ def test_every_method_learns_from_the_same_pictures_at_the_same_rank_layers_and_
         assert differing <= {"method", "learning_rate"}
     assert [x.pair.name for x in study.draws[:2]] == [x.pair.name for x in study.draws[2:4]]
     assert len({(x.seeds, x.unrelated, x.pair.prompt) for x in study.draws}) == 1
+
+
+def test_a_style_goes_by_its_word_in_every_prompt_and_by_no_other_in_unrelated_ones(whole):
+    usual, named = whole[0].study, plan(settings(style_word="chalk"))
+    assert all("chalk" in x for x in whole[0].study.draws[0].unrelated[1:2]), "this word would stand in both"
+    for before, after in zip(usual.draws, named.draws, strict=True):
+        assert after.pair.prompt == "a <c> in chalk style" and not any("chalk" in x for x in after.unrelated)
+        if before.variant not in ("none", "oracle"):
+            assert before.content and after.content and after.content.identity == before.content.identity
+            assert after.style and after.style.settings["trigger"] == "chalk" and "chalk" in after.style.shown.prompt
+        elif before.variant == "oracle":
+            assert after.content and after.content.shown.prompt == "a <c> in chalk style"
 
 
 def test_the_ends_of_the_scale_stand_in_every_table(whole):
@@ -258,6 +271,7 @@ def test_a_damaged_result_is_named(small, tmp_path):
         ({"methods": ("lora:rank=many",)}, "rank must be a whole number"),
         ({"rank": 999}, "rank 999 is above"),
         ({"pairs": 1000}, "1..240 pairs"),
+        ({"style_word": " "}, "the style needs a word"),
         ({"seeds": 0}, "seeds must be 1 or more"),
         ({"split": "train"}, "split must be one of test, dev"),
     ],

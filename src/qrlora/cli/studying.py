@@ -42,6 +42,10 @@ def fusion(
     seeds: Annotated[int, typer.Option(help="Pictures of each pair and method.")] = 4,
     first_seed: Annotated[int, typer.Option(help="Seed of learning and of each pair's first picture.")] = 0,
     split: Annotated[str, typer.Option(help="test, or dev: other things, to tune on.")] = "test",
+    style_word: Annotated[
+        str,
+        typer.Option(help="What stands for the style in prompts; gold: that word, changed."),
+    ] = "<s>",
     equal: Annotated[str, typer.Option(help="rank, or parameters: equally many trained numbers.")] = "rank",
     rank: Rank = None,
     steps: Steps = None,
@@ -65,13 +69,21 @@ def fusion(
     """
     from .. import plots
     from ..study import findings, report, showcase
-    from ..study.fusion import Settings, plan, work
+    from ..study.fusion import plan, work
+    from ..study.terms import Settings
 
     if workers < 1:
         raise ValueError(f"--workers must be 1 or more, got {workers}")
     listed = {"methods": _names(methods), "encoders": _names(encoders)}
     chosen: dict[str, Any] = {"pairs": pairs, "seeds": seeds, "first_seed": first_seed, "split": split, "equal": equal}
-    chosen |= {"rank": rank, "steps": steps, "pictures": pictures, "device": device, "dtype": dtype}
+    chosen |= {
+        "style_word": style_word,
+        "rank": rank,
+        "steps": steps,
+        "pictures": pictures,
+        "device": device,
+        "dtype": dtype,
+    }
     with console.progress("fusion") as bar:
         bar.stage("opening the base model")
         study = plan(Settings(base=base, **listed, **chosen))

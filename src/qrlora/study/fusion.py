@@ -5,67 +5,16 @@ import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-from ..baselines import Fusion
 from ..baselines.record import only
-from ..config import TrainConfig, as_dict
-from ..config.types import check_types, parsed
 from ..evaluation import open_encoder
-from ..families import Base
-from ..methods import METHODS
 from .jobs import Draw, Job, Learn, Place, weights_of
 from .pairs import Pair, Shown, file_pairs, unrelated_prompts, world_pairs
 from .runners import Do, workforce
 from .store import Store
-from .work import ENDS, Failed, fusion_of, opened
-
-REFERENCE = "qr"
-"""The method whose rank, steps and layers on a base all others are given."""
-SHARED = ("rank", "targets", "steps", "decay", "batch_size", "times", "resolution")
-CHOSEN = (*SHARED, "learning_rate", "optimizer", "min_snr_gamma")
-"""What "NAME:SETTING=VALUE" may set, for both roles or, as "NAME:style/SETTING=VALUE", for one."""
-ROLES = ("content", "style")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Settings:
-    """What is compared, and how."""
-
-    base: str = "tiny-flux"
-    methods: tuple[str, ...] = ("qr", "lora")
-    """Rows of FUSIONS, or "peft:vera" for any method of PEFT's; "lora:rank=8:style/steps=80" learns with other
-    settings, the last of them for a style alone."""
-    pairs: int = 27
-    """Of the world; without effect with `pictures`."""
-    pictures: str = ""
-    """A CSV file of one's own pairs instead: see `pairs.file_pairs`."""
-    split: Literal["test", "dev"] = "test"
-    seeds: int = 4
-    """Pictures of each pair and method."""
-    first_seed: int = 0
-    """Of the pictures; also the seed of learning and fusing."""
-    equal: Literal["rank", "parameters"] = "rank"
-    """All methods have the reference's rank, or the rank whose count of trained numbers is nearest to its."""
-    rank: int | None = None
-    steps: int | None = None
-    """Of each adapter; None: the base's own."""
-    encoders: tuple[str, ...] = ()
-    """DINO, CLIP: see `evaluation.ENCODERS`."""
-    device: str = "auto"
-    dtype: str = "float32"
-
-    def __post_init__(self) -> None:
-        for name in ("methods", "encoders"):
-            object.__setattr__(self, name, tuple(getattr(self, name)))
-        check_types(Settings, as_dict(self))
-        for name in ("pairs", "seeds"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be 1 or more, got {getattr(self, name)}")
-        if self.first_seed < 0:
-            raise ValueError(f"the first seed must be 0 or more, got {self.first_seed}")
-        if not self.methods or len(set(self.methods)) < len(self.methods):
-            raise ValueError(f"give each method once, and at least one, got {', '.join(self.methods) or 'none'}")
+from .terms import Settings, fusion_as_asked, learning
+from .work import ENDS, Failed, opened
 
 
 @dataclass(frozen=True)
@@ -123,7 +72,7 @@ def plan(settings: Settings) -> Study:
     Raises: ValueError: an unknown method, or one that does not fit the base's family; more pairs than there are.
             OSError: no such base, encoder or file.
     """
-    named = {spec: _fusion(spec) for spec in settings.methods}
+    named = {spec: fusion_as_asked(spec) for spec in settings.methods}
     base = opened(settings.base, settings.device, settings.dtype)
     for fusion in named.values():
         if fusion.families is not None:
@@ -131,15 +80,16 @@ def plan(settings: Settings) -> Study:
     for name in settings.encoders:
         open_encoder(name, settings.device)
     known = not settings.pictures
-    pairs = world_pairs(settings.pairs, settings.split) if known else file_pairs(Path(settings.pictures))
+    word = settings.style_word
+    pairs = world_pairs(settings.pairs, settings.split, word) if known else file_pairs(Path(settings.pictures), word)
     named |= {name: end for name, end in ENDS.items() if known or name != "oracle"}
     place = Place(settings.base, settings.device, settings.dtype, weights_of(base))
-    learning = {spec: _learning(base, spec, fusion, settings) for spec, fusion in named.items()}
+    told = {spec: learning(base, spec, fusion, settings) for spec, fusion in named.items()}
     seeds = tuple(range(settings.first_seed, settings.first_seed + settings.seeds))
     common: dict[str, Any] = {
         "place": place,
         "seeds": seeds,
-        "unrelated": tuple(unrelated_prompts(len(seeds), known)),
+        "unrelated": tuple(unrelated_prompts(len(seeds), known, word)),
         "encoders": settings.encoders,
         "learn_seed": settings.first_seed,
         "defaults": json.loads(json.dumps(dataclasses.asdict(base.defaults), default=dict)),
@@ -148,13 +98,13 @@ def plan(settings: Settings) -> Study:
     for spec, fusion in named.items():
         for pair in pairs:
             adapters = {
-                role: Learn(place, shown, learning[spec][role], f"{role} of {pair.name}, {spec}")
+                role: Learn(place, shown, told[spec][role], f"{role} of {pair.name}, {spec}")
                 for role, shown in _lessons(spec, pair).items()
-                if role in learning[spec]
+                if role in told[spec]
             }
             sides = {"content": adapters.get("content"), "style": adapters.get("style")}
             draws.append(Draw(method=fusion.name, variant=spec, pair=pair, **sides, **common))
-    return Study(settings, tuple(named), tuple(pairs), tuple(draws), learning)
+    return Study(settings, tuple(named), tuple(pairs), tuple(draws), told)
 
 
 def work(
@@ -214,83 +164,3 @@ def _lessons(spec: str, pair: Pair) -> dict[str, Shown]:
         assert pair.truth is not None
         return {"content": pair.truth}
     return {"content": pair.content, "style": pair.style}
-
-
-def _fusion(spec: str) -> Fusion:
-    """NAME or NAME:[ROLE/]SETTING=VALUE:... Raises: ValueError: no such method, role or setting."""
-    name, *changes = spec.split(":")
-    if name in ENDS:
-        raise ValueError(f"{name!r} is in every table: leave it out of the methods")
-    if name == "peft" and changes:
-        name = f"peft:{changes.pop(0)}"
-    fusion = fusion_of(name)
-    told: dict[str, dict[str, Any]] = {role: dict(fusion.learn.get(role, {})) for role in ROLES}
-    for change in changes:
-        key, _, text = change.partition("=")
-        role, of_one, key = key.rpartition("/")
-        if of_one and role not in ROLES:
-            raise ValueError(f"{spec}: {role!r} is no role; before a slash stands {' or '.join(ROLES)}")
-        if key not in CHOSEN:
-            raise ValueError(f"{spec}: {key!r} is no setting of a method here; choose among {', '.join(CHOSEN)}")
-        for of_role in [role] if role else ROLES:
-            told[of_role][key] = parsed(TrainConfig, key, text)
-    for of_role in told.values():
-        check_types(TrainConfig, of_role)
-    return dataclasses.replace(fusion, learn={**fusion.learn, **told})
-
-
-def _learning(base: Base, spec: str, fusion: Fusion, settings: Settings) -> dict[str, dict[str, Any]]:
-    """{role: settings of its learning}; no role for the lower end of the scale."""
-    if spec == "none":
-        return {}
-    roles: tuple[Any, ...] = ROLES if fusion.learns_style and spec != "oracle" else ("content",)
-    return {role: _role(base, role, spec, fusion, settings) for role in roles}
-
-
-def _role(base: Base, role: Any, spec: str, fusion: Fusion, settings: Settings) -> dict[str, Any]:
-    """The reference's rank, layers, steps and batch for every method; its own learning rate; what it must have."""
-    common = base.defaults.for_run(role, REFERENCE)
-    told: dict[str, Any] = {name: getattr(common, name) for name in SHARED}
-    told |= {name: value for name in ("rank", "steps") if (value := getattr(settings, name)) is not None}
-    if spec == "oracle":
-        told |= _both(base, told, settings.steps)
-    reference = dict(told)
-    own = fusion.settings(role)
-    told |= {"seed": settings.first_seed, "dtype": settings.dtype, **own}
-    method = told.setdefault("method", REFERENCE)
-    told.setdefault("learning_rate", base.defaults.for_run(role, method).learning_rate)
-    if settings.equal == "parameters" and "rank" not in own:
-        told["rank"] = _rank_of_equal_size(base, method, told["targets"], reference)
-    if told["rank"] > (most := min(min(shape) for shape in _shapes(base, told["targets"]))):
-        raise ValueError(f"rank {told['rank']} is above {most}, the smaller side of a layer that {spec} learns")
-    return told
-
-
-def _shapes(base: Base, targets: str) -> list[tuple[int, int]]:
-    """(o, i) of the layers that learn."""
-    return [(layer.out_features, layer.in_features) for layer in base.target_layers(targets).values()]
-
-
-def _both(base: Base, content: dict[str, Any], steps: int | None) -> dict[str, Any]:
-    """The oracle learns on the layers of both roles, for as many updates as both together."""
-    style = base.defaults.for_run("style", REFERENCE)
-    endings = [base.family.targets.get(x) or tuple(x.split(",")) for x in (content["targets"], style.targets)]
-    union = dict.fromkeys(ending.strip() for of_role in endings for ending in of_role)
-    return {"targets": ",".join(union), "steps": content["steps"] + (steps or style.steps)}
-
-
-def _rank_of_equal_size(base: Base, method: str, targets: str, reference: dict[str, Any]) -> int:
-    """The rank at which a method trains the count of numbers nearest to the reference's.
-
-    Raises: ValueError: a method whose count nobody knows before it learns.
-    """
-    if method not in METHODS:
-        raise ValueError(f"how many numbers {method} trains shows when it learns: leave it out of equal parameters")
-
-    def trained(name: str, shapes: list[tuple[int, int]], rank: int) -> int:
-        return sum(METHODS[name].trainable_parameters(o, i, rank) for o, i in shapes)
-
-    wanted = trained(REFERENCE, _shapes(base, reference["targets"]), reference["rank"])
-    own = _shapes(base, targets)
-    ranks = range(1, min(min(shape) for shape in own) + 1)
-    return min(ranks, key=lambda rank: abs(trained(method, own, rank) - wanted))

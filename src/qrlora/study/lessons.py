@@ -8,11 +8,12 @@ from typing import Any, TypeVar
 from ..adapter import Adapter
 from ..families import Base
 from ..files import load
-from .fusion import REFERENCE, SHARED, Account, Settings, plan, work
+from .fusion import Account, plan, work
 from .jobs import Learn, Place, weights_of
 from .pairs import Pair, Shown, world_pairs
 from .runners import workforce
 from .store import Store
+from .terms import REFERENCE, SHARED, Settings
 from .work import Failed, opened
 
 Key = TypeVar("Key")

@@ -10,10 +10,10 @@ from ..adapter import Adapter
 from ..analysis import similarity
 from .figures import Curves, Layers, Reproduced
 from .findings import Row
-from .fusion import REFERENCE
 from .lessons import Asked
 from .pairs import Pair
 from .paper import COSINES, TABLE_4, TABLE_4_COLUMNS
+from .terms import REFERENCE
 
 MATRICES = ("Q", "R", "dR", "A", "A, other seed", "B", "dW of qr", "dW of lora")
 """The paper's, and two that it does not show: LoRA's A where the two runs start from different numbers, and the cosine

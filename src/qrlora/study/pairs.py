@@ -15,6 +15,7 @@ from ..world.styles import HELD_OUT_STYLES, STYLES
 
 Split = Literal["test", "dev"]
 FUSED_PROMPT = caption(CONTENT, STYLE)
+"""Of a study, unless its style goes by another word."""
 COLUMNS = ("content", "style", "style_shows")
 
 
@@ -42,7 +43,7 @@ class Pair:
     prompt: str = FUSED_PROMPT
 
 
-def world_pairs(count: int, split: Split = "test") -> list[Pair]:
+def world_pairs(count: int, split: Split = "test", style_word: str = STYLE) -> list[Pair]:
     """Pairs of held-out things and held-out styles, known things in the style pictures.
 
     Balanced: every thing comes once before one comes twice, and the styles take turns. The split "dev" has a third of
@@ -68,23 +69,25 @@ def world_pairs(count: int, split: Split = "test") -> list[Pair]:
             Pair(
                 name=f"{thing} in {style}",
                 content=_of_world(thing, "plain", LEARN_CONTENT),
-                style=_of_world(other, style, caption(other, STYLE)),
-                truth=_of_world(thing, style, FUSED_PROMPT),
+                style=_of_world(other, style, caption(other, style_word)),
+                truth=_of_world(thing, style, caption(CONTENT, style_word)),
+                prompt=caption(CONTENT, style_word),
             )
         )
     return pairs
 
 
-def unrelated_prompts(count: int, world: bool) -> list[str]:
-    """Prompts that name neither what was learnt nor a placeholder: what a fusion should leave alone."""
+def unrelated_prompts(count: int, world: bool, style_word: str = STYLE) -> list[str]:
+    """Prompts that name neither what was learnt nor what stands for it: what a fusion should leave alone."""
     if not world:
         prompts = ("a mountain lake at dawn", "a red bicycle on a wall", "a bowl of fruit", "a city street in rain")
         return [prompts[k % len(prompts)] for k in range(count)]
-    things, styles = known_contents()[2::3], tuple(STYLES)  # of these, no style picture shows any
+    things, styles = known_contents()[2::3], [name for name in STYLES if name != style_word]
+    # of these things, no style picture shows any
     return [caption(things[(29 * k + 7) % len(things)], styles[(5 * k + 3) % len(styles)]) for k in range(count)]
 
 
-def file_pairs(table: Path) -> list[Pair]:
+def file_pairs(table: Path, style_word: str = STYLE) -> list[Pair]:
     """Pairs of one's own pictures from a CSV file with the columns content, style (picture files, beside the table or
     absolute) and style_shows (what the style picture shows, in a word). Nothing is known of their true fusion.
 
@@ -104,8 +107,9 @@ def file_pairs(table: Path) -> list[Pair]:
         for path in (content, style):
             load_picture(path, MIN_SIDE)  # refused before anything long begins
         name = f"{content.stem} in {style.stem}"
-        shown = Shown(style.read_bytes(), caption(row["style_shows"], STYLE))
-        pairs.append(Pair(name, Shown(content.read_bytes(), f"a {CONTENT}"), shown))
+        shown = Shown(style.read_bytes(), caption(row["style_shows"], style_word))
+        content_shown = Shown(content.read_bytes(), f"a {CONTENT}")
+        pairs.append(Pair(name, content_shown, shown, prompt=caption(CONTENT, style_word)))
     _unlike([pair.name for pair in pairs], table)
     return pairs
 
