@@ -9,6 +9,7 @@ import contextlib
 import logging
 import multiprocessing
 import signal
+import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from multiprocessing.connection import Connection, wait
 from typing import Any
@@ -81,6 +82,7 @@ def in_processes(workers: int) -> Iterator[Do]:
 def _serve(connection: Connection) -> None:
     """A worker: jobs come, results go, until the other end is closed."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the one who started it
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit())  # an ordinary end, which gives back what libraries hold
     with contextlib.suppress(EOFError, BrokenPipeError):
         while True:
             job, inputs = connection.recv()
