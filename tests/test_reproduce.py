@@ -110,6 +110,12 @@ def test_table1_has_the_means_of_the_study_beside_the_papers_of_the_same_backbon
         assert set(methods) <= set(FUSIONS) and all(len(x) == len(TABLE_1_SCORES) for x in methods.values())
 
 
+@pytest.mark.parametrize("name", ["rank", "steps", "workers", "pairs"])
+def test_a_count_below_one_is_refused_before_anything_is_made(name):
+    with pytest.raises(ValueError, match=f"{name} must be 1 or more, got 0"):
+        Asked(**{name: 0})
+
+
 def test_a_table_of_which_jobs_failed_is_refused_with_the_reason(asked, monkeypatch):
     def broken(task):
         raise ValueError("no such fusion")

@@ -279,7 +279,10 @@ def test_a_damaged_result_is_named(small, tmp_path):
         ({"methods": ("lora:rank=many",)}, "rank must be a whole number"),
         ({"rank": 999}, "rank 999 is above"),
         ({"pairs": 1000}, "1..240 pairs"),
-        ({"style_word": " "}, "the style needs a word"),
+        ({"style_word": " "}, "the style needs a word of its own"),
+        ({"style_word": "<c>"}, "the style needs a word of its own"),
+        ({"rank": 0}, "rank must be 1 or more"),
+        ({"steps": 0}, "steps must be 1 or more"),
         ({"seeds": 0}, "seeds must be 1 or more"),
         ({"split": "train"}, "split must be one of test, dev"),
     ],
@@ -363,6 +366,7 @@ def test_own_pictures_are_measured_by_encoders_that_every_row_names(tmp_path):
     (pair,) = file_pairs(tmp_path / "mine.csv")
     assert (pair.content.prompt, pair.style.prompt) == ("a <c>", caption("robot", "<s>")) and pair.truth is None
     own = settings(pictures=str(tmp_path / "mine.csv"), encoders=(str(tmp_path / "dino-pico"),), methods=("qr",))
+    assert dataclasses.replace(own, encoders=()).encoders == ("dino-vits16", "clip-vit-base-patch32")
     account = work(plan(own), tmp_path / "out")
     found = findings.findings(account)
     assert {row["method"] for row in found.table} == {"qr", "none"}

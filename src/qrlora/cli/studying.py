@@ -49,7 +49,9 @@ def fusion(
     equal: Annotated[str, typer.Option(help="rank, or parameters: equally many trained numbers.")] = "rank",
     rank: Rank = None,
     steps: Steps = None,
-    encoders: Annotated[str, typer.Option(help="dino-vits16,clip-vit-base-patch32 ...", show_default="none")] = "",
+    encoders: Annotated[
+        str, typer.Option(help="dino-vits16,clip-vit-base-patch32 ...", show_default="none; these two with --pictures")
+    ] = "",
     pictures: Annotated[
         str, typer.Option(help="A CSV file of your own pairs: content,style,style_shows.", show_default="the world's")
     ] = "",

@@ -13,7 +13,7 @@ from .jobs import Learn, Place, weights_of
 from .pairs import Pair, Shown, world_pairs
 from .runners import workforce
 from .store import Store
-from .terms import REFERENCE, SHARED, Settings
+from .terms import REFERENCE, SHARED, Settings, one_or_more
 from .work import Failed, opened
 
 Key = TypeVar("Key")
@@ -38,6 +38,9 @@ class Asked:
     device: str = "auto"
     on_job: Callable[[int, int, str, str], Any] | None = None
     """(jobs done, of how many, title, reason of a failure or "")."""
+
+    def __post_init__(self) -> None:
+        one_or_more(self, "pairs", "rank", "steps", "workers")
 
     @property
     def opened(self) -> Base:

@@ -9,7 +9,7 @@ from ..config import TrainConfig, as_dict
 from ..config.types import check_types, parsed
 from ..families import Base
 from ..methods import METHODS
-from ..world.captions import STYLE
+from ..world.captions import CONTENT, STYLE
 from .work import ENDS, fusion_of
 
 REFERENCE = "qr"
@@ -18,6 +18,7 @@ SHARED = ("rank", "targets", "steps", "decay", "batch_size", "times", "resolutio
 CHOSEN = (*SHARED, "learning_rate", "optimizer", "min_snr_gamma")
 """What "NAME:SETTING=VALUE" may set, for both roles or, as "NAME:style/SETTING=VALUE", for one."""
 ROLES = ("content", "style")
+ENCODERS_OF_THE_PAPER = ("dino-vits16", "clip-vit-base-patch32")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,7 +46,7 @@ class Settings:
     steps: int | None = None
     """Of each adapter; None: the base's own."""
     encoders: tuple[str, ...] = ()
-    """DINO, CLIP: see `evaluation.ENCODERS`."""
+    """DINO, CLIP: see `evaluation.ENCODERS`; without any, `pictures` are judged by those of the paper's kind."""
     device: str = "auto"
     dtype: str = "float32"
 
@@ -53,15 +54,23 @@ class Settings:
         for name in ("methods", "encoders"):
             object.__setattr__(self, name, tuple(getattr(self, name)))
         check_types(Settings, as_dict(self))
-        for name in ("pairs", "seeds"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be 1 or more, got {getattr(self, name)}")
-        if not self.style_word.strip():
-            raise ValueError("the style needs a word that stands for it in prompts, got none")
+        one_or_more(self, "pairs", "seeds", "rank", "steps")
+        if not self.style_word.strip() or self.style_word == CONTENT:
+            raise ValueError(f"the style needs a word of its own in prompts, got {self.style_word!r}")
+        if self.pictures and not self.encoders:  # nothing else could judge them
+            object.__setattr__(self, "encoders", ENCODERS_OF_THE_PAPER)
         if self.first_seed < 0:
             raise ValueError(f"the first seed must be 0 or more, got {self.first_seed}")
         if not self.methods or len(set(self.methods)) < len(self.methods):
             raise ValueError(f"give each method once, and at least one, got {', '.join(self.methods) or 'none'}")
+
+
+def one_or_more(told: object, *names: str) -> None:
+    """Raises ValueError: one of these counts is given and below 1."""
+    for name in names:
+        count = getattr(told, name)
+        if count is not None and count < 1:
+            raise ValueError(f"{name} must be 1 or more, got {count}")
 
 
 def fusion_as_asked(spec: str) -> Fusion:
