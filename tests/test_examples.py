@@ -54,6 +54,16 @@ def test_a_grid_is_drawn(pictures, tmp_path):
     assert "9 pictures" in out and (tmp_path / "grid.png").exists()
 
 
+def test_two_adapters_are_brought_together_in_other_ways(pictures, tmp_path):
+    files = [pictures / name for name in ("content.safetensors", "style.safetensors", "dog.png", "cat.png")]
+    told = ["--base", pico.folder(), "--ways", "qr,ties,ziplora,k-lora", "--output", tmp_path / "ways.png"]
+    assert "4 ways" in run("other_ways.py", *files, *told)
+    with Image.open(tmp_path / "ways.png") as strip:
+        assert strip.size == (4 * pico.SIZE, pico.SIZE)
+        first, *others = (strip.crop((k * pico.SIZE, 0, (k + 1) * pico.SIZE, pico.SIZE)).tobytes() for k in range(4))
+    assert all(other != first for other in others)
+
+
 def test_the_method_learns_on_a_module_of_ones_own():
     out = run("own_module.py")
     count, first, last = re.search(r"(\d+) parameters learnt; loss ([\d.]+) -> ([\d.]+)", out).groups()
