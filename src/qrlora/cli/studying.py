@@ -43,8 +43,7 @@ def fusion(
     first_seed: Annotated[int, typer.Option(help="Seed of learning and of each pair's first picture.")] = 0,
     split: Annotated[str, typer.Option(help="test, or dev: other things, to tune on.")] = "test",
     style_word: Annotated[
-        str,
-        typer.Option(help="What stands for the style in prompts; gold: that word, changed."),
+        str, typer.Option(help="What stands for the style in prompts: <s>, or a known word.")
     ] = "<s>",
     equal: Annotated[str, typer.Option(help="rank, or parameters: equally many trained numbers.")] = "rank",
     rank: Rank = None,
@@ -78,14 +77,8 @@ def fusion(
         raise ValueError(f"--workers must be 1 or more, got {workers}")
     listed = {"methods": _names(methods), "encoders": _names(encoders)}
     chosen: dict[str, Any] = {"pairs": pairs, "seeds": seeds, "first_seed": first_seed, "split": split, "equal": equal}
-    chosen |= {
-        "style_word": style_word,
-        "rank": rank,
-        "steps": steps,
-        "pictures": pictures,
-        "device": device,
-        "dtype": dtype,
-    }
+    chosen |= {"rank": rank, "steps": steps, "pictures": pictures, "device": device, "dtype": dtype}
+    chosen["style_word"] = style_word
     with console.progress("fusion") as bar:
         bar.stage("opening the base model")
         study = plan(Settings(base=base, **listed, **chosen))
