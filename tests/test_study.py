@@ -281,6 +281,7 @@ def test_a_damaged_result_is_named(small, tmp_path):
         ({"pairs": 1000}, "1..240 pairs"),
         ({"style_word": " "}, "the style needs a word of its own"),
         ({"style_word": "<c>"}, "the style needs a word of its own"),
+        ({"methods": ("lora:style/steps=0",)}, "steps must be 1 or more"),
         ({"rank": 0}, "rank must be 1 or more"),
         ({"steps": 0}, "steps must be 1 or more"),
         ({"seeds": 0}, "seeds must be 1 or more"),

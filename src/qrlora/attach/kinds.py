@@ -121,7 +121,7 @@ def begin_kind(model: nn.Module, layers: Collection[str], kind: str, rank: int, 
         try:
             config = config_of(target_modules=list(layers), **ranks, **switches)
             tuner = PEFT_TYPE_TO_TUNER_MAPPING[row](model, config, "learning")
-        except (ValueError, TypeError, RuntimeError, NotImplementedError, AssertionError) as error:
+        except (ValueError, TypeError, RuntimeError, AssertionError) as error:
             raise ValueError(f"{PREFIX}{kind} cannot be put on these layers: {error}") from error
     model.eval()
     return Foreign(model, tuner, kind, list(layers))

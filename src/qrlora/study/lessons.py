@@ -40,7 +40,7 @@ class Asked:
     """(jobs done, of how many, title, reason of a failure or "")."""
 
     def __post_init__(self) -> None:
-        one_or_more(self, "pairs", "rank", "steps", "workers")
+        one_or_more(vars(self), "pairs", "rank", "steps", "workers")
 
     @property
     def opened(self) -> Base:

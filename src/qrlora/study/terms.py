@@ -1,6 +1,7 @@
 """What is compared, and on which terms: rank, layers and updates equal for all, the rest as asked for."""
 
 import dataclasses
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -54,7 +55,7 @@ class Settings:
         for name in ("methods", "encoders"):
             object.__setattr__(self, name, tuple(getattr(self, name)))
         check_types(Settings, as_dict(self))
-        one_or_more(self, "pairs", "seeds", "rank", "steps")
+        one_or_more(vars(self), "pairs", "seeds", "rank", "steps")
         if not self.style_word.strip() or self.style_word == CONTENT:
             raise ValueError(f"the style needs a word of its own in prompts, got {self.style_word!r}")
         if self.pictures and not self.encoders:  # nothing else could judge them
@@ -65,16 +66,16 @@ class Settings:
             raise ValueError(f"give each method once, and at least one, got {', '.join(self.methods) or 'none'}")
 
 
-def one_or_more(told: object, *names: str) -> None:
+def one_or_more(told: Mapping[str, Any], *names: str) -> None:
     """Raises ValueError: one of these counts is given and below 1."""
     for name in names:
-        count = getattr(told, name)
+        count = told.get(name)
         if count is not None and count < 1:
             raise ValueError(f"{name} must be 1 or more, got {count}")
 
 
 def fusion_as_asked(spec: str) -> Fusion:
-    """NAME or NAME:[ROLE/]SETTING=VALUE:... Raises: ValueError: no such method, role or setting."""
+    """NAME or NAME:[ROLE/]SETTING=VALUE:... Raises: ValueError: no such method, role or setting, or a wrong value."""
     name, *changes = spec.split(":")
     if name in ENDS:
         raise ValueError(f"{name!r} is in every table: leave it out of the methods")
@@ -93,6 +94,7 @@ def fusion_as_asked(spec: str) -> Fusion:
             told[of_role][key] = parsed(TrainConfig, key, text)
     for of_role in told.values():
         check_types(TrainConfig, of_role)
+        one_or_more(of_role, "rank", "steps", "batch_size")
     return dataclasses.replace(fusion, learn={**fusion.learn, **told})
 
 
