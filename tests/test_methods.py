@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from qrlora.linalg import leading_subspace
-from qrlora.methods import METHODS, slot_directions
+from qrlora.methods import METHODS, minor_directions, slot_directions
 
 W = torch.randn(24, 16, generator=torch.Generator().manual_seed(0))
 RANK = 5
@@ -113,6 +113,19 @@ def test_ortha_slots_are_blocks_of_one_orthogonal_basis():
     assert torch.equal(METHODS["ortha"].start(W, slot_directions(16, 5, 1), 5, None).A.double(), A[2])
     with pytest.raises(ValueError, match="16 inputs hold 3 slots of rank 5, got slot 3"):
         slot_directions(16, 5, 3)
+
+
+def test_minor_directions_carry_what_the_leading_ones_leave():
+    """|W Q|^2 is the sum of the r smallest eigenvalues of W^T W, or of those that are not zero where W is wide."""
+    for weight in (W, W.T):
+        Q = minor_directions(weight, RANK).double()
+        eigenvalues = torch.linalg.eigvalsh(weight.double() @ weight.double().T).flip(0)[:16]
+        torch.testing.assert_close(Q.T @ Q, torch.eye(RANK).double(), atol=1e-6, rtol=0)
+        torch.testing.assert_close((weight.double() @ Q).square().sum(), eigenvalues[-RANK:].sum(), atol=1e-5, rtol=0)
+        assert (leading_subspace(weight, 16 - RANK).double().T @ Q).abs().max() < 1e-6
+    for wrong in (W * float("nan"), W[:4]):
+        with pytest.raises(ValueError, match="needs finite numbers and a rank in"):
+            minor_directions(wrong, RANK)
 
 
 def test_pissa_shares_the_singular_values_evenly():

@@ -25,7 +25,7 @@ from qrlora.training import train
 
 FRAMING = Framing.plain(pico.SIZE, pico.SIZE)
 LEARNS = {"qr": {"B"}, "qr-output": {"A"}, "qr-triangular": {"A"}, "qr-direct": {"A", "B"}, "lora": {"A", "B"}}
-LEARNS |= {"qr-contrast": {"B"}, "ortha": {"B"}, "pissa": {"A", "B"}, "olora": {"A", "B"}}
+LEARNS |= {"qr-contrast": {"B"}, "qr-minor": {"B"}, "ortha": {"B"}, "pissa": {"A", "B"}, "olora": {"A", "B"}}
 
 
 NEW = [("qr", family) for family in pico.BASES if family != "sdxl"]

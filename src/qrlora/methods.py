@@ -4,11 +4,14 @@ Letters: o outputs, i inputs, r rank. Every method's update of a weight W (o, i)
 A (r, i) and B (o, r), so that every method lives in an ordinary LoRA layer and file.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor
+
+from .linalg import is_finite
 
 
 @dataclass(frozen=True)
@@ -34,7 +37,7 @@ class Method:
     name: str
     """The word in recipes and headers."""
     side: str | None
-    """The side of the weight whose leading subspace the method needs: "input", "output", or None."""
+    """The side of the weight on which the method needs directions Q: "input", "output", or None."""
     frozen: bool
     """True: those directions (A = Q^T or B = Q) stay as they are, equal in all adapters of one basis."""
     start: Callable[[Tensor, Tensor | None, int, torch.Generator | None], Start]
@@ -43,10 +46,9 @@ class Method:
     """Where it comes from."""
     triangular: bool = False
     """True: only the entries on and above the diagonal of the learning factor learn."""
-    slotted: bool = False
-    """True: Q is not the weight's, but a block of columns of one random orthogonal basis: see `slot_directions`."""
-    contrasted: bool = False
-    """True: Q is not the weight's, but chosen by what the lesson sends into the layer: see `contrast`."""
+    directions: Literal["leading", "minor", "slot", "contrast"] = "leading"
+    """What Q is, where `side` says that there is one: the weight's leading or weakest singular vectors, a block of
+    columns of one random orthogonal basis (`slot_directions`), or what the lesson sends into the layer (`contrast`)."""
 
     @property
     def frozen_side(self) -> str | None:
@@ -131,6 +133,13 @@ def ortha(weight: Tensor, Q: Tensor | None, rank: int, generator: torch.Generato
     return qr(weight, Q, rank, generator)
 
 
+def weight_directions(method: Method, weights: Iterable[tuple[str, Tensor]], rank: int, slot: int) -> dict[str, Tensor]:
+    """{layer: Q} of a method whose directions hang on one weight alone and are worth no cache, "minor" and "slot"."""
+    if method.directions == "slot":
+        return {layer: slot_directions(weight.shape[1], rank, slot) for layer, weight in weights}
+    return {layer: minor_directions(weight, rank) for layer, weight in weights}
+
+
 def slot_directions(size: int, rank: int, slot: int) -> Tensor:
     """Columns slot r .. (slot + 1) r of one orthogonal basis, the same for every adapter of that size and rank.
 
@@ -146,6 +155,21 @@ def slot_directions(size: int, rank: int, slot: int) -> Tensor:
     axes = torch.linalg.qr(columns)
     sign = torch.where(axes.R.diagonal() < 0, -1.0, 1.0)
     return (axes.Q * sign)[:, slot * rank :].float().contiguous()
+
+
+def minor_directions(weight: Tensor, rank: int) -> Tensor:
+    """The weakest input directions of a weight: the last right singular vectors of its thin SVD, in float64.
+
+    They are those that MiLoRA (arXiv 2406.09044) starts from.
+
+    Args:    weight (o, i).
+    Returns: (i, r) float32, orthonormal, weakest last.
+    Raises:  ValueError: rank outside 1..min(o, i), NaN or infinity.
+    """
+    if not 1 <= rank <= min(weight.shape) or not is_finite(weight):
+        raise ValueError(f"needs finite numbers and a rank in 1..{min(weight.shape)}, got rank {rank}")
+    exact = torch.linalg.svd(weight.detach().cpu().double(), full_matrices=False)
+    return exact.Vh[-rank:].T.float().contiguous()
 
 
 def pissa(weight: Tensor, Q: Tensor | None, rank: int, generator: torch.Generator | None = None) -> Start:
@@ -190,8 +214,9 @@ METHODS: dict[str, Method] = {
         Method("qr-triangular", "output", True, qr_triangular, "arXiv 2507.04599, the authors' code", triangular=True),
         Method("qr-direct", "input", False, qr_direct, "arXiv 2507.04599, section 4.3 and figure 8"),
         Method("lora", None, False, lora, "arXiv 2106.09685"),
-        Method("qr-contrast", "input", True, qr, "docs/findings.md", contrasted=True),
-        Method("ortha", "input", True, ortha, "arXiv 2312.02432", slotted=True),
+        Method("qr-contrast", "input", True, qr, "docs/findings.md", directions="contrast"),
+        Method("qr-minor", "input", True, qr, "qr on the directions of arXiv 2406.09044", directions="minor"),
+        Method("ortha", "input", True, ortha, "arXiv 2312.02432", directions="slot"),
         Method("pissa", "input", False, pissa, "arXiv 2404.02948"),
         Method("olora", None, False, olora, "arXiv 2406.01775"),
     )

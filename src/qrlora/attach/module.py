@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from ..adapter import Adapter, Header, linear_layers
-from ..basis import Weights, compute_basis, fingerprint
-from ..methods import METHODS, slot_directions
+from ..basis import Basis, Weights, compute_basis, fingerprint
+from ..methods import METHODS, weight_directions
 from . import begin, detach, learning_factors, lift
 
 
@@ -68,13 +68,17 @@ def attach(
     if not layers or method not in METHODS:
         known = f"methods: {', '.join(METHODS)}"
         raise ValueError(f"attach needs targets and a method, got {targets!r} and {method!r}; {known}")
-    if METHODS[method].contrasted:
+    if METHODS[method].directions == "contrast":
         raise ValueError(f"{method} finds its directions by a picture and a prompt, which a lone model lacks: use qr")
     row, weights = METHODS[method], Weights(list(layers), original or (lambda layer: _plain(layer, layers[layer])))
-    basis = compute_basis(weights, rank, row.side) if row.side and not row.slotted else None
+    basis = None
+    if row.side and row.directions == "leading":
+        basis = compute_basis(weights, rank, row.side)
+    elif row.directions == "minor":
+        basis = Basis(weight_directions(row, weights, rank, slot), rank, "input")
     directions = basis.Q if basis else {}
-    if row.slotted:
-        directions = {layer: slot_directions(weight.shape[1], rank, slot) for layer, weight in weights}
+    if row.directions == "slot":
+        directions = weight_directions(row, weights, rank, slot)
     generator = torch.Generator().manual_seed(seed)
     starts = {layer: row.start(weight, directions.get(layer), rank, generator) for layer, weight in weights}
     begin(model, starts, name)

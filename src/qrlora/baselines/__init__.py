@@ -42,6 +42,7 @@ FUSIONS: dict[str, Fusion] = {
         Fusion("qr-direct", "arXiv 2507.04599, section 4.3", {"method": "qr-direct"}, merged("stack")),
         Fusion("qr-contrast", "docs/findings.md", {"method": "qr-contrast"}, merged("stack")),
         Fusion("qr-by-role", "docs/findings.md", BY_ROLE, merged("stack")),
+        Fusion("qr-minor", "qr on the directions of arXiv 2406.09044", {"method": "qr-minor"}, merged("sum")),
         Fusion("lora", "arXiv 2106.09685, the sum of the updates", LORA, merged("stack")),
         Fusion("lora-plain", "PEFT's and kohya's linear merge, A and B apart", LORA, merged("plain")),
         Fusion("ortha", "arXiv 2312.02432", {"method": "ortha"}, ortha),  # its slots follow the roles

@@ -80,7 +80,7 @@ def train(
 
     stage("reading the picture", 0.0)
     assert config.resolution is not None
-    asks = config.method in METHODS and METHODS[config.method].contrasted
+    asks = config.method in METHODS and METHODS[config.method].directions == "contrast"
     ordinary = ordinary_prompts(config) if asks else []
     example = prepare(base, load_picture(config.image, config.resolution), config.prompt, ordinary)
     if owned and not config.preview_every:

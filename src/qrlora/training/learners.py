@@ -17,7 +17,7 @@ from ..config import TrainConfig
 from ..contrast import contrasted
 from ..data import Example
 from ..families import Base
-from ..methods import METHODS, Start, slot_directions
+from ..methods import METHODS, Start, weight_directions
 from .loop import NAME
 
 
@@ -75,10 +75,10 @@ def _starts(
     method, weights = METHODS[config.method], base.weights(config.targets)
     directions: Any = {}
     digest, lost = "", None
-    if method.slotted:
-        assert config.slot is not None
-        directions = {layer: slot_directions(w.shape[1], config.rank, config.slot) for layer, w in weights}
-    elif method.contrasted:
+    if method.directions in ("slot", "minor"):
+        directions = weight_directions(method, weights, config.rank, config.slot or 0)
+        digest = Basis(directions, config.rank, "input").digest if method.directions == "minor" else ""
+    elif method.directions == "contrast":
         directions = contrasted(base, config, example, lambda share: stage("comparing with ordinary prompts", share))
         digest = Basis(directions, config.rank, "input").digest
     elif method.side is not None:
