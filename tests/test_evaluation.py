@@ -99,6 +99,70 @@ def test_features_are_the_class_token_or_the_projection_of_the_fitted_picture(ne
     torch.testing.assert_close(encoder.features(pictures)[0], vector / vector.norm(), rtol=0, atol=1e-5)
 
 
+class Tower(torch.nn.Module):
+    """CLIP's vision tower as its first code wrote it, from the paper's description, with CSD's two heads."""
+
+    def __init__(self, width=128, layers=2, patch=8, side=32, heads=2, features=6):
+        super().__init__()
+        from torch import nn
+
+        self.backbone = nn.Module()
+        self.backbone.conv1 = nn.Conv2d(3, width, patch, patch, bias=False)
+        self.backbone.class_embedding = nn.Parameter(torch.randn(width))
+        self.backbone.positional_embedding = nn.Parameter(torch.randn((side // patch) ** 2 + 1, width))
+        self.backbone.ln_pre, self.backbone.ln_post = nn.LayerNorm(width), nn.LayerNorm(width)
+        self.backbone.transformer = nn.Module()
+        self.backbone.transformer.resblocks = nn.ModuleList(self.block(nn, width, heads) for _ in range(layers))
+        self.last_layer_style = nn.Parameter(torch.randn(width, features))
+        self.last_layer_content = nn.Parameter(torch.randn(width, features))
+
+    def block(self, nn, width, heads):
+        block = nn.Module()
+        block.attn, block.ln_1, block.ln_2 = nn.MultiheadAttention(width, heads), *(nn.LayerNorm(width) for _ in "12")
+        block.mlp = nn.Module()
+        block.mlp.c_fc, block.mlp.c_proj = nn.Linear(width, 4 * width), nn.Linear(4 * width, width)
+        return block
+
+    def forward(self, pixels):
+        tower = self.backbone
+        patches = tower.conv1(pixels).flatten(2).permute(2, 0, 1)
+        x = torch.cat([tower.class_embedding.expand(1, len(pixels), -1), patches])
+        x = tower.ln_pre(x + tower.positional_embedding[:, None])
+        for block in tower.transformer.resblocks:
+            inside = block.ln_1(x)
+            x = x + block.attn(inside, inside, inside, need_weights=False)[0]
+            inside = block.mlp.c_fc(block.ln_2(x))
+            x = x + block.mlp.c_proj(inside * (1.702 * inside).sigmoid())
+        return tower.ln_post(x[0]) @ self.last_layer_style
+
+
+def test_csd_is_clips_tower_with_the_head_of_style(tmp_path):
+    """Against the tower written out; by a folder with its file; a lacking tensor is one clear line."""
+    from safetensors.torch import save_file
+
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = Tower().eval()
+    for p in model.parameters():  # norms and biases, too, must be where they belong
+        p.data += 0.1 * torch.randn(p.shape, generator=torch.Generator().manual_seed(p.numel()))
+    state = {name: tensor.contiguous() for name, tensor in model.state_dict().items()}
+    save_file(state, tmp_path / "model.safetensors")
+    encoder = evaluation.open_encoder(str(tmp_path), "cpu")
+    picture = true_image("owl", "neon").resize((32, 32))
+    pixels = torch.tensor(list(picture.tobytes())).view(32, 32, 3) / 255
+    mean, deviation = map(torch.tensor, evaluation.CLIP)
+    with torch.no_grad():
+        wanted = model(((pixels - mean) / deviation).permute(2, 0, 1)[None])[0]
+    torch.testing.assert_close(encoder.features([picture])[0], wanted / wanted.norm(), rtol=0, atol=1e-5)
+    assert "middle 32 x 32, CLIP mean" in str(encoder) and "@sha256:" in str(encoder)
+    save_file({name: x for name, x in state.items() if "ln_pre" not in name}, tmp_path / "model.safetensors")
+    with pytest.raises(ValueError, match="not the weights of CSD: .*pre_layrnorm") as caught:
+        evaluation.open_encoder(str(tmp_path), "cpu")
+    assert len(str(caught.value).splitlines()) == 1
+    with pytest.raises(OSError, match="vision network 'yuxi-liu-wired/CSD'"):
+        evaluation.open_encoder("csd-vit-l", "cpu")
+
+
 def test_what_was_measured_with_is_said_and_other_weights_are_another_revision(networks, tmp_path):
     import transformers
 

@@ -6,7 +6,9 @@ Functions of pictures alone: they do not know how a picture was made. Letters: b
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
+import math
+import re
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,7 +21,7 @@ from torch import Tensor
 
 from .families import choose_device
 from .families.messages import one_clear_line, quiet
-from .storage import raw_bytes
+from .storage import places, raw_bytes, read
 from .world.atlas import contents
 from .world.judges import judges
 from .world.styles import ALL_STYLES
@@ -31,8 +33,12 @@ ENCODERS = {
     "dinov2-base": "facebook/dinov2-base",
     "clip-vit-base-patch32": "openai/clip-vit-base-patch32",
     "clip-vit-large-patch14": "openai/clip-vit-large-patch14",
+    "csd-vit-l": "yuxi-liu-wired/CSD",
 }
-"""Short name -> checkpoint on the hub. DreamBooth measured with the first and the fifth, B-LoRA with the third."""
+"""Short name -> checkpoint on the hub. DreamBooth measured with the first and the fifth, B-LoRA with the third. The
+last holds the weights of CSD's authors as safetensors."""
+STYLE_HEAD = "last_layer_style"
+"""What tells CSD's weights from others."""
 
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 CLIP = ((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711))
@@ -127,8 +133,9 @@ def open_encoder(name: str, device: str = "auto") -> Encoder:
     """A vision network by its short name (ENCODERS), its hub name or its folder.
 
     DINO: the class token of the last layer, without transformers' pooler, which DINO's checkpoints have no weights for.
-    CLIP: the projected embedding. Pictures: RGB, the shorter side to 8/7 of the network's side for DINO (256 for 224)
-    and to that side for CLIP, bicubic; the middle square; ImageNet's or CLIP's mean and deviation.
+    CLIP: the projected embedding. CSD: the style descriptor, see `style_tower`. Pictures: RGB, the shorter side to 8/7
+    of the network's side for DINO (256 for 224) and to that side for CLIP and CSD, bicubic; the middle square;
+    ImageNet's or CLIP's mean and deviation.
 
     Raises: OSError: it cannot be had, in one line.  ValueError: a network of another kind.
     """
@@ -136,17 +143,23 @@ def open_encoder(name: str, device: str = "auto") -> Encoder:
 
     checkpoint, home = ENCODERS.get(name, name), choose_device(device)
     with one_clear_line(checkpoint, "vision network"), quiet():
-        config = transformers.AutoConfig.from_pretrained(checkpoint)
-        kinds = {
-            "clip": (transformers.CLIPVisionModelWithProjection, {}),
-            "clip_vision_model": (transformers.CLIPVisionModelWithProjection, {}),
-            "vit": (transformers.ViTModel, {"add_pooling_layer": False}),
-            "dinov2": (transformers.Dinov2Model, {}),
-        }
-        if config.model_type not in kinds:
-            raise ValueError(f"{checkpoint} is a {config.model_type}, not one of {', '.join(kinds)}")
-        kind, told = kinds[config.model_type]
-        model = kind.from_pretrained(checkpoint, **told).float().eval().to(home)  # pyright: ignore
+        if weights := _style_weights(name, checkpoint):
+            model = style_tower(read(weights)[0])
+            config: Any = model.config
+            config._commit_hash = weights.parent.name if weights.parents[1].name == "snapshots" else None
+        else:
+            config = transformers.AutoConfig.from_pretrained(checkpoint)
+            kinds = {
+                "clip": (transformers.CLIPVisionModelWithProjection, {}),
+                "clip_vision_model": (transformers.CLIPVisionModelWithProjection, {}),
+                "vit": (transformers.ViTModel, {"add_pooling_layer": False}),
+                "dinov2": (transformers.Dinov2Model, {}),
+            }
+            if config.model_type not in kinds:
+                raise ValueError(f"{checkpoint} is a {config.model_type}, not one of {', '.join(kinds)}")
+            kind, told = kinds[config.model_type]
+            model: Any = kind.from_pretrained(checkpoint, **told)  # pyright: ignore[reportAttributeAccessIssue]
+    model = model.float().eval().to(home)
     clip = config.model_type.startswith("clip")
     size = getattr(config, "vision_config", config).image_size
     size = 224 if config.model_type == "dinov2" else size  # trained at 518, used at 224 throughout the literature
@@ -162,6 +175,70 @@ def open_encoder(name: str, device: str = "auto") -> Encoder:
 
     words = f"RGB, shorter side {shorter} bicubic, middle {size} x {size}, {'CLIP' if clip else 'ImageNet'} mean"
     return Encoder(name if name in ENCODERS else Path(name).name, checkpoint, _revision(config, model), words, features)
+
+
+def _style_weights(name: str, checkpoint: str) -> Path | None:
+    """CSD's file of weights, in a folder or from the hub; None: the checkpoint is another network's.
+
+    Raises: what the hub raises.
+    """
+    if name == "csd-vit-l":
+        from huggingface_hub import hf_hub_download
+
+        return Path(hf_hub_download(checkpoint, "model.safetensors"))
+    local = Path(checkpoint, "model.safetensors")
+    return local if local.is_file() and STYLE_HEAD in places(local) else None
+
+
+def style_tower(weights: Mapping[str, Tensor]) -> Any:
+    """CSD (arXiv 2404.01292), contrastive style descriptors: CLIP's vision tower, trained to tell styles.
+
+    The file has the tower in the names of CLIP's first code beside two heads, of which only that of style is used.
+
+    Args:    weights: {name: tensor}.
+    Returns: a CLIPVisionModelWithProjection; `image_embeds` is the descriptor.
+    Raises:  ValueError: weights of another make.
+    """
+    import transformers
+
+    layer = r"^transformer\.resblocks\.(\d+)\."
+    renamed = {
+        r"^class_embedding$": "embeddings.class_embedding",
+        r"^positional_embedding$": "embeddings.position_embedding.weight",
+        r"^conv1\.": "embeddings.patch_embedding.",
+        r"^ln_pre\.": "pre_layrnorm.",  # transformers spells it so
+        r"^ln_post\.": "post_layernorm.",
+        layer + r"ln_(\d)\.": r"encoder.layers.\1.layer_norm\2.",
+        layer + r"mlp\.c_fc\.": r"encoder.layers.\1.mlp.fc1.",
+        layer + r"mlp\.c_proj\.": r"encoder.layers.\1.mlp.fc2.",
+        layer + r"attn\.": r"encoder.layers.\1.self_attn.",
+    }
+    state: dict[str, Tensor] = {}
+    for key in (key for key in weights if key.startswith("backbone.") and key != "backbone.proj"):
+        name = key.removeprefix("backbone.")
+        for pattern, new in renamed.items():
+            name = re.sub(pattern, new, name)
+        whole = "in_proj_" in name  # q, k and v below each other
+        parts = zip("qkv", weights[key].chunk(3), strict=True) if whole else [("", weights[key])]
+        state |= {f"vision_model.{name.replace('in_proj_', f'{x}_proj.')}": part for x, part in parts}
+    state["visual_projection.weight"] = weights[STYLE_HEAD].T.contiguous()
+    try:
+        patches, width = state["vision_model.embeddings.position_embedding.weight"].shape
+        patch = state["vision_model.embeddings.patch_embedding.weight"].shape[-1]
+        config = transformers.CLIPVisionConfig(
+            hidden_size=width,
+            intermediate_size=len(state["vision_model.encoder.layers.0.mlp.fc1.weight"]),
+            num_hidden_layers=sum(name.endswith("fc1.weight") for name in state),
+            num_attention_heads=max(width // 64, 1),  # as in all of CLIP's towers
+            image_size=patch * math.isqrt(patches - 1),
+            patch_size=patch,
+            projection_dim=weights[STYLE_HEAD].shape[1],
+        )
+        model = transformers.CLIPVisionModelWithProjection(config)
+        model.load_state_dict(state)
+    except (KeyError, RuntimeError) as error:
+        raise ValueError(f"not the weights of CSD: {' '.join(str(error).split())[:200]}") from error
+    return model
 
 
 def _fitted(picture: Image.Image, shorter: int, size: int) -> Tensor:

@@ -49,7 +49,10 @@ def fusion(
     rank: Rank = None,
     steps: Steps = None,
     encoders: Annotated[
-        str, typer.Option(help="dino-vits16,clip-vit-base-patch32 ...", show_default="none; these two with --pictures")
+        str,
+        typer.Option(
+            help="dino-vits16,clip-vit-base-patch32,csd-vit-l ...", show_default="none; the first two with --pictures"
+        ),
     ] = "",
     pictures: Annotated[
         str, typer.Option(help="A CSV file of your own pairs: content,style,style_shows.", show_default="the world's")
@@ -112,7 +115,7 @@ def reproduce(
     rank: Rank = None,
     steps: Steps = None,
     encoders: Annotated[
-        str, typer.Option(help="For table1: dino-vits16, clip-vit-base-patch32 ...", show_default="none")
+        str, typer.Option(help="For table1: dino-vits16, clip-vit-base-patch32, csd-vit-l ...", show_default="none")
     ] = "",
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder; adapters in it are kept.")] = Path(
         "out/reproduce"
