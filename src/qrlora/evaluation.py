@@ -182,10 +182,10 @@ def _style_weights(name: str, checkpoint: str) -> Path | None:
 
     Raises: what the hub raises.
     """
-    if name == "csd-vit-l":
-        from huggingface_hub import hf_hub_download
+    from transformers.utils import cached_file  # pyright: ignore[reportPrivateImportUsage]
 
-        return Path(hf_hub_download(checkpoint, "model.safetensors"))
+    if name == "csd-vit-l":
+        return Path(str(cached_file(checkpoint, "model.safetensors")))
     local = Path(checkpoint, "model.safetensors")
     return local if local.is_file() and STYLE_HEAD in places(local) else None
 
