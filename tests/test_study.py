@@ -275,7 +275,7 @@ def test_a_damaged_result_is_named(small, tmp_path):
         ({"methods": ("lora:styl/rank=8",)}, "'styl' is no role; before a slash stands content or style"),
         ({"methods": ("peft:vara",)}, "PEFT has no method 'vara' for layers; did you mean peft:vera"),
         ({"methods": ("peft:ln_tuning",)}, "peft:ln_tuning cannot learn here: it learns norms"),
-        ({"methods": ("dora",), "equal": "parameters"}, "how many numbers peft:dora trains shows when it learns"),
+        ({"methods": ("oft",), "equal": "parameters"}, "no rank makes peft:oft larger or smaller: leave it out"),
         ({"methods": ("lora:rank=many",)}, "rank must be a whole number"),
         ({"rank": 999}, "rank 999 is above"),
         ({"pairs": 1000}, "1..240 pairs"),
@@ -323,15 +323,21 @@ def test_an_unknown_base_is_one_line():
 
 
 def test_equal_parameters_gives_the_rank_with_the_nearest_count():
-    """pico-flux: qr trains r numbers for each output, lora r for each output and each input."""
-    study = plan(settings(equal="parameters", rank=8))
-    ranks = {m: study.learning[m]["content"]["rank"] for m in ("qr", "lora")}
+    """pico-flux: qr trains r numbers for each output, lora r for each output and each input; PEFT's are counted."""
+    study = plan(settings(equal="parameters", rank=8, methods=("qr", "lora", "dora")))
+    ranks = {m: study.learning[m]["content"]["rank"] for m in ("qr", "lora", "dora")}
     shapes = [
         (x.out_features, x.in_features)
         for x in _base().target_layers(study.learning["qr"]["content"]["targets"]).values()
     ]
-    counts = {rank: abs(sum(rank * (o + i) for o, i in shapes) - sum(8 * o for o, _ in shapes)) for rank in range(1, 9)}
-    assert ranks == {"qr": 8, "lora": min(counts, key=counts.__getitem__)} and ranks["lora"] < 8
+    wanted, both = sum(8 * o for o, _ in shapes), sum(o + i for o, i in shapes)
+    magnitudes = sum(o for o, _ in shapes)  # DoRA learns one for each output beside A and B
+
+    def nearest(more):
+        return min(range(1, 9), key=lambda rank: abs(rank * both + more - wanted))
+
+    assert ranks == {"qr": 8, "lora": nearest(0), "dora": nearest(magnitudes)}
+    assert ranks["dora"] < ranks["lora"] < 8
 
 
 def _base():

@@ -1,10 +1,13 @@
 """What is compared, and on which terms: rank, layers and updates equal for all, the rest as asked for."""
 
 import dataclasses
+from bisect import bisect_left
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cache, partial
 from typing import Any, Literal
 
+from ..attach.kinds import begin_kind, check
 from ..baselines import Fusion
 from ..config import TrainConfig, as_dict
 from ..config.types import check_types, parsed
@@ -143,15 +146,23 @@ def _both(base: Base, content: dict[str, Any], steps: int | None) -> dict[str, A
 def _rank_of_equal_size(base: Base, method: str, targets: str, reference: dict[str, Any]) -> int:
     """The rank at which a method trains the count of numbers nearest to the reference's.
 
-    Raises: ValueError: a method whose count nobody knows before it learns.
+    Raises: ValueError: a kind of PEFT's whose size does not grow with its rank, or that cannot learn on these layers.
     """
-    if method not in METHODS:
-        raise ValueError(f"how many numbers {method} trains shows when it learns: leave it out of equal parameters")
+    wanted = _trained(base, REFERENCE, reference["targets"], reference["rank"])
+    ranks = range(1, min(min(shape) for shape in _shapes(base, targets)) + 1)
+    count = cache(partial(_trained, base, method, targets))
+    if count(ranks[0]) == count(ranks[-1]):
+        raise ValueError(f"no rank makes {method} larger or smaller: leave it out of equal parameters")
+    above = min(bisect_left(ranks, wanted, key=count), len(ranks) - 1)
+    return min(ranks[max(above - 1, 0) : above + 1], key=lambda rank: abs(count(rank) - wanted))
 
-    def trained(name: str, shapes: list[tuple[int, int]], rank: int) -> int:
-        return sum(METHODS[name].trainable_parameters(o, i, rank) for o, i in shapes)
 
-    wanted = trained(REFERENCE, _shapes(base, reference["targets"]), reference["rank"])
-    own = _shapes(base, targets)
-    ranks = range(1, min(min(shape) for shape in own) + 1)
-    return min(ranks, key=lambda rank: abs(trained(method, own, rank) - wanted))
+def _trained(base: Base, method: str, targets: str, rank: int) -> int:
+    """How many numbers learn; what PEFT has is put on for it, since its kinds share some between layers."""
+    if method in METHODS:
+        return sum(METHODS[method].trainable_parameters(o, i, rank) for o, i in _shapes(base, targets))
+    put = begin_kind(base.model, list(base.target_layers(targets)), check(method), rank, seed=0)
+    try:
+        return sum(factor.numel() for factor in put.factors().values())
+    finally:
+        put.detach()
