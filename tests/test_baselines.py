@@ -188,14 +188,14 @@ def test_composite_answers_the_mean_of_each_adapters_answer(family):
 # --- StyleAligned
 
 
-@pytest.mark.parametrize("shift", [0.0, math.log(2)])
+@pytest.mark.parametrize(("shift", "scale"), [(0.0, 1.0), (math.log(2), 1.0), (0.0, 0.5)])
 @pytest.mark.parametrize("halves", [1, 2])
-def test_shared_attention_is_the_papers_for_each_picture_and_head(halves, shift):
+def test_shared_attention_is_the_papers_for_each_picture_and_head(halves, shift, scale):
     """With guidance each half has its own reference; without it, the first row is the reference of all."""
     base = opened()
     attn = next(m for name, m in base.model.named_modules() if name.endswith("attn1") and m.heads > 1)
     x = torch.randn(halves * 3, 7, attn.to_q.in_features, generator=torch.Generator().manual_seed(1))
-    ours = Shared(3, shift)(attn, x)
+    ours = Shared(3, shift, scale)(attn, x)
     q, k, v = (layer(x).detach().double() for layer in (attn.to_q, attn.to_k, attn.to_v))
 
     def moved(z, of):
@@ -208,7 +208,7 @@ def test_shared_attention_is_the_papers_for_each_picture_and_head(halves, shift)
         for head in range(attn.heads):
             part = slice(head * width, (head + 1) * width)
             query, own = (moved(z[row], z[first])[:, part] for z in (q, k))
-            keys = torch.cat([own, k[first][:, part]])
+            keys = torch.cat([own, k[first][:, part] * (scale if row > first else 1)])
             logits = query @ keys.T / width**0.5 + torch.tensor([0.0] * 7 + [shift] * 7)
             heads.append(logits.softmax(-1) @ torch.cat([v[row][:, part], v[first][:, part]]))
         exact = attn.to_out[0](torch.cat(heads, 1).float())

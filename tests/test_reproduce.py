@@ -37,6 +37,8 @@ def test_table2_is_what_autograd_says_and_lora_alone_starts_with_a_zero_gradient
     assert rows["lora"]["gradient of A at the start"] == 0 < rows["lora"]["gradient of B at the start"]
     assert rows["qr"]["gradient of A at the start"] == "frozen" and 0 < rows["qr"]["gradient of B at the start"] <= 1
     assert rows["qr-output"]["gradient of B at the start"] == "frozen"
+    assert rows["ortha"]["gradient of A at the start"] == "frozen" and rows["ortha"]["gradient"] == "dB = dL/dW Q"
+    assert set(rows) == {"lora", "ortha", "qr", "qr-output"}
 
 
 def test_table3_counts_the_papers_layers(asked):

@@ -57,6 +57,7 @@ def style_aligned(
     trajectory: Mapping[float, Tensor] | None = None,
     shift: float = SHIFT,
     share_norm: bool = True,
+    scale: float = 1.0,
 ) -> Iterator[None]:
     """Every self-attention of the UNet also looks at the batch's first picture, for the length of a `with`.
 
@@ -67,6 +68,8 @@ def style_aligned(
              trajectory: `inverted`'s, which the first picture then follows; None: it is drawn as well.
              shift, share_norm: SHIFT and True transfer the style of a given picture; the authors draw sets of pictures
              from prompts alone with 0 and False.
+             scale: of the reference's keys as others see them; the authors take 0.5, and shift 0, where the reference
+             is so well known to the model that it would be copied.
     Raises:  ValueError: not SDXL; q, k and v fused in one layer; within, a batch of another size.
     """
     only("style-aligned", FAMILIES, base)
@@ -81,7 +84,7 @@ def style_aligned(
             for norm in (module for module in unet.modules() if isinstance(module, nn.GroupNorm)):
                 handles.append(norm.register_forward_pre_hook(_joined(pictures)))
                 handles.append(norm.register_forward_hook(_cut))
-        shared = {x: Shared(pictures, shift) if "attn1." in x else processor for x, processor in before.items()}
+        shared = {x: Shared(pictures, shift, scale) if "attn1." in x else processor for x, processor in before.items()}
         unet.set_attn_processor(shared)
         yield
     finally:
@@ -91,17 +94,22 @@ def style_aligned(
 
 
 class Shared:
-    """An attention processor: softmax([q k^T | q k_ref^T + shift] / sqrt(d)) [v; v_ref], after AdaIN of q and k."""
+    """An attention processor: softmax([q k^T / sqrt(d) | scale q k_ref^T / sqrt(d) + shift]) [v; v_ref], after AdaIN of
+    q and k. The reference looks at its own copy unscaled."""
 
-    def __init__(self, pictures: int, shift: float) -> None:
-        self.pictures, self.shift = pictures, shift
+    def __init__(self, pictures: int, shift: float, scale: float = 1.0) -> None:
+        self.pictures, self.shift, self.scale = pictures, shift, scale
 
     def __call__(self, attn: Any, hidden_states: Tensor, *_arguments: Any, **_named: Any) -> Tensor:
         """(rows, n, width) -> (rows, n, width)."""
         rows, n, _ = hidden_states.shape
         query, key, value = (layer(hidden_states) for layer in (attn.to_q, attn.to_k, attn.to_v))
         query, key = (adain(x, reference(x, self.pictures)) for x in (query, key))
-        key, value = (torch.cat([x, reference(x, self.pictures)], 1) for x in (key, value))
+        of_reference = reference(key, self.pictures)
+        others = torch.arange(rows, device=key.device) % self.pictures > 0
+        of_reference = torch.where(others[:, None, None], self.scale * of_reference, of_reference)
+        key = torch.cat([key, of_reference], 1)
+        value = torch.cat([value, reference(value, self.pictures)], 1)
         query, key, value = (x.unflatten(2, (attn.heads, -1)).transpose(1, 2) for x in (query, key, value))
         mask = query.new_zeros(2 * n)
         mask[n:] = self.shift

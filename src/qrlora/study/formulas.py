@@ -7,26 +7,28 @@ from ..attach import begin
 from ..families import Base
 from ..families.blank import blank_base
 from ..linalg import leading_subspace
-from ..methods import METHODS
+from ..methods import METHODS, slot_directions
 from .figures import Reproduced
 from .findings import Row
 from .lessons import Asked
 
 FORWARD = {
     "lora": "X (W + B A)^T",
+    "ortha": "X (W + B Q^T)^T",
     "qr": "X (W_comp + (Q (R + dR))^T)^T",
     "qr-output": "X (W_comp + Q (R + dR))^T",
 }
 """The paper's forward passes, with PyTorch's W (o, i)."""
 GRADIENT = {
     "lora": {"A": "B^T dL/dW", "B": "dL/dW A^T"},
+    "ortha": {"B": "dL/dW Q"},
     "qr": {"B": "(Q^T (dL/dW)^T)^T"},
     "qr-output": {"A": "Q^T dL/dW"},
 }
 
 
 def table2(asked: Asked) -> Reproduced:
-    """Forward and gradient of LoRA and QR-LoRA in both readings, by autograd on every layer of a base against the
+    """Forward and gradient of LoRA, Ortha and QR-LoRA in both readings, by autograd on every layer of a base against the
     formulas in float64; in the middle of learning, and at its first update."""
     base = asked.opened
     rank = asked.rank or base.defaults.rank
@@ -53,7 +55,8 @@ def table2(asked: Asked) -> Reproduced:
     notes = (
         f"Largest relative error over {len(weights)} layers of {asked.base}, rank {rank}: autograd of the adapter on "
         "the layer (float32) against the formula (float64). Gradients at the start: largest share of |dL/dW|.",
-        "The paper's Ortha column is left out: what it prints (B random, A from a Gaussian) is not that method.",
+        "Ortha stands here as its authors have it, Q a block of one random orthogonal basis and B learning from zero; the "
+        "paper's column prints another method, a frozen Gaussian B and a learning A.",
     )
     return Reproduced("Table 2: forward pass and gradient", rows, notes)
 
@@ -62,12 +65,14 @@ def _checked(method: str, weight: Tensor, rank: int, generator: torch.Generator)
     """Relative errors of one layer, W (o, i)."""
     outputs, inputs = weight.shape
     x, target = (torch.randn(16, size, generator=generator) for size in (inputs, outputs))
-    side = METHODS[method].side
-    Q = None if side is None else leading_subspace(weight, rank, side)
+    row = METHODS[method]
+    Q = None if row.side is None else leading_subspace(weight, rank, row.side)
+    if row.directions == "slot":
+        Q = slot_directions(inputs, rank, 0)
     layer = nn.Linear(inputs, outputs, bias=False)
     layer.weight.data.copy_(weight)
     model = nn.ModuleDict({"layer": layer})
-    start = METHODS[method].start(weight, Q, rank, generator)
+    start = row.start(weight, Q, rank, generator)
     begin(model, {"layer": start}, "learning")
     A, B = (getattr(model["layer"], name)["learning"] for name in "AB")
     W, X, T = weight.double(), x.double(), target.double()
@@ -100,6 +105,8 @@ def _forward(method: str, X: Tensor, W: Tensor, A: Tensor, B: Tensor, Q: Tensor 
     if Q is None:
         return X @ (W + B @ A).T
     basis = Q.double()
+    if method == "ortha":
+        return X @ (W + B @ basis.T).T
     if METHODS[method].side == "input":
         R = basis.T @ W.T
         return X @ (W - (basis @ R).T + (basis @ (R + B.T)).T).T

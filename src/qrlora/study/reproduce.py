@@ -60,8 +60,8 @@ def reproduce(name: str, asked: Asked) -> Reproduced:
     """
     if name not in RESULTS:
         near = difflib.get_close_matches(name, RESULTS, n=1)
-        hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(RESULTS)}"
-        raise ValueError(f"no result {name!r} of the paper; {hint}")
+        hint = f"did you mean {near[0]!r}? " if near else ""
+        raise ValueError(f"no result {name!r} of the paper; {hint}There are: {', '.join(RESULTS)}")
     make, base = RESULTS[name]
     return make(asked if asked.base else replace(asked, base=base))
 
