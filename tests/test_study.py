@@ -16,6 +16,7 @@ import pytest
 import pico
 from commands import run
 from qrlora import baselines
+from qrlora.files import load
 from qrlora.study import findings, jobs, report
 from qrlora.study.fusion import plan, work
 from qrlora.study.pairs import file_pairs, unrelated_prompts, world_pairs
@@ -315,6 +316,20 @@ def test_any_of_pefts_methods_is_a_row_of_a_study_by_its_name(tmp_path):
     assert steps == {"peft:vera": 2, "peft:dora:style/steps=3": 3, "dora": 2}
     contents = [draw.content for draw in account.study.draws if draw.variant != "none"]
     assert contents[1] and contents[2] and contents[1].identity == contents[2].identity, "peft:dora is what dora is"
+
+
+def test_what_a_files_rank_cuts_off_is_told(tmp_path):
+    """Of adapters by their files' headers, of a merge by its own; where nothing is cut, nothing is said."""
+    account = work(plan(settings(methods=("qr", "dora", "ties"), pairs=1)), tmp_path)
+    found = findings.findings(account)
+    draw = next(x for x in account.study.draws if x.variant == "dora")
+    headers = [
+        load(tmp_path / "adapters" / f"{x.identity}.safetensors").header for x in (draw.content, draw.style) if x
+    ]
+    assert set(found.cut) == {"dora", "ties"}
+    assert found.cut["dora"] == max(header.config["truncation_error"] for header in headers)
+    page = report.page(account, found, "command")
+    assert f"- `ties`: {found.cut['ties']:.1%}" in page and 0.01 < found.cut["ties"] < 1
 
 
 def test_an_unknown_base_is_one_line():

@@ -44,6 +44,8 @@ class Findings:
     """(method, layer) -> mean over pairs of what two adapters share there: see `analysis.Similarity`."""
     trained: dict[str, int]
     """{method: numbers that both its adapters train}."""
+    cut: dict[str, float]
+    """{method: largest relative error by which an update of it was cut to the rank of a file}; only where it was."""
 
 
 def findings(account: Account) -> Findings:
@@ -52,6 +54,7 @@ def findings(account: Account) -> Findings:
     met: dict[tuple[str, str], Mapping[str, float]] = {}
     shared: dict[tuple[str, str], list[Mapping[str, float]]] = {}
     trained: dict[str, int] = {}
+    cut: dict[str, float] = {}
     for job in account.done:
         result = account.store.result(job)
         if result["interference"]:
@@ -59,6 +62,8 @@ def findings(account: Account) -> Findings:
         for row in result["layers"]:
             shared.setdefault((job.variant, row.pop("layer")), []).append(row)
         trained[job.variant] = result["parameters"]
+        if error := result["truncation_error"]:
+            cut[job.variant] = max(error, cut.get(job.variant, 0.0))
         about = {"method": job.variant, "pair": job.pair.name}
         made = {"device": result["device"], "job": job.identity}
         told = {"encoders": "; ".join(result["encoders"])} if result["encoders"] else {}
@@ -72,7 +77,7 @@ def findings(account: Account) -> Findings:
         for (m, layer), rows in shared.items()
     ]
     tables = (_table(means, order, scores), _differences(means, order, scores), _predictions(means, met, order))
-    return Findings(pictures, *tables, layers, trained)
+    return Findings(pictures, *tables, layers, trained, cut)
 
 
 Means = dict[str, dict[str, dict[str, float]]]

@@ -28,8 +28,8 @@ GRADIENT = {
 
 
 def table2(asked: Asked) -> Reproduced:
-    """Forward and gradient of LoRA, Ortha and QR-LoRA in both readings, by autograd on every layer of a base against the
-    formulas in float64; in the middle of learning, and at its first update."""
+    """Forward and gradient of LoRA, Ortha and QR-LoRA in both readings, by autograd on every layer of a base against
+    the formulas in float64; in the middle of learning, and at its first update."""
     base = asked.opened
     rank = asked.rank or base.defaults.rank
     weights = dict(base.weights(base.defaults.targets))
@@ -55,8 +55,8 @@ def table2(asked: Asked) -> Reproduced:
     notes = (
         f"Largest relative error over {len(weights)} layers of {asked.base}, rank {rank}: autograd of the adapter on "
         "the layer (float32) against the formula (float64). Gradients at the start: largest share of |dL/dW|.",
-        "Ortha stands here as its authors have it, Q a block of one random orthogonal basis and B learning from zero; the "
-        "paper's column prints another method, a frozen Gaussian B and a learning A.",
+        "Ortha stands here as its authors have it, Q a block of one random orthogonal basis and B learning from zero; "
+        "the paper's column prints another method, a frozen Gaussian B and a learning A.",
     )
     return Reproduced("Table 2: forward pass and gradient", rows, notes)
 

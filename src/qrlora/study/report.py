@@ -75,6 +75,7 @@ def page(account: Account, found: Findings, command: str) -> str:
         "",
         *markdown(_settings(account)),
         "",
+        *_listed("Cut to a file's rank, largest relative error", [f"`{m}`: {x:.1%}" for m, x in found.cut.items()]),
         *_listed("Failed", [f"{title}: {reason}" for title, reason in account.failed.items()]),
         *_listed("Missing", [job.title for job in account.missing]),
         "Settings: " + ", ".join(f"{k}={v}" for k, v in as_dict(settings).items()),

@@ -131,6 +131,8 @@ def _draw(job: Draw, inputs: Mapping[str, bytes]) -> Parts:
     met, layers = _met(content, style)
     learnt = sum(trainable_parameters(adapter) for adapter in (content, style) if adapter)
     told: dict[str, Any] = {"rows": rows, "interference": met, "layers": layers, "parameters": learnt}
+    cut = [adapter.header.config.get("truncation_error", 0.0) for adapter in (content, style, fused.adapter) if adapter]
+    told["truncation_error"] = max(cut, default=0.0)
     told["device"] = str(base.device)
     told["encoders"] = [str(_encoder(name, job.place.device)) for name in job.encoders]
     return {PICTURES: _strip(pictures), RESULT: json.dumps(told).encode()}
