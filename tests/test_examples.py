@@ -64,6 +64,14 @@ def test_two_adapters_are_brought_together_in_other_ways(pictures, tmp_path):
     assert all(other != first for other in others)
 
 
+def test_rates_are_tuned_role_by_role(tmp_path):
+    told = ["--base", pico.folder(), "--rates", "0.01,1e-30", "--pairs", 1, "--seeds", 1, "--steps", 2]
+    out = run("tune_rates.py", *told, "--output", tmp_path)
+    assert "6 of 6 jobs done" in out, "four sums, none and oracle"
+    assert len(list((tmp_path / "adapters").iterdir())) == 2 * 2 + 1, "two rates of each role, and the oracle"
+    assert len(re.findall(r"\d+ \(\d+\)", out)) == 4
+
+
 def test_the_method_learns_on_a_module_of_ones_own():
     out = run("own_module.py")
     count, first, last = re.search(r"(\d+) parameters learnt; loss ([\d.]+) -> ([\d.]+)", out).groups()
