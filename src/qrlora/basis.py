@@ -23,7 +23,7 @@ from .linalg import lots, measured_subspace
 from .storage import atomic, raw_bytes, read, word_sum, write
 
 FINGERPRINT_LAYERS = 16
-WAY = "Chebyshev filter 1"
+WAY = "Chebyshev filter 2"
 """How directions are found: another way finds others, and must not take these for its own."""
 SAMPLED_RUNS = 64
 """A weight's key reads so many runs of so many entries, evenly spread over its memory."""

