@@ -27,8 +27,8 @@ format: $(VENV)/.dev ## Mend what lint can mend by itself
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-bench: $(VENV)/.run ## Print the measured claims: out/bench
-	for script in $(filter-out bench/harness.py,$(wildcard bench/*.py)); do $(BIN)/python $$script || exit 1; done
+bench: $(VENV)/.run ## Print the measured claims: out/bench; BENCH="--device cuda" on a GPU, at real sizes
+	for script in $(filter-out bench/harness.py,$(wildcard bench/*.py)); do $(BIN)/python $$script $(BENCH) || exit 1; done
 
 clean: ## Remove what runs have written, not .venv
 	rm -rf out build dist .pytest_cache .ruff_cache

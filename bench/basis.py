@@ -94,9 +94,9 @@ def against_svd(shape: tuple[int, int], kind: str, device: str, quick: bool) -> 
     return Row(row.name, row.measured, row.goals, {"energy": f"{share:.6f}", "floor": floor(W)})
 
 
-def of_builtin(name: str, quick: bool) -> Row:
+def of_builtin(name: str, device: str, quick: bool) -> Row:
     """A built-in base's own weights, all default targets."""
-    base = open_base(name, "cpu")
+    base = open_base(name, device)
     layers = [W.float() for _, W in base.weights(base.defaults.targets or "")]
     layers = layers[:6] if quick else layers
     rank = min(RANK, *(min(W.shape) for W in layers))
@@ -132,7 +132,7 @@ def main() -> None:
     rows = [
         against_svd(shape, kind, options.device, options.quick) for shape in shapes for kind in ("trained", "gauss")
     ]
-    rows += [of_builtin(name, options.quick) for name in ("tiny-sdxl", "tiny-sd3", "tiny-flux")]
+    rows += [of_builtin(name, options.device, options.quick) for name in ("tiny-sdxl", "tiny-sd3", "tiny-flux")]
     report("Bases", rows, options.folder)
     if options.device == "cuda" and not options.quick:
         whole_bases(options.device)

@@ -17,10 +17,11 @@ def main() -> None:
     parser.add_argument("--base", default="tiny-flux")
     parser.add_argument("--methods", default="qr,lora,ziplora")
     parser.add_argument("--pairs", type=int, default=4)
+    parser.add_argument("--device", default="cpu")
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--folder", type=Path, default=Path("out/bench/fusion"))
     arguments = parser.parse_args()
-    words = [f"--{name}={getattr(arguments, name)}" for name in ("base", "methods", "pairs", "workers")]
+    words = [f"--{name}={getattr(arguments, name)}" for name in ("base", "methods", "pairs", "device", "workers")]
     started = time.monotonic()
     command = [sys.executable, "-m", "qrlora", "bench", "fusion", *words, f"--output={arguments.folder}"]
     code = subprocess.run(command).returncode

@@ -145,7 +145,11 @@ def machine() -> dict[str, object]:
 def arguments(about: str | None) -> argparse.ArgumentParser:
     """--device, --quick, --folder, --threads; a script adds its own."""
     parser = argparse.ArgumentParser(description=(about or "").split("\n")[0])
-    parser.add_argument("--device", default="cpu", help="cpu, or cuda for real sizes on a GPU")
+    parser.add_argument(
+        "--device",
+        default="cpu",
+        help="cpu, or cuda for real sizes on a GPU; merging, files and starts are the CPU's work",
+    )
     parser.add_argument("--quick", action="store_true", help="small sizes, few rounds: shows that it runs, no claim")
     parser.add_argument("--folder", type=Path, default=Path("out/bench"), help="where the JSON goes")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="of the CPU")

@@ -11,7 +11,6 @@ Last, the 280 layers of self-attention against PEFT's one mode that keeps the ra
 every layer's dense update, so one layer of each width is timed, times how many there are: extrapolated.
 """
 
-import argparse
 import os
 import statistics
 import subprocess
@@ -22,7 +21,7 @@ from pathlib import Path
 
 import torch
 
-from harness import compare, report
+from harness import arguments, compare, report
 from qrlora.adapter import Adapter, Header, Pair
 from qrlora.files import load, save
 from qrlora.merging import merge
@@ -160,16 +159,15 @@ def against_svd(adapters: tuple[Adapter, Adapter], folder: Path, repeats: int) -
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--folder", type=Path, default=Path("out/bench"))
+    parser = arguments(__doc__)
     parser.add_argument("--repeats", type=int, default=5)
-    arguments = parser.parse_args()
-    arguments.folder.mkdir(parents=True, exist_ok=True)
+    options = parser.parse_args()
+    options.folder.mkdir(parents=True, exist_ok=True)
     torch.set_num_threads(1)
-    paths = write_pair(arguments.folder)
+    paths = write_pair(options.folder)
     megabytes = paths[0].stat().st_size / 1e6
     print(f"two adapters, 560 layers, rank {RANK}, {megabytes:.0f} MB each; load {os.getloadavg()[0]:.1f}\n")
-    output, plot = arguments.folder / "merged.safetensors", arguments.folder / "similarity.png"
+    output, plot = options.folder / "merged.safetensors", options.folder / "similarity.png"
     qrlora = [sys.executable, "-m", "qrlora"]
     commands = {
         "qrlora merge A B": [*qrlora, "merge", *map(str, paths), "-o", str(output)],
@@ -180,7 +178,7 @@ def main() -> None:
     checked = [name for name, _ in sdxl_layers()][::20]
     true = (load(paths[0]), load(paths[1]))
     for name, command in commands.items():
-        took = seconds(command, arguments.repeats)
+        took = seconds(command, options.repeats)
         shown = f"{error(true, load(output).dense, checked):12.1e}" if "merge" in name else ""
         print(f"{name:34}{took:9.2f}{shown}")
     torch_alone = own_memory([sys.executable, "-c", "import torch"])
@@ -192,7 +190,7 @@ def main() -> None:
         rank = RANK if mode == "linear" else 2 * RANK
         name = f"peft {mode}, rank {rank}, merge alone"
         print(f"{name:34}{took:9.2f}{error(true, update, checked):12.1e}")
-    against_svd(true, arguments.folder, min(arguments.repeats, 3))
+    against_svd(true, options.folder, min(options.repeats, 3))
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """Time and memory that an adapter adds to a training step, against PEFT's LoRA of the same rank on the same layers.
 
     python bench/step.py
+    python bench/step.py --device cuda      # also SDXL, SD3-medium and FLUX.1-dev whole, with random weights
 
 "Extra" is over the frozen base's own forward and backward pass (its input asks for a gradient, as it does in a step).
 Memory is the most bytes alive at once in an update beyond the weights: activations, gradients, Adam's two moments.
@@ -9,7 +10,7 @@ The three built-in bases with their own settings; then one attention layer at th
 
 import copy
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +19,8 @@ from torch import Tensor, nn
 
 from harness import Row, arguments, report, seconds
 from qrlora.attach import begin
-from qrlora.families import Framing, open_base
-from qrlora.linalg import leading_subspace
+from qrlora.families import Base, Framing, open_base
+from qrlora.families.blank import blank_base, blank_example, materialise
 from qrlora.methods import METHODS
 from qrlora.rehearsal.live import Live
 from qrlora.training import denoising_loss
@@ -28,23 +29,34 @@ sys.path.append(str(Path(__file__).parents[1] / "tests"))
 import plain  # noqa: E402  (PEFT's layers, as the tests compare with)
 
 GOAL = {"peft lora": "<=0.5x"}
+FULL_SIZE = {"sdxl": (1024, "20x"), "sd3-medium": (512, ""), "flux-dev": (512, "6.7x")}
+"""{base: (pixels, how many times less than the paper's 20 minutes on an A800 its 500 updates are to take)}."""
+Shapes = Mapping[str, tuple[int, int]]
+"""{layer: (o, i)} of those that learn."""
 
 
-def starts(weights: dict[str, Tensor], method: str, rank: int) -> dict[str, Any]:
+def starts(shapes: Shapes, method: str, rank: int) -> dict[str, Any]:
+    """Any orthonormal directions will do for time and memory."""
     row, generator = METHODS[method], torch.Generator().manual_seed(0)
-    sides = {name: leading_subspace(w, rank, row.side) if row.side else None for name, w in weights.items()}
-    return {name: row.start(w, sides[name], rank, generator) for name, w in weights.items()}
+    found = {}
+    for name, (o, i) in shapes.items():
+        Q = torch.linalg.qr(torch.randn(i, rank, generator=generator)).Q if row.side == "input" else None
+        found[name] = row.start(torch.empty(o, i, device="meta"), Q, rank, generator)
+    return found
 
 
-def three(model: nn.Module, weights: dict[str, Tensor], rank: int) -> dict[str, tuple[nn.Module, list[nn.Parameter]]]:
+def twin(model: nn.Module) -> nn.Module:
+    """Another model of the very same weights, for adapters of its own."""
+    return copy.deepcopy(model, {id(x): x for x in [*model.parameters(), *model.buffers()]})
+
+
+def three(model: nn.Module, shapes: Shapes, rank: int) -> dict[str, tuple[nn.Module, list[nn.Parameter]]]:
     """The base alone, with our default method on it, with PEFT's LoRA on it."""
-    ours, theirs = copy.deepcopy(model), copy.deepcopy(model)
-    learn = begin(ours, starts(weights, "qr", rank), "run")
-    return {
-        "base": (model, []),
-        "ours": (ours, learn),
-        "peft lora": (theirs, list(plain.begin(theirs, starts(weights, "lora", rank)).values())),
-    }
+    ours, theirs = twin(model), twin(model)
+    learn = begin(ours, starts(shapes, "qr", rank), "run")
+    lora = plain.begin(theirs, starts(shapes, "lora", rank))
+    theirs.to(next(model.parameters()).device)  # what PEFT's layers learn was made on the CPU
+    return {"base": (model, []), "ours": (ours, learn), "peft lora": (theirs, list(lora.values()))}
 
 
 def rows(name: str, ways: dict[str, tuple[nn.Module, list[nn.Parameter]]], loss: Callable[[nn.Module], Tensor],
@@ -94,53 +106,85 @@ def peak(model: nn.Module, parameters: list[nn.Parameter], loss: Callable[[nn.Mo
     return live.peak
 
 
-def built_in(name: str, rounds: int) -> list[Row]:
-    base = open_base(name, "cpu")
-    own, generator = base.defaults.for_run("content", "qr"), torch.Generator().manual_seed(0)
-    b = own.batch_size
-    side = own.resolution // getattr(base.pipe, "vae_scale_factor", 8)
-    clean = torch.randn(b, base.pipe.vae.config.latent_channels, side, side, generator=generator)
-    noise, time = torch.randn(clean.shape, generator=generator), base.noising.sample_time(b, generator)
-    condition = base.encode_prompt(["a <c>"] * b, Framing.plain(own.resolution, own.resolution))
-    noise.requires_grad_(True)
+def built_in(name: str, device: str, rounds: int) -> list[Row]:
+    """A built-in base with its own layers for a content."""
+    base = open_base(name, device)
+    own = base.defaults.for_run("content", "qr")
+    b, side = own.batch_size, own.resolution // getattr(base.pipe, "vae_scale_factor", 8)
+    clean = torch.randn(b, base.pipe.vae.config.latent_channels, side, side).to(device)
+    condition = base.encode_prompt(["a <c>"] * b, Framing.plain(own.resolution, own.resolution)).to(device)
+    title = f"{name}, batch {b}, rank {own.rank}"
+    return rows(title, three(base.model, shapes(base, own.targets), own.rank), lesson(base, clean, condition), rounds)
+
+
+def full_size(name: str, resolution: int, device: str) -> tuple[Base, Tensor, Any]:
+    """A base of full size in bfloat16 with random weights, and latents and a condition of the right shapes."""
+    base, _, tokens = blank_base(name)
+    nn.Module.to(base.model, torch.bfloat16).requires_grad_(False).eval()
+    materialise(base.model, device)
+    return base, *blank_example(base, resolution, tokens, 1, device)
+
+
+def whole(name: str, resolution: int, goal: str, device: str, rounds: int) -> list[Row]:
+    """A base of full size, one picture an update; and what 500 updates take, where the paper takes 20 minutes."""
+    base, clean, condition = full_size(name, resolution, device)
+    own = base.defaults
+    ways = three(base.model, shapes(base, own.targets), own.rank)
+    found = rows(f"{name}, {resolution} px, bfloat16, rank {own.rank}", ways, lesson(base, clean, condition), rounds)
+    work = update(*ways["ours"], lesson(base, clean, condition))
+    laps = [500 * seconds(work) for _ in range(rounds)]
+    paper = {"the paper, A800": [1200.0] * rounds}
+    goals = dict.fromkeys(paper, goal) if goal else {}
+    return [*found, Row(f"{name}, {resolution} px, 500 updates", {"ours": laps, **paper}, goals)]
+
+
+def shapes(base: Base, targets: str) -> Shapes:
+    return {name: (layer.out_features, layer.in_features) for name, layer in base.target_layers(targets).items()}
+
+
+def lesson(base: Base, clean: Tensor, condition: Any) -> Callable[[nn.Module], Tensor]:
+    """(model) -> the loss of one draw of noise and times, the same each time."""
+    noise = torch.randn_like(clean).requires_grad_(True)
+    time = base.noising.sample_time(len(clean), torch.Generator().manual_seed(0))
 
     def loss(model: nn.Module) -> Tensor:
         noise.grad = None
         return denoising_loss(base.family.predict, model, base.noising, clean, noise, time, condition)
 
-    weights = {layer: weight.clone() for layer, weight in base.weights(own.targets)}
-    return rows(f"{name}, batch {b}, rank {own.rank}", three(base.model, weights, own.rank), loss, rounds)
+    return loss
 
 
-def attention(width: int, tokens: int, dtype: torch.dtype, rounds: int) -> list[Row]:
+def attention(width: int, tokens: int, dtype: torch.dtype, device: str, rounds: int) -> list[Row]:
     """A norm and one attention layer of diffusers behind it, as in every block; rank 64."""
     from diffusers.models.attention_processor import Attention
 
-    torch.manual_seed(0)
     layer = Attention(query_dim=width, heads=width // 64, dim_head=64)
-    model = nn.Sequential(nn.LayerNorm(width), layer).to(dtype).requires_grad_(False)
-    x = torch.randn(1, tokens, width, dtype=dtype, requires_grad=True)
+    model = nn.Sequential(nn.LayerNorm(width), layer).to(device, dtype).requires_grad_(False)
+    x = torch.randn(1, tokens, width, dtype=dtype, device=device, requires_grad=True)
 
     def loss(model: nn.Module) -> Tensor:
         x.grad = None
         return model(x).float().square().mean()
 
-    # leading directions of the identity: any orthonormal ones will do for time and memory
-    weights = {f"1.{name}": torch.eye(width) for name in ("to_q", "to_k", "to_v", "to_out.0")}
+    square = {f"1.{name}": (width, width) for name in ("to_q", "to_k", "to_v", "to_out.0")}
     kind = str(dtype).removeprefix("torch.")
-    return rows(f"attention {width} wide, {tokens} tokens, {kind}", three(model, weights, 64), loss, rounds)
+    return rows(f"attention {width} wide, {tokens} tokens, {kind}", three(model, square, 64), loss, rounds)
 
 
 def main() -> None:
     options = arguments(__doc__).parse_args()
     torch.set_num_threads(options.threads)
+    torch.manual_seed(0)
     rounds = 3 if options.quick else 15
     measured = []
     for name in ("tiny-sdxl", "tiny-sd3", "tiny-flux"):
-        measured += built_in(name, rounds)
+        measured += built_in(name, options.device, rounds)
     for width, tokens in ((640, 1024), (1280, 256), *([] if options.quick else [(3072, 256), (1280, 1024)])):
         for dtype in (torch.float32, torch.bfloat16):
-            measured += attention(width, tokens, dtype, max(rounds // 2, 3))
+            measured += attention(width, tokens, dtype, options.device, max(rounds // 2, 3))
+    if options.device != "cpu" and not options.quick:
+        for name, (resolution, goal) in FULL_SIZE.items():
+            measured += whole(name, resolution, goal, options.device, rounds)
     report("A training step", measured, options.folder)
 
 

@@ -84,3 +84,26 @@ def test_a_report_is_a_table_and_a_file_with_every_lap_and_the_machine(tmp_path,
 def test_every_bench_takes_the_same_options():
     options = arguments("What it is.\n\nMore.").parse_args(["--device", "cuda", "--quick", "--folder", "here"])
     assert (options.device, options.quick, options.folder) == ("cuda", True, Path("here"))
+
+
+def test_what_a_gpu_is_to_measure_at_full_size_runs_on_a_pico_base():
+    """The same lines with another name and size: twins of one weight, every row, nothing left on the model."""
+    import torch
+
+    import pico
+    from sampling import looks
+    from step import full_size, shapes, three, whole
+
+    name = str(pico.folder("flux"))
+    steps = whole(name, pico.SIZE, "20x", "cpu", 1)
+    assert [row.name.rpartition(", ")[2] for row in steps] == ["extra time", "extra memory", "500 updates"]
+    assert steps[1].median("ours") < steps[1].median("peft lora")
+    base, latents, condition = full_size(name, pico.SIZE, "cpu")
+    before = list(base.model.state_dict())
+    ways = three(base.model, shapes(base, base.defaults.targets), 2)
+    assert {p.data_ptr() for p in base.model.parameters()} <= {p.data_ptr() for p in ways["ours"][0].parameters()}
+    with torch.no_grad():
+        answers = [base.family.predict(m, latents, torch.tensor([500.0]), condition) for m, _ in ways.values()]
+    assert all(torch.equal(answer, answers[0]) for answer in answers)
+    (row,) = looks("pico", base, base.defaults.targets, latents, condition, False, 1)
+    assert set(row.measured) == {"ours", "peft"} and list(base.model.state_dict()) == before

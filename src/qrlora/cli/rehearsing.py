@@ -26,7 +26,7 @@ def rehearse(
     ] = "auto",
     steps: Annotated[int, typer.Option(help="Timed updates, after one that warms up.")] = 3,
     method: Annotated[str, typer.Option(help="qr, qr-output, qr-triangular, qr-direct or lora.")] = "qr",
-    against: Annotated[str, typer.Option(help="A method to compare with (lora: PEFT's own); empty: none.")] = "lora",
+    against: Annotated[str, typer.Option(help="Another method to compare with; empty: none.")] = "lora",
     rank: Annotated[int | None, typer.Option(help="Directions.", show_default="the base's own")] = None,
     targets: Annotated[str | None, typer.Option(help="Layers.", show_default="the base's own")] = None,
     resolution: Annotated[int | None, typer.Option(help="Pixels.", show_default="the base's own")] = None,
