@@ -33,6 +33,10 @@ FULL_SIZE = {"sdxl": (1024, "20x"), "sd3-medium": (512, ""), "flux-dev": (512, "
 """{base: (pixels, how many times less than the paper's 20 minutes on an A800 its 500 updates are to take)}."""
 Shapes = Mapping[str, tuple[int, int]]
 """{layer: (o, i)} of those that learn."""
+Ways = dict[str, tuple[nn.Module, list[nn.Parameter]]]
+"""{way: (model, what learns on it)}."""
+Lesson = Callable[[nn.Module], Tensor]
+"""(model) -> the loss, with the forward pass in it."""
 
 
 def starts(shapes: Shapes, method: str, rank: int) -> dict[str, Any]:
@@ -50,7 +54,7 @@ def twin(model: nn.Module) -> nn.Module:
     return copy.deepcopy(model, {id(x): x for x in [*model.parameters(), *model.buffers()]})
 
 
-def three(model: nn.Module, shapes: Shapes, rank: int) -> dict[str, tuple[nn.Module, list[nn.Parameter]]]:
+def three(model: nn.Module, shapes: Shapes, rank: int) -> Ways:
     """The base alone, with our default method on it, with PEFT's LoRA on it."""
     ours, theirs = twin(model), twin(model)
     learn = begin(ours, starts(shapes, "qr", rank), "run")
@@ -59,8 +63,7 @@ def three(model: nn.Module, shapes: Shapes, rank: int) -> dict[str, tuple[nn.Mod
     return {"base": (model, []), "ours": (ours, learn), "peft lora": (theirs, list(lora.values()))}
 
 
-def rows(name: str, ways: dict[str, tuple[nn.Module, list[nn.Parameter]]], loss: Callable[[nn.Module], Tensor],
-         rounds: int) -> list[Row]:  # fmt: skip
+def rows(name: str, ways: Ways, loss: Lesson, rounds: int) -> list[Row]:
     """Extra seconds and extra bytes; loss(model) has the forward pass."""
     updates = {way: update(model, parameters, loss) for way, (model, parameters) in ways.items()}
     bytes_ = {way: peak(model, parameters, loss) / 1e6 for way, (model, parameters) in ways.items()}
@@ -79,7 +82,7 @@ def rows(name: str, ways: dict[str, tuple[nn.Module, list[nn.Parameter]]], loss:
     ]
 
 
-def update(model: nn.Module, parameters: list[nn.Parameter], loss: Callable[[nn.Module], Tensor]) -> Callable[[], None]:
+def update(model: nn.Module, parameters: list[nn.Parameter], loss: Lesson) -> Callable[[], None]:
     optimizer = torch.optim.Adam(parameters, lr=1e-4, fused=True) if parameters else None
 
     def work() -> None:
@@ -91,7 +94,7 @@ def update(model: nn.Module, parameters: list[nn.Parameter], loss: Callable[[nn.
     return work
 
 
-def peak(model: nn.Module, parameters: list[nn.Parameter], loss: Callable[[nn.Module], Tensor]) -> int:
+def peak(model: nn.Module, parameters: list[nn.Parameter], loss: Lesson) -> int:
     """Most bytes alive in an update whose optimizer has its moments."""
     with Live([*model.parameters(), *model.buffers()]) as live:
         if parameters:
@@ -106,15 +109,14 @@ def peak(model: nn.Module, parameters: list[nn.Parameter], loss: Callable[[nn.Mo
     return live.peak
 
 
-def built_in(name: str, device: str, rounds: int) -> list[Row]:
-    """A built-in base with its own layers for a content."""
+def built_in_lesson(name: str, device: str) -> tuple[Ways, Lesson]:
+    """A built-in base with its own layers and batch for a content."""
     base = open_base(name, device)
     own = base.defaults.for_run("content", "qr")
     b, side = own.batch_size, own.resolution // getattr(base.pipe, "vae_scale_factor", 8)
     clean = torch.randn(b, base.pipe.vae.config.latent_channels, side, side).to(device)
     condition = base.encode_prompt(["a <c>"] * b, Framing.plain(own.resolution, own.resolution)).to(device)
-    title = f"{name}, batch {b}, rank {own.rank}"
-    return rows(title, three(base.model, shapes(base, own.targets), own.rank), lesson(base, clean, condition), rounds)
+    return three(base.model, shapes(base, own.targets), own.rank), lesson(base, clean, condition)
 
 
 def full_size(name: str, resolution: int, device: str) -> tuple[Base, Tensor, Any]:
@@ -125,24 +127,28 @@ def full_size(name: str, resolution: int, device: str) -> tuple[Base, Tensor, An
     return base, *blank_example(base, resolution, tokens, 1, device)
 
 
+def full_size_lesson(name: str, device: str, resolution: int = 0) -> tuple[Ways, Lesson]:
+    """A base of full size with its own layers, one picture."""
+    base, clean, condition = full_size(name, resolution or FULL_SIZE[name][0], device)
+    targets, rank = base.defaults.targets, base.defaults.rank
+    return three(base.model, shapes(base, targets), rank), lesson(base, clean, condition)
+
+
 def whole(name: str, resolution: int, goal: str, device: str, rounds: int) -> list[Row]:
-    """A base of full size, one picture an update; and what 500 updates take, where the paper takes 20 minutes."""
-    base, clean, condition = full_size(name, resolution, device)
-    own = base.defaults
-    ways = three(base.model, shapes(base, own.targets), own.rank)
-    found = rows(f"{name}, {resolution} px, bfloat16, rank {own.rank}", ways, lesson(base, clean, condition), rounds)
-    work = update(*ways["ours"], lesson(base, clean, condition))
-    laps = [500 * seconds(work) for _ in range(rounds)]
-    paper = {"the paper, A800": [1200.0] * rounds}
-    goals = dict.fromkeys(paper, goal) if goal else {}
-    return [*found, Row(f"{name}, {resolution} px, 500 updates", {"ours": laps, **paper}, goals)]
+    """A base of full size; and what 500 updates take, where the paper takes 20 minutes."""
+    ways, loss = full_size_lesson(name, device, resolution)
+    title = f"{name}, {resolution} px, bfloat16"
+    work = update(*ways["ours"], loss)
+    found = rows(title, ways, loss, rounds)
+    laps, paper = [500 * seconds(work) for _ in range(rounds)], {"the paper, A800": [1200.0] * rounds}
+    return [*found, Row(f"{title}, 500 updates", {"ours": laps, **paper}, dict.fromkeys(paper, goal) if goal else {})]
 
 
 def shapes(base: Base, targets: str) -> Shapes:
     return {name: (layer.out_features, layer.in_features) for name, layer in base.target_layers(targets).items()}
 
 
-def lesson(base: Base, clean: Tensor, condition: Any) -> Callable[[nn.Module], Tensor]:
+def lesson(base: Base, clean: Tensor, condition: Any) -> Lesson:
     """(model) -> the loss of one draw of noise and times, the same each time."""
     noise = torch.randn_like(clean).requires_grad_(True)
     time = base.noising.sample_time(len(clean), torch.Generator().manual_seed(0))
@@ -178,7 +184,7 @@ def main() -> None:
     rounds = 3 if options.quick else 15
     measured = []
     for name in ("tiny-sdxl", "tiny-sd3", "tiny-flux"):
-        measured += built_in(name, options.device, rounds)
+        measured += rows(name, *built_in_lesson(name, options.device), rounds)
     for width, tokens in ((640, 1024), (1280, 256), *([] if options.quick else [(3072, 256), (1280, 1024)])):
         for dtype in (torch.float32, torch.bfloat16):
             measured += attention(width, tokens, dtype, options.device, max(rounds // 2, 3))

@@ -1,0 +1,91 @@
+"""Where a training step's time goes: the frozen base alone, our default method on it, PEFT's LoRA on it.
+
+    python bench/parts.py
+    python bench/parts.py --device cuda     # SDXL, SD3-medium and FLUX.1-dev whole instead of the built-in bases
+
+torch's profiler, own time of each operation, the mean of five updates; what is left of an update's wall time (median)
+is calls: Python, and torch's way to a kernel. On a GPU kernels are counted, and what is left is waiting for the CPU.
+Writes parts.png.
+"""
+
+from collections import defaultdict
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch.profiler import ProfilerActivity, profile
+
+from harness import arguments, machine, seconds
+from step import FULL_SIZE, built_in_lesson, full_size_lesson, update
+
+KINDS = {
+    "products": ("mm", "addmm", "bmm", "baddbmm", "gemm"),
+    "convolutions": ("conv",),
+    "attention": ("attention", "flash", "fmha"),
+    "norms": ("norm",),
+    "optimizer": ("adam",),
+}
+"""Kind -> what the names of its operations hold, the first that fits; all others pass over numbers or copy them."""
+PASSES, CALLS = "passes and copies", "calls"
+
+
+def parts(work: Any, device: str, rounds: int = 5) -> dict[str, float]:
+    """Seconds of an update by kind."""
+    work()
+    wall = sorted(seconds(work) for _ in range(rounds))[rounds // 2]
+    activities = [ProfilerActivity.CUDA if device != "cpu" else ProfilerActivity.CPU]
+    with profile(activities=activities, acc_events=True) as told:
+        for _ in range(rounds):
+            work()
+    spent: dict[str, float] = defaultdict(float)
+    for event in told.key_averages():
+        own = event.self_device_time_total if device != "cpu" else event.self_cpu_time_total
+        name = event.key.lower()
+        if event.key.startswith("aten::") or device != "cpu":
+            spent[next((kind for kind, signs in KINDS.items() if any(x in name for x in signs)), PASSES)] += own
+    found = {kind: spent[kind] / rounds / 1e6 for kind in (*KINDS, PASSES)}
+    return {**found, CALLS: max(wall - sum(found.values()), 0.0)}
+
+
+def drawn(bases: Mapping[str, Mapping[str, Mapping[str, float]]], title: str) -> Any:
+    """A stacked bar for each base and way."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(8, 0.45 * sum(map(len, bases.values())) + 1.6), layout="constrained")
+    axes = figure.add_subplot()
+    labels = [f"{name}, {way}" for name, ways in bases.items() for way in ways]
+    left = [0.0] * len(labels)
+    for kind in (*KINDS, PASSES, CALLS):
+        widths = [1e3 * found[kind] for ways in bases.values() for found in ways.values()]
+        axes.barh(labels, widths, left=left, label=kind, color="0.85" if kind == CALLS else None)
+        left = [a + b for a, b in zip(left, widths, strict=True)]
+    axes.invert_yaxis()
+    axes.set_xlabel("ms of an update")
+    axes.set_title(title, fontsize=10, loc="left")
+    axes.spines[["top", "right"]].set_visible(False)
+    figure.legend(loc="outside lower center", ncols=4, frameon=False)
+    return figure
+
+
+def main() -> None:
+    options = arguments(__doc__).parse_args()
+    torch.set_num_threads(options.threads)
+    torch.manual_seed(0)
+    found: dict[str, dict[str, dict[str, float]]] = {}
+    full = options.device != "cpu" and not options.quick
+    for name in FULL_SIZE if full else ("tiny-sdxl", "tiny-sd3", "tiny-flux"):
+        ways, loss = full_size_lesson(name, options.device) if full else built_in_lesson(name, options.device)
+        found[name] = {way: parts(update(model, learn, loss), options.device) for way, (model, learn) in ways.items()}
+    print(f"\n### Where a step's time goes\n\n{machine()['summary']}\n")
+    kinds = [*KINDS, PASSES, CALLS]
+    print(f"| ms of an update | {' | '.join(kinds)} |", f"|---{'|---:' * len(kinds)}|", sep="\n")
+    for name, ways in found.items():
+        for way, told in ways.items():
+            print(f"| {name}, {way} | {' | '.join(f'{1e3 * told[kind]:.1f}' for kind in kinds)} |")
+    options.folder.mkdir(parents=True, exist_ok=True)
+    drawn(found, str(machine()["summary"])).savefig(options.folder / "parts.png", dpi=120)
+    print(options.folder / "parts.png")
+
+
+if __name__ == "__main__":
+    main()
