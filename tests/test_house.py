@@ -10,7 +10,7 @@ import pytest
 
 SRC = Path(__file__).parents[1] / "src" / "qrlora"
 FLOORS = (
-    ("linalg", "noise", "config", "storage", "keys"),
+    ("linalg", "noise", "config", "storage", "keys", "parallel"),
     ("basis", "methods", "adapter"),
     ("merging", "analysis", "files"),
     ("families", "attach", "data", "compat"),

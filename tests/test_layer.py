@@ -165,7 +165,9 @@ def test_adapters_of_one_basis_are_one_pair_and_others_are_stacked():
         model = model_of()
         attach(model, adapter(1, shared), "one")
         attach(model, adapter(2, shared), "two")
-        assert {len(m.sum_A) for m in model if isinstance(m, Layer)} == {rank}
+        for strength in (0.5, torch.tensor([0.5, 2.0])):  # for the batch, or for each of its pictures
+            set_strengths(model, {"one": strength})
+            assert {len(m.sum_A) for m in model if isinstance(m, Layer)} == {rank}
 
 
 def test_a_small_difference_of_large_terms_keeps_its_digits_in_bfloat16():

@@ -20,6 +20,7 @@ import platformdirs
 from torch import Tensor
 
 from .linalg import lots, measured_subspace
+from .parallel import own_stream, parallel_map
 from .storage import atomic, raw_bytes, read, word_sum, write
 
 FINGERPRINT_LAYERS = 16
@@ -91,14 +92,20 @@ def compute_basis(
              spare: keep all directions of a lot, which cost nothing: `truncate` gives any smaller rank.
     Raises:  ValueError, naming the layer: rank above the layer's size, NaN or infinity; no layers.
     """
-    directions, lost = {}, 0.0
-    for layer, weight in weights:
+
+    def found(item: tuple[str, Tensor]) -> tuple[str, Tensor, float]:
+        layer, weight = item
         count = min(lots(rank), *weight.shape) if spare and 1 <= rank <= min(weight.shape) else rank
         try:
-            Q, lacking = measured_subspace(weight, count, side)
+            with own_stream(weight.device):
+                Q, lacking = measured_subspace(weight, count, side)
+                return layer, Q.cpu(), lacking
         except ValueError as error:
             raise ValueError(f"{layer}: {error}") from error
-        directions[layer], lost = Q.cpu(), max(lost, lacking)
+
+    directions, lost = {}, 0.0
+    for layer, Q, lacking in parallel_map(found, weights):
+        directions[layer], lost = Q, max(lost, lacking)
         if progress:
             progress(layer)
     if not directions:

@@ -142,18 +142,20 @@ def plus(y: Tensor, x: Tensor, pairs: Sequence[tuple[Tensor, Tensor, Tensor | No
 
     Args:    x (b, ..., i), y (b, ..., o).  pairs: A (r, i), B (o, r), and None or scales (c, r), of which row k is
              for picture k: where guidance has put several copies of a batch below each other, b is a multiple of c.
+             B (o, m r) and scales (c, m r) are m adapters of one A.
     Raises:  ValueError: b is no multiple of c.
     """
     total = y.to(dtype).reshape(-1, y.shape[-1])
     for A, B, scales in pairs:
         h = functional.linear(x.to(dtype), A.to(dtype))
         if scales is not None:
+            h = torch.cat([h] * (scales.shape[1] // len(A)), -1)  # once for each adapter that shares A
             if len(h) % len(scales):
                 raise ValueError(f"strengths for {len(scales)} pictures cannot act on a batch of {len(h)} rows")
             rows = scales.to(h).repeat(len(h) // len(scales), 1)
             h = h * rows.view(len(h), *[1] * (h.ndim - 2), -1)
         result = None if torch.is_grad_enabled() else total
-        total = torch.addmm(total, h.reshape(-1, len(A)), B.to(dtype).T, out=result)
+        total = torch.addmm(total, h.reshape(-1, B.shape[1]), B.to(dtype).T, out=result)
     return total.view(y.shape).to(y.dtype)
 
 
@@ -200,13 +202,15 @@ class Beside(torch.autograd.Function):
 def _summed(terms: Sequence[tuple[Tensor, Tensor, Strength]]) -> tuple[Tensor, Tensor, Tensor | None]:
     """One pair for sum_k s_k B_k A_k, strengths in B: of rank r where all share A, byte for byte, else stacked.
 
-    Strengths by picture stay beside the stacked pair.
-    Returns: A (R, i), B (o, R), and None or scales (b, R).
+    Strengths by picture stay beside the stacked B; A is one where all share it.
+    Returns: A (R, i), B (o, R), and None; or A (R, i) or (r, i), B (o, R) and scales (b, R).
     """
     if any(isinstance(s, Tensor) for _, _, s in terms):
-        A, B = torch.cat([A for A, _, _ in terms]), torch.cat([B for _, B, _ in terms], 1)
-        each = torch.broadcast_tensors(*[torch.as_tensor(s, dtype=A.dtype, device=A.device) for _, _, s in terms])
-        return A, B, torch.cat([s[:, None].expand(-1, len(A)) for (A, _, _), s in zip(terms, each, strict=True)], 1)
+        first, shared = terms[0][0], all(torch.equal(A, terms[0][0]) for A, _, _ in terms[1:])
+        each = torch.broadcast_tensors(*[torch.as_tensor(s, dtype=first.dtype, device=first.device) for *_, s in terms])
+        scales = [s[:, None].expand(-1, len(A)) for (A, _, _), s in zip(terms, each, strict=True)]
+        A = first if shared else torch.cat([A for A, _, _ in terms])
+        return A, torch.cat([B for _, B, _ in terms], 1), torch.cat(scales, 1)
     distinct: list[tuple[Tensor, Tensor]] = []
     for A, B, strength in terms:
         for known, total in distinct:

@@ -31,7 +31,7 @@ from .processes import Processes, is_main
 
 NAME = "learning"
 """Name of the adapter on the model while it learns."""
-LATE = frozenset({"cuda", "mps", "xpu"})
+LATE = frozenset({"cuda"})
 """Devices that work while the CPU goes on: there a loss is read during the next update, not waited for."""
 
 
@@ -78,15 +78,15 @@ def run(
     first, started = state.resume(steps), clock.monotonic()
     with recomputing(model, config.gradient_checkpointing), ctrl_c_waits() as asked, tensorboard(config) as log:
 
-        def tell(step: int, loss: Tensor) -> None:
-            value = loss.item()  # waits until a GPU has come so far
+        def tell(step: int, loss: Callable[[], float]) -> None:
+            value = loss()
             if not math.isfinite(value):
                 raise ValueError(f"the loss is {value} at step {step} of {steps}: {_remedy(config)}")
             if processes.main:
                 log(value, step)
                 on_step(Progress(step, steps, value, (clock.monotonic() - started) / (step - first) * (steps - step)))
 
-        untold: list[tuple[int, Tensor]] = []
+        untold: list[tuple[int, Callable[[], float]]] = []
         for step in range(first + 1, steps + 1):
             loss = draw()
             loss.backward()
@@ -95,7 +95,7 @@ def run(
                 group["lr"] = rate * falling(step, steps, decay)
             optimizer.step()
             optimizer.zero_grad()
-            untold.append((step, loss))
+            untold.append((step, reading(loss)))
             saving = step < steps and bool(stopped or (config.save_every and step % config.save_every == 0))
             showing = bool(config.preview_every) and step % config.preview_every == 0
             # nothing is written or drawn while a loss is untold
@@ -108,6 +108,23 @@ def run(
                 raise KeyboardInterrupt(f"stopped after step {step} of {steps}; the same command goes on from there")
             if processes.main and showing:
                 on_preview(step)
+
+
+def reading(number: Tensor) -> Callable[[], float]:
+    """() -> a number that a device is to compute, as soon as it has: what is queued behind it is not waited for, as
+    `item` would."""
+    if number.device.type != "cuda":
+        return number.item
+    here = torch.empty(number.shape, dtype=number.dtype, pin_memory=True)
+    here.copy_(number, non_blocking=True)
+    copied = torch.cuda.Event()
+    copied.record()
+
+    def read() -> float:
+        copied.synchronize()
+        return here.item()
+
+    return read
 
 
 def falling(step: int, steps: int, decay: float) -> float:
@@ -135,7 +152,10 @@ def drawing(
     def draw() -> Tensor:
         noise = torch.randn(batch, *clean.shape[1:], generator=generator)
         time = noising.sample_time(len(noise), generator)
-        noise, time = processes.share(noise).to(device, non_blocking=True), processes.share(time)
+        noise, time = processes.share(noise), processes.share(time)
+        if device.type == "cuda":
+            noise = noise.pin_memory()  # from other memory the copy waits for the device
+        noise = noise.to(device, non_blocking=True)
         return denoising_loss(base.family.predict, base.model, noising, clean, noise, time, condition)
 
     return draw

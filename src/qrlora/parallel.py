@@ -1,0 +1,58 @@
+"""One piece of work for each of many things, several at a time: threads beside each other instead of within each."""
+
+from __future__ import annotations
+
+import contextlib
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import TypeVar
+
+import torch
+
+T = TypeVar("T")
+R = TypeVar("R")
+MOST = 4
+"""At a time; each needs memory of its own."""
+
+
+def parallel_map(work: Callable[[T], R], things: Iterable[T]) -> Iterator[R]:
+    """work(thing) for each, in order, a few at a time; the next thing is fetched meanwhile.
+
+    Much of a small matrix's decomposition is serial, so that two threads do more on two matrices than on one. The
+    threads that torch may use are shared out, and given back at the end.
+
+    Raises: what work or things raise; what has not begun then is not begun.
+    """
+    threads = torch.get_num_threads()
+    workers = min(threads, MOST)
+    if workers == 1:
+        yield from map(work, things)
+        return
+    waiting: deque[Future[R]] = deque()
+    torch.set_num_threads(threads // workers)  # a thread takes over what is set when it begins
+    with ThreadPoolExecutor(workers) as pool:
+        try:
+            for thing in things:
+                waiting.append(pool.submit(work, thing))
+                if len(waiting) > workers:
+                    yield waiting.popleft().result()
+            while waiting:
+                yield waiting.popleft().result()
+        finally:
+            pool.shutdown(wait=True, cancel_futures=True)
+            torch.set_num_threads(threads)
+
+
+@contextlib.contextmanager
+def own_stream(device: torch.device) -> Iterator[None]:
+    """On a GPU a stream for this piece of work, after all that was asked of the device before: while one piece is busy
+    on the CPU, with eigenvectors of small matrices, the GPU works for another. All is done at the end."""
+    if device.type != "cuda":
+        yield
+        return
+    stream = torch.cuda.Stream(device)
+    stream.wait_stream(torch.cuda.default_stream(device))
+    with torch.cuda.stream(stream):
+        yield
+    stream.synchronize()
