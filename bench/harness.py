@@ -33,6 +33,8 @@ class Row:
     notes: Mapping[str, object] = field(default_factory=dict)
     """Further columns: an energy, a floor, a size."""
     unit: str = "s"
+    extras: bool = False
+    """Whether the numbers are differences from one base, which noise moves as a whole and may make negative."""
 
     @property
     def ours(self) -> str:
@@ -45,7 +47,10 @@ class Row:
 
     def ratio(self, way: str) -> float:
         """How many times less than `way` ours takes: the median over rounds of way / ours, each pair measured side by
-        side, so that a machine that slows down halfway moves it little."""
+        side, so that a machine that slows down halfway moves it little. Of extras the medians' ratio: a round's own
+        means nothing where its difference is near zero."""
+        if self.extras:
+            return self.median(way) / self.median(self.ours)
         pairs = zip(self.measured[way], self.measured[self.ours], strict=True)
         return statistics.median(theirs / mine for theirs, mine in pairs)
 
@@ -84,6 +89,16 @@ def compare(
         if way not in list(ways)[1:]:
             raise ValueError(f"goal for {way!r}, the alternatives are {list(ways)[1:]}")
         _goal(text)
+    return Row(name, laps(ways, rounds, warm, measure), goals, notes, unit)
+
+
+def laps(
+    ways: Mapping[str, Callable[[], object]],
+    rounds: int,
+    warm: bool = True,
+    measure: Callable[[Callable[[], object]], float] | None = None,
+) -> dict[str, list[float]]:
+    """{way: one number a round}; every way once a round, in turn. Arguments as `compare`."""
     if warm:
         for work in ways.values():
             work()
@@ -91,7 +106,17 @@ def compare(
     for _ in range(rounds):
         for way, work in ways.items():
             measured[way].append((measure or seconds)(work))
-    return Row(name, measured, goals, notes, unit)
+    return measured
+
+
+def extra(
+    name: str, measured: Mapping[str, Sequence[float]], base: str, goals: Mapping[str, str], unit: str = "s"
+) -> Row:
+    """What each way takes more than `base`, one of the ways of `laps`; ours first."""
+    more = {way: [a - b for a, b in zip(took, measured[base], strict=True)] for way, took in measured.items()}
+    del more[base]
+    alone = _number(statistics.median(measured[base]), unit)
+    return Row(name, more, goals, {"base alone": alone}, unit, extras=True)
 
 
 def seconds(work: Callable[[], object]) -> float:
@@ -137,8 +162,9 @@ def machine() -> dict[str, object]:
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else "no GPU"
     threads, load = torch.get_num_threads(), os.getloadavg()[0] if hasattr(os, "getloadavg") else float("nan")
     facts = {"cpu": cpu, "cores": os.cpu_count(), "gpu": gpu, "threads": threads, "load": round(load, 2)}
-    facts["torch"] = torch.__version__
-    summary = f"{cpu}, {facts['cores']} cores, {gpu}; torch {torch.__version__}, {threads} threads, load {load:.1f}"
+    facts |= {"torch": torch.__version__, "date": time.strftime("%Y-%m-%d")}
+    hardware, software = f"{cpu}, {facts['cores']} cores, {gpu}", f"torch {torch.__version__}, {threads} threads"
+    summary = f"{facts['date']}; {hardware}; {software}, load {load:.1f}"
     return {**facts, "summary": summary}
 
 

@@ -11,17 +11,17 @@ Last, the 280 layers of self-attention against PEFT's one mode that keeps the ra
 every layer's dense update, so one layer of each width is timed, times how many there are: extrapolated.
 """
 
-import os
-import statistics
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import torch
 
-from harness import arguments, compare, report
+from harness import Row, arguments, laps, report, seconds
 from qrlora.adapter import Adapter, Header, Pair
 from qrlora.files import load, save
 from qrlora.merging import merge
@@ -67,16 +67,6 @@ def error(true: tuple[Adapter, Adapter], merged: Callable[[str], torch.Tensor], 
         off += float((merged(layer) - wanted).square().sum())
         total += float(wanted.square().sum())
     return (off / total) ** 0.5
-
-
-def seconds(command: list[str], repeats: int) -> float:
-    """Median wall time of a command in a fresh process."""
-    laps = []
-    for _ in range(repeats):
-        started = time.perf_counter()
-        subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
-        laps.append(time.perf_counter() - started)
-    return statistics.median(laps)
 
 
 def own_memory(command: list[str]) -> int:
@@ -132,65 +122,61 @@ def peft_merge(mode: str, adapters: tuple[Adapter, Adapter]) -> tuple[float, Cal
     return took, update
 
 
-def against_svd(adapters: tuple[Adapter, Adapter], folder: Path, repeats: int) -> None:
+def against_svd(adapters: tuple[Adapter, Adapter], repeats: int) -> Row:
     """Merging alone, 280 layers: ours, and PEFT's "svd" extrapolated from one layer of each width."""
     content, style = (adapter.select(lambda layer: ".attn1." in layer) for adapter in adapters)
     layers_of: dict[tuple[int, int], list[str]] = {}
     for layer, shape in content.shapes.items():
         layers_of.setdefault(shape, []).append(layer)
 
-    def svd(_: object) -> float:
+    def svd() -> float:
         total = 0.0
         for same in layers_of.values():
             one = (content.select(same[:1]), style.select(same[:1]))
             total += peft_merge("svd", one)[0] * len(same)
         return total
 
-    def measure(work: object) -> float:
-        if work is svd:
-            return svd(None)
-        started = time.perf_counter()
-        merge([content, style], [1.0, 1.0])
-        return time.perf_counter() - started
+    ours = [seconds(lambda: merge([content, style], [1.0, 1.0])) for _ in range(repeats)]
+    ways = {"ours": ours, "peft svd, extrapolated": [svd() for _ in range(repeats)]}
+    return Row(f"merge alone, {len(content.layers)} layers, rank {RANK}", ways, {"peft svd, extrapolated": ">=50x"})
 
-    ways = {"ours": lambda: None, "peft svd, extrapolated": svd}
-    name = f"merge alone, {len(content.layers)} layers, rank {RANK}"
-    report("Merging", [compare(name, ways, repeats, ">=50x", False, measure)], folder)
+
+def from_the_shell(paths: list[Path], folder: Path, repeats: int) -> list[Row]:
+    """Whole processes: their seconds, the error of the sum beside that of PEFT's other modes, the merge's memory."""
+    output, qrlora = folder / "merged.safetensors", [sys.executable, "-m", "qrlora"]
+    words = list(map(str, paths))
+    commands = {
+        "qrlora merge A B": [*qrlora, "merge", *words, "-o", str(output)],
+        "qrlora inspect A": [*qrlora, "inspect", words[0]],
+        "qrlora inspect A B": [*qrlora, "inspect", *words, "--plot", str(folder / "similarity.png")],
+    }
+    runs = {name: partial(subprocess.run, x, check=True, stdout=subprocess.DEVNULL) for name, x in commands.items()}
+    took, limit = laps(runs, repeats), {"3 s": "<=1x"}
+    rows = [Row(name, {"ours": took[name], "3 s": [3.0] * repeats}, limit) for name in commands]
+    torch_alone = own_memory([sys.executable, "-c", "import torch"])
+    held = [own_memory(commands["qrlora merge A B"]) - torch_alone for _ in range(repeats)]
+    sizes = {"ours": [x / 1e6 for x in held], "the output": [output.stat().st_size / 1e6] * repeats}
+    rows.append(Row("memory of qrlora merge", sizes, {"the output": "<=1.5x"}, unit="MB"))
+    true, checked = (load(paths[0]), load(paths[1])), [name for name, _ in sdxl_layers()][::20]
+    for mode, rank in (("linear", RANK), ("cat", 2 * RANK)):
+        seconds_, update = peft_merge(mode, true)
+        errors = {"ours": [error(true, load(output).dense, checked)], f"peft {mode}": [error(true, update, checked)]}
+        rows.append(Row(f"relative error of the sum; peft {mode} has rank {rank}, {seconds_:.1f} s", errors, unit=""))
+    return rows
 
 
 def main() -> None:
     parser = arguments(__doc__)
     parser.add_argument("--repeats", type=int, default=5)
     options = parser.parse_args()
-    options.folder.mkdir(parents=True, exist_ok=True)
+    repeats = 1 if options.quick else options.repeats
     torch.set_num_threads(1)
-    paths = write_pair(options.folder)
-    megabytes = paths[0].stat().st_size / 1e6
-    print(f"two adapters, 560 layers, rank {RANK}, {megabytes:.0f} MB each; load {os.getloadavg()[0]:.1f}\n")
-    output, plot = options.folder / "merged.safetensors", options.folder / "similarity.png"
-    qrlora = [sys.executable, "-m", "qrlora"]
-    commands = {
-        "qrlora merge A B": [*qrlora, "merge", *map(str, paths), "-o", str(output)],
-        "qrlora inspect A": [*qrlora, "inspect", str(paths[0])],
-        "qrlora inspect A B": [*qrlora, "inspect", *map(str, paths), "--plot", str(plot)],
-    }
-    print(f"{'command, whole process':34}{'seconds':>9}{'error':>12}")
-    checked = [name for name, _ in sdxl_layers()][::20]
-    true = (load(paths[0]), load(paths[1]))
-    for name, command in commands.items():
-        took = seconds(command, options.repeats)
-        shown = f"{error(true, load(output).dense, checked):12.1e}" if "merge" in name else ""
-        print(f"{name:34}{took:9.2f}{shown}")
-    torch_alone = own_memory([sys.executable, "-c", "import torch"])
-    held = own_memory(commands["qrlora merge A B"]) - torch_alone
-    size = output.stat().st_size
-    print(f"memory of the merge: {held / 1e6:.0f} MB, {held / size:.2f} of the output's {size / 1e6:.0f} MB (goal 1.5)")
-    for mode in ("linear", "cat"):
-        took, update = peft_merge(mode, true)
-        rank = RANK if mode == "linear" else 2 * RANK
-        name = f"peft {mode}, rank {rank}, merge alone"
-        print(f"{name:34}{took:9.2f}{error(true, update, checked):12.1e}")
-    against_svd(true, options.folder, min(options.repeats, 3))
+    with tempfile.TemporaryDirectory() as folder:
+        paths = write_pair(Path(folder))
+        print(f"two adapters, 560 layers, rank {RANK}, {paths[0].stat().st_size / 1e6:.0f} MB each", flush=True)
+        rows = from_the_shell(paths, Path(folder), repeats)
+        rows.append(against_svd((load(paths[0]), load(paths[1])), min(repeats, 3)))
+    report("Merging", rows, options.folder)
 
 
 if __name__ == "__main__":

@@ -3,108 +3,146 @@
     python bench/sampling.py
     python bench/sampling.py --device cuda      # also the looks of SDXL, SD3-medium and FLUX.1-dev, random weights
 
-"Extra" is over the base's own forward pass, with the built-in bases and adapters (content, style) of one basis. A grid
-of 6 x 6 is `qrlora.grid`; beside it are 36 runs of the stock pipeline with two PEFT LoRAs, their strengths set between
-runs as `set_adapters` does.
+"Extra" is over the base's own forward pass, with two adapters (content, style) of one basis. The built-in bases stand
+beside the stock pipeline with both files loaded by `load_lora_weights`, one attention layer of real width beside PEFT's
+layers as that loads them. A grid of 6 x 6 is `qrlora.grid`; beside it are 36 runs of that pipeline, with `set_adapters`
+between.
 """
 
 import sys
-from collections.abc import Callable, Sequence
+import tempfile
+from collections.abc import Callable
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
+from diffusers.utils import set_weights_and_activate_adapters
 from torch import Tensor, nn
 
-from harness import Row, arguments, compare, report, seconds
+from harness import Row, arguments, compare, extra, laps, report
 from qrlora.adapter import Adapter, Header, Pair
 from qrlora.attach import attach, worn
 from qrlora.families import Base, Framing, open_base
+from qrlora.families.messages import quiet
+from qrlora.files import save
 from qrlora.sampling import grid
-from step import FULL_SIZE, full_size, shapes, twin
+from step import FULL_SIZE, Shapes, block, full_size, shapes, twin
 
 sys.path.append(str(Path(__file__).parents[1] / "tests"))
 import plain  # noqa: E402  (PEFT's layers, as the tests compare with)
 
 RANK, PROMPT = 32, "a <c> in <s> style"
+ROLES = ["content", "style"]
+Adapters = list[tuple[Adapter, float]]
 
 
-def two_adapters(base: Base, targets: str) -> list[tuple[Adapter, float]]:
-    """Of one orthonormal basis, with random B."""
+def two_adapters(layers: Shapes, base: Base | None = None, rank: int = RANK) -> Adapters:
+    """Of one orthonormal basis, with random B; those of a base say so."""
     generator, pairs = torch.Generator().manual_seed(0), []
-    found = shapes(base, targets)
-    Q = {
-        i: torch.linalg.qr(torch.randn(i, min(RANK, i), generator=generator)).Q for i in {i for _, i in found.values()}
-    }
-    for role, strength in (("content", 0.9), ("style", 0.7)):
-        layers = {
+    widths = sorted({i for _, i in layers.values()})
+    Q = {i: torch.linalg.qr(torch.randn(i, min(rank, i), generator=generator)).Q for i in widths}
+    of_base = {"family": base.family.name, "part": base.family.part} if base else {}
+    for role, strength in zip(ROLES, (0.9, 0.7), strict=True):
+        factors = {
             name: Pair(Q[i].T.contiguous(), torch.randn(o, Q[i].shape[1], generator=generator) * 1e-3)
-            for name, (o, i) in found.items()
+            for name, (o, i) in layers.items()
         }
-        told = {"family": base.family.name, "part": base.family.part, "method": "qr", "rank": RANK, "role": role}
-        pairs.append((Adapter(layers, Header(**told)), strength))
+        pairs.append((Adapter(factors, Header(**of_base, method="qr", rank=rank, role=role)), strength))
     return pairs
 
 
+def loaded(name: str, adapters: Adapters, device: str, dtype: str = "float32") -> Base:
+    """A base whose stock pipeline has loaded the adapters' files as two LoRAs of diffusers'."""
+    base = open_base(name, device, dtype)
+    pipe: Any = base.pipe
+    with tempfile.TemporaryDirectory() as folder, quiet():
+        for (adapter, _), role in zip(adapters, ROLES, strict=True):
+            save(adapter, Path(folder) / f"{role}.safetensors")
+            pipe.load_lora_weights(folder, weight_name=f"{role}.safetensors", adapter_name=role)
+    set_adapters(base, [strength for _, strength in adapters])
+    return base
+
+
+def set_adapters(base: Base, strengths: list[float]) -> None:
+    """What the pipeline's own `set_adapters` comes down to; that fails for a UNet whose blocks have lists of layers."""
+    set_weights_and_activate_adapters(base.model, ROLES, strengths)
+
+
 def built_in(name: str, dtype: str, device: str, rounds: int) -> list[Row]:
-    """Two pictures of a built-in base."""
+    """Two pictures of a built-in base, against diffusers' own loading."""
     base = open_base(name, device, dtype)
     side = base.defaults.resolution // getattr(base.pipe, "vae_scale_factor", 8)
     noisy = torch.randn(2, base.pipe.vae.config.latent_channels, side, side).to(device)
     condition = base.encode_prompt([PROMPT] * 2, Framing.plain(64, 64)).to(device)
-    targets = base.defaults.for_run("content", "qr").targets
-    return looks(f"{name}, 2 pictures, {dtype}", base, targets, noisy, condition, dtype == "float32", rounds)
+    adapters = two_adapters(shapes(base, base.defaults.for_run("content", "qr").targets), base)
+    stock = loaded(name, adapters, device, dtype).model
+    look = looking(base, noisy, condition)
+    return against(f"{name}, 2 pictures, {dtype}", base.model, stock, adapters, look, dtype == "float32", rounds)
 
 
-def looks(title: str, base: Base, targets: str, noisy: Tensor, condition: Any, folded: bool, rounds: int) -> list[Row]:
-    """Extra seconds of a forward pass, beside the weights and, in float32, folded into them."""
-    adapters = two_adapters(base, targets)
+def full_sized(name: str, resolution: int, device: str, rounds: int) -> list[Row]:
+    """One picture of a base of full size in bfloat16."""
+    base, noisy, condition = full_size(name, resolution, device)
+    adapters = two_adapters(shapes(base, base.defaults.targets), base)
+    look = looking(base, noisy, condition)
+    title = f"{name}, {resolution} px, bfloat16"
+    return against(title, base.model, stock(base.model, adapters), adapters, look, False, rounds)
+
+
+def attention(width: int, tokens: int, dtype: torch.dtype, device: str, rounds: int) -> list[Row]:
+    """A norm and one attention layer of diffusers behind it, as in every block; rank 64."""
+    model, x, square = block(width, tokens, dtype, device)
+    adapters = two_adapters(square, rank=64)
+    title = f"attention {width} wide, {tokens} tokens, {str(dtype).removeprefix('torch.')}"
+    return against(title, model, stock(model, adapters), adapters, lambda m: m(x), dtype == torch.float32, rounds)
+
+
+def looking(base: Base, noisy: Tensor, condition: Any) -> Callable[[nn.Module], Any]:
+    """(model) -> its answer, as a denoising step asks for it."""
     time = base.noising.sample_time(1, torch.Generator().manual_seed(0)).expand(len(noisy)).to(noisy.device)
-    ways = ("ours, beside", *(["ours, folded"] if folded else []), "peft")
-    models: dict[str, nn.Module] = {way: twin(base.model) for way in ways}
+    return lambda model: base.family.predict(model, noisy, time, condition)
+
+
+def stock(model: nn.Module, adapters: Adapters) -> nn.Module:
+    """PEFT's layers with factors in the model's own type, which is how diffusers loads LoRAs."""
+    found, own = twin(model), next(model.parameters())
+    plain.attach(found, adapters, own.dtype)
+    return found.to(own.device)
+
+
+def against(title: str, model: nn.Module, peft: nn.Module, adapters: Adapters, look: Callable[[nn.Module], Any],
+            folds: bool, rounds: int) -> list[Row]:  # fmt: skip
+    """Extra seconds of a look at a model, beside the weights and, in float32, folded into them."""
+    beside, folded = twin(model), twin(model)
     for k, (adapter, strength) in enumerate(adapters):
-        attach(models["ours, beside"], adapter, f"a{k}", strength)
-    plain.attach(models["peft"], adapters)
-    models["peft"].to(noisy.device)
-
-    def look(model: nn.Module) -> Callable[[], object]:
-        return lambda: base.family.predict(model, noisy, time, condition)
-
+        attach(beside, adapter, f"a{k}", strength)
+    ways = {"ours": beside, "two LoRAs": peft, "base": model, **({"folded": folded} if folds else {})}
     with ExitStack() as stack, torch.no_grad():
-        if folded:
-            stack.enter_context(worn(models["ours, folded"], adapters))
-        works = {way: look(model) for way, model in {"base": base.model, **models}.items()}
-        laps = {way: [] for way in works}
-        for k in range(rounds + 1):
-            for way, work in works.items():
-                laps[way] += [seconds(work)][:k]  # the first round warms up
-    median = sorted(laps["base"])[rounds // 2]
-
-    def extra(way: str) -> Sequence[float]:
-        return [a - b for a, b in zip(laps[way], laps["base"], strict=True)]
-
-    note = {"base alone": f"{median * 1e3:.3g} ms"}
-    rows = [Row(f"{title}: extra, beside", {"ours": extra("ours, beside"), "peft": extra("peft")},
-                {"peft": "<=0.5x"}, note)]  # fmt: skip
-    if folded:
-        rows.append(Row(f"{title}: folded", {"ours": laps["ours, folded"], "base": laps["base"]}, {"base": "<=1.03x"}))
+        if folds:
+            stack.enter_context(worn(folded, adapters))
+        took = laps({way: partial(look, of_way) for way, of_way in ways.items()}, rounds)
+    whole = took.pop("folded", None)
+    rows = [extra(f"{title}: extra, beside", took, "base", {"two LoRAs": "<=0.5x"})]
+    if whole:
+        rows.append(Row(f"{title}: folded", {"ours": whole, "base": took["base"]}, {"base": "<=1.03x"}))
     return rows
 
 
 def grids(name: str, device: str, count: int, steps: int, rounds: int) -> Row:
     """A grid of count x count pictures."""
-    base, stock = open_base(name, device), open_base(name, device)
-    (content, _), (style, _) = adapters = two_adapters(base, base.defaults.for_run("content", "qr").targets)
+    base = open_base(name, device)
+    adapters = two_adapters(shapes(base, base.defaults.for_run("content", "qr").targets), base)
+    (content, _), (style, _) = adapters
+    stock = loaded(name, adapters, device)
     strengths = [k / (count - 1) for k in range(count)]
-    plain.attach(stock.model, adapters)
-    stock.model.to(device)
+    side, guidance = base.defaults.resolution, base.defaults.guidance
 
     def one_by_one() -> None:
         for of_content in strengths:
             for of_style in strengths:
-                plain.set_strengths(stock.model, [of_content, of_style])
-                side, guidance = base.defaults.resolution, base.defaults.guidance
+                set_adapters(stock, [of_content, of_style])
                 stock.sample([PROMPT], "", side, steps, guidance, [torch.Generator().manual_seed(0)])
 
     def ours() -> None:
@@ -126,11 +164,12 @@ def main() -> None:
         for dtype in ("float32", "bfloat16"):
             measured += built_in(name, dtype, options.device, rounds)
         measured.append(grids(name, options.device, count, steps, runs))
+    for width, tokens in ((640, 1024), *([] if options.quick else [(1280, 256), (1280, 1024), (3072, 256)])):
+        for dtype in (torch.float32, torch.bfloat16):
+            measured += attention(width, tokens, dtype, options.device, rounds)
     if options.device != "cpu" and not options.quick:
         for name, (resolution, _) in FULL_SIZE.items():
-            base, noisy, condition = full_size(name, resolution, options.device)
-            title = f"{name}, {resolution} px, bfloat16"
-            measured += looks(title, base, base.defaults.targets, noisy, condition, False, rounds)
+            measured += full_sized(name, resolution, options.device, rounds)
     report("Sampling with two adapters", measured, options.folder)
 
 

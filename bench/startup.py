@@ -9,7 +9,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 
-from harness import Row, arguments, report, seconds
+from harness import Row, arguments, laps, report
 
 COMMANDS = {
     "import qrlora": ["-c", "import qrlora"],
@@ -29,16 +29,11 @@ def main() -> None:
     options = arguments(__doc__).parse_args()
     rounds = 3 if options.quick else 9
     ways = {"torch": ["-c", "import torch"], **COMMANDS}
-    laps = {way: [] for way in ways}
-    for command in ways.values():
-        fresh(command)()  # its files are in memory from then on
-    for _ in range(rounds):
-        for way, command in ways.items():
-            laps[way].append(seconds(fresh(command)))
+    took = laps({way: fresh(command) for way, command in ways.items()}, rounds)
     rows = []
     for way in COMMANDS:
-        allowed = [lap + LIMIT for lap in laps["torch"]]
-        rows.append(Row(way, {"ours": laps[way], "import torch + 0.5 s": allowed}, {"import torch + 0.5 s": "<=1x"}))
+        allowed = [lap + LIMIT for lap in took["torch"]]
+        rows.append(Row(way, {"ours": took[way], "import torch + 0.5 s": allowed}, {"import torch + 0.5 s": "<=1x"}))
     report("Start-up", rows, options.folder)
 
 

@@ -32,8 +32,8 @@ def begin(model, starts):
     return {key: learns[key] for key in sorted(learns)}
 
 
-def attach(model, adapters):
-    """(adapter, strength) pairs on PEFT's layers, one LoRA each, all active."""
+def attach(model, adapters, dtype=torch.float32):
+    """(adapter, strength) pairs on PEFT's layers, one LoRA each, all active; factors of a dtype."""
     names = [f"plain{k}" for k in range(len(adapters))]
     for name, (adapter, _) in zip(names, adapters, strict=True):
         config = LoraConfig(r=adapter.rank, lora_alpha=adapter.rank, target_modules=list(adapter.layers), bias="none")
@@ -43,7 +43,7 @@ def attach(model, adapters):
     for name, (adapter, _) in zip(names, adapters, strict=True):
         for layer_name, pair in adapter.layers.items():
             layer = model.get_submodule(layer_name)
-            _fill(layer, name, pair.A, pair.B)
+            _fill(layer, name, pair.A, pair.B, dtype)
             layer.set_adapter(names, inference_mode=True)
     set_strengths(model, [strength for _, strength in adapters])
 
@@ -62,7 +62,7 @@ def detach(model):
     del model.peft_config
 
 
-def _fill(layer, name, A, B):
+def _fill(layer, name, A, B, dtype=torch.float32):
     for module, value in ((layer.lora_A[name], A), (layer.lora_B[name], B)):
-        module.weight = nn.Parameter(value.detach().to(torch.float32, copy=True), requires_grad=False)
+        module.weight = nn.Parameter(value.detach().to(dtype, copy=True), requires_grad=False)
     layer.scaling[name] = 1.0

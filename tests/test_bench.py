@@ -91,7 +91,7 @@ def test_what_a_gpu_is_to_measure_at_full_size_runs_on_a_pico_base():
     import torch
 
     import pico
-    from sampling import looks
+    from sampling import against, looking, stock, two_adapters
     from step import full_size, shapes, three, whole
 
     name = str(pico.folder("flux"))
@@ -105,5 +105,7 @@ def test_what_a_gpu_is_to_measure_at_full_size_runs_on_a_pico_base():
     with torch.no_grad():
         answers = [base.family.predict(m, latents, torch.tensor([500.0]), condition) for m, _ in ways.values()]
     assert all(torch.equal(answer, answers[0]) for answer in answers)
-    (row,) = looks("pico", base, base.defaults.targets, latents, condition, False, 1)
-    assert set(row.measured) == {"ours", "peft"} and list(base.model.state_dict()) == before
+    adapters, look = two_adapters(shapes(base, base.defaults.targets), base), looking(base, latents, condition)
+    theirs = stock(base.model, adapters)
+    (row,) = against("pico", base.model, theirs, adapters, look, False, 1)
+    assert set(row.measured) == {"ours", "two LoRAs"} and list(base.model.state_dict()) == before
