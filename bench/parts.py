@@ -19,13 +19,14 @@ from harness import arguments, machine, seconds
 from step import FULL_SIZE, built_in_lesson, full_size_lesson, update
 
 KINDS = {
-    "products": ("mm", "addmm", "bmm", "baddbmm", "gemm"),
-    "convolutions": ("conv",),
+    "convolutions": ("conv", "implicit"),
     "attention": ("attention", "flash", "fmha"),
     "norms": ("norm",),
     "optimizer": ("adam",),
+    "products": ("mm", "nvjet", "cutlass", "cublas"),
 }
-"""Kind -> what the names of its operations hold, the first that fits; all others pass over numbers or copy them."""
+"""Kind -> what the names of its operations or kernels hold, the first that fits; all others pass over numbers or copy
+them."""
 PASSES, CALLS = "passes and copies", "calls"
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "bench"))
-from harness import Row, arguments, compare, report, seconds, table  # noqa: E402
+from harness import Row, arguments, compare, extra, report, seconds, table  # noqa: E402
 
 
 def test_ways_run_in_turn_and_the_warming_round_does_not_count():
@@ -84,6 +84,16 @@ def test_a_report_is_a_table_and_a_file_with_every_lap_and_the_machine(tmp_path,
 def test_every_bench_takes_the_same_options():
     options = arguments("What it is.\n\nMore.").parse_args(["--device", "cuda", "--quick", "--folder", "here"])
     assert (options.device, options.quick, options.folder) == ("cuda", True, Path("here"))
+    scripts = set(Path(sys.path[0]).glob("*.py")) - {Path(sys.path[0]) / "harness.py"}
+    assert len(scripts) > 8 and all("arguments(__doc__)" in path.read_text() for path in scripts)
+
+
+def test_an_extra_is_what_a_way_takes_beyond_the_base_and_its_ratio_that_of_medians():
+    """A round in which noise hides one of the differences says nothing by itself."""
+    took = {"ours": [11.0, 10.1, 12.0], "theirs": [14.0, 14.0, 13.0], "base": [10.0, 10.0, 10.0]}
+    row = extra("x", took, "base", {"theirs": "<=0.5x"}, "ms")
+    assert row.measured == {"ours": [1.0, pytest.approx(0.1), 2.0], "theirs": [4.0, 4.0, 3.0]}
+    assert row.ratio("theirs") == 4 and row.met("theirs") and row.notes == {"base alone": "10 ms"}
 
 
 def test_what_a_gpu_is_to_measure_at_full_size_runs_on_a_pico_base():
