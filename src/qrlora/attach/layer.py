@@ -20,6 +20,9 @@ from torch.nn import functional
 
 from ..linalg import inner
 
+ROUNDED = 0.01
+"""In half precision an update is folded into its weight where rounding the sum takes no more of the update than this. Its
+own products beside the weight are rounded by as much: by 2^-9, about 0.002, each."""
 Strength = float | Tensor
 """How strongly an adapter acts: a number, or (b,) one for each picture of a batch."""
 
@@ -40,7 +43,7 @@ class Layer(nn.Module):
         self.learning = ""
         """The name whose factors may change at any time; "" for none. All others are frozen and kept summed."""
         self.folds = False
-        """Whether the frozen sum is written into the weight, where that changes nothing but the last bit."""
+        """Whether the frozen sum is written into the weight, where rounding leaves it what it is."""
         self._original: tuple[Any, ...] = ()  # a tuple hides it from the module's list of parameters
         self._scales: Tensor | None = None
         self.register_buffer("sum_A", None, persistent=False)
@@ -86,11 +89,19 @@ class Layer(nn.Module):
         weight: Any = self.base_layer.weight
         coarse = weight.dtype == torch.bfloat16 and not self.delicate
         self.sum_A, self.sum_B = (sum_A.bfloat16(), sum_B.bfloat16()) if coarse else (sum_A, sum_B)
-        plain = _is_plain(self.base_layer) and weight.dtype in (torch.float32, torch.float64)
+        plain = _is_plain(self.base_layer) and weight.is_floating_point()
         if self.folds and plain and self._scales is None and not self.learning:
-            total = torch.addmm(weight.detach(), sum_B.to(weight.dtype), sum_A.to(weight.dtype))
-            self._original = (weight,)
-            self.base_layer.weight = nn.Parameter(total, requires_grad=False)
+            self._fold(sum_A, sum_B)
+
+    def _fold(self, A: Tensor, B: Tensor) -> None:
+        """W + B A in the weight's place, rounded to the weight's type, if that leaves the update what it is."""
+        W: Any = self.base_layer.weight.detach()
+        exact = W.to(torch.promote_types(W.dtype, torch.float32))
+        total = torch.addmm(exact, B.to(exact), A.to(exact))
+        folded = total.to(W.dtype)
+        if folded is total or (folded - total).norm() <= ROUNDED * (total - exact).norm():
+            self._original = (self.base_layer.weight,)
+            self.base_layer.weight = nn.Parameter(folded, requires_grad=False)
 
     def unfold(self) -> None:
         """The base's own weight again, the very tensor: nothing is subtracted."""
