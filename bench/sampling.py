@@ -12,7 +12,6 @@ between.
 import sys
 import tempfile
 from collections.abc import Callable
-from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -39,14 +38,14 @@ Adapters = list[tuple[Adapter, float]]
 
 
 def two_adapters(layers: Shapes, base: Base | None = None, rank: int = RANK) -> Adapters:
-    """Of one orthonormal basis, with random B; those of a base say so."""
+    """Of one orthonormal basis, with random B that make updates of a learnt size; those of a base say so."""
     generator, pairs = torch.Generator().manual_seed(0), []
     widths = sorted({i for _, i in layers.values()})
     Q = {i: torch.linalg.qr(torch.randn(i, min(rank, i), generator=generator)).Q for i in widths}
     of_base = {"family": base.family.name, "part": base.family.part} if base else {}
     for role, strength in zip(ROLES, (0.9, 0.7), strict=True):
         factors = {
-            name: Pair(Q[i].T.contiguous(), torch.randn(o, Q[i].shape[1], generator=generator) * 1e-3)
+            name: Pair(Q[i].T.contiguous(), torch.randn(o, Q[i].shape[1], generator=generator) * 2e-2)
             for name, (o, i) in layers.items()
         }
         pairs.append((Adapter(factors, Header(**of_base, method="qr", rank=rank, role=role)), strength))
@@ -79,7 +78,7 @@ def built_in(name: str, dtype: str, device: str, rounds: int) -> list[Row]:
     adapters = two_adapters(shapes(base, base.defaults.for_run("content", "qr").targets), base)
     stock = loaded(name, adapters, device, dtype).model
     look = looking(base, noisy, condition)
-    return against(f"{name}, 2 pictures, {dtype}", base.model, stock, adapters, look, dtype == "float32", rounds)
+    return against(f"{name}, 2 pictures, {dtype}", base.model, stock, adapters, look, rounds)
 
 
 def full_sized(name: str, resolution: int, device: str, rounds: int) -> list[Row]:
@@ -88,7 +87,7 @@ def full_sized(name: str, resolution: int, device: str, rounds: int) -> list[Row
     adapters = two_adapters(shapes(base, base.defaults.targets), base)
     look = looking(base, noisy, condition)
     title = f"{name}, {resolution} px, bfloat16"
-    return against(title, base.model, stock(base.model, adapters), adapters, look, False, rounds)
+    return against(title, base.model, stock(base.model, adapters), adapters, look, rounds)
 
 
 def attention(width: int, tokens: int, dtype: torch.dtype, device: str, rounds: int) -> list[Row]:
@@ -96,7 +95,7 @@ def attention(width: int, tokens: int, dtype: torch.dtype, device: str, rounds: 
     model, x, square = block(width, tokens, dtype, device)
     adapters = two_adapters(square, rank=64)
     title = f"attention {width} wide, {tokens} tokens, {str(dtype).removeprefix('torch.')}"
-    return against(title, model, stock(model, adapters), adapters, lambda m: m(x), dtype == torch.float32, rounds)
+    return against(title, model, stock(model, adapters), adapters, lambda m: m(x), rounds)
 
 
 def looking(base: Base, noisy: Tensor, condition: Any) -> Callable[[nn.Module], Any]:
@@ -112,22 +111,26 @@ def stock(model: nn.Module, adapters: Adapters) -> nn.Module:
     return found.to(own.device)
 
 
-def against(title: str, model: nn.Module, peft: nn.Module, adapters: Adapters, look: Callable[[nn.Module], Any],
-            folds: bool, rounds: int) -> list[Row]:  # fmt: skip
-    """Extra seconds of a look at a model, beside the weights and, in float32, folded into them."""
+def against(
+    title: str,
+    model: nn.Module,
+    peft: nn.Module,
+    adapters: Adapters,
+    look: Callable[[nn.Module], Any],
+    rounds: int,
+) -> list[Row]:
+    """Extra seconds of a look at a model, beside the weights and folded into them."""
     beside, folded = twin(model), twin(model)
     for k, (adapter, strength) in enumerate(adapters):
         attach(beside, adapter, f"a{k}", strength)
-    ways = {"ours": beside, "two LoRAs": peft, "base": model, **({"folded": folded} if folds else {})}
-    with ExitStack() as stack, torch.no_grad():
-        if folds:
-            stack.enter_context(worn(folded, adapters))
+    ways = {"ours": beside, "two LoRAs": peft, "base": model, "folded": folded}
+    with worn(folded, adapters), torch.no_grad():
         took = laps({way: partial(look, of_way) for way, of_way in ways.items()}, rounds)
-    whole = took.pop("folded", None)
-    rows = [extra(f"{title}: extra, beside", took, "base", {"two LoRAs": "<=0.5x"})]
-    if whole:
-        rows.append(Row(f"{title}: folded", {"ours": whole, "base": took["base"]}, {"base": "<=1.03x"}))
-    return rows
+    whole = {"ours": took.pop("folded"), "base": took["base"]}
+    return [
+        extra(f"{title}: extra, beside", took, "base", {"two LoRAs": "<=0.5x"}),
+        Row(f"{title}: folded", whole, {"base": "<=1.03x"}),
+    ]
 
 
 def grids(name: str, device: str, count: int, steps: int, rounds: int) -> Row:

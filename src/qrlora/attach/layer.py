@@ -21,8 +21,8 @@ from torch.nn import functional
 from ..linalg import inner
 
 ROUNDED = 0.01
-"""In half precision an update is folded into its weight where rounding the sum takes no more of the update than this. Its
-own products beside the weight are rounded by as much: by 2^-9, about 0.002, each."""
+"""In half precision an update is folded into its weight where rounding the sum takes no more of the update than this.
+Its own products beside the weight are rounded, too, each by about 0.002 (2^-9) in bfloat16."""
 Strength = float | Tensor
 """How strongly an adapter acts: a number, or (b,) one for each picture of a batch."""
 
