@@ -3,19 +3,20 @@
     python bench/parts.py
     python bench/parts.py --device cuda     # SDXL, SD3-medium and FLUX.1-dev whole instead of the built-in bases
 
-torch's profiler, own time of each operation, the mean of five updates; what is left of an update's wall time (median)
+torch's profiler, own time of each operation, the mean of nine updates; what is left of an update's wall time (median)
 is calls: Python, and torch's way to a kernel. On a GPU kernels are counted, and what is left is waiting for the CPU.
 Writes parts.png.
 """
 
+import statistics
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 from torch.profiler import ProfilerActivity, profile
 
-from harness import arguments, machine, seconds
+from harness import arguments, laps, machine
 from step import FULL_SIZE, built_in_lesson, full_size_lesson, update
 
 KINDS = {
@@ -30,10 +31,13 @@ them."""
 PASSES, CALLS = "passes and copies", "calls"
 
 
-def parts(work: Any, device: str, rounds: int = 5) -> dict[str, float]:
-    """Seconds of an update by kind."""
-    work()
-    wall = sorted(seconds(work) for _ in range(rounds))[rounds // 2]
+def parts(works: Mapping[str, Callable[[], object]], device: str, rounds: int = 9) -> dict[str, dict[str, float]]:
+    """{way: {kind: seconds of an update}}; the ways' wall times are taken in turn, before any is profiled."""
+    walls = {way: statistics.median(took) for way, took in laps(works, rounds).items()}
+    return {way: _parts(work, walls[way], device, rounds) for way, work in works.items()}
+
+
+def _parts(work: Callable[[], object], wall: float, device: str, rounds: int) -> dict[str, float]:
     activities = [ProfilerActivity.CUDA if device != "cpu" else ProfilerActivity.CPU]
     with profile(activities=activities, acc_events=True) as told:
         for _ in range(rounds):
@@ -76,7 +80,8 @@ def main() -> None:
     full = options.device != "cpu" and not options.quick
     for name in FULL_SIZE if full else ("tiny-sdxl", "tiny-sd3", "tiny-flux"):
         ways, loss = full_size_lesson(name, options.device) if full else built_in_lesson(name, options.device)
-        found[name] = {way: parts(update(model, learn, loss), options.device) for way, (model, learn) in ways.items()}
+        works = {way: update(model, learn, loss) for way, (model, learn) in ways.items()}
+        found[name] = parts(works, options.device, 3 if options.quick else 9)
     print(f"\n### Where a step's time goes\n\n{machine()['summary']}\n")
     kinds = [*KINDS, PASSES, CALLS]
     print(f"| ms of an update | {' | '.join(kinds)} |", f"|---{'|---:' * len(kinds)}|", sep="\n")
