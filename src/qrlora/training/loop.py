@@ -118,7 +118,7 @@ def reading(number: Tensor) -> Callable[[], float]:
     here = torch.empty(number.shape, dtype=number.dtype, pin_memory=True)
     here.copy_(number, non_blocking=True)
     copied = torch.cuda.Event()
-    copied.record()
+    copied.record(torch.cuda.current_stream(number.device))
 
     def read() -> float:
         copied.synchronize()
