@@ -151,8 +151,8 @@ def whole(name: str, resolution: int, goal: str, device: str, rounds: int) -> li
     draw = drawing(config, base, Example(clean, condition), torch.Generator().manual_seed(0), Processes())
     work = update(base.model, learn, lambda _model: draw())
     work()
-    laps, paper = [20 * seconds(lambda: [work() for _ in range(25)]) for _ in range(3)], "the paper, A800"
-    return [*found, Row(f"{title}, 500 updates", {"ours": laps, paper: [1200.0] * 3}, {paper: goal} if goal else {})]
+    took, paper = [20 * seconds(lambda: [work() for _ in range(25)]) for _ in range(3)], "the paper, A800"
+    return [*found, Row(f"{title}, 500 updates", {"ours": took, paper: [1200.0] * 3}, {paper: goal} if goal else {})]
 
 
 def shapes(base: Base, targets: str) -> Shapes:
