@@ -104,7 +104,7 @@ def candidates(kind: str, device: str) -> list[Row]:
         return lambda: found.__setitem__(way, work())
 
     def in_float32() -> Tensor:
-        with unittest.mock.patch("qrlora.linalg.has_fast_bfloat16", return_value=False):
+        with unittest.mock.patch("qrlora.lanczos.has_fast_bfloat16", return_value=False):
             return leading_subspace(W, RANK)
 
     ways = {

@@ -15,7 +15,8 @@ from qrlora.basis import (
     save_basis,
     weights_key,
 )
-from qrlora.linalg import TOLERANCE, leading_subspace
+from qrlora.lanczos import TOLERANCE
+from qrlora.linalg import leading_subspace
 
 
 @pytest.fixture(autouse=True)

@@ -24,7 +24,7 @@ from .parallel import own_stream, parallel_map
 from .storage import atomic, raw_bytes, read, word_sum, write
 
 FINGERPRINT_LAYERS = 16
-WAY = "Chebyshev filter 2"
+WAY = "thick-restart block Lanczos"
 """How directions are found: another way finds others, and must not take these for its own."""
 SAMPLED_RUNS = 64
 """A weight's key reads so many runs of so many entries, evenly spread over its memory."""
@@ -61,7 +61,7 @@ class Basis:
     side: str
     """"input" or "output"."""
     lost: float | None = None
-    """Share of their energy that directions lack, as measured (linalg.energy_lost), in the layer where it is largest;
+    """Share of their energy that directions lack, as measured (lanczos.energy_lost), in the layer where it is largest;
     0: all eigenvectors were found. None: not known, as of a lone file."""
 
     @cached_property
@@ -121,7 +121,7 @@ def cached_basis(
 ) -> Basis:
     """compute_basis, from disk where these weights were seen before, at this rank or a higher one.
 
-    What is kept has whole lots of directions (linalg.LOT): a smaller rank is its beginning, at the price of reading it.
+    What is kept has whole lots of directions (lanczos.LOT): a smaller rank is its beginning, at the price of reading.
     Weights are read one at a time, twice where the basis is new; where it is known, only the samples of `weights_key`.
     A cached file that is damaged is computed again, with one line of warning.
 

@@ -21,7 +21,9 @@ from .pairs import Pair, Shown
 FORMAT = 1
 """Of a result's file; raised when its meaning changes."""
 PACKAGE = Path(__file__).parents[1]
-LEARNING = "adapter attach basis config contrast data families files linalg methods noise parallel training".split()
+LEARNING = (
+    "adapter attach basis config contrast data families files lanczos linalg methods noise parallel training".split()
+)
 """Rooms that a learnt adapter depends on."""
 DRAWING = "analysis baselines evaluation merging sampling study/work".split()
 DRAWING += [f"world/{room}" for room in ("atlas", "captions", "demo", "judges", "styles")]
