@@ -50,12 +50,12 @@ def begin(model: nn.Module, starts: Mapping[str, Start], name: str) -> list[nn.P
         if start.subtract_start:
             layer.put(name + SUBTRACTED, start.A, -start.B, True)
             layer.strengths[name + SUBTRACTED] = 1.0
-        layer.refresh()
         for factor in start.learns:
             weight = {"A": layer.A, "B": layer.B}[factor][name].requires_grad_(True)
             if start.mask is not None:
                 # a zero gradient is a zero step for every optimizer that starts at zero
                 weight.register_hook(functools.partial(torch.mul, start.mask.to(weight.device)))
+        layer.refresh()
     return list(learning_factors(model, name).values())
 
 
