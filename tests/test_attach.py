@@ -276,6 +276,21 @@ def test_what_one_call_cannot_do_is_refused():
         qrlora.attach(model, targets=["head"], rank=5)
 
 
+@pytest.mark.parametrize(("method", "times"), [("qr", 1), ("qr-minor", 1), ("lora", 0), ("ortha", 0), ("pissa", 2)])
+def test_weights_are_read_no_more_often_than_a_start_needs(method, times):
+    """Once for directions, again where the start looks at numbers, and a few for the fingerprint."""
+    import qrlora
+
+    read, model = [], toy()
+
+    def original(layer):
+        read.append(layer)
+        return model.get_submodule(layer).weight.detach()
+
+    qrlora.attach(model, targets="to_q", rank=3, method=method, original=original)
+    assert sorted(read) == sorted(["a.to_q", "b.to_q"] * (times + 1))  # so few that all are in the fingerprint
+
+
 def test_a_quantised_module_learns_by_its_original_weights():
     quantization = pytest.importorskip("torchao.quantization")
     import qrlora

@@ -162,7 +162,8 @@ def test_a_fingerprint_reads_only_the_layers_that_it_names():
         read.append(layer)
         return layers[layer]
 
-    assert fingerprint(Weights(list(layers), one)) == fingerprint(layers.items()) and len(read) == 16
+    shapes = {name: tuple(weight.shape) for name, weight in layers.items()}
+    assert fingerprint(Weights(shapes, one)) == fingerprint(layers.items()) and len(read) == 16
 
 
 def test_a_basis_is_found_by_its_digest_alone():

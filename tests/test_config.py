@@ -76,7 +76,7 @@ def test_text_needs_no_quotes_in_an_override_and_may_have_them():
         ("learning_rate=inf", "learning_rate must be a positive number such as 1e-4, got inf"),
         ("decay=1.5", "decay is a part of the updates, 0..1, got 1.5"),
         ("role=colour", "role must be one of content, style, got 'colour'"),
-        ("dtype=int8", "dtype must be one of float32, bfloat16, float16, got 'int8'"),
+        ("dtype=int8", "dtype must be one of auto, float32, bfloat16, float16, got 'int8'"),
         ("tensorboard=yes", "tensorboard must be true or false, got 'yes'"),
         ("save_every=-1", "save_every must be 0 or more, got -1"),
     ],

@@ -10,7 +10,7 @@ from torch.nn import functional
 
 import checkpoint
 import pico
-from qrlora.families import FAMILIES, Base, Framing, choose_device, flux, open_base
+from qrlora.families import FAMILIES, Base, Framing, choose_device, flux, number_type, open_base
 from qrlora.families.messages import quiet
 from qrlora.training import denoising_loss
 
@@ -516,11 +516,19 @@ def test_a_folder_with_a_part_cut_or_gone_is_refused(tmp_path, part):
     refused(copy, OSError, "its tokenizer_2 is missing")
 
 
+def test_numbers_are_halved_only_where_a_gpu_is_fast_at_it(monkeypatch):
+    cpu, gpu = torch.device("cpu"), torch.device("cuda")
+    for fast in (True, False):
+        monkeypatch.setattr("qrlora.families.has_fast_bfloat16", lambda device, fast=fast: fast)
+        assert number_type("auto", gpu) == (torch.bfloat16 if fast else torch.float32)
+        assert number_type("auto", cpu) == torch.float32 and number_type("bfloat16", cpu) == torch.bfloat16
+
+
 def test_a_device_or_dtype_that_is_not_there_is_refused(tmp_path):
     for device in ("cuda:77", "gpu"):
         with pytest.raises(ValueError, match=f"no device '{device}'"):
             choose_device(device)
-    with pytest.raises(ValueError, match="dtype must be one of float32"):
+    with pytest.raises(ValueError, match="dtype must be auto or one of float32"):
         open_base(pico.folder(), "cpu", "int8")
 
 

@@ -57,6 +57,27 @@ def learn(tmp_path_factory):
     return learnt
 
 
+def test_fewer_pictures_at_once_are_tried_where_memory_runs_out(base, monkeypatch):
+    """The pictures are the same; who asks for a number gets it, or an error."""
+    rows, sample = [], type(base).sample
+
+    def in_little_memory(self, prompts, *rest):
+        rows.append(len(prompts))
+        if len(prompts) > 3:
+            raise torch.cuda.OutOfMemoryError("CUDA out of memory")
+        return sample(self, prompts, *rest)
+
+    plain = generate(base, "a dog", count=5)
+    monkeypatch.setattr(type(base), "sample", in_little_memory)
+    monkeypatch.setattr("qrlora.sampling.MOST", 5)
+    fewer = generate(base, "a dog", count=5)
+    assert rows == [5, 3, 2]
+    for one, other in zip(plain, fewer, strict=True):
+        assert np.abs(np.asarray(one, int) - np.asarray(other, int)).max() <= 1
+    with pytest.raises(torch.cuda.OutOfMemoryError):
+        generate(base, "a dog", count=5, batch_size=4)
+
+
 def adapter(base, seed, trigger="", size=0.5):
     """A strong random adapter: its pictures differ visibly from the base's."""
     generator = torch.Generator().manual_seed(seed)

@@ -176,6 +176,44 @@ def test_watching_a_run_does_not_change_it(tmp_path, family):
         torch.testing.assert_close(pair.B, plain.layers[name].B, rtol=1e-4, atol=1e-6)
 
 
+def short_of_memory(model, room):
+    """Make a model's forward pass fail as on a GPU with room for so many until activations are recomputed."""
+
+    def check(*_):
+        calls.append(model.is_gradient_checkpointing)
+        if not calls[-1] and len(calls) > room:
+            raise torch.cuda.OutOfMemoryError("CUDA out of memory")
+
+    calls = []
+    return calls, model.register_forward_pre_hook(check)
+
+
+def test_when_memory_runs_out_activations_are_recomputed_and_the_numbers_stay(tmp_path, base):
+    """The failed update is done again with the same noise; nothing stays on the model."""
+    plain = train(settings(tmp_path), base=base)
+    calls, hook = short_of_memory(base.model, 2)
+    with hook, pytest.warns(UserWarning, match="memory ran out: activations are computed again"):
+        saved = train(settings(tmp_path), base=base)
+    assert calls[:4] == [False, False, False, True] and all(calls[3:]) and not base.model.is_gradient_checkpointing
+    for name, pair in saved.layers.items():
+        torch.testing.assert_close(pair.B, plain.layers[name].B, rtol=1e-4, atol=1e-6)
+    assert saved.header == plain.header
+
+
+def test_who_forbids_recomputing_is_told_that_memory_ran_out(tmp_path, base):
+    _, hook = short_of_memory(base.model, 0)
+    with hook, pytest.raises(torch.cuda.OutOfMemoryError):
+        train(settings(tmp_path, gradient_checkpointing=False), base=base)
+
+
+def test_an_adapter_tells_the_number_type_that_was_chosen_for_it(tmp_path):
+    """auto: float32 on a CPU; of a base that is open already, its own."""
+    train(settings(tmp_path))
+    assert load(tmp_path / "out.safetensors").header.config["dtype"] == "float32"
+    adapter = train(settings(tmp_path), base=opened("sdxl", "bfloat16"))
+    assert adapter.header.config["dtype"] == "bfloat16"
+
+
 def test_text_encoders_and_vae_are_gone_before_the_first_update(tmp_path, monkeypatch):
     """An opened base is train's own: what is not needed any more is forgotten."""
     import qrlora.training as room

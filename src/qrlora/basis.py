@@ -11,7 +11,7 @@ import hashlib
 import json
 import os
 import warnings
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -36,7 +36,8 @@ class Weights(Collection):
     """(layer, weight (o, i)) pairs that are read when their turn comes, as often as one iterates: a model need not be
     held twice."""
 
-    layers: Sequence[str]
+    layers: Mapping[str, tuple[int, int]]
+    """{layer: (o, i)}, known without reading."""
     read: Callable[[str], Tensor]
     """(layer) -> its weight."""
 
@@ -208,7 +209,7 @@ def fingerprint(weights: Iterable[tuple[str, Tensor]]) -> dict[str, float]:
     lowest: list[tuple[bytes, str, float]] = []
     if isinstance(weights, Weights):  # the others need not be read
         chosen = sorted(weights.layers, key=lambda layer: hashlib.sha256(layer.encode()).digest())
-        weights = Weights(chosen[:FINGERPRINT_LAYERS], weights.read)
+        weights = Weights({layer: weights.layers[layer] for layer in chosen[:FINGERPRINT_LAYERS]}, weights.read)
     for layer, weight in weights:  # one at a time: some are read from disk
         place = hashlib.sha256(layer.encode()).digest()
         if len(lowest) < FINGERPRINT_LAYERS or place < lowest[-1][0]:

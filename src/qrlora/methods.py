@@ -44,6 +44,8 @@ class Method:
     """(weight (o, i), Q or None, rank, generator) -> Start."""
     paper: str
     """Where it comes from."""
+    reads: bool = False
+    """True: the start looks at the weight's numbers, not at its shape alone."""
     triangular: bool = False
     """True: only the entries on and above the diagonal of the learning factor learn."""
     directions: Literal["leading", "minor", "slot", "contrast"] = "leading"
@@ -211,13 +213,21 @@ METHODS: dict[str, Method] = {
     for method in (
         Method("qr", "input", True, qr, "arXiv 2507.04599, eq. 5-6"),
         Method("qr-output", "output", True, qr_output, "arXiv 2507.04599, the authors' code"),
-        Method("qr-triangular", "output", True, qr_triangular, "arXiv 2507.04599, the authors' code", triangular=True),
-        Method("qr-direct", "input", False, qr_direct, "arXiv 2507.04599, section 4.3 and figure 8"),
+        Method(
+            "qr-triangular",
+            "output",
+            True,
+            qr_triangular,
+            "arXiv 2507.04599, the authors' code",
+            reads=True,
+            triangular=True,
+        ),
+        Method("qr-direct", "input", False, qr_direct, "arXiv 2507.04599, section 4.3 and figure 8", reads=True),
         Method("lora", None, False, lora, "arXiv 2106.09685"),
         Method("qr-contrast", "input", True, qr, "docs/findings.md", directions="contrast"),
         Method("qr-minor", "input", True, qr, "qr on the directions of arXiv 2406.09044", directions="minor"),
         Method("ortha", "input", True, ortha, "arXiv 2312.02432", directions="slot"),
-        Method("pissa", "input", False, pissa, "arXiv 2404.02948"),
-        Method("olora", None, False, olora, "arXiv 2406.01775"),
+        Method("pissa", "input", False, pissa, "arXiv 2404.02948", reads=True),
+        Method("olora", None, False, olora, "arXiv 2406.01775", reads=True),
     )
 }

@@ -13,11 +13,9 @@ from .adapter import Adapter
 from .attach import set_strengths, worn
 from .families import Base
 
-BATCH = 8
-"""Pictures drawn at once unless the caller says otherwise."""
-PIXELS, MOST = 1024**2, 12
-"""A grid draws as many pictures at once as fill so many pixels, so no more memory than one of 1024 x 1024 needs, and at
-most so many."""
+MOST, PIXELS = 12, 1024**2
+"""So many pictures are drawn at once unless the caller says otherwise; on a CPU, which says nothing before its memory
+is full, no more than fill so many pixels."""
 
 
 def generate(
@@ -31,7 +29,7 @@ def generate(
     steps: int | None = None,
     guidance: float | None = None,
     size: int | None = None,
-    batch_size: int = BATCH,
+    batch_size: int | None = None,
     check_triggers: bool = True,
     on_picture: Callable[[int, int], Any] | None = None,
 ) -> list[Image.Image]:
@@ -44,7 +42,7 @@ def generate(
              adapters: (adapter, strength) pairs.
              seed: of the first picture, each further one adds 1; or one for each picture.
              steps, guidance, size: None for the base's own; size is the side in pixels.
-             batch_size: pictures at once, as memory allows.
+             batch_size: pictures at once; None: MOST, fewer where a GPU's memory runs out or a CPU has large ones.
              check_triggers: refuse a prompt that lacks the trigger word of an adapter in use.
              on_picture: (pictures done, of how many) after every batch.
     Returns: one RGB picture of size x size for each.
@@ -56,8 +54,8 @@ def generate(
     with worn(base.model, adapters):
         draw = _drawer(base, negative_prompt, steps, guidance, size)
         pictures: list[Image.Image] = []
-        for part in _slices(len(prompts), batch_size):
-            pictures += draw(prompts[part], seeds[part])
+        for some in _batches(base, lambda part: draw(prompts[part], seeds[part]), len(prompts), size, batch_size):
+            pictures += some
             if on_picture is not None:
                 on_picture(len(pictures), len(prompts))
     return pictures
@@ -96,11 +94,14 @@ def grid(
     pictures: list[Image.Image] = []
     with worn(base.model, [(content, 0.0), (style, 0.0)]) as (of_content, of_style):
         draw = _drawer(base, negative_prompt, steps, guidance, size)
-        side = base.defaults.resolution if size is None else size
-        for part in _slices(len(cells), min(max(PIXELS // side**2, 1), MOST)):
+
+        def draw_cells(part: slice) -> list[Image.Image]:
             some = cells[part]
             set_strengths(base.model, {of_content: some[:, 0], of_style: some[:, 1]})
-            for picture in draw([prompt] * len(some), [seed] * len(some)):
+            return draw([prompt] * len(some), [seed] * len(some))
+
+        for some in _batches(base, draw_cells, len(cells), size):
+            for picture in some:
                 pictures.append(picture)
                 if on_picture is not None:
                     on_picture(len(pictures), len(cells))
@@ -165,7 +166,29 @@ def _check_triggers(prompts: Sequence[str], adapters: Sequence[tuple[Adapter, fl
                 raise ValueError(f"the prompt {prompt!r} lacks {trigger!r}, the trigger word of {role}: add it")
 
 
-def _slices(total: int, size: int) -> Iterator[slice]:
-    if size < 1:
-        raise ValueError(f"batch_size must be 1 or more, got {size}")
-    return (slice(start, start + size) for start in range(0, total, size))
+def _batches(
+    base: Base, draw: Callable[[slice], list[Image.Image]], total: int, size: int | None, wanted: int | None = None
+) -> Iterator[list[Image.Image]]:
+    """draw(slice) for `total` pictures of a size, so many at once as are wanted; None: as many as the device holds, by
+    halving the number where a GPU's memory runs out.
+
+    Raises: ValueError: fewer than 1 wanted.  OutOfMemoryError: one picture is too much, or so many as are wanted.
+    """
+    if wanted is not None and wanted < 1:
+        raise ValueError(f"batch_size must be 1 or more, got {wanted}")
+    side = base.defaults.resolution if size is None else size
+    on_gpu = (base.home or base.device).type == "cuda"
+    done, at_once = 0, wanted or (MOST if on_gpu else min(max(PIXELS // side**2, 1), MOST))
+    while done < total:
+        try:
+            some = draw(slice(done, min(done + at_once, total)))
+        except torch.cuda.OutOfMemoryError:
+            if wanted or at_once == 1:
+                raise
+            some = []  # the error holds what filled the memory: it must be gone before the next try
+        if some:
+            yield some
+            done += len(some)
+        else:
+            at_once = -(-at_once // 2)
+            torch.cuda.empty_cache()

@@ -10,9 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from ..adapter import Adapter, Header, linear_layers
-from ..basis import Basis, Weights, compute_basis, fingerprint
-from ..methods import METHODS, weight_directions
+from ..basis import Weights, compute_basis, fingerprint
+from ..methods import METHODS
 from . import begin, detach, learning_factors, lift
+from .starting import starting
 
 
 @dataclass(frozen=True)
@@ -70,17 +71,17 @@ def attach(
         raise ValueError(f"attach needs targets and a method, got {targets!r} and {method!r}; {known}")
     if METHODS[method].directions == "contrast":
         raise ValueError(f"{method} finds its directions by a picture and a prompt, which a lone model lacks: use qr")
-    row, weights = METHODS[method], Weights(list(layers), original or (lambda layer: _plain(layer, layers[layer])))
-    basis = None
-    if row.side and row.directions == "leading":
-        basis = compute_basis(weights, rank, row.side)
-    elif row.directions == "minor":
-        basis = Basis(weight_directions(row, weights, rank, slot), rank, "input")
-    directions = basis.Q if basis else {}
-    if row.directions == "slot":
-        directions = weight_directions(row, weights, rank, slot)
-    generator = torch.Generator().manual_seed(seed)
-    starts = {layer: row.start(weight, directions.get(layer), rank, generator) for layer, weight in weights}
+    shapes = {layer: (linear.out_features, linear.in_features) for layer, linear in layers.items()}
+    row, weights = METHODS[method], Weights(shapes, original or (lambda layer: _plain(layer, layers[layer])))
+    starts, basis = starting(
+        row,
+        weights,
+        rank,
+        torch.Generator().manual_seed(seed),
+        slot,
+        lambda: compute_basis(weights, rank, row.side or ""),
+        dict,
+    )
     begin(model, starts, name)
     header = Header(
         method=method,

@@ -20,13 +20,15 @@ from ..attach import worn
 from ..data import load_picture, prepare
 from ..families import Base, Framing
 from ..noise import alphas_cumprod
-from ..sampling import BATCH, generate
+from ..sampling import generate
 from .record import Fused, Lesson, Task, only
 
 FAMILIES = ("sdxl",)
 SHIFT = math.log(2)
 """Added to the logits of the reference's tokens, as the authors do to transfer a given picture's style."""
 INVERSION_GUIDANCE = 2.0
+AT_ONCE = 8
+"""Pictures in a batch, the reference among them."""
 
 
 def fuse(task: Task) -> Fused:
@@ -40,8 +42,8 @@ def fuse(task: Task) -> Fused:
 
     def draw(prompts: Sequence[str], seeds: Sequence[int]) -> list[Any]:
         pictures: list[Any] = []
-        for first in range(0, len(prompts), BATCH - 1):
-            part = slice(first, first + BATCH - 1)
+        for first in range(0, len(prompts), AT_ONCE - 1):
+            part = slice(first, first + AT_ONCE - 1)
             asked, drawn = [task.style_lesson.prompt, *prompts[part]], [task.seed, *seeds[part]]
             with worn(base.model, [(task.content, task.weights[0])]), style_aligned(base, len(asked), trajectory):
                 pictures += generate(base, asked, seed=drawn, batch_size=len(asked))[1:]

@@ -40,7 +40,7 @@ app = typer.Typer(
 Output = typer.Option("--output", "-o", help="File to write.")
 Base = Annotated[str, typer.Option(help="Base model.", show_default="the one the adapters were made for")]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps.")]
-Dtype = Annotated[str, typer.Option(help="Numbers of the base: float32, bfloat16 or float16.")]
+Dtype = Annotated[str, typer.Option(help="Numbers of the base: auto, float32, bfloat16 or float16.")]
 Quantize = Annotated[str, typer.Option(help="Keep the base in fewer bits: nf4, int8 or float8.", show_default="no")]
 Offload = Annotated[bool, typer.Option("--offload", help="Parts of the base enter the GPU one by one.")]
 Seed = Annotated[int, typer.Option(help="Seed of the first picture; each further one adds 1.")]
@@ -142,7 +142,7 @@ def generate(
     guidance: Guidance = None,
     size: Size = None,
     device: Device = "auto",
-    dtype: Dtype = "float32",
+    dtype: Dtype = "auto",
     quantize: Quantize = "",
     offload: Offload = False,
 ) -> None:
@@ -171,7 +171,7 @@ def grid(
     guidance: Guidance = None,
     size: Size = None,
     device: Device = "auto",
-    dtype: Dtype = "float32",
+    dtype: Dtype = "auto",
     quantize: Quantize = "",
     offload: Offload = False,
 ) -> None:

@@ -156,7 +156,7 @@ def progress(what: str) -> Iterator[Bar]:
 
 
 OUT_OF_MEMORY = (
-    "out of memory: try gradient_checkpointing=true, dtype=bfloat16, offload=true and quantize=int8 (train), "
+    "out of memory: try dtype=bfloat16, offload=true and quantize=int8 (train), "
     "--dtype bfloat16 --offload --quantize int8 (generate, grid), a smaller resolution or size, or device=cpu"
 )
 

@@ -12,9 +12,6 @@ from ..config import SampleConfig, as_dict
 from ..families import Base, open_base
 from . import console
 
-SMALL = 256
-"""Up to this side, in pixels, pictures are drawn several at once; larger ones one by one, to spare memory."""
-
 
 def generate(config: SampleConfig) -> None:
     """Draw `count` pictures: one file, or a sheet and each picture beside it.
@@ -24,8 +21,7 @@ def generate(config: SampleConfig) -> None:
     config, base, adapters = _opened(config)
     worn = list(zip(adapters, config.strengths, strict=True))
     with console.progress("drawing") as bar:
-        at_once = sampling.BATCH if (config.size or 0) <= SMALL else 1
-        way = {"count": config.count, "batch_size": at_once, "on_picture": bar.step}
+        way = {"count": config.count, "on_picture": bar.step}
         pictures = sampling.generate(base, config.prompt, worn, **_common(config), **way)
     output, made_with = Path(config.output), json.dumps(as_dict(config))
     if len(pictures) == 1:

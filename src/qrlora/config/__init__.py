@@ -119,14 +119,16 @@ class TrainConfig:
     prodigy, which finds its own step. The last two need the extra `qrlora[optimizers]`."""
     min_snr_gamma: float = 0.0
     """Bound of the min-SNR loss weight (arXiv 2303.09556), SDXL only; 0 weighs all noise levels alike, as the paper."""
-    gradient_checkpointing: bool = False
-    """Recompute activations in the backward pass: less memory, about a third slower, the same numbers."""
+    gradient_checkpointing: bool | None = None
+    """Recompute activations in the backward pass: less memory, about a third slower, the same numbers. None: once a
+    GPU's memory has run out."""
     seed: int = 0
     """Seed of everything random: two runs with one seed on one machine write the same bytes."""
-    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
-    """Number type of the frozen base; factors, loss and optimizer are always float32."""
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    """Number type of the frozen base; factors, loss and optimizer are always float32. auto: bfloat16 on a GPU that is
+    fast at it, else float32."""
     quantize: Quantize = ""
-    """Keep the base's trainable part in fewer bits: nf4 (a GPU with CUDA), int8 or float8; best with dtype=bfloat16.
+    """Keep the base's trainable part in fewer bits: nf4 (a GPU with CUDA), int8 or float8; fastest with dtype=bfloat16.
     Directions come from the original weights. Needs the extra `qrlora[quantize]`."""
     offload: bool = False
     """Text encoders and VAE never enter the GPU's memory to train; they read picture and prompt on the CPU."""
@@ -215,8 +217,8 @@ class SampleConfig:
     """The file to write: one picture, or a sheet when `count` is above 1."""
     device: str = "auto"
     """auto (cuda, then mps, then cpu), or a torch device such as cuda:1."""
-    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
-    """Number type of the base."""
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    """Number type of the base; auto: bfloat16 on a GPU that is fast at it, else float32."""
     quantize: Quantize = ""
     """Keep the base's unet or transformer in fewer bits: nf4 (a GPU with CUDA), int8 or float8; see `TrainConfig`."""
     offload: bool = False

@@ -180,10 +180,11 @@ class Base:
         Of a quantised base they are the original ones, read from the checkpoint as it stores them.
         """
         layers = self.target_layers(targets)
+        shapes = {name: (layer.out_features, layer.in_features) for name, layer in layers.items()}
         if self.original is None:
-            return Weights(list(layers), lambda name: layers[name].weight.detach())
+            return Weights(shapes, lambda name: layers[name].weight.detach())
         original = self.original
-        return Weights(list(layers), lambda name: original(name).to(self.device))
+        return Weights(shapes, lambda name: original(name).to(self.device))
 
     def framing(self, original: tuple[int, int], corner: tuple[int, int], target: tuple[int, int]) -> Framing:
         """How a picture was cut, as this base is told: see `Framing` and `plain_framing`."""

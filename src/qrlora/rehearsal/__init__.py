@@ -75,7 +75,8 @@ def rehearse(
     task = Task(base, tokens, config)
     told = ("base", "method", "rank", "targets", "resolution", "batch_size", "dtype", "quantize")
     report = Report(
-        **{x: getattr(config, x) for x in (*told, "gradient_checkpointing")},
+        **{x: getattr(config, x) for x in told},
+        gradient_checkpointing=bool(config.gradient_checkpointing),
         device=torch.cuda.get_device_name(home) if home.type == "cuda" else home.type,
         free=free(home),
         spare={part: count * DTYPES[dtype].itemsize for part, count in spare.items()},

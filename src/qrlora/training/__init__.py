@@ -75,6 +75,8 @@ def train(
     optimizers.check(config.optimizer, choose_device(device))
     if base is None:
         base = open_base(config.base, config.device, config.dtype, config.quantize, config.offload)
+    if config.dtype == "auto":  # the adapter tells which it was
+        config = replace(config, dtype=str(base.model.dtype).removeprefix("torch."))
     config = config.filled(base.defaults)
     check_against(base, config, processes)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -12,12 +13,13 @@ from torch import nn
 from ..adapter import Adapter, Header
 from ..attach import attached, begin, detach, learning_factors, lift
 from ..attach.kinds import PREFIX, begin_kind, check
-from ..basis import Basis, cached_basis
+from ..attach.starting import starting
+from ..basis import cached_basis
 from ..config import TrainConfig
 from ..contrast import contrasted
 from ..data import Example
 from ..families import Base
-from ..methods import METHODS, Start, weight_directions
+from ..methods import METHODS
 from .loop import NAME
 
 
@@ -48,7 +50,23 @@ def prepared(
             return Learner(put.factors(), "", None, put.lift, put.detach)
 
         return foreign
-    starts, digest, lost = _starts(base, config, example, generator, stage)
+    method, weights = METHODS[config.method], base.weights(config.targets)
+    done: list[str] = []
+
+    def count(layer: str) -> None:
+        done.append(layer)
+        stage("finding the leading directions", len(done) / len(weights))
+
+    starts, basis = starting(
+        method,
+        weights,
+        config.rank,
+        generator,
+        config.slot or 0,
+        leading=lambda: cached_basis(weights, config.rank or 0, method.side or "", count),
+        contrast=lambda: contrasted(base, config, example, partial(stage, "comparing with ordinary prompts")),
+    )
+    digest, lost = (basis.digest, basis.lost) if basis else ("", None)
 
     def own() -> Learner:
         try:
@@ -65,30 +83,3 @@ def prepared(
 def _detach(base: Base) -> None:
     if NAME in attached(base.model):
         detach(base.model, NAME)
-
-
-def _starts(
-    base: Base, config: TrainConfig, example: Example, generator: torch.Generator, stage: Callable[[str, float], Any]
-) -> tuple[dict[str, Start], str, float | None]:
-    """Where each layer's A and B start; the digest of the basis that they start from, and what it lacks ("", None)."""
-    assert config.rank is not None and config.targets is not None
-    method, weights = METHODS[config.method], base.weights(config.targets)
-    directions: Any = {}
-    digest, lost = "", None
-    if method.directions in ("slot", "minor"):
-        directions = weight_directions(method, weights, config.rank, config.slot or 0)
-        digest = Basis(directions, config.rank, "input").digest if method.directions == "minor" else ""
-    elif method.directions == "contrast":
-        directions = contrasted(base, config, example, lambda share: stage("comparing with ordinary prompts", share))
-        digest = Basis(directions, config.rank, "input").digest
-    elif method.side is not None:
-        done: list[str] = []
-
-        def count(layer: str) -> None:
-            done.append(layer)
-            stage("finding the leading directions", len(done) / len(weights))
-
-        basis = cached_basis(weights, config.rank, method.side, count)
-        directions, digest, lost = basis.Q, basis.digest, basis.lost
-    starts = {layer: method.start(weight, directions.get(layer), config.rank, generator) for layer, weight in weights}
-    return starts, digest, lost

@@ -13,10 +13,12 @@ import math
 import signal
 import threading
 import time as clock
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -29,6 +31,7 @@ from .checkpoint import Checkpoint
 from .optimizers import OPTIMIZERS
 from .processes import Processes, is_main
 
+T = TypeVar("T")
 NAME = "learning"
 """Name of the adapter on the model while it learns."""
 LATE = frozenset({"cuda"})
@@ -76,7 +79,15 @@ def run(
     optimizer = OPTIMIZERS[config.optimizer](parameters, rate)
     state = Checkpoint(config.checkpoints, identity, factors, optimizer, generator)
     first, started = state.resume(steps), clock.monotonic()
-    with recomputing(model, config.gradient_checkpointing), ctrl_c_waits() as asked, tensorboard(config) as log:
+    recomputed = recomputing(model, config.gradient_checkpointing)
+    with recomputed as sparingly, ctrl_c_waits() as asked, tensorboard(config) as log:
+
+        def update(before: Tensor) -> Tensor:
+            generator.set_state(before)
+            optimizer.zero_grad()
+            loss = draw()
+            loss.backward()
+            return loss.detach()
 
         def tell(step: int, loss: Callable[[], float]) -> None:
             value = loss()
@@ -88,13 +99,11 @@ def run(
 
         untold: list[tuple[int, Callable[[], float]]] = []
         for step in range(first + 1, steps + 1):
-            loss = draw()
-            loss.backward()
-            loss, stopped = processes.average(parameters, loss.detach(), asked())
+            loss = sparingly(partial(update, generator.get_state()))
+            loss, stopped = processes.average(parameters, loss, asked())
             for group in optimizer.param_groups:
                 group["lr"] = rate * falling(step, steps, decay)
             optimizer.step()
-            optimizer.zero_grad()
             untold.append((step, reading(loss)))
             saving = step < steps and bool(stopped or (config.save_every and step % config.save_every == 0))
             showing = bool(config.preview_every) and step % config.preview_every == 0
@@ -212,15 +221,37 @@ def ctrl_c_waits() -> Iterator[Callable[[], bool]]:
 
 
 @contextlib.contextmanager
-def recomputing(model: Any, wanted: bool) -> Iterator[None]:
-    """Activations are computed again in the backward pass for the length of a `with`, if wanted."""
-    if wanted:
-        model.enable_gradient_checkpointing()
+def recomputing(model: Any, wanted: bool | None) -> Iterator[Callable[[Callable[[], T]], T]]:
+    """Activations are computed again in the backward pass for the length of a `with`, if wanted.
+
+    Yields: (work) -> work(). Where `wanted` is None and a GPU's memory runs out in it, it is done once more with
+            activations computed again, and so is all that follows; work must leave no trace when it fails.
+    """
+    on = False
+
+    def turn(whether: bool) -> None:
+        nonlocal on
+        if on != whether:
+            on = whether
+            (model.enable_gradient_checkpointing if on else model.disable_gradient_checkpointing)()
+
+    def sparingly(work: Callable[[], T]) -> T:
+        if on or wanted is not None:
+            return work()
+        try:
+            return work()
+        except torch.cuda.OutOfMemoryError:
+            pass  # the error holds what filled the memory: it must be gone before the next try
+        warnings.warn("memory ran out: activations are computed again in backward passes, a third slower", stacklevel=2)
+        turn(True)
+        torch.cuda.empty_cache()
+        return work()
+
+    turn(bool(wanted))
     try:
-        yield
+        yield sparingly
     finally:
-        if wanted:
-            model.disable_gradient_checkpointing()
+        turn(False)
 
 
 @contextlib.contextmanager
