@@ -12,11 +12,12 @@ weights. The floor is one reading of W and one product of W with 64 columns, at 
 
 import unittest.mock
 from collections.abc import Callable
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
-from harness import Row, arguments, compare, laps, report, seconds
+from harness import Row, above, arguments, compare, laps, report, seconds
 from qrlora.basis import compute_basis
 from qrlora.families import open_base
 from qrlora.families.blank import blank_base
@@ -69,11 +70,10 @@ def peft_start(W: Tensor, start: str) -> Callable[[], object]:
     return run
 
 
-def floor(W: Tensor) -> str:
-    """Milliseconds of reading W once, and of one product with RANK columns."""
+def floor(W: Tensor) -> float:
+    """Seconds of reading W once and of one product with RANK columns."""
     X = torch.randn(W.shape[1], RANK, device=W.device)
-    read, product = (min(seconds(work) for _ in range(3)) for work in (lambda: W.sum(), lambda: W @ X))
-    return f"{1000 * read:.1f} + {1000 * product:.1f} ms"
+    return sum(min(seconds(work) for _ in range(3)) for work in (lambda: W.sum(), lambda: W @ X))
 
 
 def against_svd(shape: tuple[int, int], kind: str, device: str, quick: bool) -> Row:
@@ -93,7 +93,7 @@ def against_svd(shape: tuple[int, int], kind: str, device: str, quick: bool) -> 
     row = compare(f"{shape[0]}x{shape[1]} {kind}", ways, rounds, goal, warm=False)
     share = energy(W, found["ours"]) / energy(W, found["svd"])
     print(f"{row.name}: {row.ratio('full SVD + QR'):.1f}x, energy {share:.6f}", flush=True)
-    return Row(row.name, row.measured, row.goals, {"energy": f"{share:.6f}", "floor": floor(W)})
+    return above(replace(row, notes={"energy": f"{share:.6f}"}), floor(W))
 
 
 def candidates(kind: str, device: str) -> list[Row]:

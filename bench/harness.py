@@ -15,10 +15,13 @@ import re
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
+
+FLOOR = "floor"
+"""A way or a column: the least that this machine needs for the bytes and products that cannot be spared."""
 
 
 @dataclass(frozen=True)
@@ -112,11 +115,24 @@ def laps(
 def extra(
     name: str, measured: Mapping[str, Sequence[float]], base: str, goals: Mapping[str, str], unit: str = "s"
 ) -> Row:
-    """What each way takes more than `base`, one of the ways of `laps`; ours first."""
+    """What each way takes more than `base`, one of the ways of `laps`; ours first. A way FLOOR is what no way can do
+    without."""
     more = {way: [a - b for a, b in zip(took, measured[base], strict=True)] for way, took in measured.items()}
     del more[base]
+    floor = more.pop(FLOOR, None)
     alone = _number(statistics.median(measured[base]), unit)
-    return Row(name, more, goals, {"base alone": alone}, unit, extras=True)
+    row = Row(name, more, goals, {"base alone": alone}, unit, extras=True)
+    return row if floor is None else above(row, statistics.median(floor))
+
+
+def above(row: Row, floor: float, what: str = "") -> Row:
+    """The row with a column for the least that anything could take, and how many times that ours is.
+
+    Args:    floor: in the row's unit.  what: it is made of.
+    """
+    told = _number(floor, row.unit) + (f", {what}" if what else "")
+    times = f"{row.median(row.ours) / floor:.2g}" if floor > 0 else ""
+    return replace(row, notes={**row.notes, FLOOR: told, "ours / floor": times})
 
 
 def seconds(work: Callable[[], object]) -> float:

@@ -5,19 +5,24 @@
 
 torch's profiler, own time of each operation, the mean of nine updates; what is left of an update's wall time (median)
 is calls: Python, and torch's way to a kernel. On a GPU kernels are counted, and what is left is waiting for the CPU.
-Writes parts.png.
+Writes parts.png; pico bases (tests/pico.py) are in the table alone.
 """
 
 import statistics
+import sys
 from collections import defaultdict
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch.profiler import ProfilerActivity, profile
 
-from harness import arguments, laps, machine
+from harness import FLOOR, arguments, laps, machine
 from step import FULL_SIZE, built_in_lesson, full_size_lesson, update
+
+sys.path.append(str(Path(__file__).parents[1] / "tests"))
+import pico  # noqa: E402
 
 KINDS = {
     "convolutions": ("conv", "implicit"),
@@ -78,9 +83,11 @@ def main() -> None:
     torch.manual_seed(0)
     found: dict[str, dict[str, dict[str, float]]] = {}
     full = options.device != "cpu" and not options.quick
-    for name in FULL_SIZE if full else ("tiny-sdxl", "tiny-sd3", "tiny-flux"):
-        ways, loss = full_size_lesson(name, options.device) if full else built_in_lesson(name, options.device)
-        works = {way: update(model, learn, loss) for way, (model, learn) in ways.items()}
+    smallest = {f"pico-{family}": str(pico.folder(family)) for family in ("sdxl", "sd3", "flux")}
+    for name in FULL_SIZE if full else (*smallest, "tiny-sdxl", "tiny-sd3", "tiny-flux"):
+        lesson = full_size_lesson if full else built_in_lesson
+        ways, loss = lesson(smallest.get(name, name), options.device)
+        works = {way: update(model, learn, loss) for way, (model, learn) in ways.items() if way != FLOOR}
         found[name] = parts(works, options.device, 3 if options.quick else 9)
     print(f"\n### Where a step's time goes\n\n{machine()['summary']}\n")
     kinds = [*KINDS, PASSES, CALLS]
@@ -89,7 +96,9 @@ def main() -> None:
         for way, told in ways.items():
             print(f"| {name}, {way} | {' | '.join(f'{1e3 * told[kind]:.1f}' for kind in kinds)} |")
     options.folder.mkdir(parents=True, exist_ok=True)
-    drawn(found, str(machine()["summary"])).savefig(options.folder / "parts.png", dpi=120)
+    drawn({name: ways for name, ways in found.items() if name not in smallest}, str(machine()["summary"])).savefig(
+        options.folder / "parts.png", dpi=120
+    )
     print(options.folder / "parts.png")
 
 

@@ -20,13 +20,13 @@ import torch
 from diffusers.utils import set_weights_and_activate_adapters
 from torch import Tensor, nn
 
-from harness import Row, arguments, compare, extra, laps, report
+from harness import Row, above, arguments, compare, extra, laps, report, seconds
 from qrlora.adapter import Adapter, Header, Pair
 from qrlora.attach import attach, worn
 from qrlora.families import Base, Framing, open_base
 from qrlora.families.messages import quiet
 from qrlora.files import save
-from qrlora.sampling import grid
+from qrlora.sampling import generate, grid
 from step import FULL_SIZE, Shapes, block, full_size, shapes, twin
 
 sys.path.append(str(Path(__file__).parents[1] / "tests"))
@@ -152,8 +152,10 @@ def grids(name: str, device: str, count: int, steps: int, rounds: int) -> Row:
         grid(base, PROMPT, content, style, strengths, strengths, steps=steps)
 
     goal = ">=1.5x" if device == "cpu" else ">=3x"
-    return compare(f"{name}: grid of {count} x {count}, {steps} steps", {"ours": ours, "one by one": one_by_one},
-                   rounds, goal)  # fmt: skip
+    title = f"{name}: grid of {count} x {count}, {steps} steps"
+    row = compare(title, {"ours": ours, "one by one": one_by_one}, rounds, goal)
+    bare = min(seconds(lambda: generate(base, PROMPT, count=count**2, steps=steps)) for _ in range(rounds))
+    return above(row, bare, "the base alone, as many at once")
 
 
 def main() -> None:

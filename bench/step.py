@@ -5,7 +5,8 @@
 
 "Extra" is over the frozen base's own forward and backward pass (its input asks for a gradient, so that there is one).
 Memory is the most bytes alive at once in an update beyond the weights: activations, gradients, Adam's two moments.
-The three built-in bases with their own settings; then one attention layer at the widths of SDXL and FLUX.1.
+The three built-in bases with their own settings; then one attention layer at the widths of SDXL and FLUX.1. The floor
+is what learning anything there takes: x A^T, the gradient of B, the optimizer's pass, and autograd's way to them.
 """
 
 import copy
@@ -16,8 +17,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
 
-from harness import Row, arguments, extra, laps, report, seconds
+from harness import FLOOR, Row, above, arguments, extra, laps, report, seconds
 from qrlora.attach import begin
 from qrlora.config import TrainConfig
 from qrlora.data import Example
@@ -58,20 +60,69 @@ def twin(model: nn.Module) -> nn.Module:
     return copy.deepcopy(model, {id(x): x for x in [*model.parameters(), *model.buffers()]})
 
 
-def three(model: nn.Module, shapes: Shapes, rank: int) -> Ways:
-    """The base alone, with our default method on it, with PEFT's LoRA on it."""
+class Unadded(torch.autograd.Function):
+    """x W^T + b, and of an update that starts at zero no more than learning it takes: x A^T, kept, and from it the
+    gradient of B. What it would add to y and to the gradient of x is left out."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, W: Tensor, b: Tensor | None, A: Tensor, B: Tensor) -> Tensor:
+        ctx.save_for_backward(W, x.reshape(-1, x.shape[-1]) @ A.T)
+        return nn.functional.linear(x, W, b)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        W, h = ctx.saved_tensors
+        (gradient,) = gradients
+        g = gradient.reshape(-1, gradient.shape[-1])
+        dx = (g @ W).view(*gradient.shape[:-1], -1) if ctx.needs_input_grad[0] else None
+        return dx, None, None, None, (g.T @ h).float()
+
+
+class Floor(nn.Module):
+    """A linear layer with an `Unadded` update: the floor of time and memory of whatever learns there."""
+
+    def __init__(self, base_layer: nn.Linear, A: Tensor) -> None:
+        super().__init__()
+        self.base_layer = base_layer
+        self.register_buffer("A", A.to(base_layer.weight))
+        self.B = nn.Parameter(torch.zeros(base_layer.out_features, len(A), device=base_layer.weight.device))
+
+    @property
+    def weight(self) -> Tensor:
+        return self.base_layer.weight
+
+    def forward(self, x: Tensor) -> Tensor:
+        W, b = self.base_layer.weight, self.base_layer.bias
+        return Unadded.apply(x, W, b, self.A, self.B)  # pyright: ignore[reportReturnType]
+
+
+def least(model: nn.Module, shapes: Shapes, rank: int) -> tuple[nn.Module, list[nn.Parameter]]:
+    """A twin with Floor in the place of its layers, and what learns on it."""
+    found, learn = twin(model), []
+    for name, start in starts(shapes, "qr", rank).items():
+        parent, _, child = name.rpartition(".")
+        layer: Any = found.get_submodule(name)
+        floor = Floor(layer, start.A)
+        setattr(found.get_submodule(parent), child, floor)
+        learn.append(floor.B)
+    return found, learn
+
+
+def ways(model: nn.Module, shapes: Shapes, rank: int) -> Ways:
+    """The base alone, with our default method on it, with PEFT's LoRA on it, and the floor."""
     ours, theirs = twin(model), twin(model)
     learn = begin(ours, starts(shapes, "qr", rank), "run")
     lora = plain.begin(theirs, starts(shapes, "lora", rank))
     theirs.to(next(model.parameters()).device)  # what PEFT's layers learn was made on the CPU
-    return {"base": (model, []), "ours": (ours, learn), "peft lora": (theirs, list(lora.values()))}
+    found = {"base": (model, []), "ours": (ours, learn), "peft lora": (theirs, list(lora.values()))}
+    return {**found, FLOOR: least(model, shapes, rank)}
 
 
 def rows(name: str, ways: Ways, loss: Lesson, rounds: int) -> list[Row]:
     """Extra seconds and extra bytes; loss(model) has the forward pass."""
+    goals = {"peft lora": GOAL}
     updates = {way: update(model, parameters, loss) for way, (model, parameters) in ways.items()}
     peaks = {way: [peak(model, parameters, loss) / 1e6] for way, (model, parameters) in ways.items()}
-    goals = dict.fromkeys(list(ways)[2:], GOAL)
     if next(ways["base"][0].parameters()).dtype == torch.bfloat16:  # as most trainers run it
         with_autocast = update(*ways["peft lora"], autocast(loss))
         updates["peft lora, autocast"], goals["peft lora, autocast"] = with_autocast, GOAL
@@ -123,7 +174,7 @@ def built_in_lesson(name: str, device: str) -> tuple[Ways, Lesson]:
     b, side = own.batch_size, own.resolution // getattr(base.pipe, "vae_scale_factor", 8)
     clean = torch.randn(b, base.pipe.vae.config.latent_channels, side, side).to(device)
     condition = base.encode_prompt(["a <c>"] * b, Framing.plain(own.resolution, own.resolution)).to(device)
-    return three(base.model, shapes(base, own.targets), own.rank), lesson(base, clean, condition)
+    return ways(base.model, shapes(base, own.targets), own.rank), lesson(base, clean, condition)
 
 
 def full_size(name: str, resolution: int, device: str) -> tuple[Base, Tensor, Any]:
@@ -137,7 +188,7 @@ def full_size(name: str, resolution: int, device: str) -> tuple[Base, Tensor, An
 def full_size_lesson(name: str, device: str) -> tuple[Ways, Lesson]:
     """A base of full size with its own layers, one picture."""
     base, clean, condition = full_size(name, FULL_SIZE[name][0], device)
-    return three(base.model, shapes(base, base.defaults.targets), base.defaults.rank), lesson(base, clean, condition)
+    return ways(base.model, shapes(base, base.defaults.targets), base.defaults.rank), lesson(base, clean, condition)
 
 
 def whole(name: str, resolution: int, goal: str, device: str, rounds: int) -> list[Row]:
@@ -145,14 +196,24 @@ def whole(name: str, resolution: int, goal: str, device: str, rounds: int) -> li
     base, clean, condition = full_size(name, resolution, device)
     layers, rank = shapes(base, base.defaults.targets), base.defaults.rank
     title = f"{name}, {resolution} px, bfloat16"
-    found = rows(title, three(base.model, layers, rank), lesson(base, clean, condition), rounds)
+    found = rows(title, ways(base.model, layers, rank), lesson(base, clean, condition), rounds)
     learn = begin(base.model, starts(layers, "qr", rank), "run")
     config = TrainConfig(base=name, batch_size=1).filled(base.defaults)
     draw = drawing(config, base, Example(clean, condition), torch.Generator().manual_seed(0), Processes())
     work = update(base.model, learn, lambda _model: draw())
-    work()
+    with FlopCounterMode(display=False) as counted:
+        work()
+    flops, rate = counted.get_total_flops(), products_a_second(torch.bfloat16, device)
     took, paper = [20 * seconds(lambda: [work() for _ in range(25)]) for _ in range(3)], "the paper, A800"
-    return [*found, Row(f"{title}, 500 updates", {"ours": took, paper: [1200.0] * 3}, {paper: goal} if goal else {})]
+    row = Row(f"{title}, 500 updates", {"ours": took, paper: [1200.0] * 3}, {paper: goal} if goal else {})
+    return [*found, above(row, 500 * flops / rate, f"{flops / 1e12:.1f} TFLOP an update at {rate / 1e12:.0f} a second")]
+
+
+def products_a_second(dtype: torch.dtype, device: str) -> float:
+    """Operations a second of one large matrix product."""
+    size = 8192 if device != "cpu" else 1024
+    x = torch.randn(size, size, dtype=dtype, device=device)
+    return 2 * size**3 / min(seconds(lambda: x @ x) for _ in range(5))
 
 
 def shapes(base: Base, targets: str) -> Shapes:
@@ -191,7 +252,7 @@ def attention(width: int, tokens: int, dtype: torch.dtype, device: str, rounds: 
         return model(x).float().square().mean()
 
     kind = str(dtype).removeprefix("torch.")
-    return rows(f"attention {width} wide, {tokens} tokens, {kind}", three(model, square, 64), loss, rounds)
+    return rows(f"attention {width} wide, {tokens} tokens, {kind}", ways(model, square, 64), loss, rounds)
 
 
 def main() -> None:

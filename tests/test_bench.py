@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "bench"))
-from harness import Row, arguments, compare, extra, report, seconds, table  # noqa: E402
+from harness import FLOOR, Row, above, arguments, compare, extra, report, seconds, table  # noqa: E402
 
 
 def test_ways_run_in_turn_and_the_warming_round_does_not_count():
@@ -96,24 +96,38 @@ def test_an_extra_is_what_a_way_takes_beyond_the_base_and_its_ratio_that_of_medi
     assert row.ratio("theirs") == 4 and row.met("theirs") and row.notes == {"base alone": "10 ms"}
 
 
+def test_a_floor_is_no_way_but_a_column_and_how_often_ours_holds_it():
+    took = {"ours": [0.013], "theirs": [0.014], "base": [0.010], FLOOR: [0.011]}
+    row = extra("x", took, "base", {})
+    assert (
+        list(row.measured) == ["ours", "theirs"] and row.notes["floor"] == "1 ms" and row.notes["ours / floor"] == "3"
+    )
+    assert above(Row("x", {"ours": [4.0], "b": [8.0]}, unit="MB"), 2.0, "the file").notes == {
+        "floor": "2 MB, the file",
+        "ours / floor": "2",
+    }
+    assert above(Row("x", {"ours": [4.0], "b": [8.0]}), -1.0).notes["ours / floor"] == ""  # within the noise
+
+
 def test_what_a_gpu_is_to_measure_at_full_size_runs_on_a_pico_base():
     """The same lines with another name and size: twins of one weight, every row, nothing left on the model."""
     import torch
 
     import pico
     from sampling import against, looking, stock, two_adapters
-    from step import full_size, shapes, three, whole
+    from step import full_size, shapes, ways, whole
 
     name = str(pico.folder("flux"))
     steps = whole(name, pico.SIZE, "20x", "cpu", 1)
     assert [row.name.rpartition(", ")[2] for row in steps] == ["extra time", "extra memory", "500 updates"]
+    assert all("floor" in row.notes for row in steps)
     assert steps[1].median("ours") < steps[1].median("peft lora")
     base, latents, condition = full_size(name, pico.SIZE, "cpu")
     before = list(base.model.state_dict())
-    ways = three(base.model, shapes(base, base.defaults.targets), 2)
-    assert {p.data_ptr() for p in base.model.parameters()} <= {p.data_ptr() for p in ways["ours"][0].parameters()}
+    found = ways(base.model, shapes(base, base.defaults.targets), 2)
+    assert {p.data_ptr() for p in base.model.parameters()} <= {p.data_ptr() for p in found["ours"][0].parameters()}
     with torch.no_grad():
-        answers = [base.family.predict(m, latents, torch.tensor([500.0]), condition) for m, _ in ways.values()]
+        answers = [base.family.predict(m, latents, torch.tensor([500.0]), condition) for m, _ in found.values()]
     assert all(torch.equal(answer, answers[0]) for answer in answers)
     adapters, look = two_adapters(shapes(base, base.defaults.targets), base), looking(base, latents, condition)
     theirs = stock(base.model, adapters)
