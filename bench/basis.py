@@ -5,7 +5,8 @@
 
 "Full SVD + QR" is the paper's eq. 3-6 in float32: W = U S V^T whole, then the QR of V_r S_r. PEFT's starts are its own
 `pissa`, `pissa_niter_16` and `olora`, run on a layer of that weight (they also rewrite the weight, which ours never
-does). "Energy" is |W Q|^2 over the best possible, in float64. Spectra: Gaussian, the worst case; "trained", k^-1/2 over
+does). "Energy" is |W Q|^2 over the best possible, in float64; "of the span" 1 - the mean squared cosine of the angles
+between ours and the SVD's, which is in float32 itself. Spectra: Gaussian, the worst case; "trained", k^-1/2 over
 256 directions on a Gaussian bulk whose largest singular value is a tenth of the first; and the built-in bases' own
 weights. The floor is one reading of W and one product of W with 64 columns, at the rates measured beside it.
 """
@@ -21,7 +22,7 @@ from harness import Row, above, arguments, compare, laps, report, seconds
 from qrlora.basis import compute_basis
 from qrlora.families import open_base
 from qrlora.families.blank import blank_base
-from qrlora.linalg import all_directions, leading_subspace
+from qrlora.linalg import all_directions, leading_subspace, measured_subspace, principal_angles
 
 RANK = 64
 GOALS = {(1280, 1280): (10, 5), (3072, 3072): (20, 10), (3072, 12288): (30, 10), (12288, 3072): (30, 10)}
@@ -93,7 +94,9 @@ def against_svd(shape: tuple[int, int], kind: str, device: str, quick: bool) -> 
     row = compare(f"{shape[0]}x{shape[1]} {kind}", ways, rounds, goal, warm=False)
     share = energy(W, found["ours"]) / energy(W, found["svd"])
     print(f"{row.name}: {row.ratio('full SVD + QR'):.1f}x, energy {share:.6f}", flush=True)
-    return above(replace(row, notes={"energy": f"{share:.6f}"}), floor(W))
+    open_span = 1 - float(principal_angles(found["ours"], found["svd"]).double().square().mean())
+    told = {"lost, as measured": f"{measured_subspace(W, RANK)[1]:.0e}", "of the span": f"{open_span:.0e}"}
+    return above(replace(row, notes={"energy": f"{share:.6f}", **told}), floor(W))
 
 
 def candidates(kind: str, device: str) -> list[Row]:

@@ -45,7 +45,7 @@ def lanczos(matrix: Tensor, scale: Tensor, count: int) -> tuple[Tensor, Tensor, 
         return times(factor.T, times(factor, X))
 
     X, values = matrix.new_empty(matrix.shape[1], 0), matrix.new_empty(0)
-    block = torch.linalg.qr(_random(matrix[0], count // 2, torch.Generator().manual_seed(0))).Q
+    block = torch.linalg.qr(_random(matrix[0], count // 2, 0)).Q
     for attempt in range(ATTEMPTS):
         factor = matrix if attempt else quick
         X, further = krylov(partial(gram, factor), X, values, block, count)
@@ -82,7 +82,7 @@ def krylov(
     size = max(keep, begin) + 5 * wide
     V, H = block.new_empty(n, size), values.new_zeros(size, size)
     V[:, :begin], H[:begin, :begin] = X, torch.diag(values)
-    generator, wait, last = torch.Generator().manual_seed(1), math.inf, math.inf
+    trace, wait, last = _random(block[:, 0], wide, 1), math.inf, math.inf
     for spent in range(1, MOST_BLOCKS + 1):
         end = begin + wide
         V[:, begin:end] = block
@@ -91,7 +91,7 @@ def krylov(
         inside = known.T @ image
         H[:end, begin:end], H[begin:end, :end] = inside, inside.T
         # An exhausted span leaves nothing but rounding; a random trace of that size keeps the next block full.
-        rest = image - known @ inside + 1e-8 * inside.abs().max() * _random(block[:, 0], wide, generator)
+        rest = image - known @ inside + 1e-8 * inside.abs().max() * trace.roll(spent, 0)
         block, R = torch.linalg.qr(rest - known @ (known.T @ rest))
         begin, wait = end, wait - 1
         if wait > 0 and end + wide <= size and spent < MOST_BLOCKS:
@@ -140,9 +140,9 @@ def eigen(symmetric: Tensor) -> tuple[Tensor, Tensor]:
     return values.flip(-1).clamp(min=max(float(values[-1]) * NOTHING, 1e-30)), vectors.flip(-1)
 
 
-def _random(like: Tensor, columns: int, generator: torch.Generator) -> Tensor:
+def _random(like: Tensor, columns: int, seed: int) -> Tensor:
     """(n, columns) for a vector (n,) on its device, drawn on the CPU: equal on every device."""
-    return torch.randn(len(like), columns, generator=generator).to(like.device)
+    return torch.randn(len(like), columns, generator=torch.Generator().manual_seed(seed)).to(like.device)
 
 
 def has_fast_bfloat16(device: torch.device) -> bool:

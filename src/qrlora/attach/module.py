@@ -73,15 +73,8 @@ def attach(
         raise ValueError(f"{method} finds its directions by a picture and a prompt, which a lone model lacks: use qr")
     shapes = {layer: (linear.out_features, linear.in_features) for layer, linear in layers.items()}
     row, weights = METHODS[method], Weights(shapes, original or (lambda layer: _plain(layer, layers[layer])))
-    starts, basis = starting(
-        row,
-        weights,
-        rank,
-        torch.Generator().manual_seed(seed),
-        slot,
-        lambda: compute_basis(weights, rank, row.side or ""),
-        dict,
-    )
+    generator = torch.Generator().manual_seed(seed)
+    starts, basis = starting(row, weights, rank, generator, slot, lambda: compute_basis(weights, rank, row.side or ""))
     begin(model, starts, name)
     header = Header(
         method=method,

@@ -18,7 +18,7 @@ def starting(
     generator: torch.Generator,
     slot: int,
     leading: Callable[[], Basis],
-    contrast: Callable[[], Mapping[str, Tensor]],
+    contrast: Callable[[], Mapping[str, Tensor]] = dict,
 ) -> tuple[dict[str, Start], Basis | None]:
     """{layer: Start}, and the basis whose digest the adapter is to name; None where no other adapter can share one.
 
