@@ -6,9 +6,11 @@ nor two copies are ever in memory. Text encoders and VAE keep their number type:
 
 from __future__ import annotations
 
+import ctypes
 import functools
 import importlib.util
 import json
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -77,11 +79,19 @@ def fill(model: Any, value_of: Callable[[str], Tensor], quantize: str, device: t
         value = value_of(name)
         if quantizer and quantizer.check_if_quantized_param(model, value, name, {}, param_device=device):
             quantizer.create_quantized_param(model, value, name, device, {}, [], dtype=dtype)
+            del value
+            give_back()  # else what was freed between the weights can come to more than they are in bfloat16
         else:
             set_module_tensor_to_device(model, name, device, value=value)
     if quantizer:
         quantizer.postprocess_model(model)
     model.requires_grad_(False)
+
+
+def give_back() -> None:
+    """Have glibc return freed memory to the system; it keeps some, as much as its thresholds of the moment say."""
+    if sys.platform == "linux" and hasattr(libc := ctypes.CDLL(None), "malloc_trim"):
+        libc.malloc_trim(0)
 
 
 def original_weights(folder: Path) -> Callable[[str], Tensor]:

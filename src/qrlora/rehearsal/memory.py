@@ -7,13 +7,13 @@ PAUSE seconds; the pages of libraries that come into use are among them.
 from __future__ import annotations
 
 import contextlib
-import ctypes
-import sys
 import threading
 from collections.abc import Callable, Iterator
 
 import psutil
 import torch
+
+from ..families.quantized import give_back
 
 PAUSE = 0.005
 """Seconds between two looks."""
@@ -29,12 +29,6 @@ def free(device: torch.device) -> int:
 def in_use(device: torch.device) -> int:
     """Bytes that this process uses on a device."""
     return torch.cuda.memory_allocated(device) if device.type == "cuda" else psutil.Process().memory_info().rss
-
-
-def give_back() -> None:
-    """Have glibc return freed memory to the system; it keeps some, which would hide or imitate what comes next."""
-    if sys.platform == "linux" and hasattr(libc := ctypes.CDLL(None), "malloc_trim"):
-        libc.malloc_trim(0)
 
 
 @contextlib.contextmanager

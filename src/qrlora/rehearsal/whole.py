@@ -20,12 +20,13 @@ from ..attach import begin, detach, lift, worn
 from ..basis import Basis, compute_basis
 from ..data import Example
 from ..families.blank import materialise, materialise_quantised
+from ..families.quantized import give_back
 from ..methods import METHODS
 from ..training.loop import NAME, drawing, recomputing
 from ..training.optimizers import OPTIMIZERS
 from ..training.processes import Processes
 from .blocks import seconds
-from .memory import give_back, in_use, settle, watched
+from .memory import in_use, settle, watched
 from .task import Stage, Task
 
 
