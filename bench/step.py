@@ -262,10 +262,10 @@ def main() -> None:
     rounds = 3 if options.quick else 15
     measured = []
     for name in ("tiny-sdxl", "tiny-sd3", "tiny-flux"):
-        measured += rows(name, *built_in_lesson(name, options.device), rounds)
+        measured += rows(name, *built_in_lesson(name, options.device), 4 * rounds)  # small parts of their base's time
     for width, tokens in ((640, 1024), (1280, 256), *([] if options.quick else [(3072, 256), (1280, 1024)])):
         for dtype in (torch.float32, torch.bfloat16):
-            measured += attention(width, tokens, dtype, options.device, max(rounds // 2, 3))
+            measured += attention(width, tokens, dtype, options.device, rounds)
     if options.device != "cpu" and not options.quick:
         for name, (resolution, goal) in FULL_SIZE.items():
             measured += whole(name, resolution, goal, options.device, rounds)
