@@ -169,7 +169,7 @@ def peak(model: nn.Module, parameters: list[nn.Parameter], loss: Lesson) -> int:
 
 def built_in_lesson(name: str, device: str) -> tuple[Ways, Lesson]:
     """A built-in base with its own layers and batch for a content."""
-    base = open_base(name, device)
+    base = open_base(name, device, "float32")
     own = base.defaults.for_run("content", "qr")
     b, side = own.batch_size, own.resolution // getattr(base.pipe, "vae_scale_factor", 8)
     clean = torch.randn(b, base.pipe.vae.config.latent_channels, side, side).to(device)
@@ -262,7 +262,7 @@ def main() -> None:
     rounds = 3 if options.quick else 15
     measured = []
     for name in ("tiny-sdxl", "tiny-sd3", "tiny-flux"):
-        measured += rows(name, *built_in_lesson(name, options.device), 4 * rounds)  # small parts of their base's time
+        measured += rows(name, *built_in_lesson(name, options.device), 2 * rounds)  # small parts of their base's time
     for width, tokens in ((640, 1024), (1280, 256), *([] if options.quick else [(3072, 256), (1280, 1024)])):
         for dtype in (torch.float32, torch.bfloat16):
             measured += attention(width, tokens, dtype, options.device, rounds)

@@ -115,7 +115,7 @@ def demo(
     about = lessons(folder, content, style, style_shows)
     for lesson in about:
         load_picture(lesson.image, SIZE)  # both pictures are refused before minutes are spent on the first
-    opened = open_base(base, device)
+    opened = open_base(base, device, "float32")  # as the model cards' figures are
     adapters = [
         _learn(opened, role, lesson, folder, method, steps, seed, on_step, on_stage)
         for role, lesson in zip(("content", "style"), about, strict=True)

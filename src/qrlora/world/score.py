@@ -137,7 +137,7 @@ def learning_curve(name: str, checkpoints: list[Path], captions: int) -> list[di
         with TemporaryDirectory() as folder:
             write_pipeline(run, Path(folder))
             shutil.copy(BASES / name / "qrlora.json", folder)
-            scores = base_scores(open_base(folder), captions)
+            scores = base_scores(open_base(folder, dtype="float32"), captions)
         rows.append({"samples": run.step * run.settings.batch_size, **scores})
     return sorted(rows, key=lambda row: row["samples"])
 
@@ -153,7 +153,7 @@ def main() -> None:
     parser.add_argument("--curve", type=Path, nargs="+", default=[], help="earlier checkpoints to score as well")
     parser.add_argument("--write", action="store_true", help="keep the figures in the base's folder")
     args = parser.parse_args()
-    base = open_base(args.base)
+    base = open_base(args.base, dtype="float32")
     scores: dict[str, Any] = {"base": base_scores(base, args.captions)}
     print(scores["base"], flush=True)
     if args.contents:
