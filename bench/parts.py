@@ -3,7 +3,7 @@
     python bench/parts.py
     python bench/parts.py --device cuda     # SDXL, SD3-medium and FLUX.1-dev whole instead of the built-in bases
 
-torch's profiler, own time of each operation, the mean of nine updates; what is left of an update's wall time (median)
+torch's profiler, own time of each operation, the median of five updates; what is left of an update's wall time (median)
 is calls: Python, and torch's way to a kernel. On a GPU kernels are counted, and what is left is waiting for the CPU.
 Writes parts.png; pico bases (tests/pico.py) are in the table alone.
 """
@@ -36,25 +36,32 @@ them."""
 PASSES, CALLS = "passes and copies", "calls"
 
 
-def parts(works: Mapping[str, Callable[[], object]], device: str, rounds: int = 9) -> dict[str, dict[str, float]]:
-    """{way: {kind: seconds of an update}}; the ways' wall times are taken in turn, before any is profiled."""
-    walls = {way: statistics.median(took) for way, took in laps(works, rounds).items()}
-    return {way: _parts(work, walls[way], device, rounds) for way, work in works.items()}
+def parts(works: Mapping[str, Callable[[], object]], device: str, rounds: int = 5) -> dict[str, dict[str, float]]:
+    """{way: {kind: seconds of an update}}, medians; the ways are timed, then profiled, in turn."""
+    found: dict[str, dict[str, float]] = {}
+    walls = laps(works, rounds)
+    spent: dict[str, list[dict[str, float]]] = {way: [] for way in works}
+    for _ in range(rounds):
+        for way, work in works.items():
+            spent[way].append(_profiled(work, device))
+    for way, told in spent.items():
+        kinds = {kind: statistics.median(one[kind] for one in told) for kind in (*KINDS, PASSES)}
+        found[way] = {**kinds, CALLS: max(statistics.median(walls[way]) - sum(kinds.values()), 0.0)}
+    return found
 
 
-def _parts(work: Callable[[], object], wall: float, device: str, rounds: int) -> dict[str, float]:
+def _profiled(work: Callable[[], object], device: str) -> dict[str, float]:
+    """{kind: seconds} of one call."""
     activities = [ProfilerActivity.CUDA if device != "cpu" else ProfilerActivity.CPU]
     with profile(activities=activities, acc_events=True) as told:
-        for _ in range(rounds):
-            work()
+        work()
     spent: dict[str, float] = defaultdict(float)
     for event in told.key_averages():
         own = event.self_device_time_total if device != "cpu" else event.self_cpu_time_total
         name = event.key.lower()
         if event.key.startswith("aten::") or device != "cpu":
-            spent[next((kind for kind, signs in KINDS.items() if any(x in name for x in signs)), PASSES)] += own
-    found = {kind: spent[kind] / rounds / 1e6 for kind in (*KINDS, PASSES)}
-    return {**found, CALLS: max(wall - sum(found.values()), 0.0)}
+            spent[next((kind for kind, signs in KINDS.items() if any(x in name for x in signs)), PASSES)] += own / 1e6
+    return spent
 
 
 def drawn(bases: Mapping[str, Mapping[str, Mapping[str, float]]], title: str) -> Any:
@@ -88,7 +95,7 @@ def main() -> None:
         lesson = full_size_lesson if full else built_in_lesson
         ways, loss = lesson(smallest.get(name, name), options.device)
         works = {way: update(model, learn, loss) for way, (model, learn) in ways.items() if way != FLOOR}
-        found[name] = parts(works, options.device, 3 if options.quick else 9)
+        found[name] = parts(works, options.device, 3 if options.quick else 5)
     print(f"\n### Where a step's time goes\n\n{machine()['summary']}\n")
     kinds = [*KINDS, PASSES, CALLS]
     print(f"| ms of an update | {' | '.join(kinds)} |", f"|---{'|---:' * len(kinds)}|", sep="\n")
