@@ -14,11 +14,11 @@ LOT = 64
 """So many directions are sought at once: a smaller rank is the beginning of a larger one of its lot, bit for bit."""
 TOLERANCE = 2e-4
 """The share of its energy that a direction found may lack, see `energy_lost`. All together then lack less than that of
-the best possible, and the span, in squared cosines, at most 1e-2 (docs/performance.md)."""
+the best possible, and the span, in squared cosines, hardly more (docs/performance.md)."""
 ENOUGH = 0.25
 """The share of TOLERANCE that a search goes on to by its own account, which does not know of rounding to bfloat16."""
 MOST_BLOCKS, ATTEMPTS = 80, 3
-"""Of a search, and searches before a weight gets all its eigenvectors; few spectra need more than 25 blocks and one."""
+"""Of a search, and searches before a weight gets all its eigenvectors; few spectra need more than 30 blocks and one."""
 NOTHING = 1e-9
 """Energies below this share of the strongest are rounding."""
 
