@@ -29,15 +29,15 @@ def starting(
     Raises:  ValueError: as `leading` and `contrast`, and a rank or slot that does not fit a layer.
     """
     shapes = [(layer, torch.empty(shape, device="meta")) for layer, shape in weights.layers.items()]
-    basis, directions = None, {}
+    basis, own = None, {}
     if method.directions == "slot":
-        directions = weight_directions(method, shapes, rank, slot)
+        own = weight_directions(method, shapes, rank, slot)
     elif method.directions == "minor":
         basis = Basis(weight_directions(method, weights, rank, slot), rank, "input")
     elif method.directions == "contrast":
         basis = Basis(contrast(), rank, "input")
     elif method.side is not None:
         basis = leading()
-    directions = basis.Q if basis else directions
+    directions = basis.Q if basis else own
     each = weights if method.reads else shapes
     return {layer: method.start(weight, directions.get(layer), rank, generator) for layer, weight in each}, basis
