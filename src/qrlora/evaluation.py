@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
-from .families import choose_device
+from .devices import choose_device
 from .families.messages import one_clear_line, quiet
 from .storage import places, raw_bytes, read
 from .world.atlas import contents

@@ -10,6 +10,8 @@ from functools import partial
 import torch
 from torch import Tensor
 
+from .devices import has_fast_bfloat16
+
 LOT = 64
 """So many directions are sought at once: a smaller rank is the beginning of a larger one of its lot, bit for bit."""
 TOLERANCE = 2e-4
@@ -143,11 +145,3 @@ def eigen(symmetric: Tensor) -> tuple[Tensor, Tensor]:
 def _random(like: Tensor, columns: int, seed: int) -> Tensor:
     """(n, columns) for a vector (n,) on its device, drawn on the CPU: equal on every device."""
     return torch.randn(len(like), columns, generator=torch.Generator().manual_seed(seed)).to(like.device)
-
-
-def has_fast_bfloat16(device: torch.device) -> bool:
-    """Whether products in bfloat16 are several times as fast there as in float32."""
-    if device.type == "cuda":
-        return torch.cuda.get_device_capability(device) >= (8, 0)
-    able = getattr(torch.cpu, "get_capabilities", dict)()  # since torch 2.10
-    return device.type == "cpu" and bool(able.get("avx512_bf16") or able.get("amx_bf16"))

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from ..config import FamilyDefaults
-from ..lanczos import has_fast_bfloat16
+from ..devices import choose_device, number_type
 from ..storage import places, read_metadata
 from . import quantized, single
 from .flux import FLUX
@@ -41,8 +41,6 @@ BUILT_IN = Path(__file__).parents[1] / "world" / "bases"
 
 VAE_BEGINNINGS = ("first_stage_model.", "vae.")
 """How the names of a VAE's tensors begin in single-file checkpoints."""
-
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
 def open_base(
@@ -77,33 +75,6 @@ def open_base(
     base.home = home if offload else None
     base.original = original
     return base
-
-
-def choose_device(device: str = "auto") -> torch.device:
-    """The torch device of a name; auto takes cuda, then mps, then cpu.
-
-    Raises: ValueError: no such device on this machine.
-    """
-    if device == "auto":
-        mps = torch.backends.mps.is_available()
-        return torch.device("cuda" if torch.cuda.is_available() else "mps" if mps else "cpu")
-    try:
-        return torch.empty(0, device=device).device
-    except (RuntimeError, AssertionError) as error:  # torch without CUDA asserts
-        raise ValueError(f"no device {device!r} on this machine: use device=auto or device=cpu") from error
-
-
-def number_type(name: str, device: torch.device) -> torch.dtype:
-    """The torch dtype of a name; auto is bfloat16 on a GPU that is fast at it, where a base in float32 would take twice
-    the memory and several times as long, and float32 elsewhere.
-
-    Raises: ValueError: an unknown name.
-    """
-    if name == "auto":
-        return torch.bfloat16 if device.type == "cuda" and has_fast_bfloat16(device) else torch.float32
-    if name not in DTYPES:
-        raise ValueError(f"dtype must be auto or one of {', '.join(DTYPES)}, got {name!r}")
-    return DTYPES[name]
 
 
 def place_of(name: str) -> Path:

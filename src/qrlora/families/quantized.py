@@ -6,11 +6,9 @@ nor two copies are ever in memory. Text encoders and VAE keep their number type:
 
 from __future__ import annotations
 
-import ctypes
 import functools
 import importlib.util
 import json
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..devices import give_back
 from ..storage import places, read_rows
 
 LIBRARIES = {"nf4": "bitsandbytes", "int8": "torchao", "float8": "torchao"}
@@ -86,12 +85,6 @@ def fill(model: Any, value_of: Callable[[str], Tensor], quantize: str, device: t
     if quantizer:
         quantizer.postprocess_model(model)
     model.requires_grad_(False)
-
-
-def give_back() -> None:
-    """Have glibc return freed memory to the system; it keeps some, as much as its thresholds of the moment say."""
-    if sys.platform == "linux" and hasattr(libc := ctypes.CDLL(None), "malloc_trim"):
-        libc.malloc_trim(0)
 
 
 def original_weights(folder: Path) -> Callable[[str], Tensor]:

@@ -18,7 +18,8 @@ from torch import nn
 from ..adapter import Header
 from ..attach import detach
 from ..config import TrainConfig
-from ..families import DTYPES, choose_device, quantized
+from ..devices import DTYPES, choose_device
+from ..families import quantized
 from ..families.blank import blank_base
 from ..files import size_in_bytes
 from ..methods import METHODS

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 import psutil
 import torch
 
-from ..families.quantized import give_back
+from ..devices import give_back
 
 PAUSE = 0.005
 """Seconds between two looks."""

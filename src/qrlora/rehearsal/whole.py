@@ -19,8 +19,8 @@ from ..adapter import Adapter, Header
 from ..attach import begin, detach, lift, worn
 from ..basis import Basis, compute_basis
 from ..data import Example
+from ..devices import give_back
 from ..families.blank import materialise, materialise_quantised
-from ..families.quantized import give_back
 from ..methods import METHODS
 from ..training.loop import NAME, drawing, recomputing
 from ..training.optimizers import OPTIMIZERS

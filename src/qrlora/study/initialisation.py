@@ -6,7 +6,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from ..families import choose_device
+from ..devices import choose_device
 from ..families.blank import blank_base
 from ..families.public import PUBLIC
 from ..linalg import leading_subspace

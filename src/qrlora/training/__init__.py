@@ -17,7 +17,8 @@ from ..basis import fingerprint
 from ..config import TrainConfig, as_dict
 from ..contrast import ordinary_prompts
 from ..data import MIN_SIDE, Example, load_picture, prepare
-from ..families import Base, choose_device, open_base
+from ..devices import choose_device
+from ..families import Base, open_base
 from ..files import save
 from ..methods import METHODS
 from ..noise import noising_of

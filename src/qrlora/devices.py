@@ -1,0 +1,52 @@
+"""Device and dtype of a base: which there are, which suit, what this machine is fast at; memory given back."""
+
+from __future__ import annotations
+
+import ctypes
+import sys
+
+import torch
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+def choose_device(device: str = "auto") -> torch.device:
+    """The torch device of a name; auto takes cuda, then mps, then cpu.
+
+    Raises: ValueError: no such device on this machine.
+    """
+    if device == "auto":
+        mps = torch.backends.mps.is_available()
+        return torch.device("cuda" if torch.cuda.is_available() else "mps" if mps else "cpu")
+    try:
+        return torch.empty(0, device=device).device
+    except (RuntimeError, AssertionError) as error:  # torch without CUDA asserts
+        raise ValueError(f"no device {device!r} on this machine: use device=auto or device=cpu") from error
+
+
+def number_type(name: str, device: torch.device) -> torch.dtype:
+    """The torch dtype of a name. auto is bfloat16 on a GPU that is fast at it, where a base in float32 would take twice
+    the memory and several times as long, and float32 elsewhere.
+
+    Raises: ValueError: an unknown name.
+    """
+    if name == "auto":
+        return torch.bfloat16 if device.type == "cuda" and has_fast_bfloat16(device) else torch.float32
+    if name not in DTYPES:
+        raise ValueError(f"dtype must be auto or one of {', '.join(DTYPES)}, got {name!r}")
+    return DTYPES[name]
+
+
+def has_fast_bfloat16(device: torch.device) -> bool:
+    """Whether products in bfloat16 are several times as fast there as in float32. Older GPUs (compute capability below
+    8.0) emulate them: `torch.cuda.is_bf16_supported()` says yes there, too, and knows the current GPU only."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_capability(device) >= (8, 0)
+    able = getattr(torch.cpu, "get_capabilities", dict)()  # since torch 2.10
+    return device.type == "cpu" and bool(able.get("avx512_bf16") or able.get("amx_bf16"))
+
+
+def give_back() -> None:
+    """Have glibc return freed memory to the system; it keeps some, as much as its thresholds of the moment say."""
+    if sys.platform == "linux" and hasattr(libc := ctypes.CDLL(None), "malloc_trim"):
+        libc.malloc_trim(0)
