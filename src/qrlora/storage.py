@@ -5,7 +5,6 @@ import errno
 import json
 import math
 import os
-import secrets
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -14,6 +13,8 @@ from typing import BinaryIO, NamedTuple
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
+
+from .temporaries import temporary
 
 DTYPE_NAMES = {
     torch.float32: "F32",
@@ -52,27 +53,24 @@ def atomic(path: str | os.PathLike) -> Iterator[BinaryIO]:
     """A file to write to that appears at path complete, or not at all.
 
     Writes a temporary file in the same folder, fsyncs it and renames it. An error, a full disk or
-    Ctrl-C removes the temporary file and leaves what was at path as it was.
+    Ctrl-C removes the temporary file and leaves what was at path as it was; one that a killed process left is removed
+    by the next that writes there.
 
     Raises: OSError with the path: no space, no permission, path is a folder.
     """
     path = Path(path)
-    partial = path.with_name(f".{path.name}.{secrets.token_hex(4)}.partial")
     try:
         if path.is_dir():
             raise IsADirectoryError(errno.EISDIR, "is a folder, a file name is needed")
         path.parent.mkdir(parents=True, exist_ok=True)
-        with partial.open("xb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(path)
-    except BaseException as error:
-        with contextlib.suppress(OSError):
-            partial.unlink(missing_ok=True)
-        if isinstance(error, OSError):
-            raise OSError(error.errno, f"{error.strerror or error}; nothing was written to", str(path)) from error
-        raise
+        with temporary(path) as partial:
+            with partial.open("r+b") as file:
+                yield file
+                file.flush()
+                os.fsync(file.fileno())
+            partial.replace(path)
+    except OSError as error:
+        raise OSError(error.errno, f"{error.strerror or error}; nothing was written to", str(path)) from error
 
 
 def write(path: str | os.PathLike, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:

@@ -1,0 +1,73 @@
+"""Temporary files of writers that may be killed: whoever next writes into their folder removes what the dead left.
+
+A temporary file is locked for as long as its writer lives. The system gives the lock up with the process, whatever
+ended it, so that a lock tells the living from the dead where a process number, which is used again, would not.
+"""
+
+import contextlib
+import os
+import re
+import secrets
+from collections.abc import Iterator
+from pathlib import Path
+
+try:
+    import fcntl
+except ImportError:  # Windows has other locks, under which a file cannot be renamed: there nothing is removed
+    fcntl = None
+
+NAME = re.compile(r"\..+\.[0-9a-f]{8}\.partial")
+"""What a temporary file is called: the name that it is to get, hidden, and something that no other has."""
+
+
+@contextlib.contextmanager
+def temporary(path: Path) -> Iterator[Path]:
+    """A new and empty file beside `path` for the length of a `with`; at its end it is removed, unless it was renamed.
+
+    The temporary files that dead processes left in that folder are removed first.
+
+    Raises: OSError: it cannot be made.
+    """
+    clear(path.parent)
+    partial, lock = _made(path)
+    try:
+        yield partial
+    finally:
+        with contextlib.suppress(OSError):
+            partial.unlink(missing_ok=True)
+        if lock is not None:
+            os.close(lock)
+
+
+def clear(folder: Path) -> None:
+    """Remove the temporary files of dead processes; what cannot be told or removed, as on a file system without locks,
+    stays: it is in nobody's way."""
+    if fcntl is None:
+        return
+    with contextlib.suppress(OSError), os.scandir(folder) as entries:
+        left = [entry.path for entry in entries if NAME.fullmatch(entry.name)]
+        for path in left:
+            with contextlib.suppress(OSError), open(path, "r+b") as file:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                os.unlink(path)
+
+
+def _made(path: Path) -> tuple[Path, int | None]:
+    """A new file beside `path`, and the descriptor that holds its lock; another one if a neighbour who clears was
+    faster than the lock."""
+    while True:
+        partial = path.with_name(f".{path.name}.{secrets.token_hex(4)}.partial")
+        lock = os.open(partial, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o666)
+        if fcntl is None:
+            os.close(lock)
+            return partial, None
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(lock)
+            continue
+        except OSError:  # a file system without locks, where nobody clears either
+            return partial, lock
+        if partial.exists():
+            return partial, lock
+        os.close(lock)
