@@ -11,7 +11,7 @@ import pytest
 SRC = Path(__file__).parents[1] / "src" / "qrlora"
 FLOORS = (
     ("devices", "temporaries"),
-    ("lanczos",),
+    ("lanczos", "outputs"),
     ("linalg", "noise", "config", "storage", "keys", "parallel"),
     ("basis", "methods", "adapter"),
     ("merging", "analysis", "files"),

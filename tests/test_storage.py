@@ -11,7 +11,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from qrlora.storage import PIECE, atomic, places, read, read_metadata, read_rows, word_sum, write
+from qrlora.outputs import atomic
+from qrlora.storage import PIECE, places, read, read_metadata, read_rows, word_sum, write
 
 TENSORS = {"b": torch.randn(3, 5), "a": torch.randn(4).bfloat16(), "c": torch.arange(3), "empty": torch.zeros(0, 2)}
 

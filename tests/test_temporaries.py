@@ -8,12 +8,12 @@ import sys
 import pytest
 
 from qrlora import temporaries
-from qrlora.storage import atomic
+from qrlora.outputs import atomic
 from qrlora.temporaries import clear, temporary
 
 WRITER = """
 import sys
-from qrlora.storage import atomic
+from qrlora.outputs import atomic
 with atomic(sys.argv[1]) as file:
     file.write(b"half")
     file.flush()

@@ -20,8 +20,9 @@ import platformdirs
 from torch import Tensor
 
 from .linalg import lots, measured_subspace
+from .outputs import atomic
 from .parallel import own_stream, parallel_map
-from .storage import atomic, raw_bytes, read, word_sum, write
+from .storage import raw_bytes, read, word_sum, write
 
 FINGERPRINT_LAYERS = 16
 WAY = "thick-restart block Lanczos"

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from PIL import Image, PngImagePlugin
 
-from .storage import atomic
+from .outputs import atomic
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -1,7 +1,6 @@
 """Tensor files on disk: whole or not at all, read only if they are safetensors.  [safetensors]"""
 
 import contextlib
-import errno
 import json
 import math
 import os
@@ -14,7 +13,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from .temporaries import temporary
+from .outputs import atomic, reserve
 
 DTYPE_NAMES = {
     torch.float32: "F32",
@@ -48,31 +47,6 @@ class Place(NamedTuple):
     start: int
 
 
-@contextlib.contextmanager
-def atomic(path: str | os.PathLike) -> Iterator[BinaryIO]:
-    """A file to write to that appears at path complete, or not at all.
-
-    Writes a temporary file in the same folder, fsyncs it and renames it. An error, a full disk or
-    Ctrl-C removes the temporary file and leaves what was at path as it was; one that a killed process left is removed
-    by the next that writes there.
-
-    Raises: OSError with the path: no space, no permission, path is a folder.
-    """
-    path = Path(path)
-    try:
-        if path.is_dir():
-            raise IsADirectoryError(errno.EISDIR, "is a folder, a file name is needed")
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with temporary(path) as partial:
-            with partial.open("r+b") as file:
-                yield file
-                file.flush()
-                os.fsync(file.fileno())
-            partial.replace(path)
-    except OSError as error:
-        raise OSError(error.errno, f"{error.strerror or error}; nothing was written to", str(path)) from error
-
-
 def write(path: str | os.PathLike, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
     """Write a safetensors file, atomically; equal content gives equal bytes.
 
@@ -84,7 +58,7 @@ def write(path: str | os.PathLike, tensors: Mapping[str, Tensor], metadata: Mapp
     """
     names, head, end = _layout({name: (tensor.dtype, tensor.shape) for name, tensor in tensors.items()}, metadata)
     with atomic(path) as file:
-        _reserve(file, len(head) + end)
+        reserve(file, len(head) + end)
         file.write(head)
         for name in names:
             file.write(raw_bytes(tensors[name]))
@@ -110,16 +84,6 @@ def _layout(shapes: Shapes, metadata: Mapping[str, str]) -> tuple[list[str], byt
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
     return names, len(text).to_bytes(8, "little") + text, end
-
-
-def _reserve(file: BinaryIO, size: int) -> None:
-    """Claim the space at once where the system can: a full disk shows before writing, which is 4 x faster so."""
-    if hasattr(os, "posix_fallocate"):
-        try:
-            os.posix_fallocate(file.fileno(), 0, size)
-        except OSError as error:
-            if error.errno not in (errno.EINVAL, errno.EOPNOTSUPP, errno.ENOSYS):  # a file system without it
-                raise
 
 
 def raw_bytes(tensor: Tensor) -> memoryview:

@@ -12,7 +12,7 @@ from ..config import TrainConfig
 from ..data import load_picture, prepare
 from ..families import Base
 from ..methods import METHODS
-from ..storage import atomic
+from ..outputs import atomic
 from ..training import Progress, denoising_loss, train
 from .figures import Curves, Reproduced
 from .findings import Row

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ..config import as_dict
-from ..storage import atomic
+from ..outputs import atomic
 from ..world.judges import accuracy_on_unseen
 from .findings import SCORES, SPAN, Findings, Row
 from .fusion import Account

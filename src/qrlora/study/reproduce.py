@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from ..storage import atomic
+from ..outputs import atomic
 from .attributes import figure9, figure26
 from .comparison import table1
 from .convergence import figure8

@@ -11,7 +11,8 @@ from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from ..storage import atomic, read_metadata
+from ..outputs import atomic
+from ..storage import read_metadata
 from .jobs import Draw, Job, Learn
 from .work import ADAPTER, PICTURES, RESULT, Parts
 
