@@ -19,6 +19,7 @@ from qrlora.data import load_picture, prepare
 from qrlora.families import FAMILIES, Framing, open_base, quantized
 from qrlora.files import load
 from qrlora.methods import METHODS
+from qrlora.rehearsal.live import Live
 from qrlora.sampling import generate
 from qrlora.training import denoising_loss, train
 from test_training import picture, settings
@@ -202,3 +203,68 @@ def test_a_checkpoint_that_lacks_a_layer_is_named(tmp_path):
     storage.write(folder / "1.safetensors", {"b.weight": torch.zeros(1)}, {})
     with pytest.raises(ValueError, match="1.safetensors has no tensor 'a.weight'"):
         quantized.original_weights(folder)("a")
+
+
+def kept(work, known):
+    """What `work` returns, and the bytes kept for its backward pass, each storage once, without those of `known`."""
+    saved = []
+
+    def storages(tensors):
+        parts = [[getattr(x, n) for n in x.__tensor_flatten__()[0]] if hasattr(x, "qdata") else [x] for x in tensors]
+        return {s.data_ptr(): s.nbytes() for part in parts for s in [x.untyped_storage() for x in part]}
+
+    with torch.autograd.graph.saved_tensors_hooks(lambda x: saved.append(x) or x, lambda x: x):
+        result = work()
+    own = storages(known)
+    return result, sum(size for place, size in storages(saved).items() if place not in own)
+
+
+@pytest.mark.parametrize("quantize", KINDS)
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_backward_pass_keeps_no_copy_of_a_quantised_weight(family, quantize):
+    """What an update keeps beside the weights themselves is no more than on the base that is not quantised."""
+    counted = {}
+    for kind in ("", quantize):
+        base = opened(family, kind, "bfloat16")
+        starts = {n: METHODS["lora"].start(w, None, 4, torch.Generator()) for n, w in base.weights("to_q")}
+        condition = base.encode_prompt(["a <c>"], Framing.plain(pico.SIZE, pico.SIZE))
+        begin(base.model, starts, "fresh")
+        try:
+            noisy = torch.ones(1, 4, 8, 8)
+            told = (base.model, noisy, torch.tensor([500]), condition)
+            known = [*base.model.parameters(), *base.model.buffers(), *condition.tensors.values()]
+            _, counted[kind] = kept(lambda told=told, base=base: base.family.predict(*told), known)
+        finally:
+            detach(base.model, "fresh")
+    assert 0 < counted[quantize] <= counted[""]
+
+
+@pytest.mark.parametrize("quantize", KINDS)
+def test_a_quantised_layer_answers_and_hands_back_as_if_its_weight_were_unpacked(quantize):
+    """Of a model that is filled weight by weight, too; compared with the unpacked weight, and none is kept."""
+    model = pico.unet()
+    values = {name: value.bfloat16() for name, value in model.state_dict().items()}
+    with torch.device("meta"):
+        blank = type(model).from_config(model.config).bfloat16()
+    quantized.fill(blank, values.__getitem__, quantize, torch.device("cpu"))
+    layers = {n: x for n, x in blank.named_modules() if isinstance(x, torch.nn.Linear)}
+    for name, layer in layers.items():
+        x = torch.randn(3, layer.in_features, dtype=torch.bfloat16, requires_grad=True)
+        g = torch.randn(3, layer.out_features, dtype=torch.bfloat16)
+        y, bytes_kept = kept(lambda layer=layer, x=x: layer(x), [layer.weight, x])
+        y.backward(g)
+        W, bias = layer.weight.dequantize(), 0 if layer.bias is None else layer.bias
+        assert bytes_kept == 0 and torch.dist(W, values[f"{name}.weight"]) < 0.1 * W.norm()
+        torch.testing.assert_close(y, x @ W.T + bias, rtol=2e-2, atol=2e-2)
+        torch.testing.assert_close(x.grad, g @ W, rtol=2e-2, atol=2e-2)
+
+
+def test_a_layer_of_bitsandbytes_keeps_no_copy_of_its_weight_either():
+    """Its graph is not autograd's alone, so that everything alive after the forward pass is counted."""
+    library = pytest.importorskip("bitsandbytes")
+    layer, W = library.nn.Linear4bit(256, 512, bias=False, quant_type="nf4"), torch.randn(512, 256)
+    layer.weight = library.nn.Params4bit(W, requires_grad=False, quant_type="nf4").to("cpu")
+    x = torch.randn(3, 256, requires_grad=True)
+    with Live([layer.weight, x]) as live:
+        y = layer(x)
+    assert live.now < W.nbytes / 10 and y.requires_grad

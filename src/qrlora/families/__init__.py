@@ -159,7 +159,10 @@ def _opened(
     _check_parts(place)
     told = {**_without(place, family), **quantized.instructions(family.part, quantize, dtype)}
     pipe = _pipeline(family).from_pretrained(str(place), torch_dtype=dtype, use_safetensors=True, **told)
-    return pipe, quantized.original_weights(place / family.part) if quantize else None
+    if not quantize:
+        return pipe, None
+    quantized.keep_no_copies(getattr(pipe, family.part))
+    return pipe, quantized.original_weights(place / family.part)
 
 
 def _opened_file(

@@ -14,7 +14,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+from torch.nn import functional
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from ..devices import give_back
 from ..storage import places, read_rows
@@ -84,7 +87,41 @@ def fill(model: Any, value_of: Callable[[str], Tensor], quantize: str, device: t
             set_module_tensor_to_device(model, name, device, value=value)
     if quantizer:
         quantizer.postprocess_model(model)
+        keep_no_copies(model)
     model.requires_grad_(False)
+
+
+def keep_no_copies(model: nn.Module) -> None:
+    """Quantised linear layers of a model keep no unpacked weight for the backward pass from now on. torchao's would, so
+    that all weights at once came to more than in bfloat16; bitsandbytes' layers, of a class of their own, unpack again
+    already."""
+    for layer in model.modules():
+        if type(layer) is nn.Linear and is_traceable_wrapper_subclass(layer.weight):
+            layer.__class__ = QuantizedLinear
+
+
+class QuantizedLinear(nn.Linear):
+    """A linear layer whose frozen weight is a tensor of torchao's, of few bits a number."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        if not (torch.is_grad_enabled() and input.requires_grad):
+            return super().forward(input)
+        return Unpacked.apply(input, self.weight, self.bias)  # pyright: ignore[reportReturnType]
+
+
+class Unpacked(torch.autograd.Function):
+    """x W^T + b with frozen W (o, i) and b; W is unpacked in each pass anew, and kept as it is stored."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, W: Tensor, b: Tensor | None) -> Tensor:
+        ctx.save_for_backward(W)
+        return functional.linear(x, W, b)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
+        (W,), (g,) = ctx.saved_tensors, gradients
+        return g @ W.dequantize().to(g.dtype), None, None
 
 
 def original_weights(folder: Path) -> Callable[[str], Tensor]:
