@@ -42,6 +42,7 @@ DOORS = {  # the built-in world makes base models and pictures, so it holds a ke
     "tensorboard": {"training"},
     "gradio": {"studio"},
     "platformdirs": {"basis"},
+    "regex": {"files"},
     "psutil": {"rehearsal"},
 }
 FILES = sorted(SRC.rglob("*.py"))

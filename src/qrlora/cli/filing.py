@@ -2,8 +2,9 @@
 
 import collections
 import contextlib
+import functools
 import gc
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -13,6 +14,8 @@ from ..keys import WRITTEN
 from . import console
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from ..adapter import Adapter, Header
     from ..compat import File, Verdict
 
@@ -33,16 +36,18 @@ def convert(
     to: Annotated[str, typer.Option(help="full, compact, kohya or diffusers; full: what most tools read.")] = "full",
     dtype: Annotated[str, typer.Option(help="Stored numbers: float32, bfloat16 or float16.")] = "float32",
     skip_text_encoders: Skip = False,
+    base: Annotated[str, typer.Option(help="The base model, for a LoRA of PEFT that starts within its weights.")] = "",
 ) -> None:
     """Write a LoRA of any tool in the names of another, at the same strength.
 
     full and compact are contents (compact: half the size, read by qrlora only); kohya and diffusers are names.
+    A LoRA that begins within the base's weights (pissa, olora) becomes an ordinary one with --base, at twice the rank.
     """
     from .. import files
 
     if to not in FORMS:
         raise ValueError(f"no form {to!r}; choose one of {', '.join(FORMS)}")
-    adapter = read(source, skip_text_encoders)
+    adapter = read(source, skip_text_encoders, _weights(base) if base else None)
     content, keys = (to, None) if to not in WRITTEN else ("full", to)
     files.save(adapter, output, content=content, keys=keys, dtype=_dtype(dtype))
     console.say(f"{output}: {len(adapter.layers)} layers, rank {adapter.rank}, {console.size(output)}, {to}")
@@ -102,8 +107,8 @@ def project(
     from .. import families, files, merging
     from ..adapter import Header
 
-    adapter = read(source, skip_text_encoders)
     opened = families.open_base(base, device="cpu")
+    adapter = read(source, skip_text_encoders, opened.weight)
     layers = ",".join(adapter.layers)
     weights = {layer: weight for layer, weight in opened.weights(layers) if layer in adapter.layers}
     known = Header(
@@ -127,16 +132,24 @@ COMMANDS = (
 """Each with its example."""
 
 
-def read(path: str | Path, skip_text_encoders: bool) -> "Adapter":
-    """An adapter from a file; what is left out is counted aloud. Raises as files.load."""
+def read(path: str | Path, skip_text_encoders: bool, weights: "Callable[[str], Tensor] | None" = None) -> "Adapter":
+    """An adapter from a file; what is left out is counted aloud. Args and errors as files.load."""
     from .. import files
 
     one_thread()
-    adapter = files.load(path, skip_text_encoders)
+    adapter = files.load(path, skip_text_encoders, weights)
     left_out = files.count_text_encoder_keys(path) if skip_text_encoders else 0
     if left_out:
         console.say(f"{path}: {left_out} keys of text encoders left out")
     return adapter
+
+
+def _weights(base: str) -> "Callable[[str], Tensor]":
+    """(layer) -> its weight in a base, which is opened for the first one."""
+    from .. import families
+
+    opened = functools.cache(lambda: families.open_base(base, device="cpu"))
+    return lambda layer: opened().weight(layer)
 
 
 def one_thread() -> None:

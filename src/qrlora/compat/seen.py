@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ..adapter import Header
 from ..files.convention import HEADER, family_of
+from ..files.peft import read_config, refusal
 from ..files.reading import grouped, parse_all
 from ..keys import Key, UnreadableKey, parse
 
@@ -92,10 +93,15 @@ class File:
 
     @cached_property
     def right(self) -> dict[str, float]:
-        """{name: the strength that the file means}, as `files.load` reads it. Raises as load."""
-        meanings = parse_all(self.keys)
-        groups = grouped(self.path, self.tensors, self.metadata, meanings)
+        """{name: the strength that the file means}, as `files.load` reads it. Raises as load without a base."""
+        groups, _ = grouped(self.path, self.tensors, self.metadata, parse_all(self.keys))
         return {_name(group.keys["A"]): group.scale for group in groups.values() if "A" in group.keys}
+
+    def refuse_start(self) -> None:
+        """Raises ValueError: the file is no update of the base, and no tool's names would make it one."""
+        start = read_config(self.path, self.keys, self.metadata, self.part).start
+        if start:
+            raise ValueError(refusal(start))
 
     def by_alpha(self, name: str) -> float:
         """alpha / r, or 1 without alpha: what most tools do."""

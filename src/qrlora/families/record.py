@@ -186,6 +186,12 @@ class Base:
         original = self.original
         return Weights(shapes, lambda name: original(name).to(self.device))
 
+    def weight(self, layer: str) -> Tensor:
+        """The weight (o, i) of one layer, as `weights` reads it. Raises ValueError: there is no such layer."""
+        if layer not in self.target_layers(layer):
+            raise ValueError(f"{self.name} has no linear layer {layer!r}: the adapter belongs to another base")
+        return self.weights(layer).read(layer)
+
     def framing(self, original: tuple[int, int], corner: tuple[int, int], target: tuple[int, int]) -> Framing:
         """How a picture was cut, as this base is told: see `Framing` and `plain_framing`."""
         return Framing.plain(*target) if self.plain_framing else Framing(original, corner, target)

@@ -5,22 +5,21 @@ Letters: o outputs, i inputs, r rank, A (r, i), B (o, r).
 
 import errno
 import json
-import math
-import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from os import PathLike
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from ..adapter import Adapter, Header, Pair
 from ..basis import cache_folder, load_basis
-from ..keys import PEFT_PREFIX, Key, UnreadableKey, is_text_encoder, natural, parse, printable
+from ..keys import Key, UnreadableKey, is_text_encoder, natural, parse, printable
 from ..storage import read, read_metadata
 from .convention import CONTENT, FUSED, HEADER, family_of
 from .fusing import split
+from .peft import number, read_config, refusal, without_start
 
 FOLDERS = ("adapter_model.safetensors", "pytorch_lora_weights.safetensors")
 """What PEFT's and diffusers' own savers call the file in the folder that they write."""
@@ -38,7 +37,9 @@ class Group(NamedTuple):
     """What the update is multiplied by: alpha / r, 1 without alpha."""
 
 
-def load(path: str | PathLike, skip_text_encoders: bool = False) -> Adapter:
+def load(
+    path: str | PathLike, skip_text_encoders: bool = False, weights: Callable[[str], Tensor] | None = None
+) -> Adapter:
     """Read an adapter file of ours, or a plain LoRA of kohya, diffusers, PEFT or the authors' code, at strength 1.
 
     A foreign file becomes an adapter of method "lora", the authors' of "qr-triangular" or "qr-output"; alpha goes into
@@ -46,9 +47,11 @@ def load(path: str | PathLike, skip_text_encoders: bool = False) -> Adapter:
 
     Args:   path: a file, or a folder that PEFT or diffusers wrote.  skip_text_encoders: leave out the layers of text
             encoders (see count_text_encoder_keys), which no adapter of ours can hold, instead of refusing the file.
+            weights: (layer) -> the base's weight (o, i), for a LoRA of PEFT whose start lies within it (pissa, olora).
     Raises: OSError: missing, a folder; a compact file whose basis is not in the cache.
             ValueError, one line with the path: a pickle, cut short, no LoRA, another kind of adapter (with how many
-            keys of it were found), NaN or infinity (naming the layer), half a pair, another format version.
+            keys of it were found), NaN or infinity (naming the layer), half a pair, another format version; a start
+            within the weight that cannot be taken off it.
     """
     path = file_in(path)
     tensors, metadata = read(path)
@@ -59,8 +62,10 @@ def load(path: str | PathLike, skip_text_encoders: bool = False) -> Adapter:
         meanings = parse_all(tensors)
         if header and metadata.get(CONTENT) == "compact":
             return Adapter(_joined(tensors, meanings, header), header)
-        groups = grouped(path, tensors, metadata, meanings)
+        groups, start = grouped(path, tensors, metadata, meanings)
         layers = _pairs(tensors, groups, json.loads(metadata.get(FUSED, "{}")))
+        if start:
+            layers = _learnt(layers, groups, start, weights)
         return Adapter(layers, header or _foreign_header(layers, tensors, groups, meanings.values(), metadata))
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
@@ -115,23 +120,31 @@ def parse_all(tensors: Iterable[str]) -> dict[str, Key]:
 
 def grouped(
     path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str], meanings: Mapping[str, Key]
-) -> dict[tuple[str, ...], Group]:
-    """{layers of one name: their keys, and the strength of their update}, in the model's order.
+) -> tuple[dict[tuple[str, ...], Group], str]:
+    """{layers of one name: their keys, and the strength of their update}, in the model's order; and the start within
+    the weight, if the file has one, by PEFT's name.
 
-    Raises: ValueError, naming the layer: half a pair, a convolution, numbers that are no floats; see _lora_config.
+    Raises: ValueError, naming the layer: half a pair, a convolution, numbers that are no floats; see peft.read_config.
     """
     found: dict[tuple[str, ...], dict[str, str]] = {}
     for key, meaning in meanings.items():
         found.setdefault(meaning.layers, {})[meaning.kind] = key
     _check_matrices(tensors, found)
-    config = _lora_config(path, tensors, metadata, next(iter(meanings.values())).part)
+    config = read_config(path, tensors, metadata, next(iter(meanings.values())).part)
     groups = {}
     for layers in sorted(found, key=lambda layers: natural(layers[0])):
         keys = found[layers]
         rank = len(tensors[keys.get("A") or keys["dR"]])
-        alpha = float(tensors[keys["alpha"]].float().mean()) if "alpha" in keys else None
-        groups[layers] = Group(keys, _scale(layers[0], rank, config) if alpha is None else alpha / rank)
-    return groups
+        alpha = alpha_in(tensors[keys["alpha"]], keys["alpha"]) if "alpha" in keys else None
+        groups[layers] = Group(keys, config.scale(layers[0], rank) if alpha is None else alpha / rank)
+    return groups, config.start
+
+
+def alpha_in(tensor: Tensor, key: str) -> float:
+    """The number in an alpha key. Raises ValueError: several numbers, NaN or infinity."""
+    if tensor.numel() != 1:
+        raise ValueError(f"{printable(key)}: must be one number, got {tuple(tensor.shape)}")
+    return number(tensor.double().item(), printable(key))
 
 
 def file_in(path: str | PathLike) -> Path:
@@ -191,6 +204,21 @@ def _pairs(
     return {layer: layers[layer] for layer in sorted(layers, key=natural)}
 
 
+def _learnt(
+    layers: Mapping[str, Pair],
+    groups: Mapping[tuple[str, ...], Group],
+    start: str,
+    weights: Callable[[str], Tensor] | None,
+) -> dict[str, Pair]:
+    """The updates of a LoRA whose start lies within the weight. Raises ValueError: no weights, or see without_start."""
+    if weights is None:
+        raise ValueError(refusal(start))
+    fused = next((names for names in groups if len(names) > 1), None)
+    if fused:
+        raise ValueError(f"init_lora_weights={start!r}: it began in one weight of {', '.join(fused)}; convert it there")
+    return without_start(layers, start, {names[0]: group.scale for names, group in groups.items()}, weights)
+
+
 def _joined(tensors: Mapping[str, Tensor], meanings: Mapping[str, Key], header: Header) -> dict[str, Pair]:
     """The layers of a compact file, with the frozen directions from the basis cache.
 
@@ -210,38 +238,6 @@ def _joined(tensors: Mapping[str, Tensor], meanings: Mapping[str, Key], header: 
         Q, delta = basis.Q[layer], deltas[layer]
         layers[layer] = Pair(Q.T, delta) if basis.side == "input" else Pair(delta, Q)
     return layers
-
-
-def _lora_config(path: Path, tensors: Mapping, metadata: Mapping[str, str], part: str) -> dict[str, Any]:
-    """What PEFT or diffusers wrote about alphas, by LoraConfig's names; empty where nothing was.
-
-    Raises: ValueError: PEFT's adapter_config.json is missing or unreadable; a DoRA.
-    """
-    beside = path.with_name("adapter_config.json")
-    try:
-        if any(key.startswith(PEFT_PREFIX) for key in tensors):
-            config = json.loads(beside.read_text(encoding="utf-8"))
-        else:
-            entries = json.loads(metadata.get("lora_adapter_metadata", "{}"))
-            config = {name.removeprefix(f"{part}."): value for name, value in entries.items()}
-    except FileNotFoundError as error:
-        raise ValueError(f"a PEFT file keeps its strength in {beside}, which is missing; put it there") from error
-    if config.get("use_dora"):
-        raise ValueError("a DoRA's update is not B A alone; qrlora reads plain LoRA files")
-    return config
-
-
-def _scale(layer: str, rank: int, config: Mapping[str, Any]) -> float:
-    """PEFT's scale: alpha / r, or alpha / sqrt(r) for rsLoRA; a pattern matches a name's end; 1 without alpha."""
-
-    def by_pattern(name: str, default: float) -> float:
-        patterns = config.get(name) or {}
-        return next((value for key, value in patterns.items() if re.match(rf"(.*\.)?({key})$", layer)), default)
-
-    if "lora_alpha" not in config:
-        return 1.0
-    alpha = by_pattern("alpha_pattern", config["lora_alpha"])
-    return alpha / (math.sqrt(rank) if config.get("use_rslora") else rank)
 
 
 def _foreign_header(
