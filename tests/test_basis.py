@@ -1,5 +1,8 @@
 """Bases: what they span, how they are told apart, how they are kept."""
 
+import errno
+import os
+
 import pytest
 import torch
 
@@ -101,6 +104,43 @@ def test_a_damaged_cache_is_computed_again_with_one_warning():
     path.unlink()
     with pytest.warns(UserWarning, match="computed again"):
         cached_basis(some_weights(), 4)
+
+
+@pytest.mark.parametrize("cache", ["a file", "read-only", "unreadable", "full"])
+def test_a_cache_that_cannot_be_written_is_done_without_with_one_warning(
+    tmp_path, monkeypatch, permissions_count, cache
+):
+    """The directions are the ones that would be computed, at the rank asked for; nothing is left behind."""
+    if cache == "a file":
+        cache_folder().parent.write_text("no folder")
+    elif cache == "full":
+
+        def full(*_):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+        monkeypatch.setattr(os, "posix_fallocate", full)
+    else:
+        cache_folder().mkdir(parents=True)
+        cache_folder().chmod(0o555 if cache == "read-only" else 0)
+    with pytest.warns(UserWarning, match="set QRLORA_CACHE to a folder that can be written") as caught:
+        basis = cached_basis(some_weights(), 3)
+    assert len(caught) == 1 and basis.digest == compute_basis(some_weights(), 3).digest
+    if cache_folder().is_dir():
+        cache_folder().chmod(0o755)
+    assert not list(cache_folder().parent.rglob("*.*"))
+
+
+def test_what_a_read_only_cache_holds_is_used(permissions_count):
+    """One that an administrator has filled: nothing is said where nothing need be written."""
+    basis = cached_basis(some_weights(), 4)
+    cache_folder().chmod(0o555)
+    assert cached_basis(some_weights(), 4, progress=pytest.fail).digest == basis.digest
+    with pytest.warns(UserWarning, match="QRLORA_CACHE") as caught:
+        smaller = cached_basis(some_weights(), 2, progress=pytest.fail)
+    assert len(caught) == 1 and smaller.digest == compute_basis(some_weights(), 2).digest
+    with pytest.warns(UserWarning, match="QRLORA_CACHE") as caught:
+        other = cached_basis(some_weights(), 4, "output")
+    assert len(caught) == 1 and other.digest == compute_basis(some_weights(), 4, "output").digest
 
 
 def test_what_the_directions_lack_is_measured_kept_and_passed_on():

@@ -1,47 +1,14 @@
 """Outputs: nothing is lost, nothing is replaced unasked, on whatever file system."""
 
-import ctypes
 import errno
 import os
-import resource
 import shutil
-import sys
 from pathlib import Path
 
 import pytest
 
 from qrlora import outputs
 from qrlora.outputs import atomic, check
-
-OVERRIDE = 1 << 1 | 1 << 2
-"""CAP_DAC_OVERRIDE and CAP_DAC_READ_SEARCH: what makes permissions mean nothing to root."""
-
-
-@pytest.fixture
-def permissions_count():
-    """Root obeys permissions as everybody does; linux(7) capabilities."""
-    if os.name != "posix" or os.geteuid() != 0:
-        yield
-        return
-    if sys.platform != "linux":
-        pytest.skip("root is refused nothing here")
-    libc = ctypes.CDLL(None, use_errno=True)
-    head, before, less = (ctypes.c_uint32 * 2)(0x20080522, 0), (ctypes.c_uint32 * 6)(), (ctypes.c_uint32 * 6)()
-    assert libc.capget(head, before) == 0
-    ctypes.memmove(less, before, ctypes.sizeof(before))
-    less[0] &= ~OVERRIDE  # the effective ones; they stay permitted, to be taken back
-    assert libc.capset(head, less) == 0
-    yield
-    assert libc.capset(head, before) == 0
-
-
-@pytest.fixture
-def small_disk():
-    """The operating system refuses files above 64 kB, as a full disk does."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (65536, hard))
-    yield
-    resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
 def refusing(monkeypatch, name, number, when=lambda *_: True):

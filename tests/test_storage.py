@@ -2,7 +2,6 @@
 
 import errno
 import os
-import resource
 import subprocess
 import sys
 
@@ -119,15 +118,6 @@ def test_what_is_no_file_is_an_os_error(tmp_path):
         read(tmp_path)
     with pytest.raises(IsADirectoryError, match="is a folder"):
         write(tmp_path, {"a": torch.ones(2)}, {})
-
-
-@pytest.fixture
-def small_disk():
-    """The operating system refuses files above 64 kB, as a full disk does."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (65536, hard))
-    yield
-    resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
 def test_no_space_leaves_nothing_behind_and_the_old_file_as_it_was(tmp_path, small_disk):

@@ -20,7 +20,7 @@ import platformdirs
 from torch import Tensor
 
 from .linalg import lots, measured_subspace
-from .outputs import atomic
+from .outputs import atomic, dispensable
 from .parallel import own_stream, parallel_map
 from .storage import raw_bytes, read, word_sum, write
 
@@ -30,6 +30,7 @@ WAY = "thick-restart block Lanczos"
 SAMPLED_RUNS = 64
 """A weight's key reads so many runs of so many entries, evenly spread over its memory."""
 SAME_BASE_TOLERANCE = 0.01
+NO_CACHE = "directions are computed at every start: set QRLORA_CACHE to a folder that can be written"
 
 
 @dataclass(frozen=True)
@@ -125,9 +126,9 @@ def cached_basis(
 
     What is kept has whole lots of directions (lanczos.LOT): a smaller rank is its beginning, at the price of reading.
     Weights are read one at a time, twice where the basis is new; where it is known, only the samples of `weights_key`.
-    A cached file that is damaged is computed again, with one line of warning.
+    A cached file that is damaged is computed again, and a cache that cannot be written done without; a warning each.
 
-    Raises: ValueError: see compute_basis.  OSError: the cache cannot be written.
+    Raises: ValueError: see compute_basis.
     """
     record = cache_folder() / f"{weights_key(weights, side)}.json"
     known = _known(record)
@@ -137,9 +138,10 @@ def cached_basis(
         except _Damaged as error:
             warnings.warn(f"the cached basis is damaged and computed again: {error}", stacklevel=2)
     basis = compute_basis(weights, rank, side, progress, spare=True)
-    checksum = word_sum(save_basis(basis, replace=True))
-    entry = {"file": basis.digest, "checksum": checksum, "lost": basis.lost, "digests": {}}
-    known[str(lots(rank))] = entry
+    entry = {"file": basis.digest, "lost": basis.lost, "digests": {}}
+    with dispensable(NO_CACHE):
+        entry["checksum"] = word_sum(save_basis(basis, replace=True))
+        known[str(lots(rank))] = entry
     return _at_rank(basis, rank, entry, known, record)
 
 
@@ -250,7 +252,7 @@ def _known(record: Path) -> dict[str, dict]:
     """{directions held: {"file": digest of the basis kept, "checksum": word_sum of that file, "lost": of the basis,
     "digests": {rank: digest}}} of some weights."""
     try:
-        return json.loads(record.read_text()) if record.is_file() else {}
+        return json.loads(record.read_text()) if os.access(record, os.R_OK) else {}
     except ValueError as error:
         warnings.warn(f"the cached basis is damaged and computed again: {record}: {error}", stacklevel=3)
         return {}
@@ -281,8 +283,9 @@ def _at_rank(basis: Basis, rank: int, entry: dict, known: Mapping, record: Path)
         found.__dict__["digest"] = entry["digests"][str(rank)]
     else:
         entry["digests"][str(rank)] = found.digest
-        with atomic(record) as file:
-            file.write(json.dumps(known).encode())
+        if "checksum" in entry:  # else it could not be kept
+            with dispensable(NO_CACHE), atomic(record) as file:
+                file.write(json.dumps(known).encode())
     return found
 
 

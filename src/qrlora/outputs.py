@@ -4,6 +4,7 @@ import contextlib
 import errno
 import os
 import shutil
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import BinaryIO
@@ -114,6 +115,16 @@ def rescued(write: Callable[[Path], None], path: Path, folders: Sequence[Path]) 
             told = f"{(error.strerror or str(error)).removesuffix(NOTHING)}; what was made is kept as {kept}"
             raise OSError(error.errno, told, str(path)) from error
         raise
+
+
+@contextlib.contextmanager
+def dispensable(consequence: str) -> Iterator[None]:
+    """What work can do without, as a cache: an OSError in the `with` becomes a warning that says what follows."""
+    try:
+        yield
+    except OSError as error:
+        place = f"{error.filename}: " if error.filename else ""
+        warnings.warn(f"{place}{error.strerror or error}; {consequence}", stacklevel=3)
 
 
 def _told(error: OSError) -> str:

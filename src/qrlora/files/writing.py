@@ -42,7 +42,11 @@ def save(
         raise ValueError(f"{path}: the name must end in .safetensors")
     if content == "compact":
         basis = _basis(adapter.layers, adapter.header)
-        save_basis(basis)
+        try:
+            save_basis(basis)
+        except OSError as error:
+            way_out = "a compact file is read with its directions from the cache: set QRLORA_CACHE, or content='full'"
+            raise OSError(error.errno, f"{error.strerror}; {way_out}", error.filename) from error
         adapter = replace(adapter, header=replace(adapter.header, basis=basis.digest))
     tensors, entries = contents(adapter.layers, adapter.header, content, keys, dtype)
     for key, tensor in tensors.items():
