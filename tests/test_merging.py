@@ -1,11 +1,13 @@
 """Merges against float64 sums of dense updates."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
 
 from qrlora.adapter import Adapter, Header, Pair
+from qrlora.files import load, save
 from qrlora.linalg import leading_subspace
 from qrlora.merging import RULES, merge
 from qrlora.methods import METHODS
@@ -151,8 +153,55 @@ def test_the_header_tells_where_a_merge_comes_from():
     assert header.fingerprint == {"x": 1.0, "y": 2.0}
     assert [(x["trigger"], x["weight"]) for x in header.parents] == [("<c>", 1.0), ("<s>", 0.5)]
     assert Header.from_json(header.to_json()) == header
-    again = merge([merge([first, second], (1, 1)), first], (1, 1)).header
-    assert again.parents[0]["parents"][1]["trigger"] == "<s>" and Header.from_json(again.to_json()) == again
+
+
+def test_merges_of_merges_name_each_source_once_with_its_weight_in_the_sum():
+    """Compared with the dense sum at those weights; the same adapter in two files is one source, another is another."""
+    first, second = trained("qr", 1, trigger="<c>", targets="self"), trained("qr", 2, trigger="<s>", targets="self")
+    third = trained("qr", 3, trigger="<s>", targets="self")  # a header equal to the second's, other numbers
+    inner = merge([first, second], (1, 0.5))
+    again = merge([merge([inner, third], (2, -1)), first, inner], (0.5, 3, 1))
+    sources = again.header.parents
+    assert [(x["trigger"], x["weight"]) for x in sources] == [("<c>", 5.0), ("<s>", 1.0), ("<s>", -0.5)]
+    assert_is_the_sum(again, [first, second, third], [x["weight"] for x in sources])
+    assert not any(x["parents"] for x in sources) and again.header.trigger == "<c>, <s>"
+    assert again.header.config["weights"] == [0.5, 3, 1] and Header.from_json(again.header.to_json()) == again.header
+
+
+def test_the_header_of_a_merge_of_merges_of_merges_stays_as_large_as_its_sources(tmp_path):
+    """Fifty times over, each with itself and a merge before it; the file is read back, its weights are the sum's."""
+    first, second = trained("qr", 1, trigger="<c>", targets="a"), trained("qr", 2, trigger="<s>", targets="b")
+    before, merged = first, merge([first, second], (0.5, 0.5))
+    sizes = []
+    for _ in range(50):
+        before, merged = merged, merge([merged, merged, before], (0.25, 0.25, 0.5))
+        sizes.append(len(merged.header.to_json()))
+    assert max(sizes) - min(sizes) < 200  # digits of the weights
+    save(merged, tmp_path / "x.safetensors", keys="diffusers")
+    found = load(tmp_path / "x.safetensors")
+    assert found.header == merged.header and len(found.header.parents) == 2
+    assert sum(x["weight"] for x in found.header.parents) == pytest.approx(1)
+    assert_is_the_sum(found, [first, second], [x["weight"] for x in found.header.parents])
+    merge([found, first], (1, 1))
+
+
+def test_a_header_of_merges_within_merges_as_files_of_before_hold_is_read_and_made_flat():
+    first, second = trained("qr", 1, trigger="<c>"), trained("qr", 2, trigger="<s>")
+
+    def nested(header, *parents):
+        told = [{**x.__dict__, "parents": list(x.parents), "weight": w, "kept_energy": kept} for x, w, kept in parents]
+        return replace(header, role="merged", parents=tuple(told))
+
+    inner = nested(first.header, (first.header, 1.0, 1.0), (second.header, 0.5, 0.9))
+    outer = nested(first.header, (inner, 2.0, 0.5), (first.header, 1.0, None))
+    read = Header.from_json(outer.to_json())
+    assert read == outer
+    flat = merge([Adapter(first.layers, read)], (3,)).header.parents
+    assert [(x["trigger"], x["weight"]) for x in flat] == [("<c>", 9.0), ("<s>", 3.0)]
+    assert [x["kept_energy"] for x in flat] == [None, pytest.approx(0.45)]
+    deep = outer.to_json().replace('"parents": []', '"parents": ' + "[" * 100_000 + "]" * 100_000, 1)
+    with pytest.raises(ValueError, match="header is not readable"):
+        Header.from_json(deep)
 
 
 def test_another_base_is_refused_with_the_way_out():

@@ -163,3 +163,9 @@ def test_ctrl_c_leaves_the_old_file(tmp_path):
 def test_an_unknown_dtype_is_refused(tmp_path):
     with pytest.raises(ValueError, match="a: torch.complex64 is not stored"):
         write(tmp_path / "x.safetensors", {"a": torch.ones(2, dtype=torch.complex64)}, {})
+
+
+def test_what_could_not_be_read_back_is_not_written(tmp_path):
+    with pytest.raises(ValueError, match="33 MB of names and metadata, above the 32 MB that are read back"):
+        write(tmp_path / "x.safetensors", {"a": torch.ones(2)}, {"long": "x" * 33_000_000})
+    assert not list(tmp_path.iterdir())

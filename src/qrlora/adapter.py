@@ -79,7 +79,7 @@ class Header:
     config: dict[str, Any] = field(default_factory=dict)
     """All settings of the run that made it; "basis_energy_lost": what its basis lacks (Basis.lost)."""
     parents: tuple[dict[str, Any], ...] = ()
-    """The headers of merged adapters, each with its "weight" and "kept_energy"."""
+    """Of a merge, the headers of the adapters that went into it, each with "digest", "weight" and "kept_energy"."""
 
     def to_json(self) -> str:
         """One line of JSON, equal for equal headers."""
@@ -94,7 +94,7 @@ class Header:
         try:
             values = json.loads(text)
             version, parents = values["format_version"], tuple(values.get("parents", ()))
-        except (ValueError, TypeError, KeyError) as error:
+        except (ValueError, TypeError, KeyError, RecursionError) as error:
             raise ValueError(f"the adapter's header is not readable: {text[:80]!r}") from error
         if version != FORMAT_VERSION:
             raise ValueError(f"adapter format {version}, this qrlora reads format {FORMAT_VERSION}: upgrade qrlora")

@@ -54,7 +54,7 @@ def write(path: str | os.PathLike, tensors: Mapping[str, Tensor], metadata: Mapp
     header is written here: its length (8 bytes, little endian), sorted JSON, then the tensors'
     bytes, wide dtypes first so that all are aligned.
 
-    Raises: OSError: see atomic.  ValueError: a dtype that is not stored.
+    Raises: OSError: see atomic.  ValueError: a dtype that is not stored; a header above HEADER_LIMIT.
     """
     names, head, end = _layout({name: (tensor.dtype, tensor.shape) for name, tensor in tensors.items()}, metadata)
     with atomic(path) as file:
@@ -83,6 +83,9 @@ def _layout(shapes: Shapes, metadata: Mapping[str, str]) -> tuple[list[str], byt
         header[name] = {"dtype": DTYPE_NAMES[dtype], "shape": list(shape), "data_offsets": [start, end]}
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
+    if len(text) > HEADER_LIMIT:
+        limit = f"{HEADER_LIMIT / 1e6:.0f} MB"
+        raise ValueError(f"{len(text) / 1e6:.0f} MB of names and metadata, above the {limit} that are read back")
     return names, len(text).to_bytes(8, "little") + text, end
 
 

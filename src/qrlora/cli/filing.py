@@ -227,8 +227,9 @@ def _kept(adapter: "Adapter", kept: Mapping[str, float], output: Path) -> None:
 
 def tell_merge(paths: Sequence[str], header: "Header") -> None:
     """A line for each adapter of a merge, and what its rule lost."""
-    for path, parent in zip(paths, header.parents, strict=True):
-        kept = "" if parent["kept_energy"] is None else f", {parent['kept_energy']:.2%} of its energy kept"
-        console.say(f"{path}: strength {parent['weight']:g}{kept}")
+    weights, shares = header.config["weights"], header.config["kept_energy"]
+    for path, weight, share in zip(paths, weights, shares or [None] * len(paths), strict=True):
+        kept = "" if share is None else f", {share:.2%} of its energy kept"
+        console.say(f"{path}: strength {weight:g}{kept}")
     if error := header.config.get("truncation_error"):
         console.warn(f"the merged update was cut to rank {header.rank}: relative error {error:.1%}")

@@ -15,6 +15,7 @@ from ..adapter import Adapter, Header
 from ..basis import Basis, same_base
 from ..methods import METHODS
 from .exact import Merged, add, energy_kept, plain, stack
+from .sources import sources
 from .sparse import dare, knots, ties
 
 __all__ = ["RULES", "energy_kept", "merge", "project"]
@@ -25,9 +26,9 @@ def merge(adapters: Sequence[Adapter], weights: Sequence[float], rule: str = "su
 
     Args:    adapters: one or more; a layer may be missing in some.  weights: one finite number each,
              0 and negative ones too.  rule: a name of RULES.
-    Returns: an adapter of role "merged"; header.parents are the adapters' headers, each with its
-             "weight" and "kept_energy" (None: the rule's result is no sum of the updates); header.config
-             has the rule's own settings, and what a truncation lost.
+    Returns: an adapter of role "merged"; header.parents are the headers of all that went into it, see
+             `sources.sources`; header.config has the rule's own settings, by adapter "weights" and "kept_energy" (None:
+             the rule's result is no sum of the updates), and what a truncation lost.
     Raises:  ValueError: no adapters, wrong count of weights, unknown rule, another family or base
              model, layers of another shape, and what the rule refuses.
     """
@@ -79,12 +80,8 @@ RULES: dict[str, Callable[[Sequence[Adapter], Sequence[float]], Merged]] = {
 
 
 def _header(adapters: Sequence[Adapter], weights: Sequence[float], rule: str, merged: Merged) -> Header:
-    """The merged adapter's header: what all share, and the parents."""
+    """The merged adapter's header: what all share, and where it comes from."""
     headers = [adapter.header for adapter in adapters]
-    parents = tuple(
-        {**header.__dict__, "parents": list(header.parents), "weight": float(weight), "kept_energy": kept}
-        for header, weight, kept in zip(headers, weights, merged.kept or [None] * len(headers), strict=True)
-    )
     same_layers = all(adapter.layers.keys() == adapters[0].layers.keys() for adapter in adapters)
     keeps_basis = merged.method in METHODS and same_layers and len({header.basis for header in headers}) == 1
     return replace(
@@ -93,14 +90,19 @@ def _header(adapters: Sequence[Adapter], weights: Sequence[float], rule: str, me
         fingerprint={layer: value for header in reversed(headers) for layer, value in header.fingerprint.items()},
         method=merged.method,
         rank=max(pair.rank for pair in merged.layers.values()),
-        targets=",".join(dict.fromkeys(header.targets for header in headers if header.targets)),
+        targets=_joined(",", [header.targets for header in headers]),
         basis=headers[0].basis if keeps_basis else "",
         role="merged",
-        trigger=", ".join(dict.fromkeys(header.trigger for header in headers if header.trigger)),
+        trigger=_joined(", ", [header.trigger for header in headers]),
         prompt="",
-        config={"rule": rule, "weights": [float(weight) for weight in weights], **merged.settings},
-        parents=parents,
+        config={"rule": rule, "weights": [float(w) for w in weights], "kept_energy": merged.kept, **merged.settings},
+        parents=sources(adapters, weights, merged.kept),
     )
+
+
+def _joined(comma: str, texts: Sequence[str]) -> str:
+    """Lists with commas as one, each entry once."""
+    return comma.join(dict.fromkeys(part for text in texts for part in text.split(comma) if part))
 
 
 def _check_same_base(first: Adapter, other: Adapter) -> None:
