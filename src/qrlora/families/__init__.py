@@ -39,9 +39,6 @@ FAMILIES: dict[str, Family] = {"sdxl": SDXL, "sd3": SD3, "flux": FLUX}
 BUILT_IN = Path(__file__).parents[1] / "world" / "bases"
 """Folder of the base models in the package, each under its name."""
 
-VAE_BEGINNINGS = ("first_stage_model.", "vae.")
-"""How the names of a VAE's tensors begin in single-file checkpoints."""
-
 
 def open_base(
     name: str | Path, device: str = "auto", dtype: str = "auto", quantize: str = "", offload: bool = False
@@ -158,7 +155,8 @@ def _opened(
         return _opened_file(place, family, dtype, quantize, device)
     _check_parts(place)
     told = {**_without(place, family), **quantized.instructions(family.part, quantize, dtype)}
-    pipe = _pipeline(family).from_pretrained(str(place), torch_dtype=dtype, use_safetensors=True, **told)
+    types = {"default": dtype, "vae": torch.float32}
+    pipe = _pipeline(family).from_pretrained(str(place), torch_dtype=types, use_safetensors=True, **told)
     if not quantize:
         return pipe, None
     quantized.keep_no_copies(getattr(pipe, family.part))
@@ -179,10 +177,11 @@ def _opened_file(
 
     beside = place.with_suffix("")
     told = _from_beside(place, beside, family, dtype)
+    vae = {} if "vae" in told else single.own_vae(place, told.get("config"))
     config = beside / family.part / "config.json" if told else single.config_file(place, family.part)
     model, read = single.blank_part(place, read_json(config), dtype)
     try:
-        pipe = _pipeline(family).from_single_file(str(place), torch_dtype=dtype, **told, **{family.part: model})
+        pipe = _pipeline(family).from_single_file(str(place), torch_dtype=dtype, **told, **vae, **{family.part: model})
     except SingleFileComponentError as error:
         lacking = str(error).strip().splitlines()[0]
         way_out = f"put a whole diffusers pipeline of its kind beside it, as the folder {beside}"
@@ -202,10 +201,10 @@ def _from_beside(place: Path, beside: Path, family: Family, dtype: torch.dtype) 
     _check_parts(beside)
     held = places(place)
     told: dict[str, Any] = {"config": str(beside), **_without(beside, family)}
-    for part, beginning in {**family.text_parts, "vae": VAE_BEGINNINGS}.items():
+    for part, beginning in {**family.text_parts, "vae": single.VAE_BEGINNINGS}.items():
         in_file = any(name.startswith(beginning) for name in held)
         if part not in told and not in_file and any((beside / part).glob("*.safetensors")):
-            told[part] = _part(beside, part, dtype)
+            told[part] = _part(beside, part, torch.float32 if part == "vae" else dtype)
     return told
 
 

@@ -16,7 +16,7 @@ from torch.nn import functional
 
 from ..config import FamilyDefaults
 from .record import Condition, Family, Framing, Tokens
-from .stock import draw, encode_image, text_length
+from .stock import draw, text_length
 
 TEXT_LENGTH = 512
 """Tokens of T5: the pipeline's own choice."""
@@ -60,12 +60,17 @@ def predict(model: nn.Module, noisy: Tensor, time: Tensor, condition: Condition)
         told.get("guidance"),
         return_dict=False,
     )[0]
-    return functional.pixel_shuffle(answer.mT.unflatten(2, (h, w)), 2)
+    return unpacked(answer, h, w)
 
 
 def packed(latents: Tensor) -> Tensor:
     """Latents (b, c, h, w) as a row of 2 x 2 patches, (b, h w / 4, 4 c)."""
     return functional.pixel_unshuffle(latents, 2).flatten(2).mT
+
+
+def unpacked(rows: Tensor, h: int, w: int) -> Tensor:
+    """Rows of h x w patches, (b, h w, 4 c), as latents (b, c, 2 h, 2 w)."""
+    return functional.pixel_shuffle(rows.mT.unflatten(2, (h, w)), 2)
 
 
 def picture_ids(h: int, w: int) -> Tensor:
@@ -81,8 +86,9 @@ def sample(
     steps: int,
     guidance: float,
     generators: Sequence[torch.Generator],
-) -> list[Any]:
-    """Pictures; `guidance` is the number that a distilled base reads, else the strength of classifier-free guidance.
+) -> Tensor:
+    """Latents of pictures; `guidance` is the number that a distilled base reads, else the strength of classifier-free
+    guidance.
 
     Raises: ValueError: a negative prompt for a distilled base.
     """
@@ -93,7 +99,9 @@ def sample(
     else:
         told = {"guidance_scale": guidance}
     length = text_length(pipe.tokenizer_2, TEXT_LENGTH)
-    return draw(pipe, prompts, size, steps, generators, max_sequence_length=length, **told)
+    rows = draw(pipe, prompts, size, steps, generators, max_sequence_length=length, **told)
+    side = size // size_step(pipe)
+    return unpacked(rows, side, side)
 
 
 def shapes(config: Any, side: int, tokens: Tokens) -> dict[str, tuple[int, ...]]:
@@ -134,7 +142,6 @@ FLUX = Family(
     defaults=FamilyDefaults(targets="attention-ff", sample_steps=28, guidance=3.5),
     text_parts={"text_encoder": "text_encoders.clip_l.", "text_encoder_2": "text_encoders.t5xxl."},
     encode_prompt=encode_prompt,
-    encode_image=encode_image,
     predict=predict,
     sample=sample,
     size_step=size_step,

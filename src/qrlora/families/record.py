@@ -17,6 +17,7 @@ from ..adapter import linear_layers
 from ..basis import Weights
 from ..config import FamilyDefaults
 from ..noise import Noising, noising_of
+from .stock import decode_image, encode_image
 
 
 @dataclass(frozen=True)
@@ -83,13 +84,11 @@ class Family:
     """Components that are needed for prompts only -> how their tensors' names begin in single-file checkpoints."""
     encode_prompt: Callable[[Any, Sequence[str], Framing], Condition]
     """(pipe, b prompts, framing) -> Condition of b rows."""
-    encode_image: Callable[[Any, Tensor, torch.Generator | None], Tensor]
-    """(pipe, pixels (b, 3, H, W) in -1..1, generator) -> latents (b, c, h, w) as the backbone sees them: a draw from
-    the VAE's posterior, or its mean without a generator."""
     predict: Callable[[nn.Module, Tensor, Tensor, Condition], Tensor]
     """(model, noisy (b, c, h, w), time (b,), condition of b rows) -> prediction (b, c, h, w)."""
-    sample: Callable[..., list[Any]]
-    """(pipe, prompts, negative_prompt, size, steps, guidance, generators) -> one PIL picture per prompt."""
+    sample: Callable[..., Tensor]
+    """(pipe, prompts, negative_prompt, size, steps, guidance, generators) -> latents (b, c, h, w) of one picture per
+    prompt, as the backbone sees them."""
     size_step: Callable[[Any], int]
     """(pipe) -> pixels that the sides of its pictures must be multiples of."""
     blocks: tuple[str, ...]
@@ -202,9 +201,14 @@ class Base:
             return self.family.encode_prompt(self.pipe, prompts, framing)
 
     def encode_image(self, pixels: Tensor, generator: torch.Generator | None = None) -> Tensor:
-        """Latents (b, c, h, w) in float32 of pixels (b, 3, H, W) in -1..1; no gradient."""
+        """Latents (b, c, h, w) of pixels (b, 3, H, W) in -1..1, as `stock.encode_image`; no gradient."""
         with torch.no_grad():
-            return self.family.encode_image(self.pipe, pixels.to(self.device), generator).float()
+            return encode_image(self.pipe, pixels.to(self.device), generator)
+
+    def decode_image(self, latents: Tensor) -> list[Any]:
+        """One PIL picture for each of the latents (b, c, h, w), as `stock.decode_image`; no gradient."""
+        with torch.no_grad():
+            return decode_image(self.pipe, latents)
 
     @property
     def spare_parts(self) -> dict[str, nn.Module]:
@@ -242,7 +246,8 @@ class Base:
     ) -> list[Any]:
         """One PIL picture of size x size pixels per prompt, by the stock pipeline; no gradient."""
         with torch.no_grad(), self._taking_turns():
-            return self.family.sample(self.pipe, prompts, negative_prompt, size, steps, guidance, generators)
+            latents = self.family.sample(self.pipe, prompts, negative_prompt, size, steps, guidance, generators)
+            return self.decode_image(latents)
 
     @contextlib.contextmanager
     def _taking_turns(self) -> Iterator[None]:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from ..config import FamilyDefaults
 from .record import Condition, Family, Framing, Tokens
-from .stock import draw, encode_image, negative, text_length
+from .stock import draw, negative, text_length
 
 T5_LENGTH = 256
 """Tokens of T5, or zeros in their place, beside CLIP's 77: the pipeline's own choice."""
@@ -52,8 +52,8 @@ def sample(
     steps: int,
     guidance: float,
     generators: Sequence[torch.Generator],
-) -> list[Any]:
-    """Pictures with classifier-free guidance of this strength."""
+) -> Tensor:
+    """Latents of pictures with classifier-free guidance of this strength."""
     told = {"guidance_scale": guidance, "negative_prompt": negative(negative_prompt, prompts)}
     length = text_length(pipe.tokenizer_3, T5_LENGTH)
     return draw(pipe, prompts, size, steps, generators, max_sequence_length=length, **told)
@@ -93,7 +93,6 @@ SD3 = Family(
     },
     optional_parts=("text_encoder_3", "tokenizer_3"),
     encode_prompt=encode_prompt,
-    encode_image=encode_image,
     predict=predict,
     sample=sample,
     size_step=size_step,

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from ..config import FamilyDefaults
 from .record import Condition, Family, Framing, Tokens
-from .stock import draw, encode_image, negative
+from .stock import draw, negative
 
 SELF = ("attn1.to_q", "attn1.to_k", "attn1.to_v", "attn1.to_out.0")
 WORDS = ("attn2.to_k", "attn2.to_v")
@@ -49,8 +49,8 @@ def sample(
     steps: int,
     guidance: float,
     generators: Sequence[torch.Generator],
-) -> list[Any]:
-    """Pictures with classifier-free guidance of this strength."""
+) -> Tensor:
+    """Latents of pictures with classifier-free guidance of this strength."""
     told = {"guidance_scale": guidance, "negative_prompt": negative(negative_prompt, prompts)}
     return draw(pipe, prompts, size, steps, generators, **told)
 
@@ -84,7 +84,6 @@ SDXL = Family(
     defaults=FamilyDefaults(),
     text_parts={"text_encoder": "conditioner.embedders.0.", "text_encoder_2": "conditioner.embedders.1."},
     encode_prompt=encode_prompt,
-    encode_image=encode_image,
     predict=predict,
     sample=sample,
     size_step=size_step,

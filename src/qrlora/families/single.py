@@ -17,6 +17,9 @@ from torch import Tensor, nn
 
 from ..storage import FLOATS, Place, places, read_rows
 
+VAE_BEGINNINGS = ("first_stage_model.", "vae.")
+"""How the names of a VAE's tensors begin in single-file checkpoints."""
+
 
 class Rows(NamedTuple):
     """Rows first..last - 1 of a tensor in the file."""
@@ -65,6 +68,19 @@ def config_file(path: Path, part: str) -> Path:
 
     shapes = {name: torch.empty(place.shape, device="meta") for name, place in places(path).items()}
     return Path(hf_hub_download(fetch_diffusers_config(shapes)["pretrained_model_name_or_path"], f"{part}/config.json"))
+
+
+def own_vae(path: Path, folder: str | None) -> dict[str, Any]:
+    """{"vae": the VAE within a whole checkpoint, in float32 as every VAE}; nothing where the file has none.
+
+    Args:    folder: of a pipeline, whose VAE's config is the file's; None: as `config_file` finds it.
+    """
+    import diffusers
+
+    if not any(name.startswith(VAE_BEGINNINGS) for name in places(path)):
+        return {}
+    told = {"config": folder or str(config_file(path, "vae").parents[1]), "subfolder": "vae"}
+    return {"vae": diffusers.AutoencoderKL.from_single_file(str(path), torch_dtype=torch.float32, **told)}
 
 
 def _sources(

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 
 def encode_image(pipe: Any, pixels: Tensor, generator: torch.Generator | None = None) -> Tensor:
@@ -17,38 +17,70 @@ def encode_image(pipe: Any, pixels: Tensor, generator: torch.Generator | None = 
 
     SDXL: scaling_factor z, after (z - mean) / std where the config has them.  SD3, FLUX: scaling_factor (z - shift).
 
-    Args:    pixels (b, 3, H, W) in -1..1.
-    Returns: (b, c, h, w) float32.  The VAE runs in float32 whatever its dtype: SDXL's overflows in float16.
+    Args:    pixels (b, 3, H, W) in -1..1.  generator: of a draw from the posterior; None: its mean; AutoencoderTiny has
+             none.
+    Returns: (b, c, h, w) float32, which the VAE is in, too, whatever the base's dtype.
     """
     vae, config = pipe.vae, pipe.vae.config
-    dtype = vae.dtype
-    nn.Module.to(vae, torch.float32)  # diffusers' own `to` would warn about a change that lasts for a moment
-    posterior = vae.encode(pixels.float()).latent_dist
-    z = posterior.mode() if generator is None else posterior.sample(generator)
-    nn.Module.to(vae, dtype)
-    mean, std = getattr(config, "latents_mean", None), getattr(config, "latents_std", None)
-    if mean is not None and std is not None:
-        z = (z - z.new_tensor(mean).view(1, -1, 1, 1)) / z.new_tensor(std).view(1, -1, 1, 1)
+    found = vae.encode(pixels.float())
+    if hasattr(found, "latent_dist"):
+        z = found.latent_dist.mode() if generator is None else found.latent_dist.sample(generator)
+    else:
+        z = found.latents  # AutoencoderTiny
+    z = (z - _mean(config, z)) / _deviation(config, z)
     return (z - (getattr(config, "shift_factor", None) or 0.0)) * config.scaling_factor
+
+
+def decode_image(pipe: Any, latents: Tensor) -> list[Any]:
+    """One PIL picture for each of the latents (b, c, h, w) as the backbone sees them: `encode_image` turned round.
+
+    In float32, since half precision shows: SDXL's VAE overflows in float16, and the built-in bases' lose 15 dB in
+    bfloat16. One picture at a time: a large one takes gigabytes of activations, and twelve together more than 2^31
+    numbers in a tensor.
+    """
+    vae, config = pipe.vae, pipe.vae.config
+    z = latents.float() / config.scaling_factor + (getattr(config, "shift_factor", None) or 0.0)
+    z = z * _deviation(config, z) + _mean(config, z)
+    pictures = []
+    for one in z.split(1):
+        pixels = vae.decode(one, return_dict=False)[0]
+        if getattr(pipe, "watermark", None) is not None:  # SDXL's, where its library is installed
+            pixels = pipe.watermark.apply_watermark(pixels)
+        pictures += pipe.image_processor.postprocess(pixels, output_type="pil")
+    return pictures
+
+
+def _mean(config: Any, z: Tensor) -> Tensor:
+    """(1, c, 1, 1): what the VAE's config says is the latents' mean; 0 where it says nothing."""
+    found = getattr(config, "latents_mean", None)
+    return z.new_zeros(1) if found is None else z.new_tensor(found).view(1, -1, 1, 1)
+
+
+def _deviation(config: Any, z: Tensor) -> Tensor:
+    """(1, c, 1, 1): what the VAE's config says is the latents' standard deviation; 1 where it says nothing."""
+    found = getattr(config, "latents_std", None)
+    return z.new_ones(1) if found is None else z.new_tensor(found).view(1, -1, 1, 1)
 
 
 def draw(
     pipe: Any, prompts: Sequence[str], size: int, steps: int, generators: Sequence[torch.Generator], **told: Any
-) -> list[Any]:
-    """One PIL picture per prompt from a stock pipeline, all in one batch, each with its own generator.
+) -> Tensor:
+    """Latents of one picture per prompt from a stock pipeline, all in one batch, each with its own generator.
 
-    Args: told: what else the family's pipeline is told.
+    Args:    told: what else the family's pipeline is told.
+    Returns: as the pipeline leaves them, (b, c, h, w) or packed.
     """
     pipe.set_progress_bar_config(disable=True)
-    pictures = pipe(
+    drawn = pipe(
         prompt=list(prompts),
         height=size,
         width=size,
         num_inference_steps=steps,
         generator=list(generators),
+        output_type="latent",
         **told,
     )
-    return pictures.images
+    return drawn.images
 
 
 def negative(negative_prompt: str, prompts: Sequence[str]) -> list[str] | None:
