@@ -10,7 +10,7 @@ import pytest
 
 SRC = Path(__file__).parents[1] / "src" / "qrlora"
 FLOORS = (
-    ("devices", "temporaries"),
+    ("devices", "temporaries", "text"),
     ("lanczos", "outputs"),
     ("linalg", "noise", "config", "storage", "keys", "parallel"),
     ("basis", "methods", "adapter"),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -12,6 +11,7 @@ from PIL import Image
 from .adapter import Adapter
 from .attach import set_strengths, worn
 from .families import Base
+from .text import says
 
 MOST, PIXELS = 12, 1024**2
 """So many pictures are drawn at once unless the caller says otherwise; on a CPU, which says nothing before its memory
@@ -151,7 +151,7 @@ def _paired(prompt: str | Sequence[str], seed: int | Sequence[int], count: int) 
 def missing_trigger(prompt: str, adapter: Adapter) -> str:
     """The first trigger word of an adapter (or of those merged in it) that a prompt lacks as a whole word, or ""."""
     for trigger in filter(None, adapter.header.trigger.split(", ")):
-        if not re.search(rf"(?<!\w){re.escape(trigger)}(?!\w)", prompt, re.IGNORECASE):
+        if not says(prompt, trigger):
             return trigger
     return ""
 

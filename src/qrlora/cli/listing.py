@@ -1,9 +1,8 @@
 """What `qrlora bases` shows."""
 
-import json
 from pathlib import Path
 
-from ..families import BUILT_IN, FAMILIES
+from ..families import BUILT_IN, FAMILIES, read_json
 from . import console
 
 KNOWN = {
@@ -27,10 +26,10 @@ def bases() -> None:
 
 
 def _row(folder: Path) -> tuple[str, ...]:
-    index = json.loads((folder / "model_index.json").read_text(encoding="utf-8"))
+    index = read_json(folder / "model_index.json")
     family = next((x for x in FAMILIES.values() if x.pipeline == index.get("_class_name")), None)
     path = folder / "qrlora.json"
-    own = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    own = read_json(path) if path.is_file() else {}
     defaults = family.defaults.revised(own.get("defaults", {})) if family else None
     megabytes = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file()) / 1e6
     told = (str(x) for x in (defaults.resolution, defaults.rank, defaults.steps)) if defaults else ("", "", "")

@@ -5,13 +5,13 @@ A setting that is None is not chosen yet: `filled` takes it from the base, so th
 
 import dataclasses
 import math
-import re
 import tomllib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Self, TypeVar
 
+from ..text import read_text, says
 from .types import as_dict, at_least, check_types, parsed
 
 __all__ = ["FamilyDefaults", "SampleConfig", "TrainConfig", "TRIGGERS", "as_dict", "check_types", "read_recipe"]
@@ -175,7 +175,7 @@ class TrainConfig:
             raise ValueError("no picture to learn from: give image=FILE")
         if not self.prompt:
             raise ValueError(f"say what the style picture shows: prompt='a cat in {self.trigger} style'")
-        if not re.search(rf"(?<!\w){re.escape(self.trigger)}(?!\w)", self.prompt, re.IGNORECASE):
+        if not says(self.prompt, self.trigger):
             way_out = f"a {self.trigger}" if self.role == "content" else f"a cat in {self.trigger} style"
             raise ValueError(f"the prompt {self.prompt!r} lacks its trigger word {self.trigger!r}: try {way_out!r}")
         return self
@@ -259,8 +259,8 @@ def read_recipe(path: str | Path | None, overrides: Iterable[str] = (), kind: ty
     values: dict[str, Any] = {}
     if path is not None:
         try:
-            values = tomllib.loads(Path(path).read_text(encoding="utf-8"))
-        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+            values = tomllib.loads(read_text(path))
+        except ValueError as error:
             raise ValueError(f"{path} is not a TOML recipe: {error}") from error
     for override in overrides:
         name, equals, text = override.partition("=")

@@ -15,6 +15,7 @@ from torch import Tensor
 from ..config import FamilyDefaults
 from ..devices import choose_device, number_type
 from ..storage import places, read_metadata
+from ..text import read_text
 from . import quantized, single
 from .flux import FLUX
 from .messages import one_clear_line, quiet
@@ -123,7 +124,7 @@ def family_of_folder(place: Path) -> Family:
 def read_json(path: Path) -> dict[str, Any]:
     """The object in a JSON file. Raises: ValueError: it holds something else.  OSError."""
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
+        values = json.loads(read_text(path))
     except ValueError as error:
         raise ValueError(f"{path} is not readable as JSON: {error}") from error
     if not isinstance(values, dict):

@@ -73,15 +73,15 @@ def plan(settings: Settings) -> Study:
             OSError: no such base, encoder or file.
     """
     named = {spec: fusion_as_asked(spec) for spec in settings.methods}
+    known = not settings.pictures
+    word = settings.style_word
+    pairs = world_pairs(settings.pairs, settings.split, word) if known else file_pairs(Path(settings.pictures), word)
     base = opened(settings.base, settings.device, settings.dtype)
     for fusion in named.values():
         if fusion.families is not None:
             only(fusion.name, fusion.families, base)
     for name in settings.encoders:
         open_encoder(name, settings.device)
-    known = not settings.pictures
-    word = settings.style_word
-    pairs = world_pairs(settings.pairs, settings.split, word) if known else file_pairs(Path(settings.pictures), word)
     named |= {name: end for name, end in ENDS.items() if known or name != "oracle"}
     place = Place(settings.base, settings.device, settings.dtype, weights_of(base))
     told = {spec: learning(base, spec, fusion, settings) for spec, fusion in named.items()}

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Literal
 
 from ..data import MIN_SIDE, load_picture
+from ..text import read_text
 from ..world.atlas import held_out_contents, known_contents
 from ..world.captions import CONTENT, LEARN_CONTENT, STYLE, caption
 from ..world.demo import true_image
@@ -91,27 +92,49 @@ def file_pairs(table: Path, style_word: str = STYLE) -> list[Pair]:
     """Pairs of one's own pictures from a CSV file with the columns content, style (picture files, beside the table or
     absolute) and style_shows (what the style picture shows, in a word). Nothing is known of their true fusion.
 
-    Raises: OSError: a file is missing.  ValueError: a column is missing, a picture is none, no rows.
+    Raises: OSError, ValueError, with the line: a column or cell is missing, a picture is none; no rows.
     """
-    with table.open(newline="", encoding="utf-8") as file:
-        reader = csv.DictReader(file)
-        missing = [name for name in COLUMNS if name not in (reader.fieldnames or ())]
-        if missing:
-            raise ValueError(f"{table} lacks the column {missing[0]!r}; it needs {', '.join(COLUMNS)}")
-        rows = list(reader)
-    if not rows:
-        raise ValueError(f"{table} has no pairs")
     pairs = []
-    for row in rows:
+    for line, row in _rows(table):
         content, style = (table.parent / row[name] for name in COLUMNS[:2])
         for path in (content, style):
-            load_picture(path, MIN_SIDE)  # refused before anything long begins
+            try:
+                load_picture(path, MIN_SIDE)  # refused before anything long begins
+            except (OSError, ValueError) as error:
+                raise ValueError(f"{table}, line {line}: {error}") from error
         name = f"{content.stem} in {style.stem}"
         shown = Shown(style.read_bytes(), caption(row["style_shows"], style_word))
         content_shown = Shown(content.read_bytes(), f"a {CONTENT}")
         pairs.append(Pair(name, content_shown, shown, prompt=caption(CONTENT, style_word)))
     _unlike([pair.name for pair in pairs], table)
     return pairs
+
+
+def _rows(table: Path) -> list[tuple[int, dict[str, str]]]:
+    """(line in the file, row) of a table with the columns COLUMNS, maybe among others, and no empty cell in them.
+
+    Raises: OSError.  ValueError: as `file_pairs`.
+    """
+    reader = csv.reader(io.StringIO(read_text(table), newline=""))
+    head = [name.strip() for name in next(reader, [])]
+    missing = [name for name in COLUMNS if name not in head]
+    if missing:
+        needed = f"it needs {', '.join(COLUMNS)}, with commas between"
+        raise ValueError(f"{table} lacks the column {missing[0]!r}; {needed}")
+    rows = []
+    for cells in reader:
+        line, row = reader.line_num, dict(zip(head, map(str.strip, cells), strict=False))
+        if not cells:
+            continue
+        if len(cells) != len(head):
+            raise ValueError(f"{table}, line {line}: has {len(cells)} of the {len(head)} columns {', '.join(head)}")
+        for name in COLUMNS:
+            if not row[name]:
+                raise ValueError(f"{table}, line {line}: {name} is empty")
+        rows.append((line, row))
+    if not rows:
+        raise ValueError(f"{table} has no pairs")
+    return rows
 
 
 def _unlike(names: Sequence[str], table: Path) -> None:
