@@ -497,11 +497,11 @@ def test_a_folder_with_a_part_cut_or_gone_is_refused(tmp_path, part):
     refused(copy, OSError, "its tokenizer_2 is missing")
 
 
-def test_numbers_are_halved_only_where_a_gpu_is_fast_at_it(monkeypatch):
+def test_numbers_are_halved_on_gpus_alone_in_the_type_they_are_fast_at(monkeypatch):
     cpu, gpu = torch.device("cpu"), torch.device("cuda")
     for fast in (True, False):
         monkeypatch.setattr("qrlora.devices.has_fast_bfloat16", lambda device, fast=fast: fast)
-        assert number_type("auto", gpu) == (torch.bfloat16 if fast else torch.float32)
+        assert number_type("auto", gpu) == (torch.bfloat16 if fast else torch.float16)
         assert number_type("auto", cpu) == torch.float32 and number_type("bfloat16", cpu) == torch.bfloat16
 
 

@@ -126,7 +126,7 @@ class TrainConfig:
     """Seed of everything random: two runs with one seed on one machine write the same bytes."""
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     """Number type of the frozen base; factors, loss and optimizer are always float32. auto: bfloat16 on a GPU that is
-    fast at it, else float32."""
+    fast at it, float16 with a scaled loss on older ones with CUDA (T4, V100, RTX 20), else float32."""
     quantize: Quantize = ""
     """Keep the base's trainable part in fewer bits: nf4 (a GPU with CUDA), int8 or float8; fastest with dtype=bfloat16.
     Directions come from the original weights. Needs the extra `qrlora[quantize]`."""
@@ -218,7 +218,8 @@ class SampleConfig:
     device: str = "auto"
     """auto (cuda, then mps, then cpu), or a torch device such as cuda:1."""
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
-    """Number type of the base; auto: bfloat16 on a GPU that is fast at it, else float32."""
+    """Number type of the base; auto: bfloat16 on a GPU that is fast at it, float16 on older ones with CUDA, else
+    float32."""
     quantize: Quantize = ""
     """Keep the base's unet or transformer in fewer bits: nf4 (a GPU with CUDA), int8 or float8; see `TrainConfig`."""
     offload: bool = False

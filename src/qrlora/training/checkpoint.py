@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from ..storage import read, write
+from .loss_scale import LossScale
 
 FILE = "state.safetensors"
 
@@ -27,6 +28,7 @@ class Checkpoint:
     factors: Mapping[str, nn.Parameter]
     """What learns, by name."""
     optimizer: torch.optim.Optimizer
+    scale: LossScale
     generator: torch.Generator
 
     def save(self, step: int) -> None:
@@ -42,7 +44,7 @@ class Checkpoint:
         for what, value in self.optimizer.param_groups[0].items():  # prodigy keeps the step that it has found here
             if type(value) in (int, float):
                 numbers[what] = value
-        metadata = {"step": step, "run": self.identity, "optimizer": numbers}
+        metadata = {"step": step, "run": self.identity, "optimizer": numbers, "loss scale": self.scale.state()}
         write(self.folder / FILE, tensors, {key: json.dumps(x, sort_keys=True) for key, x in metadata.items()})
 
     def resume(self, steps: int) -> int:
@@ -64,6 +66,10 @@ class Checkpoint:
         step = int(metadata["step"])
         if step > steps:
             raise ValueError(f"{self.folder} holds step {step} of a longer run than steps={steps}: {way_out}")
+        try:
+            self.scale.put_back(json.loads(metadata.get("loss scale", "{}")))
+        except KeyError as error:
+            raise ValueError(f"{self.folder} holds the checkpoint of a run without loss scaling: {way_out}") from error
         self.generator.set_state(tensors.pop("generator").clone())
         for key, value in {**tensors, **json.loads(metadata["optimizer"])}.items():
             what, _, factor = key.partition(" ")

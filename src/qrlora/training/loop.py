@@ -1,7 +1,8 @@
 """The loop: one for every family and method, read from top to bottom.
 
 Number types: the base computes in its own, `attach` keeps A and B in float32, the loss is float32 whatever the base
-answers in, and so are gradients and the optimizer's state. There is no autocast and no loss scaling anywhere.
+answers in, and so are their gradients and the optimizer's state; gradients of activations are in the base's own, which
+takes a `loss_scale` in float16. There is no autocast anywhere.
 
 Letters: b noisy copies of the one picture in an update, c latent channels, h w latent size.
 """
@@ -28,6 +29,7 @@ from ..data import Example
 from ..families import Base
 from ..noise import Noising, noising_of
 from .checkpoint import Checkpoint
+from .loss_scale import LossScale
 from .optimizers import OPTIMIZERS
 from .processes import Processes, is_main
 
@@ -77,7 +79,8 @@ def run(
     parameters = list(factors.values())
     draw = drawing(config, base, example, generator, processes)
     optimizer = OPTIMIZERS[config.optimizer](parameters, rate)
-    state = Checkpoint(config.checkpoints, identity, factors, optimizer, generator)
+    scale = LossScale(base.device, model.dtype)  # pyright: ignore[reportArgumentType]
+    state = Checkpoint(config.checkpoints, identity, factors, optimizer, scale, generator)
     first, started = state.resume(steps), clock.monotonic()
     recomputed = recomputing(model, config.gradient_checkpointing)
     with recomputed as sparingly, ctrl_c_waits() as asked, tensorboard(config) as log:
@@ -86,24 +89,29 @@ def run(
             generator.set_state(before)
             optimizer.zero_grad()
             loss = draw()
-            loss.backward()
+            scale.backward(loss)
             return loss.detach()
 
-        def tell(step: int, loss: Callable[[], float]) -> None:
-            value = loss()
+        def checked(step: int, value: float) -> float:
             if not math.isfinite(value):
                 raise ValueError(f"the loss is {value} at step {step} of {steps}: {_remedy(config)}")
+            return value
+
+        def tell(step: int, loss: Callable[[], float]) -> None:
+            value = checked(step, loss())
             if processes.main:
                 log(value, step)
                 on_step(Progress(step, steps, value, (clock.monotonic() - started) / (step - first) * (steps - step)))
 
         untold: list[tuple[int, Callable[[], float]]] = []
         for step in range(first + 1, steps + 1):
-            loss = sparingly(partial(update, generator.get_state()))
-            loss, stopped = processes.average(parameters, loss, asked())
             for group in optimizer.param_groups:
                 group["lr"] = rate * falling(step, steps, decay)
-            optimizer.step()
+            attempt = partial(update, generator.get_state())
+            loss, stopped = processes.average(parameters, sparingly(attempt), asked())
+            while not scale.step(optimizer):
+                checked(step, loss.item())
+                loss, stopped = processes.average(parameters, sparingly(attempt), asked())
             untold.append((step, reading(loss)))
             saving = step < steps and bool(stopped or (config.save_every and step % config.save_every == 0))
             showing = bool(config.preview_every) and step % config.preview_every == 0
