@@ -188,7 +188,7 @@ def test_inspect_compares_two_files_in_a_table_and_a_plot(studio, tmp_path, caps
     assert blocks == ["down", "down", "mid", "up", "up", "up", "up", "all"] and f"plot: {plot}" in out
     with Image.open(plot) as picture:
         assert picture.width > 1000
-    code, out, _ = run(capsys, "inspect", dog, dog, "--layers", "--plot", plot)
+    code, out, _ = run(capsys, "inspect", dog, dog, "--layers", "--plot", plot, "--overwrite")
     layers = [line for line in out.splitlines() if "attn1.to_" in line]
     assert len(layers) == len(files.load(dog).layers) and all(re.search(r"1\.000 +1\.000 +1\.000", x) for x in layers)
 

@@ -51,7 +51,7 @@ def test_converting_to_compact_and_back_is_exact(studio, tmp_path, capsys):
     assert run(capsys, "convert", compact, full)[0] == 0
     assert compact.stat().st_size < 0.8 * full.stat().st_size  # small matrices, long names
     assert_same(files.load(studio / "dog.safetensors"), files.load(full))
-    assert run(capsys, "convert", full, compact, "--dtype", "bfloat16")[0] == 0
+    assert run(capsys, "convert", full, compact, "--dtype", "bfloat16", "--overwrite")[0] == 0
     assert {x.dtype for x in read(compact)[0].values()} == {torch.bfloat16}
 
 

@@ -2,6 +2,7 @@
 
 import contextlib
 import errno
+import filecmp
 import os
 import shutil
 import warnings
@@ -18,7 +19,7 @@ NO_REPLACING = UNSUPPORTED | {errno.EEXIST, errno.EPERM, errno.EACCES, errno.EBU
 NOTHING = "; nothing was written to"
 LEAST = 1 << 16
 """Bytes that every output is asked for before its size is known."""
-WAY_OUT = "--overwrite replaces it (in a recipe: overwrite = true), another output keeps it"
+IN_THE_WAY = "is there already: --overwrite replaces it (in a recipe: overwrite = true)"
 
 
 @contextlib.contextmanager
@@ -30,13 +31,14 @@ def atomic(path: str | os.PathLike, overwrite: bool = True) -> Iterator[BinaryIO
     removed by the next that writes there. A link stays, its target is replaced. Where the file system knows no fsync,
     or no rename over a file, it is done as safely as it allows: see `_put`.
 
-    Args:   overwrite: whether an existing file may be replaced.
-    Raises: OSError with the path: no space, no permission, path is a folder.  FileExistsError: may not be replaced.
+    Args:   overwrite: whether an existing file may be replaced; if not, one that has this very content is left alone.
+    Raises: OSError with the path: no space, no permission, path is a folder.
+            FileExistsError: a file with another content, which may not be replaced.
     """
     target = Path(os.path.realpath(path))
     made: Sequence[Path] = ()
     try:
-        _refuse_what_is_there(target, overwrite)
+        _refuse_what_is_there(target)
         made = _missing(target.parent)
         target.parent.mkdir(parents=True, exist_ok=True)
         with temporary(target) as partial:
@@ -44,8 +46,10 @@ def atomic(path: str | os.PathLike, overwrite: bool = True) -> Iterator[BinaryIO
                 yield file
                 file.flush()
                 _sync(file)
-            _refuse_what_is_there(target, overwrite)  # another process may have written it meanwhile
-            _put(partial, target)
+            if overwrite or not target.exists():
+                _put(partial, target)
+            elif not filecmp.cmp(partial, target, shallow=False):
+                raise FileExistsError(errno.EEXIST, IN_THE_WAY)
     except BaseException as error:
         for folder in made:
             with contextlib.suppress(OSError):  # not there, or not empty: somebody else uses it
@@ -66,7 +70,9 @@ def check(path: str | os.PathLike, overwrite: bool = False, size: int = LEAST) -
     class Enough(Exception):
         pass
 
-    with contextlib.suppress(Enough), atomic(path, overwrite) as file:
+    if not overwrite and os.path.isfile(path):
+        raise FileExistsError(errno.EEXIST, IN_THE_WAY, str(path))
+    with contextlib.suppress(Enough), atomic(path) as file:
         reserve(file, size)
         raise Enough
 
@@ -98,16 +104,22 @@ def numbered(path: str | os.PathLike, taken: Callable[[Path], bool] = os.path.le
     return found
 
 
-def rescued(write: Callable[[Path], None], path: Path, folders: Sequence[Path]) -> None:
+def rescued(
+    write: Callable[[Path], object],
+    path: Path,
+    folders: Sequence[Path],
+    taken: Callable[[Path], bool] = os.path.lexists,
+) -> None:
     """Write a result of long work: at path, else under its name in the first of other folders that takes it.
 
+    Args:   taken: as for `numbered`, in those folders.
     Raises: OSError: it is not at path; tells where it is instead.
     """
     try:
         write(path)
     except OSError as error:
         for folder in folders:
-            kept = numbered(folder / path.name)
+            kept = numbered(folder / path.name, taken)
             try:
                 write(kept)
             except OSError:
@@ -136,15 +148,12 @@ def _told(error: OSError) -> str:
     return f"{error.strerror or error}{NOTHING}"
 
 
-def _refuse_what_is_there(path: Path, overwrite: bool) -> None:
-    """Raises OSError: a folder, a device, or a file that may not be replaced is at path."""
+def _refuse_what_is_there(path: Path) -> None:
+    """Raises OSError: a folder, a pipe, a device is at path."""
     if path.is_dir():
         raise IsADirectoryError(errno.EISDIR, "is a folder, a file name is needed")
-    if os.path.lexists(path):
-        if not path.is_file():
-            raise OSError(errno.EINVAL, "is no ordinary file")
-        if not overwrite:
-            raise FileExistsError(errno.EEXIST, f"is there already: {WAY_OUT}")
+    if os.path.lexists(path) and not path.is_file():
+        raise OSError(errno.EINVAL, "is no ordinary file")
 
 
 def _missing(folder: Path) -> list[Path]:

@@ -47,17 +47,20 @@ class Place(NamedTuple):
     start: int
 
 
-def write(path: str | os.PathLike, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
+def write(
+    path: str | os.PathLike, tensors: Mapping[str, Tensor], metadata: Mapping[str, str], overwrite: bool = True
+) -> None:
     """Write a safetensors file, atomically; equal content gives equal bytes.
 
     The library's own writer puts the metadata in an order that differs from run to run, so the
     header is written here: its length (8 bytes, little endian), sorted JSON, then the tensors'
     bytes, wide dtypes first so that all are aligned.
 
+    Args:   overwrite: see atomic.
     Raises: OSError: see atomic.  ValueError: a dtype that is not stored; a header above HEADER_LIMIT.
     """
     names, head, end = _layout({name: (tensor.dtype, tensor.shape) for name, tensor in tensors.items()}, metadata)
-    with atomic(path) as file:
+    with atomic(path, overwrite) as file:
         reserve(file, len(head) + end)
         file.write(head)
         for name in names:

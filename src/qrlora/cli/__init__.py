@@ -115,16 +115,18 @@ def merge(
         str | None, typer.Option(help="kohya or diffusers names.", show_default="what most tools read")
     ] = None,
     skip_text_encoders: filing.Skip = False,
+    overwrite: console.Overwrite = False,
 ) -> None:
     """Add adapters into one file, for diffusers, ComfyUI, A1111 and others."""
     paths, strengths = _with_strengths(adapters)
     with filing.uncollected():
         from .. import files, merging
 
+        there = filing.already(output)
         merged = merging.merge([filing.read(path, skip_text_encoders) for path in paths], strengths, rule)
-        files.save(merged, output, content=content, keys=keys)
+        files.save(merged, output, content=content, keys=keys, overwrite=overwrite)
     filing.tell_merge(paths, merged.header)
-    say(f"{output}: {len(merged.layers)} layers, rank {merged.rank}, {console.size(output)}")
+    filing.tell(output, merged, "", there and not overwrite)
 
 
 @app.command(epilog='Example: [bold]qrlora generate "a <c> in <s> style" dog.safetensors ink.safetensors=0.8[/bold]')
@@ -145,6 +147,7 @@ def generate(
     dtype: Dtype = "auto",
     quantize: Quantize = "",
     offload: Offload = False,
+    overwrite: console.Overwrite = False,
 ) -> None:
     """Draw pictures with a base model and any number of adapters."""
     from . import drawing
@@ -153,7 +156,7 @@ def generate(
     settings: dict[str, Any] = dict(prompt=prompt, negative_prompt=negative, steps=steps, guidance=guidance, seed=seed)
     settings |= dict(count=count, size=size, adapters=tuple(paths), strengths=tuple(strengths))
     settings |= dict(device=device, dtype=dtype, quantize=quantize, offload=offload)
-    drawing.generate(SampleConfig(**settings, base=base, output=output))
+    drawing.generate(SampleConfig(**settings, base=base, output=output, overwrite=overwrite))
 
 
 @app.command(epilog="Example: [bold]qrlora grid dog.safetensors ink.safetensors --style-strengths 0,0.5,1,1.5[/bold]")
@@ -174,6 +177,7 @@ def grid(
     dtype: Dtype = "auto",
     quantize: Quantize = "",
     offload: Offload = False,
+    overwrite: console.Overwrite = False,
 ) -> None:
     """Draw a picture for each pair of content and style strengths (the paper's figure 7)."""
     from . import drawing
@@ -181,7 +185,7 @@ def grid(
     settings: dict[str, Any] = dict(prompt=prompt, negative_prompt=negative, steps=steps, guidance=guidance, seed=seed)
     settings |= dict(size=size, adapters=(content, style))
     settings |= dict(device=device, dtype=dtype, quantize=quantize, offload=offload)
-    config = SampleConfig(**settings, base=base, output=output)
+    config = SampleConfig(**settings, base=base, output=output, overwrite=overwrite)
     drawing.grid(config, _numbers(content_strengths), _numbers(style_strengths))
 
 
@@ -192,13 +196,14 @@ def inspect(
         Path | None, typer.Option(help="Where to draw.", show_default="two files: A-B-similarity.png")
     ] = None,
     layers: Annotated[bool, typer.Option("--layers", help="A line for each layer instead of each block.")] = False,
+    overwrite: console.Overwrite = False,
 ) -> None:
     """Show what is in an adapter file; with two files, also how alike they are."""
     with filing.uncollected():
         from . import inspecting
 
         filing.one_thread()
-        drawn = inspecting.inspect(adapters, plot, layers)
+        drawn = inspecting.inspect(adapters, plot, layers, overwrite)
     if drawn:
         say(f"plot: {drawn}")
 

@@ -9,8 +9,9 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
+import typer
 from rich import box
 from rich.console import Console
 from rich.markup import escape
@@ -24,6 +25,8 @@ out = Console(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty()
 """Results: standard output; wide where that is a file or a pipe, for other programs to read."""
 err = Console(stderr=True, highlight=False, soft_wrap=True)
 """Progress and errors: standard error, so that results can be piped."""
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace files that are there already.")]
+"""An option of every command that writes files."""
 LONGEST = 10_000
 """Characters of a line or cell that are shown; names in a file may be of any length."""
 

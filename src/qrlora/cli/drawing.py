@@ -1,12 +1,14 @@
-"""What `qrlora generate` and `qrlora grid` do: open a base, draw, write."""
+"""What `qrlora generate` and `qrlora grid` do: try the output, open a base, draw, write."""
 
 import dataclasses
 import json
-from collections.abc import Sequence
+import os
+import tempfile
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from .. import files, plots, sampling
+from .. import files, outputs, plots, sampling
 from ..adapter import Adapter
 from ..config import SampleConfig, as_dict
 from ..families import Base, open_base
@@ -16,23 +18,31 @@ from . import console
 def generate(config: SampleConfig) -> None:
     """Draw `count` pictures: one file, or a sheet and each picture beside it.
 
-    Raises: ValueError, OSError: a bad file, base or setting; a trigger word missing in the prompt.
+    Raises: ValueError, OSError: a bad file, base or setting; a trigger word missing in the prompt; see `_written`.
     """
+    seeds = [config.seed + k for k in range(config.count)]
+    plots.picture_format(config.output)
+    if config.count > 1:
+        plots.figure_format(config.output)
+    _try_output(config, seeds)
     config, base, adapters = _opened(config)
     worn = list(zip(adapters, config.strengths, strict=True))
     with console.progress("drawing") as bar:
         way = {"count": config.count, "on_picture": bar.step}
         pictures = sampling.generate(base, config.prompt, worn, **_common(config), **way)
-    output, made_with = Path(config.output), json.dumps(as_dict(config))
-    if len(pictures) == 1:
-        plots.save_picture(pictures[0], output, made_with)
-    else:
-        seeds = [config.seed + k for k in range(len(pictures))]
-        for seed, picture in zip(seeds, pictures, strict=True):
-            plots.save_picture(picture, output.with_stem(f"{output.stem}-{seed}"), made_with)
+    made_with = json.dumps(as_dict(config))
+
+    def write(output: Path) -> None:
+        if len(pictures) == 1:
+            plots.save_picture(pictures[0], output, made_with, config.overwrite)
+            return
+        for picture, path in zip(pictures, _singles(output, seeds), strict=True):
+            plots.save_picture(picture, path, made_with, config.overwrite)
         panels = [plots.Panel("", [p], [f"seed {s}"]) for p, s in zip(pictures, seeds, strict=True)]
-        plots.save(plots.sheet(panels, min(4, len(panels)), title=config.prompt, footer=_footer(config)), output)
-    console.say(str(output))
+        figure = plots.sheet(panels, min(4, len(panels)), title=config.prompt, footer=_footer(config))
+        plots.save(figure, output, config.overwrite)
+
+    console.say(str(_written(write, config, seeds)))
 
 
 def grid(config: SampleConfig, content_strengths: Sequence[float], style_strengths: Sequence[float]) -> None:
@@ -41,14 +51,48 @@ def grid(config: SampleConfig, content_strengths: Sequence[float], style_strengt
     Args:   config: its adapters are the content's and the style's file.
     Raises: as `generate`.
     """
+    plots.figure_format(config.output)
+    _try_output(config)
     config, base, (content, style) = _opened(config)
     with console.progress("drawing") as bar:
         strengths = (content_strengths, style_strengths)
         pictures = sampling.grid(
             base, config.prompt, content, style, *strengths, **_common(config), on_picture=bar.step
         )
-    plots.save(plots.strength_grid(pictures, *strengths, config.prompt, _footer(config)), config.output)
-    console.say(str(config.output))
+    figure = plots.strength_grid(pictures, *strengths, config.prompt, _footer(config))
+    console.say(str(_written(lambda output: plots.save(figure, output, config.overwrite), config)))
+
+
+def _singles(output: Path, seeds: Sequence[int]) -> list[Path]:
+    """Where the pictures of a sheet lie, beside it."""
+    return [output.with_stem(f"{output.stem}-{seed}") for seed in seeds] if len(seeds) > 1 else []
+
+
+def _free(config: SampleConfig, seeds: Sequence[int]) -> Path:
+    """The output, under the next number if one of its files is there and may not be replaced; a folder is refused."""
+    output = Path(config.output)
+    return output if config.overwrite or output.is_dir() else outputs.numbered(output, _taken(seeds))
+
+
+def _taken(seeds: Sequence[int]) -> Callable[[Path], bool]:
+    return lambda output: any(map(os.path.lexists, (output, *_singles(output, seeds))))
+
+
+def _try_output(config: SampleConfig, seeds: Sequence[int] = ()) -> None:
+    """Raises OSError: what will be drawn could not be written."""
+    output = _free(config, seeds)
+    for path in (output, *_singles(output, seeds)[-1:]):
+        outputs.check(path, config.overwrite)
+
+
+def _written(write: Callable[[Path], object], config: SampleConfig, seeds: Sequence[int] = ()) -> Path:
+    """Where what was drawn lies.
+
+    Raises: OSError: it could not be written there; it is in the folder for temporary files, as the message says.
+    """
+    output = _free(config, seeds)
+    outputs.rescued(write, output, [Path(tempfile.gettempdir())], _taken(seeds))
+    return output
 
 
 def _opened(config: SampleConfig) -> tuple[SampleConfig, Base, list[Adapter]]:

@@ -37,6 +37,7 @@ def convert(
     dtype: Annotated[str, typer.Option(help="Stored numbers: float32, bfloat16 or float16.")] = "float32",
     skip_text_encoders: Skip = False,
     base: Annotated[str, typer.Option(help="The base model, for a LoRA of PEFT that starts within its weights.")] = "",
+    overwrite: console.Overwrite = False,
 ) -> None:
     """Write a LoRA of any tool in the names of another, at the same strength.
 
@@ -47,10 +48,11 @@ def convert(
 
     if to not in FORMS:
         raise ValueError(f"no form {to!r}; choose one of {', '.join(FORMS)}")
+    numbers, there = _dtype(dtype), already(output)
     adapter = read(source, skip_text_encoders, _weights(base) if base else None)
     content, keys = (to, None) if to not in WRITTEN else ("full", to)
-    files.save(adapter, output, content=content, keys=keys, dtype=_dtype(dtype))
-    console.say(f"{output}: {len(adapter.layers)} layers, rank {adapter.rank}, {console.size(output)}, {to}")
+    files.save(adapter, output, content=content, keys=keys, dtype=numbers, overwrite=overwrite)
+    tell(output, adapter, f", {to}", there and not overwrite)
 
 
 def check(
@@ -98,15 +100,19 @@ def project(
     rank: Annotated[int | None, typer.Option(help="Of the basis.", show_default="the base's own")] = None,
     side: Annotated[str, typer.Option(help="input, as method qr, or output, as qr-output.")] = "input",
     skip_text_encoders: Skip = False,
+    overwrite: console.Overwrite = False,
 ) -> None:
     """Write a LoRA of any tool in a base's frozen basis, so that it merges with ours and the rank stays.
 
     What lies outside the basis is lost: the table says how much of each layer's energy was kept, the worst first.
     """
     from .. import basis as bases
-    from .. import families, files, merging
+    from .. import families, files, merging, outputs
     from ..adapter import Header
 
+    there = already(output)
+    if there and not _may_be_projected(output, base, side, rank):
+        outputs.check(output, overwrite)  # before the base is opened
     opened = families.open_base(base, device="cpu")
     adapter = read(source, skip_text_encoders, opened.weight)
     layers = ",".join(adapter.layers)
@@ -119,9 +125,9 @@ def project(
     )
     found = bases.cached_basis(weights.items(), opened.defaults.rank if rank is None else rank, side)
     projected, kept = merging.project(adapter, found, known)
-    files.save(projected, output)
+    files.save(projected, output, overwrite=overwrite)
     _kept(adapter, kept, output)
-    console.say(f"{output}: {len(projected.layers)} layers, rank {projected.rank}, {console.size(output)}")
+    tell(output, projected, "", there and not overwrite)
 
 
 COMMANDS = (
@@ -150,6 +156,37 @@ def _weights(base: str) -> "Callable[[str], Tensor]":
 
     opened = functools.cache(lambda: families.open_base(base, device="cpu"))
     return lambda layer: opened().weight(layer)
+
+
+def already(output: Path) -> bool:
+    """Whether an adapter's file is there before it is written; that it can be is tried.
+
+    Raises: ValueError: no name of an adapter's file.  OSError: see `outputs.check`.
+    """
+    from .. import outputs
+
+    if output.suffix != ".safetensors":
+        raise ValueError(f"{output}: the name must end in .safetensors")
+    outputs.check(output, overwrite=True)
+    return output.exists()
+
+
+def _may_be_projected(path: Path, base: str, side: str, rank: int | None) -> bool:
+    """Whether a file can be what `project` writes with these options."""
+    from .. import files
+
+    try:
+        header = files.read_header(path)
+    except ValueError:
+        return False
+    method = {"input": "qr", "output": "qr-output"}.get(side)
+    return (header.base, header.method) == (base, method) and rank in (None, header.rank)
+
+
+def tell(output: Path, adapter: "Adapter", more: str, done_before: bool) -> None:
+    """The line about an adapter's file that was written, or that was there with this very content."""
+    known = ", done before: the file is left as it is" if done_before else ""
+    console.say(f"{output}: {len(adapter.layers)} layers, rank {adapter.rank}, {console.size(output)}{more}{known}")
 
 
 def one_thread() -> None:

@@ -1,11 +1,12 @@
 """What `qrlora inspect` shows of one adapter file, and of two."""
 
 import math
+import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from .. import analysis, files, plots
+from .. import analysis, files, outputs, plots
 from ..adapter import Adapter, Header
 from ..methods import METHODS
 from . import console
@@ -14,14 +15,19 @@ SHOWN = ("steps", "learning_rate", "batch_size", "resolution", "optimizer", "see
 """Settings of a run that say how an adapter was made; the header holds all."""
 
 
-def inspect(paths: Sequence[str], plot: Path | None, every_layer: bool) -> Path | None:
+def inspect(paths: Sequence[str], plot: Path | None, every_layer: bool, overwrite: bool = False) -> Path | None:
     """Print what is in one or two files; with two, or if asked, draw energy and similarity.
 
+    Args:    overwrite: whether another plot at that place may be replaced; where no place is given it is numbered.
     Returns: where the plot is, None without one.
     Raises:  ValueError: another number of files, or what files.load and analysis.similarity refuse.
     """
     if not 1 <= len(paths) <= 2:
         raise ValueError(f"inspect shows one file or compares two, got {len(paths)}")
+    place = _place(paths, plot)
+    if place is not None:
+        plots.figure_format(place)
+        outputs.check(place, overwrite=True)
     adapters = [files.load(path) for path in paths]
     for path, adapter in zip(paths, adapters, strict=True):
         console.table(("", ""), facts(Path(path), adapter), title=str(path), numbers=False)
@@ -32,15 +38,32 @@ def inspect(paths: Sequence[str], plot: Path | None, every_layer: bool) -> Path 
         names = names if names[0] != names[1] else [f"{name} {k}" for k, name in enumerate(names, 1)]
         rows = analysis.similarity(*adapters)
         _compare(names, rows, every_layer)
-        plot = plot or Path(f"{Path(paths[0]).stem}-{Path(paths[1]).stem}-similarity.png")
-        return plots.save(_drawn(names, rows), plot)
+        return _saved(_drawn(names, rows), place, overwrite, number=plot is None)
     energies = analysis.energy(adapters[0])
     columns: dict[str, Callable[[Any], float]] = {"norm of the update": lambda row: row.norm}
     _grouped(columns, energies, every_layer, shares={"share of energy": lambda row: row.share})
-    if plot is None:
+    if place is None:
         return None
     curves = {"norm of update": {names[0]: [row.norm for row in energies]}}
-    return plots.save(plots.layer_lines([row.layer for row in energies], curves, title=names[0]), plot)
+    return _saved(plots.layer_lines([row.layer for row in energies], curves, title=names[0]), place, overwrite)
+
+
+def _place(paths: Sequence[str], plot: Path | None) -> Path | None:
+    """Where to draw; of two files also if nobody says so."""
+    if plot is None and len(paths) == 2:
+        return Path(f"{Path(paths[0]).stem}-{Path(paths[1]).stem}-similarity.png")
+    return plot
+
+
+def _saved(figure: Any, place: Path | None, overwrite: bool, number: bool = False) -> Path:
+    """Where a plot is; one that is there with these very lines is left alone. Raises as `outputs.atomic`."""
+    assert place is not None
+    try:
+        return plots.save(figure, place, overwrite)
+    except FileExistsError:
+        if not number:
+            raise
+    return plots.save(figure, outputs.numbered(place, os.path.lexists))
 
 
 def facts(path: Path, adapter: Adapter) -> list[tuple[str, str]]:

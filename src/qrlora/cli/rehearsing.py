@@ -35,6 +35,7 @@ def rehearse(
     gradient_checkpointing: Annotated[bool, typer.Option("--gradient-checkpointing", help="Run it so.")] = False,
     report: Annotated[Path | None, typer.Option("--json", help="Write the report to this file, too.")] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1.")] = "auto",
+    overwrite: console.Overwrite = False,
 ) -> None:
     """Say what learning on a base takes, and which card is enough, before downloading it.
 
@@ -42,10 +43,10 @@ def rehearse(
     code that trains: basis, updates, merge, a denoising step. If not, seconds are extrapolated from one block of each
     kind.
     """
-    from .. import rehearsal
+    from .. import outputs, rehearsal
 
-    if report is not None and not report.parent.is_dir():
-        raise FileNotFoundError(f"{report.parent} is no folder: make it, or write the report elsewhere")
+    if report is not None:
+        outputs.check(report, overwrite)
     with console.progress("rehearsing") as bar:
         found = rehearsal.rehearse(
             base,
@@ -64,7 +65,8 @@ def rehearse(
         )
     print_report(found)
     if report is not None:
-        report.write_text(json.dumps(dataclasses.asdict(found), indent=1) + "\n", encoding="utf-8")
+        with outputs.atomic(report, overwrite) as file:
+            file.write((json.dumps(dataclasses.asdict(found), indent=1) + "\n").encode())
 
 
 def print_report(report: "Report") -> None:

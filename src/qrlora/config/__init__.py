@@ -214,7 +214,9 @@ class SampleConfig:
     size: int | None = None
     """Side of the square picture in pixels; None: the base's own."""
     output: str | Path = "picture.png"
-    """The file to write: one picture, or a sheet when `count` is above 1."""
+    """The file to write: one picture, or a sheet when `count` is above 1; numbered if there is one of that name."""
+    overwrite: bool = False
+    """Replace pictures of these names instead of numbering."""
     device: str = "auto"
     """auto (cuda, then mps, then cpu), or a torch device such as cuda:1."""
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"

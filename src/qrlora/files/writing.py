@@ -30,13 +30,15 @@ def save(
     content: str = "full",
     keys: str | None = None,
     dtype: torch.dtype = torch.float32,
+    overwrite: bool = True,
 ) -> None:
     """Write an adapter file, whole or not at all; equal adapters give equal bytes.
 
     Args:    content: a word of CONTENTS.  keys: "kohya" or "diffusers"; None: what most tools of
              the family read.  dtype: of the stored numbers, float32, float16 or bfloat16.
+             overwrite: whether a file with another content may be replaced.
     Raises:  ValueError: unknown word, a layer the spelling cannot hold, a number too large for dtype,
-             "compact" for a method that freezes nothing.  OSError: the file cannot be written.
+             "compact" for a method that freezes nothing.  OSError: the file cannot be written, or not replaced.
     """
     if not Path(path).name.endswith(".safetensors"):
         raise ValueError(f"{path}: the name must end in .safetensors")
@@ -52,7 +54,7 @@ def save(
     for key, tensor in tensors.items():
         if dtype != torch.float32 and not is_finite(tensor):
             raise ValueError(f"{key}: holds numbers too large for {dtype}; save as torch.float32 or torch.bfloat16")
-    storage.write(path, tensors, entries)
+    storage.write(path, tensors, entries, overwrite)
 
 
 def size_in_bytes(

@@ -1,7 +1,4 @@
-"""Everything that is drawn: sheets of pictures, strength grids, what two adapters share. The door to matplotlib.
-
-Each function takes values (pictures, rows) and returns a Figure; `save` writes it, `save_picture` a plain picture.
-"""
+"""What is drawn: sheets of pictures, strength grids, what two adapters share. Values in, a Figure out. [matplotlib]"""
 
 from __future__ import annotations
 
@@ -9,12 +6,9 @@ import math
 import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from PIL import Image, PngImagePlugin
-
-from .outputs import atomic
+from PIL import Image
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -261,33 +255,3 @@ def block_of(layer: str) -> str:
     if parts[0] in ("down_blocks", "up_blocks") and len(parts) > 3:
         return f"{parts[0].split('_')[0]} {parts[1]}.{parts[3]}"
     return "mid" if parts[0] == "mid_block" else ".".join(parts[:2])
-
-
-def save(figure: Figure, path: str | Path) -> Path:
-    """Write a figure whole or not at all; the format is the suffix's (.png, .pdf, .svg ...).
-
-    Raises: OSError: no such folder, a full disk. ValueError: a suffix that is no picture format.
-    """
-    path = Path(path)
-    known = figure.canvas.get_supported_filetypes()
-    if path.suffix[1:].lower() not in known:
-        raise ValueError(f"{path.name}: a plot's name ends in {', '.join(sorted(known))}; try {path.stem}.png")
-    with atomic(path) as file:
-        figure.savefig(file, format=path.suffix[1:].lower())
-    return path
-
-
-def save_picture(picture: Image.Image, path: str | Path, made_with: str = "") -> Path:
-    """Write a picture pixel by pixel, whole or not at all; a PNG also says what it was made with.
-
-    Raises: OSError: no such folder, a full disk. ValueError: a suffix that is no picture format.
-    """
-    path = Path(path)
-    known = Image.registered_extensions()
-    if path.suffix.lower() not in known:
-        raise ValueError(f"{path.name}: no picture format; try {path.stem}.png")
-    info = PngImagePlugin.PngInfo()
-    info.add_text("qrlora", made_with)
-    with atomic(path) as file:
-        picture.save(file, format=known[path.suffix.lower()], pnginfo=info)
-    return path

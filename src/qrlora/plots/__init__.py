@@ -1,0 +1,30 @@
+"""Everything that is drawn, and how it is written to files. The door to matplotlib."""
+
+from .figures import (
+    BAD,
+    GOOD,
+    MUTED,
+    Panel,
+    block_of,
+    curves,
+    layer_lines,
+    sheet,
+    strength_grid,
+)
+from .saving import figure_format, picture_format, save, save_picture
+
+__all__ = [
+    "BAD",
+    "GOOD",
+    "MUTED",
+    "Panel",
+    "block_of",
+    "curves",
+    "figure_format",
+    "layer_lines",
+    "picture_format",
+    "save",
+    "save_picture",
+    "sheet",
+    "strength_grid",
+]

@@ -1,0 +1,63 @@
+"""Figures and pictures to files: whole or not at all, in formats that were tried beforehand. [PIL]"""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from PIL import Image, PngImagePlugin
+
+from ..outputs import atomic
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+
+def save(figure: Figure, path: str | Path, overwrite: bool = True) -> Path:
+    """Write a figure whole or not at all; the format is the suffix's (.png, .pdf, .svg ...).
+
+    Raises: OSError: see `outputs.atomic`. ValueError: a suffix that is no format of figures.
+    """
+    kind = figure_format(path)
+    with atomic(path, overwrite) as file:
+        figure.savefig(file, format=kind)
+    return Path(path)
+
+
+def save_picture(picture: Image.Image, path: str | Path, made_with: str = "", overwrite: bool = True) -> Path:
+    """Write a picture pixel by pixel, whole or not at all; a PNG also says what it was made with.
+
+    Raises: OSError: see `outputs.atomic`. ValueError: a suffix that is no format of pictures.
+    """
+    kind = picture_format(path)
+    info = PngImagePlugin.PngInfo()
+    info.add_text("qrlora", made_with)
+    with atomic(path, overwrite) as file:
+        picture.save(file, format=kind, pnginfo=info)
+    return Path(path)
+
+
+def figure_format(path: str | Path) -> str:
+    """The format that matplotlib writes for a name. Raises ValueError: none."""
+    from matplotlib.backend_bases import FigureCanvasBase
+
+    path = Path(path)
+    known = FigureCanvasBase.get_supported_filetypes().keys() - {"pgf"}  # which needs LaTeX
+    if path.suffix[1:].lower() not in known:
+        raise ValueError(f"{path.name}: a plot's name ends in {', '.join(sorted(known))}; try {path.stem}.png")
+    return path.suffix[1:].lower()
+
+
+def picture_format(path: str | Path) -> str:
+    """The format that PIL writes for a name: some it only reads, and some hold no colours, which a try tells.
+
+    Raises: ValueError: none.
+    """
+    path = Path(path)
+    kind = Image.registered_extensions().get(path.suffix.lower(), "")
+    try:
+        Image.new("RGB", (16, 16)).save(io.BytesIO(), format=kind or "none")
+    except (KeyError, OSError, ValueError) as error:
+        raise ValueError(f"{path.name}: no picture format that can be written; try {path.stem}.png") from error
+    return kind
