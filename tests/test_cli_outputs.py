@@ -253,3 +253,44 @@ def test_a_disk_that_fills_meanwhile_leaves_nothing_half(verb, command, tmp_path
     full_at_the_end(monkeypatch, tmp_path)
     code, _, err = command(verb, tmp_path / "new" / NAMES[verb])
     assert code == 2 and "No space left on device; nothing was written" in err and not list(tmp_path.iterdir())
+
+
+STUDIES = {  # verb: (words before the folder, a page in it, what opens the base)
+    "bench": (["bench", "fusion", "--base", "BASE", "-o"], "rank.md", "qrlora.study.fusion.opened"),
+    "reproduce": (["reproduce", "table3", "--base", "BASE", "-o"], "table3.md", "qrlora.study.lessons.opened"),
+}
+
+
+@pytest.mark.parametrize("verb", STUDIES)
+def test_a_folder_that_cannot_be_written_is_refused_before_a_base_is_opened(
+    verb, tmp_path, capsys, monkeypatch, permissions_count
+):
+    words, page, opener = STUDIES[verb]
+    words = [word.replace("BASE", str(pico.folder())) for word in words]
+    monkeypatch.setattr(opener, lambda *_: pytest.fail("the base was opened"))
+    (tmp_path / "shut").mkdir(mode=0o555)
+    (tmp_path / "file").write_text("no folder")
+    (tmp_path / "used" / page).mkdir(parents=True)
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / page).with_suffix(".png").write_bytes(b"somebody's")
+    before = sorted(tmp_path.rglob("*"))
+    cases = {"shut": "Permission denied", "file": "is no folder", "file/below": "is no folder", "used": "is a folder"}
+    for folder, message in {**cases, "other": "is there already: --overwrite replaces it"}.items():
+        code, out, err = run(capsys, *words, tmp_path / folder)
+        assert code == 2 and out == "" and message in err.strip().splitlines()[-1], (folder, err)
+    refusing(monkeypatch, "posix_fallocate", errno.ENOSPC)
+    code, out, err = run(capsys, *words, tmp_path / "new")
+    assert code == 2 and "No space left on device" in err and sorted(tmp_path.rglob("*")) == before
+
+
+def test_a_result_of_other_settings_is_replaced_only_if_asked(tmp_path, capsys):
+    """The same command makes its own anew; another result has another name."""
+    words = ["reproduce", "table2", "--base", pico.folder(), "--steps", 2, "-o", tmp_path]
+    for more in ([], ["--workers", 2]):
+        code, _, err = run(capsys, *words, *more)
+        assert code == 0, err
+    before = contents(tmp_path)
+    code, _, err = run(capsys, *words, "--rank", 2)
+    assert code == 2 and "--overwrite" in err and contents(tmp_path) == before
+    code, _, err = run(capsys, *words, "--rank", 2, "--overwrite")
+    assert code == 0 and "rank=2" in (tmp_path / "table2.md").read_text(), err

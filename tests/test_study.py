@@ -371,6 +371,12 @@ def test_the_command_prints_the_table_and_writes_page_tables_and_sheet(whole, tm
     with (whole[1] / "rank-pictures.csv").open() as file:
         rows = list(csv.DictReader(file))
     assert len(rows) == 8 * 2 and len({(r["method"], r["pair"], r["seed"]) for r in rows}) == 16
+    before = {path: path.read_bytes() for path in whole[1].glob("*.*")}
+    code, _, err = run(capsys, *words[:-2], "--steps", 3, "--device", "cpu", "-o", whole[1])
+    assert code == 2 and "rank.md: is there already: --overwrite replaces it" in err
+    assert {path: path.read_bytes() for path in whole[1].glob("*.*")} == before
+    code, out, _ = run(capsys, *words, "--device", "cpu", "-o", whole[1])
+    assert code == 0 and "8 of 8 jobs done" in out
     code, _, err = run(capsys, *words, "--methods", "quer", "-o", tmp_path)
     assert code == 2 and "did you mean" in err and not list(tmp_path.iterdir())
 

@@ -64,6 +64,7 @@ def fusion(
     ray: Ray = "",
     device: Device = "auto",
     dtype: Annotated[str, typer.Option(help="Numbers of the base: float32, bfloat16 or float16.")] = "float32",
+    overwrite: console.Overwrite = False,
 ) -> None:
     """Compare ways to fuse a thing and a style, each learnt from one picture.
 
@@ -82,9 +83,11 @@ def fusion(
     chosen: dict[str, Any] = {"pairs": pairs, "seeds": seeds, "first_seed": first_seed, "split": split, "equal": equal}
     chosen |= {"rank": rank, "steps": steps, "pictures": pictures, "device": device, "dtype": dtype}
     chosen["style_word"] = style_word
+    settings = Settings(base=base, **listed, **chosen)
+    report.check(settings, output, overwrite)
     with console.progress("fusion") as bar:
         bar.stage("opening the base model")
-        study = plan(Settings(base=base, **listed, **chosen))
+        study = plan(settings)
 
         def on_job(done: int, total: int, title: str, failure: str) -> None:
             bar.step(done, total, title)
@@ -123,6 +126,7 @@ def reproduce(
     workers: Workers = 1,
     ray: Ray = "",
     device: Device = "auto",
+    overwrite: console.Overwrite = False,
 ) -> None:
     """Make one table or figure of the paper anew, beside the paper's own numbers where it has any.
 
@@ -143,7 +147,7 @@ def reproduce(
         told: dict[str, Any] = {"rank": rank, "steps": steps, "workers": workers, "ray": ray, "device": device}
         told["encoders"] = _names(encoders)
         asked = room.Asked(base=base, pairs=pairs, seed=seed, folder=output, on_job=on_job, **told)
-        found = room.reproduce(name, asked)
+        found = room.reproduce(name, asked, overwrite)
     written = room.write(name, found, asked, "qrlora " + " ".join(sys.argv[1:]))
     if (figure := drawn(found)) is not None:
         written.append(plots.save(figure, output / f"{name}.png"))

@@ -3,15 +3,45 @@
 import csv
 import io
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
+from .. import outputs
 from ..config import as_dict
-from ..outputs import atomic
 from ..world.judges import accuracy_on_unseen
 from .findings import SCORES, SPAN, Findings, Row
 from .fusion import Account
 from .jobs import versions
+from .terms import Settings
+
+TABLES = ("pictures", "table", "differences", "interference", "layers")
+"""What a study's page is made of, each a CSV file beside it."""
+
+
+def check(settings: Settings, folder: Path, overwrite: bool) -> None:
+    """That a study's files can be written, before its base is opened. Raises as `check_page`."""
+    page = folder / f"{settings.equal}.md"
+    beside = [folder / f"{settings.equal}-{name}.csv" for name in TABLES] + [page.with_suffix(".png")]
+    check_page(page, beside, settings_line(as_dict(settings)), overwrite)
+    for room in ("adapters", "results"):
+        outputs.check(folder / room / page.name, overwrite=True)
+
+
+def check_page(page: Path, beside: Iterable[Path], line: str, overwrite: bool) -> None:
+    """That a page and the files beside it can be written, before anything is computed: they are not there, or the page
+    has this line, which says what they were made with, and they are made anew.
+
+    Raises: FileExistsError: they are of other settings, and may not be replaced.  OSError: see `outputs.check`.
+    """
+    ours = page.is_file() and line in page.read_text(encoding="utf-8", errors="replace").splitlines()
+    for path in (page, *beside):
+        outputs.check(path, overwrite or ours)
+
+
+def settings_line(told: Mapping[str, Any]) -> str:
+    """The line of a page that says what it was made with."""
+    return "Settings: " + ", ".join(f"{name}={value}" for name, value in told.items())
 
 
 def write(account: Account, found: Findings, folder: Path, stem: str, command: str) -> list[Path]:
@@ -19,15 +49,12 @@ def write(account: Account, found: Findings, folder: Path, stem: str, command: s
 
     Raises: OSError: a full disk; files that are not whole are not left.
     """
-    tables = {"pictures": found.pictures, "table": found.table, "differences": found.differences}
-    tables |= {"interference": found.interference, "layers": found.layers}
-    written = []
-    for name, rows in tables.items():
-        if rows:
+    written = [folder / f"{stem}.md"]  # first: it says whose the others are
+    _write(written[0], page(account, found, command))
+    for name in TABLES:
+        if rows := getattr(found, name):
             written.append(folder / f"{stem}-{name}.csv")
             _write(written[-1], as_csv(rows))
-    written.append(folder / f"{stem}.md")
-    _write(written[-1], page(account, found, command))
     return written
 
 
@@ -78,7 +105,7 @@ def page(account: Account, found: Findings, command: str) -> str:
         *_listed("Cut to a file's rank, largest relative error", [f"`{m}`: {x:.1%}" for m, x in found.cut.items()]),
         *_listed("Failed", [f"{title}: {reason}" for title, reason in account.failed.items()]),
         *_listed("Missing", [job.title for job in account.missing]),
-        "Settings: " + ", ".join(f"{k}={v}" for k, v in as_dict(settings).items()),
+        settings_line(as_dict(settings)),
         "",
         "Versions: " + ", ".join(f"{k} {v}" for k, v in versions().items()),
         "",
@@ -164,5 +191,5 @@ def markdown(rows: Sequence[Row]) -> list[str]:
 
 
 def _write(path: Path, text: str) -> None:
-    with atomic(path) as file:
+    with outputs.atomic(path) as file:
         file.write(text.encode())

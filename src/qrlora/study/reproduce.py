@@ -18,7 +18,7 @@ from .initialisation import initialisation
 from .jobs import versions
 from .lessons import Asked
 from .matrices import figure3, figure14, table4
-from .report import as_csv, markdown
+from .report import as_csv, check_page, markdown, settings_line
 
 
 class Result(NamedTuple):
@@ -53,30 +53,39 @@ RESULTS = {
 }
 
 
-def reproduce(name: str, asked: Asked) -> Reproduced:
+def reproduce(name: str, asked: Asked, overwrite: bool = False) -> Reproduced:
     """One result of the paper.
 
-    Raises: ValueError: an unknown name; a job that failed.  OSError: no such base, a full disk.
+    Args:   overwrite: whether the result of other settings, in the folder, may be replaced.
+    Raises: ValueError: an unknown name; a job that failed.  OSError: no such base, a full disk; see `check_page`.
     """
     if name not in RESULTS:
         near = difflib.get_close_matches(name, RESULTS, n=1)
         hint = f"did you mean {near[0]!r}? " if near else ""
         raise ValueError(f"no result {name!r} of the paper; {hint}There are: {', '.join(RESULTS)}")
     make, base = RESULTS[name]
+    page = asked.folder / f"{name}.md"
+    check_page(page, [page.with_suffix(".csv"), page.with_suffix(".png")], _settings(name, asked), overwrite)
     return make(asked if asked.base else replace(asked, base=base))
 
 
 def write(name: str, found: Reproduced, asked: Asked, command: str) -> list[Path]:
-    """NAME.csv and NAME.md in the folder; returns the files."""
+    """NAME.md and NAME.csv in the folder; returns the files."""
     page = [f"# {found.title}", "", f"`{command}`", "", *(line for note in found.notes for line in (note, ""))]
     page += [*markdown([{k: shown(v) for k, v in row.items()} for row in found.rows]), ""]
-    page += ["Versions: " + ", ".join(f"{k} {v}" for k, v in versions().items()), ""]
+    page += [_settings(name, asked), "", "Versions: " + ", ".join(f"{k} {v}" for k, v in versions().items()), ""]
     written = []
-    for ending, text in ((".csv", as_csv(found.rows)), (".md", "\n".join(page))):
+    for ending, text in ((".md", "\n".join(page)), (".csv", as_csv(found.rows))):  # it says whose the others are
         written.append(asked.folder / f"{name}{ending}")
         with atomic(written[-1]) as file:
             file.write(text.encode())
     return written
+
+
+def _settings(name: str, asked: Asked) -> str:
+    """What a result was made with."""
+    told = {key: getattr(asked, key) for key in ("base", "pairs", "seed", "rank", "steps", "encoders", "device")}
+    return settings_line({**told, "base": asked.base or RESULTS[name].base})
 
 
 def shown(value: Any) -> str:
