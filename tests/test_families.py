@@ -278,8 +278,12 @@ def test_loss_is_that_of_the_public_sd3_dreambooth_training(with_t5):
 @pytest.mark.parametrize("guidance_embeds", [True, False])
 def test_loss_is_that_of_the_public_flux_dreambooth_training(guidance_embeds):
     """Written from the description of diffusers' script, with the pipeline's packing: T5's states, CLIP's pooled one,
-    a guidance of 3.5 where the model reads one, time / 1000, each 2 x 2 patch with its place, zeros for words."""
-    base = open_base(pico.folder("flux", guidance_embeds=guidance_embeds), "cpu")
+    a guidance of 3.5 where the model reads one, time / 1000, each 2 x 2 patch with its place, zeros for words. dev is
+    told 512 tokens, schnell 256."""
+    base, length = (
+        open_base(pico.folder("flux", guidance_embeds=guidance_embeds), "cpu"),
+        512 if guidance_embeds else 256,
+    )
     pipe, (clean, noise, rows, prompts) = base.pipe, flow_draws()
     with torch.no_grad():
         sigma = pipe.scheduler.sigmas[rows].view(-1, 1, 1, 1)
@@ -289,8 +293,8 @@ def test_loss_is_that_of_the_public_flux_dreambooth_training(guidance_embeds):
             timestep=pipe.scheduler.timesteps[rows] / 1000,
             guidance=torch.tensor([3.5, 3.5]) if guidance_embeds else None,
             pooled_projections=pipe.text_encoder(tokens(pipe.tokenizer, prompts, 77)).pooler_output,
-            encoder_hidden_states=pipe.text_encoder_2(tokens(pipe.tokenizer_2, prompts, 512))[0],
-            txt_ids=torch.zeros(512, 3),
+            encoder_hidden_states=pipe.text_encoder_2(tokens(pipe.tokenizer_2, prompts, length))[0],
+            txt_ids=torch.zeros(length, 3),
             img_ids=pipe._prepare_latent_image_ids(2, 4, 4, "cpu", torch.float32),
         ).sample
         guess = pipe._unpack_latents(guess, 16, 16, pipe.vae_scale_factor)
@@ -321,13 +325,21 @@ def test_a_folders_own_defaults_win_over_the_familys(base):
     assert (base.defaults.rank, base.defaults.sample_steps) == (4, pico.DEFAULTS["sample"]["steps"])
 
 
-def test_flux_without_a_guidance_input_draws_as_schnell_unless_it_says_otherwise(tmp_path):
+def test_schnell_draws_in_4_steps_and_reads_256_tokens_unless_its_noise_is_shifted_as_devs(tmp_path):
+    """A base that was freed from dev's distillation reads no guidance either, but is no schnell."""
     folder = tmp_path / "b"
     shutil.copytree(pico.folder("flux", guidance_embeds=False), folder, ignore=shutil.ignore_patterns("qrlora.json"))
     own = open_base(folder, "cpu").defaults
     assert (own.sample_steps, own.guidance, own.rank) == (4, 1.0, 64)
     (folder / "qrlora.json").write_text('{"defaults": {"sample": {"guidance": 3}}}')
-    assert (open_base(folder, "cpu").defaults.sample_steps, open_base(folder, "cpu").defaults.guidance) == (4, 3)
+    schnell = open_base(folder, "cpu")
+    assert (schnell.defaults.sample_steps, schnell.defaults.guidance) == (4, 3)
+    levels = folder / "scheduler" / "scheduler_config.json"
+    levels.write_text(json.dumps(json.loads(levels.read_text()) | {"use_dynamic_shifting": True}))
+    freed = open_base(folder, "cpu")
+    assert (freed.defaults.sample_steps, freed.defaults.guidance) == (28, 3)
+    read = [x.encode_prompt(["a dog"], Framing.plain(16, 16)).tensors["text"].shape[1] for x in (schnell, freed)]
+    assert read == [256, 512]
 
 
 def test_nothing_of_an_open_base_learns(any_base):

@@ -212,12 +212,13 @@ def stock(pipe, prompt, seeds, **told):
 def test_negative_prompts_are_the_stock_pipelines():
     """SDXL and SD3: with classifier-free guidance; FLUX without a guidance input: what its pipeline calls true."""
     prompt, told, schnell = "a dog", {"negative_prompt": ["sketch"] * 2}, opened("flux", guidance_embeds=False)
+    words = {"max_sequence_length": 256}
     for base in (opened("sdxl"), opened("sd3")):
         ours = generate(base, prompt, negative_prompt="sketch", seed=3, count=2)
         assert_same(ours, stock(base.pipe, prompt, (3, 4), **told))
         assert not np.array_equal(values(ours), values(generate(base, prompt, seed=3, count=2)))
     ours = generate(schnell, prompt, negative_prompt="sketch", seed=3, count=2)
-    assert_same(ours, stock(schnell.pipe, prompt, (3, 4), true_cfg_scale=2.0, **told))
+    assert_same(ours, stock(schnell.pipe, prompt, (3, 4), true_cfg_scale=2.0, **told, **words))
 
 
 def test_guidance_of_flux_is_a_number_it_reads_or_classifier_free():
@@ -227,9 +228,10 @@ def test_guidance_of_flux_is_a_number_it_reads_or_classifier_free():
     assert_differ(generate(dev, "a dog", guidance=60.0), generate(dev, "a dog", guidance=1.0))
     with pytest.raises(ValueError, match="guidance-distilled and reads no negative prompt: leave it empty"):
         generate(dev, "a dog", negative_prompt="sketch")
-    told = {"true_cfg_scale": 6.0, "negative_prompt": [""]}
+    words = {"max_sequence_length": 256}
+    told = {"true_cfg_scale": 6.0, "negative_prompt": [""], **words}
     assert_same(generate(schnell, "a dog", guidance=6.0), stock(schnell.pipe, "a dog", (0,), **told))
-    assert_same(generate(schnell, "a dog", guidance=1.0), stock(schnell.pipe, "a dog", (0,)))
+    assert_same(generate(schnell, "a dog", guidance=1.0), stock(schnell.pipe, "a dog", (0,), **words))
 
 
 @pytest.mark.parametrize("family", pico.BASES)

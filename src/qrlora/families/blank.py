@@ -55,7 +55,7 @@ def blank_example(
 ) -> tuple[Tensor, Any]:
     """Random latents (rows, c, h, w) float32 and a random condition in the model's dtype, of the shapes that a picture
     of `resolution` pixels has; on the meta device shapes alone."""
-    shapes = base.family.shapes(base.model.config, resolution // base.pipe.vae_scale_factor, tokens)
+    shapes = base.family.shapes(base.pipe, resolution // base.pipe.vae_scale_factor, tokens)
     numbers = (p.dtype for n, p in base.model.named_parameters() if "lora_" not in n)
     dtype = next(x for x in numbers if x.is_floating_point)  # 4-bit weights are stored as whole numbers
     drawn = {name: torch.randn(rows, *shape[1:], device=device) for name, shape in shapes.items()}

@@ -18,8 +18,8 @@ from ..config import FamilyDefaults
 from .record import Condition, Family, Framing, Tokens
 from .stock import draw, text_length
 
-TEXT_LENGTH = 512
-"""Tokens of T5: the pipeline's own choice."""
+TEXT_LENGTH, SCHNELL_TEXT_LENGTH = 512, 256
+"""Tokens of T5: the pipeline's own choice, and what FLUX.1-schnell was made for (its model card)."""
 TRAINING_GUIDANCE = 3.5
 """What a guidance-distilled base is told while it learns: the public training's default, and the pipeline's."""
 
@@ -36,12 +36,24 @@ def distilled(pipe: Any) -> bool:
     return bool(pipe.transformer.config.guidance_embeds)
 
 
+def is_schnell(pipe: Any) -> bool:
+    """Whether the base is FLUX.1-schnell: it reads no guidance, and its noise levels are not shifted. Bases that were
+    freed from FLUX.1-dev's distillation keep the shift, which depends on the picture's size."""
+    levels = pipe.scheduler.config
+    return not distilled(pipe) and not levels.get("use_dynamic_shifting") and levels.get("shift", 1.0) == 1.0
+
+
+def text_tokens(pipe: Any, longest: int) -> int:
+    """T5's tokens of a prompt, of at most so many that the tokenizer takes."""
+    return min(longest, SCHNELL_TEXT_LENGTH if is_schnell(pipe) else TEXT_LENGTH)
+
+
 def encode_prompt(pipe: Any, prompts: Sequence[str], framing: Framing) -> Condition:
     """T5's last states, CLIP's pooled state, and the guidance if the base reads one. The framing is no condition.
 
-    Returns: text (b, TEXT_LENGTH, d), pooled (b, p), guidance (b,) float32.
+    Returns: text (b, text_tokens, d), pooled (b, p), guidance (b,) float32.
     """
-    length = text_length(pipe.tokenizer_2, TEXT_LENGTH)
+    length = text_tokens(pipe, text_length(pipe.tokenizer_2, TEXT_LENGTH))
     text, pooled, _ = pipe.encode_prompt(list(prompts), max_sequence_length=length)
     guidance = {"guidance": torch.full((len(prompts),), TRAINING_GUIDANCE, device=text.device)}
     return Condition({"text": text, "pooled": pooled, **(guidance if distilled(pipe) else {})})
@@ -98,15 +110,16 @@ def sample(
         raise ValueError("this FLUX base is guidance-distilled and reads no negative prompt: leave it empty")
     else:
         told = {"guidance_scale": guidance}
-    length = text_length(pipe.tokenizer_2, TEXT_LENGTH)
+    length = text_tokens(pipe, text_length(pipe.tokenizer_2, TEXT_LENGTH))
     rows = draw(pipe, prompts, size, steps, generators, max_sequence_length=length, **told)
     side = size // size_step(pipe)
     return unpacked(rows, side, side)
 
 
-def shapes(config: Any, side: int, tokens: Tokens) -> dict[str, tuple[int, ...]]:
+def shapes(pipe: Any, side: int, tokens: Tokens) -> dict[str, tuple[int, ...]]:
     """What `predict` reads for one picture; the latents are not packed yet."""
-    text = (1, min(TEXT_LENGTH, tokens.t5), config.joint_attention_dim)
+    config = pipe.transformer.config
+    text = (1, text_tokens(pipe, tokens.t5), config.joint_attention_dim)
     told = {
         "latents": (1, config.in_channels // 4, side, side),
         "text": text,
@@ -126,8 +139,8 @@ def size_step(pipe: Any) -> int:
 
 
 def exceptions(pipe: Any) -> Mapping[str, Any]:
-    """FLUX.1-schnell draws in 4 steps without guidance; other bases that are not distilled say so in `qrlora.json`."""
-    return {} if distilled(pipe) else {"sample_steps": 4, "guidance": 1.0}
+    """FLUX.1-schnell draws in 4 steps without guidance."""
+    return {"sample_steps": 4, "guidance": 1.0} if is_schnell(pipe) else {}
 
 
 FLUX = Family(

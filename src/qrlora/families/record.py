@@ -94,7 +94,7 @@ class Family:
     blocks: tuple[str, ...]
     """Class names of the blocks that nearly all weights and work of the trainable part are in."""
     shapes: Callable[[Any, int, Tokens], Mapping[str, tuple[int, ...]]]
-    """(config of the trainable part, side of the latents, tokens) -> the shape of one row of "latents" and of each
+    """(pipe, side of the latents, tokens that its tokenizers take) -> the shape of one row of "latents" and of each
     tensor of the condition."""
     rows_drawn: Callable[[Any, float], int] = lambda pipe, guidance: 2 if guidance > 1 else 1
     """(pipe, guidance) -> rows that the model answers in a denoising step of one picture: two if the guidance is

@@ -59,8 +59,9 @@ def sample(
     return draw(pipe, prompts, size, steps, generators, max_sequence_length=length, **told)
 
 
-def shapes(config: Any, side: int, tokens: Tokens) -> dict[str, tuple[int, ...]]:
+def shapes(pipe: Any, side: int, tokens: Tokens) -> dict[str, tuple[int, ...]]:
     """What `predict` reads for one picture."""
+    config = pipe.transformer.config
     text = (1, tokens.clip + min(T5_LENGTH, tokens.t5), config.joint_attention_dim)
     return {"latents": (1, config.in_channels, side, side), "text": text, "pooled": (1, config.pooled_projection_dim)}
 

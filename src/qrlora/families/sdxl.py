@@ -55,8 +55,9 @@ def sample(
     return draw(pipe, prompts, size, steps, generators, **told)
 
 
-def shapes(config: Any, side: int, tokens: Tokens) -> dict[str, tuple[int, ...]]:
+def shapes(pipe: Any, side: int, tokens: Tokens) -> dict[str, tuple[int, ...]]:
     """What `predict` reads for one picture."""
+    config = pipe.unet.config
     pooled = config.projection_class_embeddings_input_dim - 6 * config.addition_time_embed_dim
     text = (1, tokens.clip, config.cross_attention_dim)
     return {"latents": (1, config.in_channels, side, side), "text": text, "pooled": (1, pooled), "time_ids": (1, 6)}
