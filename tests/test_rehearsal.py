@@ -24,7 +24,8 @@ from qrlora.rehearsal.blocks import kinds_of
 from qrlora.rehearsal.live import Live, flash, start_on, step_bytes
 from qrlora.rehearsal.task import Task
 from qrlora.training import denoising_loss
-from qrlora.training.loop import NAME, recomputing
+from qrlora.training.learners import NAME
+from qrlora.training.loop import recomputing
 from qrlora.training.optimizers import OPTIMIZERS
 
 HUB_SIZES = {  # numbers in the trainable part, as the hub's pages count them

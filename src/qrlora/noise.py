@@ -43,14 +43,29 @@ def noising_of(scheduler_config: Mapping[str, Any], min_snr_gamma: float = 0.0, 
     """
     if times not in TIMES:
         raise ValueError(f"no density of times {times!r}; known: {', '.join(TIMES)}")
-    if not _is_flow(scheduler_config):
-        return _diffusion(scheduler_config, min_snr_gamma, times)
+    process = process_of(scheduler_config)
+    if not _is_flow(process):
+        return _diffusion(process, min_snr_gamma, times)
     if min_snr_gamma:
         way_out = "leave it at 0 and choose times, such as times=logit-normal"
         raise ValueError(
             f"min_snr_gamma={min_snr_gamma:g} is for bases that learn by diffusion, not by flow: {way_out}"
         )
-    return _rectified_flow(scheduler_config, times)
+    return _rectified_flow(process, times)
+
+
+def process_of(scheduler_config: Mapping[str, Any]) -> dict[str, Any]:
+    """The entries of a scheduler's config, defaults filled in, that say which process it is: all that is read here, so
+    that configs with equal entries train alike, whatever else they say about sampling."""
+    given, steps = scheduler_config.get, {"num_train_timesteps": scheduler_config.get("num_train_timesteps", 1000)}
+    if _is_flow(scheduler_config):
+        return {**steps, "shift": 1.0 if given("use_dynamic_shifting") else given("shift", 1.0)}
+    kept = {"prediction_type": given("prediction_type", "epsilon")}
+    kept["rescale_betas_zero_snr"] = bool(given("rescale_betas_zero_snr"))
+    if given("trained_betas") is not None:
+        return {**kept, **steps, "trained_betas": list(scheduler_config["trained_betas"])}
+    betas = {"beta_start": given("beta_start", 0.0001), "beta_end": given("beta_end", 0.02)}
+    return {**kept, **steps, **betas, "beta_schedule": given("beta_schedule")}
 
 
 def _is_flow(config: Mapping[str, Any]) -> bool:
@@ -59,7 +74,7 @@ def _is_flow(config: Mapping[str, Any]) -> bool:
     return name.startswith("FlowMatch") if name else "shift" in config
 
 
-def _rectified_flow(config: Mapping[str, Any], times: str) -> Noising:
+def _rectified_flow(process: Mapping[str, Any], times: str) -> Noising:
     """Straight lines from picture to noise (arXiv 2209.03003; SD3: arXiv 2403.03206, eq. 1 and 13).
 
     x_s = (1 - s) x + s n with s in 0..1; the model answers the line's direction n - x and reads s T as its time. Drawn
@@ -67,7 +82,7 @@ def _rectified_flow(config: Mapping[str, Any], times: str) -> Noising:
     every time weighs the same, which with logit-normal times is SD3's loss (the public SD3 script: with
     `--precondition_outputs=0`; its default weighs by s^2).
     """
-    sigmas = flow_sigmas(config)
+    sigmas = flow_sigmas(process)
     steps = len(sigmas)
 
     def add_noise(x: Tensor, noise: Tensor, time: Tensor) -> Tensor:
@@ -90,9 +105,9 @@ def flow_sigmas(config: Mapping[str, Any]) -> Tensor:
     part of training. A shift that depends on the picture's size (`use_dynamic_shifting`, as FLUX.1-dev's) is applied
     in sampling alone: the public trainings draw from the unshifted levels, and so do we.
     """
-    steps = config.get("num_train_timesteps", 1000)
+    process = process_of(config)
+    steps, shift = process["num_train_timesteps"], process["shift"]
     t = torch.arange(1, steps + 1, dtype=torch.float32) / steps
-    shift = 1.0 if config.get("use_dynamic_shifting") else config.get("shift", 1.0)
     return shift * t / (1 + (shift - 1) * t)
 
 
@@ -101,15 +116,15 @@ def _rows(share: Tensor, steps: int) -> Tensor:
     return (steps * share).long().clamp_max(steps - 1)
 
 
-def _diffusion(config: Mapping[str, Any], min_snr_gamma: float, times: str) -> Noising:
+def _diffusion(process: Mapping[str, Any], min_snr_gamma: float, times: str) -> Noising:
     """DDPM (arXiv 2006.11239): x_t = a_t x + s_t n with a_t = sqrt(prod(1 - beta)), s_t = sqrt(1 - a_t^2).
 
     The model answers n (epsilon) or a_t n - s_t x (v-prediction, arXiv 2202.00512).
     """
-    kind = config.get("prediction_type", "epsilon")
+    kind = process["prediction_type"]
     if kind not in TARGETS:
         raise ValueError(f"cannot train a base that predicts {kind!r}; known: {', '.join(TARGETS)}")
-    squared = alphas_cumprod(config)  # a_t^2 = the signal's share of the variance
+    squared = alphas_cumprod(process)  # a_t^2 = the signal's share of the variance
     signal, spread = squared.sqrt(), (1 - squared).sqrt()
 
     def scales(x: Tensor, time: Tensor) -> tuple[Tensor, Tensor]:
@@ -176,10 +191,11 @@ def alphas_cumprod(config: Mapping[str, Any]) -> Tensor:
     2305.08891, algorithm 1).
     Raises: ValueError: no beta schedule in the config, or one that is not known here.
     """
-    schedule, steps = config.get("beta_schedule"), config.get("num_train_timesteps", 1000)
-    start, end = config.get("beta_start", 0.0001), config.get("beta_end", 0.02)
-    if config.get("trained_betas") is not None:
-        betas = torch.tensor(config["trained_betas"], dtype=torch.float32)
+    process = process_of(config)
+    schedule, steps = process.get("beta_schedule"), process["num_train_timesteps"]
+    start, end = process.get("beta_start", 0.0), process.get("beta_end", 0.0)
+    if "trained_betas" in process:
+        betas = torch.tensor(process["trained_betas"], dtype=torch.float32)
     elif schedule == "linear":
         betas = torch.linspace(start, end, steps, dtype=torch.float32)
     elif schedule == "scaled_linear":  # linear in sqrt(beta): latent diffusion, SDXL
@@ -191,7 +207,7 @@ def alphas_cumprod(config: Mapping[str, Any]) -> Tensor:
         known = "linear, scaled_linear, squaredcos_cap_v2"
         raise ValueError(f"cannot train with the noise schedule {schedule!r} of this base; known: {known}")
     squared = torch.cumprod(1 - betas, dim=0)
-    if not config.get("rescale_betas_zero_snr"):
+    if not process["rescale_betas_zero_snr"]:
         return squared
     root = squared.sqrt()
     return ((root - root[-1]) * (root[0] / (root[0] - root[-1]))) ** 2

@@ -61,12 +61,13 @@ def begin(model: nn.Module, starts: Mapping[str, Start], name: str) -> list[nn.P
 
 def learning_factors(model: nn.Module, name: str) -> dict[str, nn.Parameter]:
     """{"LAYER.A" or "LAYER.B": parameter} of the factors of an adapter that get gradients, sorted by name."""
-    factors = {
-        f"{layer_name}.{factor}": values[name]
-        for layer_name, layer in _layers(model, name).items()
-        for factor, values in (("A", layer.A), ("B", layer.B))
-    }
-    return {key: factors[key] for key in sorted(factors) if factors[key].requires_grad}
+    return {key: x for key, x in _factors(model, name).items() if x.requires_grad}
+
+
+def frozen_factors(model: nn.Module, name: str) -> dict[str, nn.Parameter]:
+    """The others, in the same form; those of a start that is subtracted have "__start" behind their keys. What learns
+    means something beside them only. After a change of their numbers `set_strengths` has the layers read them anew."""
+    return {key: x for key, x in _factors(model, name).items() if not x.requires_grad}
 
 
 def lift(model: nn.Module, name: str, header: Header) -> Adapter:
@@ -217,6 +218,18 @@ def _layers(model: nn.Module, name: str) -> dict[str, Layer]:
     if not found:
         raise ValueError(f"no adapter named {name!r} on the model; there are: {', '.join(attached(model)) or 'none'}")
     return found
+
+
+def _factors(model: nn.Module, name: str) -> dict[str, nn.Parameter]:
+    """{"LAYER.A" or "LAYER.B": parameter} of an adapter and, with its ending, of a start that is subtracted; sorted."""
+    factors = {
+        f"{layer_name}.{factor}{ending}": values[name + ending]
+        for layer_name, layer in _layers(model, name).items()
+        for factor, values in (("A", layer.A), ("B", layer.B))
+        for ending in ("", SUBTRACTED)
+        if name + ending in values
+    }
+    return dict(sorted(factors.items()))
 
 
 def _pair(layer: Layer, name: str) -> Pair:

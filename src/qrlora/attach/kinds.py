@@ -11,7 +11,7 @@ import copy
 import dataclasses
 import difflib
 import warnings
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -50,10 +50,17 @@ class Foreign:
     tuner: nn.Module
     kind: str
     layers: Collection[str]
+    brought: Mapping[str, Tensor]
+    """{name: tensor} of the numbers that came with it onto the model."""
 
     def factors(self) -> dict[str, nn.Parameter]:
         """{name: parameter} of what learns, sorted by name."""
         return dict(sorted((name, p) for name, p in self.tuner.named_parameters() if p.requires_grad))
+
+    def frozen(self) -> dict[str, Tensor]:
+        """{name: tensor} of what came with it and does not learn, such as random projections. Whole numbers, which
+        every machine draws alike, are left out."""
+        return {name: x for name, x in self.brought.items() if not x.requires_grad and x.is_floating_point()}
 
     def lift(self, header: Header) -> Adapter:
         """The measured updates, each cut to rank 2 r; header.config says the relative error of the cut over all layers,
@@ -114,6 +121,7 @@ def begin_kind(model: nn.Module, layers: Collection[str], kind: str, rank: int, 
     row = PeftType(name)
     config_of: Any = PEFT_TYPE_TO_CONFIG_MAPPING[row]
     own = {x.name: x.default for x in dataclasses.fields(config_of)}
+    before = {id(x) for x in _tensors(model).values()}
     ranks = {x: rank for x in ("r", "lora_alpha", "alpha") if isinstance(own.get(x), int) and kind not in RANKLESS}
     with warnings.catch_warnings(), torch.random.fork_rng():
         warnings.simplefilter("ignore")  # advice on settings that nobody here can change
@@ -124,7 +132,13 @@ def begin_kind(model: nn.Module, layers: Collection[str], kind: str, rank: int, 
         except (ValueError, TypeError, RuntimeError, AssertionError) as error:
             raise ValueError(f"{PREFIX}{kind} cannot be put on these layers: {error}") from error
     model.eval()
-    return Foreign(model, tuner, kind, list(layers))
+    brought = {key: x for key, x in sorted(_tensors(tuner).items()) if id(x) not in before}
+    return Foreign(model, tuner, kind, list(layers), brought)
+
+
+def _tensors(model: nn.Module) -> dict[str, Tensor]:
+    """{name: tensor} of a model's parameters and buffers, each once."""
+    return {**dict(model.named_buffers()), **dict(model.named_parameters())}
 
 
 def measured(layer: Any, what: str) -> Tensor:

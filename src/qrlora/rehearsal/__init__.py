@@ -24,7 +24,7 @@ from ..families.blank import blank_base
 from ..files import size_in_bytes
 from ..methods import METHODS
 from ..training import check_against
-from ..training.loop import NAME
+from ..training.learners import NAME
 from ..training.processes import Processes
 from . import blocks, live, whole
 from .memory import free

@@ -17,7 +17,7 @@ from ..attach import detach
 from ..families.blank import materialise
 from ..linalg import leading_subspace
 from ..methods import METHODS
-from ..training.loop import NAME
+from ..training.learners import NAME
 from .live import Live, start_on
 from .memory import settle
 from .task import Stage, Task

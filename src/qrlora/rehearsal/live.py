@@ -20,7 +20,8 @@ from ..attach import begin
 from ..methods import METHODS, Start
 from ..noise import Noising
 from ..training import denoising_loss
-from ..training.loop import NAME, recomputing
+from ..training.learners import NAME
+from ..training.loop import recomputing
 from ..training.optimizers import OPTIMIZERS
 from .task import Task
 

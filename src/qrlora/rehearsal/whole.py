@@ -22,7 +22,8 @@ from ..data import Example
 from ..devices import give_back
 from ..families.blank import materialise, materialise_quantised
 from ..methods import METHODS
-from ..training.loop import NAME, drawing, recomputing
+from ..training.learners import NAME
+from ..training.loop import drawing, recomputing
 from ..training.optimizers import OPTIMIZERS
 from ..training.processes import Processes
 from .blocks import seconds

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import difflib
-import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -24,23 +23,13 @@ from ..methods import METHODS
 from ..noise import noising_of
 from . import optimizers
 from .checkpoint import Checkpoint
+from .identity import ELSEWHERE, circumstances, identity
 from .learners import prepared
 from .loop import Progress, denoising_loss, run
 from .processes import Processes, how_many, is_main, join
+from .signals import noted
 
 __all__ = ["Progress", "denoising_loss", "how_many", "is_main", "train"]
-
-LOCAL = (
-    "output",
-    "device",
-    "offload",
-    "save_every",
-    "checkpoint_dir",
-    "preview_every",
-    "preview_prompt",
-    "tensorboard",
-)
-"""Settings that say where a run is done and what is seen of it, not what it learns: the adapter does not keep them."""
 
 
 def train(
@@ -85,17 +74,16 @@ def train(
     assert config.resolution is not None
     asks = config.method in METHODS and METHODS[config.method].directions == "contrast"
     ordinary = ordinary_prompts(config) if asks else []
-    example = prepare(base, load_picture(config.image, config.resolution), config.prompt, ordinary)
+    picture = load_picture(config.image, config.resolution)
+    example = prepare(base, picture, config.prompt, ordinary)
+    whose = identity(config, base, picture)
     if owned and not config.preview_every:
         base.release()
     base.park()
     try:
-        adapter = _learn(config, base, example, processes, on_step, on_preview, stage)
+        adapter = _learn(config, base, example, whose, processes, on_step, on_preview, stage)
     finally:
         base.unpark()
-    if processes.main:
-        save(adapter, config.output)
-        Checkpoint.remove(config.checkpoints)
     processes.wait()
     return adapter
 
@@ -104,12 +92,14 @@ def _learn(
     config: TrainConfig,
     base: Base,
     example: Example,
+    whose: Mapping[str, Any],
     processes: Processes,
     on_step: Callable[[Progress], Any] | None,
     on_preview: Callable[[int, Any], Any] | None,
     stage: Callable[[str, float], Any],
 ) -> Adapter:
-    """The adapter that grows on the base's model, lifted out of it; the model is left without it."""
+    """The adapter that grows on the base's model, lifted out of it and written; the model is left without it."""
+    assert config.steps is not None and config.decay is not None
 
     def draw(step: int) -> None:
         assert on_preview is not None
@@ -125,12 +115,19 @@ def _learn(
     header = _header(config, base)
     learner = put_on()
     try:
-        processes.agree(learner.basis)
-        identity = _identity(config, example, learner.basis)
-        tell = on_step or (lambda _: None)
-        run(config, base, example, learner.factors, generator, identity, processes, tell, draw)
-        told = {} if learner.lost is None else {"basis_energy_lost": learner.lost}
-        return learner.lift(replace(header, basis=learner.basis, config={**header.config, **told}))
+        processes.agree(learner.start["basis"])
+        here = circumstances(base, processes.count)
+        kept = Checkpoint(config.checkpoints, whose, here, config.steps, config.decay, learner, generator)
+        with noted() as asked:
+            run(config, base, example, kept, processes, asked, on_step or (lambda _: None), draw)
+            lost = learner.start["lost"]
+            told = {} if lost is None else {"basis_energy_lost": lost}
+            about = replace(header, basis=learner.start["basis"], config={**header.config, **told})
+            adapter = learner.lift(about)
+            if processes.main:
+                save(adapter, config.output)
+                kept.remove()
+        return adapter
     finally:
         learner.detach()
 
@@ -163,17 +160,8 @@ def _header(config: TrainConfig, base: Base) -> Header:
 
 def _settings(config: TrainConfig) -> dict[str, Any]:
     """What a run learns from: its settings without places; where a person keeps pictures is nobody else's business."""
-    values = {name: value for name, value in as_dict(config).items() if name not in LOCAL}
+    values = {name: value for name, value in as_dict(config).items() if name not in ELSEWHERE}
     return {**values, "image": Path(config.image).name}
-
-
-def _identity(config: TrainConfig, example: Example, digest: str) -> dict[str, Any]:
-    """What must be equal for a checkpoint to be this run's. `steps` may differ: the learning rate is constant."""
-    skipped = (*LOCAL, "steps", "image", "base")
-    values = {name: value for name, value in as_dict(config).items() if name not in skipped}
-    told = [x for _, x in sorted(example.condition.tensors.items())]
-    seen = b"".join(x.detach().float().cpu().contiguous().numpy().tobytes() for x in [example.latents, *told])
-    return {**values, "picture and prompt": hashlib.sha256(seen).hexdigest()[:16], "basis": digest[:16]}
 
 
 def _check(config: TrainConfig, on_preview: Any) -> None:

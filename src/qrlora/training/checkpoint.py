@@ -3,19 +3,26 @@
 from __future__ import annotations
 
 import json
-import shutil
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor
 
-from ..storage import read, write
+from ..storage import read, read_metadata, write
+from ..temporaries import clear
+from .learners import Learner
 from .loss_scale import LossScale
+from .optimizers import falling
+from .processes import is_main
 
 FILE = "state.safetensors"
+ENTRIES = {"step": int, "steps": int, "run": dict, "circumstances": dict, "start": dict, "optimizer": dict}
+ENTRIES |= {"tensors": int, "loss scale": dict}
+"""What a state's metadata holds, each as JSON."""
 
 
 @dataclass(frozen=True)
@@ -25,30 +32,38 @@ class Checkpoint:
     folder: Path
     identity: Mapping[str, Any]
     """What must be equal for a state on disk to be this run's."""
-    factors: Mapping[str, nn.Parameter]
-    """What learns, by name."""
-    optimizer: torch.optim.Optimizer
-    scale: LossScale
+    circumstances: Mapping[str, Any]
+    """What changes the last digits only."""
+    steps: int
+    """Updates in all."""
+    decay: float
+    """Part of them over which the learning rate falls."""
+    learner: Learner
+    """What learns, and the rest of the adapter: elsewhere others of its span are found, so that a state holds it."""
     generator: torch.Generator
 
-    def save(self, step: int) -> None:
+    def save(self, step: int, optimizer: torch.optim.Optimizer, scale: LossScale) -> None:
         """Write the state after an update, whole or not at all.
 
         Raises: OSError: the disk is full or the folder cannot be written; the last state stays.
         """
         tensors, numbers = {"generator": self.generator.get_state()}, {}
-        for key, parameter in self.factors.items():
+        for key, tensor in self.learner.frozen.items():
+            tensors[f"frozen {key}"] = tensor.detach()
+        for key, parameter in self.learner.factors.items():
             tensors[f"factor {key}"] = parameter.detach()
-            for what, value in self.optimizer.state[parameter].items():
-                (tensors if isinstance(value, torch.Tensor) else numbers)[f"{what} {key}"] = value
-        for what, value in self.optimizer.param_groups[0].items():  # prodigy keeps the step that it has found here
+            for what, value in optimizer.state[parameter].items():
+                (tensors if isinstance(value, Tensor) else numbers)[f"{what} {key}"] = value
+        for what, value in optimizer.param_groups[0].items():  # prodigy keeps the step that it has found here
             if type(value) in (int, float):
                 numbers[what] = value
-        metadata = {"step": step, "run": self.identity, "optimizer": numbers, "loss scale": self.scale.state()}
-        write(self.folder / FILE, tensors, {key: json.dumps(x, sort_keys=True) for key, x in metadata.items()})
+        told = {"step": step, "steps": self.steps, "run": self.identity, "circumstances": self.circumstances}
+        told |= {"start": self.learner.start, "optimizer": numbers, "tensors": len(tensors)}
+        told["loss scale"] = scale.state()
+        write(self.folder / FILE, tensors, {key: json.dumps(told[key], sort_keys=True) for key in ENTRIES})
 
-    def resume(self, steps: int) -> int:
-        """Put the state on disk back, if there is one.
+    def resume(self, optimizer: torch.optim.Optimizer, scale: LossScale) -> int:
+        """Put the state on disk back, if there is one. A warning tells of other circumstances.
 
         Returns: the updates already done; 0 for a fresh run.
         Raises:  ValueError: the folder holds another run's state, a later one than `steps`, or a damaged file.
@@ -56,35 +71,94 @@ class Checkpoint:
         path = self.folder / FILE
         if not path.is_file():
             return 0
-        tensors, metadata = read(path)
-        way_out = f"delete {self.folder} or choose another checkpoint_dir"
-        theirs, ours = json.loads(metadata.get("run", "{}")), json.loads(json.dumps(self.identity))
-        for key in {**ours, **theirs}:
-            if theirs.get(key) != ours.get(key):
-                change = f"{key} was {theirs.get(key)!r}, is {ours.get(key)!r}"
-                raise ValueError(f"{self.folder} holds the checkpoint of another run ({change}): {way_out}")
-        step = int(metadata["step"])
-        if step > steps:
-            raise ValueError(f"{self.folder} holds step {step} of a longer run than steps={steps}: {way_out}")
+        told = _told(path)
+        if change := self._difference(told):
+            raise ValueError(f"{self.folder} holds the checkpoint of another run ({change}): {_way_out(path)}")
+        if told["step"] > self.steps:
+            longer = f"step {told['step']} of a longer run than steps={self.steps}"
+            raise ValueError(f"{self.folder} holds {longer}: {_way_out(path)}")
+        tensors, _ = read(path)
+        self._check(path, tensors, told["tensors"])
         try:
-            self.scale.put_back(json.loads(metadata.get("loss scale", "{}")))
+            scale.put_back(told["loss scale"])
         except KeyError as error:
-            raise ValueError(f"{self.folder} holds the checkpoint of a run without loss scaling: {way_out}") from error
-        self.generator.set_state(tensors.pop("generator").clone())
-        for key, value in {**tensors, **json.loads(metadata["optimizer"])}.items():
-            what, _, factor = key.partition(" ")
-            if not factor:
-                self.optimizer.param_groups[0][what] = value
-            elif what == "factor":
-                self.factors[factor].data.copy_(value)
-            else:
-                moved = value.clone().to(self.factors[factor].device) if isinstance(value, torch.Tensor) else value
-                self.optimizer.state[self.factors[factor]][what] = moved
-        return step
+            raise _damaged(path, f"the loss scale lacks {error}") from error
+        self._put_back(tensors, told["optimizer"], optimizer)
+        if is_main() and (changes := _changes(told["circumstances"], self.circumstances)):
+            found = "; ".join(changes)
+            warnings.warn(f"goes on from {self.folder}, begun elsewhere ({found}): equal to rounding", stacklevel=2)
+        self.learner.start.update(told["start"])
+        self.learner.refresh()
+        return told["step"]
 
-    @staticmethod
-    def remove(folder: Path) -> None:
-        """Delete the state of a run that is done, and the folder if nothing else is in it."""
-        (folder / FILE).unlink(missing_ok=True)
-        if folder.is_dir() and not any(folder.iterdir()):
-            shutil.rmtree(folder)
+    def remove(self) -> None:
+        """Delete this run's state, once the run is done, and the folder if nothing else is in it.
+
+        Raises: ValueError: a damaged file.
+        """
+        path = self.folder / FILE
+        if path.is_file() and not self._difference(_told(path)):
+            path.unlink()
+        if self.folder.is_dir():
+            clear(self.folder)
+            if not any(self.folder.iterdir()):
+                self.folder.rmdir()
+
+    def _difference(self, told: Mapping[str, Any]) -> str:
+        """Why the run that wrote this is not repeated by ours up to its step, in a few words; "" if it is."""
+        if changes := _changes(told["run"], json.loads(json.dumps(self.identity))):
+            return changes[0]
+        step, then, now = told["step"], told["steps"], self.steps
+        if any(falling(k, then, self.decay) != falling(k, now, self.decay) for k in range(1, min(step, now) + 1)):
+            return f"steps was {then}, is {now}, and by step {step} the learning rate fell"
+        return ""
+
+    def _check(self, path: Path, tensors: Mapping[str, Tensor], count: int) -> None:
+        """Raises ValueError: a tensor is missing, or of another shape."""
+        kept = {"factor": self.learner.factors, "frozen": self.learner.frozen}
+        wanted = {f"{kind} {key}": x.shape for kind, own in kept.items() for key, x in own.items()}
+        for name, shape in {**wanted, "generator": self.generator.get_state().shape}.items():
+            if name not in tensors or tensors[name].shape != shape:
+                raise _damaged(path, f"{name} is missing or of another shape")
+        if len(tensors) != count:
+            raise _damaged(path, f"{len(tensors)} tensors, not {count}")
+
+    def _put_back(self, tensors: dict[str, Tensor], numbers: Mapping[str, Any], optimizer: Any) -> None:
+        self.generator.set_state(tensors.pop("generator").clone())
+        for key, value in {**tensors, **numbers}.items():
+            what, _, name = key.partition(" ")
+            if not name:
+                optimizer.param_groups[0][what] = value
+            elif what in ("factor", "frozen"):
+                own = self.learner.factors[name] if what == "factor" else self.learner.frozen[name]
+                own.data.copy_(value)
+            else:
+                factor = self.learner.factors[name]
+                optimizer.state[factor][what] = value.clone().to(factor.device) if isinstance(value, Tensor) else value
+
+
+def _told(path: Path) -> dict[str, Any]:
+    """A state's metadata. Raises ValueError: it is no state of this version."""
+    try:
+        metadata = read_metadata(path)
+        told = {key: json.loads(metadata[key]) for key in ENTRIES}
+    except (KeyError, ValueError, RecursionError) as error:
+        raise _damaged(path, error) from error
+    for key, kind in ENTRIES.items():
+        if type(told[key]) is not kind:
+            raise _damaged(path, f"{key} is {str(told[key])[:80]}")
+    return told
+
+
+def _damaged(path: Path, why: object) -> ValueError:
+    return ValueError(f"{path} is no whole checkpoint of this version ({why}): {_way_out(path)}")
+
+
+def _way_out(path: Path) -> str:
+    return f"delete {path.parent} or choose another checkpoint_dir"
+
+
+def _changes(theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> list[str]:
+    """ "rank was 4, is 3" for each entry that differs."""
+    keys = [key for key in {**ours, **theirs} if theirs.get(key) != ours.get(key)]
+    return [f"{key} was {theirs.get(key)!r}, is {ours.get(key)!r}" for key in keys]

@@ -8,10 +8,10 @@ from functools import partial
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from ..adapter import Adapter, Header
-from ..attach import attached, begin, detach, learning_factors, lift
+from ..attach import attached, begin, detach, frozen_factors, learning_factors, lift, set_strengths
 from ..attach.kinds import PREFIX, begin_kind, check
 from ..attach.starting import starting
 from ..basis import cached_basis
@@ -20,7 +20,9 @@ from ..contrast import contrasted
 from ..data import Example
 from ..families import Base
 from ..methods import METHODS
-from .loop import NAME
+
+NAME = "learning"
+"""Name of the adapter on the model while it learns."""
 
 
 @dataclass(frozen=True)
@@ -29,10 +31,13 @@ class Learner:
 
     factors: Mapping[str, nn.Parameter]
     """What learns, by name."""
-    basis: str
-    """Digest of the basis that it starts from; "" without one."""
-    lost: float | None
-    """What that basis lacks (Basis.lost); None without one."""
+    frozen: Mapping[str, Tensor]
+    """What else it brought onto the model."""
+    start: dict[str, Any]
+    """Of the basis that it starts from: "basis", its digest, "" without one; "lost", what it lacks (Basis.lost), None
+    without one."""
+    refresh: Callable[[], Any]
+    """Has the model look at the numbers in `factors` and `frozen` anew, after they were changed from outside."""
     lift: Callable[[Header], Adapter]
     detach: Callable[[], None]
 
@@ -47,7 +52,8 @@ def prepared(
 
         def foreign() -> Learner:
             put = begin_kind(base.model, layers, kind, rank, config.seed)
-            return Learner(put.factors(), "", None, put.lift, put.detach)
+            start = {"basis": "", "lost": None}
+            return Learner(put.factors(), put.frozen(), start, lambda: None, put.lift, put.detach)
 
         return foreign
     method, weights = METHODS[config.method], base.weights(config.targets)
@@ -66,7 +72,7 @@ def prepared(
         leading=lambda: cached_basis(weights, config.rank or 0, method.side or "", count),
         contrast=lambda: contrasted(base, config, example, partial(stage, "comparing with ordinary prompts")),
     )
-    digest, lost = (basis.digest, basis.lost) if basis else ("", None)
+    start = {"basis": basis.digest if basis else "", "lost": basis.lost if basis else None}
 
     def own() -> Learner:
         try:
@@ -74,8 +80,14 @@ def prepared(
         except BaseException:
             _detach(base)
             raise
-        factors = learning_factors(base.model, NAME)
-        return Learner(factors, digest, lost, lambda header: lift(base.model, NAME, header), lambda: _detach(base))
+        return Learner(
+            learning_factors(base.model, NAME),
+            frozen_factors(base.model, NAME),
+            start,
+            refresh=lambda: set_strengths(base.model, {NAME: 1.0}),
+            lift=lambda header: lift(base.model, NAME, header),
+            detach=lambda: _detach(base),
+        )
 
     return own
 

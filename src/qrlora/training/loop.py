@@ -11,11 +11,9 @@ from __future__ import annotations
 
 import contextlib
 import math
-import signal
-import threading
 import time as clock
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -30,12 +28,10 @@ from ..families import Base
 from ..noise import Noising, noising_of
 from .checkpoint import Checkpoint
 from .loss_scale import LossScale
-from .optimizers import OPTIMIZERS
+from .optimizers import OPTIMIZERS, falling
 from .processes import Processes, is_main
 
 T = TypeVar("T")
-NAME = "learning"
-"""Name of the adapter on the model while it learns."""
 LATE = frozenset({"cuda"})
 """Devices that work while the CPU goes on: there a loss is read during the next update, not waited for."""
 
@@ -58,32 +54,30 @@ def run(
     config: TrainConfig,
     base: Base,
     example: Example,
-    factors: Mapping[str, nn.Parameter],
-    generator: torch.Generator,
-    identity: Mapping[str, Any],
+    checkpoint: Checkpoint,
     processes: Processes,
+    asked: Callable[[], bool],
     on_step: Callable[[Progress], Any],
     on_preview: Callable[[int], Any],
 ) -> None:
     """From the start, or from the checkpoint of an equal run, to the last update.
 
-    Args:    config: without None.  factors: what learns on the base's model, by name.
-             generator: on the CPU.  identity: what must be equal for a checkpoint to be this run's.
+    Args:    config: without None.  checkpoint: what learns on the base's model, the random numbers (on the CPU), and
+             where they are kept.  asked: () -> whether the run should end after the update at hand.
              on_step, on_preview: called in the main process; previews with the step, every `config.preview_every`.
     Raises:  ValueError: NaN or infinity in the loss; a checkpoint of another run.
              OSError: a checkpoint cannot be written; another process has ended.
-             KeyboardInterrupt: after Ctrl-C or a polite kill, with a checkpoint on disk.
+             KeyboardInterrupt: it was asked to end; the checkpoint is on disk.
     """
     steps, rate, decay, model = config.steps, config.learning_rate, config.decay, base.model
     assert steps is not None and rate is not None and decay is not None
-    parameters = list(factors.values())
+    parameters, generator = list(checkpoint.learner.factors.values()), checkpoint.generator
     draw = drawing(config, base, example, generator, processes)
     optimizer = OPTIMIZERS[config.optimizer](parameters, rate)
     scale = LossScale(base.device, model.dtype)  # pyright: ignore[reportArgumentType]
-    state = Checkpoint(config.checkpoints, identity, factors, optimizer, scale, generator)
-    first, started = state.resume(steps), clock.monotonic()
+    first, started = checkpoint.resume(optimizer, scale), clock.monotonic()
     recomputed = recomputing(model, config.gradient_checkpointing)
-    with recomputed as sparingly, ctrl_c_waits() as asked, tensorboard(config) as log:
+    with recomputed as sparingly, tensorboard(config) as log:
 
         def update(before: Tensor) -> Tensor:
             generator.set_state(before)
@@ -92,18 +86,16 @@ def run(
             scale.backward(loss)
             return loss.detach()
 
-        def checked(step: int, value: float) -> float:
+        def checked(step: int, value: float) -> tuple[int, float]:
             if not math.isfinite(value):
                 raise ValueError(f"the loss is {value} at step {step} of {steps}: {_remedy(config)}")
-            return value
+            return step, value
 
-        def tell(step: int, loss: Callable[[], float]) -> None:
-            value = checked(step, loss())
-            if processes.main:
-                log(value, step)
-                on_step(Progress(step, steps, value, (clock.monotonic() - started) / (step - first) * (steps - step)))
+        def tell(step: int, value: float) -> None:
+            log(value, step)
+            on_step(Progress(step, steps, value, (clock.monotonic() - started) / (step - first) * (steps - step)))
 
-        untold: list[tuple[int, Callable[[], float]]] = []
+        unread: list[tuple[int, Callable[[], float]]] = []
         for step in range(first + 1, steps + 1):
             for group in optimizer.param_groups:
                 group["lr"] = rate * falling(step, steps, decay)
@@ -112,14 +104,17 @@ def run(
             while not scale.step(optimizer):
                 checked(step, loss.item())
                 loss, stopped = processes.average(parameters, sparingly(attempt), asked())
-            untold.append((step, reading(loss)))
+            unread.append((step, reading(loss)))
             saving = step < steps and bool(stopped or (config.save_every and step % config.save_every == 0))
             showing = bool(config.preview_every) and step % config.preview_every == 0
-            # nothing is written or drawn while a loss is untold
-            while len(untold) > (base.device.type in LATE and not (saving or showing or step == steps)):
-                tell(*untold.pop(0))
+            # nothing is written or drawn while a loss is unread
+            late = base.device.type in LATE and not (saving or showing or step == steps)
+            known = [checked(of, value()) for of, value in unread[: len(unread) - late]]
+            del unread[: len(known)]
             if saving and processes.main:
-                state.save(step)
+                checkpoint.save(step, optimizer, scale)
+            for each in known if processes.main else ():  # after it is saved: a closed terminal takes no more words
+                tell(*each)
             if stopped and step < steps:
                 processes.wait()  # for the checkpoint: who ends early would have the others killed
                 raise KeyboardInterrupt(f"stopped after step {step} of {steps}; the same command goes on from there")
@@ -142,14 +137,6 @@ def reading(number: Tensor) -> Callable[[], float]:
         return here.item()
 
     return read
-
-
-def falling(step: int, steps: int, decay: float) -> float:
-    """Factor of the learning rate in update 1..steps: 1, and over the last `decay * steps` updates a line to zero.
-
-    Adam's last steps of constant length leave noise of that length in the factors; a rate that falls takes it out.
-    """
-    return min(1.0, (steps - step + 1) / max(1.0, decay * steps))
 
 
 def drawing(
@@ -201,31 +188,6 @@ def _remedy(config: TrainConfig) -> str:
     if config.dtype == "float16":
         return "float16 overflows, use dtype=bfloat16 or dtype=float32"
     return f"lower learning_rate, which is {config.learning_rate:g}"
-
-
-@contextlib.contextmanager
-def ctrl_c_waits() -> Iterator[Callable[[], bool]]:
-    """Ctrl-C is noted, for an update to end whole; a second one stops at once. SIGTERM, which launchers and clusters
-    send before they kill, is noted too. Only a main thread gets signals.
-
-    Yields: a function that says whether there was one.
-    """
-    if threading.current_thread() is not threading.main_thread():
-        yield lambda: False
-        return
-    asked: list[int] = []
-
-    def note(number: int, frame: Any) -> None:
-        if signal.SIGINT in asked and number == signal.SIGINT:
-            raise KeyboardInterrupt
-        asked.append(number)
-
-    before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield lambda: bool(asked)
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 @contextlib.contextmanager

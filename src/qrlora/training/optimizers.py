@@ -48,6 +48,14 @@ OPTIMIZERS: dict[str, Callable[[list[nn.Parameter], float], torch.optim.Optimize
 """Name -> (learning factors, learning rate) -> optimizer."""
 
 
+def falling(step: int, steps: int, decay: float) -> float:
+    """Factor of the learning rate in update 1..steps: 1, and over the last `decay * steps` updates a line to zero.
+
+    Adam's last steps of constant length leave noise of that length in the factors; a rate that falls takes it out.
+    """
+    return min(1.0, (steps - step + 1) / max(1.0, decay * steps))
+
+
 def check(name: str, device: torch.device) -> None:
     """Raises ValueError with the way out: the optimizer's library is not installed, or it needs a GPU."""
     if name == "adam8bit" and device.type != "cuda":
