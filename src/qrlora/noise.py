@@ -43,6 +43,7 @@ def noising_of(scheduler_config: Mapping[str, Any], min_snr_gamma: float = 0.0, 
     """
     if times not in TIMES:
         raise ValueError(f"no density of times {times!r}; known: {', '.join(TIMES)}")
+    _check_times(scheduler_config)
     process = process_of(scheduler_config)
     if not _is_flow(process):
         return _diffusion(process, min_snr_gamma, times)
@@ -68,10 +69,22 @@ def process_of(scheduler_config: Mapping[str, Any]) -> dict[str, Any]:
     return {**kept, **steps, **betas, "beta_schedule": given("beta_schedule")}
 
 
+def _check_times(config: Mapping[str, Any]) -> None:
+    """Raises ValueError: a scheduler whose times are no steps of the processes below, naming what says so."""
+    name = config.get("_class_name")
+    on = [key for key in CONTINUOUS if config.get(key)]
+    on += ["timestep_type"] if config.get("timestep_type") == "continuous" else []
+    if name is not None and name not in DISCRETE | FLOWS:
+        raise ValueError(f"cannot train a base with the scheduler {name!r:.80}: its times are not known here")
+    if on:
+        what = f"{on[0]}={config[on[0]]!r:.40}"
+        raise ValueError(f"cannot train a base whose scheduler has {what}: its times are not known here")
+
+
 def _is_flow(config: Mapping[str, Any]) -> bool:
     """By the scheduler's class; a config that never lay on disk lacks it, but only those of flows have a `shift`."""
     name = config.get("_class_name")
-    return name.startswith("FlowMatch") if name else "shift" in config
+    return name in FLOWS if name else "shift" in config
 
 
 def _rectified_flow(process: Mapping[str, Any], times: str) -> Noising:
@@ -169,6 +182,18 @@ def _logit_normal(b: int, generator: torch.Generator | None) -> Tensor:
     """sigmoid(u), u ~ N(0, 1): most often the middle of the way (SD3: arXiv 2403.03206, eq. 19, m = 0, s = 1)."""
     return torch.sigmoid(torch.randn(b, generator=generator))
 
+
+DISCRETE = frozenset(
+    f"{name}Scheduler"
+    for name in "DDPM DDPMParallel DDIM DDIMParallel PNDM LMSDiscrete EulerDiscrete EulerAncestralDiscrete "
+    "HeunDiscrete KDPM2Discrete KDPM2AncestralDiscrete DPMSolverMultistep DPMSolverSinglestep DPMSolverSDE "
+    "DEISMultistep UniPCMultistep SASolver LCM TCD".split()
+)
+"""Samplers of a discrete diffusion, which all read its step's number as the time."""
+FLOWS = frozenset(f"FlowMatch{name}Scheduler" for name in ("EulerDiscrete", "HeunDiscrete", "LCM"))
+"""Samplers of a rectified flow, which read s T."""
+CONTINUOUS = ("sigma_data", "use_flow_sigmas", "invert_sigmas", "snr_shift_scale")
+"""Entries of a config that say of any sampler that its times or noise levels are others."""
 
 TIMES: dict[str, Callable[[int, torch.Generator | None], Tensor]] = {
     "uniform": _uniform,

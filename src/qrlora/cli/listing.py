@@ -27,7 +27,7 @@ def bases() -> None:
 
 def _row(folder: Path) -> tuple[str, ...]:
     index = read_json(folder / "model_index.json")
-    family = next((x for x in FAMILIES.values() if x.pipeline == index.get("_class_name")), None)
+    family = next((x for x in FAMILIES.values() if index.get("_class_name") in (x.pipeline, *x.same_parts)), None)
     path = folder / "qrlora.json"
     own = read_json(path) if path.is_file() else {}
     defaults = family.defaults.revised(own.get("defaults", {})) if family else None

@@ -16,7 +16,7 @@ from ..config import FamilyDefaults
 from ..devices import choose_device, number_type
 from ..storage import places, read_metadata
 from ..text import read_text
-from . import quantized, single
+from . import quantized, single, variants
 from .flux import FLUX
 from .messages import one_clear_line, quiet
 from .record import Base, Condition, Family, Framing
@@ -115,7 +115,7 @@ def family_of_folder(place: Path) -> Family:
         raise FileNotFoundError(f"{place} is no diffusers pipeline, it has no model_index.json")
     kind = read_json(index).get("_class_name")
     for family in FAMILIES.values():
-        if family.pipeline == kind:
+        if kind in (family.pipeline, *family.same_parts):
             return family
     known = ", ".join(f.pipeline for f in FAMILIES.values())
     raise ValueError(f"{place} is a {kind}, which is not supported; supported: {known}")
@@ -139,7 +139,7 @@ def _family_of_checkpoint(path: Path) -> Family:
     """
     names = {name.removeprefix("model.diffusion_model.") for name in places(path)}
     for family in FAMILIES.values():
-        if names.issuperset(family.checkpoint_keys):
+        if {family.respelt(name) for name in names}.issuperset(family.checkpoint_keys):
             return family
     known = ", ".join(FAMILIES)
     raise ValueError(f"{path} is not a whole base model of a known family ({known}); an adapter is no base model")
@@ -158,6 +158,7 @@ def _opened(
     told = {**_without(place, family), **quantized.instructions(family.part, quantize, dtype)}
     types = {"default": dtype, "vae": torch.float32}
     pipe = _pipeline(family).from_pretrained(str(place), torch_dtype=types, use_safetensors=True, **told)
+    _check_variant(pipe, family, getattr(pipe, family.part).config)
     if not quantize:
         return pipe, None
     quantized.keep_no_copies(getattr(pipe, family.part))
@@ -179,16 +180,29 @@ def _opened_file(
     beside = place.with_suffix("")
     told = _from_beside(place, beside, family, dtype)
     vae = {} if "vae" in told else single.own_vae(place, told.get("config"))
-    config = beside / family.part / "config.json" if told else single.config_file(place, family.part)
-    model, read = single.blank_part(place, read_json(config), dtype)
+    if told:
+        config = beside / family.part / "config.json"
+    else:  # named to diffusers, too, which would not know every spelling
+        told = {"config": single.config_repository(place, family.respelt)}
+        config = single.config_file(told["config"], family.part)
+    model, read = single.blank_part(place, read_json(config), dtype, family.respelt)
     try:
         pipe = _pipeline(family).from_single_file(str(place), torch_dtype=dtype, **told, **vae, **{family.part: model})
     except SingleFileComponentError as error:
         lacking = str(error).strip().splitlines()[0]
         way_out = f"put a whole diffusers pipeline of its kind beside it, as the folder {beside}"
         raise ValueError(f"{place} is not a whole base model ({lacking}): {way_out}") from error
+    variants.complete(pipe, family)
+    pipe.register_modules(scheduler=variants.own_scheduler(place, family, pipe.scheduler))
+    _check_variant(pipe, family, model.config)
     quantized.fill(model, lambda name: read(name).to(device, dtype), quantize, device)
     return pipe, (lambda layer: read(f"{layer}.weight")) if quantize else None
+
+
+def _check_variant(pipe: Any, family: Family, config: Any) -> None:
+    """Raises ValueError: the base reads or answers what our code does not give or ask for."""
+    variants.check_channels(family, config, pipe.vae.config.latent_channels)
+    variants.check_words(pipe, family)
 
 
 def _from_beside(place: Path, beside: Path, family: Family, dtype: torch.dtype) -> dict[str, Any]:

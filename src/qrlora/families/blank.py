@@ -15,6 +15,7 @@ from . import BUILT_IN, FAMILIES, family_of_folder, own_settings, place_of, quan
 from .messages import quiet
 from .public import PUBLIC, Public
 from .record import Base, Condition, Tokens
+from .variants import check_channels, check_length
 
 
 def blank_base(name: str) -> tuple[Base, dict[str, int], Tokens]:
@@ -38,7 +39,9 @@ def blank_base(name: str) -> tuple[Base, dict[str, int], Tokens]:
     with quiet(), torch.device("meta"):
         model = _built(told.part)
         spare = {part: _count(_encoder(config)) for part, config in told.text_parts.items()}
-        spare["vae"] = _count(_built(told.vae))
+        vae = _built(told.vae)
+        spare["vae"] = _count(vae)
+    check_channels(family, model.config, vae.config.latent_channels)
     scheduler = SimpleNamespace(config=_built(told.scheduler).config)
     pixels = 2 ** (len(told.vae["block_out_channels"]) - 1)
     pipe = SimpleNamespace(
@@ -47,7 +50,7 @@ def blank_base(name: str) -> tuple[Base, dict[str, int], Tokens]:
     defaults, plain = dataclasses.replace(family.defaults, **family.exceptions(pipe)), False
     if not public:
         defaults, plain = own_settings(place, defaults)
-    return Base(pipe, family, name, defaults, plain), spare, Tokens() if public else _tokens(place)
+    return Base(pipe, family, name, defaults, plain), spare, Tokens() if public else _tokens(place, told)
 
 
 def blank_example(
@@ -104,13 +107,23 @@ def _of_folder(place: Path) -> Public:
     return Public(str(place), family.pipeline, part, scheduler, texts, vae)
 
 
-def _tokens(place: Path) -> Tokens:
-    """Of the tokenizers in a folder; the public ones' without any."""
-    told = [read_json(path) for path in sorted(place.glob("tokenizer*/tokenizer_config.json"))]
+def _tokens(place: Path, told: Public) -> Tokens:
+    """Of the tokenizers in a folder; the public ones' without any, and where one has no end.
+
+    Raises: ValueError: one takes more tokens than its text encoder.
+    """
+    lengths: dict[str, list[float]] = {"CLIP": [], "T5": []}
+    for part, encoder in told.text_parts.items():
+        name = part.replace("text_encoder", "tokenizer")
+        path = place / name / "tokenizer_config.json"
+        tokenizer = read_json(path) if path.is_file() else {}
+        for kind in lengths:
+            if kind in str(tokenizer.get("tokenizer_class")) and "model_max_length" in tokenizer:
+                lengths[kind].append(float(tokenizer["model_max_length"]))
+                check_length(name, lengths[kind][-1], part, {"max_position_embeddings": None, **encoder})
 
     def most(kind: str, public: int) -> int:
-        lengths = [x.get("model_max_length", public) for x in told if kind in str(x.get("tokenizer_class"))]
-        return min(map(int, lengths), default=public)
+        return int(min(lengths[kind] + [public]))
 
     return Tokens(most("CLIP", Tokens().clip), most("T5", Tokens().t5))
 

@@ -7,6 +7,7 @@ distilled lack that input; their guidance is classifier-free guidance.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -143,10 +144,21 @@ def exceptions(pipe: Any) -> Mapping[str, Any]:
     return {"sample_steps": 4, "guidance": 1.0} if is_schnell(pipe) else {}
 
 
+def respelt(name: str) -> str:
+    """Newer files call the scale of a norm its weight."""
+    return re.sub(r"\.(key|query)_norm\.weight$", r".\1_norm.scale", name)
+
+
 FLUX = Family(
     name="flux",
     part="transformer",
     pipeline="FluxPipeline",
+    same_parts=(
+        "FluxKontextPipeline",
+        "FluxKontextInpaintPipeline",
+        "FluxImg2ImgPipeline",
+        "FluxInpaintPipeline",
+    ),
     checkpoint_keys=("double_blocks.0.img_attn.norm.key_norm.scale", "vector_in.in_layer.weight"),
     # Table 3 of the paper, 342 layers: the eight names of attention (266, in both kinds of block) and the feed-forward
     # layers of the blocks with two streams.
@@ -162,4 +174,5 @@ FLUX = Family(
     shapes=shapes,
     rows_drawn=rows_drawn,
     exceptions=exceptions,
+    respelt=respelt,
 )

@@ -6,7 +6,7 @@ Letters: b batch, h w latent height and width, c latent channels.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -73,6 +73,8 @@ class Family:
     """The pipeline's trainable part: "unet" or "transformer"."""
     pipeline: str
     """Name of diffusers' pipeline class, which is also how a folder or hub name is recognised."""
+    same_parts: tuple[str, ...]
+    """Other pipeline classes of the same parts: their folders are opened as `pipeline`, which asks for words alone."""
     checkpoint_keys: tuple[str, ...]
     """Tensor names that only single-file checkpoints of this family hold all of, with or without the prefix
     `model.diffusion_model.`."""
@@ -103,6 +105,10 @@ class Family:
     """Components that a base may lack from the start."""
     exceptions: Callable[[Any], Mapping[str, Any]] = lambda pipe: {}
     """(pipe) -> defaults in which this base differs from its family's."""
+    respelt: Callable[[str], str] = lambda name: name
+    """A tensor's name in a single file -> as diffusers' conversion spells it."""
+    told_by: Callable[[Collection[str], Mapping[str, str]], Mapping[str, Any]] = lambda names, metadata: {}
+    """(names of a single file's tensors, its metadata) -> what it says of its training, as a scheduler's entries."""
 
 
 @dataclass

@@ -75,6 +75,7 @@ SD3 = Family(
     name="sd3",
     part="transformer",
     pipeline="StableDiffusion3Pipeline",
+    same_parts=("StableDiffusion3Img2ImgPipeline", "StableDiffusion3InpaintPipeline", "StableDiffusion3PAGPipeline"),
     checkpoint_keys=("joint_blocks.0.context_block.adaLN_modulation.1.weight",),
     # Table 3 of the paper: 191 layers of SD3-medium, with the last add_q_proj, which no answer depends on.
     # SD3.5-medium has a second attention in its first 13 blocks, on the picture alone; the paper and the public

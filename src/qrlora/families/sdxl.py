@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -17,6 +17,12 @@ SELF = ("attn1.to_q", "attn1.to_k", "attn1.to_v", "attn1.to_out.0")
 WORDS = ("attn2.to_k", "attn2.to_v")
 TIME = ("time_emb_proj", *(f"{told}_embedding.linear_{k}" for told in ("time", "add") for k in (1, 2)))
 CROSS = ("attn2.to_q", "attn2.to_k", "attn2.to_v", "attn2.to_out.0")
+
+PREDICTIONS = {
+    **dict.fromkeys(("v", "v_prediction", "v-prediction", "v_pred"), "v_prediction"),
+    **dict.fromkeys(("epsilon", "eps"), "epsilon"),
+}
+"""ModelSpec's words and their misspellings -> diffusers'."""
 
 B_LORA = {"content": "up_blocks.0.attentions.0", "style": "up_blocks.0.attentions.1"}
 """Role -> the block that holds it, as B-LoRA found by trying (arXiv 2403.14572: its W^4 and W^5)."""
@@ -68,10 +74,32 @@ def size_step(pipe: Any) -> int:
     return math.lcm(8, pipe.vae_scale_factor)
 
 
+def told_by(names: Collection[str], metadata: Mapping[str, str]) -> dict[str, Any]:
+    """What a single file says of its training, by the empty tensors that ComfyUI and A1111 look for, and by ModelSpec's
+    metadata, which tools copy from file to file, so that tensors win.
+
+    Raises: ValueError: noise levels that are no steps (EDM, arXiv 2206.00364), or a prediction that is not known.
+    """
+    levels = sorted(name for name in names if name.startswith("edm_"))
+    if levels:
+        raise ValueError(f"its tensor {levels[0]} says that it learnt at continuous noise levels, not at steps")
+    kind = metadata.get("modelspec.prediction_type", "")
+    if kind and kind.lower() not in PREDICTIONS:
+        raise ValueError(f"its modelspec.prediction_type is {kind!r:.80}; known: {', '.join(PREDICTIONS)}")
+    kind = "v" if "v_pred" in names else kind.lower()
+    told: dict[str, Any] = {"prediction_type": PREDICTIONS[kind]} if kind else {}
+    return {**told, **({"rescale_betas_zero_snr": True} if "ztsnr" in names else {})}
+
+
 SDXL = Family(
     name="sdxl",
     part="unet",
     pipeline="StableDiffusionXLPipeline",
+    same_parts=(
+        "StableDiffusionXLImg2ImgPipeline",
+        "StableDiffusionXLInpaintPipeline",
+        "StableDiffusionXLPAGPipeline",
+    ),
     checkpoint_keys=("conditioner.embedders.1.model.ln_final.weight",),
     # The paper's text (B.1) says self-attention, its table 3 reads as all attention: 280 or 560 layers.
     # "words" and "time" are ours: what a content is learnt in, and a style, on the built-in base (docs/findings.md).
@@ -90,4 +118,5 @@ SDXL = Family(
     size_step=size_step,
     blocks=("BasicTransformerBlock", "ResnetBlock2D"),
     shapes=shapes,
+    told_by=told_by,
 )

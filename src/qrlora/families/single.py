@@ -29,11 +29,13 @@ class Rows(NamedTuple):
     last: int
 
 
-def blank_part(path: Path, config: Mapping[str, Any], dtype: torch.dtype) -> tuple[nn.Module, Callable[[str], Tensor]]:
+def blank_part(
+    path: Path, config: Mapping[str, Any], dtype: torch.dtype, respelt: Callable[[str], str] = str
+) -> tuple[nn.Module, Callable[[str], Tensor]]:
     """A model on the meta device, and what reads one of its weights: (name) -> its value as the file stores it, in
     the CPU's memory. From the file's header alone it is known that every weight is there.
 
-    Args:    config: the model's config, with its class as "_class_name".
+    Args:    config: the model's config, with its class as "_class_name".  respelt: see Family.
     Raises:  ValueError: tensors are missing, left over, of other shapes, or no plain floating-point numbers.
     """
     import diffusers
@@ -45,7 +47,7 @@ def blank_part(path: Path, config: Mapping[str, Any], dtype: torch.dtype) -> tup
         raise ValueError(f"{path}: its configuration is of class {kind!r}, which is not read from one file")
     with init_empty_weights():
         model = getattr(diffusers, kind).from_config(config)
-    held = places(path)
+    held = {respelt(name): place for name, place in places(path).items()}
     try:
         sources = _sources(held, config, SINGLE_FILE_LOADABLE_CLASSES[kind]["checkpoint_mapping_fn"])
         _check(held, sources, {name: tuple(x.shape) for name, x in model.state_dict().items()})
@@ -58,16 +60,19 @@ def blank_part(path: Path, config: Mapping[str, Any], dtype: torch.dtype) -> tup
     return model.to(dtype), read
 
 
-def config_file(path: Path, part: str) -> Path:
-    """The config of a part as diffusers' single-file loader chooses it by names and shapes, from the hub.
-
-    Raises: OSError: the hub cannot be reached, or is not allowed to send it.
-    """
+def config_repository(path: Path, respelt: Callable[[str], str] = str) -> str:
+    """The hub name of the configs that diffusers' single-file loader chooses by names and shapes."""
     from diffusers.loaders.single_file_utils import fetch_diffusers_config
+
+    shapes = {respelt(name): torch.empty(place.shape, device="meta") for name, place in places(path).items()}
+    return fetch_diffusers_config(shapes)["pretrained_model_name_or_path"]
+
+
+def config_file(repository: str, part: str) -> Path:
+    """The config of a part, from the hub. Raises OSError: it cannot be reached, or is not allowed to send it."""
     from huggingface_hub import hf_hub_download
 
-    shapes = {name: torch.empty(place.shape, device="meta") for name, place in places(path).items()}
-    return Path(hf_hub_download(fetch_diffusers_config(shapes)["pretrained_model_name_or_path"], f"{part}/config.json"))
+    return Path(hf_hub_download(repository, f"{part}/config.json"))
 
 
 def own_vae(path: Path, folder: str | None) -> dict[str, Any]:

@@ -1,0 +1,84 @@
+"""What differs from a family's own base inside its files; refused in one line where our code would be wrong."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from ..storage import places, read_metadata
+from .record import Family, Tokens
+
+
+def check_channels(family: Family, config: Any, latent_channels: int) -> None:
+    """The model reads the VAE's latents, and answers as many channels.
+
+    Args:   config: the trainable part's.
+    Raises: ValueError: it was made for another input beside them, or answers more (a learnt variance).
+    """
+    reads = family.shapes(config, 2, Tokens())["latents"][1]
+    answers = (config.out_channels or config.in_channels) * reads // config.in_channels  # FLUX counts patches of 2 x 2
+    if reads != latent_channels:
+        made = "it was made for a picture or mask beside the words (inpainting, editing, depth), which qrlora has not"
+        raise ValueError(f"its {family.part} reads {reads} channels, its VAE makes {latent_channels}: {made}")
+    if answers != latent_channels:
+        raise ValueError(f"its {family.part} answers {answers} channels, its VAE reads {latent_channels}")
+
+
+def check_words(pipe: Any, family: Family) -> None:
+    """Every word that a tokenizer may give has its row in the text encoder.
+
+    Raises: ValueError: a tokenizer that knows or takes more words than its text encoder.
+    """
+    for part in family.text_parts:
+        name, encoder = part.replace("text_encoder", "tokenizer"), getattr(pipe, part, None)
+        tokenizer = getattr(pipe, name, None)
+        if encoder is None or tokenizer is None:
+            continue
+        check_length(name, tokenizer.model_max_length, part, encoder.config.to_dict())
+        known, rows = max(tokenizer.get_vocab().values()) + 1, encoder.get_input_embeddings().num_embeddings
+        if known > rows:
+            way_out = "save the text encoder with the words that were added, or the tokenizer without them"
+            raise ValueError(f"its {name} knows {known} words and parts of words, its {part} {rows}: {way_out}")
+
+
+def check_length(tokenizer: str, tokens: float, encoder: str, config: Mapping[str, Any]) -> None:
+    """Raises ValueError: a tokenizer takes more tokens than its text encoder has places; T5 has no such number."""
+    positions = config.get("max_position_embeddings")
+    if positions is not None and tokens > positions:
+        way_out = f"set model_max_length in its tokenizer_config.json to {positions}"
+        raise ValueError(f"its {tokenizer} takes {tokens:g} tokens, its {encoder} {positions}: {way_out}")
+
+
+def own_scheduler(path: Path, family: Family, scheduler: Any) -> Any:
+    """The scheduler, as a single file says of itself that it was trained: see Family.told_by.
+
+    Raises: ValueError: what the file says is not known here, or contradicts the folder beside it.
+    """
+    names = {name.removeprefix("model.diffusion_model.") for name in places(path)}
+    told, config = family.told_by(names, read_metadata(path)), scheduler.config
+    kind, other = told.get("prediction_type"), config.get("prediction_type")
+    if kind == "epsilon" and other != kind:
+        way_out = "the file's metadata or scheduler_config.json in the folder beside it is wrong: make them agree"
+        raise ValueError(f"{path} says that it predicts {kind}, its scheduler {other}: {way_out}")
+    foreign = told.keys() - config.keys()
+    if foreign:
+        raise ValueError(f"{path} needs a scheduler with {min(foreign)}, {type(scheduler).__name__} has none")
+    return type(scheduler).from_config({**config, **told}) if told else scheduler
+
+
+def complete(pipe: Any, family: Family) -> None:
+    """T5's embedding goes by two names; where a single file has it under one, it gets the other.
+
+    Raises: ValueError: a part lacks weights, with one of them.
+    """
+    for part in (*family.text_parts, "vae"):
+        model = getattr(pipe, part, None)
+        if model is None:
+            continue
+        if getattr(model.config, "model_type", "") == "t5":
+            both = (model.get_input_embeddings(), model.encoder.get_input_embeddings())
+            model.set_input_embeddings(next((x for x in both if not x.weight.is_meta), both[0]))
+        missing = [name for name, x in model.state_dict().items() if x.is_meta]
+        if missing:
+            raise ValueError(f"its {part} lacks {len(missing)} of its weights, such as {missing[0]}")
