@@ -179,12 +179,10 @@ def _opened_file(
 
     beside = place.with_suffix("")
     told = _from_beside(place, beside, family, dtype)
-    vae = {} if "vae" in told else single.own_vae(place, told.get("config"))
-    if told:
-        config = beside / family.part / "config.json"
-    else:  # named to diffusers, too, which would not know every spelling
+    if not told:  # named to diffusers, too, which would not know every spelling
         told = {"config": single.config_repository(place, family.respelt)}
-        config = single.config_file(told["config"], family.part)
+    vae = {} if "vae" in told else single.own_vae(place, told["config"])
+    config = single.config_file(told["config"], family.part)
     model, read = single.blank_part(place, read_json(config), dtype, family.respelt)
     try:
         pipe = _pipeline(family).from_single_file(str(place), torch_dtype=dtype, **told, **vae, **{family.part: model})

@@ -68,23 +68,28 @@ def config_repository(path: Path, respelt: Callable[[str], str] = str) -> str:
     return fetch_diffusers_config(shapes)["pretrained_model_name_or_path"]
 
 
-def config_file(repository: str, part: str) -> Path:
-    """The config of a part, from the hub. Raises OSError: it cannot be reached, or is not allowed to send it."""
+def config_file(source: str, part: str) -> Path:
+    """The config of a part, in the folder of a pipeline or the hub's repository of that name.
+
+    Raises: OSError: the hub cannot be reached, or is not allowed to send it.
+    """
     from huggingface_hub import hf_hub_download
 
-    return Path(hf_hub_download(repository, f"{part}/config.json"))
+    if Path(source).is_dir():
+        return Path(source) / part / "config.json"
+    return Path(hf_hub_download(source, f"{part}/config.json"))
 
 
-def own_vae(path: Path, folder: str | None) -> dict[str, Any]:
+def own_vae(path: Path, source: str) -> dict[str, Any]:
     """{"vae": the VAE within a whole checkpoint, in float32 as every VAE}; nothing where the file has none.
 
-    Args:    folder: of a pipeline, whose VAE's config is the file's; None: as `config_file` finds it.
+    Args:    source: of the VAE's config, see `config_file`.
     """
     import diffusers
 
     if not any(name.startswith(VAE_BEGINNINGS) for name in places(path)):
         return {}
-    told = {"config": folder or str(config_file(path, "vae").parents[1]), "subfolder": "vae"}
+    told = {"config": str(config_file(source, "vae").parents[1]), "subfolder": "vae"}
     return {"vae": diffusers.AutoencoderKL.from_single_file(str(path), torch_dtype=torch.float32, **told)}
 
 
