@@ -158,7 +158,7 @@ def _opened(
     told = {**_without(place, family), **quantized.instructions(family.part, quantize, dtype)}
     types = {"default": dtype, "vae": torch.float32}
     pipe = _pipeline(family).from_pretrained(str(place), torch_dtype=types, use_safetensors=True, **told)
-    _check_variant(pipe, family, getattr(pipe, family.part).config)
+    _check_variant(pipe, family)
     if not quantize:
         return pipe, None
     quantized.keep_no_copies(getattr(pipe, family.part))
@@ -192,14 +192,14 @@ def _opened_file(
         raise ValueError(f"{place} is not a whole base model ({lacking}): {way_out}") from error
     variants.complete(pipe, family)
     pipe.register_modules(scheduler=variants.own_scheduler(place, family, pipe.scheduler))
-    _check_variant(pipe, family, model.config)
+    _check_variant(pipe, family)
     quantized.fill(model, lambda name: read(name).to(device, dtype), quantize, device)
     return pipe, (lambda layer: read(f"{layer}.weight")) if quantize else None
 
 
-def _check_variant(pipe: Any, family: Family, config: Any) -> None:
+def _check_variant(pipe: Any, family: Family) -> None:
     """Raises ValueError: the base reads or answers what our code does not give or ask for."""
-    variants.check_channels(family, config, pipe.vae.config.latent_channels)
+    variants.check_channels(pipe, family, pipe.vae.config.latent_channels)
     variants.check_words(pipe, family)
 
 

@@ -41,12 +41,12 @@ def blank_base(name: str) -> tuple[Base, dict[str, int], Tokens]:
         spare = {part: _count(_encoder(config)) for part, config in told.text_parts.items()}
         vae = _built(told.vae)
         spare["vae"] = _count(vae)
-    check_channels(family, model.config, vae.config.latent_channels)
     scheduler = SimpleNamespace(config=_built(told.scheduler).config)
     pixels = 2 ** (len(told.vae["block_out_channels"]) - 1)
     pipe = SimpleNamespace(
         **{family.part: model}, scheduler=scheduler, vae_scale_factor=pixels, patch_size=model.config.get("patch_size")
     )
+    check_channels(pipe, family, vae.config.latent_channels)
     defaults, plain = dataclasses.replace(family.defaults, **family.exceptions(pipe)), False
     if not public:
         defaults, plain = own_settings(place, defaults)

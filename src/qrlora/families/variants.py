@@ -10,13 +10,12 @@ from ..storage import places, read_metadata
 from .record import Family, Tokens
 
 
-def check_channels(family: Family, config: Any, latent_channels: int) -> None:
+def check_channels(pipe: Any, family: Family, latent_channels: int) -> None:
     """The model reads the VAE's latents, and answers as many channels.
 
-    Args:   config: the trainable part's.
     Raises: ValueError: it was made for another input beside them, or answers more (a learnt variance).
     """
-    reads = family.shapes(config, 2, Tokens())["latents"][1]
+    config, reads = getattr(pipe, family.part).config, family.shapes(pipe, 2, Tokens())["latents"][1]
     answers = (config.out_channels or config.in_channels) * reads // config.in_channels  # FLUX counts patches of 2 x 2
     if reads != latent_channels:
         made = "it was made for a picture or mask beside the words (inpainting, editing, depth), which qrlora has not"
