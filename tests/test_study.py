@@ -159,17 +159,6 @@ def test_results_of_another_seed_or_version_are_neither_used_nor_counted(small, 
         jobs.versions.cache_clear()
 
 
-def test_code_is_another_when_it_does_something_else_not_when_it_says_something_else(tmp_path, monkeypatch):
-    monkeypatch.setattr(jobs, "PACKAGE", tmp_path)
-    digests = []
-    for text in ('"""Says."""\nx = 1  # so\n', '"""Says more."""\n\nx = 1\n', '"""Says."""\nx = 2\n'):
-        (tmp_path / "room.py").write_text(text)
-        jobs.code.cache_clear()
-        digests.append(jobs.code(("room",)))
-    jobs.code.cache_clear()
-    assert digests[0] == digests[1] != digests[2]
-
-
 def test_two_processes_give_the_bytes_of_one(small, tmp_path):
     study, wanted = small
     account = work(study, tmp_path, workers=2)

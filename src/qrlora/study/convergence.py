@@ -55,7 +55,7 @@ def figure8(asked: Asked) -> Reproduced:
 
 def _kept(asked: Asked, job: Learn) -> dict[int, float]:
     """{updates: loss} of one run, of which the folder keeps the curve: the same command goes on after the last one."""
-    name = named("curve", job.place, ["study/convergence"], {"run": job.identity})
+    name = named("curve", job.place, "study.convergence", {"run": job.identity})
     path = asked.folder / "curves" / f"{name}.json"
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -9,7 +9,7 @@ from typing import Any
 
 from ..baselines.record import only
 from ..evaluation import open_encoder
-from .jobs import Draw, Job, Learn, Place, weights_of
+from .jobs import Draw, Job, Learn, Place, digest_of
 from .pairs import Pair, Shown, file_pairs, unrelated_prompts, world_pairs
 from .runners import Do, workforce
 from .store import Store
@@ -83,7 +83,7 @@ def plan(settings: Settings) -> Study:
     for name in settings.encoders:
         open_encoder(name, settings.device)
     named |= {name: end for name, end in ENDS.items() if known or name != "oracle"}
-    place = Place(settings.base, settings.device, settings.dtype, weights_of(base))
+    place = Place(settings.base, settings.device, settings.dtype, digest_of(base))
     told = {spec: learning(base, spec, fusion, settings) for spec, fusion in named.items()}
     seeds = tuple(range(settings.first_seed, settings.first_seed + settings.seeds))
     common: dict[str, Any] = {

@@ -1,34 +1,25 @@
 """The jobs of a study: small values that say all that a result depends on, and are named by a hash of it."""
 
-import ast
 import hashlib
 import importlib.metadata
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache, cached_property
-from pathlib import Path
 from typing import Any
-
-import torch
 
 from .. import __version__
 from ..families import Base
-from ..storage import raw_bytes
+from ..families.identity import identity as base_identity
 from ..world.judges import JUDGES
+from . import code
 from .pairs import Pair, Shown
 
 FORMAT = 1
 """Of a result's file; raised when its meaning changes."""
-PACKAGE = Path(__file__).parents[1]
-LEARNING = (
-    "adapter attach basis config contrast data families files lanczos linalg methods noise parallel training".split()
-)
-"""Rooms that a learnt adapter depends on."""
-DRAWING = "analysis baselines evaluation merging sampling study/work".split()
-DRAWING += [f"world/{room}" for room in ("atlas", "captions", "demo", "judges", "styles")]
-"""Rooms that a measured picture depends on beside those."""
-LIBRARIES = ("torch", "diffusers", "transformers", "peft")
+LEARNING, DRAWING = "training", "study.work"
+"""Modules that, with all that they import, make an adapter, and a measured picture."""
+LIBRARIES = ("torch", "diffusers", "transformers", "tokenizers", "peft", "numpy", "pillow")
 
 
 @dataclass(frozen=True)
@@ -38,8 +29,8 @@ class Place:
     base: str
     device: str
     dtype: str
-    weights: str
-    """SHA-256 of all its weights."""
+    digest: str
+    """Of all that tells it from others: `digest_of`."""
 
 
 @dataclass(frozen=True)
@@ -100,18 +91,20 @@ class Draw:
             "defaults": dict(self.defaults),
             "judges": _judges(),
         }
-        return named("draw", self.place, LEARNING + DRAWING, told)
+        return named("draw", self.place, DRAWING, told)
 
 
 Job = Learn | Draw
 
 
-def named(kind: str, place: Place, rooms: Sequence[str], told: Mapping[str, Any]) -> str:
+def named(kind: str, place: Place, module: str, told: Mapping[str, Any]) -> str:
     """24 hex digits of everything that decides a result: the versions and code that make it, the base, what is told.
 
     The device is not among it: on another one the same result comes out, to rounding. Each row says which it was.
+
+    Args: module: that makes it, with all that it imports (`code.digest`).
     """
-    whole = {"versions": versions(), "code": code(tuple(rooms)), "weights": place.weights, "dtype": place.dtype}
+    whole = {"versions": versions(), "code": code.digest(module), "base": place.digest, "dtype": place.dtype}
     return _sha(json.dumps({"kind": kind, **whole, **told}, sort_keys=True, default=list).encode())[:24]
 
 
@@ -124,32 +117,12 @@ def versions() -> dict[str, str]:
     }
 
 
-@cache
-def code(rooms: tuple[str, ...]) -> str:
-    """A digest of some rooms' code without comments and docstrings: in development the version alone says little."""
-    state = hashlib.sha256()
-    for room in sorted(rooms):
-        place = PACKAGE / room
-        for path in sorted(place.rglob("*.py")) if place.is_dir() else [place.with_suffix(".py")]:
-            tree = ast.parse(path.read_text(encoding="utf-8"))
-            for node in ast.walk(tree):
-                body = getattr(node, "body", None)
-                if isinstance(body, list):
-                    said = [x for x in body if isinstance(x, ast.Expr) and isinstance(x.value, ast.Constant)]
-                    node.body = [x for x in body if x not in said]  # pyright: ignore[reportAttributeAccessIssue]
-            state.update(f"{path.relative_to(PACKAGE)} {ast.dump(tree)}".encode())
-    return state.hexdigest()
-
-
-def weights_of(base: Base) -> str:
-    """SHA-256 of every part's tensors: two bases of one name need not be one base."""
-    state = hashlib.sha256()
-    for name, part in sorted(base.pipe.components.items()):
-        if isinstance(part, torch.nn.Module):
-            for key, tensor in sorted(part.state_dict().items()):
-                state.update(f"{name} {key} {tuple(tensor.shape)}".encode())
-                state.update(raw_bytes(tensor))
-    return state.hexdigest()
+def digest_of(base: Base) -> str:
+    """What tells an open base from others of its name, for learning and drawing (hex)."""
+    sampler = {"sampler": type(base.pipe.scheduler).__name__, **base.pipe.scheduler.config}
+    told = {**base_identity(base), "plain framing": base.plain_framing}
+    told["sampling"] = {name: value for name, value in sampler.items() if not name.startswith("_")}
+    return _sha(json.dumps(told, sort_keys=True, default=str).encode())
 
 
 @cache

@@ -9,7 +9,7 @@ from ..adapter import Adapter
 from ..families import Base
 from ..files import load
 from .fusion import Account, plan, work
-from .jobs import Learn, Place, weights_of
+from .jobs import Learn, Place, digest_of
 from .pairs import Pair, Shown, world_pairs
 from .runners import workforce
 from .store import Store
@@ -75,7 +75,7 @@ class Asked:
         told |= {name: value for name in ("rank", "steps") if (value := getattr(self, name)) is not None}
         rate = base.defaults.for_run(layers_of or role, method).learning_rate
         told |= {"role": role, "method": method, "learning_rate": rate, "seed": self.seed + seed}
-        place = Place(self.base, self.device, "float32", weights_of(base))
+        place = Place(self.base, self.device, "float32", digest_of(base))
         return Learn(place, shown, told, f"{method}, {role} of {shown.content} in {shown.style}")
 
     def learnt(self, jobs: Mapping[Key, Learn]) -> dict[Key, Adapter]:

@@ -24,7 +24,7 @@ from ..files import load
 from ..sampling import generate
 from ..training import train
 from ..world.demo import to_tensor
-from .jobs import Draw, Job, Learn, Place, weights_of
+from .jobs import Draw, Job, Learn, Place, digest_of
 from .pairs import Shown
 
 Parts = dict[str, bytes]
@@ -90,13 +90,13 @@ def opened(name: str, device: str, dtype: str) -> Base:
 
 @cache
 def _found(name: str, device: str, dtype: str) -> str:
-    return weights_of(opened(name, device, dtype))
+    return digest_of(opened(name, device, dtype))
 
 
 def _base(place: Place) -> Base:
     """Raises: ValueError: this worker has another base of that name."""
-    if _found(place.base, place.device, place.dtype) != place.weights:
-        raise ValueError(f"this worker's {place.base} has other weights than the study's: give all the same base")
+    if _found(place.base, place.device, place.dtype) != place.digest:
+        raise ValueError(f"this worker's {place.base} is another base than the study's: give all the same one")
     return opened(place.base, place.device, place.dtype)
 
 
