@@ -273,7 +273,7 @@ train(config, on_step=lambda p: print(p.step, flush=True))
 """
 
 
-def launch(folder, before=""):
+def launch(folder, before="", **environment):
     command = [
         sys.executable,
         "-c",
@@ -284,7 +284,7 @@ def launch(folder, before=""):
     ]
     threads = {"OMP_NUM_THREADS": str(torch.get_num_threads()), "MKL_NUM_THREADS": str(torch.get_num_threads())}
     return subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env={**os.environ, **threads}
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env={**os.environ, **threads, **environment}
     )
 
 

@@ -11,7 +11,7 @@ from rich.markup import escape
 
 from .. import __version__
 from ..config import SampleConfig, TrainConfig, read_recipe
-from . import console, filing, rehearsing, studying
+from . import console, ending, filing, rehearsing, studying
 from .console import say
 
 
@@ -24,7 +24,8 @@ class Verbs(typer.core.TyperGroup):
 
     def invoke(self, ctx: Any) -> Any:
         try:
-            return super().invoke(ctx)
+            with ending.politely():
+                return super().invoke(ctx)
         except KeyboardInterrupt as stop:
             raise Stopped(str(stop) or "stopped") from stop
 
