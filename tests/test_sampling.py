@@ -5,11 +5,14 @@ import functools
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 import pico
+from loras import random_adapter
 from qrlora.adapter import Adapter, Header, Pair
 from qrlora.attach import attached
-from qrlora.families import open_base
+from qrlora.data import load_picture, prepare
+from qrlora.families import FAMILIES, Base, open_base
 from qrlora.files import load, save
 from qrlora.merging import merge
 from qrlora.methods import METHODS
@@ -297,3 +300,48 @@ def test_a_base_that_was_opened_for_training_says_that_it_cannot_draw():
 
 def test_another_size_is_drawn_when_asked_for(base):
     assert generate(base, "a dog", size=32)[0].size == (32, 32)
+
+
+DAMAGED = {  # part, number type -> the cure
+    "model": ("unet.conv_out.bias", "float32", "smaller strengths"),
+    "model in half precision": ("unet.conv_out.bias", "bfloat16", "--dtype float32"),
+    "text encoder": ("text_encoder.text_model.final_layer_norm.bias", "bfloat16", "--dtype float32"),
+    "vae": ("vae.decoder.conv_out.bias", "bfloat16", "VAE.*damaged"),
+}
+
+
+@pytest.mark.parametrize(("name", "dtype", "cure"), DAMAGED.values(), ids=DAMAGED.keys())
+def test_nan_while_drawing_is_an_error_with_the_cure_and_no_black_picture(name, dtype, cure):
+    base = open_base(pico.folder(), "cpu", dtype)
+    part, _, weight = name.partition(".")
+    state = getattr(base.pipe, part).state_dict()
+    damaged = next(x for key, x in state.items() if key.endswith(weight) or key.endswith(weight.split("model.")[-1]))
+    if part == "text_encoder":  # its last but one state is what is read
+        damaged = next(x for key, x in state.items() if "layers.0" in key)
+    damaged.fill_(float("nan"))
+    adapter = random_adapter(base.pipe, "sdxl")
+    for draw in (
+        lambda: generate(base, "a dog", check_triggers=False),
+        lambda: grid(base, "a dog", adapter, adapter, [1.0], [1.0], check_triggers=False),
+    ):
+        with pytest.raises(ValueError, match=cure) as error:
+            draw()
+        assert "NaN or infinity" in str(error.value) and "black" in str(error.value)
+
+
+def test_numbers_beyond_float16_while_drawing_are_an_error_with_the_cure():
+    """The case that people meet: a model that is right in float32 leaves float16's range."""
+    pipe = pico.sdxl()
+    pipe.unet.conv_in.weight.data *= 1e6
+    base = Base(pipe.to(torch.float16), FAMILIES["sdxl"], "big", open_base(pico.folder(), "cpu").defaults)
+    base.pipe.vae.to(torch.float32)
+    with pytest.raises(ValueError, match="big drew NaN or infinity.*--dtype float32"):
+        generate(base, "a dog", check_triggers=False)
+
+
+def test_a_prompt_that_becomes_nan_is_not_learnt_from(tmp_path):
+    base = open_base(pico.folder(), "cpu")
+    next(x for key, x in base.pipe.text_encoder.state_dict().items() if "layers.0" in key).fill_(float("nan"))
+    Image.new("RGB", (pico.SIZE, pico.SIZE), "red").save(tmp_path / "x.png")
+    with pytest.raises(ValueError, match="text encoders of .* NaN or infinity.*float32"):
+        prepare(base, load_picture(tmp_path / "x.png", pico.SIZE), "a dog")

@@ -5,20 +5,34 @@ Letters: b batch, c latent channels, h w latent size, H W pixels.
 
 from __future__ import annotations
 
-import struct
+import contextlib
+import io
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageCms, UnidentifiedImageError
 from torch import Tensor
 
 MIN_SIDE = 16
 """Pixels; a smaller picture shows nothing that could be learnt."""
+ORIENTATION = 0x0112
+TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+"""EXIF's orientation -> what turns such a picture upright; any other value leaves it as it is."""
+PLAIN = ("L", "RGB", "CMYK", "LAB")
+"""Modes in which a colour profile is applied."""
 
 
 @dataclass(frozen=True)
@@ -55,7 +69,8 @@ def load_picture(path: str | Path, size: int) -> Picture:
     """The middle square of a picture, resized to the base's size.
 
     The shorter side is resized to `size` (Lanczos), then the middle is cut out, as the public SDXL training does.
-    Turned upright by its EXIF entry; transparency on white; of an animation the first frame; 16 bits to 8.
+    Turned upright by its EXIF entry; colours by its profile to sRGB; transparency on white; of an animation the first
+    frame; 16 bits to 8.
 
     Args:    size: side of the square, in pixels.
     Raises:  OSError: no such file, or it cannot be read.
@@ -65,9 +80,13 @@ def load_picture(path: str | Path, size: int) -> Picture:
     width, height = image.size
     scale = size / min(width, height)
     fitted = (max(size, round(width * scale)), max(size, round(height * scale)))
-    image = image.resize(fitted, Image.Resampling.LANCZOS) if fitted != image.size else image
     left, top = round((fitted[0] - size) / 2), round((fitted[1] - size) / 2)
-    square = image.crop((left, top, left + size, top + size))
+    x, y = (
+        width / fitted[0],
+        height / fitted[1],
+    )  # pixels of the file for one of the resized picture, which is never made
+    box = (left * x, top * y, min((left + size) * x, width), min((top + size) * y, height))
+    square = image.resize((size, size), Image.Resampling.LANCZOS, box=box)
     return Picture(image=square, original=(height, width), corner=(top, left))
 
 
@@ -77,7 +96,7 @@ def prepare(base: Any, picture: Picture, prompt: str, ordinary: Sequence[str] = 
     The latents are the mean of the VAE's posterior: with one fixed picture a fixed draw would only add noise to learn.
 
     Args:    base: a families.Base with its text encoders and VAE.  ordinary: prompts of `Example.ordinary`.
-    Raises:  ValueError: the VAE answers with NaN or infinity.
+    Raises:  ValueError: the VAE or a text encoder answers with NaN or infinity.
     """
     size = (picture.image.height, picture.image.width)
     latents = base.encode_image(picture.pixels)
@@ -85,39 +104,52 @@ def prepare(base: Any, picture: Picture, prompt: str, ordinary: Sequence[str] = 
         raise ValueError(f"the VAE of {base.name} turned the picture into NaN or infinity: try dtype=float32")
     framing = base.framing(original=picture.original, corner=picture.corner, target=size)
     others = base.encode_prompt(list(ordinary), framing) if ordinary else None
-    return Example(latents=latents, condition=base.encode_prompt([prompt], framing), ordinary=others)
+    condition = base.encode_prompt([prompt], framing)
+    for told in filter(None, (condition, others)):
+        if not all(bool(torch.isfinite(x).all()) for x in told.tensors.values()):
+            way_out = "try dtype=float32, or bfloat16 if it was float16"
+            raise ValueError(f"the text encoders of {base.name} turned the prompt into NaN or infinity: {way_out}")
+    return Example(latents=latents, condition=condition, ordinary=others)
 
 
 def _opened(path: Path) -> Image.Image:
     """An upright RGB picture from a file, every bad input refused with its reason."""
     if path.is_file() and path.stat().st_size == 0:
         raise ValueError(f"{path} is empty (0 bytes): give a picture file")
+    with contextlib.ExitStack() as opened:
+        with _refusing(path):
+            image = opened.enter_context(Image.open(path))
+        _check_size(path, image)
+        with _refusing(path):
+            image.seek(0)
+            deep = any(";16" in str(tile) for tile in image.tile)
+            image.load()
+            # Pillow's exif_transpose writes the rest of EXIF anew, and fails where it cannot
+            turn = TURNS.get(image.getexif().get(ORIENTATION))  # pyright: ignore[reportArgumentType]
+            return _rgb(image if turn is None else image.transpose(turn), deep)
+
+
+@contextlib.contextmanager
+def _refusing(path: Path) -> Iterator[None]:
+    """What Pillow's readers raise on damage, which is nearly any error of Python's, as one line with the path."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)  # Pillow on damaged files: below they become an error
             warnings.simplefilter("error", Image.DecompressionBombWarning)
-            with Image.open(path) as image:
-                _check_size(path, image)
-                image.seek(0)
-                image.load()
-                return _rgb(ImageOps.exif_transpose(image))
+            yield
     except UnidentifiedImageError as error:
         raise ValueError(f"{path} is not a picture that can be read: use PNG, JPEG or WebP") from error
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise ValueError(f"{path} is too large: {str(error).split(',')[0]}; shrink it first") from error
+    except ImageCms.PyCMSError as error:
+        raise ValueError(f"{path}: its colour profile cannot be used ({error}): save it as sRGB") from error
     except OSError as error:
         if error.errno is not None:  # from the file system: missing, a folder, no permission
             raise
         raise ValueError(f"{path} is damaged or cut short ({error}): save it again") from error
-    except (
-        SyntaxError,
-        EOFError,
-        IndexError,
-        KeyError,
-        OverflowError,
-        struct.error,
-    ) as error:  # what Pillow's readers raise on damage
-        raise ValueError(f"{path} is damaged ({error}): save it again") from error
+    except Exception as error:
+        what = f"{type(error).__name__}: {error}".splitlines()[0]
+        raise ValueError(f"{path} is damaged ({what}): save it again") from error
 
 
 def _check_size(path: Path, image: Image.Image) -> None:
@@ -126,14 +158,52 @@ def _check_size(path: Path, image: Image.Image) -> None:
         raise ValueError(f"{path} has {width} x {height} pixels, at least {MIN_SIDE} x {MIN_SIDE} are needed")
 
 
-def _rgb(image: Image.Image) -> Image.Image:
-    """8-bit RGB on white of any mode."""
+def _rgb(image: Image.Image, deep: bool) -> Image.Image:
+    """8-bit sRGB on white of any mode.
+
+    Args:   deep: the file has 16 bits a channel; Pillow keeps the upper 8, but a transparent colour whole.
+    """
+    profile = image.info.get("icc_profile")
+    colours, alpha = _parted(image, deep)
+    colours = _srgb(colours, profile)
+    white = Image.new("RGB", colours.size, "white")
+    return colours if alpha is None else Image.composite(colours, white, alpha)
+
+
+def _parted(image: Image.Image, deep: bool) -> tuple[Image.Image, Image.Image | None]:
+    """The colours, 8 bits in mode L, RGB, CMYK or LAB, and how opaque they are, in mode L; None: everywhere."""
+    clear = image.info.get("transparency")
     if image.mode in ("I", "F") or image.mode.startswith("I;16"):
         values = np.asarray(image, dtype=np.float64)
+        if not np.isfinite(values).all():
+            raise ValueError("holds NaN or infinity")
         # 16 bits a pixel is what such files hold, whatever wider type Pillow reads them into; floats are 0..1 or 0..255
         top = 65535 if image.mode != "F" or values.max() > 255 else 255 if values.max() > 1 else 1
-        image = Image.fromarray(np.clip(values / top * 255, 0, 255).round().astype(np.uint8))
-    if image.has_transparency_data:
-        image = image.convert("RGBA")
-        return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
-    return image.convert("RGB")
+        opaque = Image.fromarray(np.where(values == clear, 0, 255).astype(np.uint8)) if clear is not None else None
+        return Image.fromarray(np.clip(values / top * 255, 0, 255).round().astype(np.uint8)), opaque
+    if deep and isinstance(clear, int | tuple):
+        image.info["transparency"] = clear >> 8 if isinstance(clear, int) else tuple(x >> 8 for x in clear)
+    if image.mode in ("La", "RGBa"):  # colours times opacity
+        image = image.convert({"La": "LA", "RGBa": "RGBA"}[image.mode])
+    if not image.has_transparency_data:
+        return image.convert({"1": "L"}.get(image.mode, image.mode if image.mode in PLAIN else "RGB")), None
+    whole = image.convert("RGBA")
+    gray = image.mode in ("1", "L", "LA")
+    return whole.getchannel("R") if gray else whole.convert("RGB"), whole.getchannel("A")
+
+
+def _srgb(image: Image.Image, profile: bytes | None) -> Image.Image:
+    """The colours that a picture's profile (ICC) means, in sRGB; without one they are sRGB already.
+
+    Raises: PyCMSError: a damaged profile, or one of other colours than the picture's.
+    """
+    if not profile and image.mode != "LAB":
+        return image.convert("RGB")
+    meant: Any = ImageCms.getOpenProfile(io.BytesIO(profile)) if profile else ImageCms.createProfile("LAB")
+    if image.mode == "L" and meant.profile.xcolor_space.strip() == "RGB":  # as many a gray JPEG has
+        image = image.convert("RGB")
+    told = {"outputMode": "RGB", "renderingIntent": ImageCms.Intent.RELATIVE_COLORIMETRIC}
+    black = ImageCms.Flags.BLACKPOINTCOMPENSATION
+    result = ImageCms.profileToProfile(image, meant, ImageCms.createProfile("sRGB"), **told, flags=black)
+    assert result is not None  # it is made anew, not changed in place
+    return result

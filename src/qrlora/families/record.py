@@ -250,10 +250,23 @@ class Base:
         guidance: float,
         generators: Sequence[torch.Generator],
     ) -> list[Any]:
-        """One PIL picture of size x size pixels per prompt, by the stock pipeline; no gradient."""
+        """One PIL picture of size x size pixels per prompt, by the stock pipeline; no gradient.
+
+        Raises: ValueError: NaN or infinity, which would be black pictures.
+        """
         with torch.no_grad(), self._taking_turns():
             latents = self.family.sample(self.pipe, prompts, negative_prompt, size, steps, guidance, generators)
+            self._refuse_nan(latents)
             return self.decode_image(latents)
+
+    def _refuse_nan(self, latents: Tensor) -> None:
+        """Raises ValueError, with the cure: NaN or infinity was drawn."""
+        if bool(torch.isfinite(latents).all()):
+            return
+        numbers = {x.dtype for part in (self.model, *self.spare_parts.values()) for x in part.parameters()}
+        half = torch.float16 in numbers or torch.bfloat16 in numbers
+        cure = "--dtype float32, or bfloat16 if it was float16" if half else "smaller strengths, or less guidance"
+        raise ValueError(f"{self.name} drew NaN or infinity, which would be a black picture: try {cure}")
 
     @contextlib.contextmanager
     def _taking_turns(self) -> Iterator[None]:

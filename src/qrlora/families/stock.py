@@ -37,6 +37,8 @@ def decode_image(pipe: Any, latents: Tensor) -> list[Any]:
     In float32, since half precision shows: SDXL's VAE overflows in float16, and the built-in bases' lose 15 dB in
     bfloat16. One picture at a time: a large one takes gigabytes of activations, and twelve together more than 2^31
     numbers in a tensor.
+
+    Raises: ValueError: NaN or infinity.
     """
     vae, config = pipe.vae, pipe.vae.config
     z = latents.float() / config.scaling_factor + (getattr(config, "shift_factor", None) or 0.0)
@@ -44,6 +46,8 @@ def decode_image(pipe: Any, latents: Tensor) -> list[Any]:
     pictures = []
     for one in z.split(1):
         pixels = vae.decode(one, return_dict=False)[0]
+        if not bool(torch.isfinite(pixels).all()):
+            raise ValueError("the VAE made NaN or infinity of a picture, which would be black: its weights are damaged")
         if getattr(pipe, "watermark", None) is not None:  # SDXL's, where its library is installed
             pixels = pipe.watermark.apply_watermark(pixels)
         pictures += pipe.image_processor.postprocess(pixels, output_type="pil")
