@@ -40,6 +40,7 @@ app = typer.Typer(
 
 Output = typer.Option("--output", "-o", help="File to write.")
 Base = Annotated[str, typer.Option(help="Base model.", show_default="the one the adapters were made for")]
+Revision = Annotated[str, typer.Option(help="Branch, tag or commit of a base on the hub.", show_default="main")]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps.")]
 Dtype = Annotated[str, typer.Option(help="Numbers of the base: auto, float32, bfloat16 or float16.")]
 Quantize = Annotated[str, typer.Option(help="Keep the base in fewer bits: nf4, int8 or float8.", show_default="no")]
@@ -140,6 +141,7 @@ def generate(
     count: Annotated[int, typer.Option(help="How many pictures; more than one also make a sheet.")] = 1,
     seed: Seed = 0,
     base: Base = "",
+    revision: Revision = "",
     negative: Negative = "",
     steps: Steps = None,
     guidance: Guidance = None,
@@ -156,7 +158,7 @@ def generate(
     paths, strengths = _with_strengths(adapters or [])
     settings: dict[str, Any] = dict(prompt=prompt, negative_prompt=negative, steps=steps, guidance=guidance, seed=seed)
     settings |= dict(count=count, size=size, adapters=tuple(paths), strengths=tuple(strengths))
-    settings |= dict(device=device, dtype=dtype, quantize=quantize, offload=offload)
+    settings |= dict(device=device, dtype=dtype, quantize=quantize, offload=offload, revision=revision)
     drawing.generate(SampleConfig(**settings, base=base, output=output, overwrite=overwrite))
 
 
@@ -170,6 +172,7 @@ def grid(
     output: Annotated[Path, Output] = Path("grid.png"),
     seed: Annotated[int, typer.Option(help="One seed for all pictures.")] = 0,
     base: Base = "",
+    revision: Revision = "",
     negative: Negative = "",
     steps: Steps = None,
     guidance: Guidance = None,
@@ -185,7 +188,7 @@ def grid(
 
     settings: dict[str, Any] = dict(prompt=prompt, negative_prompt=negative, steps=steps, guidance=guidance, seed=seed)
     settings |= dict(size=size, adapters=(content, style))
-    settings |= dict(device=device, dtype=dtype, quantize=quantize, offload=offload)
+    settings |= dict(device=device, dtype=dtype, quantize=quantize, offload=offload, revision=revision)
     config = SampleConfig(**settings, base=base, output=output, overwrite=overwrite)
     drawing.grid(config, _numbers(content_strengths), _numbers(style_strengths))
 

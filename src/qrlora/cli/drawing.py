@@ -99,7 +99,8 @@ def _opened(config: SampleConfig) -> tuple[SampleConfig, Base, list[Adapter]]:
     """The config with nothing left open, its base and its adapters."""
     adapters = [files.load(path) for path in config.adapters]
     config = dataclasses.replace(config, base=config.base or _base_of(adapters))
-    base = open_base(config.base, config.device, config.dtype, config.quantize, config.offload)
+    how = (config.device, config.dtype, config.quantize, config.offload, config.revision)
+    base = open_base(config.base, *how)
     return config.filled(base.defaults), base, adapters
 
 

@@ -124,6 +124,8 @@ class TrainConfig:
     GPU's memory has run out."""
     seed: int = 0
     """Seed of everything random: two runs with one seed on one machine write the same bytes."""
+    revision: str = ""
+    """Branch, tag or commit of a base on the hub; empty: its main branch. `base=OWNER/NAME@REVISION` says the same."""
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     """Number type of the frozen base; factors, loss and optimizer are always float32. auto: bfloat16 on a GPU that is
     fast at it, float16 with a scaled loss on older ones with CUDA (T4, V100, RTX 20), else float32."""
@@ -219,6 +221,8 @@ class SampleConfig:
     """Replace pictures of these names instead of numbering."""
     device: str = "auto"
     """auto (cuda, then mps, then cpu), or a torch device such as cuda:1."""
+    revision: str = ""
+    """Branch, tag or commit of a base on the hub; empty: its main branch. `base=OWNER/NAME@REVISION` says the same."""
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     """Number type of the base; auto: bfloat16 on a GPU that is fast at it, float16 on older ones with CUDA, else
     float32."""

@@ -16,12 +16,13 @@ from ..config import FamilyDefaults
 from ..devices import choose_device, number_type
 from ..storage import places, read_metadata
 from ..text import read_text
-from . import quantized, single, variants
+from . import hub, quantized, single, variants
 from .flux import FLUX
 from .messages import one_clear_line, quiet
 from .record import Base, Condition, Family, Framing
 from .sd3 import SD3
 from .sdxl import SDXL
+from .weight_files import file_variant
 
 __all__ = [
     "BUILT_IN",
@@ -42,24 +43,32 @@ BUILT_IN = Path(__file__).parents[1] / "world" / "bases"
 
 
 def open_base(
-    name: str | Path, device: str = "auto", dtype: str = "auto", quantize: str = "", offload: bool = False
+    name: str | Path,
+    device: str = "auto",
+    dtype: str = "auto",
+    quantize: str = "",
+    offload: bool = False,
+    revision: str = "",
 ) -> Base:
     """A base model, ready to train or sample.
 
     Args:    name: a built-in name (a folder of BUILT_IN), a local folder of a diffusers pipeline, one `.safetensors`
-             checkpoint, or a hub name OWNER/NAME.
+             checkpoint, or a hub name OWNER/NAME. Files of the variant fp16 are read where they are and 16 bits are
+             kept, or where there are no others.
              device: auto, or a torch device.  dtype: float32, bfloat16, float16, or auto, see `number_type`.
              quantize: keep the linear layers of the trainable part as nf4, int8 or float8; "": in dtype.
              offload: every part waits on the CPU for its turn on the device.
+             revision: branch, tag or commit of a hub's repository; OWNER/NAME@REVISION says the same.
     Raises:  OSError: it does not exist, may not be read or cannot be fetched.
              ValueError: not a base model of a known family; a device or dtype that is not there; a quantisation whose
              library or GPU is missing.
     """
     home = choose_device(device)
     numbers = number_type(dtype, home)
-    with one_clear_line(str(name)):
+    name = f"{name}@{revision}" if revision else str(name)
+    with one_clear_line(name):
         quantized.check(quantize, home)
-        place = place_of(str(name))
+        place = place_of(name, numbers)
         family = _family_of_checkpoint(place) if place.is_file() else family_of_folder(place)
         rest = torch.device("cpu") if offload else home
         with quiet():
@@ -69,14 +78,14 @@ def open_base(
         if isinstance(part, torch.nn.Module):
             part.requires_grad_(False).eval()
     defaults, plain = own_settings(place, dataclasses.replace(family.defaults, **family.exceptions(pipe)))
-    base = Base(pipe=pipe, family=family, name=str(name), defaults=defaults, plain_framing=plain)
+    base = Base(pipe=pipe, family=family, name=name, defaults=defaults, plain_framing=plain)
     base.home = home if offload else None
     base.original = original
     return base
 
 
-def place_of(name: str) -> Path:
-    """The folder or file of a base, which is fetched if its name is a hub's."""
+def place_of(name: str, dtype: torch.dtype = torch.float32) -> Path:
+    """The folder or file of a base, which is fetched, to be read in a dtype, if its name is a hub's."""
     built_in = sorted(p.name for p in BUILT_IN.iterdir() if p.is_dir()) if BUILT_IN.is_dir() else []
     if name in built_in:
         return BUILT_IN / name
@@ -85,27 +94,25 @@ def place_of(name: str) -> Path:
         raise ValueError(f"{path} is not a base model: give a pipeline's folder or a .safetensors checkpoint")
     if path.exists():
         return path
-    parts = name.split("/")
-    if len(parts) == 2 and all(parts) and not name.startswith((".", "~")) and path.suffix != ".safetensors":
-        return _fetched(name)
+    here, _, revision = name.rpartition("@")
+    if here in built_in or (here and Path(here).expanduser().exists()):
+        raise ValueError(f"{here} is on this machine and has no revision {revision!r}: that is of a hub's OWNER/NAME")
+    if found := hub.split(name):
+        return _fetched(*found, dtype)
     near = difflib.get_close_matches(name, built_in, n=1, cutoff=0.5)
     hint = f"did you mean {near[0]!r}?" if near else f"built in: {', '.join(built_in) or 'none'}"
     raise FileNotFoundError(f"neither a built-in name, a file or folder, nor a hub's OWNER/NAME; {hint}")
 
 
-def _fetched(name: str) -> Path:
-    """The folder of a hub repository in the hub's cache. Its index alone is fetched first, to learn the family."""
-    from huggingface_hub import hf_hub_download
-    from huggingface_hub.utils import logging as of_hub
-
-    level = of_hub.get_verbosity()
-    of_hub.set_verbosity_error()  # five lines about retries tell a person without network less than our one
-    try:
-        index = hf_hub_download(name, "model_index.json")
-    finally:
-        of_hub.set_verbosity(level)
-    family = family_of_folder(Path(index).parent)
-    return Path(_pipeline(family).download(name, use_safetensors=True))
+def _fetched(repository: str, revision: str | None, dtype: torch.dtype) -> Path:
+    """The folder of a hub repository in the hub's cache. Its index alone is fetched first, to learn the family. Weights
+    that are there already are not fetched again in another variant, unless those would be coarser than `dtype`."""
+    folder = hub.index_of(repository, revision).parent
+    needed = _needed_parts(folder, family_of_folder(folder))
+    variant = file_variant(dtype, hub.names_in(folder), needed)
+    if variant is None or (variant and dtype == torch.float32):
+        variant = file_variant(dtype, hub.files_of(repository, revision, folder), needed)
+    return hub.fetch(repository, revision, variant or "")
 
 
 def family_of_folder(place: Path) -> Family:
@@ -155,14 +162,15 @@ def _opened(
     if place.is_file():
         return _opened_file(place, family, dtype, quantize, device)
     _check_parts(place)
-    told = {**_without(place, family), **quantized.instructions(family.part, quantize, dtype)}
+    variant = file_variant(dtype, hub.names_in(place), _needed_parts(place, family)) or ""
+    told = {**_without(place, family), **quantized.instructions(family.part, quantize, dtype), **_files(variant)}
     types = {"default": dtype, "vae": torch.float32}
-    pipe = _pipeline(family).from_pretrained(str(place), torch_dtype=types, use_safetensors=True, **told)
+    pipe = _pipeline(family).from_pretrained(str(place), torch_dtype=types, **told)
     _check_variant(pipe, family)
     if not quantize:
         return pipe, None
     quantized.keep_no_copies(getattr(pipe, family.part))
-    return pipe, quantized.original_weights(place / family.part)
+    return pipe, quantized.original_weights(place / family.part, variant)
 
 
 def _opened_file(
@@ -228,7 +236,13 @@ def _part(place: Path, part: str, dtype: torch.dtype) -> Any:
 
     room, kind = read_json(place / "model_index.json")[part]
     model = getattr({"diffusers": diffusers, "transformers": transformers}[room], kind)
-    return model.from_pretrained(str(place / part), torch_dtype=dtype, use_safetensors=True)
+    variant = file_variant(dtype, hub.names_in(place), [part])
+    return model.from_pretrained(str(place / part), torch_dtype=dtype, **_files(variant))
+
+
+def _files(variant: str | None) -> dict[str, Any]:
+    """What `from_pretrained` must be told to read safetensors of a variant, or the plain ones."""
+    return {"use_safetensors": True, "variant": variant or None}
 
 
 def _without(place: Path, family: Family) -> dict[str, None]:
@@ -243,6 +257,12 @@ def _without(place: Path, family: Family) -> dict[str, None]:
         if part not in family.optional_parts:
             raise ValueError(f"{place} has no {part}, which every {family.name} base needs")
     return dict.fromkeys(absent)
+
+
+def _needed_parts(place: Path, family: Family) -> list[str]:
+    """The parts with weights that a folder's index names."""
+    absent = _without(place, family)
+    return [part for part in (*family.text_parts, family.part, "vae") if part not in absent]
 
 
 def _check_parts(place: Path) -> None:

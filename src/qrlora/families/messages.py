@@ -17,6 +17,7 @@ def one_clear_line(name: str, what: str = "base model") -> Iterator[None]:
         HFValidationError,
         LocalEntryNotFoundError,
         RepositoryNotFoundError,
+        RevisionNotFoundError,
     )
 
     def fail(reason: str, error: Exception) -> None:
@@ -25,7 +26,9 @@ def one_clear_line(name: str, what: str = "base model") -> Iterator[None]:
     try:
         yield
     except GatedRepoError as error:
-        fail(f"gated; accept its terms on https://huggingface.co/{name} and run `hf auth login`", error)
+        fail(f"gated; accept its terms on https://huggingface.co/{name.partition('@')[0]} and run `hf auth login`", error)
+    except RevisionNotFoundError as error:
+        fail("the repository has no branch, tag or commit of that name", error)
     except RepositoryNotFoundError as error:
         fail("not on the hub, or private: check the spelling, or run `hf auth login`", error)
     except LocalEntryNotFoundError as error:

@@ -6,9 +6,7 @@ nor two copies are ever in memory. Text encoders and VAE keep their number type:
 
 from __future__ import annotations
 
-import functools
 import importlib.util
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -21,12 +19,10 @@ from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from ..devices import give_back
 from ..storage import places, read_rows
+from .weight_files import weight_files
 
 LIBRARIES = {"nf4": "bitsandbytes", "int8": "torchao", "float8": "torchao"}
 """How the weights are kept -> the library that does it: 4-bit normal float (arXiv 2305.14314), or 8 bits."""
-
-WEIGHTS = "diffusion_pytorch_model.safetensors"
-"""Name of a part's weights in a pipeline's folder; beside it, with .index.json, the list of its shards."""
 
 
 def check(quantize: str, device: torch.device) -> None:
@@ -124,24 +120,21 @@ class Unpacked(torch.autograd.Function):
         return g @ W.dequantize().to(g.dtype), None, None
 
 
-def original_weights(folder: Path) -> Callable[[str], Tensor]:
+def original_weights(folder: Path, variant: str = "") -> Callable[[str], Tensor]:
     """(layer) -> its weight (o, i) as a part's checkpoint stores it, read from disk at each call.
 
-    Args:    folder: of the part: one file of weights, or shards with an index.
-    Raises:  OSError: no such file.  ValueError, also when called: damaged, or without that layer.
+    Args:    folder: of the part.  variant: of the files to read, as `weight_files` takes it.
+    Raises:  OSError: no such file.  ValueError: damaged; when called: without that layer.
     """
-    index = folder / f"{WEIGHTS}.index.json"
-    shards = json.loads(index.read_text(encoding="utf-8"))["weight_map"] if index.is_file() else {}
-    if not shards and not (folder / WEIGHTS).is_file():
-        raise FileNotFoundError(f"{folder} has neither {WEIGHTS} nor its index: the original weights are needed")
-    held = functools.cache(places)  # a header takes longer to read than a weight
+    files = weight_files(folder, variant)
+    if not files:
+        raise FileNotFoundError(f"{folder} has no weights as safetensors: the original ones are needed")
+    held = {name: (file, place) for file in files for name, place in places(file).items()}
 
     def read(layer: str) -> Tensor:
-        name = f"{layer}.weight"
-        file = folder / shards.get(name, WEIGHTS)
-        if name not in held(file):
-            raise ValueError(f"{file} has no tensor {name!r}")
-        place = held(file)[name]
+        if f"{layer}.weight" not in held:
+            raise ValueError(f"{files[0]} has no tensor {f'{layer}.weight'!r}")
+        file, place = held[f"{layer}.weight"]
         return read_rows(file, [(place, 0, place.shape[0])])
 
     return read

@@ -64,7 +64,7 @@ def train(
     processes = join(device)
     optimizers.check(config.optimizer, choose_device(device))
     if base is None:
-        base = open_base(config.base, config.device, config.dtype, config.quantize, config.offload)
+        base = open_base(config.base, config.device, config.dtype, config.quantize, config.offload, config.revision)
     if config.dtype == "auto":  # the adapter tells which it was
         config = replace(config, dtype=str(base.model.dtype).removeprefix("torch."))
     config = config.filled(base.defaults)

@@ -36,7 +36,7 @@ def identity(config: TrainConfig, base: Base, picture: Picture) -> dict[str, Any
     Names of files stand for nothing, and nothing here was computed by a device. `steps`, which matters while the rate
     falls, is the checkpoint's own affair.
     """
-    own = (*ELSEWHERE, "steps", "image", "base")
+    own = (*ELSEWHERE, "steps", "image", "base", "revision")
     settings = {name: value for name, value in as_dict(config).items() if name not in own}
     size = (picture.image.height, picture.image.width)
     framing = base.framing(original=picture.original, corner=picture.corner, target=size)

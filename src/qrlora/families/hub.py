@@ -1,0 +1,66 @@
+"""Base models from the hub: OWNER/NAME, or OWNER/NAME@REVISION for a branch, tag or commit of it."""
+
+from __future__ import annotations
+
+import contextlib
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+NAME = re.compile(r"(?P<repository>[^/~.][^/]*/[^/@]+)(?:@(?P<revision>.+))?")
+
+
+def split(name: str) -> tuple[str, str | None] | None:
+    """(OWNER/NAME, revision or None for the repository's main branch); None: no name of a hub's."""
+    found = NAME.fullmatch(name)
+    return (found["repository"], found["revision"]) if found and not name.endswith(".safetensors") else None
+
+
+def index_of(repository: str, revision: str | None) -> Path:
+    """A pipeline's `model_index.json`, fetched if it is not here, in the folder that will hold the rest."""
+    from huggingface_hub import hf_hub_download
+
+    with _silent():
+        return Path(hf_hub_download(repository, "model_index.json", revision=revision))
+
+
+def files_of(repository: str, revision: str | None, folder: Path) -> list[str]:
+    """Names of a repository's files; of those that were fetched into a folder, if the hub cannot be reached."""
+    from huggingface_hub import list_repo_files
+    from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
+
+    # the HTTP library's own base of all that goes wrong on the way; the hub's client has changed that library twice
+    unreachable: Any = HfHubHTTPError.__bases__[0]
+    try:
+        with _silent():
+            return list_repo_files(repository, revision=revision)
+    except (OfflineModeIsEnabled, unreachable):
+        return names_in(folder)
+
+
+def names_in(folder: Path) -> list[str]:
+    """Names of a pipeline's files in a folder, as "unet/config.json"."""
+    return [path.relative_to(folder).as_posix() for path in folder.glob("*/*") if path.is_file()]
+
+
+def fetch(repository: str, revision: str | None, variant: str) -> Path:
+    """The folder of a pipeline in the hub's cache, with all that it lacked fetched: weights as safetensors, of one
+    variant where a part has it."""
+    import diffusers
+
+    told = {"revision": revision, "variant": variant or None, "use_safetensors": True}
+    return Path(diffusers.DiffusionPipeline.download(repository, **told))
+
+
+@contextlib.contextmanager
+def _silent() -> Iterator[None]:
+    """Five lines about retries tell a person without network less than our one."""
+    from huggingface_hub.utils import logging
+
+    level = logging.get_verbosity()
+    logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(level)
