@@ -17,6 +17,7 @@ import torch
 from PIL import Image, PngImagePlugin
 
 import pico
+from qrlora.attach import attach, detach, set_strengths
 from qrlora.basis import Basis
 from qrlora.families import open_base
 from qrlora.files import load
@@ -146,6 +147,21 @@ def test_a_checkpoint_of_another_base_is_refused_with_the_part_that_differs(tmp_
     with change(base), pytest.raises(ValueError, match=rf"holds the checkpoint of another run \((.* )?{named} was"):
         train(config, base=base)
     assert goes_on(config, base) == [3]
+
+
+def test_adapters_that_the_base_wears_count_with_their_strengths(tmp_path, bases):
+    base = bases["sdxl"]
+    other = train(settings(tmp_path, seed=3, output=tmp_path / "other.safetensors"), base=base)
+    attach(base.model, other, "other")
+    try:
+        config = begun(settings(tmp_path, save_every=1), base)
+        set_strengths(base.model, {"other": 0.5})
+        with pytest.raises(ValueError, match="another run .adapters worn was"):
+            train(config, base=base)
+        set_strengths(base.model, {"other": 1.0})
+        assert goes_on(dataclasses.replace(config, steps=4), base) == [4]
+    finally:
+        detach(base.model, "other")
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -151,6 +151,14 @@ def attached(model: nn.Module) -> list[str]:
     return sorted({name for _, layer in _all_layers(model) for name in layer.A if not name.endswith(SUBTRACTED)})
 
 
+def strengths(model: nn.Module) -> dict[str, dict[str, Any]]:
+    """{layer: {adapter: strength}} of all that acts on a model; of several strengths for pictures a list."""
+    return {
+        layer_name: {name: x.tolist() if isinstance(x, Tensor) else x for name, x in sorted(layer.strengths.items())}
+        for layer_name, layer in _all_layers(model)
+    }
+
+
 @contextmanager
 def worn(model: nn.Module, adapters: Iterable[tuple[Adapter, Strength]]) -> Iterator[list[str]]:
     """(adapter, strength) pairs on a model for the length of a `with`; yields their names.

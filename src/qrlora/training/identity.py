@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import importlib.metadata
+import json
 import platform
 from typing import Any
 
 import torch
 
 from .. import __version__
+from ..attach import strengths
 from ..config import TrainConfig, as_dict
 from ..data import Picture
 from ..families import Base
@@ -41,8 +43,10 @@ def identity(config: TrainConfig, base: Base, picture: Picture) -> dict[str, Any
     size = (picture.image.height, picture.image.width)
     framing = base.framing(original=picture.original, corner=picture.corner, target=size)
     seen = hashlib.sha256(f"{size} {framing}".encode() + picture.image.tobytes()).hexdigest()[:16]
+    worn = strengths(base.model)  # the adapters' numbers are among the model's own
+    acts = hashlib.sha256(json.dumps(worn).encode()).hexdigest()[:16] if worn else ""
     parts = {f"the base's {name}": value for name, value in base_identity(base).items()}
-    return {"qrlora": __version__, **settings, "picture": seen, **parts}
+    return {"qrlora": __version__, **settings, "picture": seen, "adapters worn": acts, **parts}
 
 
 def circumstances(base: Base, processes: int) -> dict[str, Any]:
