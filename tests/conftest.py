@@ -28,6 +28,12 @@ def own_seed(request):
     torch.manual_seed(zlib.crc32(request.node.nodeid.encode()))
 
 
+@pytest.fixture(params=[True, False], ids=["fast bfloat16", "slow bfloat16"])
+def with_and_without_fast_bfloat16(request, monkeypatch):
+    """What a search does depends on it: it has to be right on either kind of machine, whatever this one is."""
+    monkeypatch.setattr("qrlora.lanczos.has_fast_bfloat16", lambda device: request.param)
+
+
 @pytest.fixture(scope="session")
 def studio(tmp_path_factory):
     """A folder with two pictures and the two adapters that `qrlora train` makes of them."""

@@ -25,7 +25,7 @@ from .parallel import own_stream, parallel_map
 from .storage import raw_bytes, read, word_sum, write
 
 FINGERPRINT_LAYERS = 16
-WAY = "thick-restart block Lanczos"
+WAY = "thick-restart block Lanczos, until a random block agrees"
 """How directions are found: another way finds others, and must not take these for its own."""
 SAMPLED_RUNS = 64
 """A weight's key reads so many runs of so many entries, evenly spread over its memory."""

@@ -14,13 +14,18 @@ from .devices import has_fast_bfloat16
 
 LOT = 64
 """So many directions are sought at once: a smaller rank is the beginning of a larger one of its lot, bit for bit."""
-TOLERANCE = 2e-4
+TOLERANCE = 1e-4
 """The share of its energy that a direction found may lack, see `energy_lost`. All together then lack less than that of
 the best possible, and the span, in squared cosines, hardly more (docs/performance.md)."""
-ENOUGH = 0.25
+ENOUGH = 0.5
 """The share of TOLERANCE that a search goes on to by its own account, which does not know of rounding to bfloat16."""
 MOST_BLOCKS, ATTEMPTS = 80, 3
 """Of a search, and searches before a weight gets all its eigenvectors; few spectra need more than 30 blocks and one."""
+FRESH, LOOK, STEPS = 3, 16, 3
+"""Random blocks at most that follow the first, so that together they have as many columns as directions are kept:
+columns and steps of a short look at what was overlooked."""
+AGREED = 1e-5
+"""A random block has found nothing new where it adds no more than this share of the energy."""
 NOTHING = 1e-9
 """Energies below this share of the strongest are rounding."""
 
@@ -29,15 +34,16 @@ def lanczos(matrix: Tensor, scale: Tensor, count: int) -> tuple[Tensor, Tensor, 
     """The leading right singular vectors of a matrix W (m, n), m >= n. G = W^T W is never formed.
 
     A search (`krylov`) with products in bfloat16, where the device is fast at them, goes on until its directions lack
-    no more than is ENOUGH by its own account. A trial in float32, Rayleigh-Ritz within them, measures what they lack.
-    Where that is too much, as of spectra that bfloat16 does not resolve, a search in float32 goes on from the trial.
+    no more than is ENOUGH by its own account, and random blocks find nothing that it overlooked (`completed`). A trial
+    in float32, Rayleigh-Ritz within them, measures what they lack. Where that is too much, as of spectra that bfloat16
+    does not resolve, a search in float32 goes on from the trial.
 
     Args:    matrix float32.  scale: its largest magnitude, so that squares neither over- nor underflow.
-    Returns: Z (n, count), strongest first, orthonormal to rounding; W Z / scale; the energy lost.
+    Returns: Z (n, count), strongest first, orthonormal to rounding; W Z / scale; the energy lost, an upper estimate.
              None where ATTEMPTS do not bring that to TOLERANCE.
     """
     scale = scale.clamp(min=torch.finfo(torch.float32).tiny)
-    quick = matrix.bfloat16() if has_fast_bfloat16(matrix.device) else matrix
+    factor = matrix.bfloat16() if has_fast_bfloat16(matrix.device) else matrix
 
     def times(factor: Tensor, X: Tensor) -> Tensor:
         X = X.to(factor.dtype)  # a large factor is read a sixth faster along its rows in memory
@@ -48,28 +54,102 @@ def lanczos(matrix: Tensor, scale: Tensor, count: int) -> tuple[Tensor, Tensor, 
 
     X, values = matrix.new_empty(matrix.shape[1], 0), matrix.new_empty(0)
     block = torch.linalg.qr(_random(matrix[0], count // 2, 0)).Q
-    for attempt in range(ATTEMPTS):
-        factor = matrix if attempt else quick
-        X, further = krylov(partial(gram, factor), X, values, block, count)
-        X = torch.linalg.qr(X).Q
+    for _ in range(ATTEMPTS):
+        found = krylov(partial(gram, factor), X, values, block, count)
+        if factor is not matrix and crowded(found[1], count):  # what lies so close, rounding puts in any order
+            factor = matrix
+            found = krylov(partial(gram, factor), X, values, block, count)
+        X, values = completed(partial(gram, factor), *found, count)
+        X, Y, further = torch.linalg.qr(X[:, :count]).Q, X[:, count:], values[count:]
         images = times(matrix, X)
         inside = images.T @ images
         values, turn = eigen(inside.double())
         turn = turn.to(X)
         images, X, shadow = images @ turn, X @ turn, X @ (inside @ turn)
         for each in dict.fromkeys((factor, matrix)):
-            # rounding only lengthens a residual: one in bfloat16 suffices to see that it is short
+            # rounding hardly shortens a residual: one in bfloat16 suffices to see that it is short
             residual = times(each.T, images) - shadow
-            lost = energy_lost(values, residual.norm(dim=0), further)
+            lost = energy_lost(values, residual, Y, further)
             if lost <= TOLERANCE:
                 return X, images, lost
         block = torch.linalg.qr(residual - X @ (X.T @ residual)).Q  # short, so that rounding is much of it
+        factor = matrix
     return None
+
+
+def completed(gram: Callable[[Tensor], Tensor], X: Tensor, values: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """What a search has found, and what it could not: b columns span at most b directions of one singular value, so
+    that the others of a value which is repeated more often, exactly or nearly, stay out of the space for ever.
+
+    A random block, orthogonal to X, has no part in that space. Where values found lie so close that some may be hidden
+    (`crowded`), or a short look meets a value above the last one sought, it begins a search of its own, within the sum
+    of both; and the next one, until one adds nothing or there have been FRESH.
+
+    Args:    as `krylov`; X (n, k), values (k,), as it returns them.
+    Returns: X and values.
+    """
+    for seed in range(2, 2 + FRESH):
+        fresh = _random(X[:, 0], count // 2, seed)
+        energy = values[:count].sum()
+        least = max(float(values[count - 1]), TOLERANCE * float(energy) / count)
+        if not crowded(values, count) and overlooked(gram, X, values, fresh[:, :LOOK]) <= least:
+            break
+        fresh -= X @ (X.T @ fresh)
+        block = torch.linalg.qr(fresh - X @ (X.T @ fresh)).Q
+        X, values = krylov(gram, X, values.double(), block, count)
+        if values[:count].sum() - energy <= AGREED * energy:
+            break
+    return X, values
+
+
+def crowded(values: Tensor, count: int) -> bool:
+    """Whether as many values as a block has columns, from one of the sought on, lie so close together that mixtures of
+    their vectors nearly pass for converged: within some 2 % where others are far. What holds next to no energy does not
+    count.
+
+    Args:    values (k,): all that a search has kept, strongest first.
+    """
+    wide = count // 2
+    first = values[: len(values) - wide + 1][:count]
+    mixed = rise(first, first - values[wide - 1 :][:count], float(values[-1])) / first
+    return bool(((mixed <= 10 * TOLERANCE) & (first * count > TOLERANCE * values[:count].sum())).any())
+
+
+def overlooked(gram: Callable[[Tensor], Tensor], X: Tensor, values: Tensor, fresh: Tensor) -> float:
+    """The largest Ritz value that a few steps of block Lanczos from a random block find in the complement of X. Values
+    twice as large as all others there are seen; closer ones need the steps of a whole search.
+
+    Args:    as `krylov`; fresh (n, b).
+    """
+    known, trace, images = X, float(values[0]) * fresh, []
+    block = torch.linalg.qr(fresh - X @ (X.T @ fresh)).Q
+    for step in range(1, STEPS + 1):
+        images.append(gram(block))
+        known = torch.cat([known, block], 1)
+        if step < STEPS:
+            block, _ = beside(known, images[-1], known.T @ images[-1], trace.roll(step, 0))
+    return float(torch.linalg.eigvalsh((known[:, X.shape[1] :].T @ torch.cat(images, 1)).cpu())[-1])
+
+
+def beside(known: Tensor, image: Tensor, inside: Tensor, trace: Tensor) -> tuple[Tensor, Tensor]:
+    """What an image holds beside the known directions: orthonormal columns, and the triangle of their QR.
+
+    An exhausted span leaves nothing but rounding. A random trace of that size keeps the block full, and orthogonal to
+    the strongest directions, whose share in it the next product would multiply.
+
+    Args:    known (n, k), orthonormal; image (n, b); inside = known^T image; trace (n, b), of the strongest's size.
+    """
+    rest = image - known @ inside + 1e-8 * trace
+    block, R = torch.linalg.qr(rest - known @ (known.T @ rest))
+    pivots = R.diagonal().abs()
+    if pivots.min() <= 1e-4 * pivots.max():  # the Q of what is dependent to rounding is any direction
+        block = torch.linalg.qr(block - known @ (known.T @ block)).Q
+    return block, R
 
 
 def krylov(
     gram: Callable[[Tensor], Tensor], X: Tensor, values: Tensor, block: Tensor, count: int
-) -> tuple[Tensor, float]:
+) -> tuple[Tensor, Tensor]:
     """A search for the leading eigenvectors of G: Rayleigh-Ritz in the span of X and block, G block, G^2 block ...
     (block Lanczos: Golub and Van Loan, Matrix Computations, 10.3; with full orthogonalisation).
 
@@ -78,13 +158,14 @@ def krylov(
 
     Args:    gram (n, b) -> G times it.  X (n, k): known directions, perhaps none, of eigenvalues `values`.
              block (n, b), orthonormal, for the next of the space: random, or what is left of G X.
-    Returns: Z (n, count), strongest first; the last eigenvalue kept, which stands for those beyond.
+    Returns: Z (n, k), strongest first, and their values (k,): LOT more than count. The last stands for those beyond.
     """
     (n, wide), begin, keep = block.shape, len(values), count + LOT
     size = max(keep, begin) + 5 * wide
     V, H = block.new_empty(n, size), values.new_zeros(size, size)
     V[:, :begin], H[:begin, :begin] = X, torch.diag(values)
     trace, wait, last = _random(block[:, 0], wide, 1), math.inf, math.inf
+    strongest = values.to(block).amax() if begin else block.new_zeros(())
     for spent in range(1, MOST_BLOCKS + 1):
         end = begin + wide
         V[:, begin:end] = block
@@ -92,24 +173,26 @@ def krylov(
         image = gram(block)
         inside = known.T @ image
         H[:end, begin:end], H[begin:end, :end] = inside, inside.T
-        # An exhausted span leaves nothing but rounding; a random trace of that size keeps the next block full.
-        rest = image - known @ inside + 1e-8 * inside.abs().max() * trace.roll(spent, 0)
-        block, R = torch.linalg.qr(rest - known @ (known.T @ rest))
+        strongest = torch.maximum(strongest, inside.abs().max())
+        block, R = beside(known, image, inside, strongest * trace.roll(spent, 0))
         begin, wait = end, wait - 1
         if wait > 0 and end + wide <= size and spent < MOST_BLOCKS:
             continue
         found, turn = eigen(H[:end, :end])
         turn = turn[:, :keep].to(V)
         V[:, :keep] = known @ turn
-        further = float(found[keep - 1])
-        lost = energy_lost(found[:count], (R @ turn[-wide:, :count]).norm(dim=0), further)
+        found = found[:keep]
+        risen = found + rise(found, (R @ turn[-wide:]).norm(dim=0), float(found[-1]))
+        # what those sought may rise by, and others beyond the last of them
+        lost = float((risen[:count] / found[:count] - 1).mean())
+        lost += float((risen[count:] / found[count - 1] - 1).clamp(min=0).sum()) / count
         if lost <= ENOUGH * TOLERANCE or lost > 0.8 * last:
             break
         last, begin = lost, keep
         H.zero_()
         H[:keep, :keep] = torch.diag(found[:keep])
-        wait = blocks_needed(float(found[count - 1]) / further, lost)
-    return V[:, :count], further
+        wait = blocks_needed(float(found[count - 1] / found[-1]), lost)
+    return V[:, :keep], found[:keep]
 
 
 def blocks_needed(ratio: float, lost: float) -> int:
@@ -122,17 +205,33 @@ def blocks_needed(ratio: float, lost: float) -> int:
     return max(1, math.ceil(math.log(lost / (ENOUGH * TOLERANCE)) / 2 / growth))  # energy is a square
 
 
-def energy_lost(values: Tensor, residuals: Tensor, further: float) -> float:
-    """Share of its energy that a direction found lacks, the mean over all sought.
+def rise(values: Tensor, residuals: Tensor, further: float) -> Tensor:
+    """By how much Ritz values may lie below their eigenvalues: with a residual of length r by at most r, and by at most
+    r^2 / gap, the gap being that to the eigenvalues that have no part in the space (Parlett, The Symmetric Eigenvalue
+    Problem, 11.7). The last value that the space holds stands for these, which makes it an estimate.
 
-    A Ritz value with a residual of length r lies below its eigenvalue by at most r, and by at most r^2 / gap, the gap
-    being that to the eigenvalues that have no part in the space (Parlett, The Symmetric Eigenvalue Problem, 11.7). The
-    last value that the space holds stands for these, which makes it an estimate.
-
-    Args:    values (count,), residuals |G z - theta z| (count,); further: the last value.
+    Args:    values, residuals |G z - theta z|: (k,); further: the last value.
     """
     r = residuals.to(values)
-    return float((r / values * (r / (values - further).clamp(min=1e-30)).clamp(max=1)).mean())
+    return r * (r / (values - further).clamp(min=1e-30)).clamp(max=1)
+
+
+def energy_lost(values: Tensor, residual: Tensor, Y: Tensor, further: Tensor) -> float:
+    """Share of its energy that a direction found lacks, the mean over all sought.
+
+    Two directions with values s > t and a product c in G exchange energy until s has risen by the root of
+    ((s - t) / 2)^2 + c^2, less (s - t) / 2. So much is lost to each of the directions Y that a search kept beside those
+    sought, or to all of them as if they had the largest of their values. The rest of a residual stands for what it
+    never met (`rise`).
+
+    Args:    values (count,); residual (n, count): G z - theta z.  Y (n, k), further (k,): kept beside them.
+    """
+    product = Y.T @ residual
+    half, c = (values - further[:, None]).clamp(min=0) / 2, product.to(values)
+    singly = ((half.square() + c.square()).sqrt() - half).sum(0)
+    together = (half[0].square() + c.square().sum(0)).sqrt() - half[0]
+    beyond = rise(values, (residual - Y @ product).norm(dim=0), float(further[-1]))
+    return float(((torch.minimum(singly, together) + beyond) / values).mean())
 
 
 def eigen(symmetric: Tensor) -> tuple[Tensor, Tensor]:
