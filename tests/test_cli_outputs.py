@@ -16,6 +16,9 @@ ADAPTERS = {  # verb: (words before the output, how the output is named, what op
     "convert": (["convert", "DOG", "OUT", "--to", "diffusers"], None),
     "project": (["project", "DOG", "OUT", "--base", "BASE", "--rank", "2"], "qrlora.families.open_base"),
 }
+TRAINING = {
+    "train": (["train", "image=PNG", "base=BASE", "device=cpu", "steps=2", "output=OUT"], "qrlora.training.open_base"),
+}
 PICTURES = {
     "generate": (
         ["generate", "a <c>", "DOG", "--base", "BASE", "--steps", "1", "-o", "OUT"],
@@ -38,8 +41,8 @@ PLOTS = {
 REPORTS = {
     "rehearse": (["rehearse", "BASE", "--run", "count", "--against", "", "--json", "OUT"], "qrlora.rehearsal.rehearse"),
 }
-COMMANDS = {**ADAPTERS, **PICTURES, **PLOTS, **REPORTS}
-NAMES = dict.fromkeys(ADAPTERS, "out.safetensors") | dict.fromkeys([*PICTURES, *PLOTS], "out.png")
+COMMANDS = {**ADAPTERS, **TRAINING, **PICTURES, **PLOTS, **REPORTS}
+NAMES = dict.fromkeys([*ADAPTERS, *TRAINING], "out.safetensors") | dict.fromkeys([*PICTURES, *PLOTS], "out.png")
 NAMES |= dict.fromkeys(REPORTS, "out.json")
 
 
@@ -175,7 +178,7 @@ def test_another_runs_file_is_replaced_only_if_asked(verb, command, tmp_path):
     assert code == 0 and output.read_bytes() != b"somebody's", err
 
 
-@pytest.mark.parametrize("verb", [*ADAPTERS, *PLOTS])
+@pytest.mark.parametrize("verb", [*ADAPTERS, *TRAINING, *PLOTS])
 def test_the_same_command_again_leaves_the_same_file(verb, command, tmp_path):
     output = tmp_path / NAMES[verb]
     assert command(verb, output)[0] == 0
@@ -183,6 +186,7 @@ def test_the_same_command_again_leaves_the_same_file(verb, command, tmp_path):
     code, out, err = command(verb, output)
     assert code == 0 and output.read_bytes() == before and output.stat().st_mtime_ns == moment, err
     assert "done before" in out or verb in PLOTS
+    assert list(contents(tmp_path)) == [output]
 
 
 def test_pictures_are_numbered_however_often_and_beside_those_of_a_sheet(command, tmp_path):

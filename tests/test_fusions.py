@@ -51,7 +51,7 @@ def task(lesson, tmp_path_factory):
         key = (family, *sorted(told.items()))
         if key not in learnt:
             where = {"image": lesson(role).image, "prompt": lesson(role).prompt, "device": "cpu"}
-            config = TrainConfig(**where, output=folder / "x.safetensors", **told)
+            config = TrainConfig(**where, output=folder / "x.safetensors", overwrite=True, **told)
             learnt[key] = train(config, base=opened(family))
         return learnt[key]
 

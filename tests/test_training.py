@@ -52,6 +52,7 @@ def picture(folder):
 
 def settings(folder, **changes):
     own = {"base": str(pico.folder()), "image": picture(folder), "output": folder / "out.safetensors", "device": "cpu"}
+    own["overwrite"] = True
     return TrainConfig(**{**own, **changes})
 
 

@@ -80,6 +80,7 @@ def train(
         ),
     ] = None,
     show: Annotated[bool, typer.Option("--settings", help="List every setting with its meaning, and stop.")] = False,
+    overwrite: console.Overwrite = False,
 ) -> None:
     """Learn an adapter from one picture.
 
@@ -98,7 +99,8 @@ def train(
     recipes = [s for s in settings or () if s.endswith(".toml") and "=" not in s]
     if len(recipes) > 1:
         raise ValueError(f"one recipe at a time, got {', '.join(recipes)}")
-    config = read_recipe(recipes[0] if recipes else None, [s for s in settings or () if s not in recipes]).checked()
+    told = [s for s in settings or () if s not in recipes] + ["overwrite=true"] * overwrite
+    config = read_recipe(recipes[0] if recipes else None, told).checked()
 
     from . import learning
 

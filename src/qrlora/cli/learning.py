@@ -1,10 +1,11 @@
 """What `qrlora train` does around training: progress, previews, the closing lines."""
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
-from .. import plots, training
+from .. import outputs, plots, training
 from ..config import TrainConfig, as_dict
 from . import console
 
@@ -17,17 +18,28 @@ def train(config: TrainConfig) -> None:
     if not training.is_main():
         training.train(config, on_preview=lambda _step, _picture: None)
         return
-    output = Path(config.output)
+    output, learnt = Path(config.output), []
     with console.progress(output.stem) as bar:
 
         def on_step(progress: training.Progress) -> None:
+            learnt.append(progress.step)
             bar.step(progress.step, progress.steps, f"loss {progress.loss:.4f}")
 
         def on_preview(step: int, picture: Any) -> None:
-            plots.save_picture(picture, output.with_name(f"{output.stem}-{step:05}.png"), json.dumps(as_dict(config)))
+            with outputs.dispensable("the training goes on without this preview"):
+                _save_preview(config, step, picture)
 
         adapter = training.train(config, on_step=on_step, on_preview=on_preview, on_stage=bar.stage)
-    console.say(f"{output}: {len(adapter.layers)} layers, rank {adapter.rank}, {console.size(output)}")
-    if training.how_many() > 1:
+    known = "" if learnt else ", done before: the file is left as it is (--overwrite learns it anew)"
+    console.say(f"{output}: {len(adapter.layers)} layers, rank {adapter.rank}, {console.size(output)}{known}")
+    if learnt and training.how_many() > 1:
         console.say(f"learnt by {training.how_many()} processes")
     console.say(f'draw with it: qrlora generate "{config.prompt}" {output}')
+
+
+def _save_preview(config: TrainConfig, step: int, picture: Any) -> None:
+    """Beside the output; over the one that this very command drew before it was stopped, but over no other."""
+    output, told = Path(config.output), json.dumps(as_dict(config))
+    path = output.with_name(f"{output.stem}-{step:05}.png")
+    own = config.overwrite or plots.made_with(path) == told
+    plots.save_picture(picture, path if own else outputs.numbered(path, os.path.lexists), told)

@@ -90,7 +90,9 @@ class TrainConfig:
     prompt: str = ""
     """What the picture shows, with the trigger word in it. Empty for content: "a <c>"; a style's names the thing."""
     output: str | Path = "adapter.safetensors"
-    """The adapter file to write."""
+    """The adapter file to write; if this very run has written it before, that is said and nothing is done."""
+    overwrite: bool = False
+    """Replace a file of another run at `output`, instead of stopping before one."""
     method: str = "qr"
     """Row of `methods.METHODS`, such as qr or lora, or `peft:KIND`, such as peft:dora: any of PEFT's own methods."""
     slot: int | None = None

@@ -11,7 +11,7 @@ from .figures import (
     sheet,
     strength_grid,
 )
-from .saving import figure_format, picture_format, save, save_picture
+from .saving import figure_format, made_with, picture_format, save, save_picture
 
 __all__ = [
     "BAD",
@@ -22,6 +22,7 @@ __all__ = [
     "curves",
     "figure_format",
     "layer_lines",
+    "made_with",
     "picture_format",
     "save",
     "save_picture",

@@ -38,6 +38,15 @@ def save_picture(picture: Image.Image, path: str | Path, made_with: str = "", ov
     return Path(path)
 
 
+def made_with(path: str | Path) -> str:
+    """What a picture of ours says that it was made with; "" if it says nothing, or is none."""
+    try:
+        with Image.open(path) as picture:
+            return str(picture.info.get("qrlora", ""))
+    except (OSError, ValueError):
+        return ""
+
+
 def figure_format(path: str | Path) -> str:
     """The format that matplotlib writes for a name. Raises ValueError: none."""
     from matplotlib.backend_bases import FigureCanvasBase

@@ -18,14 +18,14 @@ from ..contrast import ordinary_prompts
 from ..data import MIN_SIDE, Example, load_picture, prepare
 from ..devices import choose_device
 from ..families import Base, open_base
-from ..files import save
 from ..methods import METHODS
 from ..noise import noising_of
 from . import optimizers
-from .checkpoint import Checkpoint
+from .checkpoint import Checkpoint, remove
 from .identity import ELSEWHERE, circumstances, identity
 from .learners import prepared
 from .loop import Progress, denoising_loss, run
+from .output import RUN, finished, keep, name_of, try_places, try_size
 from .processes import Processes, how_many, is_main, join
 from .signals import noted
 
@@ -40,7 +40,7 @@ def train(
     on_preview: Callable[[int, Any], Any] | None = None,
     on_stage: Callable[[str, float], Any] | None = None,
 ) -> Adapter:
-    """Learn one adapter from one picture and write it to `config.output`.
+    """Learn one adapter from one picture and write it to `config.output`, unless this very run has done so before.
 
     Equal settings give equal bytes on one machine, also when the run was killed and started again: it finds the
     checkpoint of its own settings and goes on. Ctrl-C ends the update at hand, writes a checkpoint and raises
@@ -54,10 +54,13 @@ def train(
              on_stage: (what, share done 0..1) while things are prepared.
     Returns: the adapter, on the CPU.
     Raises:  ValueError: a setting, picture or prompt that cannot work; NaN or infinity in the loss.
-             OSError: base, picture or output cannot be read or written.
+             OSError: base, picture or output cannot be read or written, the output before anything is opened; an
+             adapter that cannot be written at the end is kept elsewhere, as the message says.
+             FileExistsError: the output is another run's, and `config.overwrite` is not set.
     """
     stage = on_stage or (lambda _what, _share: None)
     _check(config, on_preview)
+    try_places(config)
     stage("opening the base model", 0.0)
     owned = base is None
     device = config.device if base is None else str(base.home or base.device)
@@ -71,12 +74,18 @@ def train(
     check_against(base, config, processes)
 
     stage("reading the picture", 0.0)
-    assert config.resolution is not None
+    assert config.resolution is not None and config.steps is not None and config.decay is not None
+    picture = load_picture(config.image, config.resolution)
+    whose = identity(config, base, picture)
+    done = finished(config, name_of(whose, config.steps))
+    if done is not None:
+        if processes.main:
+            remove(config.checkpoints, whose, config.steps, config.decay)
+        return done
+    try_size(config, base)
     asks = config.method in METHODS and METHODS[config.method].directions == "contrast"
     ordinary = ordinary_prompts(config) if asks else []
-    picture = load_picture(config.image, config.resolution)
     example = prepare(base, picture, config.prompt, ordinary)
-    whose = identity(config, base, picture)
     if owned and not config.preview_every:
         base.release()
     base.park()
@@ -121,11 +130,12 @@ def _learn(
         with noted() as asked:
             run(config, base, example, kept, processes, asked, on_step or (lambda _: None), draw)
             lost = learner.start["lost"]
-            told = {} if lost is None else {"basis_energy_lost": lost}
+            told: dict[str, Any] = {} if lost is None else {"basis_energy_lost": lost}
+            told[RUN] = name_of(whose, config.steps)
             about = replace(header, basis=learner.start["basis"], config={**header.config, **told})
             adapter = learner.lift(about)
             if processes.main:
-                save(adapter, config.output)
+                keep(adapter, config)
                 kept.remove()
         return adapter
     finally:
@@ -175,7 +185,7 @@ def _check(config: TrainConfig, on_preview: Any) -> None:
         raise ValueError(f"no method {config.method!r}; {hint}")
     if config.preview_every and on_preview is None:
         raise ValueError(f"preview_every={config.preview_every} needs on_preview, which takes the pictures")
-    if Path(config.output).is_dir() or Path(config.output).suffix != ".safetensors":
+    if Path(config.output).suffix != ".safetensors":
         raise ValueError(f"output must be a file name that ends in .safetensors, got {config.output}")
     load_picture(config.image, MIN_SIDE)
 

@@ -72,7 +72,7 @@ class Checkpoint:
         if not path.is_file():
             return 0
         told = _told(path)
-        if change := self._difference(told):
+        if change := _difference(told, self.identity, self.steps, self.decay):
             raise ValueError(f"{self.folder} holds the checkpoint of another run ({change}): {_way_out(path)}")
         if told["step"] > self.steps:
             longer = f"step {told['step']} of a longer run than steps={self.steps}"
@@ -92,26 +92,8 @@ class Checkpoint:
         return told["step"]
 
     def remove(self) -> None:
-        """Delete this run's state, once the run is done, and the folder if nothing else is in it.
-
-        Raises: ValueError: a damaged file.
-        """
-        path = self.folder / FILE
-        if path.is_file() and not self._difference(_told(path)):
-            path.unlink()
-        if self.folder.is_dir():
-            clear(self.folder)
-            if not any(self.folder.iterdir()):
-                self.folder.rmdir()
-
-    def _difference(self, told: Mapping[str, Any]) -> str:
-        """Why the run that wrote this is not repeated by ours up to its step, in a few words; "" if it is."""
-        if changes := _changes(told["run"], json.loads(json.dumps(self.identity))):
-            return changes[0]
-        step, then, now = told["step"], told["steps"], self.steps
-        if any(falling(k, then, self.decay) != falling(k, now, self.decay) for k in range(1, min(step, now) + 1)):
-            return f"steps was {then}, is {now}, and by step {step} the learning rate fell"
-        return ""
+        """Delete this run's state, see `remove`."""
+        remove(self.folder, self.identity, self.steps, self.decay)
 
     def _check(self, path: Path, tensors: Mapping[str, Tensor], count: int) -> None:
         """Raises ValueError: a tensor is missing, or of another shape."""
@@ -135,6 +117,30 @@ class Checkpoint:
             else:
                 factor = self.learner.factors[name]
                 optimizer.state[factor][what] = value.clone().to(factor.device) if isinstance(value, Tensor) else value
+
+
+def remove(folder: Path, identity: Mapping[str, Any], steps: int, decay: float) -> None:
+    """Delete a run's state, once the run is done, and the folder if nothing else is in it.
+
+    Raises: ValueError: a damaged file.
+    """
+    path = folder / FILE
+    if path.is_file() and not _difference(_told(path), identity, steps, decay):
+        path.unlink()
+    if folder.is_dir():
+        clear(folder)
+        if not any(folder.iterdir()):
+            folder.rmdir()
+
+
+def _difference(told: Mapping[str, Any], identity: Mapping[str, Any], steps: int, decay: float) -> str:
+    """Why the run that wrote this is not repeated by another up to its step, in a few words; "" if it is."""
+    if changes := _changes(told["run"], json.loads(json.dumps(identity))):
+        return changes[0]
+    step, then = told["step"], told["steps"]
+    if any(falling(k, then, decay) != falling(k, steps, decay) for k in range(1, min(step, steps) + 1)):
+        return f"steps was {then}, is {steps}, and by step {step} the learning rate fell"
+    return ""
 
 
 def _told(path: Path) -> dict[str, Any]:

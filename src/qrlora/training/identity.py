@@ -19,6 +19,7 @@ from ..families.identity import identity as base_identity
 
 ELSEWHERE = (
     "output",
+    "overwrite",
     "device",
     "offload",
     "gradient_checkpointing",
