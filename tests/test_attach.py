@@ -1,12 +1,25 @@
 """Adapters on live models: the update is B A, the base is never touched, and only what may learn learns."""
 
+import math
+
 import pytest
 import torch
 from torch import nn
 
 import pico
+import qrlora
 from qrlora.adapter import Adapter, Header, Pair
-from qrlora.attach import attach, attached, begin, detach, learning_factors, lift, set_strengths, worn
+from qrlora.attach import (
+    attach,
+    attached,
+    begin,
+    detach,
+    learning_factors,
+    lift,
+    set_layer_strengths,
+    set_strengths,
+    worn,
+)
 from qrlora.linalg import leading_subspace
 from qrlora.methods import METHODS
 
@@ -303,3 +316,81 @@ def test_a_quantised_module_learns_by_its_original_weights():
     one = qrlora.attach(model, targets="to_q", rank=3, original=lambda name: full.get_submodule(name).weight.detach())
     assert torch.equal(model(inputs()), before)
     assert one.header.basis == qrlora.attach(full, targets="to_q", rank=3).header.basis
+
+
+class Attentive(torch.nn.Module):
+    """torch's own attention and encoder layer, each with a linear layer beside."""
+
+    def __init__(self):
+        super().__init__()
+        self.attention = torch.nn.MultiheadAttention(8, 2, batch_first=True)
+        self.encoder = torch.nn.TransformerEncoderLayer(8, 2, 16, batch_first=True)
+        self.decoder = torch.nn.TransformerDecoderLayer(8, 2, 16, batch_first=True)
+        self.plain = torch.nn.Linear(8, 8)
+
+    def forward(self, x):
+        return self.plain(self.decoder(self.encoder(self.attention(x, x, x)[0]), x))
+
+
+PASSED_BY = ("attention.out_proj", "encoder.linear1", "encoder.self_attn.out_proj", "decoder.multihead_attn.out_proj")
+
+
+@pytest.mark.parametrize("layer", PASSED_BY)
+def test_a_layer_that_torch_passes_by_is_refused_by_name(layer):
+    from qrlora.attach.kinds import begin_kind
+
+    model = Attentive().eval()
+    weight = model.get_submodule(layer).weight
+    on_it = Adapter({layer: Pair(torch.ones(1, weight.shape[1]), torch.ones(len(weight), 1))}, Header())
+    told = rf"{layer}: torch's (MultiheadAttention|TransformerEncoderLayer) .* passes the layer by"
+    for put in (
+        lambda: attach(model, on_it, "x"),
+        lambda: qrlora.attach(model, targets=[layer], rank=1),
+        lambda: begin_kind(model, [layer], "dora", 1, 0),
+    ):
+        with pytest.raises(ValueError, match=told):
+            put()
+    assert not attached(model)
+
+
+def test_an_adapter_acts_in_every_other_layer_of_such_a_model():
+    """With and without gradients, and where torch takes its fast path."""
+    model, x = Attentive().eval(), torch.randn(2, 3, 8)
+    for layer in ("plain", "decoder.linear1", "decoder.linear2"):
+        weight = model.get_submodule(layer).weight
+        on_it = Adapter({layer: Pair(torch.randn(1, weight.shape[1]), torch.randn(len(weight), 1))}, Header())
+        for gradients in (True, False):
+            with torch.set_grad_enabled(gradients):
+                before = model(x)
+                with worn(model, [(on_it, 0.1)]):
+                    assert torch.dist(model(x), before) > 1e-3
+
+
+@pytest.mark.parametrize("strength", [math.nan, math.inf, -math.inf, 1e30, -1e30, torch.tensor([1.0, math.nan])])
+def test_a_strength_that_cannot_be_meant_is_refused_and_leaves_nothing_behind(strength):
+    model = Attentive()
+    on_it = Adapter({"plain": Pair(torch.ones(1, 8), torch.ones(8, 1))}, Header())
+    told = "must be finite numbers of at most 1000 in size, got"
+    with pytest.raises(ValueError, match=told):
+        attach(model, on_it, "x", strength)
+    assert not attached(model) and type(model.plain) is torch.nn.Linear
+    attach(model, on_it, "x", -0.5)
+    expected = model.plain(torch.ones(8))
+    for change in (
+        lambda: set_strengths(model, {"x": strength}),
+        lambda: set_layer_strengths(model, "x", {"plain": strength}),
+    ):
+        with pytest.raises(ValueError, match=told):
+            change()
+        assert torch.equal(model.plain(torch.ones(8)), expected)
+    if isinstance(strength, float):
+        with pytest.raises(ValueError, match=told):
+            on_it.scaled(strength)
+
+
+def test_a_negative_strength_takes_the_update_away():
+    model, x = Attentive(), torch.randn(5, 8)
+    on_it = Adapter({"plain": Pair(torch.ones(1, 8), torch.ones(8, 1))}, Header())
+    before = model.plain(x)
+    with worn(model, [(on_it, -0.5)]):
+        torch.testing.assert_close(model.plain(x), before - 0.5 * x.sum(1, keepdim=True))

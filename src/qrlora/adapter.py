@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .config.types import check_strengths
 from .linalg import coordinates, inner, is_finite
 
 FORMAT_VERSION = 1
@@ -137,7 +138,8 @@ class Adapter:
         return self.layers[layer].B @ self.layers[layer].A
 
     def scaled(self, strength: float) -> "Adapter":
-        """Every update times strength, which goes into B."""
+        """Every update times strength, which goes into B. Raises ValueError: see config.types.check_strengths."""
+        check_strengths([strength], "a strength")
         layers = {layer: Pair(pair.A, pair.B * strength) for layer, pair in self.layers.items()}
         return replace(self, layers=layers)
 

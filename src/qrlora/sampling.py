@@ -10,6 +10,7 @@ from PIL import Image
 
 from .adapter import Adapter
 from .attach import set_strengths, worn
+from .config.types import check_strengths
 from .families import Base
 from .text import says
 
@@ -88,6 +89,7 @@ def grid(
     """
     if not content_strengths or not style_strengths:
         raise ValueError("a grid needs at least one content strength and one style strength")
+    check_strengths([*content_strengths, *style_strengths])
     if check_triggers:
         _check_triggers([prompt], [(content, 1.0), (style, 1.0)])
     cells = torch.cartesian_prod(*(torch.tensor(x, dtype=torch.float32) for x in (content_strengths, style_strengths)))

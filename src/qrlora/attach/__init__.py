@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from ..adapter import Adapter, Header, Pair
+from ..config.types import check_strengths
 from ..methods import Start
 from .layer import Layer, Strength, cancels
 
@@ -29,8 +30,10 @@ def attach(model: nn.Module, adapter: Adapter, name: str, strength: Strength = 1
     """Put an adapter on a model; several add up, and those that share A, byte for byte, cost no more than one.
 
     Args:    name: under which it is found again.
-    Raises:  ValueError: the name is taken, the model lacks a layer, or a layer has another shape.
+    Raises:  ValueError: the name is taken, the model lacks a layer or passes it by, a layer has another shape, or see
+             config.types.check_strengths.
     """
+    _check_strengths([strength])
     for layer, pair in _with_layers(model, adapter.layers, name):
         layer.put(name, pair.A, pair.B, layer.weight.dtype == torch.bfloat16 and cancels(pair.A, pair.B))
     set_strengths(model, {name: strength})
@@ -87,8 +90,9 @@ def set_strengths(model: nn.Module, strengths: Mapping[str, Strength]) -> None:
 
     Args:   strengths: {name: a number, or (b,) one for each picture of a batch of b}. Where guidance has put copies of
             a batch below each other, each copy gets them.
-    Raises: ValueError: no adapter of that name.
+    Raises: ValueError: no adapter of that name, or see config.types.check_strengths.
     """
+    _check_strengths(strengths.values())
     changed: dict[int, Layer] = {}
     for name, strength in strengths.items():
         for layer in _layers(model, name).values():
@@ -104,6 +108,7 @@ def set_layer_strengths(model: nn.Module, name: str, strengths: Mapping[str, flo
     Raises: ValueError: no adapter of that name, or not on that layer.
     """
     layers = _layers(model, name)
+    _check_strengths(strengths.values())
     for layer_name, strength in strengths.items():
         if layer_name not in layers:
             raise ValueError(f"the adapter {name!r} is not on the layer {layer_name!r}")
@@ -199,6 +204,7 @@ def _with_layers(model: nn.Module, items: Mapping[str, Any], name: str) -> Itera
         raise ValueError(f"an adapter's name may not be empty, have a dot in it or end in {SUBTRACTED}: got {name!r}")
     if name in attached(model):
         raise ValueError(f"an adapter named {name!r} is on the model already: detach it or choose another name")
+    refuse_passed_by(model, items)
     modules = dict(model.named_modules())
     for layer, item in items.items():
         linear = modules.get(f"{layer}.base_layer", modules.get(layer))
@@ -214,6 +220,22 @@ def _with_layers(model: nn.Module, items: Mapping[str, Any], name: str) -> Itera
         yield layer, item
         parent, _, child = layer_name.rpartition(".")
         setattr(model.get_submodule(parent), child, layer)  # only now that it carries something
+
+
+def refuse_passed_by(model: nn.Module, layers: Iterable[str]) -> None:
+    """Raises ValueError: a layer that its parent never calls. torch's own attention and encoder layers read the weights
+    of theirs, the latter whenever no gradient is wanted, so that what sits beside a weight would not act."""
+    modules = dict(model.named_modules())
+    for layer in layers:
+        parent = modules.get(layer.rpartition(".")[0])
+        if isinstance(parent, nn.MultiheadAttention | nn.TransformerEncoderLayer):
+            kind = type(parent).__name__
+            raise ValueError(f"{layer}: torch's {kind} reads its weight and passes the layer by: no adapter acts there")
+
+
+def _check_strengths(strengths: Iterable[Strength]) -> None:
+    for strength in strengths:
+        check_strengths(strength.flatten().tolist() if isinstance(strength, Tensor) else [strength])
 
 
 def _all_layers(model: nn.Module) -> Iterator[tuple[str, Layer]]:

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from ..adapter import Adapter, Header, Pair
 from ..linalg import compress
+from . import refuse_passed_by
 
 PREFIX = "peft:"
 VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
@@ -113,6 +114,7 @@ def begin_kind(model: nn.Module, layers: Collection[str], kind: str, rank: int, 
 
     if hasattr(model, "peft_config"):
         raise ValueError(f"{PREFIX}{kind} needs a model without adapters: detach those that are on it")
+    refuse_passed_by(model, layers)
     for layer in layers:
         weight = model.get_submodule(layer).weight
         if type(weight) is not nn.Parameter or not weight.is_floating_point():

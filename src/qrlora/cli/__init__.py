@@ -11,6 +11,7 @@ from rich.markup import escape
 
 from .. import __version__
 from ..config import SampleConfig, TrainConfig, read_recipe
+from ..config.types import check_strengths
 from . import console, ending, filing, rehearsing, studying
 from .console import say
 
@@ -265,9 +266,11 @@ def _with_strengths(adapters: Sequence[str]) -> tuple[list[str], list[float]]:
 def _numbers(text: str) -> list[float]:
     """ "0,0.5,1" as numbers. Raises ValueError with the text."""
     try:
-        return [float(part) for part in text.split(",")]
+        numbers = [float(part) for part in text.split(",")]
     except ValueError:
         raise ValueError(f"strengths are numbers with commas between, such as 0,0.5,1; got {text!r}") from None
+    check_strengths(numbers)
+    return numbers
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Literal, Self, TypeVar
 
 from ..text import read_text, says
-from .types import as_dict, at_least, check_types, parsed
+from .types import as_dict, at_least, check_strengths, check_types, parsed
 
 __all__ = ["FamilyDefaults", "SampleConfig", "TrainConfig", "TRIGGERS", "as_dict", "check_types", "read_recipe"]
 
@@ -242,8 +242,7 @@ class SampleConfig:
         if len(self.strengths) != len(self.adapters):
             counts = f"{len(self.adapters)} adapters and {len(self.strengths)} strengths"
             raise ValueError(f"{counts}: give one strength for each adapter, or none at all")
-        if not all(map(math.isfinite, self.strengths)):
-            raise ValueError(f"strengths must be finite numbers, got {list(self.strengths)}")
+        check_strengths(self.strengths)
         for name in ("steps", "count", "size"):
             at_least(self, name, 1)
         for name in ("seed", "guidance"):

@@ -7,7 +7,7 @@ import math
 import tomllib
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -72,3 +72,14 @@ def at_least(config: Any, name: str, low: float) -> None:
     value = getattr(config, name)
     if value is not None and not low <= value < math.inf:
         raise ValueError(f"{name} must be {low} or more, got {value}")
+
+
+STRONGEST = 1000.0
+"""Beyond this, of either sign, an adapter's strength is a slip: pictures are noise from some 10 on."""
+
+
+def check_strengths(values: Iterable[float], what: str = "strengths") -> None:
+    """Raises ValueError: NaN, infinity, or larger than STRONGEST. Negative ones take an adapter's effect away."""
+    found = [float(x) for x in values]
+    if not all(abs(x) <= STRONGEST for x in found):  # NaN compares as false
+        raise ValueError(f"{what} must be finite numbers of at most {STRONGEST:g} in size, got {found}")

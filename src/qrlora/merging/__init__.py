@@ -7,12 +7,12 @@ adds A and B separately, which for two adapters of one basis is twice the update
 `knots` work on the updates B A themselves.
 """
 
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from ..adapter import Adapter, Header
 from ..basis import Basis, same_base
+from ..config.types import check_strengths
 from ..methods import METHODS
 from .exact import Merged, add, energy_kept, plain, stack
 from .sources import sources
@@ -34,8 +34,7 @@ def merge(adapters: Sequence[Adapter], weights: Sequence[float], rule: str = "su
     """
     if not adapters or len(adapters) != len(weights):
         raise ValueError(f"a merge needs one weight for each adapter, got {len(adapters)} adapters, weights {weights}")
-    if not all(math.isfinite(weight) for weight in weights):
-        raise ValueError(f"weights must be finite numbers, got {list(weights)}")
+    check_strengths(weights, "weights")
     if rule not in RULES:
         raise ValueError(f"no merging rule {rule!r}; choose one of {', '.join(RULES)}")
     for other in adapters[1:]:
