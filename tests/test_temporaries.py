@@ -4,12 +4,14 @@ import errno
 import os
 import subprocess
 import sys
+import tempfile
+from pathlib import Path
 
 import pytest
 
 from qrlora import temporaries
 from qrlora.outputs import atomic
-from qrlora.temporaries import clear, temporary
+from qrlora.temporaries import clear, temporary, temporary_folder
 
 WRITER = """
 import sys
@@ -72,6 +74,32 @@ def test_files_of_others_stay(tmp_path):
     clear(tmp_path)
     assert names(tmp_path) == sorted([*others, ".folder.01234567.partial"])
     clear(tmp_path / "missing")
+
+
+FOLDER = """
+import sys
+from qrlora.temporaries import temporary_folder
+with temporary_folder() as folder:
+    (folder / "half").write_text("half")
+    print(folder, flush=True)
+    sys.stdin.read()
+"""
+
+
+def test_a_folder_of_a_dead_process_goes_when_the_next_is_made_and_a_living_ones_stays(tmp_path, monkeypatch):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    told = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "env": {**os.environ, "TMPDIR": str(tmp_path)}}
+    process = subprocess.Popen([sys.executable, "-c", FOLDER], text=True, **told)
+    theirs = Path(process.stdout.readline().strip())
+    with temporary_folder() as ours:
+        assert theirs.is_dir() and ours.is_dir() and ours != theirs
+    assert (theirs / "half").exists() and not ours.exists()
+    process.kill()
+    process.communicate()
+    assert (theirs / "half").exists()
+    with temporary_folder() as ours:
+        assert [path for path in tmp_path.iterdir() if path.is_dir()] == [ours]
+    assert not names(tmp_path)
 
 
 def test_without_locks_files_are_written_and_nothing_is_removed(tmp_path, monkeypatch):

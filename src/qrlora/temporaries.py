@@ -8,6 +8,8 @@ import contextlib
 import os
 import re
 import secrets
+import shutil
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -18,6 +20,8 @@ except ImportError:  # Windows has other locks, under which a file cannot be ren
 
 NAME = re.compile(r"\..+\.[0-9a-f]{8}\.partial")
 """What a temporary file is called: the name that it is to get, hidden, and something that no other has."""
+BESIDE = ".folder"
+"""Ending of a folder that lives as long as the temporary file of its name."""
 
 
 @contextlib.contextmanager
@@ -39,9 +43,27 @@ def temporary(path: Path) -> Iterator[Path]:
             os.close(lock)
 
 
+@contextlib.contextmanager
+def temporary_folder() -> Iterator[Path]:
+    """A new and empty folder among the system's temporary files for the length of a `with`; those that dead processes
+    left are removed first.
+
+    Raises: OSError: it cannot be made.
+    """
+    with temporary(Path(tempfile.gettempdir()) / "qrlora") as mark:
+        folder = Path(f"{mark}{BESIDE}")
+        folder.mkdir(mode=0o700)
+        try:
+            yield folder
+        finally:
+            shutil.rmtree(folder)
+
+
 def clear(folder: Path) -> None:
-    """Remove the temporary files of dead processes; what cannot be told or removed, as on a file system without locks,
-    stays: it is in nobody's way."""
+    """Remove the temporary files of dead processes, and the folders beside them.
+
+    What cannot be told or removed, as on a file system without locks, stays: it is in nobody's way.
+    """
     if fcntl is None:
         return
     with contextlib.suppress(OSError), os.scandir(folder) as entries:
@@ -49,6 +71,8 @@ def clear(folder: Path) -> None:
         for path in left:
             with contextlib.suppress(OSError), open(path, "r+b") as file:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                if os.path.isdir(path + BESIDE):
+                    shutil.rmtree(path + BESIDE)  # which follows no link
                 os.unlink(path)
 
 

@@ -26,7 +26,9 @@ def one_clear_line(name: str, what: str = "base model") -> Iterator[None]:
     try:
         yield
     except GatedRepoError as error:
-        fail(f"gated; accept its terms on https://huggingface.co/{name.partition('@')[0]} and run `hf auth login`", error)
+        fail(
+            f"gated; accept its terms on https://huggingface.co/{name.partition('@')[0]} and run `hf auth login`", error
+        )
     except RevisionNotFoundError as error:
         fail("the repository has no branch, tag or commit of that name", error)
     except RepositoryNotFoundError as error:

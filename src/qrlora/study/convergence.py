@@ -3,8 +3,6 @@
 import json
 import statistics
 from collections.abc import Callable
-from pathlib import Path
-from tempfile import TemporaryDirectory
 
 import torch
 
@@ -13,6 +11,7 @@ from ..data import load_picture, prepare
 from ..families import Base
 from ..methods import METHODS
 from ..outputs import atomic
+from ..temporaries import temporary_folder
 from ..training import Progress, denoising_loss, train
 from .figures import Curves, Reproduced
 from .findings import Row
@@ -68,10 +67,10 @@ def _kept(asked: Asked, job: Learn) -> dict[int, float]:
 def _curve(asked: Asked, job: Learn) -> dict[int, float]:
     """{updates: loss} of one run."""
     base = asked.opened
-    with TemporaryDirectory() as folder:
-        image = Path(folder) / "lesson.png"
+    with temporary_folder() as folder:
+        image = folder / "lesson.png"
         image.write_bytes(job.shown.picture)
-        places = {"base": base.name, "image": image, "output": Path(folder) / "learnt.safetensors"}
+        places = {"base": base.name, "image": image, "output": folder / "learnt.safetensors"}
         config = TrainConfig(**places, prompt=job.shown.prompt, **job.settings)
         measure = _fixed(base, config)
         curve = {0: measure()}

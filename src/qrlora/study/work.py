@@ -3,7 +3,6 @@
 import errno
 import io
 import json
-import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
@@ -22,6 +21,7 @@ from ..config import TrainConfig
 from ..families import Base, open_base
 from ..files import load
 from ..sampling import generate
+from ..temporaries import temporary_folder
 from ..training import train
 from ..world.demo import to_tensor
 from .jobs import Draw, Job, Learn, Place, digest_of
@@ -102,9 +102,9 @@ def _base(place: Place) -> Base:
 
 def _learn(job: Learn) -> Parts:
     base = _base(job.place)
-    with tempfile.TemporaryDirectory() as folder:
-        output = Path(folder) / "learnt.safetensors"
-        lesson = _lesson(job.shown, Path(folder), "lesson")
+    with temporary_folder() as folder:
+        output = folder / "learnt.safetensors"
+        lesson = _lesson(job.shown, folder, "lesson")
         config = TrainConfig(base=base.name, image=lesson.image, prompt=lesson.prompt, output=output, **job.settings)
         train(config, base=base)
         return {ADAPTER: output.read_bytes()}
@@ -112,14 +112,14 @@ def _learn(job: Learn) -> Parts:
 
 def _draw(job: Draw, inputs: Mapping[str, bytes]) -> Parts:
     base = _base(job.place)
-    with tempfile.TemporaryDirectory() as folder:
-        content, style = (_adapter(x, inputs, Path(folder)) for x in (job.content, job.style))
+    with temporary_folder() as folder:
+        content, style = (_adapter(x, inputs, folder) for x in (job.content, job.style))
         task = Task(
             base=base,
             content=content,  # pyright: ignore[reportArgumentType]  # none of it where the method uses none
             style=style,
-            content_lesson=_lesson(job.pair.content, Path(folder), "content"),
-            style_lesson=_lesson(job.pair.style, Path(folder), "style"),
+            content_lesson=_lesson(job.pair.content, folder, "content"),
+            style_lesson=_lesson(job.pair.style, folder, "style"),
             seed=job.learn_seed,
         )
         fused = fusion_of(job.method).fuse(task)
