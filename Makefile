@@ -8,7 +8,10 @@ INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c c
 # One thread for each of pytest's workers: more only makes them wait for each other.
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: demo test lint format bench clean help
+# Where subspaces are found and updates formed, merged and cut: what a processor's instructions could change.
+NUMERIC := $(addprefix tests/test_,$(addsuffix .py,linalg basis adapter merging analysis methods contrast layer attach noise))
+
+.PHONY: demo test numeric lint format bench clean help
 help: ## Say what each target does
 	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' Makefile
 
@@ -17,6 +20,10 @@ demo: $(VENV)/.run ## Learn a thing and a style from two pictures, merge them, d
 
 test: $(VENV)/.test ## Run the tests
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto $(TESTS)
+
+numeric: $(VENV)/.test ## Run the numeric tests as on processors without AVX-512, with one thread and with two
+	ATEN_CPU_CAPABILITY=avx2 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto $(NUMERIC)
+	ATEN_CPU_CAPABILITY=default OMP_NUM_THREADS=2 $(BIN)/python -m pytest -n 0 $(NUMERIC)
 
 lint: $(VENV)/.dev ## Check style, formatting and types
 	$(BIN)/ruff check .

@@ -152,7 +152,7 @@ def sdxl(prediction_type: str = "epsilon", **scheduler):
     from diffusers import EulerDiscreteScheduler, StableDiffusionXLPipeline
 
     words = tokenizer()
-    with torch.random.fork_rng():
+    with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         parts = dict(
             vae=vae(scaling_factor=0.13025),
@@ -181,7 +181,7 @@ def sd3(with_t5: bool = True):
     from diffusers import FlowMatchEulerDiscreteScheduler, SD3Transformer2DModel, StableDiffusion3Pipeline
 
     words, pieces = tokenizer(), t5_tokenizer()
-    with torch.random.fork_rng():
+    with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         parts = dict(
             vae=vae(scaling_factor=1.5305, shift_factor=0.0609, use_quant_conv=False, use_post_quant_conv=False),
@@ -219,7 +219,7 @@ def flux(guidance_embeds: bool = True):
     from diffusers import FlowMatchEulerDiscreteScheduler, FluxPipeline, FluxTransformer2DModel
 
     words, pieces = tokenizer(), t5_tokenizer()
-    with torch.random.fork_rng():
+    with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         parts = dict(
             vae=vae(scaling_factor=0.3611, shift_factor=0.1159, use_quant_conv=False, use_post_quant_conv=False),

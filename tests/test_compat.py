@@ -19,7 +19,7 @@ FACTORS = ("A", "B")
 def pipes():
     """Pico pipelines; SDXL's UNet has two layers a block, as the real one, which its original names presuppose."""
     found = {family: make() for family, make in pico.BASES.items()}
-    with torch.random.fork_rng():
+    with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         found["sdxl"].unet = pico.unet(layers_per_block=2)
     return found

@@ -72,7 +72,7 @@ def networks(tmp_path_factory):
     import transformers
 
     folder = tmp_path_factory.mktemp("networks")
-    with torch.random.fork_rng():
+    with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         vit = transformers.ViTModel(transformers.ViTConfig(**SMALL, patch_size=8), add_pooling_layer=False)
         config = transformers.CLIPVisionConfig(**SMALL, patch_size=16, projection_dim=6)
@@ -140,7 +140,7 @@ def test_csd_is_clips_tower_with_the_head_of_style(tmp_path):
     """Against the tower written out; by a folder with its file; a lacking tensor is one clear line."""
     from safetensors.torch import save_file
 
-    with torch.random.fork_rng():
+    with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         model = Tower().eval()
     for p in model.parameters():  # norms and biases, too, must be where they belong

@@ -181,3 +181,11 @@ def test_the_public_names_are_one_list_and_all_exist():
 def test_every_python_file_says_what_it_is_for():
     for path in FILES:
         assert path.stat().st_size == 0 or ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))), path
+
+
+def test_whoever_forks_random_numbers_names_the_devices():
+    """Left to itself `fork_rng` warns where there are several GPUs, and copies the state of each."""
+    for path in (*FILES, *sorted(Path(__file__).parent.glob("*.py"))):
+        calls = [node for node in ast.walk(ast.parse(path.read_text("utf-8"))) if isinstance(node, ast.Call)]
+        forks = [call for call in calls if isinstance(call.func, ast.Attribute) and call.func.attr == "fork_rng"]
+        assert all("devices" in [keyword.arg for keyword in call.keywords] for call in forks), path

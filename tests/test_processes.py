@@ -121,10 +121,12 @@ def test_a_process_that_is_gone_is_named_and_not_waited_for(monkeypatch):
         Processes(0, 2).average([parameter], torch.tensor(1.0), False)
 
 
-def test_more_processes_than_gpus_are_refused(monkeypatch):
+@pytest.mark.parametrize("gpus", [0, 1])
+def test_more_processes_than_gpus_are_refused(monkeypatch, gpus):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
     for name, value in (("WORLD_SIZE", "2"), ("LOCAL_RANK", "1")):
         monkeypatch.setenv(name, value)
-    with pytest.raises(ValueError, match="2 processes, 0 GPUs and device=cuda: launch one process for each GPU"):
+    with pytest.raises(ValueError, match=f"2 processes, {gpus} GPUs and device=cuda: launch one process for each GPU"):
         room.join("cuda")
 
 

@@ -125,7 +125,8 @@ def begin_kind(model: nn.Module, layers: Collection[str], kind: str, rank: int, 
     own = {x.name: x.default for x in dataclasses.fields(config_of)}
     before = {id(x) for x in _tensors(model).values()}
     ranks = {x: rank for x in ("r", "lora_alpha", "alpha") if isinstance(own.get(x), int) and kind not in RANKLESS}
-    with warnings.catch_warnings(), torch.random.fork_rng():
+    gpus = range(torch.cuda.device_count())  # named, for fork_rng warns where there are several
+    with warnings.catch_warnings(), torch.random.fork_rng(devices=gpus):
         warnings.simplefilter("ignore")  # advice on settings that nobody here can change
         torch.manual_seed(seed)
         try:
