@@ -348,10 +348,8 @@ def test_nothing_of_an_open_base_learns(any_base):
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_released_parts_are_gone_and_parked_ones_come_back(family):
+def test_released_parts_are_gone(family):
     base = open_base(pico.folder(family), "cpu")
-    base.park()
-    base.unpark()
     names = (*FAMILIES[family].text_parts, "vae")
     assert tuple(base.spare_parts) == names and base.missing_parts == []
     base.release()

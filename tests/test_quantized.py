@@ -162,12 +162,11 @@ def test_pictures_of_a_quantised_base_resemble_those_of_the_full_one(family, qua
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_offload_changes_where_parts_wait_and_nothing_else(tmp_path, family):
-    """With the CPU in the GPU's place: diffusers' hooks run, and after every picture they are gone."""
+    """With the CPU in the GPU's place."""
     plain, turns = open_base(pico.folder(family), "cpu"), open_base(pico.folder(family), "cpu", offload=True)
-    assert turns.home == torch.device("cpu") and plain.home is None
+    assert turns.offload and not plain.offload
     pictures = [generate(x, "a dog", seed=3, count=2) for x in (plain, turns)]
     assert [x.tobytes() for x in pictures[0]] == [x.tobytes() for x in pictures[1]]
-    assert not any(hasattr(part, "_hf_hook") for part in (turns.model, *turns.spare_parts.values()))
     seen = []
     for base, extra in ((plain, {}), (turns, {"preview_every": 3, "offload": True})):
         config = settings(tmp_path, output=tmp_path / f"{len(extra)}.safetensors", **extra)

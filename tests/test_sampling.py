@@ -62,16 +62,16 @@ def learn(tmp_path_factory):
 
 def test_fewer_pictures_at_once_are_tried_where_memory_runs_out(base, monkeypatch):
     """The pictures are the same; who asks for a number gets it, or an error."""
-    rows, sample = [], type(base).sample
+    rows, denoise = [], type(base).denoise
 
-    def in_little_memory(self, prompts, *rest):
-        rows.append(len(prompts))
-        if len(prompts) > 3:
+    def in_little_memory(self, told, *rest):
+        rows.append(len(told))
+        if len(told) > 3:
             raise torch.cuda.OutOfMemoryError("CUDA out of memory")
-        return sample(self, prompts, *rest)
+        return denoise(self, told, *rest)
 
     plain = generate(base, "a dog", count=5)
-    monkeypatch.setattr(type(base), "sample", in_little_memory)
+    monkeypatch.setattr(type(base), "denoise", in_little_memory)
     monkeypatch.setattr("qrlora.sampling.MOST", 5)
     fewer = generate(base, "a dog", count=5)
     assert rows == [5, 3, 2]

@@ -103,13 +103,12 @@ def prepare(base: Any, picture: Picture, prompt: str, ordinary: Sequence[str] = 
     if not bool(torch.isfinite(latents).all()):
         raise ValueError(f"the VAE of {base.name} turned the picture into NaN or infinity: try dtype=float32")
     framing = base.framing(original=picture.original, corner=picture.corner, target=size)
-    others = base.encode_prompt(list(ordinary), framing) if ordinary else None
-    condition = base.encode_prompt([prompt], framing)
-    for told in filter(None, (condition, others)):
-        if not all(bool(torch.isfinite(x).all()) for x in told.tensors.values()):
-            way_out = "try dtype=float32, or bfloat16 if it was float16"
-            raise ValueError(f"the text encoders of {base.name} turned the prompt into NaN or infinity: {way_out}")
-    return Example(latents=latents, condition=condition, ordinary=others)
+    told = base.encode_prompt([prompt, *ordinary], framing)
+    if not all(bool(torch.isfinite(x).all()) for x in told.tensors.values()):
+        way_out = "try dtype=float32, or bfloat16 if it was float16"
+        raise ValueError(f"the text encoders of {base.name} turned the prompt into NaN or infinity: {way_out}")
+    others = told.rows(range(1, len(told))) if ordinary else None
+    return Example(latents=latents, condition=told.rows([0]), ordinary=others)
 
 
 def _opened(path: Path) -> Image.Image:

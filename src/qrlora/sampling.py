@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from PIL import Image
+from torch import Tensor
 
 from .adapter import Adapter
 from .attach import set_strengths, worn
@@ -52,11 +53,11 @@ def generate(
     prompts, seeds = _paired(prompt, seed, count)
     if check_triggers:
         _check_triggers(prompts, adapters)
-    with worn(base.model, adapters):
-        draw = _drawer(base, negative_prompt, steps, guidance, size)
-        pictures: list[Image.Image] = []
-        for some in _batches(base, lambda part: draw(prompts[part], seeds[part]), len(prompts), size, batch_size):
-            pictures += some
+    draw = _drawer(base, prompts, negative_prompt, seeds, steps, guidance, size)
+    pictures: list[Image.Image] = []
+    with base.on_device(), worn(base.model, adapters, not base.offload):
+        for some in _batches(base, draw, len(prompts), size, batch_size):
+            pictures += base.decode_image(some)
             if on_picture is not None:
                 on_picture(len(pictures), len(prompts))
     return pictures
@@ -94,16 +95,16 @@ def grid(
         _check_triggers([prompt], [(content, 1.0), (style, 1.0)])
     cells = torch.cartesian_prod(*(torch.tensor(x, dtype=torch.float32) for x in (content_strengths, style_strengths)))
     pictures: list[Image.Image] = []
-    with worn(base.model, [(content, 0.0), (style, 0.0)]) as (of_content, of_style):
-        draw = _drawer(base, negative_prompt, steps, guidance, size)
+    draw = _drawer(base, [prompt] * len(cells), negative_prompt, [seed] * len(cells), steps, guidance, size)
+    with base.on_device(), worn(base.model, [(content, 0.0), (style, 0.0)], not base.offload) as (of_content, of_style):
 
-        def draw_cells(part: slice) -> list[Image.Image]:
+        def draw_cells(part: slice) -> Tensor:
             some = cells[part]
             set_strengths(base.model, {of_content: some[:, 0], of_style: some[:, 1]})
-            return draw([prompt] * len(some), [seed] * len(some))
+            return draw(part)
 
         for some in _batches(base, draw_cells, len(cells), size):
-            for picture in some:
+            for picture in base.decode_image(some):
                 pictures.append(picture)
                 if on_picture is not None:
                     on_picture(len(pictures), len(cells))
@@ -112,9 +113,16 @@ def grid(
 
 
 def _drawer(
-    base: Base, negative_prompt: str, steps: int | None, guidance: float | None, size: int | None
-) -> Callable[[Sequence[str], Sequence[int]], list[Image.Image]]:
-    """(prompts, seeds) -> pictures in one batch, with the base's own choice where None is given."""
+    base: Base,
+    prompts: Sequence[str],
+    negative_prompt: str,
+    seeds: Sequence[int],
+    steps: int | None,
+    guidance: float | None,
+    size: int | None,
+) -> Callable[[slice], Tensor]:
+    """(which of the prompts and seeds) -> their latents in one batch, with the base's own choice where None is given.
+    The text encoders' turn is over when it returns."""
     own = base.defaults
     side = own.resolution if size is None else size
     count = own.sample_steps if steps is None else steps
@@ -126,10 +134,12 @@ def _drawer(
         missing = ", ".join(base.missing_parts)
         raise ValueError(f"the base was opened for training only and has no {missing}: open it again")
 
-    def draw(prompts: Sequence[str], seeds: Sequence[int]) -> list[Image.Image]:
+    told = base.embed(prompts, negative_prompt, strength)
+
+    def draw(part: slice) -> Tensor:
         # seeded on the CPU: the same noise on every device
-        generators = [torch.Generator("cpu").manual_seed(int(s)) for s in seeds]
-        return base.sample(prompts, negative_prompt, side, count, strength, generators)
+        generators = [torch.Generator("cpu").manual_seed(int(s)) for s in seeds[part]]
+        return base.denoise(told.rows(range(len(seeds))[part]), side, count, strength, generators)
 
     return draw
 
@@ -169,17 +179,17 @@ def _check_triggers(prompts: Sequence[str], adapters: Sequence[tuple[Adapter, fl
 
 
 def _batches(
-    base: Base, draw: Callable[[slice], list[Image.Image]], total: int, size: int | None, wanted: int | None = None
-) -> Iterator[list[Image.Image]]:
-    """draw(slice) for `total` pictures of a size, so many at once as are wanted; None: as many as the device holds, by
-    halving the number where a GPU's memory runs out.
+    base: Base, draw: Callable[[slice], Tensor], total: int, size: int | None, wanted: int | None = None
+) -> Iterator[Tensor]:
+    """draw(slice), their latents, for `total` pictures of a size, so many at once as are wanted; None: as many as
+    the device holds, by halving the number where a GPU's memory runs out.
 
     Raises: ValueError: fewer than 1 wanted.  OutOfMemoryError: one picture is too much, or so many as are wanted.
     """
     if wanted is not None and wanted < 1:
         raise ValueError(f"batch_size must be 1 or more, got {wanted}")
     side = base.defaults.resolution if size is None else size
-    on_gpu = (base.home or base.device).type == "cuda"
+    on_gpu = base.device.type == "cuda"
     done, at_once = 0, wanted or (MOST if on_gpu else min(max(PIXELS // side**2, 1), MOST))
     while done < total:
         try:
@@ -187,8 +197,8 @@ def _batches(
         except torch.cuda.OutOfMemoryError:
             if wanted or at_once == 1:
                 raise
-            some = []  # the error holds what filled the memory: it must be gone before the next try
-        if some:
+            some = None  # the error holds what filled the memory: it must be gone before the next try
+        if some is not None:
             yield some
             done += len(some)
         else:

@@ -165,11 +165,12 @@ def strengths(model: nn.Module) -> dict[str, dict[str, Any]]:
 
 
 @contextmanager
-def worn(model: nn.Module, adapters: Iterable[tuple[Adapter, Strength]]) -> Iterator[list[str]]:
+def worn(model: nn.Module, adapters: Iterable[tuple[Adapter, Strength]], folds: bool = True) -> Iterator[list[str]]:
     """(adapter, strength) pairs on a model for the length of a `with`; yields their names.
 
-    In a float32 base their sum is meanwhile written into the weights, so that it costs nothing; the very tensors that
-    the weights were come back at the end. A bfloat16 weight would lose small updates, a quantised one all.
+    Their sum is meanwhile written into the weights, so that it costs nothing, where it `folds`: not into a quantised
+    weight, nor where rounding would take much of the update (`layer.ROUNDED`). The very tensors that the weights were
+    come back at the end. A model that is moved about meanwhile had better not fold: both copies of a weight would go.
     """
     names: list[str] = []
     taken = set(attached(model))
@@ -179,7 +180,7 @@ def worn(model: nn.Module, adapters: Iterable[tuple[Adapter, Strength]]) -> Iter
             names.append(name)
             taken.add(name)
             attach(model, adapter, name, strength)
-        _fold(model, True)
+        _fold(model, folds)
         yield names
     finally:
         _fold(model, False)

@@ -148,10 +148,10 @@ def planned(plan_of: Callable[[Sequence[Adapter], Sequence[float]], Plan]) -> Ca
     """A fusion that draws by a plan."""
 
     def fuse(task: Task) -> Fused:
-        base, adapters, plan = task.base, task.both, plan_of(task.both, task.weights)
+        base, plan, off = task.base, plan_of(task.both, task.weights), [(x, 0.0) for x in task.both]
 
         def draw(prompts: Sequence[str], seeds: Sequence[int]) -> list[Any]:
-            with worn(base.model, [(x, 0.0) for x in adapters]) as names, following(base, names, plan):
+            with base.on_device(), worn(base.model, off, not base.offload) as names, following(base, names, plan):
                 return generate(base, list(prompts), seed=list(seeds))
 
         return Fused(draw, None)
@@ -161,10 +161,10 @@ def planned(plan_of: Callable[[Sequence[Adapter], Sequence[float]], Plan]) -> Ca
 
 def composed(task: Task) -> Fused:
     """LoRA Composite as a fusion."""
-    base, adapters = task.base, task.both
+    base, off = task.base, [(x, 0.0) for x in task.both]
 
     def draw(prompts: Sequence[str], seeds: Sequence[int]) -> list[Any]:
-        with worn(base.model, [(x, 0.0) for x in adapters]) as names:
+        with base.on_device(), worn(base.model, off, not base.offload) as names:
             with composite(base, dict(zip(names, task.weights, strict=True))):
                 return generate(base, list(prompts), seed=list(seeds))
 

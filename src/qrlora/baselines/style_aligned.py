@@ -45,7 +45,12 @@ def fuse(task: Task) -> Fused:
         for first in range(0, len(prompts), AT_ONCE - 1):
             part = slice(first, first + AT_ONCE - 1)
             asked, drawn = [task.style_lesson.prompt, *prompts[part]], [task.seed, *seeds[part]]
-            with worn(base.model, [(task.content, task.weights[0])]), style_aligned(base, len(asked), trajectory):
+            alone = [(task.content, task.weights[0])]
+            with (
+                base.on_device(),
+                worn(base.model, alone, not base.offload),
+                style_aligned(base, len(asked), trajectory),
+            ):
                 pictures += generate(base, asked, seed=drawn, batch_size=len(asked))[1:]
         return pictures
 
@@ -158,7 +163,7 @@ def inverted(base: Base, lesson: Lesson, guidance: float = INVERSION_GUIDANCE, r
 
     def guided(x: Tensor, time: Tensor) -> Tensor:
         asked = (base.model, x, time[None].to(device))
-        with torch.no_grad():
+        with torch.no_grad(), base.on_device():
             answers = [base.family.predict(*asked, condition).float() for condition in (nothing, told)]
         return answers[0] + guidance * (answers[1] - answers[0])
 

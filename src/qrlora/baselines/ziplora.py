@@ -73,7 +73,7 @@ def learn_gates(task: Task, content: Adapter, style: Adapter, learning_rate: flo
     parameters = [m.requires_grad_() for each in gates for m in each.values()]
     optimizer = torch.optim.Adam(parameters, learning_rate)
     generator = torch.Generator().manual_seed(task.seed)
-    with worn(model, [(content, 1.0), (style, 1.0)]) as names:
+    with base.on_device(), worn(model, [(content, 1.0), (style, 1.0)], not base.offload) as names:
         for _ in range(steps):
             noise = torch.randn(lessons[0].latents.shape, generator=generator).to(base.device)
             time = noising.sample_time(1, generator).to(base.device)

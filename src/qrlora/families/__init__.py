@@ -17,9 +17,10 @@ from ..devices import choose_device, number_type
 from ..storage import places, read_metadata
 from ..text import read_text
 from . import hub, quantized, single, variants
+from .base import Base
 from .flux import FLUX
 from .messages import one_clear_line, quiet
-from .record import Base, Condition, Family, Framing
+from .record import Condition, Family, Framing
 from .sd3 import SD3
 from .sdxl import SDXL
 from .weight_files import file_variant
@@ -57,7 +58,8 @@ def open_base(
              kept, or where there are no others.
              device: auto, or a torch device.  dtype: float32, bfloat16, float16, or auto, see `number_type`.
              quantize: keep the linear layers of the trainable part as nf4, int8 or float8; "": in dtype.
-             offload: every part waits on the CPU for its turn on the device.
+             offload: every part waits on the CPU for its turn on the device; else the trainable part stays there once
+             its first turn has come (`Base.on_device`).
              revision: branch, tag or commit of a hub's repository; OWNER/NAME@REVISION says the same.
     Raises:  OSError: it does not exist, may not be read or cannot be fetched.
              ValueError: not a base model of a known family; a device or dtype that is not there; a quantisation whose
@@ -70,16 +72,16 @@ def open_base(
         quantized.check(quantize, home)
         place = place_of(name, numbers)
         family = _family_of_checkpoint(place) if place.is_file() else family_of_folder(place)
-        rest = torch.device("cpu") if offload else home
         with quiet():
-            pipe, original = _opened(place, family, numbers, quantize, home if quantize == "nf4" else rest)
-    pipe.to(rest)
+            filled_on = home if quantize == "nf4" else torch.device("cpu")
+            pipe, original = _opened(place, family, numbers, quantize, filled_on)
+    pipe.to("cpu", silence_dtype_warnings=True)
     for part in pipe.components.values():
         if isinstance(part, torch.nn.Module):
             part.requires_grad_(False).eval()
     defaults, plain = own_settings(place, dataclasses.replace(family.defaults, **family.exceptions(pipe)))
     base = Base(pipe=pipe, family=family, name=name, defaults=defaults, plain_framing=plain)
-    base.home = home if offload else None
+    base.home, base.offload = home, offload
     base.original = original
     return base
 

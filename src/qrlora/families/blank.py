@@ -12,9 +12,10 @@ import torch
 from torch import Tensor, nn
 
 from . import BUILT_IN, FAMILIES, family_of_folder, own_settings, place_of, quantized, read_json
+from .base import Base
 from .messages import quiet
 from .public import PUBLIC, Public
-from .record import Base, Condition, Tokens
+from .record import Condition, Tokens
 from .variants import check_channels, check_length
 
 

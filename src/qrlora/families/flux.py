@@ -54,8 +54,7 @@ def encode_prompt(pipe: Any, prompts: Sequence[str], framing: Framing) -> Condit
 
     Returns: text (b, text_tokens, d), pooled (b, p), guidance (b,) float32.
     """
-    length = text_tokens(pipe, text_length(pipe.tokenizer_2, TEXT_LENGTH))
-    text, pooled, _ = pipe.encode_prompt(list(prompts), max_sequence_length=length)
+    text, pooled = _encoded(pipe, prompts)
     guidance = {"guidance": torch.full((len(prompts),), TRAINING_GUIDANCE, device=text.device)}
     return Condition({"text": text, "pooled": pooled, **(guidance if distilled(pipe) else {})})
 
@@ -91,28 +90,37 @@ def picture_ids(h: int, w: int) -> Tensor:
     return torch.cartesian_prod(torch.zeros(1), torch.arange(h).float(), torch.arange(w).float())
 
 
-def sample(
-    pipe: Any,
-    prompts: Sequence[str],
-    negative_prompt: str,
-    size: int,
-    steps: int,
-    guidance: float,
-    generators: Sequence[torch.Generator],
-) -> Tensor:
-    """Latents of pictures; `guidance` is the number that a distilled base reads, else the strength of classifier-free
-    guidance.
+def embed(pipe: Any, prompts: Sequence[str], negative_prompt: str, guidance: float) -> Condition:
+    """T5's last states and CLIP's pooled state, beside them those of the negative prompt where classifier-free guidance
+    acts.
 
     Raises: ValueError: a negative prompt for a distilled base.
     """
-    if not distilled(pipe):
-        told = {"true_cfg_scale": guidance, "negative_prompt": [negative_prompt] * len(prompts)}
-    elif negative_prompt:
+    if distilled(pipe) and negative_prompt:
         raise ValueError("this FLUX base is guidance-distilled and reads no negative prompt: leave it empty")
-    else:
-        told = {"guidance_scale": guidance}
+    text, pooled = _encoded(pipe, prompts)
+    told = {"prompt_embeds": text, "pooled_prompt_embeds": pooled}
+    if rows_drawn(pipe, guidance) > 1:
+        text, pooled = _encoded(pipe, [negative_prompt] * len(prompts))
+        told |= {"negative_prompt_embeds": text, "negative_pooled_prompt_embeds": pooled}
+    return Condition(told)
+
+
+def _encoded(pipe: Any, prompts: Sequence[str]) -> tuple[Tensor, Tensor]:
+    """T5's last states (b, text_tokens, d) and CLIP's pooled state (b, p)."""
     length = text_tokens(pipe, text_length(pipe.tokenizer_2, TEXT_LENGTH))
-    rows = draw(pipe, prompts, size, steps, generators, max_sequence_length=length, **told)
+    told = {"device": pipe.text_encoder.device, "max_sequence_length": length}
+    text, pooled, _ = pipe.encode_prompt(list(prompts), None, **told)
+    return text, pooled
+
+
+def sample(
+    pipe: Any, told: Condition, size: int, steps: int, guidance: float, generators: Sequence[torch.Generator]
+) -> Tensor:
+    """Latents of pictures; `guidance` is the number that a distilled base reads, else the strength of classifier-free
+    guidance."""
+    strength = {"guidance_scale" if distilled(pipe) else "true_cfg_scale": guidance}
+    rows = draw(pipe, size, steps, generators, **strength, **told.tensors)
     side = size // size_step(pipe)
     return unpacked(rows, side, side)
 
@@ -168,6 +176,7 @@ FLUX = Family(
     text_parts={"text_encoder": "text_encoders.clip_l.", "text_encoder_2": "text_encoders.t5xxl."},
     encode_prompt=encode_prompt,
     predict=predict,
+    embed=embed,
     sample=sample,
     size_step=size_step,
     blocks=("FluxTransformerBlock", "FluxSingleTransformerBlock"),

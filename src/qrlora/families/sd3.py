@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from ..config import FamilyDefaults
 from .record import Condition, Family, Framing, Tokens
-from .stock import draw, negative, text_length
+from .stock import EMBEDDED, draw, negative, text_length
 
 T5_LENGTH = 256
 """Tokens of T5, or zeros in their place, beside CLIP's 77: the pipeline's own choice."""
@@ -32,9 +32,8 @@ def encode_prompt(pipe: Any, prompts: Sequence[str], framing: Framing) -> Condit
     Returns: text (b, 77 + T5_LENGTH, d), pooled (b, p1 + p2).
     """
     length = text_length(pipe.tokenizer_3, T5_LENGTH)
-    text, _, pooled, _ = pipe.encode_prompt(
-        list(prompts), None, None, do_classifier_free_guidance=False, max_sequence_length=length
-    )
+    told = {"device": pipe.text_encoder.device, "do_classifier_free_guidance": False, "max_sequence_length": length}
+    text, _, pooled, _ = pipe.encode_prompt(list(prompts), None, None, **told)
     return Condition({"text": text, "pooled": pooled})
 
 
@@ -44,19 +43,25 @@ def predict(model: nn.Module, noisy: Tensor, time: Tensor, condition: Condition)
     return model(noisy.to(told["text"].dtype), told["text"], told["pooled"], time, return_dict=False)[0]
 
 
+def embed(pipe: Any, prompts: Sequence[str], negative_prompt: str, guidance: float) -> Condition:
+    """As `encode_prompt`, beside it the negative prompt where classifier-free guidance acts."""
+    found = pipe.encode_prompt(
+        list(prompts),
+        None,
+        None,
+        device=pipe.text_encoder.device,
+        do_classifier_free_guidance=guidance > 1,
+        negative_prompt=negative(negative_prompt, prompts),
+        max_sequence_length=text_length(pipe.tokenizer_3, T5_LENGTH),
+    )
+    return Condition({name: x for name, x in zip(EMBEDDED, found, strict=True) if x is not None})
+
+
 def sample(
-    pipe: Any,
-    prompts: Sequence[str],
-    negative_prompt: str,
-    size: int,
-    steps: int,
-    guidance: float,
-    generators: Sequence[torch.Generator],
+    pipe: Any, told: Condition, size: int, steps: int, guidance: float, generators: Sequence[torch.Generator]
 ) -> Tensor:
     """Latents of pictures with classifier-free guidance of this strength."""
-    told = {"guidance_scale": guidance, "negative_prompt": negative(negative_prompt, prompts)}
-    length = text_length(pipe.tokenizer_3, T5_LENGTH)
-    return draw(pipe, prompts, size, steps, generators, max_sequence_length=length, **told)
+    return draw(pipe, size, steps, generators, guidance_scale=guidance, **told.tensors)
 
 
 def shapes(pipe: Any, side: int, tokens: Tokens) -> dict[str, tuple[int, ...]]:
@@ -96,6 +101,7 @@ SD3 = Family(
     optional_parts=("text_encoder_3", "tokenizer_3"),
     encode_prompt=encode_prompt,
     predict=predict,
+    embed=embed,
     sample=sample,
     size_step=size_step,
     blocks=("JointTransformerBlock",),

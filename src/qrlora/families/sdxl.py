@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from ..config import FamilyDefaults
 from .record import Condition, Family, Framing, Tokens
-from .stock import draw, negative
+from .stock import EMBEDDED, draw, negative
 
 SELF = ("attn1.to_q", "attn1.to_k", "attn1.to_v", "attn1.to_out.0")
 WORDS = ("attn2.to_k", "attn2.to_v")
@@ -34,7 +34,8 @@ def encode_prompt(pipe: Any, prompts: Sequence[str], framing: Framing) -> Condit
     Args:    prompts: b of them.  framing: the same for all.
     Returns: text (b, 77, d1 + d2), pooled (b, p), time_ids (b, 6) = original, corner, target, each (height, width).
     """
-    text, _, pooled, _ = pipe.encode_prompt(list(prompts), do_classifier_free_guidance=False)
+    device = pipe.text_encoder.device
+    text, _, pooled, _ = pipe.encode_prompt(list(prompts), device=device, do_classifier_free_guidance=False)
     sizes = torch.tensor([*framing.original, *framing.corner, *framing.target], dtype=text.dtype, device=text.device)
     return Condition({"text": text, "pooled": pooled, "time_ids": sizes.repeat(len(prompts), 1)})
 
@@ -47,18 +48,22 @@ def predict(model: nn.Module, noisy: Tensor, time: Tensor, condition: Condition)
     return model(noisy.to(dtype), time, told["text"], added_cond_kwargs=extra, return_dict=False)[0]
 
 
+def embed(pipe: Any, prompts: Sequence[str], negative_prompt: str, guidance: float) -> Condition:
+    """As `encode_prompt`, beside it the negative prompt where classifier-free guidance acts."""
+    found = pipe.encode_prompt(
+        list(prompts),
+        device=pipe.text_encoder.device,
+        do_classifier_free_guidance=guidance > 1,
+        negative_prompt=negative(negative_prompt, prompts),
+    )
+    return Condition({name: x for name, x in zip(EMBEDDED, found, strict=True) if x is not None})
+
+
 def sample(
-    pipe: Any,
-    prompts: Sequence[str],
-    negative_prompt: str,
-    size: int,
-    steps: int,
-    guidance: float,
-    generators: Sequence[torch.Generator],
+    pipe: Any, told: Condition, size: int, steps: int, guidance: float, generators: Sequence[torch.Generator]
 ) -> Tensor:
     """Latents of pictures with classifier-free guidance of this strength."""
-    told = {"guidance_scale": guidance, "negative_prompt": negative(negative_prompt, prompts)}
-    return draw(pipe, prompts, size, steps, generators, **told)
+    return draw(pipe, size, steps, generators, guidance_scale=guidance, **told.tensors)
 
 
 def shapes(pipe: Any, side: int, tokens: Tokens) -> dict[str, tuple[int, ...]]:
@@ -114,6 +119,7 @@ SDXL = Family(
     text_parts={"text_encoder": "conditioner.embedders.0.", "text_encoder_2": "conditioner.embedders.1."},
     encode_prompt=encode_prompt,
     predict=predict,
+    embed=embed,
     sample=sample,
     size_step=size_step,
     blocks=("BasicTransformerBlock", "ResnetBlock2D"),

@@ -66,17 +66,14 @@ def _deviation(config: Any, z: Tensor) -> Tensor:
     return z.new_ones(1) if found is None else z.new_tensor(found).view(1, -1, 1, 1)
 
 
-def draw(
-    pipe: Any, prompts: Sequence[str], size: int, steps: int, generators: Sequence[torch.Generator], **told: Any
-) -> Tensor:
-    """Latents of one picture per prompt from a stock pipeline, all in one batch, each with its own generator.
+def draw(pipe: Any, size: int, steps: int, generators: Sequence[torch.Generator], **told: Any) -> Tensor:
+    """Latents of one picture per generator from a stock pipeline, all in one batch.
 
-    Args:    told: what else the family's pipeline is told.
+    Args:    told: what else the family's pipeline is told, embedded prompts among it.
     Returns: as the pipeline leaves them, (b, c, h, w) or packed.
     """
     pipe.set_progress_bar_config(disable=True)
     drawn = pipe(
-        prompt=list(prompts),
         height=size,
         width=size,
         num_inference_steps=steps,
@@ -85,6 +82,10 @@ def draw(
         **told,
     )
     return drawn.images
+
+
+EMBEDDED = ("prompt_embeds", "negative_prompt_embeds", "pooled_prompt_embeds", "negative_pooled_prompt_embeds")
+"""What SDXL's and SD3's pipelines make of prompts, and take in their place; without guidance, of the prompts alone."""
 
 
 def negative(negative_prompt: str, prompts: Sequence[str]) -> list[str] | None:

@@ -97,6 +97,7 @@ def _fixed(base: Base, config: TrainConfig) -> Callable[[], float]:
 
     @torch.no_grad()
     def measure() -> float:
-        return float(denoising_loss(base.family.predict, base.model, noising, clean, noise, time, condition))
+        with base.on_device():
+            return float(denoising_loss(base.family.predict, base.model, noising, clean, noise, time, condition))
 
     return measure

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -47,8 +48,8 @@ def train(
     KeyboardInterrupt. Launched in several processes, each takes its share of the batch; the first one writes and calls.
 
     Args:    base: an open base to use instead of opening `config.base`; it is left as it was. Without one the base is
-             opened, and its text encoders and VAE are forgotten before the first update, or kept on the CPU if there
-             are previews.
+             opened, and its text encoders and VAE are forgotten before the first update; the VAE stays, on the CPU
+             between its turns, if there are previews.
              on_step: called after every update.
              on_preview: (step, PIL picture) every `config.preview_every` updates.
              on_stage: (what, share done 0..1) while things are prepared.
@@ -63,7 +64,7 @@ def train(
     try_places(config)
     stage("opening the base model", 0.0)
     owned = base is None
-    device = config.device if base is None else str(base.home or base.device)
+    device = config.device if base is None else str(base.device)
     processes = join(device)
     optimizers.check(config.optimizer, choose_device(device))
     if base is None:
@@ -86,13 +87,11 @@ def train(
     asks = config.method in METHODS and METHODS[config.method].directions == "contrast"
     ordinary = ordinary_prompts(config) if asks else []
     example = prepare(base, picture, config.prompt, ordinary)
-    if owned and not config.preview_every:
-        base.release()
-    base.park()
-    try:
-        adapter = _learn(config, base, example, whose, processes, on_step, on_preview, stage)
-    finally:
-        base.unpark()
+    preview = _preview(config, base) if config.preview_every else None
+    if owned:
+        base.release(keep=["vae"] if preview else [])
+    with base.on_device():
+        adapter = _learn(config, base, example, whose, processes, on_step, preview, on_preview, stage)
     processes.wait()
     return adapter
 
@@ -104,6 +103,7 @@ def _learn(
     whose: Mapping[str, Any],
     processes: Processes,
     on_step: Callable[[Progress], Any] | None,
+    preview: Callable[[], Any] | None,
     on_preview: Callable[[int, Any], Any] | None,
     stage: Callable[[str, float], Any],
 ) -> Adapter:
@@ -111,12 +111,10 @@ def _learn(
     assert config.steps is not None and config.decay is not None
 
     def draw(step: int) -> None:
-        assert on_preview is not None
-        base.unpark()
-        try:
-            on_preview(step, _preview(config, base))
-        finally:
-            base.park()
+        assert preview is not None and on_preview is not None
+        picture = preview()
+        if picture is not None:
+            on_preview(step, picture)
 
     generator = torch.Generator("cpu").manual_seed(config.seed)
     with processes.main_first():
@@ -142,13 +140,24 @@ def _learn(
         learner.detach()
 
 
-def _preview(config: TrainConfig, base: Base) -> Any:
-    """What the unfinished adapter draws: always from one seed, so that pictures of a run can be compared."""
-    own, seed = base.defaults, torch.Generator("cpu").manual_seed(config.seed)
-    prompt = config.preview_prompt or config.prompt
-    assert config.resolution is not None
-    (picture,) = base.sample([prompt], "", config.resolution, own.sample_steps, own.guidance, [seed])
-    return picture
+def _preview(config: TrainConfig, base: Base) -> Callable[[], Any]:
+    """() -> what the unfinished adapter draws: always from one seed, so that pictures of a run can be compared. Its
+    prompt is encoded now. None, with a warning, where a GPU's memory runs out: the run goes on."""
+    own, side = base.defaults, config.resolution
+    assert side is not None
+    told = base.embed([config.preview_prompt or config.prompt], "", own.guidance)
+
+    def draw() -> Any:
+        seed = torch.Generator("cpu").manual_seed(config.seed)
+        try:
+            return base.decode_image(base.denoise(told, side, own.sample_steps, own.guidance, [seed]))[0]
+        except torch.cuda.OutOfMemoryError:
+            pass  # the error holds what filled the memory: it must be gone before the next update
+        warnings.warn("memory ran out while a preview was drawn: this one is left out", stacklevel=2)
+        torch.cuda.empty_cache()
+        return None
+
+    return draw
 
 
 def _header(config: TrainConfig, base: Base) -> Header:

@@ -56,7 +56,7 @@ def circumstances(base: Base, processes: int) -> dict[str, Any]:
 
     Args: processes: how many share a batch.
     """
-    device = base.home or base.device
+    device = base.device
     if device.type == "cuda":
         name = torch.cuda.get_device_name(device)
     else:
