@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from ..noise import process_of
 from ..storage import raw_bytes
-from .record import Base
+from .base import Base
 
 ROW, ROWS = 1 << 16, 16
 """32-bit words of a tensor that are summed into one number, and sums that are asked for at once."""

@@ -64,4 +64,4 @@ def circumstances(base: Base, processes: int) -> dict[str, Any]:
         name = f"{platform.machine()} {kind}, {torch.get_num_threads()} threads"
     release = {library: importlib.metadata.version(library) for library in LIBRARIES}
     exactness = torch.get_float32_matmul_precision()  # TF32, which some programs ask for
-    return {"device": name, "offload": base.home is not None, "processes": processes, "matmul": exactness, **release}
+    return {"device": name, "offload": base.offload, "processes": processes, "matmul": exactness, **release}
