@@ -80,10 +80,7 @@ def open_base(
         if isinstance(part, torch.nn.Module):
             part.requires_grad_(False).eval()
     defaults, plain = own_settings(place, dataclasses.replace(family.defaults, **family.exceptions(pipe)))
-    base = Base(pipe=pipe, family=family, name=name, defaults=defaults, plain_framing=plain)
-    base.home, base.offload = home, offload
-    base.original = original
-    return base
+    return Base(pipe, family, name, defaults, plain, original, home, offload)
 
 
 def place_of(name: str, dtype: torch.dtype = torch.float32) -> Path:
