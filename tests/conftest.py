@@ -2,7 +2,6 @@
 
 import ctypes
 import os
-import resource
 import sys
 import zlib
 
@@ -80,6 +79,7 @@ def permissions_count():
 @pytest.fixture
 def small_disk():
     """The operating system refuses files above 64 kB, as a full disk does."""
+    resource = pytest.importorskip("resource")
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (65536, hard))
     yield
