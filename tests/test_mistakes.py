@@ -83,7 +83,7 @@ BAD = {  # the words after `qrlora`, what the one line must say
     "converted to no adapter": (["convert", "DOG", "DIR/a.pt"], "a.pt: the name must end in .safetensors"),
     "no such number": (["convert", "DOG", "DIR/a.safetensors", "--dtype", "int8"], "dtype must be one of float32"),
     "no such tool": (["check", "DOG", "--for", "fooocus"], "no rules for 'fooocus'; known tools: comfyui"),
-    "checked a picture": (["check", "DIR/picture.png"], "picture.png: not a whole safetensors file"),
+    "checked a picture": (["check", "DIR/picture.png"], "picture.png is a picture, not an adapter"),
     "projected on no base": (["project", "DOG", "DIR/a.safetensors"], "Missing option '--base'"),
     "projected on another base": (
         ["project", "DIR/foreign.safetensors", "DIR/a.safetensors", "--base", "BASE"],
@@ -136,7 +136,7 @@ def test_traceback_shows_all(capsys):
 
 def test_a_slip_of_ours_shows_its_trace(monkeypatch):
     """Only what a person can mend becomes one line; anything else must be seen whole."""
-    monkeypatch.setattr(files, "load", lambda path: 1 / 0)
+    monkeypatch.setattr(files, "load", lambda *told: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         cli.main(["inspect", "a.safetensors"])
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from .adapter import Adapter
 from .attach import set_strengths, worn
 from .config.types import check_strengths
-from .families import Base
+from .families import Base, belongs
 from .text import says
 
 MOST, PIXELS = 12, 1024**2
@@ -53,6 +53,8 @@ def generate(
     prompts, seeds = _paired(prompt, seed, count)
     if check_triggers:
         _check_triggers(prompts, adapters)
+    for adapter, _ in adapters:
+        belongs.check(base, adapter)
     draw = _drawer(base, prompts, negative_prompt, seeds, steps, guidance, size)
     pictures: list[Image.Image] = []
     with base.on_device(), worn(base.model, adapters, not base.offload):
@@ -93,6 +95,8 @@ def grid(
     check_strengths([*content_strengths, *style_strengths])
     if check_triggers:
         _check_triggers([prompt], [(content, 1.0), (style, 1.0)])
+    for adapter in (content, style):
+        belongs.check(base, adapter)
     cells = torch.cartesian_prod(*(torch.tensor(x, dtype=torch.float32) for x in (content_strengths, style_strengths)))
     pictures: list[Image.Image] = []
     draw = _drawer(base, [prompt] * len(cells), negative_prompt, [seed] * len(cells), steps, guidance, size)
@@ -168,14 +172,22 @@ def missing_trigger(prompt: str, adapter: Adapter) -> str:
     return ""
 
 
-def _check_triggers(prompts: Sequence[str], adapters: Sequence[tuple[Adapter, float]]) -> None:
-    """Raises ValueError: an adapter acts, and a prompt does not call it."""
+def missing_triggers(prompts: Sequence[str], adapters: Sequence[tuple[Adapter, float]]) -> list[str]:
+    """A sentence for each adapter that acts and that a prompt does not call."""
+    found = []
     for prompt in dict.fromkeys(prompts):
         for adapter, strength in adapters:
             trigger = missing_trigger(prompt, adapter) if strength else ""
             if trigger:
                 role = f"the {adapter.header.role} adapter" if adapter.header.role else "an adapter"
-                raise ValueError(f"the prompt {prompt!r} lacks {trigger!r}, the trigger word of {role}: add it")
+                found.append(f"the prompt {prompt!r} lacks {trigger!r}, the trigger word of {role}")
+    return found
+
+
+def _check_triggers(prompts: Sequence[str], adapters: Sequence[tuple[Adapter, float]]) -> None:
+    """Raises ValueError: an adapter acts, and a prompt does not call it."""
+    if missing := missing_triggers(prompts, adapters):
+        raise ValueError(f"{missing[0]}: add it, or draw all the same with --any-prompt (check_triggers=False)")
 
 
 def _batches(

@@ -11,8 +11,7 @@ from rich.markup import escape
 
 from .. import __version__
 from ..config import SampleConfig, TrainConfig, read_recipe
-from ..config.types import check_strengths
-from . import console, ending, filing, rehearsing, studying
+from . import console, ending, filing, hints, rehearsing, studying, words
 from .console import say
 
 
@@ -52,6 +51,7 @@ Guidance = Annotated[
     float | None, typer.Option(help="Classifier-free, or what FLUX.1-dev reads.", show_default="the base's own")
 ]
 Size = Annotated[int | None, typer.Option(help="Side in pixels.", show_default="the base's own")]
+AnyPrompt = Annotated[bool, typer.Option("--any-prompt", help="Warn, not stop, where the prompt lacks a trigger.")]
 Negative = Annotated[str, typer.Option("--negative-prompt", help="What to keep out of the picture.")]
 
 
@@ -97,11 +97,8 @@ def train(
     if show:
         console.table(("setting", "default", "meaning"), console.settings(TrainConfig), numbers=False)
         return
-    recipes = [s for s in settings or () if s.endswith(".toml") and "=" not in s]
-    if len(recipes) > 1:
-        raise ValueError(f"one recipe at a time, got {', '.join(recipes)}")
-    told = [s for s in settings or () if s not in recipes] + ["overwrite=true"] * overwrite
-    config = read_recipe(recipes[0] if recipes else None, told).checked()
+    recipe, told = words.recipe_and_settings(settings or ())
+    config = read_recipe(recipe, told + ["overwrite=true"] * overwrite).checked()
 
     from . import learning
 
@@ -123,10 +120,11 @@ def merge(
     overwrite: console.Overwrite = False,
 ) -> None:
     """Add adapters into one file, for diffusers, ComfyUI, A1111 and others."""
-    paths, strengths = _with_strengths(adapters)
+    paths, strengths = words.with_strengths(adapters, merge)
     with filing.uncollected():
         from .. import files, merging
 
+        filing.one_thread()
         there = filing.already(output)
         merged = merging.merge([filing.read(path, skip_text_encoders) for path in paths], strengths, rule)
         files.save(merged, output, content=content, keys=keys, overwrite=overwrite)
@@ -153,16 +151,20 @@ def generate(
     dtype: Dtype = "auto",
     quantize: Quantize = "",
     offload: Offload = False,
+    skip_text_encoders: filing.Skip = False,
+    any_prompt: AnyPrompt = False,
     overwrite: console.Overwrite = False,
 ) -> None:
     """Draw pictures with a base model and any number of adapters."""
     from . import drawing
 
-    paths, strengths = _with_strengths(adapters or [])
+    hints.check_prompt(prompt, adapters or [])
+    paths, strengths = words.with_strengths(adapters or [], generate)
     settings: dict[str, Any] = dict(prompt=prompt, negative_prompt=negative, steps=steps, guidance=guidance, seed=seed)
     settings |= dict(count=count, size=size, adapters=tuple(paths), strengths=tuple(strengths))
     settings |= dict(device=device, dtype=dtype, quantize=quantize, offload=offload, revision=revision)
-    drawing.generate(SampleConfig(**settings, base=base, output=output, overwrite=overwrite))
+    how = drawing.Leave(skip_text_encoders, any_prompt)
+    drawing.generate(SampleConfig(**settings, base=base, output=output, overwrite=overwrite), how)
 
 
 @app.command(epilog="Example: [bold]qrlora grid dog.safetensors ink.safetensors --style-strengths 0,0.5,1,1.5[/bold]")
@@ -184,6 +186,8 @@ def grid(
     dtype: Dtype = "auto",
     quantize: Quantize = "",
     offload: Offload = False,
+    skip_text_encoders: filing.Skip = False,
+    any_prompt: AnyPrompt = False,
     overwrite: console.Overwrite = False,
 ) -> None:
     """Draw a picture for each pair of content and style strengths (the paper's figure 7)."""
@@ -192,8 +196,9 @@ def grid(
     settings: dict[str, Any] = dict(prompt=prompt, negative_prompt=negative, steps=steps, guidance=guidance, seed=seed)
     settings |= dict(size=size, adapters=(content, style))
     settings |= dict(device=device, dtype=dtype, quantize=quantize, offload=offload, revision=revision)
+    how = drawing.Leave(skip_text_encoders, any_prompt)
     config = SampleConfig(**settings, base=base, output=output, overwrite=overwrite)
-    drawing.grid(config, _numbers(content_strengths), _numbers(style_strengths))
+    drawing.grid(config, words.numbers(content_strengths), words.numbers(style_strengths), how)
 
 
 @app.command(epilog="Example: [bold]qrlora inspect dog.safetensors ink.safetensors[/bold]")
@@ -203,6 +208,7 @@ def inspect(
         Path | None, typer.Option(help="Where to draw.", show_default="two files: A-B-similarity.png")
     ] = None,
     layers: Annotated[bool, typer.Option("--layers", help="A line for each layer instead of each block.")] = False,
+    skip_text_encoders: filing.Skip = False,
     overwrite: console.Overwrite = False,
 ) -> None:
     """Show what is in an adapter file; with two files, also how alike they are."""
@@ -210,7 +216,7 @@ def inspect(
         from . import inspecting
 
         filing.one_thread()
-        drawn = inspecting.inspect(adapters, plot, layers, overwrite)
+        drawn = inspecting.inspect(adapters, plot, layers, overwrite, skip_text_encoders)
     if drawn:
         say(f"plot: {drawn}")
 
@@ -253,38 +259,23 @@ def bases() -> None:
     listing.bases()
 
 
-def _with_strengths(adapters: Sequence[str]) -> tuple[list[str], list[float]]:
-    """FILE or FILE=STRENGTH each; a name that exists as it stands is a file, whatever signs it holds."""
-    paths, strengths = [], []
-    for text in adapters:
-        path, equals, strength = (text, "", "1") if Path(text).exists() else text.rpartition("=")
-        paths.append(path if equals else text)
-        strengths.extend(_numbers(strength) if equals else [1.0])
-    return paths, strengths
-
-
-def _numbers(text: str) -> list[float]:
-    """ "0,0.5,1" as numbers. Raises ValueError with the text."""
-    try:
-        numbers = [float(part) for part in text.split(",")]
-    except ValueError:
-        raise ValueError(f"strengths are numbers with commas between, such as 0,0.5,1; got {text!r}") from None
-    check_strengths(numbers)
-    return numbers
-
-
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run a command and exit: 0, or 2 with one line on standard error, or 130 after Ctrl-C."""
-    words = list(sys.argv[1:] if arguments is None else arguments)
-    traceback = "--traceback" in words
+    console.speak_any_encoding()
+    typed = list(sys.argv[1:] if arguments is None else arguments)
+    traceback = "--traceback" in typed
+    typed = [word for word in typed if word != "--traceback"]
+    if typed[:1] == ["help"]:
+        typed = [*typed[1:], "--help"]
     try:
         # typer would print its own errors over many lines
-        sys.exit(app([word for word in words if word != "--traceback"], standalone_mode=False))
+        sys.exit(app(typed, prog_name="qrlora", standalone_mode=False))
     except (KeyboardInterrupt, Stopped) as stop:
         console.err.print(escape(str(stop) or "stopped"))
         sys.exit(130)
     except Exception as error:
-        message = console.for_people(error)
+        usage = hasattr(error, "format_message")  # typer's: a wrong option, a missing argument, no such verb
+        message = hints.for_usage(error, typed) if usage else console.for_people(error)
         if traceback or message is None:
             raise
         console.fail(message)

@@ -4,17 +4,24 @@ import ast
 import contextlib
 import dataclasses
 import inspect
+import io
 import math
+import os
+import re
+import shlex
 import sys
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from subprocess import list2cmdline
 from typing import Annotated, Any
 
 import typer
 from rich import box
-from rich.console import Console
+from rich.cells import cell_len
+from rich.console import Console, ConsoleOptions, RenderResult
 from rich.markup import escape
+from rich.measure import Measurement
 from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn
 from rich.table import Table
 from rich.text import Text
@@ -29,6 +36,22 @@ Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace files that
 """An option of every command that writes files."""
 LONGEST = 10_000
 """Characters of a line or cell that are shown; names in a file may be of any length."""
+
+
+def speak_any_encoding() -> None:
+    """What standard output and error cannot spell is written as an escape, not an error at the end of long work."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper) and stream.errors == "strict":
+            stream.reconfigure(errors="backslashreplace")
+
+
+def command(*words: object) -> str:
+    """`qrlora` and words as one line that can be pasted into a shell."""
+    line = ["qrlora", *(f"./{x}" if isinstance(x, Path) and str(x).startswith("-") else str(x) for x in words)]
+    if os.name != "nt":
+        return shlex.join(line)
+    # list2cmdline quotes for spaces alone, but < and > of a trigger would be redirections
+    return " ".join(f'"{x}"' if re.search(r"[<>&|^%()]", x) and " " not in x else list2cmdline([x]) for x in line)
 
 
 def say(text: str) -> None:
@@ -46,15 +69,48 @@ def warn(message: str) -> None:
     err.print(Text.assemble(("warning: ", "bold yellow"), printable(message, LONGEST)))
 
 
+class Name:
+    """A cell that breaks at spaces and at the dots and slashes of names, elsewhere only where that is not enough."""
+
+    def __init__(self, text: str) -> None:
+        self.parts = re.findall(r"[^ ./,]+[ ./,]*|[ ./,]+", text)
+        self.least = max((cell_len(x.rstrip()) for part in self.parts for x in _shorter(part)), default=0)
+
+    def __rich_measure__(self, console: Console, options: ConsoleOptions) -> Measurement:
+        most = min(cell_len("".join(self.parts)), options.max_width)
+        return Measurement(min(self.least, most), most)
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        lines = [""]
+        for part in self.parts:
+            for piece in [part] if cell_len(part.rstrip()) <= options.max_width else _shorter(part):
+                if lines[-1] and cell_len(lines[-1] + piece.rstrip()) > options.max_width:
+                    lines.append("")
+                lines[-1] += piece
+        yield Text("\n".join(line.rstrip() for line in lines), justify=options.justify, overflow="fold")
+
+
+def _shorter(part: str) -> list[str]:
+    """A name without dots in pieces that end in _ or -."""
+    return re.findall(r"[^_-]+[_-]*|[_-]+", part)
+
+
 def table(columns: Sequence[str], rows: Sequence[Sequence[str]], title: str = "", numbers: bool = True) -> None:
-    """A table; columns after the first are set to the right if they hold numbers. No head if no column has a name."""
-    grid = Table(box=box.SIMPLE_HEAD, show_header=any(columns), title_justify="left", title_style="bold")
-    grid.title = escape(title) or None
-    for k, column in enumerate(columns):
-        grid.add_column(escape(column), justify="right" if k and numbers else "left", overflow="fold")
-    for row in rows:
-        grid.add_row(*(escape(printable(cell, LONGEST)) for cell in row))
-    out.print(grid)
+    """A table; columns after the first are set to the right if they hold numbers. No head if no column has a name.
+    What is too wide is broken at spaces and after the signs that part a name."""
+    grid = Table(box=box.SIMPLE_HEAD, show_header=any(columns), collapse_padding=True, pad_edge=False)
+    lines = [[Name(printable(cell, LONGEST)) for cell in line] for line in (columns, *rows)]
+    for k, column in enumerate(lines[0]):
+        least = max(line[k].least for line in lines)
+        grid.add_column(column, justify="right" if k and numbers else "left", min_width=least)
+    for line in lines[1:]:
+        grid.add_row(*line)
+    if out.measure(grid, options=out.options.update(max_width=10**6)).minimum > out.width:
+        for column in grid.columns:  # better broken anywhere than cut off
+            column.min_width = None
+    if title:
+        out.print(Text(title, style="bold"))
+    out.print(grid, soft_wrap=False)
 
 
 def number(value: float, digits: int = 3) -> str:
@@ -166,9 +222,6 @@ OUT_OF_MEMORY = (
 
 def for_people(error: Exception) -> str | None:
     """What a person can do something about, in one line; None for a slip of ours, which shows its trace."""
-    if hasattr(error, "format_message"):  # typer's: a wrong option or a missing argument
-        message = error.format_message()  # pyright: ignore[reportAttributeAccessIssue]
-        return f"{message.rstrip('.')}. See --help"
     if type(error).__name__ == "OutOfMemoryError" or isinstance(error, MemoryError):
         return OUT_OF_MEMORY
     if isinstance(error, OSError) and error.strerror:

@@ -6,16 +6,29 @@ import os
 import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-from .. import files, outputs, plots, sampling
+from .. import outputs, plots, sampling
 from ..adapter import Adapter
 from ..config import SampleConfig, as_dict
-from ..families import Base, open_base
-from . import console
+from ..families import Base, belongs, open_base
+from ..merging.roles import doubts, swapped
+from . import console, filing
 
 
-def generate(config: SampleConfig) -> None:
+class Leave(NamedTuple):
+    """What a person asks to be let through."""
+
+    skip_text_encoders: bool = False
+    """Files' layers of text encoders are left out."""
+    any_prompt: bool = False
+    """A prompt without a trigger word is warned of, not refused."""
+
+
+STRICT = Leave()
+
+
+def generate(config: SampleConfig, leave: Leave = STRICT) -> None:
     """Draw `count` pictures: one file, or a sheet and each picture beside it.
 
     Raises: ValueError, OSError: a bad file, base or setting; a trigger word missing in the prompt; see `_written`.
@@ -25,11 +38,11 @@ def generate(config: SampleConfig) -> None:
     if config.count > 1:
         plots.figure_format(config.output)
     _try_output(config, seeds)
-    config, base, adapters = _opened(config)
+    config, base, adapters = _opened(config, leave)
     worn = list(zip(adapters, config.strengths, strict=True))
     with console.progress("drawing") as bar:
         way = {"count": config.count, "on_picture": bar.step}
-        pictures = sampling.generate(base, config.prompt, worn, **_common(config), **way)
+        pictures = sampling.generate(base, config.prompt, worn, **_common(config, leave), **way)
     made_with = json.dumps(as_dict(config))
 
     def write(output: Path) -> None:
@@ -45,7 +58,9 @@ def generate(config: SampleConfig) -> None:
     console.say(str(_written(write, config, seeds)))
 
 
-def grid(config: SampleConfig, content_strengths: Sequence[float], style_strengths: Sequence[float]) -> None:
+def grid(
+    config: SampleConfig, content_strengths: Sequence[float], style_strengths: Sequence[float], leave: Leave = STRICT
+) -> None:
     """Draw the picture of each pair of strengths into one captioned plot.
 
     Args:   config: its adapters are the content's and the style's file.
@@ -53,11 +68,13 @@ def grid(config: SampleConfig, content_strengths: Sequence[float], style_strengt
     """
     plots.figure_format(config.output)
     _try_output(config)
-    config, base, (content, style) = _opened(config)
+    config, base, (content, style) = _opened(config, leave)
+    if doubt := swapped(content.header, style.header):
+        console.warn(doubt)
     with console.progress("drawing") as bar:
         strengths = (content_strengths, style_strengths)
         pictures = sampling.grid(
-            base, config.prompt, content, style, *strengths, **_common(config), on_picture=bar.step
+            base, config.prompt, content, style, *strengths, **_common(config, leave), on_picture=bar.step
         )
     figure = plots.strength_grid(pictures, *strengths, config.prompt, _footer(config))
     console.say(str(_written(lambda output: plots.save(figure, output, config.overwrite), config)))
@@ -95,18 +112,26 @@ def _written(write: Callable[[Path], object], config: SampleConfig, seeds: Seque
     return output
 
 
-def _opened(config: SampleConfig) -> tuple[SampleConfig, Base, list[Adapter]]:
+def _opened(config: SampleConfig, leave: Leave) -> tuple[SampleConfig, Base, list[Adapter]]:
     """The config with nothing left open, its base and its adapters."""
-    adapters = [files.load(path) for path in config.adapters]
+    adapters = [filing.read(path, leave.skip_text_encoders) for path in config.adapters]
+    acting = [(adapter, x) for adapter, x in zip(adapters, config.strengths, strict=True) if x]
+    missing = sampling.missing_triggers([config.prompt], acting) if leave.any_prompt else []
+    for doubt in (*missing, *doubts([adapter.header for adapter, _ in acting])):
+        console.warn(doubt)
     config = dataclasses.replace(config, base=config.base or _base_of(adapters))
     how = (config.device, config.dtype, config.quantize, config.offload, config.revision)
     base = open_base(config.base, *how)
+    for adapter in adapters:
+        belongs.check(base, adapter)
+        if doubt := belongs.unlike(base, adapter):
+            console.warn(doubt)
     return config.filled(base.defaults), base, adapters
 
 
-def _common(config: SampleConfig) -> dict[str, Any]:
+def _common(config: SampleConfig, leave: Leave) -> dict[str, Any]:
     names = ("negative_prompt", "seed", "steps", "guidance", "size")
-    return {name: getattr(config, name) for name in names}
+    return {"check_triggers": not leave.any_prompt, **{name: getattr(config, name) for name in names}}
 
 
 def _base_of(adapters: Sequence[Adapter]) -> str:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ..keys import WRITTEN
-from . import console
+from . import console, hints
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -49,6 +49,7 @@ def convert(
     if to not in FORMS:
         raise ValueError(f"no form {to!r}; choose one of {', '.join(FORMS)}")
     numbers, there = _dtype(dtype), already(output)
+    one_thread()
     adapter = read(source, skip_text_encoders, _weights(base) if base else None)
     content, keys = (to, None) if to not in WRITTEN else ("full", to)
     files.save(adapter, output, content=content, keys=keys, dtype=numbers, overwrite=overwrite)
@@ -69,6 +70,7 @@ def check(
     from .. import compat, storage
     from ..files.reading import file_in
 
+    hints.check_kind(str(path))
     one_thread()
     found = file_in(path)
     file = compat.File(*storage.read(found), found)
@@ -114,7 +116,9 @@ def project(
     if there and not _may_be_projected(output, base, side, rank):
         outputs.check(output, overwrite)  # before the base is opened
     opened = families.open_base(base, device="cpu")
+    one_thread()
     adapter = read(source, skip_text_encoders, opened.weight)
+    families.belongs.check(opened, adapter)
     layers = ",".join(adapter.layers)
     weights = {layer: weight for layer, weight in opened.weights(layers) if layer in adapter.layers}
     known = Header(
@@ -142,7 +146,7 @@ def read(path: str | Path, skip_text_encoders: bool, weights: "Callable[[str], T
     """An adapter from a file; what is left out is counted aloud. Args and errors as files.load."""
     from .. import files
 
-    one_thread()
+    hints.check_kind(str(path))
     adapter = files.load(path, skip_text_encoders, weights)
     left_out = files.count_text_encoder_keys(path) if skip_text_encoders else 0
     if left_out:
@@ -228,7 +232,7 @@ def _remedy(path: Path, output: Path, tool: str) -> str:
         adapter = files.load(path, skip_text_encoders=True)
     except ValueError:
         return "none: qrlora does not read this file"
-    left_out = " --skip-text-encoders" if files.count_text_encoder_keys(path) else ""
+    left_out = ["--skip-text-encoders"] if files.count_text_encoder_keys(path) else []
     for form in ("full", *WRITTEN):
         try:
             keys = form if form in WRITTEN else None
@@ -236,7 +240,7 @@ def _remedy(path: Path, output: Path, tool: str) -> str:
         except ValueError:  # names that cannot spell these layers
             continue
         if all(verdict.state == "loaded" for verdict in compat.judge(file, tool)):
-            return f"qrlora convert {path} {output} --to {form}{left_out}"
+            return console.command("convert", path, output, "--to", form, *left_out)
     return "none: no names under which it loads all of this adapter"
 
 
@@ -263,10 +267,14 @@ def _kept(adapter: "Adapter", kept: Mapping[str, float], output: Path) -> None:
 
 
 def tell_merge(paths: Sequence[str], header: "Header") -> None:
-    """A line for each adapter of a merge, and what its rule lost."""
+    """A line for each adapter of a merge, what its rule lost, and whether they go together."""
+    from ..merging.roles import doubts
+
     weights, shares = header.config["weights"], header.config["kept_energy"]
     for path, weight, share in zip(paths, weights, shares or [None] * len(paths), strict=True):
         kept = "" if share is None else f", {share:.2%} of its energy kept"
         console.say(f"{path}: strength {weight:g}{kept}")
+    for doubt in doubts([header]):
+        console.warn(doubt)
     if error := header.config.get("truncation_error"):
         console.warn(f"the merged update was cut to rank {header.rank}: relative error {error:.1%}")

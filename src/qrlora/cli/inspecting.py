@@ -6,16 +6,22 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from .. import analysis, files, outputs, plots
+from .. import analysis, outputs, plots
 from ..adapter import Adapter, Header
 from ..methods import METHODS
-from . import console
+from . import console, filing
 
 SHOWN = ("steps", "learning_rate", "batch_size", "resolution", "optimizer", "seed", "dtype", "image")
 """Settings of a run that say how an adapter was made; the header holds all."""
 
 
-def inspect(paths: Sequence[str], plot: Path | None, every_layer: bool, overwrite: bool = False) -> Path | None:
+def inspect(
+    paths: Sequence[str],
+    plot: Path | None,
+    every_layer: bool,
+    overwrite: bool = False,
+    skip_text_encoders: bool = False,
+) -> Path | None:
     """Print what is in one or two files; with two, or if asked, draw energy and similarity.
 
     Args:    overwrite: whether another plot at that place may be replaced; where no place is given it is numbered.
@@ -28,7 +34,7 @@ def inspect(paths: Sequence[str], plot: Path | None, every_layer: bool, overwrit
     if place is not None:
         plots.figure_format(place)
         outputs.check(place, overwrite=True)
-    adapters = [files.load(path) for path in paths]
+    adapters = [filing.read(path, skip_text_encoders) for path in paths]
     for path, adapter in zip(paths, adapters, strict=True):
         console.table(("", ""), facts(Path(path), adapter), title=str(path), numbers=False)
         if adapter.header.parents:
@@ -36,6 +42,11 @@ def inspect(paths: Sequence[str], plot: Path | None, every_layer: bool, overwrit
     names = [Path(path).stem for path in paths]
     if len(adapters) == 2:
         names = names if names[0] != names[1] else [f"{name} {k}" for k, name in enumerate(names, 1)]
+        if not adapters[0].layers.keys() & adapters[1].layers.keys():
+            counts = " and ".join(str(len(adapter.layers)) for adapter in adapters)
+            plotless = "" if plot is None else ", and there is nothing to draw"
+            console.say(f"no shared layer, nothing interferes ({counts} layers){plotless}")
+            return None
         rows = analysis.similarity(*adapters)
         _compare(names, rows, every_layer)
         return _saved(_drawn(names, rows), place, overwrite, number=plot is None)
@@ -145,8 +156,8 @@ def _grouped(
     for name, members in [*groups.items(), ("all", list(rows))]:
         cells = [console.number(_mean([value(row) for row in members])) for value in columns.values()]
         cells += [f"{sum(value(row) for row in members):.1%}" for value in shares.values()]
-        lines.append((name, str(len(members)), *cells))
-    console.table(("layer" if every_layer else "block", "layers", *columns, *shares), lines)
+        lines.append((name, *cells) if every_layer else (name, str(len(members)), *cells))
+    console.table((*(["layer"] if every_layer else ["block", "layers"]), *columns, *shares), lines)
 
 
 def _mean(values: Sequence[float]) -> float:

@@ -34,7 +34,7 @@ def train(config: TrainConfig) -> None:
     console.say(f"{output}: {len(adapter.layers)} layers, rank {adapter.rank}, {console.size(output)}{known}")
     if learnt and training.how_many() > 1:
         console.say(f"learnt by {training.how_many()} processes")
-    console.say(f'draw with it: qrlora generate "{config.prompt}" {output}')
+    console.say(f"draw with it: {console.command('generate', config.prompt, output)}")
 
 
 def _save_preview(config: TrainConfig, step: int, picture: Any) -> None:

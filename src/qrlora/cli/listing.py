@@ -20,9 +20,9 @@ def bases() -> None:
     if folders:
         console.table(columns, [_row(folder) for folder in folders], numbers=False)
     console.say("Any of these can be a base too: a hub name, a diffusers folder, one .safetensors checkpoint.")
-    for name, family in FAMILIES.items():
-        presets = ", ".join(family.targets)
-        console.say(f"  {name}: such as {KNOWN.get(name, family.pipeline)}; targets {presets}; the paper's settings")
+    rows = [(name, KNOWN.get(name, x.pipeline), ", ".join(x.targets)) for name, x in FAMILIES.items()]
+    console.table(("family", "such as", "targets"), rows, numbers=False)
+    console.say("Where a base has no settings of its own, the paper's are taken.")
 
 
 def _row(folder: Path) -> tuple[str, ...]:

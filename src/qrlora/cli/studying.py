@@ -23,7 +23,7 @@ Ray = Annotated[str, typer.Option(help="A Ray cluster's address, or local.", sho
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps.")]
 """Options that both commands have."""
 
-bench = typer.Typer(help="Compare methods, with intervals.", no_args_is_help=True, rich_markup_mode="rich")
+bench = typer.Typer(help="Compare methods, with intervals.", epilog=EXAMPLE, rich_markup_mode="rich")
 
 
 @bench.callback()
@@ -96,7 +96,7 @@ def fusion(
 
         account = work(study, output, workers, ray, on_job)
     found = findings.findings(account)
-    command = "qrlora " + " ".join(sys.argv[1:])
+    command = console.command(*sys.argv[1:])
     written = report.write(account, found, output, equal, command)
     if found.table:
         sheet = _sheet(showcase.lines(account), f"{base}, equal {equal}: the first picture of each", account.counts)
@@ -148,7 +148,7 @@ def reproduce(
         told["encoders"] = _names(encoders)
         asked = room.Asked(base=base, pairs=pairs, seed=seed, folder=output, on_job=on_job, **told)
         found = room.reproduce(name, asked, overwrite)
-    written = room.write(name, found, asked, "qrlora " + " ".join(sys.argv[1:]))
+    written = room.write(name, found, asked, console.command(*sys.argv[1:]))
     if (figure := drawn(found)) is not None:
         written.append(plots.save(figure, output / f"{name}.png"))
     columns = list(found.rows[0])

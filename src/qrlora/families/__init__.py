@@ -16,7 +16,7 @@ from ..config import FamilyDefaults
 from ..devices import choose_device, number_type
 from ..storage import places, read_metadata
 from ..text import read_text
-from . import hub, quantized, single, variants
+from . import hub, public, quantized, single, variants
 from .base import Base
 from .flux import FLUX
 from .messages import one_clear_line, quiet
@@ -98,8 +98,8 @@ def place_of(name: str, dtype: torch.dtype = torch.float32) -> Path:
         raise ValueError(f"{here} is on this machine and has no revision {revision!r}: that is of a hub's OWNER/NAME")
     if found := hub.split(name):
         return _fetched(*found, dtype)
-    near = difflib.get_close_matches(name, built_in, n=1, cutoff=0.5)
-    hint = f"did you mean {near[0]!r}?" if near else f"built in: {', '.join(built_in) or 'none'}"
+    close = difflib.get_close_matches(name, built_in, n=1, cutoff=0.5) + public.near_hubs(name)
+    hint = f"did you mean {' or '.join(map(repr, close))}?" if close else f"built in: {', '.join(built_in) or 'none'}"
     raise FileNotFoundError(f"neither a built-in name, a file or folder, nor a hub's OWNER/NAME; {hint}")
 
 

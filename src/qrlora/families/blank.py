@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from . import BUILT_IN, FAMILIES, family_of_folder, own_settings, place_of, quantized, read_json
 from .base import Base
 from .messages import quiet
-from .public import PUBLIC, Public
+from .public import PUBLIC, Public, near
 from .record import Condition, Tokens
 from .variants import check_channels, check_length
 
@@ -30,8 +30,9 @@ def blank_base(name: str) -> tuple[Base, dict[str, int], Tokens]:
     """
     public = next((x for short, x in PUBLIC.items() if name in (short, x.hub)), None)
     if not public and not any(place.exists() for place in (BUILT_IN / name, Path(name).expanduser())):
-        known = ", ".join(PUBLIC)
-        raise FileNotFoundError(f"{name} is no local folder, not built in, nor among those known by heart: {known}")
+        hint = f"did you mean {' or '.join(near(name))}? " if near(name) else ""
+        known = f"{hint}Known by heart are {', '.join(PUBLIC)}; else give a built-in name or a local folder"
+        raise FileNotFoundError(f"no base {name!r}: {known}")
     place = Path() if public else place_of(name)
     if place.is_file():
         raise ValueError(f"{name} is one file: rehearse its kind by name ({', '.join(PUBLIC)})")

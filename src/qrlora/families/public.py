@@ -5,6 +5,7 @@ Only what differs from the defaults of diffusers' and transformers' classes stan
 
 from __future__ import annotations
 
+import difflib
 from typing import Any, NamedTuple
 
 
@@ -133,3 +134,15 @@ PUBLIC: dict[str, Public] = {
     "flux-schnell": _flux("FLUX.1-schnell", False),
 }
 """Short name -> public base model."""
+
+
+def near(name: str) -> list[str]:
+    """The short names of PUBLIC that somebody may have meant by another."""
+    plain = name.lower().replace(".1", "").replace("_", "-")
+    starts = [short for short in PUBLIC if plain and (short.startswith(plain) or plain.startswith(short))]
+    return starts or difflib.get_close_matches(plain, PUBLIC, n=2)
+
+
+def near_hubs(name: str) -> list[str]:
+    """Their hub names."""
+    return [PUBLIC[short].hub for short in near(name)]

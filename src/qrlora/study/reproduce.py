@@ -61,8 +61,8 @@ def reproduce(name: str, asked: Asked, overwrite: bool = False) -> Reproduced:
     """
     if name not in RESULTS:
         near = difflib.get_close_matches(name, RESULTS, n=1)
-        hint = f"did you mean {near[0]!r}? " if near else ""
-        raise ValueError(f"no result {name!r} of the paper; {hint}There are: {', '.join(RESULTS)}")
+        hint = f"did you mean {near[0]!r}? There" if near else "there"
+        raise ValueError(f"no result {name!r} of the paper; {hint} are {', '.join(RESULTS)}")
     make, base = RESULTS[name]
     page = asked.folder / f"{name}.md"
     check_page(page, [page.with_suffix(".csv"), page.with_suffix(".png")], _settings(name, asked), overwrite)

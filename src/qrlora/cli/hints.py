@@ -1,0 +1,173 @@
+"""What a person meant whose words are read otherwise: for each verb one sentence with the command that does it."""
+
+import difflib
+import inspect
+import itertools
+import re
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from ..config import TrainConfig
+from . import console
+
+PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".heic", ".avif")
+SETTINGS = tuple(TrainConfig.__dataclass_fields__)
+
+
+def is_picture(word: str) -> bool:
+    """Whether a word is named as pictures are."""
+    return word.lower().endswith(PICTURES)
+
+
+def is_adapter(word: str) -> bool:
+    """Whether a word is an adapter's file, maybe with its strength, or a file at all."""
+    return bool(re.search(r"\.safetensors(=[^=]*)?$", word)) or Path(word).is_file()
+
+
+def check_settings(words: Sequence[str]) -> None:
+    """Refuse the words of `train` that are neither a recipe nor NAME=VALUE. Raises ValueError with what was meant."""
+    for k, word in enumerate(words):
+        name, equals, _ = word.partition("=")
+        before = words[k - 1] if k else ""
+        if equals and name:
+            continue
+        if is_picture(word) and "=" in before and Path(f"{before.partition('=')[2]} {word}").is_file():
+            raise ValueError(f"a name with spaces needs quotes: {console.command('train', f'{before} {word}')}")
+        if is_picture(word):
+            output = f"{Path(word).stem}.safetensors"
+            way_out = console.command("train", f"image={word}", f"output={output}")
+            raise ValueError(f"{word} is no setting, pictures are given as image=FILE: {way_out}")
+        if word in SETTINGS:
+            raise ValueError(f"{word} has no value: write {word}=VALUE, without spaces around the sign")
+        if "=" in before:
+            raise ValueError(f"{word!r} is no setting; a value with spaces needs quotes: {_quoted(f'{before} {word}')}")
+        raise ValueError(f"a setting reads NAME=VALUE and a recipe ends in .toml, got {word!r}")
+
+
+def check_prompt(prompt: str, adapters: Sequence[str]) -> None:
+    """Refuse words of `generate` that stand in each other's place. Raises ValueError with the right order."""
+    if is_adapter(prompt):
+        said = next((word for word in adapters if not is_adapter(word)), "a <c>")
+        others = [word for word in adapters if word != said]
+        right = console.command("generate", said, prompt, *others)
+        raise ValueError(f"{prompt} is a file, the prompt comes first: {right}")
+    for word in adapters:
+        if " " in word and not is_adapter(word):
+            right = console.command("generate", word, *(x for x in adapters if is_adapter(x)))
+            raise ValueError(f"{word!r} is no file; there is one prompt, which comes first: {right}")
+    loose = list(itertools.takewhile(lambda x: re.fullmatch(r"[\w<>,'-]*[^\W\d][\w<>,'-]*", x), adapters))
+    if loose and not any(Path(word).exists() for word in loose):
+        right = console.command("generate", " ".join([prompt, *loose]), *adapters[len(loose) :])
+        raise ValueError(f"{loose[0]} is no file; a prompt of several words needs quotes: {right}")
+
+
+def check_adapters(words: Sequence[str], verb: Callable[..., Any]) -> None:
+    """Refuse FILE[=STRENGTH] words of a verb that are no files, where it is clear what was meant. Raises ValueError."""
+    options = [name.replace("_", "-") for name in inspect.signature(verb).parameters if name != "adapters"]
+    for k, word in enumerate(words):
+        name, equals, value = word.rpartition("=")
+        if Path(word).exists() or equals and Path(name).exists():
+            continue
+        before = words[k - 1] if k else ""
+        if before and re.fullmatch(r"[-+]?\d*\.?\d+", word):
+            raise ValueError(f"a strength is joined to its file by =: {_quoted(f'{before}={word}')}")
+        if split := re.fullmatch(r"(.+)[:@]([-+]?\d*\.?\d+)", word):
+            raise ValueError(f"a strength is joined to its file by =: {_quoted(f'{split[1]}={split[2]}')}")
+        if equals and name in options:
+            raise ValueError(f"{word} is no file; options are written {_quoted(f'--{name}', value)}")
+        if k == len(words) - 1 and k and is_adapter(word) and verb.__name__ == "merge":
+            raise ValueError(f"{word} does not exist; to write to it: {_quoted('-o', word)}")
+
+
+def check_kind(word: str) -> None:
+    """Refuse a picture where an adapter is wanted. Raises ValueError with what makes one of it."""
+    if is_picture(word) and Path(word).is_file():
+        output = f"{Path(word).stem}.safetensors"
+        way_out = console.command("train", f"image={word}", f"output={output}")
+        raise ValueError(f"{word} is a picture, not an adapter; learn one from it: {way_out}")
+
+
+def for_usage(error: Exception, words: Sequence[str]) -> str:
+    """Typer's complaint about options, arguments or a verb, with what was meant or the command's example."""
+    context = getattr(error, "ctx", None)
+    path = context.command_path.split()[1:] if context else []  # of "qrlora bench fusion"
+    rest = list(words)
+    for verb in path:
+        if verb in rest:
+            rest.remove(verb)
+    message = error.format_message().rstrip(".")  # pyright: ignore[reportAttributeAccessIssue]
+    hint = MEANT.get(path[0] if path else "")
+    meant = hint(rest) if hint and "Did you mean" not in message else ""
+    example = _example(context)
+    seen = console.command(*path, "--help")
+    return ". ".join(filter(None, (message, meant or example, f"See {seen}"))).replace("?.", "?")
+
+
+def _example(context: object) -> str:
+    """ "Example: ..." as in the command's help, without its marks."""
+    return re.sub(r"\[/?bold\]", "", getattr(getattr(context, "command", None), "epilog", None) or "")
+
+
+def _verb(words: Sequence[str]) -> str:
+    """For `qrlora` itself: a picture, an adapter or a prompt in place of a verb."""
+    word = next((x for x in words if not x.startswith("-")), "")
+    if is_picture(word):
+        return f"To learn from it: {console.command('train', f'image={word}', f'output={Path(word).stem}.safetensors')}"
+    if is_adapter(word):
+        return f"To see what is in it: {console.command('inspect', word)}"
+    return ""
+
+
+def _train(words: Sequence[str]) -> str:
+    """`train --steps 800`, `train -o FILE`: its settings are no options."""
+    k, word = next(((k, x) for k, x in enumerate(words) if x.startswith("-") and x != "--settings"), (0, ""))
+    name, equals, value = word.lstrip("-").partition("=")
+    name = {"o": "output", "lr": "learning_rate"}.get(name, name.replace("-", "_"))
+    near = difflib.get_close_matches(name, SETTINGS, n=1)
+    value = value if equals else next(iter(words[k + 1 : k + 2]), "VALUE")
+    return f"Settings of train are NAME=VALUE: {_quoted(f'{near[0]}={value}')}" if near else ""
+
+
+def _demo(words: Sequence[str]) -> str:
+    """`demo cat.jpg`, `demo cat.jpg ink.jpg`, `demo content=cat.jpg`."""
+    found = [x.rpartition("=")[2] for x in words if is_picture(x)]
+    if not found:
+        return ""
+    content, style = [*found, "PAINTING.jpg"][:2]
+    right = console.command("demo", "--content", content, "--style", style, "--style-shows", "cat")
+    return f"Pictures are options: {right}"
+
+
+def _grid(words: Sequence[str]) -> str:
+    """`grid "a <c>" A B`, `grid A`."""
+    found = [x for x in words if is_adapter(x)]
+    said = next((x for x in words if " " in x and x not in found), "")
+    if said:
+        return f"The prompt is an option: {console.command('grid', *found[:2], '--prompt', said)}"
+    return "" if len(found) > 1 else "A grid takes two adapters, the content's and the style's"
+
+
+def _bench(words: Sequence[str]) -> str:
+    """`bench` alone, `bench table4`, `bench tiny-flux`."""
+    said = [x for x in words if not x.startswith("-")]
+    if said and re.fullmatch(r"(table|figure)\d+", said[0]):
+        return f"The paper's results: {console.command('reproduce', said[0])}"
+    base = next((x for x in said if x.startswith("tiny-")), "")
+    right = ("--base", base) if base else ("--methods", ",".join(said) or "qr,lora")
+    return f"To compare methods: {console.command('bench', 'fusion', *right)}"
+
+
+MEANT: dict[str, Callable[[Sequence[str]], str]] = {
+    "": _verb,
+    "train": _train,
+    "demo": _demo,
+    "grid": _grid,
+    "bench": _bench,
+}
+"""Verb -> (its words) -> what was meant, "" if that is not clear."""
+
+
+def _quoted(*words: str) -> str:
+    """Words as a shell takes them."""
+    return console.command(*words).removeprefix("qrlora ")

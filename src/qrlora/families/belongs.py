@@ -1,0 +1,49 @@
+"""Whether an adapter belongs to a base."""
+
+from __future__ import annotations
+
+from torch import nn
+
+from ..adapter import Adapter
+from ..basis import fingerprint, same_base
+from .base import Base
+
+
+def check(base: Base, adapter: Adapter) -> None:
+    """Refuse an adapter of another kind of base, by the bases' names.
+
+    Raises: ValueError: another family; layers that the base does not have, or has in another shape.
+    """
+    found = {name.removesuffix(".base_layer"): module for name, module in base.model.named_modules()}
+    shapes = {name: (x.out_features, x.in_features) for name, x in found.items() if isinstance(x, nn.Linear)}
+    wrong = [layer for layer, shape in adapter.shapes.items() if shapes.get(layer) != shape]
+    family = adapter.header.family
+    if wrong or family and family != base.family.name:
+        role, made_for = _names(adapter)
+        lack = f"; {len(wrong)} of its {len(adapter.layers)} layers are not there" if wrong else ""
+        raise ValueError(f"{role} belongs to another base, {made_for}, not to {_name(base)}{lack}: choose its own base")
+
+
+def unlike(base: Base, adapter: Adapter) -> str:
+    """How the weights of a base differ from those that an adapter was learnt on, in a sentence; "" if they are the
+    same, or nobody knows.
+
+    A base of the same kind, such as a fine-tuned one, can wear it all the same.
+    """
+    told = adapter.header.fingerprint
+    here = fingerprint((layer, base.weight(layer)) for layer in told)
+    if same_base(told, here):
+        return ""
+    role, made_for = _names(adapter)
+    return f"{role} was learnt on {made_for}, whose weights differ from those of {_name(base)}: it may act otherwise"
+
+
+def _names(adapter: Adapter) -> tuple[str, str]:
+    """What an adapter is called, and what its base is."""
+    header = adapter.header
+    family = f" ({header.family})" if header.family else ""
+    return f"the {header.role} adapter" if header.role else "the adapter", f"{header.base or 'unknown'}{family}"
+
+
+def _name(base: Base) -> str:
+    return f"{base.name} ({base.family.name})"
