@@ -10,9 +10,20 @@ from torch import nn
 import pico
 from qrlora.attach.module import attach
 from qrlora.config import TrainConfig
-from qrlora.contrast import ROWS, contrast_directions, contrasted, moments, ordinary_prompts, reading
-from qrlora.data import load_picture, prepare
+from qrlora.contrast import (
+    ROWS,
+    WORK_SPACE,
+    contrast_directions,
+    contrasted,
+    groups,
+    moments,
+    ordinary_prompts,
+    reading,
+    shared_inputs,
+)
+from qrlora.data import Example, load_picture, prepare
 from qrlora.families import FAMILIES, open_base
+from qrlora.families.blank import blank_base
 from qrlora.linalg import leading_subspace, principal_angles
 from qrlora.merging import merge
 from qrlora.training import train
@@ -63,7 +74,7 @@ def test_no_other_span_holds_as_much_of_the_lesson_in_units_of_the_ordinary():
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_moments_are_the_mean_products_of_what_reaches_a_layer(family):
-    """Against the rows themselves in float64, from a hook of the test's own; layers of one input share a tensor."""
+    """Against the rows themselves in float64, from a hook of the test's own."""
     base = open_base(pico.folder(family), "cpu")
     layers = list(base.target_layers("attention"))
     latents, condition = (
@@ -83,7 +94,45 @@ def test_moments_are_the_mean_products_of_what_reaches_a_layer(family):
     for layer in layers:
         wanted = torch.stack([x.T @ x / len(x) for x in rows[layer]]).mean(0)
         torch.testing.assert_close(found[layer].double(), wanted, atol=1e-6, rtol=1e-4)
-    assert len({id(x) for x in found.values()}) < len(layers)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_layers_that_read_one_tensor_are_found(family):
+    """All that read equal numbers, and no others: by the inputs of a pass, all of them kept."""
+    base = open_base(pico.folder(family), "cpu")
+    layers = list(base.target_layers("attention"))
+    condition = base.encode_prompt(["a dog"], base.framing((16, 16), (0, 0), (16, 16)))
+    leaders = shared_inputs(base, layers, Example(torch.randn(1, 4, 8, 8), condition), "uniform")
+    inputs = {}
+    with torch.no_grad(), reading(base.model, layers, lambda layer, x: inputs.__setitem__(layer, x.clone())):
+        base.family.predict(base.model, torch.randn(1, 4, 8, 8), torch.tensor([500.0]), condition)
+    for layer, leader in leaders.items():
+        assert torch.equal(inputs[layer], inputs[leader])
+    assert 1 < len(set(leaders.values())) < len(layers)
+
+
+def test_a_group_of_layers_at_a_time_finds_the_same_directions(tmp_path, monkeypatch):
+    base = open_base(pico.folder(), "cpu")
+    config, example = lesson(base, tmp_path)
+    at_once = contrasted(base, config, example)
+    monkeypatch.setattr("qrlora.contrast.CPU_ROOM", 60e3)
+    passes = []
+    base.model.register_forward_hook(lambda *_: passes.append(1))
+    grouped = contrasted(base, config, example)
+    assert len(passes) > 1 + 2 * ROWS, "several groups"
+    assert grouped.keys() == at_once.keys() and all(torch.equal(grouped[x], at_once[x]) for x in at_once)
+
+
+def test_groups_take_no_more_memory_than_there_is():
+    """Moments of FLUX.1-dev's layers, 57 GB of them, in 16 GB; a layer larger than all memory is still done."""
+    base, _, _ = blank_base("flux-dev")
+    sizes = {layer: linear.in_features for layer, linear in base.target_layers("attention-ff").items()}
+    found = groups(sizes, 16e9)
+    assert [layer for group in found for layer in group] == list(sizes)
+    largest = max(sizes.values())
+    for group in found:
+        assert sum(8 * sizes[layer] ** 2 for layer in group) + WORK_SPACE * largest**2 <= 16e9
+    assert groups({"a": 100, "b": 100}, 1) == [["a"], ["b"]]
 
 
 @pytest.mark.parametrize(("role", "own", "other"), [("content", "<c>", "<s>"), ("style", "<s>", "<c>")])
@@ -103,9 +152,13 @@ def test_the_chosen_directions_hold_the_lesson_and_spare_a_prompt_that_is_none_o
     noise, moment = torch.randn(example.latents.shape), torch.tensor([500.0])
 
     def share(Q, condition):
-        with torch.no_grad(), reading(base.model, list(Q)) as inputs:
+        parts = []
+
+        def held(layer, x):
+            parts.append((x @ Q[layer]).square().sum() / x.square().sum())
+
+        with torch.no_grad(), reading(base.model, list(Q), held):
             base.family.predict(base.model, noise, moment, condition)
-            parts = [(x @ Q[layer]).square().sum() / x.square().sum() for layer, x in inputs.items()]
         return float(torch.stack(parts).mean())
 
     other = base.encode_prompt(["a dolphin in stencil style"], framing)

@@ -9,7 +9,7 @@ from torch import nn
 import pico
 import plain
 from qrlora.adapter import Adapter, Header, Pair
-from qrlora.attach import attach, attached, begin, detach, set_strengths, worn
+from qrlora.attach import attach, attached, begin, detach, folding, set_strengths, worn
 from qrlora.attach.layer import Layer
 from qrlora.families import Framing, open_base
 from qrlora.linalg import leading_subspace
@@ -239,6 +239,51 @@ def test_an_update_that_half_precision_would_lose_stays_beside_its_weight():
             exact = reference(x_of())
             assert torch.dist(away.float(), exact) < 0.01 * exact.norm()
     assert seen == {True, False}
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("size", [1e-6, 1e-3, 0.03, 1.0])
+def test_what_rounding_would_take_is_told_from_norms_before_anything_is_formed(dtype, size, monkeypatch):
+    """Beside the same, measured; in float16 also where numbers are so small that their steps no longer shrink."""
+    measured = []
+    for strength in (1e-3, 1e-2, 0.05, 0.2, 1.0, 10.0):
+        W, A, B = (torch.randn(300, 200) * size).to(dtype), torch.randn(4, 200) * size, torch.randn(300, 4) * strength
+        total = W.float() + B @ A
+        lost = (total.to(dtype).float() - total).norm() / (B @ A).norm()
+        measured.append((float(lost), W, A, B))
+    monkeypatch.setattr(torch, "addmm", None)
+    for lost, W, A, B in measured:
+        if not 0.0093 < lost < 0.0107:  # too close to call
+            assert folding.keeps(W, A, B) == (lost < 0.01)
+
+
+def test_an_update_stays_beside_its_weight_where_memory_runs_out(monkeypatch):
+    """Some layers fold, the others do not; the answer is the same, and so is the base afterwards."""
+    model, x, full = model_of(), x_of(), []
+
+    def out_of_memory(*arguments):
+        full.append(None)
+        if len(full) > 1:
+            raise torch.cuda.OutOfMemoryError("CUDA out of memory")
+        return addmm(*arguments)
+
+    before, addmm = {k: id(v) for k, v in model.named_parameters()}, torch.addmm
+    with worn(model, [(adapter(1), 0.8)]):
+        expected = model(x)
+    monkeypatch.setattr(torch, "addmm", out_of_memory)
+    with worn(model, [(adapter(1), 0.8)]):
+        assert sum(bool(layer._original) for layer in model) == 1
+        monkeypatch.setattr(torch, "addmm", addmm)
+        torch.testing.assert_close(model(x), expected)
+    assert {k: id(v) for k, v in model.named_parameters()} == before
+
+
+def test_a_weight_that_is_folded_away_moves_with_its_layer():
+    model = model_of()
+    with worn(model, [(adapter(1), 0.8)]):
+        model.to(torch.float64)
+        assert all(layer._original[0].dtype == torch.float64 for layer in model)
+    assert all(p.dtype == torch.float64 for p in model.parameters())
 
 
 @pytest.mark.parametrize("moment", ["attaching", "wearing"])

@@ -10,6 +10,7 @@ Letters: i inputs of a layer, r rank, C_x, C_u (i, i) the mean of x x^T and of u
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -36,8 +37,13 @@ STYLES = (
 ).split(",")
 """Words of ordinary prompts. Their counts have no common divisor, so that they meet in ever other pairs."""
 
+CPU_ROOM = 4e9
+"""Bytes for moments in the CPU's memory."""
+WORK_SPACE = 48
+"""Bytes for each entry of a moment while its directions are found: six matrices in float64."""
+
 Moments = dict[str, Tensor]
-"""{layer: C (i, i) float32}; one tensor for layers that read the same input."""
+"""{layer: C (i, i) float32}."""
 
 
 def ordinary_prompts(config: TrainConfig) -> list[str]:
@@ -57,21 +63,53 @@ def contrasted(
 ) -> dict[str, Tensor]:
     """{layer: Q (i, r)} of the target layers: the span of the r leading generalised eigenvectors of (C_x, C_u).
 
+    The moments of all layers at once would be larger than the base (57 GB of FLUX.1's): a group of layers is done at a
+    time, each by the same noisy copies, so that no direction depends on the groups.
+
     Args: config: without None.  example: with the condition of `ordinary_prompts`.
           progress: called with the share done, 0..1.
     """
     assert config.rank is not None and config.targets is not None and config.times is not None
     layers = list(base.target_layers(config.targets))
-    generator = torch.Generator().manual_seed(config.seed)
     conditions = (example.condition.rows([0] * ROWS), example.ordinary)
-    own, usual = (moments(base, layers, example.latents, x, config.times, generator) for x in conditions)
-    found: dict[tuple[int, int], Tensor] = {}
-    for k, layer in enumerate(layers):
-        pair = (id(own[layer]), id(usual[layer]))
-        if pair not in found:
-            found[pair] = contrast_directions(own[layer], usual[layer], config.rank).cpu()
-        progress((k + 1) / len(layers))
-    return {layer: found[id(own[layer]), id(usual[layer])] for layer in layers}
+
+    def found(some: Sequence[str]) -> list[Moments]:
+        assert config.times is not None
+        generator = torch.Generator().manual_seed(config.seed)
+        return [moments(base, some, example.latents, x, config.times, generator) for x in conditions]
+
+    leaders = shared_inputs(base, layers, example, config.times)
+    sizes = {leader: base.model.get_submodule(leader).weight.shape[1] for leader in dict.fromkeys(leaders.values())}
+    directions: dict[str, Tensor] = {}
+    for group in groups(sizes, room(base.device)):
+        own, usual = found(group)
+        for leader in group:
+            directions[leader] = contrast_directions(own.pop(leader), usual.pop(leader), config.rank).cpu()
+            progress(len(directions) / len(sizes))
+    return {layer: directions[leader] for layer, leader in leaders.items()}
+
+
+def room(device: torch.device) -> float:
+    """Bytes that moments may take: half of what a GPU has free, CPU_ROOM elsewhere."""
+    return torch.cuda.mem_get_info(device)[0] / 2 if device.type == "cuda" else CPU_ROOM
+
+
+def groups(sizes: Mapping[str, int], most: float) -> list[list[str]]:
+    """Layers in groups whose moments take so many bytes at most, with the work space of the largest; in a group of its
+    own a layer that alone takes more.
+
+    Args: sizes: {layer: i}.
+    """
+    found: list[list[str]] = []
+    taken = 0
+    spare = WORK_SPACE * max(sizes.values()) ** 2
+    for layer, i in sizes.items():
+        if not found or taken + 2 * 4 * i**2 + spare > most:
+            found.append([])
+            taken = 0
+        found[-1].append(layer)
+        taken += 2 * 4 * i**2  # C_x and C_u in float32
+    return found
 
 
 def contrast_directions(own: Tensor, usual: Tensor, rank: int, ridge: float = RIDGE) -> Tensor:
@@ -102,39 +140,57 @@ def moments(
 
     Args: latents: (1, c, h, w).  condition: one row for each noisy copy.  times: row of noise.TIMES.
     """
-    noising, device = noising_of(base.pipe.scheduler.config, times=times), base.device
-    leaders: dict[str, str] = {}
     sums: Moments = {}
-    with reading(base.model, layers) as inputs:
-        for k in range(len(condition)):
-            noise = torch.randn(latents.shape, generator=generator)
-            time = noising.sample_time(1, generator)
-            noisy = noising.add_noise(latents.to(device), noise.to(device), time)
-            base.family.predict(base.model, noisy, time.to(device), condition.rows([k]).to(device))
-            leaders = leaders or _leaders(inputs)
-            for layer in set(leaders.values()):
-                rows = inputs[layer].flatten(0, -2).float()
-                sums[layer] = sums.get(layer, 0) + rows.T @ rows / (len(rows) * len(condition))
-    return {layer: sums[leader] for layer, leader in leaders.items()}
+
+    def add(layer: str, x: Tensor) -> None:
+        rows = x.flatten(0, -2).float()
+        sums[layer] = sums.get(layer, 0) + rows.T @ rows / (len(rows) * len(condition))
+
+    with reading(base.model, layers, add):
+        _answers(base, latents, condition, times, generator)
+    return sums
 
 
-def _leaders(inputs: Mapping[str, Tensor]) -> dict[str, str]:
-    """{layer: the first layer that got the very same tensor}: queries, keys and values often do."""
-    first: dict[int, str] = {}
-    return {layer: first.setdefault(id(x), layer) for layer, x in inputs.items()}
+@torch.no_grad()
+def shared_inputs(base: Base, layers: Sequence[str], example: Example, times: str) -> dict[str, str]:
+    """{layer: the first layer that reads the very same tensor}: queries, keys and values often do."""
+    leaders: dict[str, str] = {}
+    alive: list[tuple[weakref.ref[Tensor], str]] = []
+
+    def note(layer: str, x: Tensor) -> None:
+        alive[:] = [(other, leader) for other, leader in alive if other() is not None]
+        leaders[layer] = next((leader for other, leader in alive if other() is x), layer)
+        if leaders[layer] == layer:
+            alive.append((weakref.ref(x), layer))
+
+    with reading(base.model, layers, note):
+        _answers(base, example.latents, example.condition, times, torch.Generator().manual_seed(0))
+    return {layer: leaders[layer] for layer in layers}
+
+
+def _answers(base: Base, latents: Tensor, condition: Condition, times: str, generator: torch.Generator) -> None:
+    """The model is asked about a noisy copy for each row of the condition."""
+    noising, device = noising_of(base.pipe.scheduler.config, times=times), base.device
+    for k in range(len(condition)):
+        noise = torch.randn(latents.shape, generator=generator)
+        time = noising.sample_time(1, generator)
+        noisy = noising.add_noise(latents.to(device), noise.to(device), time)
+        base.family.predict(base.model, noisy, time.to(device), condition.rows([k]).to(device))
 
 
 @contextmanager
-def reading(model: nn.Module, layers: Sequence[str]) -> Iterator[Mapping[str, Tensor]]:
-    """{layer: the input that it was last called with}, for the length of a `with`."""
-    inputs: dict[str, Tensor] = {}
+def reading(model: nn.Module, layers: Sequence[str], read: Callable[[str, Tensor], Any]) -> Iterator[None]:
+    """(layer, its input) at every call of these layers, for the length of a `with`."""
 
     def note(layer: str) -> Callable[..., None]:
-        return lambda _module, arguments: inputs.__setitem__(layer, arguments[0])
+        def hook(_module: nn.Module, arguments: tuple[Any, ...]) -> None:
+            read(layer, arguments[0])
+
+        return hook
 
     handles = [model.get_submodule(layer).register_forward_pre_hook(note(layer)) for layer in layers]
     try:
-        yield inputs
+        yield
     finally:
         for handle in handles:
             handle.remove()

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from ..adapter import Adapter, Header, Pair
 from ..config.types import check_strengths
 from ..methods import Start
+from . import folding
 from .layer import Layer, Strength, cancels
 
 SUBTRACTED = "__start"
@@ -169,7 +170,8 @@ def worn(model: nn.Module, adapters: Iterable[tuple[Adapter, Strength]], folds: 
     """(adapter, strength) pairs on a model for the length of a `with`; yields their names.
 
     Their sum is meanwhile written into the weights, so that it costs nothing, where it `folds`: not into a quantised
-    weight, nor where rounding would take much of the update (`layer.ROUNDED`). The very tensors that the weights were
+    weight, nor where rounding would take much of the update, nor where a GPU has
+    no room (`folding`). The very tensors that the weights were
     come back at the end. A model that is moved about meanwhile had better not fold: both copies of a weight would go.
     """
     names: list[str] = []
@@ -190,6 +192,7 @@ def worn(model: nn.Module, adapters: Iterable[tuple[Adapter, Strength]], folds: 
 
 
 def _fold(model: nn.Module, wanted: bool) -> None:
+    wanted = wanted and folding.has_room(layer.weight for _, layer in _all_layers(model))
     for _, layer in _all_layers(model):
         layer.folds = wanted
         layer.refresh()

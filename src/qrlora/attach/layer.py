@@ -19,10 +19,8 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
 from ..linalg import inner
+from . import folding
 
-ROUNDED = 0.01
-"""In half precision an update is folded into its weight where rounding the sum takes no more of the update than this.
-Its own products beside the weight are rounded, too, each by about 0.002 (2^-9) in bfloat16."""
 Strength = float | Tensor
 """How strongly an adapter acts: a number, or (b,) one for each picture of a batch."""
 
@@ -98,13 +96,18 @@ class Layer(nn.Module):
 
     def _fold(self, A: Tensor, B: Tensor) -> None:
         """W + B A in the weight's place, rounded to the weight's type, if that leaves the update what it is."""
-        W: Any = self.base_layer.weight.detach()
-        exact = W.to(torch.promote_types(W.dtype, torch.float32))
-        total = torch.addmm(exact, B.to(exact), A.to(exact))
-        folded = total.to(W.dtype)
-        if folded is total or (folded - total).norm() <= ROUNDED * (total - exact).norm():
+        W = self.base_layer.weight.detach()
+        total = folding.folded(W, A, B) if folding.keeps(W, A, B) else None
+        if total is not None:
             self._original = (self.base_layer.weight,)
-            self.base_layer.weight = nn.Parameter(folded, requires_grad=False)
+            self.base_layer.weight = nn.Parameter(total, requires_grad=False)
+
+    def _apply(self, fn: Any, recurse: bool = True) -> Any:
+        """Where the layer is moved to, the weight that waits for its place goes, too."""
+        super()._apply(fn, recurse)
+        for weight in self._original:
+            weight.data = fn(weight.data)
+        return self
 
     def unfold(self) -> None:
         """The base's own weight again, the very tensor: nothing is subtracted."""
