@@ -104,8 +104,11 @@ def test_an_adapter_has_layers():
         Adapter({}, Header())
 
 
+MERGED = ({"weight": 1, "kept_energy": None},)
+
+
 def test_a_header_survives_json():
-    header = Header(family="sdxl", fingerprint={"a": 0.1}, config={"steps": 5, "seed": None}, parents=({"weight": 1},))
+    header = Header(family="sdxl", fingerprint={"a": 0.1}, config={"steps": 5, "seed": None}, parents=MERGED)
     assert Header.from_json(header.to_json()) == header
 
 
@@ -122,3 +125,50 @@ def test_a_header_survives_json():
 def test_another_header_is_refused(text, message):
     with pytest.raises(ValueError, match=message):
         Header.from_json(text)
+
+
+ODD = [None, 5, -1.5, True, "null", "x", [], [5], [None], {}, {"a": 5}, float("nan"), 2**70]
+
+
+def sound(name, value):
+    """Whether a header may hold this value in that place."""
+    if name in ("rank", "format_version"):
+        return isinstance(value, int) and not isinstance(value, bool)
+    if name == "fingerprint":
+        return isinstance(value, dict)
+    if name in ("config", "parents"):
+        return isinstance(value, dict) if name == "config" else value == []
+    return isinstance(value, str)
+
+
+@pytest.mark.parametrize("name", [*Header.__dataclass_fields__, "weight"])
+@pytest.mark.parametrize("within", [False, True])
+def test_a_header_with_any_json_in_any_place_is_read_or_refused_in_one_line(name, within):
+    """In the header itself, and in that of an adapter that went into a merge."""
+    whole = json.loads(Header(rank=2).to_json())
+    for value in ODD:
+        told = {**whole, name: value}
+        if within:
+            told = {**whole, "parents": [{**whole, "weight": 1.0, "kept_energy": None, name: value}]}
+        elif name == "weight":
+            continue
+        number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+        if number if name == "weight" else sound(name, value) and (within or name != "format_version"):
+            assert Header.from_json(json.dumps(told)).to_json()
+        else:
+            with pytest.raises(ValueError, match="header|format") as error:
+                Header.from_json(json.dumps(told))
+            assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("text", ["null", "5", "[]", '"x"', "{", "[" * 100_000, '{"role": 5}'])
+def test_a_header_that_is_no_object_is_refused_in_one_line(text):
+    with pytest.raises(ValueError, match="not readable"):
+        Header.from_json(text)
+
+
+@pytest.mark.parametrize("name", ["basis_energy_lost", "truncation_error", "trained"])
+def test_numbers_of_a_header_are_numbers(name):
+    for value in ("x", [], float("inf"), True):
+        with pytest.raises(ValueError, match=name):
+            Header.from_json(json.dumps({**json.loads(Header().to_json()), "config": {name: value}}))

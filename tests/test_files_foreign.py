@@ -1,6 +1,7 @@
 """Files of other tools: read as what they mean, or refused by name with a count. Hostile files are refused."""
 
 import json
+import math
 import warnings
 
 import pytest
@@ -8,6 +9,8 @@ import torch
 
 import pico
 from loras import assert_updates, random_adapter
+from qrlora.adapter import Adapter, Header, Pair
+from qrlora.compat import check
 from qrlora.files import count_text_encoder_keys, load, save
 from qrlora.keys import spell
 from qrlora.merging import merge
@@ -225,8 +228,6 @@ def test_a_hundred_megabytes_of_metadata_are_refused_unread(tmp_path, size):
 
 def test_no_name_in_a_file_is_a_place_on_disk(tmp_path, monkeypatch):
     """Names with path separators are names: a compact file of them is written and read inside the cache alone."""
-    from qrlora.adapter import Adapter, Header, Pair
-
     monkeypatch.setenv("QRLORA_CACHE", str(tmp_path / "cache"))
     Q = torch.linalg.qr(torch.randn(8, 2)).Q
     odd = Adapter({"../../up.x": Pair(Q.T.contiguous(), torch.ones(8, 2))}, Header(part="unet", method="qr", rank=2))
@@ -241,3 +242,86 @@ def test_reading_warns_of_nothing(tmp_path):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         load(tmp_path / "x.safetensors")
+
+
+def test_a_fused_pair_that_another_tool_has_changed_is_read_as_it_is(pipes, tmp_path):
+    """The header still says which rank is whose, but numbers stand outside: nothing is cut off."""
+    adapter = random_adapter(pipes["flux"], "flux")
+    save(adapter, tmp_path / "x.safetensors", keys="kohya")
+    tensors, metadata = read(tmp_path / "x.safetensors")
+    name = next(key.removesuffix(".lora_up.weight") for key in tensors if key.endswith("img_attn_qkv.lora_up.weight"))
+    A, B = (tensors[f"{name}.lora_{x}.weight"].clone() for x in ("down", "up"))
+    B += torch.randn(B.shape, generator=torch.Generator().manual_seed(3))
+    write(tmp_path / "y.safetensors", {**tensors, f"{name}.lora_up.weight": B}, metadata)
+    loaded = load(tmp_path / "y.safetensors")
+    rows = (B.double() @ A.double()).split(len(B) // 3)
+    for layer, update in zip(("to_q", "to_k", "to_v"), rows, strict=True):
+        torch.testing.assert_close(
+            loaded.dense(f"transformer_blocks.0.attn.{layer}").double(), update, atol=1e-5, rtol=1e-5
+        )
+
+
+@pytest.mark.parametrize(
+    "fused", ["null", "[]", "5", '{"NAME": 5}', '{"NAME": [1.5, 2, 3]}', '{"NAME": [-2, 6, 2]}', "{"]
+)
+def test_ranks_of_a_fused_pair_that_are_none_are_refused(pipes, tmp_path, fused):
+    save(random_adapter(pipes["flux"], "flux"), tmp_path / "x.safetensors", keys="kohya")
+    tensors, metadata = read(tmp_path / "x.safetensors")
+    name = next(iter(json.loads(metadata["qrlora.fused"])))
+    write(tmp_path / "x.safetensors", tensors, {**metadata, "qrlora.fused": fused.replace("NAME", name)})
+    with pytest.raises(ValueError, match="qrlora.fused"):
+        load(tmp_path / "x.safetensors")
+
+
+@pytest.mark.parametrize("change", ["integers", "another kind", "no digest"])
+def test_a_compact_file_of_anything_but_learnt_factors_is_refused(tmp_path, monkeypatch, change):
+    monkeypatch.setenv("QRLORA_CACHE", str(tmp_path / "cache"))
+    Q = torch.linalg.qr(torch.randn(8, 2)).Q
+    pair = {LAYER: Pair(Q.T.contiguous(), torch.ones(8, 2))}
+    save(Adapter(pair, Header(part="unet", method="qr", rank=2)), tmp_path / "x.safetensors", content="compact")
+    tensors, metadata = read(tmp_path / "x.safetensors")
+    if change == "integers":
+        tensors = {key: x.to(torch.int64) for key, x in tensors.items()}
+    elif change == "another kind":
+        tensors = {key.replace(".delta", ".alpha"): x for key, x in tensors.items()}
+    else:
+        told = {**json.loads(metadata["qrlora"]), "basis": "../../x"}
+        metadata = {**metadata, "qrlora": json.dumps(told)}
+    write(tmp_path / "x.safetensors", tensors, metadata)
+    with pytest.raises(ValueError, match="compact file"):
+        load(tmp_path / "x.safetensors")
+
+
+ALPHAS = [torch.tensor(math.nan), torch.tensor(math.inf), torch.ones(2), torch.ones(0)]
+
+
+@pytest.mark.parametrize("alpha", ALPHAS, ids=["nan", "inf", "two", "none"])
+def test_an_alpha_that_is_no_number_is_refused_by_load_and_check(tmp_path, alpha):
+    tensors = {f"{FLAT}.lora_down.weight": torch.ones(2, 8), f"{FLAT}.lora_up.weight": torch.ones(8, 2)}
+    write(tmp_path / "x.safetensors", {**tensors, f"{FLAT}.alpha": alpha}, {})
+    for read_it in (load, lambda path: check(path, "comfyui")):
+        with pytest.raises(ValueError, match="alpha"):
+            read_it(tmp_path / "x.safetensors")
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_check_refuses_numbers_that_no_tool_can_use(tmp_path, value):
+    for key in PAIR:
+        damaged = {name: x.clone() for name, x in PAIR.items()}
+        damaged[key][0, 0] = value
+        write(tmp_path / "x.safetensors", damaged, {})
+        with pytest.raises(ValueError, match="NaN or infinity"):
+            check(tmp_path / "x.safetensors", "diffusers")
+
+
+def test_a_pattern_that_searches_for_ever_is_refused(tmp_path):
+    write(
+        tmp_path / "adapter_model.safetensors",
+        {k.replace("unet.", "base_model.model."): x for k, x in PAIR.items()},
+        {},
+    )
+    for pattern, said in ((r"(.|.)+[^a-z]", "searches"), ("(", "no regular"), ("a" * 2000, "characters")):
+        told = {"peft_type": "LORA", "r": 2, "lora_alpha": 2, "alpha_pattern": {pattern: 1}}
+        (tmp_path / "adapter_config.json").write_text(json.dumps(told))
+        with pytest.raises(ValueError, match=said):
+            load(tmp_path)

@@ -18,6 +18,15 @@ from .config.types import check_strengths
 from .linalg import coordinates, inner, is_finite
 
 FORMAT_VERSION = 1
+KINDS = {
+    **dict.fromkeys("family part base method targets basis role trigger prompt digest".split(), str),
+    **dict.fromkeys(("rank", "format_version"), int),
+    **dict.fromkeys(("fingerprint", "config"), dict),
+    "parents": list,
+}
+"""Entry of a header -> its type in JSON."""
+NOT_KNOWN = ("basis_energy_lost", "truncation_error", "trained", "kept_energy")
+"""Numbers of a header that may be null, or absent."""
 
 
 @dataclass(frozen=True)
@@ -102,6 +111,14 @@ class Header:
         unknown = values.keys() - {x.name for x in fields(cls)}
         if unknown:
             raise ValueError(f"the adapter's header holds unknown entries: {', '.join(sorted(unknown))}")
+        _check_entries(values)
+        waiting = list(parents)
+        while waiting:
+            within = waiting.pop()
+            if not isinstance(within, dict) or not {"weight", "kept_energy"} <= within.keys():
+                raise ValueError(f"the adapter's header: parents must be headers with their weight, got {within!r:.80}")
+            _check_entries(within)
+            waiting += within.get("parents", ())
         return cls(**{**values, "parents": parents})
 
 
@@ -206,6 +223,22 @@ def _in_directions(pair: Pair, Q: Tensor, side: str) -> Pair:
         return pair
     inside = coordinates(Q, directions)  # (new rank, old rank)
     return Pair(Q.T.contiguous(), pair.B @ inside.T) if side == "input" else Pair(inside @ pair.A, Q)
+
+
+def _check_entries(values: Mapping[str, Any]) -> None:
+    """Raises ValueError, naming it: an entry of a header that is of another type than what is written there."""
+    for name, value in values.items():
+        kind = KINDS.get(name, object)
+        if not isinstance(value, kind) or (isinstance(value, bool) and kind is not object):
+            raise ValueError(f"the adapter's header: {name:.80} must not be {value!r:.80}")
+    told = values.get("config", {})
+    numbers = {name: told.get(name) for name in ("basis_energy_lost", "truncation_error", "trained")}
+    numbers |= {f"fingerprint of {layer:.80}": x for layer, x in values.get("fingerprint", {}).items()}
+    numbers |= {"weight": values.get("weight", 1.0), "kept_energy": values.get("kept_energy")}
+    for name, value in numbers.items():
+        known = isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 1e300
+        if not known and (value is not None or name not in NOT_KNOWN):
+            raise ValueError(f"the adapter's header: {name} must be a finite number, got {value!r:.80}")
 
 
 def _check(layer: str, pair: Pair) -> None:

@@ -27,7 +27,7 @@ def judge(file: File, tool: str) -> list[Verdict]:
     """`check` of a file's contents."""
     if tool not in TOOLS:
         raise ValueError(f"no rules for {tool!r}; known tools: {', '.join(TOOLS)}")
-    file.refuse_start()
+    file.refuse_unsound()
     rule = TOOLS[tool].get(file.family)
     refusal = rule.refuses(file) if rule else f"it has no {file.family or 'such'} models"
     verdicts = []

@@ -14,8 +14,9 @@ from torch import Tensor
 from ..adapter import Header
 from ..files.convention import HEADER, family_of
 from ..files.peft import read_config, refusal
-from ..files.reading import grouped, parse_all
-from ..keys import Key, UnreadableKey, parse
+from ..files.reading import alpha_in, grouped, parse_all
+from ..keys import Key, UnreadableKey, parse, printable
+from ..linalg import is_finite
 
 NAMES = {  # what Key.spelling stands for
     "kohya": "lora_unet_...",
@@ -97,8 +98,17 @@ class File:
         groups, _ = grouped(self.path, self.tensors, self.metadata, parse_all(self.keys))
         return {_name(group.keys["A"]): group.scale for group in groups.values() if "A" in group.keys}
 
-    def refuse_start(self) -> None:
-        """Raises ValueError: the file is no update of the base, and no tool's names would make it one."""
+    def refuse_unsound(self) -> None:
+        """Raises ValueError: the file is no update of the base, whatever its names, or holds numbers that no tool can
+        use: NaN or infinity, factors that are no matrices."""
+        for key, meaning in self.keys.items():
+            x = self.tensors[key]
+            if meaning.kind == "alpha":
+                alpha_in(x, key)
+            elif x.ndim < 2 or not x.numel():
+                raise ValueError(f"{printable(key)}: needs a matrix, got {tuple(x.shape)}")
+            elif x.is_floating_point() and not is_finite(x.float()):
+                raise ValueError(f"{printable(key)}: holds NaN or infinity")
         start = read_config(self.path, self.keys, self.metadata, self.part).start
         if start:
             raise ValueError(refusal(start))

@@ -268,7 +268,7 @@ def read_recipe(path: str | Path | None, overrides: Iterable[str] = (), kind: ty
     if path is not None:
         try:
             values = tomllib.loads(read_text(path))
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise ValueError(f"{path} is not a TOML recipe: {error}") from error
     for override in overrides:
         name, equals, text = override.partition("=")

@@ -131,7 +131,7 @@ def read_json(path: Path) -> dict[str, Any]:
     """The object in a JSON file. Raises: ValueError: it holds something else.  OSError."""
     try:
         values = json.loads(read_text(path))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} is not readable as JSON: {error}") from error
     if not isinstance(values, dict):
         raise ValueError(f"{path} must hold a JSON object, got {type(values).__name__}")

@@ -52,12 +52,12 @@ def split(pair: Pair, layers: Sequence[str], ranks: Sequence[int] | None = None)
         wanted = f"{sum(heights.values())} outputs for {pair.shape[1]} inputs"
         raise ValueError(f"{', '.join(layers)} lie in one weight, which must have {wanted}, got {len(pair.B)}")
     rows = dict(zip(layers, pair.B.split(list(heights.values())), strict=True))
-    if ranks is None:
+    if ranks is not None:
+        _check_ranks(layers, ranks, pair.rank)
+    if ranks is None or not _within(list(rows.values()), ranks, pair.rank):  # another tool has changed it since
         rows = {layer: B for layer, B in rows.items() if B.any()} or rows
         ranks = _equal_ranks(list(rows.values()))
     else:
-        if len(ranks) != len(layers) or sum(ranks) != pair.rank and set(ranks) - {0, pair.rank}:
-            raise ValueError(f"{layers[0]}: the file's header gives ranks {list(ranks)} for a pair of rank {pair.rank}")
         rows = {layer: B for (layer, B), rank in zip(rows.items(), ranks, strict=True) if rank}
         ranks = [rank for rank in ranks if rank]
     if sum(ranks) != pair.rank:  # one A for all
@@ -67,6 +67,23 @@ def split(pair: Pair, layers: Sequence[str], ranks: Sequence[int] | None = None)
         pairs[layer] = Pair(pair.A[start : start + rank], B[:, start : start + rank].contiguous())
         start += rank
     return pairs
+
+
+def _check_ranks(layers: Sequence[str], ranks: Sequence[int], rank: int) -> None:
+    """Raises ValueError: ranks of a header that are none of this pair."""
+    if len(ranks) != len(layers) or sum(ranks) != rank and set(ranks) - {0, rank}:
+        raise ValueError(f"{layers[0]}: the file's header gives ranks {list(ranks)} for a pair of rank {rank}")
+
+
+def _within(blocks: Sequence[torch.Tensor], ranks: Sequence[int], rank: int) -> bool:
+    """Whether rows (o_k, r) of layers with these ranks hold nothing beside their own columns."""
+    start, shared = 0, sum(ranks) != rank
+    for B, own in zip(blocks, ranks, strict=True):
+        columns = slice(0, own) if shared else slice(start, start + own)
+        start += own
+        if B.count_nonzero() > B[:, columns].count_nonzero():
+            return False
+    return True
 
 
 def _heights(layers: Sequence[str], inputs: int) -> dict[str, int]:

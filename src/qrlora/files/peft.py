@@ -8,8 +8,9 @@ Letters: o outputs, i inputs, r rank, A (r, i), B (o, r), W (o, i), s the scale.
 
 import json
 import math
+import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +40,7 @@ PLAIN = frozenset(
 """LoraConfig's fields that leave the update s B A, or that show in the file's keys. VeLoRA changes gradients alone."""
 KOHYA_ARGUMENTS = ("initialize", "init_lora_weights", "lora_init_type")
 """How forks of kohya's trainer call the start in ss_network_args."""
-LONGEST, SECONDS = 1000, 2.0
+LONGEST, SECONDS = 1000, 5.0
 """Of a pattern: characters, and how long all of them may search. A layer's name takes a microsecond."""
 
 
@@ -51,6 +52,8 @@ class Config:
     """None: none was told, so the scale is 1."""
     alphas: tuple[tuple[Any, float], ...] = ()
     """(compiled pattern, alpha): the first one that matches a layer's end counts."""
+    spent: list[float] = field(default_factory=list)
+    """Seconds that the patterns have searched, by layer."""
     rslora: bool = False
     start: str = ""
     """The start within the weight, as the file calls it; "" where it lies beside it."""
@@ -62,11 +65,13 @@ class Config:
         """
         if self.alpha is None:
             return 1.0
+        begun, left = time.perf_counter(), SECONDS - sum(self.spent)
         try:
-            found = (alpha for pattern, alpha in self.alphas if pattern.match(layer, timeout=SECONDS))
+            found = (alpha for pattern, alpha in self.alphas if pattern.match(layer, timeout=max(left, 1e-3)))
             alpha = next(found, self.alpha)
         except TimeoutError as error:
-            raise ValueError(f"an alpha_pattern searches for more than {SECONDS:g} s in {layer!r}") from error
+            raise ValueError(f"its alpha_pattern searches for more than {SECONDS:g} s, last in {layer!r}") from error
+        self.spent.append(time.perf_counter() - begun)
         return alpha / (math.sqrt(rank) if self.rslora else rank)
 
 
@@ -79,15 +84,15 @@ def read_config(path: Path, keys: Mapping[str, Any], metadata: Mapping[str, str]
     if any(key.startswith(PEFT_PREFIX) for key in keys):
         beside = path.with_name("adapter_config.json")
         try:
-            entries = _object(beside.read_bytes(), str(beside))
+            entries = as_object(beside.read_bytes(), str(beside))
         except FileNotFoundError as error:
             raise ValueError(f"a PEFT file keeps its strength in {beside}, which is missing; put it there") from error
     else:
-        told = _object(metadata.get("lora_adapter_metadata", "{}"), "lora_adapter_metadata")
+        told = as_object(metadata.get("lora_adapter_metadata", "{}"), "lora_adapter_metadata")
         entries = {name.removeprefix(f"{part}."): value for name, value in told.items()}
         entries = {name: value for name, value in entries.items() if "." not in name}  # the rest is of text encoders
     if not entries:
-        arguments = _object(metadata.get("ss_network_args") or "{}", "ss_network_args")
+        arguments = as_object(metadata.get("ss_network_args") or "{}", "ss_network_args")
         return Config(start=_start(next((arguments[x] for x in KOHYA_ARGUMENTS if x in arguments), True)))
     _check_plain(entries)
     alpha, patterns = entries.get("lora_alpha"), entries.get("alpha_pattern") or {}
@@ -103,7 +108,7 @@ def read_config(path: Path, keys: Mapping[str, Any], metadata: Mapping[str, str]
 
 def number(value: Any, name: str) -> float:
     """A finite number. Raises ValueError, naming it: something else."""
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+    if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) < 1e300:
         raise ValueError(f"{name} must be a finite number, got {value!r:.80}")
     return float(value)
 
@@ -184,7 +189,7 @@ def _check_plain(entries: Mapping[str, Any]) -> None:
             )
 
 
-def _object(text: str | bytes, name: str) -> dict[str, Any]:
+def as_object(text: str | bytes, name: str) -> dict[str, Any]:
     """The JSON object in a text. Raises ValueError, naming it: something else."""
     try:
         values = json.loads(text.decode("utf-8-sig") if isinstance(text, bytes) else text)

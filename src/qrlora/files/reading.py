@@ -4,7 +4,7 @@ Letters: o outputs, i inputs, r rank, A (r, i), B (o, r).
 """
 
 import errno
-import json
+import re
 from collections.abc import Callable, Iterable, Mapping
 from os import PathLike
 from pathlib import Path
@@ -19,7 +19,7 @@ from ..keys import Key, UnreadableKey, is_text_encoder, natural, parse, printabl
 from ..storage import read, read_metadata
 from .convention import CONTENT, FUSED, HEADER, family_of
 from .fusing import split
-from .peft import number, read_config, refusal, without_start
+from .peft import as_object, number, read_config, refusal, without_start
 
 FOLDERS = ("adapter_model.safetensors", "pytorch_lora_weights.safetensors")
 """What PEFT's and diffusers' own savers call the file in the folder that they write."""
@@ -63,7 +63,7 @@ def load(
         if header and metadata.get(CONTENT) == "compact":
             return Adapter(_joined(tensors, meanings, header), header)
         groups, start = grouped(path, tensors, metadata, meanings)
-        layers = _pairs(tensors, groups, json.loads(metadata.get(FUSED, "{}")))
+        layers = _pairs(tensors, groups, _fused(metadata.get(FUSED, "{}")))
         if start:
             layers = _learnt(layers, groups, start, weights)
         return Adapter(layers, header or _foreign_header(layers, tensors, groups, meanings.values(), metadata))
@@ -171,7 +171,8 @@ def _check_matrices(tensors: Mapping[str, Tensor], found: Mapping[tuple[str, ...
         )
     for layers, keys in found.items():
         factors = {kind: tensors[key] for kind, key in keys.items() if kind != "alpha"}
-        if factors.keys() != {"A", "B"} and factors.keys() != AUTHORS or any(x.ndim != 2 for x in factors.values()):
+        flat = any(x.ndim != 2 or not x.numel() for x in factors.values())
+        if flat or factors.keys() != {"A", "B"} and factors.keys() != AUTHORS:
             shapes = {kind: tuple(x.shape) for kind, x in factors.items()}
             raise ValueError(f"{printable(layers[0])}: needs two matrices A (r, i) and B (o, r), got {shapes}")
         for kind, x in factors.items():
@@ -204,6 +205,15 @@ def _pairs(
     return {layer: layers[layer] for layer in sorted(layers, key=natural)}
 
 
+def _fused(text: str) -> dict[str, list[int]]:
+    """{name: ranks} of what `fusing.fuse` put into one. Raises ValueError: something else."""
+    found = as_object(text, FUSED)
+    for name, ranks in found.items():
+        if not isinstance(ranks, list) or not all(type(x) is int and x >= 0 for x in ranks):
+            raise ValueError(f"{FUSED} must hold ranks, got {ranks!r:.80} for {printable(name, 80)}")
+    return found
+
+
 def _learnt(
     layers: Mapping[str, Pair],
     groups: Mapping[tuple[str, ...], Group],
@@ -224,12 +234,17 @@ def _joined(tensors: Mapping[str, Tensor], meanings: Mapping[str, Key], header: 
 
     Raises: OSError: the basis is not in the cache.  ValueError: it does not have the file's layers.
     """
+    if not re.fullmatch("[0-9a-f]{64}", header.basis):
+        raise ValueError(f"the compact file's basis {header.basis!r:.80} is no digest")
     try:
         basis = load_basis(header.basis)
     except FileNotFoundError as error:
         missing = f"the compact file's basis {header.basis[:12]} is not in {cache_folder()}"
         way_out = "copy it from the machine that wrote the file, or save there with content='full'"
         raise FileNotFoundError(errno.ENOENT, f"{missing}; {way_out}", f"{header.basis}.safetensors") from error
+    for key, tensor in tensors.items():
+        if meanings[key].kind != "delta" or tensor.dtype not in NUMBERS:
+            raise ValueError(f"{printable(key)}: a compact file holds the learnt factors in floats, got {tensor.dtype}")
     deltas = {meanings[key].layers[0]: tensor.float() for key, tensor in tensors.items()}
     if deltas.keys() != basis.Q.keys():
         raise ValueError(f"{len(deltas)} layers, but its basis {header.basis[:12]} has {len(basis.Q)} others")
