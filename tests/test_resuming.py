@@ -327,8 +327,8 @@ def test_a_signal_after_the_last_update_does_not_lose_the_adapter(tmp_path, base
     """Whatever is left to do, taking the adapter off the model and writing it, is done."""
     import qrlora.training as room
 
-    real = room.save
-    monkeypatch.setattr(room, "save", lambda *what: os.kill(os.getpid(), signal.SIGTERM) or real(*what))
+    real = room.keep
+    monkeypatch.setattr(room, "keep", lambda *what: os.kill(os.getpid(), signal.SIGTERM) or real(*what))
     train(settings(tmp_path), base=bases["sdxl"])
     assert load(tmp_path / "out.safetensors").layers
 
