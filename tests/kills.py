@@ -15,6 +15,7 @@ import signal
 import sys
 import tempfile
 import time
+import traceback
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -48,13 +49,16 @@ def started(words: list[str], folder: Path) -> int:
         os.dup2(log.fileno(), 1)
         os.dup2(log.fileno(), 2)
         code = 1
-        with contextlib.suppress(BaseException):  # the fork must never go on as its parent
-            try:
-                cli.main(words)
-            except SystemExit as end:
-                code = int(end.code or 0)
+        try:
+            cli.main(words)
+        except SystemExit as end:
+            code = int(end.code or 0)
+        except BaseException:
+            traceback.print_exc()
+        finally:  # the fork must never go on as its parent
             sys.stdout.flush()
-        os._exit(code)
+            sys.stderr.flush()
+            os._exit(code)
 
 
 def ended(child: int) -> int:

@@ -111,6 +111,7 @@ def project(
     from .. import basis as bases
     from .. import families, files, merging, outputs
     from ..adapter import Header
+    from ..families import belongs
 
     there = already(output)
     if there and not _may_be_projected(output, base, side, rank):
@@ -118,7 +119,7 @@ def project(
     opened = families.open_base(base, device="cpu")
     one_thread()
     adapter = read(source, skip_text_encoders, opened.weight)
-    families.belongs.check(opened, adapter)
+    belongs.check(opened, adapter)
     layers = ",".join(adapter.layers)
     weights = {layer: weight for layer, weight in opened.weights(layers) if layer in adapter.layers}
     known = Header(
