@@ -25,6 +25,9 @@ numeric: $(VENV)/.test ## Run the numeric tests as on processors without AVX-512
 	ATEN_CPU_CAPABILITY=avx2 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto $(NUMERIC)
 	ATEN_CPU_CAPABILITY=default OMP_NUM_THREADS=2 $(BIN)/python -m pytest -n 0 $(NUMERIC)
 
+emulated: $(VENV)/.test ## Run the product on an emulated GPU, which g++ builds once: tests/gpu
+	PYTHON=$(BIN)/python bash tests/gpu/run.sh -m pytest -n auto tests/gpu/emulated.py $(TESTS)
+
 lint: $(VENV)/.dev ## Check style, formatting and types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
