@@ -252,7 +252,7 @@ def test_bases_says_what_can_be_a_base(capsys):
 
 
 def test_the_demos_sheet_shows_what_is_given_what_is_true_and_what_came_out():
-    """Green where the judges see what they should, red where not, grey where nobody knows."""
+    """Green where the judges see what they should, red where not; no verdict where nobody knows."""
     picture = Image.new("RGB", (64, 64))
     owl, cat = Verdict("owl", "dusk", 0.9, 0.8), Verdict("cat", "dusk", 0.6, 0.7)
     rows = [
@@ -261,10 +261,27 @@ def test_the_demos_sheet_shows_what_is_given_what_is_true_and_what_came_out():
         Row("the true picture", [picture], [owl], "owl", "dusk"),
     ]
     figure = showing.drawn(rows, "seed 0")
-    assert [axes.get_xlabel() for axes in figure.axes] == ["owl 90%\ndusk 80%"] * 3 + ["cat 60%\ndusk 70%"]
+    assert [axes.get_xlabel() for axes in figure.axes] == ["", *["owl 90%\ndusk 80%"] * 2, "cat 60%\ndusk 70%"]
     colours = [axes.xaxis.label.get_color() for axes in figure.axes]
     assert colours == [plots.MUTED, plots.GOOD, plots.GOOD, plots.BAD]
     assert {text.get_text() for text in figure.texts} >= {row.title for row in rows} | {"seed 0"}
+
+
+def test_of_ones_own_pictures_nobody_pretends_to_know_what_they_show(tmp_path, capsys, monkeypatch):
+    """Of a known thing in one's own style the thing alone is judged; terminal and sheet say what the base is."""
+    drawn = []
+    monkeypatch.setattr(plots, "save", lambda figure, path: drawn.append(figure) or path)
+    photo = tmp_path / "my dog.jpg"
+    Image.effect_noise((80, 80), 60).convert("RGB").save(photo)
+    words = ["demo", "--style", photo, "--style-shows", "dog", "--steps", 1, "--count", 1, "-o", tmp_path / "out"]
+    code, out, err = run(capsys, *words)
+    assert code == 0, err
+    assert "knows drawings only" in err and "qrlora train recipes/content_sdxl.toml" in err and "right thing" not in out
+    (figure,) = drawn
+    assert any("knows drawings only" in text.get_text() for text in figure.texts)
+    notes = {text.get_text(): axes.get_xlabel() for text, axes in zip(figure.texts[2:], figure.axes, strict=True)}
+    assert len(notes["content picture"].splitlines()) == 2 and notes["style picture"] == ""
+    assert all(len(x.splitlines()) == 1 for title, x in notes.items() if title.startswith("merged"))
 
 
 def test_time_left_counts_from_the_first_report():

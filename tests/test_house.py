@@ -36,6 +36,7 @@ DOORS = {  # the built-in world makes base models and pictures, so it holds a ke
     "huggingface_hub": {"families"},
     "PIL": {"data", "sampling", "plots", "world", "evaluation", "baselines", "study"},
     "ray": {"study"},
+    "tqdm": {"training"},
     "matplotlib": {"plots"},
     "typer": {"cli"},
     "rich": {"cli"},

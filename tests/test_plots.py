@@ -1,5 +1,7 @@
 """What is drawn holds every picture that was given, at its place, and is written whole or not at all."""
 
+import html
+import re
 import resource
 
 import numpy as np
@@ -114,3 +116,26 @@ def test_a_picture_is_written_whole_or_not_at_all(tmp_path):
 def test_a_plot_needs_a_picture_name():
     with pytest.raises(ValueError, match=r"grid.txt: a plot's name ends in .*png.*; try grid.png"):
         plots.save(plots.sheet([Panel("a", [picture("red")])]), "grid.txt")
+
+
+PRICES = ("a $5 dog for $10", "$x^2$", "$\\frac{1", "\\$ and $", "_dog $", "größe 犬")
+
+
+@pytest.mark.parametrize("text", PRICES)
+def test_what_people_write_is_drawn_letter_by_letter(text, tmp_path):
+    """In every place of every plot: dollars are no formula, a name in a legend may begin with an underscore."""
+    import matplotlib
+
+    one, lines = picture("red"), {text: [1.0, 2.0]}
+    figures = (
+        plots.sheet([Panel(text, [one], [text])], 1, title=text, footer=text),
+        plots.strength_grid([[one]], [1], [1], title=text, footer=text),
+        plots.layer_lines([f"{text}.a", f"{text}.b"], {text: {**lines, "other": [2.0, 1.0]}}, title=text),
+        plots.layer_lines(["a.b", "c.d"], {"x": lines}, spread=text),
+        plots.curves({text: {text: ([1, 2], [3.0, 4.0])}}, text, text, title=text),
+    )
+    for figure, least in zip(figures, (4, 2, 4, 1, 5), strict=True):
+        with matplotlib.rc_context({"svg.fonttype": "none"}):  # text stays text
+            svg = plots.save(figure, tmp_path / "plot.svg").read_text(encoding="utf-8")
+        shown = [html.unescape(x) for x in re.findall(r"<text[^>]*>([^<]*)</text>", svg)]
+        assert sum(text in line for line in shown) >= least, shown

@@ -285,3 +285,81 @@ def test_a_prompt_without_its_trigger_is_drawn_where_one_asks_for_it(studio, tmp
         assert code == 2 and "lacks '<c>'" in err and "--any-prompt" in err and not output.exists()
         code, _, err = run(capsys, *words, "-o", output, "--any-prompt")
         assert code == 0 and "warning: the prompt 'a dog' lacks '<c>'" in err and output.exists()
+
+
+PROGRAM = """
+import sys, qrlora
+config = qrlora.TrainConfig(base=sys.argv[1], image=sys.argv[2], output=sys.argv[3], steps=5)
+for told in ({}, {"progress": False}, {"on_stage": lambda what, share: None}, {"progress": True}):
+    print("told", *told, file=sys.stderr, flush=True)
+    qrlora.train(__import__("dataclasses").replace(config, seed=config.seed + 1, overwrite=True), **told)
+"""
+
+
+def test_training_in_python_shows_a_bar_where_somebody_sees_it(studio, tmp_path):
+    """In a terminal unless told not to, or the caller shows where it is himself."""
+    pty, termios = pytest.importorskip("pty"), pytest.importorskip("termios")
+    command = [sys.executable, "-c", PROGRAM, pico.folder(), studio / "dog.png", tmp_path / "a.safetensors"]
+    ours, theirs = pty.openpty()
+    termios.tcsetwinsize(theirs, (24, 80))
+    child = subprocess.Popen([str(x) for x in command], stderr=theirs, stdout=subprocess.DEVNULL)
+    os.close(theirs)
+    shown = b""
+    with open(ours, "rb", buffering=0) as terminal:
+        while child.poll() is None or not shown:
+            try:
+                shown += terminal.read(65536)
+            except OSError:  # the other end is closed
+                break
+    assert child.wait() == 0, shown
+    bare, untold, staged, told = re.split(r"told ?\w*\r?\n", shown.decode())[1:]
+    assert "5/5" in bare and "loss=" in bare and "opening the base model" in bare
+    assert "5/5" not in untold and "5/5" not in staged and "5/5" in told
+
+
+def test_training_in_python_is_silent_in_a_pipe_unless_told_otherwise(studio, tmp_path, capsys):
+    from qrlora import TrainConfig, train
+
+    for told, shows in (({}, False), ({"progress": True}, True)):
+        output = tmp_path / f"{shows}.safetensors"
+        train(TrainConfig(base=str(pico.folder()), image=studio / "dog.png", output=output, steps=5), **told)
+        assert ("5/5" in capsys.readouterr().err) == shows
+
+
+def test_a_notebook_is_seen_though_it_is_no_terminal(monkeypatch):
+    import types
+
+    from qrlora.training import bar
+
+    def shell(config):
+        monkeypatch.setitem(sys.modules, "IPython", types.SimpleNamespace(get_ipython=lambda: config))
+
+    shell(types.SimpleNamespace(config={"IPKernelApp": {}}))
+    assert bar.is_seen()
+    for other in (None, types.SimpleNamespace(config={"TerminalIPythonApp": {}})):
+        shell(other)
+        assert bar.is_seen() == sys.stderr.isatty()
+
+
+def test_ctrl_c_while_the_commands_are_imported_is_quiet(tmp_path):
+    """At whatever import of ours it comes: one word, 130, no trace."""
+    program = """
+import sys, signal, os, builtins
+real, wanted = builtins.__import__, sys.argv[1]
+def once(name, *told, **named):
+    if name.split(".")[0] == wanted and not done:
+        done.append(name)
+        os.kill(os.getpid(), signal.SIGINT)
+    return real(name, *told, **named)
+done, builtins.__import__ = [], once
+sys.argv = ["qrlora", "train", f"image={sys.argv[2]}", "base=tiny-sdxl"]
+from qrlora.__main__ import main
+main()
+"""
+    picture = tmp_path / "a.png"
+    from PIL import Image
+
+    Image.effect_noise((20, 20), 60).save(picture)
+    for module in ("typer", "rich", "torch", "diffusers"):
+        done = subprocess.run([sys.executable, "-c", program, module, picture], capture_output=True, text=True)
+        assert done.returncode in (130, -2) and done.stderr.strip() == "stopped", (module, done.stderr)

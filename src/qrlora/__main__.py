@@ -1,5 +1,17 @@
-"""`python -m qrlora`, for where the script is not on the path."""
+"""The command `qrlora`, and `python -m qrlora` for where that is not on the path."""
 
-from .cli import main
+import sys
 
-main()
+
+def main() -> None:
+    """Run the command line. Ctrl-C while it is being imported ends it as quietly as later."""
+    try:
+        from .cli import main as run
+    except KeyboardInterrupt:
+        print("stopped", file=sys.stderr)
+        sys.exit(130)
+    run()
+
+
+if __name__ == "__main__":
+    main()

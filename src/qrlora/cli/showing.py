@@ -4,9 +4,11 @@ from pathlib import Path
 from typing import Any
 
 from .. import plots
+from ..families import BUILT_IN
 from ..training import Progress
 from ..world.demo import Row
 from ..world.demo import demo as run
+from ..world.judges import Verdict
 from . import console
 
 
@@ -26,6 +28,10 @@ def demo(
 
     Raises: as `world.demo.demo`.
     """
+    limit = limits(base) if content or style else ""
+    if limit:
+        real = console.command("train", "recipes/content_sdxl.toml", f"image={content or 'my_dog.jpg'}")
+        console.warn(f"{limit}; for photographs learn on a real base, such as {real}")
     with console.progress("demo") as bar:
 
         def on_step(what: str, progress: Progress) -> None:
@@ -42,10 +48,11 @@ def demo(
         }
         heard: dict[str, Any] = {"on_step": on_step, "on_stage": bar.stage}
         rows = run(output, content, style, style_shows=style_shows, **settings, **heard)
-    plots.save(drawn(rows, f"{method} on {base}, seed {seed}"), output / "demo.png")
+    footer = "\n".join(filter(None, (f"{method} on {base}, seed {seed}", limit)))
+    plots.save(drawn(rows, footer), output / "demo.png")
     judged = [(row, verdict) for row in rows if row.title.startswith("merged") for verdict in row.verdicts]
     right = [row.right(verdict) for row, verdict in judged]
-    if all(answer is not None for answer in right):
+    if right and not limit:
         console.say(f"merged: {sum(map(bool, right))} of {len(right)} pictures show the right thing in the right style")
     for name in ("content.safetensors", "style.safetensors", "merged.safetensors", "demo.png"):
         console.say(str(output / name))
@@ -61,6 +68,22 @@ def drawn(rows: list[Row], footer: str) -> Any:
     return plots.sheet(panels, columns, title="A thing and a style, each from one picture, added", footer=footer)
 
 
+def limits(base: str) -> str:
+    """What cannot be expected of a built-in base with one's own pictures; "" of another."""
+    if not (BUILT_IN / base).is_dir():
+        return ""
+    return f"{base} knows drawings only and has never seen a photograph; what yours should become, nobody judges"
+
+
 def _panel(row: Row) -> plots.Panel:
-    notes = [f"{v.content} {v.content_probability:.0%}\n{v.style} {v.style_probability:.0%}" for v in row.verdicts]
+    notes = [_note(row, verdict) for verdict in row.verdicts]
     return plots.Panel(row.title, row.pictures, notes, [row.right(verdict) for verdict in row.verdicts])
+
+
+def _note(row: Row, verdict: Verdict) -> str:
+    """What the judges see, of what somebody knows: for anything else they would name the nearest of their world."""
+    seen = (
+        (row.content, verdict.content, verdict.content_probability),
+        (row.style, verdict.style, verdict.style_probability),
+    )
+    return "\n".join(f"{said} {probability:.0%}" for true, said, probability in seen if true)

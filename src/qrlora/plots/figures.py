@@ -42,6 +42,16 @@ def _blank(width: float, height: float, **told: Any) -> Figure:
     return Figure(figsize=(width, height), dpi=150, facecolor="white", **told)
 
 
+def literal(text: str) -> str:
+    """A text as matplotlib shows it letter by letter: between two dollars it would set a formula."""
+    return text.replace("$", r"\$")
+
+
+def named(text: str) -> str:
+    """A curve's name in a legend, which leaves out what begins with an underscore."""
+    return literal(f" {text}" if text.startswith("_") else text)
+
+
 def sheet(panels: Sequence[Panel], columns: int = 4, title: str = "", footer: str = "") -> Figure:
     """A contact sheet: panels from left to right, `columns` pictures to a line; a panel is never broken over lines,
     a long title is.
@@ -58,15 +68,19 @@ def sheet(panels: Sequence[Panel], columns: int = 4, title: str = "", footer: st
     width, height = columns * (CELL + 0.12) + 0.12, len(lines) * cell_height + head + foot
     figure = _blank(width, height)
     if title:
-        figure.text(0.5, 1 - 0.28 / height, title, ha="center", va="center", fontsize=11, color=INK, weight="bold")
+        figure.text(
+            0.5, 1 - 0.28 / height, literal(title), ha="center", va="center", fontsize=11, color=INK, weight="bold"
+        )
     if footer:
-        figure.text(0.5, 0.15 / height, footer, ha="center", va="center", fontsize=7, color=MUTED)
+        figure.text(0.5, 0.15 / height, literal(footer), ha="center", va="center", fontsize=7, color=MUTED)
     for row, line in enumerate(lines):
         top = height - head - row * cell_height - 0.26 - 0.16 * broken
         column = 0
         for panel in line:
             left = 0.12 + column * (CELL + 0.12)
-            figure.text(left / width, (top + 0.06) / height, panel.title, ha="left", va="bottom", fontsize=8, color=INK)
+            figure.text(
+                left / width, (top + 0.06) / height, literal(panel.title), ha="left", va="bottom", fontsize=8, color=INK
+            )
             for k, picture in enumerate(panel.pictures):
                 x = (left + k * (CELL + 0.12)) / width
                 axes = figure.add_axes((x, (top - CELL) / height, CELL / width, CELL / height))
@@ -74,7 +88,7 @@ def sheet(panels: Sequence[Panel], columns: int = 4, title: str = "", footer: st
                 if panel.notes:
                     right = panel.right[k] if panel.right else None
                     colour = MUTED if right is None else GOOD if right else BAD
-                    axes.set_xlabel(panel.notes[k], fontsize=7, color=colour, labelpad=3)
+                    axes.set_xlabel(literal(panel.notes[k]), fontsize=7, color=colour, labelpad=3)
             column += len(panel.pictures)
     return figure
 
@@ -130,9 +144,9 @@ def strength_grid(
     figure.text(middle_x / width, (bottom - 0.38) / height, r"style strength  $\lambda_s$", **x_label)
     figure.text(0.2 / width, middle_y / height, r"content strength  $\lambda_c$", rotation=90, **x_label)
     if title:
-        figure.text(0.5, 1 - 0.24 / height, title, ha="center", va="center", fontsize=10, color=INK)
+        figure.text(0.5, 1 - 0.24 / height, literal(title), ha="center", va="center", fontsize=10, color=INK)
     if footer:
-        figure.text(0.5, 0.15 / height, footer, ha="center", va="center", fontsize=7, color=MUTED)
+        figure.text(0.5, 0.15 / height, literal(footer), ha="center", va="center", fontsize=7, color=MUTED)
     return figure
 
 
@@ -171,7 +185,7 @@ def layer_lines(
             _plain(grid[k, 1], "", spread if k == len(curves) - 1 else "", "layers")
     _name_blocks(grid[-1, 0], layers)
     if title:
-        figure.suptitle(title, fontsize=10, color=INK)
+        figure.suptitle(literal(title), fontsize=10, color=INK)
     return figure
 
 
@@ -179,8 +193,8 @@ def _over_layers(axis: Axes, label: str, lines: Mapping[str, Sequence[float]], l
     """One plot of `layer_lines`."""
     for colour, (name, values) in zip(LINES, lines.items(), strict=False):
         axis.plot(range(len(values)), values, color=colour, linewidth=0.7, alpha=0.35)  # leads the eye, no more
-        axis.plot(range(len(values)), values, ".", color=colour, markersize=3.5, label=name)
-    axis.set_ylabel(label, fontsize=8, color=INK)
+        axis.plot(range(len(values)), values, ".", color=colour, markersize=3.5, label=named(name))
+    axis.set_ylabel(literal(label), fontsize=8, color=INK)
     if log:
         axis.set_yscale("log")
     elif all(-1 <= v <= 1 for values in lines.values() for v in values):
@@ -198,7 +212,7 @@ def _histogram(axis: Axes, series: Mapping[str, Sequence[float]]) -> None:
 
     every = [value for values in series.values() for value in values]
     for colour, (name, values) in zip(LINES, series.items(), strict=False):
-        axis.hist(values, bins=24, range=(min(every), max(every)), color=colour, alpha=0.6, label=name)
+        axis.hist(values, bins=24, range=(min(every), max(every)), color=colour, alpha=0.6, label=named(name))
     axis.yaxis.set_major_locator(MaxNLocator(integer=True))
 
 
@@ -219,22 +233,22 @@ def curves(
         for k, (name, (x, y)) in enumerate(lines.items()):
             colour = LINES[k % len(LINES)]
             style = "-" if k < len(LINES) else "--"
-            axis.plot(x, y, style, marker=".", color=colour, linewidth=1.1, markersize=4, label=name)
+            axis.plot(x, y, style, marker=".", color=colour, linewidth=1.1, markersize=4, label=named(name))
             if bands and name in bands:
                 axis.fill_between(x, *bands[name], color=colour, alpha=0.15, linewidth=0)
         _plain(axis, head, x_label, y_label)
         axis.xaxis.get_major_locator().set_params(integer=True)
     axes[-1].legend(fontsize=7, frameon=False, loc="upper left", bbox_to_anchor=(1, 1))  # beside, not on the lines
     if title:
-        figure.suptitle(title, fontsize=10, color=INK)
+        figure.suptitle(literal(title), fontsize=10, color=INK)
     return figure
 
 
 def _plain(axis: Axes, title: str, x_label: str, y_label: str) -> None:
     """Titles and labels in the house's sizes, without a frame."""
-    axis.set_title(title, fontsize=9, color=INK)
-    axis.set_xlabel(x_label, fontsize=8, color=INK)
-    axis.set_ylabel(y_label, fontsize=8, color=INK)
+    axis.set_title(literal(title), fontsize=9, color=INK)
+    axis.set_xlabel(literal(x_label), fontsize=8, color=INK)
+    axis.set_ylabel(literal(y_label), fontsize=8, color=INK)
     axis.spines[["top", "right"]].set_visible(False)
     axis.tick_params(labelsize=7)
 
@@ -244,7 +258,7 @@ def _name_blocks(axis: Axes, layers: Sequence[str]) -> None:
     blocks = [block_of(layer) for layer in layers]
     starts = [k for k, block in enumerate(blocks) if k == 0 or blocks[k - 1] != block]
     step = math.ceil(len(starts) / 24)
-    axis.set_xticks(starts[::step], [blocks[k] for k in starts[::step]], rotation=40, ha="right", fontsize=7)
+    axis.set_xticks(starts[::step], [literal(blocks[k]) for k in starts[::step]], rotation=40, ha="right", fontsize=7)
     axis.set_xlim(-0.5, max(len(layers) - 0.5, 0.5))
     axis.set_xlabel("layer, in the model's order", fontsize=8, color=INK)
 

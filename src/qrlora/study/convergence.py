@@ -81,7 +81,7 @@ def _curve(asked: Asked, job: Learn) -> dict[int, float]:
             if asked.on_job is not None:
                 asked.on_job(progress.step, progress.steps, f"{config.method}, seed {config.seed}", "")
 
-        train(config, base=base, on_step=note)
+        train(config, base=base, on_step=note, progress=False)
     return curve
 
 

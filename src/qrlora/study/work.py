@@ -106,7 +106,7 @@ def _learn(job: Learn) -> Parts:
         output = folder / "learnt.safetensors"
         lesson = _lesson(job.shown, folder, "lesson")
         config = TrainConfig(base=base.name, image=lesson.image, prompt=lesson.prompt, output=output, **job.settings)
-        train(config, base=base)
+        train(config, base=base, progress=False)
         return {ADAPTER: output.read_bytes()}
 
 

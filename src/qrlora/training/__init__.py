@@ -22,6 +22,7 @@ from ..families import Base, open_base
 from ..methods import METHODS
 from ..noise import noising_of
 from . import optimizers
+from .bar import is_seen, shown
 from .checkpoint import Checkpoint, remove
 from .identity import ELSEWHERE, circumstances, identity
 from .learners import prepared
@@ -40,6 +41,7 @@ def train(
     on_step: Callable[[Progress], Any] | None = None,
     on_preview: Callable[[int, Any], Any] | None = None,
     on_stage: Callable[[str, float], Any] | None = None,
+    progress: bool | None = None,
 ) -> Adapter:
     """Learn one adapter from one picture and write it to `config.output`, unless this very run has done so before.
 
@@ -53,13 +55,29 @@ def train(
              on_step: called after every update.
              on_preview: (step, PIL picture) every `config.preview_every` updates.
              on_stage: (what, share done 0..1) while things are prepared.
+             progress: whether to show a bar; None: in a terminal or notebook, unless `on_stage` shows where it is.
     Returns: the adapter, on the CPU.
     Raises:  ValueError: a setting, picture or prompt that cannot work; NaN or infinity in the loss.
              OSError: base, picture or output cannot be read or written, the output before anything is opened; an
              adapter that cannot be written at the end is kept elsewhere, as the message says.
              FileExistsError: the output is another run's, and `config.overwrite` is not set.
     """
-    stage = on_stage or (lambda _what, _share: None)
+    if progress is None:
+        progress = on_stage is None and is_seen()
+    if not (progress and is_main()):
+        return _train(config, base, on_step, on_preview, on_stage or (lambda _what, _share: None))
+    with shown(Path(config.output).stem, on_step, on_stage) as (step, stage):
+        return _train(config, base, step, on_preview, stage)
+
+
+def _train(
+    config: TrainConfig,
+    base: Base | None,
+    on_step: Callable[[Progress], Any] | None,
+    on_preview: Callable[[int, Any], Any] | None,
+    stage: Callable[[str, float], Any],
+) -> Adapter:
+    """As `train`."""
     _check(config, on_preview)
     try_places(config)
     stage("opening the base model", 0.0)
