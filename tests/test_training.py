@@ -22,6 +22,7 @@ from qrlora.files import load
 from qrlora.linalg import leading_subspace
 from qrlora.methods import METHODS
 from qrlora.training import train
+from qrlora.training.recomputing import kept_bytes
 
 FRAMING = Framing.plain(pico.SIZE, pico.SIZE)
 LEARNS = {"qr": {"B"}, "qr-output": {"A"}, "qr-triangular": {"A"}, "qr-direct": {"A", "B"}, "lora": {"A", "B"}}
@@ -268,6 +269,7 @@ RUN = """
 import sys
 from qrlora.config import TrainConfig
 from qrlora.training import train
+from qrlora.training.recomputing import kept_bytes
 base, image, output = sys.argv[1:]
 config = TrainConfig(base=base, image=image, output=output, device="cpu", steps=60, batch_size=1, save_every=1)
 train(config, on_step=lambda p: print(p.step, flush=True))
@@ -537,3 +539,38 @@ def test_a_layer_that_does_not_answer_linearly_is_not_taken_for_a_lora():
 
     with pytest.raises(ValueError, match="peft:bent, to_q: the layer does not answer linearly"):
         measured(Bent(), "peft:bent, to_q")
+
+
+def test_on_a_gpu_that_spills_over_recomputing_is_decided_before_the_first_update(tmp_path, base, monkeypatch):
+    """Windows' driver never says that memory ran out: what an update keeps is counted and compared with what is free.
+    With the CPU in the GPU's place; the numbers stay, and so does the noise."""
+    from qrlora.training import recomputing as room
+
+    plain, kept = train(settings(tmp_path), base=base), []
+    monkeypatch.setattr(room, "spills", lambda device: True)
+    monkeypatch.setattr(room, "kept_bytes", lambda *how: kept.append(kept_bytes(*how)) or kept[-1])
+    monkeypatch.setattr(room, "free_memory", lambda device: 10**9)
+    seen = []
+    base.model.conv_in.register_forward_hook(lambda *_: seen.append(base.model.is_gradient_checkpointing))
+    enough = train(settings(tmp_path), base=base)
+    assert not any(seen) and 10**5 < kept[0] < 10**7
+    monkeypatch.setattr(room, "free_memory", lambda device: kept[0])
+    seen.clear()
+    with pytest.warns(UserWarning, match="an update needs .* GB are free: activations are computed again"):
+        scarce = train(settings(tmp_path), base=base)
+    assert seen[0] is False and all(seen[1:])  # counted once, by a forward pass
+    for name, pair in plain.layers.items():
+        assert torch.equal(enough.layers[name].B, pair.B)
+        torch.testing.assert_close(scarce.layers[name].B, pair.B, rtol=1e-4, atol=1e-6)
+
+
+def test_what_a_forward_pass_keeps_is_counted_once_for_each_storage():
+    """Against a sum by hand: a square keeps its input, a product of two both; the weights were there before."""
+    W, x = torch.randn(30, 20), torch.randn(10, 20, requires_grad=True)
+
+    def work():
+        h = x @ W.T  # keeps W alone, since W learns nothing
+        return (h * h.exp()).square().sum()  # keeps h, its exponential once, their product
+
+    assert kept_bytes(work, [W]) == 3 * 10 * 30 * 4
+    assert kept_bytes(work, []) == 3 * 10 * 30 * 4 + W.nbytes

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import platform
 import sys
 
 import torch
@@ -45,6 +46,36 @@ def has_fast_bfloat16(device: torch.device) -> bool:
         return torch.cuda.get_device_capability(device) >= (8, 0)
     able = getattr(torch.cpu, "get_capabilities", dict)()  # since torch 2.10
     return device.type == "cpu" and bool(able.get("avx512_bf16") or able.get("amx_bf16"))
+
+
+def describe(device: torch.device) -> str:
+    """The device as a person knows it: "NVIDIA L4 (cuda:0)", "cpu"."""
+    return f"{torch.cuda.get_device_name(device)} ({device})" if device.type == "cuda" else str(device)
+
+
+def way_to_a_gpu() -> str:
+    """What brings a base that is on the CPU onto a GPU of this machine, in a few words."""
+    if torch.backends.mps.is_available():
+        return "use device=mps"
+    if torch.cuda.is_available():
+        return "use device=cuda"
+    if torch.version.cuda or torch.version.hip:
+        return "torch finds no GPU: with one, see to its driver (nvidia-smi)"
+    index = "https://download.pytorch.org/whl/cu130"
+    command = f"pip install --force-reinstall torch --index-url {index}"
+    return f"this torch is built for CPUs alone: with an NVIDIA GPU, {command} (others: pytorch.org/get-started)"
+
+
+def spills(device: torch.device) -> bool:
+    """Whether a full GPU spills into the computer's memory, tens of times as slow, rather than say so: NVIDIA's driver
+    does on Windows, also from within WSL."""
+    return device.type == "cuda" and (sys.platform == "win32" or "microsoft" in platform.release().lower())
+
+
+def free_memory(device: torch.device) -> int:
+    """Bytes of a GPU that a program may still fill: what no one holds, and what torch has taken and does not use."""
+    unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    return torch.cuda.mem_get_info(device)[0] + unused
 
 
 def give_back() -> None:

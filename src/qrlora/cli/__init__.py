@@ -11,7 +11,7 @@ from rich.markup import escape
 
 from .. import __version__
 from ..config import SampleConfig, TrainConfig, read_recipe
-from . import console, ending, filing, hints, rehearsing, studying, words
+from . import console, ending, filing, hints, log_lines, rehearsing, studying, words
 from .console import say
 
 
@@ -269,7 +269,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         typed = [*typed[1:], "--help"]
     try:
         # typer would print its own errors over many lines
-        sys.exit(app(typed, prog_name="qrlora", standalone_mode=False))
+        with log_lines.shown():
+            sys.exit(app(typed, prog_name="qrlora", standalone_mode=False))
     except (KeyboardInterrupt, Stopped) as stop:
         console.err.print(escape(str(stop) or "stopped"))
         sys.exit(130)

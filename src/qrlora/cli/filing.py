@@ -4,6 +4,7 @@ import collections
 import contextlib
 import functools
 import gc
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -109,14 +110,14 @@ def project(
     What lies outside the basis is lost: the table says how much of each layer's energy was kept, the worst first.
     """
     from .. import basis as bases
-    from .. import families, files, merging, outputs
+    from .. import files, merging, outputs
     from ..adapter import Header
     from ..families import belongs
 
     there = already(output)
     if there and not _may_be_projected(output, base, side, rank):
         outputs.check(output, overwrite)  # before the base is opened
-    opened = families.open_base(base, device="cpu")
+    opened = _opened(base)
     one_thread()
     adapter = read(source, skip_text_encoders, opened.weight)
     belongs.check(opened, adapter)
@@ -157,10 +158,17 @@ def read(path: str | Path, skip_text_encoders: bool, weights: "Callable[[str], T
 
 def _weights(base: str) -> "Callable[[str], Tensor]":
     """(layer) -> its weight in a base, which is opened for the first one."""
+    opened = functools.cache(lambda: _opened(base))
+    return lambda layer: opened().weight(layer)
+
+
+def _opened(base: str) -> Any:
+    """A base of which nothing but its weights is wanted, for which a CPU is fast enough."""
     from .. import families
 
-    opened = functools.cache(lambda: families.open_base(base, device="cpu"))
-    return lambda layer: opened().weight(layer)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", families.SlowDevice)
+        return families.open_base(base, device="cpu")
 
 
 def already(output: Path) -> bool:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,12 +13,12 @@ from torch import Tensor
 
 from ..config import FamilyDefaults
 from ..devices import choose_device, number_type
-from ..storage import places, read_metadata
-from ..text import read_text
+from ..storage import places
 from . import hub, public, quantized, single, variants
 from .base import Base
 from .flux import FLUX
-from .messages import one_clear_line, quiet
+from .folder import check_parts, files_of_part, needed_parts, read_json, without
+from .messages import SlowDevice, one_clear_line, quiet, tell_start
 from .record import Condition, Family, Framing
 from .sd3 import SD3
 from .sdxl import SDXL
@@ -32,6 +31,7 @@ __all__ = [
     "Condition",
     "Family",
     "Framing",
+    "SlowDevice",
     "choose_device",
     "number_type",
     "open_base",
@@ -72,6 +72,7 @@ def open_base(
         quantized.check(quantize, home)
         place = place_of(name, numbers)
         family = _family_of_checkpoint(place) if place.is_file() else family_of_folder(place)
+        tell_start(name, files_of_part(place, family, numbers), home, numbers, quantize)
         with quiet():
             filled_on = home if quantize == "nf4" else torch.device("cpu")
             pipe, original = _opened(place, family, numbers, quantize, filled_on)
@@ -107,7 +108,7 @@ def _fetched(repository: str, revision: str | None, dtype: torch.dtype) -> Path:
     """The folder of a hub repository in the hub's cache. Its index alone is fetched first, to learn the family. Weights
     that are there already are not fetched again in another variant, unless those would be coarser than `dtype`."""
     folder = hub.index_of(repository, revision).parent
-    needed = _needed_parts(folder, family_of_folder(folder))
+    needed = needed_parts(folder, family_of_folder(folder))
     variant = file_variant(dtype, hub.names_in(folder), needed)
     if variant is None or (variant and dtype == torch.float32):
         variant = file_variant(dtype, hub.files_of(repository, revision, folder), needed)
@@ -125,17 +126,6 @@ def family_of_folder(place: Path) -> Family:
             return family
     known = ", ".join(f.pipeline for f in FAMILIES.values())
     raise ValueError(f"{place} is a {kind}, which is not supported; supported: {known}")
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """The object in a JSON file. Raises: ValueError: it holds something else.  OSError."""
-    try:
-        values = json.loads(read_text(path))
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path} is not readable as JSON: {error}") from error
-    if not isinstance(values, dict):
-        raise ValueError(f"{path} must hold a JSON object, got {type(values).__name__}")
-    return values
 
 
 def _family_of_checkpoint(path: Path) -> Family:
@@ -160,9 +150,9 @@ def _opened(
     """
     if place.is_file():
         return _opened_file(place, family, dtype, quantize, device)
-    _check_parts(place)
-    variant = file_variant(dtype, hub.names_in(place), _needed_parts(place, family)) or ""
-    told = {**_without(place, family), **quantized.instructions(family.part, quantize, dtype), **_files(variant)}
+    check_parts(place)
+    variant = file_variant(dtype, hub.names_in(place), needed_parts(place, family)) or ""
+    told = {**without(place, family), **quantized.instructions(family.part, quantize, dtype), **_files(variant)}
     types = {"default": dtype, "vae": torch.float32}
     pipe = _pipeline(family).from_pretrained(str(place), torch_dtype=types, **told)
     _check_variant(pipe, family)
@@ -218,9 +208,9 @@ def _from_beside(place: Path, beside: Path, family: Family, dtype: torch.dtype) 
         return {}
     if family_of_folder(beside) is not family:
         raise ValueError(f"{place} is a {family.name} base, the folder beside it, {beside}, is of another family")
-    _check_parts(beside)
+    check_parts(beside)
     held = places(place)
-    told: dict[str, Any] = {"config": str(beside), **_without(beside, family)}
+    told: dict[str, Any] = {"config": str(beside), **without(beside, family)}
     for part, beginning in {**family.text_parts, "vae": single.VAE_BEGINNINGS}.items():
         in_file = any(name.startswith(beginning) for name in held)
         if part not in told and not in_file and any((beside / part).glob("*.safetensors")):
@@ -242,41 +232,6 @@ def _part(place: Path, part: str, dtype: torch.dtype) -> Any:
 def _files(variant: str | None) -> dict[str, Any]:
     """What `from_pretrained` must be told to read safetensors of a variant, or the plain ones."""
     return {"use_safetensors": True, "variant": variant or None}
-
-
-def _without(place: Path, family: Family) -> dict[str, None]:
-    """{part: None} of the optional parts that a folder's index does not name: diffusers would call them missing.
-
-    Raises: ValueError: the index does not name a part that every base of the family needs.
-    """
-    index = read_json(place / "model_index.json")
-    needed = {*family.text_parts, family.part, "vae"}
-    absent = [part for part in sorted({*needed, *family.optional_parts}) if (index.get(part) or [None])[0] is None]
-    for part in absent:
-        if part not in family.optional_parts:
-            raise ValueError(f"{place} has no {part}, which every {family.name} base needs")
-    return dict.fromkeys(absent)
-
-
-def _needed_parts(place: Path, family: Family) -> list[str]:
-    """The parts with weights that a folder's index names."""
-    absent = _without(place, family)
-    return [part for part in (*family.text_parts, family.part, "vae") if part not in absent]
-
-
-def _check_parts(place: Path) -> None:
-    """Every part that a pipeline's index names is there and whole; without a tokenizer's folder transformers would
-    make up an empty one, and a cut file is reported without its name.
-
-    Raises: OSError: a part is missing.  ValueError: a file is cut short.
-    """
-    for name, kind in read_json(place / "model_index.json").items():
-        if name.startswith("_") or not isinstance(kind, list) or kind[0] is None:
-            continue
-        if not (place / name).is_dir() or not any((place / name).iterdir()):
-            raise FileNotFoundError(f"its {name} is missing: {place / name} is no folder, or empty; fetch it again")
-        for file in (place / name).glob("*.safetensors"):
-            read_metadata(file)
 
 
 def _pipeline(family: Family) -> Any:

@@ -12,7 +12,6 @@ from __future__ import annotations
 import contextlib
 import math
 import time as clock
-import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -30,6 +29,7 @@ from .checkpoint import Checkpoint
 from .loss_scale import LossScale
 from .optimizers import OPTIMIZERS, falling
 from .processes import Processes, is_main
+from .recomputing import must_recompute, recomputing
 
 T = TypeVar("T")
 LATE = frozenset({"cuda"})
@@ -76,7 +76,12 @@ def run(
     optimizer = OPTIMIZERS[config.optimizer](parameters, rate)
     scale = LossScale(base.device, model.dtype)  # pyright: ignore[reportArgumentType]
     first, started = checkpoint.resume(optimizer, scale), clock.monotonic()
-    recomputed = recomputing(model, config.gradient_checkpointing)
+    wanted = config.gradient_checkpointing
+    if wanted is None and first < steps:
+        noise, there = generator.get_state(), [*model.parameters(), *model.buffers()]
+        wanted = must_recompute(draw, parameters, there) or None
+        generator.set_state(noise)
+    recomputed = recomputing(model, wanted)
     with recomputed as sparingly, tensorboard(config) as log:
 
         def update(before: Tensor) -> Tensor:
@@ -188,40 +193,6 @@ def _remedy(config: TrainConfig) -> str:
     if config.dtype == "float16":
         return "float16 overflows, use dtype=bfloat16 or dtype=float32"
     return f"lower learning_rate, which is {config.learning_rate:g}"
-
-
-@contextlib.contextmanager
-def recomputing(model: Any, wanted: bool | None) -> Iterator[Callable[[Callable[[], T]], T]]:
-    """Activations are computed again in the backward pass for the length of a `with`, if wanted.
-
-    Yields: (work) -> work(). Where `wanted` is None and a GPU's memory runs out in it, it is done once more with
-            activations computed again, and so is all that follows; work must leave no trace when it fails.
-    """
-    on = False
-
-    def turn(whether: bool) -> None:
-        nonlocal on
-        if on != whether:
-            on = whether
-            (model.enable_gradient_checkpointing if on else model.disable_gradient_checkpointing)()
-
-    def sparingly(work: Callable[[], T]) -> T:
-        if on or wanted is not None:
-            return work()
-        try:
-            return work()
-        except torch.cuda.OutOfMemoryError:
-            pass  # the error holds what filled the memory: it must be gone before the next try
-        warnings.warn("memory ran out: activations are computed again in backward passes, a third slower", stacklevel=2)
-        turn(True)
-        torch.cuda.empty_cache()
-        return work()
-
-    turn(bool(wanted))
-    try:
-        yield sparingly
-    finally:
-        turn(False)
 
 
 @contextlib.contextmanager

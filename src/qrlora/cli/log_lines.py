@@ -1,0 +1,36 @@
+"""What the library logs and warns of while a command runs: a line each on standard error."""
+
+import contextlib
+import logging
+import os
+import warnings
+from collections.abc import Iterator
+
+from rich.text import Text
+
+from ..keys import printable
+from .console import LONGEST, err, warn
+
+
+class Lines(logging.Handler):
+    """A line for each record."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        err.print(Text(printable(record.getMessage(), LONGEST)))
+
+
+@contextlib.contextmanager
+def shown() -> Iterator[None]:
+    """For the length of a `with`. Of several processes the first one alone shows the log; all show warnings."""
+    log, lines, level = logging.getLogger("qrlora"), Lines(), logging.INFO
+    before = log.level
+    with warnings.catch_warnings():
+        warnings.showwarning = lambda message, *_about: warn(" ".join(str(message).split()))
+        if os.environ.get("RANK", "0") == "0":
+            log.addHandler(lines)
+            log.setLevel(level)
+        try:
+            yield
+        finally:
+            log.removeHandler(lines)
+            log.setLevel(before)
