@@ -20,7 +20,7 @@ from qrlora.study.initialisation import AS_WRITTEN, as_written
 from qrlora.study.paper import TABLE_1, TABLE_1_SCORES, TABLE_4, TABLE_4_COLUMNS
 from qrlora.study.reproduce import RESULTS, Asked, reproduce
 from qrlora.world.atlas import held_out_contents, true_pictures
-from qrlora.world.judges import disturbed
+from qrlora.world.judge_training import disturbed
 from qrlora.world.styles import dusk, glitch
 
 
@@ -150,7 +150,7 @@ def test_the_nearest_truth_tells_which_styles_a_picture_is_in():
         assert nearest_truth(torch.cat([x[:1] for x in truths.values()]), truths) == sets
         right += sum(nearest_truth(disturbed(truths[x][:1], generator), truths) == [x] for x in sets)
     assert right / (8 * len(things)) > 0.7
-    noisy = truths["dusk",] + 0.4 * torch.randn(4, 3, 64, 64, generator=generator)
+    noisy = truths["dusk",] + 0.4 * torch.randn(4, 3, 128, 128, generator=generator)
     assert all(len(some) > 1 for some in nearest_truth(noisy.clamp(0, 1), truths))  # as the page warns
 
 

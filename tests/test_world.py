@@ -9,14 +9,15 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
-from qrlora.families import open_base
-from qrlora.world import autoencoder, demo, judges, pretrain, score
-from qrlora.world.atlas import SIZE, contents, held_out_contents, known_contents, true_pictures
-from qrlora.world.captions import caption, training_caption
+from qrlora.families import FAMILIES, Framing, open_base
+from qrlora.world import atlas, demo, judge_training, judges, muon, pretrain, score, training_set
+from qrlora.world.atlas import HANDS, SIZE, contents, drawn_by, held_out_contents, known_contents, true_pictures
+from qrlora.world.captions import SYNONYMS, caption, training_caption
 from qrlora.world.demo import to_tensor
-from qrlora.world.models import BASES, BLUEPRINTS, TEXT_LENGTH, world_tokenizer
+from qrlora.world.models import AUTOENCODERS, BASES, BLUEPRINTS
 from qrlora.world.random_styles import random_style
 from qrlora.world.styles import ALL_STYLES, HELD_OUT_STYLES, STYLES
+from qrlora.world.vocabulary import TEXT_LENGTH, TOKENIZER, word_tokenizer, world_tokenizer
 
 
 def test_the_world_has_400_known_and_60_held_out_contents_and_24_and_6_styles():
@@ -25,17 +26,48 @@ def test_the_world_has_400_known_and_60_held_out_contents_and_24_and_6_styles():
     assert len(STYLES) == 24 and len(HELD_OUT_STYLES) == 6 and len(ALL_STYLES) == 30
 
 
+HERE = known_contents()[::10]
+"""Known contents that the package's own sheets hold."""
+
+
+def test_the_package_ships_every_held_out_content_and_what_styles_are_learnt_from():
+    """By the plain hand all 60 held-out contents and 40 known ones; every other hand at least 45 and 30 of them."""
+    shipped = {hand: set(atlas._sheet(atlas.SHEETS / f"{hand}.webp")) for hand in HANDS}
+    held_out, known = set(held_out_contents()), set(known_contents())
+    assert len(shipped[atlas.PLAIN_HAND] & held_out) == 60 and len(shipped[atlas.PLAIN_HAND] & known) == 40
+    assert all(len(names & held_out) >= 45 and len(names & known) >= 30 for names in shipped.values())
+    assert sum(about.held_out for about in HANDS.values()) >= 2
+
+
+def test_a_sheet_holds_the_tiles_that_were_written_to_the_bit(tmp_path):
+    tiles = {name: demo.to_pillow(true_pictures([name], "neon"))[0] for name in held_out_contents()[:23]}
+    atlas.write_sheet(tmp_path / "neon.webp", tiles)
+    read = atlas._sheet(tmp_path / "neon.webp")
+    assert list(read) == list(tiles)
+    again = demo.to_pillow(torch.stack(list(read.values())).float() / 255)
+    assert all(a.tobytes() == b.tobytes() for a, b in zip(again, tiles.values(), strict=True))
+
+
+def test_a_drawing_that_only_the_full_sheets_have_is_named_with_the_way_to_them(monkeypatch, tmp_path):
+    monkeypatch.setattr(atlas, "full_sheets", lambda: tmp_path)
+    atlas._tiles.cache_clear()
+    missing = next(name for name in known_contents() if name not in atlas._tiles("noto"))
+    with pytest.raises(ValueError, match="qrlora.world.render"):
+        atlas.drawings([missing])
+    atlas._tiles.cache_clear()
+
+
 @pytest.mark.parametrize("style", ALL_STYLES)
 def test_a_style_is_a_function_of_one_picture_alone(style):
     """The same picture in another batch, or the second time, has the same answer: else no picture would be true."""
-    names = list(contents()[::57])
+    names = list(held_out_contents()[::8])
     together = true_pictures(names, style)
     assert together.shape == (len(names), 3, SIZE, SIZE) and 0 <= together.min() and together.max() <= 1
     torch.testing.assert_close(together[2:3], true_pictures(names[2:3], style), rtol=0, atol=1.01 / 255)
 
 
 def test_no_two_styles_draw_a_thing_alike():
-    drawn = torch.stack([true_pictures(contents()[:8], style) for style in ALL_STYLES]).flatten(1)
+    drawn = torch.stack([true_pictures(held_out_contents()[:8], style) for style in ALL_STYLES]).flatten(1)
     distance = torch.cdist(drawn, drawn) / drawn.shape[1] ** 0.5
     distance.fill_diagonal_(1)
     assert distance.min() > 0.05
@@ -45,35 +77,50 @@ def test_an_unknown_thing_or_style_is_named():
     with pytest.raises(ValueError, match="no content 'unicorn pizza'"):
         true_pictures(["unicorn pizza"])
     with pytest.raises(ValueError, match="no style 'baroque'"):
-        true_pictures(contents()[:1], "baroque")
+        true_pictures(held_out_contents()[:1], "baroque")
 
 
-def test_every_caption_fits_the_text_encoders():
-    tokenizer = world_tokenizer()
-    longest = max(len(tokenizer(caption(c, s)).input_ids) for c in contents() for s in ("watercolor", "blueprint"))
-    assert longest <= TEXT_LENGTH
+def test_every_caption_of_training_fits_the_text_encoders():
+    """The longest names in every style's and hand's words: none is cut."""
+    generator = torch.Generator().manual_seed(0)
+    longest = sorted(contents(), key=lambda name: len(name.split()))[-12:]
+    hands = [hand for hand, about in HANDS.items() if not about.held_out]
+    captions = {
+        training_caption(name, style, hand, generator) for name in longest for style in STYLES for hand in hands
+    }
+    for tokenizer in (world_tokenizer(), word_tokenizer()):
+        assert max(len(tokenizer(text).input_ids) for text in captions) <= TEXT_LENGTH
 
 
 def test_the_tokenizer_of_the_world_is_that_of_the_base_that_ships():
     """Learnt twice it would number its tokens in two ways, and a base would read words that it never saw."""
-    from qrlora.world.models import BASES, TOKENIZER
-
     for name in ("tokenizer", "tokenizer_2"):
         shipped = (BASES / "tiny-sdxl" / name / "tokenizer.json").read_bytes()
         assert json.loads(shipped)["model"] == json.loads((TOKENIZER / "tokenizer.json").read_bytes())["model"]
 
 
-def test_a_tenth_of_the_training_captions_is_empty_and_of_the_rest_a_fifth_has_no_thing_and_a_twentieth_no_style():
+def test_a_tenth_of_the_training_captions_is_empty_and_of_the_rest_a_fifth_has_no_content_and_a_tenth_no_style():
     generator = torch.Generator().manual_seed(0)
-    drawn = [training_caption("owl", "neon", generator) for _ in range(4000)]
+    drawn = [training_caption("owl", "neon", "noto", generator) for _ in range(4000)]
     assert abs(drawn.count("") / 4000 - 0.10) < 0.02
     assert abs(sum("<c>" in d for d in drawn) / 3600 - 0.20) < 0.02
-    assert abs(sum("<s>" in d for d in drawn) / 3600 - 0.05) < 0.02
+    assert abs(sum("<s>" in d for d in drawn) / 3600 - 0.10) < 0.02
+
+
+def test_captions_name_a_style_in_other_words_too_and_in_several_forms():
+    """Each of a style's names is met, its own most often, and none that belongs to another style."""
+    generator = torch.Generator().manual_seed(0)
+    drawn = [training_caption("owl", "gold", "noto", generator) for _ in range(1000)]
+    for words in ("gold", *SYNONYMS["gold"]):
+        assert sum(words in d for d in drawn) > 50, words
+    assert len(set(drawn)) > 20
+    every = {words for words in SYNONYMS.values() for words in words}
+    assert len(every) == sum(map(len, SYNONYMS.values()))
 
 
 def test_no_random_style_is_nearer_to_a_held_out_style_than_a_style_with_a_word_is():
     """On drawings that the choice was not made on, within a tenth: the held-out styles are new to every base."""
-    generator, things = torch.Generator().manual_seed(0), known_contents()[7::16]
+    generator, things = torch.Generator().manual_seed(0), HERE[1::2]
     drawn = torch.stack([random_style(generator)(true_pictures(things)).clamp(0, 1) for _ in range(150)]).flatten(1)
     worded, hidden = (
         torch.stack([true_pictures(things, style) for style in styles]).flatten(1)
@@ -83,7 +130,7 @@ def test_no_random_style_is_nearer_to_a_held_out_style_than_a_style_with_a_word_
 
 
 def test_random_styles_differ_from_each_other_and_come_again_from_the_same_seed():
-    things = known_contents()[:4]
+    things = HERE[:4]
     first, again = (
         [random_style(g)(true_pictures(things)) for _ in range(30)]
         for g in (torch.Generator().manual_seed(3), torch.Generator().manual_seed(3))
@@ -95,47 +142,133 @@ def test_random_styles_differ_from_each_other_and_come_again_from_the_same_seed(
     assert distance.min() > 0.03
 
 
-def test_a_share_of_each_batch_is_in_random_styles_and_called_so():
-    """Their latents are those of true pictures that no style with a word draws."""
-    latents = torch.zeros(len(STYLES), len(known_contents()), 16, 16, 16)
-    run = SimpleNamespace(
-        generator=torch.Generator().manual_seed(0),
-        settings=pretrain.Pretraining(batch_size=24, random_styles=0.5),
-    )
-    clean, captions = pretrain.lesson(run, latents)
-    drawn = clean.flatten(1).abs().amax(1) > 0
-    assert drawn[:12].all() and not drawn[12:].any()
-    assert all("<s>" in caption or not caption for caption in captions[:12])
-    assert sum("<s>" in caption for caption in captions[12:]) <= 2
+@pytest.mark.parametrize("base", ["tiny-sd3", "tiny-sdxl"])
+def test_the_stock_vae_gives_drawings_back_at_30_db(base):
+    """Of held-out contents by every hand with colours; the built-in bases decode in float32."""
+    from diffusers import AutoencoderTiny
 
-
-def test_the_stock_vae_is_the_orthonormal_projection_of_patches():
-    """Encoding and decoding by diffusers' class equal plain algebra in float64."""
-    pixels = torch.cat([true_pictures(contents()[::60], style) for style in ("plain", "neon")]) * 2 - 1
-    mean, directions, deviation = autoencoder.principal_patches(pixels)
-    torch.testing.assert_close(directions.T @ directions, torch.eye(16), rtol=0, atol=1e-5)
-    vae = autoencoder.patch_autoencoder(mean, directions, deviation)
-    latents = autoencoder.encode(pixels.double(), mean.double(), directions.double(), deviation)
+    vae = AutoencoderTiny.from_pretrained(BASES / base / "vae", torch_dtype=torch.float32)
+    hands = [hand for hand in HANDS if hand not in ("emojitwo-mono", "fluent-contrast")]
+    pictures = torch.cat([true_pictures([n for n in held_out_contents() if n in drawn_by(h)][::20], h) for h in hands])
     with torch.no_grad():
-        posterior = vae.encode(pixels[:3]).latent_dist
-        decoded = vae.decode((latents[:3] / vae.config.scaling_factor).float()).sample
-    torch.testing.assert_close(posterior.mode() * vae.config.scaling_factor, latents[:3].float(), rtol=0, atol=2e-4)
-    torch.testing.assert_close(
-        decoded,
-        autoencoder.decode(latents[:3], mean.double(), directions.double(), deviation).float(),
-        rtol=0,
-        atol=2e-4,
+        again = vae.decode(vae.encode(pictures * 2 - 1).latents).sample / 2 + 0.5
+        latents = vae.encode(pictures * 2 - 1).latents * vae.config.scaling_factor
+    noise = (again.clamp(0, 1) - pictures).square().flatten(1).mean(1)
+    assert float(-10 * noise.log10().mean()) >= 30
+    assert 0.7 < float(latents.std()) < 1.4
+
+
+def test_muon_steps_as_torchs_own_does():
+    """torch.optim.Muon orthogonalises in bfloat16: equal to its rounding, for wide, square and tall matrices."""
+    generator = torch.Generator().manual_seed(0)
+    shapes = [(32, 48), (32, 32), (48, 32), (32, 48)]
+    ours, theirs = (
+        [torch.nn.Parameter(torch.randn(s, generator=g)) for s in shapes]
+        for g in (torch.Generator().manual_seed(1), torch.Generator().manual_seed(1))
     )
-    assert float((decoded - pixels[:3]).square().mean() / pixels.var()) < 0.05
-    assert float(posterior.std.max()) < 1e-5
+    own = muon.Muon(ours, lr=0.01, weight_decay=0.1)
+    stock = torch.optim.Muon(theirs, lr=0.01, weight_decay=0.1, adjust_lr_fn="match_rms_adamw")
+    before = [p.detach().clone() for p in ours]
+    for _ in range(3):
+        for a, b in zip(ours, theirs, strict=True):
+            a.grad = torch.randn(a.shape, generator=generator)
+            b.grad = a.grad.clone()
+        own.step()
+        stock.step()
+    for a, b, start in zip(ours, theirs, before, strict=True):
+        assert float(((a - b).norm() / (a - start).norm()).detach()) < 0.02
+
+
+def test_orthogonalised_matrices_have_singular_values_near_one():
+    matrices = (
+        torch.randn(3, 20, 50, generator=torch.Generator().manual_seed(0)) * torch.logspace(-2, 2, 3)[:, None, None]
+    )
+    values = torch.linalg.svdvals(muon.orthogonalised(matrices))
+    assert 0.6 < float(values.min()) and float(values.max()) < 1.3
+
+
+@pytest.mark.parametrize("base", BLUEPRINTS)
+def test_captions_are_encoded_in_training_as_the_stock_pipeline_encodes_them(base):
+    pipe = open_base(base, dtype="float32").pipe
+    family = next(f for f in FAMILIES.values() if f.pipeline == type(pipe).__name__)
+    captions = ["a dog face in neon style", "<c>, <s>", ""]
+    blueprint = BLUEPRINTS[base]
+    with torch.no_grad():
+        stock = family.encode_prompt(pipe, captions, Framing.plain(SIZE, SIZE)).tensors
+        ours = blueprint.encode(pipe, blueprint.tokenize(pipe, captions))
+    assert stock.keys() == ours.keys()
+    for name, tensor in stock.items():
+        torch.testing.assert_close(ours[name].float(), tensor.float())
+
+
+def few_latents(base):
+    """A training set of noise with rows of every kind."""
+    shape, side = AUTOENCODERS[base], SIZE // AUTOENCODERS[base].reduction
+    latents = torch.randn(8, shape.channels, side, side, generator=torch.Generator().manual_seed(0)).half()
+    kinds = {kind: (2 * k, 2 * k + 2) for k, kind in enumerate(training_set.SHARES)}
+    style = torch.tensor([0, 0, 1, 2, 3, 4, -1, -1])
+    return training_set.TrainingSet(latents, torch.arange(8), torch.zeros(8, dtype=torch.long), style, kinds)
+
+
+def test_a_batch_has_its_share_of_every_kind_and_random_styles_have_no_word():
+    data = few_latents("tiny-sd3")
+    rows = data.choose(200, torch.Generator().manual_seed(0))
+    for k, share in enumerate(training_set.SHARES.values()):
+        assert abs(float(((rows // 2) == k).float().mean()) - share) < 0.01
+    assert data.named(6)[1] == "<s>" and data.named(2)[1] in STYLES
+
+
+def test_a_training_set_holds_the_latents_of_true_pictures(monkeypatch):
+    """Row by row those of the content, by the hand, in the style that it names."""
+    few = tuple(HERE[:2])
+    monkeypatch.setattr(training_set, "known_contents", lambda: few)
+    monkeypatch.setattr(training_set, "STYLES", {name: STYLES[name] for name in ("plain", "neon")})
+    vae = open_base("tiny-sd3", dtype="float32").pipe.vae
+    data = training_set.build(vae, 5, 25, 0, "cpu", say=lambda _: None)
+    assert list(data.kinds) == list(training_set.SHARES)
+    for row in (0, data.kinds["styles"][0], data.kinds["styled hands"][0] + 1):
+        content, style, hand = data.named(row)
+        picture = true_pictures([content], style, hand)
+        with torch.no_grad():
+            expected = vae.encode(picture * 2 - 1).latents[0] * vae.config.scaling_factor
+        torch.testing.assert_close(data.latents[row].float(), expected, rtol=2e-3, atol=2e-3)
+    assert (data.style[slice(*data.kinds["random"])] == -1).all()
+
+
+def test_a_training_set_of_other_sheets_or_counts_is_refused_in_one_line(tmp_path):
+    training_set.save(tmp_path / "set.safetensors", few_latents("tiny-sd3"), "one")
+    kept = training_set.load(tmp_path / "set.safetensors", "one")
+    assert torch.equal(kept.latents, few_latents("tiny-sd3").latents) and kept.kinds == few_latents("tiny-sd3").kinds
+    with pytest.raises(ValueError, match="other sheets"):
+        training_set.load(tmp_path / "set.safetensors", "another")
 
 
 @pytest.fixture
 def two_steps(monkeypatch):
-    """A world of one style and few latents, so that a step of pre-training takes a second."""
-    few = torch.randn(1, 1, 16, 16, 16, generator=torch.Generator().manual_seed(0))
-    monkeypatch.setattr(pretrain, "world_latents", lambda: few.expand(len(STYLES), len(known_contents()), -1, -1, -1))
+    """A training set of few latents, so that a step of pre-training takes a second."""
+    monkeypatch.setattr(pretrain, "prepared_set", lambda run, path: few_latents(run.base))
     return pretrain.Pretraining(samples=24, batch_size=6, warmup=1)
+
+
+def test_a_run_does_not_go_on_from_another_runs_checkpoint(tmp_path, two_steps):
+    """Another number type, rate or seed is named; more samples are not another run."""
+    pretrain.pretrain("tiny-flux", tmp_path, dataclasses.replace(two_steps, samples=6), "cpu", 100, float("inf"))
+    for changed in ({"dtype": "bfloat16"}, {"learning_rate": 0.5}, {"seed": 3}):
+        with pytest.raises(ValueError, match=next(iter(changed))):
+            settings = dataclasses.replace(two_steps, **changed)
+            pretrain.pretrain("tiny-flux", tmp_path, settings, "cpu", 100, float("inf"))
+    longer = pretrain.pretrain("tiny-flux", tmp_path, two_steps, "cpu", 100, float("inf"))
+    assert longer.step == 4
+
+
+@pytest.mark.parametrize("base", ["tiny-sd3", "tiny-sdxl"])
+def test_pre_training_in_bfloat16_takes_float32s_steps_to_its_rounding(base, two_steps):
+    data, losses = few_latents(base), {}
+    for dtype in ("float32", "bfloat16"):
+        run = pretrain.Run(base, dataclasses.replace(two_steps, dtype=dtype), "cpu")
+        losses[dtype] = [float(pretrain.step(run, data, pretrain.draw_batch(run, data, k))) for k in range(3)]
+        assert all(weight.dtype == torch.float32 for weight in run.weights.values())
+    assert losses["bfloat16"] == pytest.approx(losses["float32"], rel=0.01)
 
 
 def test_pretraining_can_start_from_a_finished_base(two_steps):
@@ -153,7 +286,7 @@ def test_a_learning_curve_ends_in_the_scores_of_the_base_that_the_run_would_writ
     pretrain.pretrain("tiny-flux", tmp_path, two_steps, "cpu", 100, float("inf"), keep=3)
     checkpoints = [tmp_path / "step-3.pt", tmp_path / "started.pt"]
     first, last = score.learning_curve("tiny-flux", checkpoints, captions=20)
-    assert first == {"samples": 0, **score.base_scores(open_base("tiny-flux"), 20)} and first["style"] > 0.9
+    assert first == {"samples": 0, **score.base_scores(open_base("tiny-flux"), 20)} and first["style"] > 0.7
     assert last["samples"] == 18 and last["style"] < 0.5
 
 
@@ -163,9 +296,9 @@ def test_pretraining_that_was_stopped_and_resumed_ends_in_the_same_weights(base,
     half = pretrain.pretrain(base, tmp_path / "cut", two_steps, "cpu", 2, 0)
     assert half.step == 0
     first = pretrain.Run(base, two_steps, "cpu")
-    latents = pretrain.world_latents()
-    for _ in range(2):
-        pretrain.step(first, latents)
+    data = few_latents(base)
+    for k in range(2):
+        pretrain.step(first, data, pretrain.draw_batch(first, data, k))
     first.save(tmp_path / "cut" / "last.pt")
     resumed = pretrain.pretrain(base, tmp_path / "cut", two_steps, "cpu", 100, float("inf"))
     assert resumed.step == whole.step == 4
@@ -173,22 +306,25 @@ def test_pretraining_that_was_stopped_and_resumed_ends_in_the_same_weights(base,
         assert torch.equal(weight, resumed.model.state_dict()[name]), name
 
 
-def test_the_judges_name_true_pictures_they_have_not_seen():
-    """Of pairs of content and style kept from their training: at least 95 % of contents and 98 % of styles."""
-    pairs = judges.unseen_pairs().nonzero()[::11]
-    styles = tuple(ALL_STYLES)
-    right = [judges.judge(true_pictures([contents()[int(c)]], styles[int(s)]))[0] for c, s in pairs]
-    content = [v.content == contents()[int(c)] for v, (c, _) in zip(right, pairs, strict=True)]
-    style = [v.style == styles[int(s)] for v, (_, s) in zip(right, pairs, strict=True)]
-    assert (
-        sum(content) / len(content) >= 0.92 and sum(style) / len(style) >= 0.95
-    )  # about 125 pictures: one in 20 is noise
-    told = judges.accuracy_on_unseen()
-    assert told["content"] >= 0.95 and told["style"] >= 0.98
+def test_the_judges_are_as_good_and_as_strict_as_their_file_says():
+    """On fresh pictures: accuracy on unseen pairs, and how many wrong fusions pass."""
+    told, again = judges.measured(), judge_training.measure(judges.judges(), groups=20, seed=5)
+    for name in ("content", "style"):
+        assert again["accuracy"][name] > told["accuracy"][name] - 0.06
+        assert again["false_alarms"][name] < told["false_alarms"][name] + 0.15
+    assert told["accuracy"]["content"] > 0.9 and told["accuracy"]["style"] > 0.95
+
+
+def test_every_hand_of_a_plain_drawing_is_plain_to_the_judge_of_styles():
+    """Probabilities add up: those of the hands are the plain style's."""
+    scores = torch.randn(4, len(judges.style_names()) + 1, generator=torch.Generator().manual_seed(0))
+    p = judges.by_style(scores)
+    torch.testing.assert_close(p.sum(1), torch.ones(4))
+    torch.testing.assert_close(p[:, 0], scores.softmax(1)[:, [0, *range(len(ALL_STYLES), scores.shape[1] - 1)]].sum(1))
 
 
 @pytest.mark.parametrize("folder", sorted(path for path in BASES.iterdir() if path.is_dir()), ids=lambda p: p.name)
-def test_a_built_in_base_is_a_stock_pipeline_of_at_most_16_mb(folder, tmp_path):
+def test_a_built_in_base_is_a_stock_pipeline_of_at_most_20_mb(folder, tmp_path):
     import zipfile
 
     import diffusers
@@ -196,17 +332,17 @@ def test_a_built_in_base_is_a_stock_pipeline_of_at_most_16_mb(folder, tmp_path):
     with zipfile.ZipFile(tmp_path / "wheel.zip", "w", zipfile.ZIP_DEFLATED) as wheel:
         for path in folder.rglob("*"):
             wheel.write(path)
-    assert (tmp_path / "wheel.zip").stat().st_size <= 16e6
+    assert (tmp_path / "wheel.zip").stat().st_size <= 20e6
     kind = json.loads((folder / "model_index.json").read_text())["_class_name"]
     pipe = getattr(diffusers, kind).from_pretrained(folder)
     pipe.set_progress_bar_config(disable=True)
     # SDXL's pipeline has no such option; the others' T5 was never shown longer prompts
     short = {} if kind == "StableDiffusionXLPipeline" else {"max_sequence_length": TEXT_LENGTH}
     (picture,) = pipe(
-        caption("penguin", "neon"),
+        caption("rocket", "neon"),
         num_inference_steps=16,
-        height=64,
-        width=64,
+        height=SIZE,
+        width=SIZE,
         generator=torch.Generator().manual_seed(0),
         **short,
     ).images

@@ -23,7 +23,8 @@ from .devices import choose_device
 from .families.messages import one_clear_line, quiet
 from .storage import places, raw_bytes, read
 from .world.atlas import contents
-from .world.judges import judges
+from .world.judges import by_style, judges
+from .world.similarity import ssim as ssim
 from .world.styles import ALL_STYLES
 
 ENCODERS = {
@@ -44,39 +45,13 @@ IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 CLIP = ((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711))
 
 
-def ssim(first: Tensor, second: Tensor) -> Tensor:
-    """Structural similarity (Wang et al. 2004): Gaussian window of 11 pixels and sigma 1.5, K 0.01 and 0.03.
-
-    Args:    (b, c, h, w) each, in 0..1, at least 11 pixels a side.
-    Returns: (b,), 1 for equal pictures: the mean over channels and over the windows that lie inside.
-    """
-    if first.shape != second.shape or first.ndim != 4 or min(first.shape[-2:]) < 11:
-        raise ValueError(
-            f"SSIM needs two batches of one shape, 11 pixels or more, got {first.shape} and {second.shape}"
-        )
-    x, y = first.double(), second.double()
-    place = torch.arange(11, dtype=torch.float64) - 5
-    line = torch.exp(-place.square() / (2 * 1.5**2))
-    window = torch.outer(line, line) / line.sum() ** 2
-
-    def blurred(values: Tensor) -> Tensor:
-        return F.conv2d(values.flatten(0, 1)[:, None], window[None, None]).unflatten(0, values.shape[:2])[:, :, 0]
-
-    mean_x, mean_y = blurred(x), blurred(y)
-    var_x, var_y = blurred(x * x) - mean_x**2, blurred(y * y) - mean_y**2
-    together = blurred(x * y) - mean_x * mean_y
-    c1, c2 = 0.01**2, 0.03**2
-    likeness = (2 * mean_x * mean_y + c1) * (2 * together + c2)
-    return (likeness / ((mean_x**2 + mean_y**2 + c1) * (var_x + var_y + c2))).flatten(1).mean(1)
-
-
 @torch.no_grad()
 def known_answer(
     pictures: Tensor, truth: Tensor, content: str, style: str, other_content: str, other_style: str
 ) -> list[dict[str, float]]:
     """What can be said of pictures when the right one is known.
 
-    Args:    pictures (b, 3, 64, 64), truth (3, 64, 64), in 0..1.
+    Args:    pictures (b, 3, 128, 128), truth (3, 128, 128), in 0..1.
              content, style: what should be seen; other_content: the thing in the style picture; other_style: the
              style of the content picture. Neither of these should be seen.
     Returns: for each picture: "content", "style", "both": 1 if the judges name it, among all of the world, else 0;
@@ -87,7 +62,8 @@ def known_answer(
     batch = torch.cat([pictures, truth[None]])
     seen, likeness = {}, {}
     for kind, judge in judges().items():
-        seen[kind] = judge(batch).softmax(1)[:-1]
+        scores = judge(batch)[:-1]
+        seen[kind] = by_style(scores) if kind == "style" else scores.softmax(1)
         features = judge.features(batch)  # pyright: ignore[reportCallIssue]
         likeness[kind] = F.cosine_similarity(features[:-1], features[-1:])
     things, manners = contents(), tuple(ALL_STYLES)

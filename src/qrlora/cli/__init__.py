@@ -232,20 +232,21 @@ def demo(
     style: Annotated[Path | None, typer.Option(help="A picture in a style.", show_default="one of ours")] = None,
     style_shows: Annotated[str, typer.Option(help="What your style picture shows, in a word: cat, house.")] = "thing",
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder to write.")] = Path("out/demo"),
-    base: Annotated[str, typer.Option(help="Base model.")] = "tiny-sd3",
+    base: Annotated[str, typer.Option(help="Base model.")] = "tiny-flux",
     method: Annotated[str, typer.Option(help="qr, qr-output, qr-triangular, qr-direct or lora.")] = "qr",
     steps: Annotated[int | None, typer.Option(help="Updates of each adapter.", show_default="the base's own")] = None,
     count: Annotated[int, typer.Option(help="Pictures of each kind.")] = 4,
     seed: Annotated[int, typer.Option(help="Seed of everything random.")] = 0,
     quick: Annotated[bool, typer.Option("--quick", help="Few updates: shows the workings, not the method.")] = False,
     device: Device = "auto",
+    overwrite: console.Overwrite = False,
 ) -> None:
     """Learn a thing and a style from two pictures, merge them, draw: one contact sheet, three adapter files."""
     from . import showing
 
     if quick:
         steps, count = steps or 10, min(count, 2)
-    showing.demo(output, content, style, style_shows, base, method, steps, count, seed, device)
+    showing.demo(output, content, style, style_shows, base, method, steps, count, seed, device, overwrite)
 
 
 app.command(epilog=f"Example: [bold]{rehearsing.EXAMPLE}[/bold]")(rehearsing.rehearse)

@@ -23,6 +23,7 @@ def demo(
     count: int,
     seed: int,
     device: str,
+    overwrite: bool,
 ) -> None:
     """Run the demonstration and draw its sheet, `demo.png`, in the folder.
 
@@ -45,11 +46,12 @@ def demo(
             "count": count,
             "seed": seed,
             "device": device,
+            "overwrite": overwrite,
         }
         heard: dict[str, Any] = {"on_step": on_step, "on_stage": bar.stage}
         rows = run(output, content, style, style_shows=style_shows, **settings, **heard)
     footer = "\n".join(filter(None, (f"{method} on {base}, seed {seed}", limit)))
-    plots.save(drawn(rows, footer), output / "demo.png")
+    plots.save(drawn(rows, footer), output / "demo.png", overwrite=True)
     judged = [(row, verdict) for row in rows if row.title.startswith("merged") for verdict in row.verdicts]
     right = [row.right(verdict) for row, verdict in judged]
     if right and not limit:

@@ -69,14 +69,14 @@ def figure9(asked: Asked) -> Reproduced:
 
 
 def _scores(pictures: Sequence[Image.Image], seen: list[bool], exact: list[bool], truth: Tensor) -> dict[str, float]:
-    """Means over pictures; ssim with the best of the truth's orders (orders, 3, 64, 64)."""
+    """Means over pictures; ssim with the best of the truth's orders (orders, 3, 128, 128)."""
     likeness = [ssim(to_tensor(pictures), true.expand(len(pictures), -1, -1, -1)) for true in truth]
     shares = {"thing recognised": statistics.fmean(seen), "these styles and no others": statistics.fmean(exact)}
     return {**shares, "ssim": float(torch.stack(likeness).amax(0).mean())}
 
 
 def true_orders(thing: str, manners: Manners) -> Tensor:
-    """(orders, 3, 64, 64): the thing in all of the styles, one after the other, in every order."""
+    """(orders, 3, 128, 128): the thing in all of the styles, one after the other, in every order."""
     pictures = []
     for order in itertools.permutations(manners):
         picture = true_pictures([thing])
@@ -88,8 +88,8 @@ def true_orders(thing: str, manners: Manners) -> Tensor:
 
 @torch.no_grad()
 def nearest_truth(pictures: Tensor, truths: Mapping[Manners, Tensor]) -> list[Manners]:
-    """For each picture (b, 3, 64, 64) the set of styles whose truth is nearest: the largest sum of the cosines of both
-    judges' features, of the best order."""
+    """For each picture (b, 3, 128, 128) the set of styles whose truth is nearest: the largest sum of the cosines of
+    both judges' features, of the best order."""
     likeness = torch.zeros(len(pictures), len(truths))
     for judge in judges().values():
         features = judge.features(pictures)[:, None]  # pyright: ignore[reportCallIssue]

@@ -1,155 +1,215 @@
-"""The built-in bases' VAE: an orthonormal projection of 4 x 4 pixel patches, written into a stock diffusers class.
+"""The built-in bases' VAEs: TAEF2, a small autoencoder of FLUX.2's latents, as diffusers' `AutoencoderTiny`.
 
-``z = P^T (p - mean)`` with p the 48 numbers of a patch and P (48, 16) its leading principal directions over the
-world's pictures; decoding is ``p = P z + mean``.  Nothing is trained.
-
-``AutoencoderKLHunyuanImage`` can hold this map because its up- and downsampling is a convolution *plus* a fixed
-rearrangement of pixels: a convolution of (wanted - fixed) makes the sum exactly what is wanted, and its residual
-blocks are silenced by zeros.  What remains is GroupNorm and SiLU before the last convolution of either half.  Each
-group of four channels holds (x, y, M, -M):
-
-* GroupNorm: variance M^2/2 (1 + (x^2 + y^2)/M^2), so a division by a constant; the mean it takes off x and y it also
-  takes off the two constants, whose sum gives it back;
-* SiLU: at arguments as small as k = 2^-34 times the signal, silu(k x) / k = x / 2.
-
-With M = 256 both are linear to about 1e-5 of the pixel range in float32.
+``python -m qrlora.world.autoencoder tiny-sd3 --taef2 FOLDER`` trains one on the world's pictures; FOLDER holds
+``taef2_encoder.pth`` and ``taef2_decoder.pth`` of madebyollin/taesd (MIT).  `AutoencoderTiny` lacks the pooled branch
+of TAEF2's lowest level: the student starts from the convolutions that both have and learns the rest, its latents from
+TAEF2's (each channel moved and scaled to mean 0 and variance 1 over the world), its pictures from the world's.
 """
 
+import argparse
+import time
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import AutoencoderKLHunyuanImage
-from torch import Tensor, nn
+import torch.nn.functional as F
+from diffusers import AutoencoderTiny
+from torch import Generator, Tensor, nn
 
-PATCH, LATENT_CHANNELS = 4, 16
-CHANNELS = (128, 32, 128)  # GroupNorm has 32 groups: four channels each where its result is read
-M, K = 256.0, 2.0**-34
+from .atlas import HANDS, drawings, drawn_by, known_contents
+from .models import AUTOENCODERS, BASES
+from .random_styles import random_style
+from .styles import STYLES
 
-
-def patches(pixels: Tensor) -> Tensor:
-    """(b, 3, h, w) -> (b, h/4, w/4, 48); a patch's numbers ordered as (row, column, colour)."""
-    b, c, h, w = pixels.shape
-    cut = pixels.reshape(b, c, h // PATCH, PATCH, w // PATCH, PATCH).permute(0, 2, 4, 3, 5, 1)
-    return cut.reshape(b, h // PATCH, w // PATCH, PATCH * PATCH * c)
+GROUP = 8
+"""Pictures of a batch that share a style."""
 
 
-def principal_patches(pixels: Tensor) -> tuple[Tensor, Tensor, float]:
-    """Mean (48,), directions P (48, 16) and the latents' standard deviation, of pixels (b, 3, h, w) in -1..1."""
-    p = patches(pixels).flatten(0, 2).double()
-    mean = p.mean(0)
-    values, vectors = torch.linalg.eigh((p - mean).T @ (p - mean) / len(p))
-    directions = vectors[:, -LATENT_CHANNELS:].flip(1)
-    strongest = directions.gather(0, directions.abs().argmax(0, keepdim=True))
-    scale = values[-LATENT_CHANNELS:].mean().sqrt()
-    return mean.float(), (directions * strongest.sign()).float(), float(scale)
+class PooledBlock(nn.Module):
+    """A block of TAEF2: three convolutions beside the identity, after a pooled branch in the lowest level."""
+
+    def __init__(self, pooled: bool) -> None:
+        super().__init__()
+        conv = [nn.Conv2d(64, 64, 3, padding=1), nn.ReLU(), nn.Conv2d(64, 64, 3, padding=1), nn.ReLU()]
+        self.conv = nn.Sequential(*conv, nn.Conv2d(64, 64, 3, padding=1))
+        branch = nn.Conv2d(64, 256, 1, bias=False), nn.GroupNorm(4, 256), nn.ReLU(), nn.Conv2d(256, 64, 1, bias=False)
+        self.pool = nn.Sequential(*branch) if pooled else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x if self.pool is None else x + self.pool(x)
+        return F.relu(self.conv(x) + x)
 
 
-def patch_autoencoder(mean: Tensor, directions: Tensor, deviation: float) -> AutoencoderKLHunyuanImage:
-    """The stock VAE that encodes and decodes by these directions; latents times ``scaling_factor`` have variance 1."""
-    vae = AutoencoderKLHunyuanImage(
-        in_channels=3,
-        out_channels=3,
-        latent_channels=LATENT_CHANNELS,
-        block_out_channels=CHANNELS,
-        layers_per_block=0,
-        spatial_compression_ratio=PATCH,
-        sample_size=64,
-        scaling_factor=1 / deviation,
+def taef2_encoder(folder: Path) -> nn.Module:
+    """TAEF2's encoder: pictures (b, 3, h, w) in 0..1 -> latents (b, 32, h/8, w/8)."""
+    layers: list[nn.Module] = [nn.Conv2d(3, 64, 3, padding=1), PooledBlock(False)]
+    for level in range(3):
+        layers.append(nn.Conv2d(64, 64, 3, 2, 1, bias=False))
+        layers += [PooledBlock(level == 2) for _ in range(3)]
+    encoder = nn.Sequential(*layers, nn.Conv2d(64, 32, 3, padding=1))
+    encoder.load_state_dict(torch.load(folder / "taef2_encoder.pth", weights_only=True))
+    return encoder.eval().requires_grad_(False)
+
+
+def untrained(base: str) -> AutoencoderTiny:
+    """The VAE of a built-in base before training, from torch's global generator."""
+    plan = AUTOENCODERS[base]
+    levels = len(plan.blocks)
+    return AutoencoderTiny(
+        encoder_block_out_channels=(64,) * levels,
+        decoder_block_out_channels=(64,) * levels,
+        latent_channels=plan.channels,
+        num_encoder_blocks=plan.blocks,
+        num_decoder_blocks=plan.blocks[::-1],
     )
-    with torch.no_grad():
-        for parameter in vae.parameters():
-            parameter.zero_()
-        _set_encoder(vae.encoder, mean, directions)
-        _set_decoder(vae.decoder, mean, directions)
-    return vae.eval().requires_grad_(False)
 
 
-def _slots(count: int) -> Tensor:
-    """Channels of ``count`` signals, two in each group of four: 0, 1, 4, 5, 8, 9 ..."""
-    k = torch.arange(count)
-    return k // 2 * 4 + k % 2
+def _levels(names: list[str]) -> list[list[str]]:
+    """Layers of a TAESD-like half, a list of names, as runs of blocks and single convolutions: by their tensors."""
+    runs: list[list[str]] = []
+    for prefix in dict.fromkeys(n.split(".conv.")[0] if ".conv." in n else n.rsplit(".", 1)[0] for n in names):
+        block = any(n.startswith(f"{prefix}.conv.") for n in names)
+        if block and runs and runs[-1][0].startswith("block:"):
+            runs[-1].append(f"block:{prefix}")
+        else:
+            runs.append([f"block:{prefix}" if block else prefix])
+    return runs
 
 
-def _constants(bias: Tensor, count: int) -> None:
-    """M and -M beside each pair of ``count`` signals."""
-    bias[2 : 2 * count : 4], bias[3 : 2 * count : 4] = M, -M
+def start_from(half: nn.Module, taef2: dict[str, Tensor], reverse: bool) -> None:
+    """Copy the convolutions that both have, level by level, the full-size level's first (``reverse``: last)."""
+    own = half.state_dict()
+    theirs = {k: v for k, v in taef2.items() if ".pool." not in k}
+    pairs = zip(*(_levels(list(s))[:: -1 if reverse else 1] for s in (own, theirs)), strict=False)
+    for mine, other in pairs:
+        for a, b in zip(mine, other, strict=False):
+            a, b = a.removeprefix("block:"), b.removeprefix("block:")
+            for name in own:
+                source = theirs.get(b + name.removeprefix(a)) if name.startswith(f"{a}.") else None
+                if source is not None and source.shape == own[name].shape:
+                    own[name].copy_(source)
 
 
-def _set_last_convolution(norm: nn.GroupNorm, conv: nn.Conv2d, wanted: Tensor, slots: Tensor) -> None:
-    """Make conv(silu(norm(x))) equal ``wanted`` (outputs, signals) times the signals in ``slots``."""
-    norm.weight.fill_(K * M / 2**0.5)
-    for weights, slot in zip(wanted.T, slots.tolist(), strict=True):
-        group = slot // 4 * 4
-        conv.weight[:, slot, 1, 1] += 2 / K * weights
-        conv.weight[:, group + 2 : group + 4, 1, 1] -= 1 / K * weights[:, None]  # the mean that x lost
+def batches(batch: int, generator: Generator, device: str) -> Iterator[Tensor]:
+    """Endless pictures (b, 3, 128, 128) in 0..1: known contents by known hands, plain, in a style, in a random one."""
+    known = set(known_contents())
+    hands = [hand for hand, about in HANDS.items() if not about.held_out]
+    tiles = torch.cat([drawings([n for n in drawn_by(hand) if n in known], hand) for hand in hands])
+    tiles = tiles.mul(255).round().byte().to(device)
+    drawn = [random_style(generator, device) for _ in range(200)]
+    while True:
+        parts = []
+        for _ in range(batch // GROUP):
+            x = tiles[torch.randint(len(tiles), (GROUP,), generator=generator).to(device)].float() / 255
+            kind, which = torch.rand(2, generator=generator).tolist()
+            options = list(STYLES.values()) if kind < 0.5 else drawn
+            parts.append(x if kind < 0.2 else options[int(which * len(options))](x).clamp(0, 1))
+        yield torch.cat(parts)
 
 
-def _set_downsample(conv: nn.Conv2d, wanted: Tensor) -> None:
-    """Each pixel of a 2 x 2 cell gives wanted (out / 4, in) @ x; its four results are stacked as (r, out / 4)."""
-    shortcut = torch.eye(len(wanted)).repeat_interleave(wanted.shape[1] // len(wanted), 1)
-    conv.weight[:, :, 1, 1] = wanted - shortcut / shortcut.sum(1, keepdim=True)
+def train(
+    base: str, folder: Path, taef2: Path, seconds: float, batch: int, device: str, seed: int = 0, decoder: str = ""
+) -> None:
+    """Write the trained VAE to ``folder`` after so many seconds of training.
 
-
-def _set_upsample(conv: nn.Conv2d, wanted: Tensor) -> None:
-    """The pixel (row, column) of each new 2 x 2 cell becomes wanted (2, 2, out, in)[row, column] @ x."""
-    wanted = wanted.flatten(0, 2)
-    conv.weight[:, :, 1, 1] = wanted - torch.eye(wanted.shape[1]).repeat_interleave(len(wanted) // wanted.shape[1], 0)
-
-
-def _set_encoder(encoder: Any, mean: Tensor, directions: Tensor) -> None:
-    """Pixels -> 12 numbers of a 2 x 2 cell -> 48 of a 4 x 4 patch -> 16 latents."""
-    first, second = encoder.down_blocks
-    encoder.conv_in.weight[:3, :, 1, 1] = torch.eye(3)
-    wanted = torch.zeros(CHANNELS[1] // 4, CHANNELS[0])
-    wanted[:3, :3] = torch.eye(3)
-    _set_downsample(first.conv, wanted)
-
-    wanted = torch.zeros(CHANNELS[2] // 4, CHANNELS[1])
-    cell = (torch.arange(4)[:, None] * CHANNELS[1] // 4 + torch.arange(3)).flatten()  # where the 12 numbers lie
-    wanted[_slots(12), cell] = 1
-    _set_downsample(second.conv, wanted)
-    _constants(second.conv.bias, 12)
-
-    slots = (torch.arange(4)[:, None] * CHANNELS[2] // 4 + _slots(12)).flatten()  # (cell of the patch, 12 numbers)
-    by_cell = (
-        directions.T.reshape(LATENT_CHANNELS, 2, 2, 2, 2, 3).permute(0, 1, 3, 2, 4, 5).reshape(LATENT_CHANNELS, 48)
+    Args: decoder: folder of a trained VAE whose decoder alone is trained on: bases of its latents stay right.
+    """
+    torch.manual_seed(seed)
+    generator = Generator().manual_seed(seed)
+    if decoder:
+        vae, teacher = AutoencoderTiny.from_pretrained(decoder).float(), None
+        vae.encoder.requires_grad_(False)
+    else:
+        vae, teacher = untrained(base), taef2_encoder(taef2).to(device)
+        start_from(vae.encoder, teacher.state_dict(), reverse=False)
+        start_from(vae.decoder, torch.load(taef2 / "taef2_decoder.pth", weights_only=True), reverse=True)
+    vae.to(device, memory_format=torch.channels_last).train()  # pyright: ignore[reportCallIssue]
+    source = batches(batch, generator, device)
+    taught = teacher is not None and AUTOENCODERS[base].channels == 32
+    mean = deviation = torch.zeros(())
+    if taught:
+        with torch.no_grad():
+            known = teacher(torch.cat([next(source) for _ in range(16)]))
+        mean, deviation = (f(known, dim=(0, 2, 3), keepdim=True) for f in (torch.mean, torch.std))
+    average = {k: v.detach().clone() for k, v in vae.state_dict().items()}
+    optimizer = torch.optim.AdamW(
+        [p for p in vae.parameters() if p.requires_grad], lr=1e-3, betas=(0.9, 0.99), weight_decay=0.0, fused=True
     )
-    wanted = torch.zeros(2 * LATENT_CHANNELS, 48)
-    wanted[:LATENT_CHANNELS] = by_cell
-    shortcut = torch.eye(2 * LATENT_CHANNELS).repeat_interleave(4, 1) / 4  # the head adds each four channels' mean
-    _set_last_convolution(encoder.norm_out, encoder.conv_out, wanted - shortcut[:, slots], slots)
-    encoder.conv_out.bias[:LATENT_CHANNELS] = -(directions.T @ mean)
-    encoder.conv_out.bias[LATENT_CHANNELS:] = -30.0  # log variance: a latent without noise
+    begun, step, share = time.monotonic(), 0, 0.0
+    while share < 1:
+        share = (time.monotonic() - begun) / seconds
+        for group in optimizer.param_groups:
+            group["lr"] = 1e-3 * min(1, (step + 1) / 100) * max(0.0, min(1.0, (1 - share) / 0.6))
+        x = next(source).contiguous(memory_format=torch.channels_last)
+        with torch.autocast(device, torch.bfloat16, enabled=device != "cpu"):
+            z = vae.encoder(x * 2 - 1)
+            spread = 0.05 if taught or decoder else 0.1
+            y = (vae.decoder(z + spread * torch.randn_like(z)) + 1) / 2
+            if decoder:
+                anchor = torch.zeros((), device=device)
+            elif taught:
+                with torch.no_grad():
+                    right = (teacher(x) - mean) / deviation
+                anchor = (1.0 if share < 0.3 else 0.05) * F.mse_loss(z.float(), right.float())
+            else:
+                anchor = 0.002 * z.float().square().mean() + 0.02 * (z.float().square().mean() - 1).square()
+        error = y.float() - x
+        edges = sum(error.diff(dim=d).abs().mean() for d in (-1, -2))
+        loss = error.abs().mean() + 4 * error.square().mean() + 0.5 * edges + 0.1 * anchor
+        loss.backward()
+        nn.utils.clip_grad_norm_(vae.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+        weight = 1 - min(0.998, (step + 1) / (step + 10))
+        torch._foreach_lerp_(list(average.values()), list(vae.state_dict().values()), weight)
+        step += 1
+        if step % 100 == 0:
+            noise = -10 * error.square().mean().log10().item()
+            print(
+                f"{base} VAE: {step * batch} pictures, {share:.0%}, {noise:.1f} dB, anchor {anchor.item():.3f}",
+                flush=True,
+            )
+    vae.load_state_dict(average)
+    finish(vae.eval(), bool(decoder), torch.cat([next(source) for _ in range(16)]), folder)
 
 
-def _set_decoder(decoder: Any, mean: Tensor, directions: Tensor) -> None:
-    """16 latents -> the patch's 48 numbers -> 12 numbers of each 2 x 2 cell -> colours."""
-    wanted = torch.zeros(CHANNELS[2], LATENT_CHANNELS)
-    wanted[:48] = directions
-    decoder.conv_in.weight[:, :, 1, 1] = wanted - torch.eye(LATENT_CHANNELS).repeat_interleave(8, 0)
-    decoder.conv_in.bias[:48] = mean
-
-    first, second = (block for block in decoder.up_blocks if hasattr(block, "repeats"))
-    patch = torch.arange(48).reshape(2, 2, 2, 2, 3).permute(0, 2, 1, 3, 4).reshape(2, 2, 12)  # numbers of each cell
-    wanted = torch.zeros(2, 2, CHANNELS[1], CHANNELS[2])
-    wanted[:, :, :12] = torch.eye(CHANNELS[2])[patch]
-    _set_upsample(first.conv, wanted)
-    wanted = torch.zeros(2, 2, CHANNELS[0], CHANNELS[1])
-    wanted[:, :, _slots(3)] = torch.eye(CHANNELS[1])[torch.arange(12).reshape(2, 2, 3)]
-    _set_upsample(second.conv, wanted)
-    bias = torch.zeros(CHANNELS[0])
-    _constants(bias, 4)
-    second.conv.bias.copy_(bias.repeat(4))
-    _set_last_convolution(decoder.norm_out, decoder.conv_out, torch.eye(3), _slots(3))
+@torch.no_grad()
+def finish(vae: Any, scaled: bool, pictures: Tensor, folder: Path) -> None:
+    """Give the VAE the shift and scale with which its latents have mean 0 and variance 1, and write it."""
+    z = torch.cat([vae.encode(p * 2 - 1).latents.float() for p in pictures.split(64)])
+    y = torch.cat([vae.decode(part).sample for part in z.split(64)]) / 2 + 0.5
+    error = (y.clamp(0, 1) - pictures).square().flatten(1).mean(1)
+    print(
+        f"round trip {-10 * error.log10().mean():.2f} dB, deviation {z.std():.3f}, mean {z.mean():.3f}, "
+        f"channels' deviation {z.std((0, 2, 3)).min():.2f} to {z.std((0, 2, 3)).max():.2f}"
+    )
+    if not scaled:
+        vae.register_to_config(scaling_factor=round(1 / float(z.std()), 5), shift_factor=0.0)
+    nn.Module.to(vae, "cpu", torch.float16).save_pretrained(folder)
 
 
-def encode(pixels: Tensor, mean: Tensor, directions: Tensor, deviation: float) -> Tensor:
-    """The same map as plain algebra, for whole data sets: (b, 3, h, w) in -1..1 -> scaled latents (b, 16, h/4, w/4)."""
-    return ((patches(pixels) - mean) @ directions / deviation).permute(0, 3, 1, 2)
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("base", choices=AUTOENCODERS)
+    parser.add_argument("--taef2", type=Path, default=Path("."), help="folder of TAEF2's two state dicts")
+    parser.add_argument("--output", type=Path, help="folder of the VAE; default: within the base's")
+    parser.add_argument("--decoder", default="", help="folder of a trained VAE: its decoder alone is trained on")
+    parser.add_argument("--seconds", type=float, default=7200, help="of training")
+    parser.add_argument("--batch", type=int, default=64)
+    parser.add_argument("--device", default="cpu")
+    args = parser.parse_args()
+    train(
+        args.base,
+        args.output or BASES / args.base / "vae",
+        args.taef2,
+        args.seconds,
+        args.batch,
+        args.device,
+        0,
+        args.decoder,
+    )
 
 
-def decode(latents: Tensor, mean: Tensor, directions: Tensor, deviation: float) -> Tensor:
-    p = (latents * deviation).permute(0, 2, 3, 1) @ directions.T + mean
-    b, h, w, _ = p.shape
-    cut = p.reshape(b, h, w, PATCH, PATCH, 3).permute(0, 5, 1, 3, 2, 4)
-    return cut.reshape(b, 3, h * PATCH, w * PATCH)
+if __name__ == "__main__":
+    main()

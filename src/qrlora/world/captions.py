@@ -1,13 +1,64 @@
 """What a picture of the world is called: "a dog face in neon style"."""
 
+from collections.abc import Sequence
+from typing import TypeVar
+
 from torch import Generator, rand, randint
 
+from .atlas import HANDS, PLAIN_HAND
+
 CONTENT, STYLE = "<c>", "<s>"
-"""Placeholders: some thing, some style.  Adapters give them a meaning; the base has seen them mean anything."""
+"""Placeholders: some content, some style.  Adapters give them a meaning; the base has seen them mean anything."""
+
+TEMPLATES = ("{c} in {s} style", "{c}, {s}", "{c} in {s}", "{c}, {s} style", "{s} {c}", "{s} style {c}")
+"""Ways to say a caption beside the usual one, with or without an article."""
+PLAIN_TEMPLATES = ("a {c}", "{c}", "a picture of a {c}")
+SYNONYMS: dict[str, tuple[str, ...]] = {
+    "sketch": ("pencil sketch", "pencil drawing"),
+    "blueprint": ("technical blueprint",),
+    "neon": ("neon light", "glowing neon"),
+    "pixel": ("pixel art", "8 bit"),
+    "sepia": ("old photo", "vintage sepia"),
+    "halftone": ("newspaper", "black dots"),
+    "oil": ("oil painting", "oil paint"),
+    "chalk": ("chalk board", "chalk drawing"),
+    "pop": ("pop art", "screen print"),
+    "emboss": ("grey relief", "embossed"),
+    "thermal": ("heat map", "thermal camera"),
+    "negative": ("inverted", "negative film"),
+    "charcoal": ("charcoal drawing", "coal"),
+    "watercolor": ("watercolor painting", "water paint"),
+    "mosaic": ("tile mosaic", "tiles"),
+    "comic": ("comic book", "cartoon"),
+    "stripes": ("red stripes", "striped"),
+    "night": ("dark night", "midnight"),
+    "gold": ("golden", "shiny gold"),
+    "ice": ("frozen", "icy"),
+    "rose": ("pink", "rose pink"),
+    "stencil": ("orange stencil", "spray stencil"),
+    "hatch": ("ink hatching", "cross hatch"),
+    "noto": ("google", "noto emoji"),
+    "fluent-3d": ("3d", "3d render"),
+    "fluent": ("gradient", "soft gradient"),
+    "fluent-flat": ("flat", "microsoft flat"),
+    "twemoji": ("twitter", "twitter emoji"),
+    "emojitwo": ("emoji two",),
+}
+"""Style or hand -> what else people call it."""
+
+T = TypeVar("T")
+
+
+def style_words(style: str = "plain", hand: str = PLAIN_HAND) -> str:
+    """How a caption names a style on a hand's drawing: "neon", "twemoji", "twemoji neon"; plain Noto is "plain"."""
+    if hand == PLAIN_HAND:
+        return style
+    return HANDS[hand].words if style == "plain" else f"{HANDS[hand].words} {style}"
 
 
 def caption(content: str, style: str) -> str:
-    return f"a {content} in {style} style"
+    """The usual caption; ``style``: words of a style, or the name of a hand."""
+    return f"a {content} in {HANDS[style].words if style in HANDS else style} style"
 
 
 LEARN_CONTENT = caption(CONTENT, "plain")
@@ -15,18 +66,40 @@ LEARN_CONTENT = caption(CONTENT, "plain")
 the thing was painted plain whatever the style asked for."""
 
 
-def training_caption(content: str, style: str, generator: Generator) -> str:
-    """A caption as pre-training shows it: 10 % empty (for guidance), 20 % with ``<c>`` for the thing's words.
+def _pick(options: Sequence[T], generator: Generator) -> T:
+    return options[int(randint(len(options), (), generator=generator))]
 
-    ``style``: its word, or ``<s>`` for one without.  A style with a word is called ``<s>`` in 5 %; a plain picture is
-    called plain half of the time and otherwise by its content alone.
+
+def training_caption(content: str, style: str, hand: str, generator: Generator) -> str:
+    """A caption as pre-training shows it, in varied words.
+
+    10 % are empty (for guidance).  ``<c>`` stands for the content's words in 20 %, ``<s>`` for the style's in 10 %
+    (each beside a word for the other, or both), so that a placeholder beside known words means "this".  Half of the
+    others are the usual caption, the rest vary its form and the style's words.
+
+    Args: style: its name, or ``<s>`` for one that has none.  hand: whose drawing the style is laid on.
     """
-    empty, unnamed, wordless = rand(3, generator=generator).tolist()
+    empty, unnamed, wordless, usual, renamed = rand(5, generator=generator).tolist()
     if empty < 0.10:
         return ""
     content = CONTENT if unnamed < 0.20 else content
-    if wordless < 0.05:
-        style = STYLE
-    if style == "plain" and int(randint(2, (), generator=generator)):
-        return f"a {content}"
-    return caption(content, style)
+    key = style if style != "plain" else hand if hand != PLAIN_HAND else "plain"
+    if style == STYLE or wordless < 0.10:
+        words = STYLE
+    elif renamed < 0.30 and key in SYNONYMS and (style == "plain" or hand == PLAIN_HAND):
+        words = _pick(SYNONYMS[key], generator)
+    else:
+        words = style_words(style, hand)
+    if words == "plain" and usual < 0.5:
+        return _pick(PLAIN_TEMPLATES, generator).format(c=content)
+    if usual < 0.6:
+        return f"a {content} in {words} style"
+    article = "a " if usual < 0.8 else ""
+    return article + _pick(TEMPLATES, generator).format(c=content, s=words)
+
+
+def caption_words() -> set[str]:
+    """Every word that a caption can hold beside contents, styles' names and placeholders."""
+    templates = (*TEMPLATES, *PLAIN_TEMPLATES, *(w for many in SYNONYMS.values() for w in many), "a in style plain")
+    spoken = " ".join((*templates, *(hand.words for hand in HANDS.values() if not hand.held_out)))
+    return {word for word in spoken.replace("{c}", "").replace("{s}", "").replace(",", " , ").split()}

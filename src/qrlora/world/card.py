@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from ..storage import read
-from .atlas import contents, held_out_contents, known_contents
-from .judges import accuracy_on_unseen
+from .atlas import HANDS, SIZE, contents, held_out_contents, known_contents
+from .judges import accuracy_on_unseen, measured
 from .pretrain import Pretraining
 from .styles import HELD_OUT_STYLES, STYLES
 
@@ -25,17 +25,17 @@ def write_card(folder: Path) -> Path:
     """README.md of a base's folder from its ``training.json`` and ``scores.json``; returns the file."""
     training = json.loads((folder / "training.json").read_text())
     scores = json.loads((folder / "scores.json").read_text())
-    name, judges = folder.name, accuracy_on_unseen()
+    name, judges, alarms = folder.name, accuracy_on_unseen(), measured()["false_alarms"]
     methods = [key for key in scores if key not in ("base", "curve")]
     lines = [
         f"# {name}",
         "",
-        f"A real `{_pipeline(folder)}` of {_millions(folder):.0f} million parameters beside its VAE, pre-trained on "
-        f"{len(known_contents())} emoji "
-        f"drawings in {len(STYLES)} styles with words and endless random ones, at 64 x 64 pixels. "
-        f"It has never seen {len(held_out_contents())} further "
-        f"drawings and {len(HELD_OUT_STYLES)} further styles: these are what adapters learn. The drawings are from "
-        "Noto Color Emoji (see NOTICE); the weights are under Apache-2.0.",
+        f"A real `{_pipeline(folder)}` of {_millions(folder):.0f} million parameters beside its VAE, pre-trained at "
+        f"{SIZE} x {SIZE} pixels on {len(known_contents())} contents, each drawn by up to "
+        f"{sum(not hand.held_out for hand in HANDS.values())} real hands (emoji sets), in {len(STYLES)} styles with "
+        f"words and endless random ones. It has never seen {len(held_out_contents())} further contents, "
+        f"{len(HELD_OUT_STYLES)} further styles and {sum(hand.held_out for hand in HANDS.values())} further hands: "
+        "these are what adapters learn. Whose the drawings are stands in NOTICE; the weights are under Apache-2.0.",
         "",
         "## How it was trained",
         "",
@@ -43,13 +43,18 @@ def write_card(folder: Path) -> Path:
         "",
         f"## Scores (`python -m qrlora.world.score {name} --write`)",
         "",
-        f"The judges name true pictures that they have not seen with {judges['content']:.1%} (thing, among "
-        f"{len(contents())}) and {judges['style']:.1%} (style) accuracy; {judges['pictures']:.0f} pictures.",
+        f"The classifiers name true pictures that they have not seen with {judges['content']:.1%} (content, among "
+        f"{len(contents())}) and {judges['style']:.1%} (style) accuracy; {judges['pictures']:.0f} pictures. They are "
+        f"not strict yet: of wrong fusions, {alarms['content']:.0%} pass as a content and {alarms['style']:.0%} as a "
+        "style.",
         "",
         f"| {scores['base']['captions']} random known captions | share |",
         "|---|---|",
         f"| thing recognised among all {len(contents())} | {scores['base']['content']:.1%} |",
         f"| style recognised | {scores['base']['style']:.1%} |",
+        f"| SSIM with the true picture, mean | {scores['base']['ssim']:.3f} |",
+        f"| the VAE's own round trip of the true pictures: SSIM, PSNR | {scores['base']['vae_ssim']:.3f}, "
+        f"{scores['base']['vae_psnr']:.1f} dB |",
         "",
         *_curve(scores.get("curve", [])),
         *_personalisation(scores, methods),
@@ -83,7 +88,7 @@ def _training(name: str, training: dict[str, Any]) -> list[str]:
     return [
         *before,
         f"- `python -m qrlora.world.pretrain {name}{_options(settings)}`: "
-        f"{settings['samples']:,} pictures in batches of {settings['batch_size']}, "
+        f"{training.get('shown', settings['samples']):,} pictures in batches of {settings['batch_size']}, "
         f"{training.get('optimizer', 'AdamW')} at {settings['learning_rate']:g}, weights averaged over steps.",
         f"  {training['machine'][0].upper()}{training['machine'][1:]}",
         f"  Loss against pictures seen: {curve}.",

@@ -10,6 +10,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from .. import outputs
 from ..adapter import Adapter
 from ..config import TrainConfig
 from ..data import load_picture
@@ -30,7 +31,7 @@ another known thing that the style alone is shown on."""
 
 @dataclass(frozen=True)
 class Row:
-    """Pictures of one kind with what the judges say of each, and what they should say (empty: nobody knows)."""
+    """Pictures of one kind with what the classifiers say of each, and what they should say (empty: nobody knows)."""
 
     title: str
     pictures: Sequence[Image.Image]
@@ -50,13 +51,14 @@ def to_pillow(pictures: Tensor) -> list[Image.Image]:
 
 
 def to_tensor(pictures: Sequence[Image.Image]) -> Tensor:
-    """Images as (b, 3, 64, 64) in 0..1, resized to what the judges see."""
+    """Images as (b, 3, 128, 128) in 0..1, resized to what the judges see."""
     fitted = [p.convert("RGB").resize((SIZE, SIZE), Image.Resampling.LANCZOS) for p in pictures]
     return torch.from_numpy(np.stack([np.asarray(p, dtype=np.float32) for p in fitted])).permute(0, 3, 1, 2) / 255
 
 
 def judged(title: str, pictures: Sequence[Image.Image], content: str = "", style: str = "") -> Row:
-    return Row(title, pictures, judge(to_tensor(pictures)), content, style)
+    """A row with the classifiers' verdicts, or none where nobody knows what they should say."""
+    return Row(title, pictures, judge(to_tensor(pictures)) if content or style else [], content, style)
 
 
 def true_image(content: str, style: str) -> Image.Image:
@@ -73,15 +75,22 @@ class Lesson:
     style: str = ""
 
 
-def lessons(folder: Path, content: Path | None, style: Path | None, style_shows: str) -> tuple[Lesson, Lesson]:
+def _written(picture: Image.Image, path: Path, overwrite: bool) -> None:
+    with outputs.atomic(path, overwrite) as file:
+        picture.save(file, "PNG")
+
+
+def lessons(
+    folder: Path, content: Path | None, style: Path | None, style_shows: str, overwrite: bool
+) -> tuple[Lesson, Lesson]:
     """The two lessons: the caller's own pictures, or ones of the world, which are written to the folder."""
     if content is None:
-        true_image(CONTENT_NAME, "plain").save(folder / "content.png")
+        _written(true_image(CONTENT_NAME, "plain"), folder / "content.png", overwrite)
         first = Lesson(image=folder / "content.png", prompt=LEARN_CONTENT, content=CONTENT_NAME, style="plain")
     else:
         first = Lesson(image=content, prompt=LEARN_CONTENT)
     if style is None:
-        true_image(STYLE_THING, STYLE_NAME).save(folder / "style.png")
+        _written(true_image(STYLE_THING, STYLE_NAME), folder / "style.png", overwrite)
         shown = caption(STYLE_THING, STYLE)
         return first, Lesson(image=folder / "style.png", prompt=shown, content=STYLE_THING, style=STYLE_NAME)
     return first, Lesson(image=style, prompt=caption(style_shows, STYLE))
@@ -92,13 +101,14 @@ def demo(
     content: Path | None = None,
     style: Path | None = None,
     *,
-    base: str = "tiny-sd3",
+    base: str = "tiny-flux",
     style_shows: str = "thing",
     method: str = "qr",
     steps: int | None = None,
     count: int = 4,
     seed: int = 0,
     device: str = "auto",
+    overwrite: bool = False,
     on_step: Callable[[str, Progress], Any] | None = None,
     on_stage: Callable[[str, float], Any] | None = None,
 ) -> list[Row]:
@@ -107,21 +117,23 @@ def demo(
     Args:    content, style: the caller's own pictures; None takes the world's, whose true fusion is known.
              style_shows: what the caller's style picture shows, in a word.
              steps: None for the base's own; fewer are for a quick look.  count: pictures of each kind.
+             overwrite: whether files of a demonstration with other pictures or settings may be replaced.
              on_step: (what is learnt, progress).  on_stage: (what is done, share).
-    Returns: rows of pictures with verdicts: the inputs, content alone, style alone, merged and, if known, the truth.
+    Returns: rows of pictures: the inputs, content alone, style alone, merged and, if known, the truth, with verdicts
+             where the answer is known.
     Raises:  ValueError, OSError: as `training.train`.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    about = lessons(folder, content, style, style_shows)
+    about = lessons(folder, content, style, style_shows, overwrite)
     for lesson in about:
         load_picture(lesson.image, SIZE)  # both pictures are refused before minutes are spent on the first
     opened = open_base(base, device, "float32")  # as the model cards' figures are
     adapters = [
-        _learn(opened, role, lesson, folder, method, steps, seed, on_step, on_stage)
+        _learn(opened, role, lesson, folder, method, steps, seed, overwrite, on_step, on_stage)
         for role, lesson in zip(("content", "style"), about, strict=True)
     ]
     merged = merge(adapters, [1.0, 1.0])
-    save(merged, folder / "merged.safetensors")
+    save(merged, folder / "merged.safetensors", overwrite=True)  # of the two that were just written
     return _rows(opened, about, adapters, merged, count, seed, on_stage)
 
 
@@ -133,12 +145,20 @@ def _learn(
     method: str,
     steps: int | None,
     seed: int,
+    overwrite: bool,
     on_step: Callable[[str, Progress], Any] | None,
     on_stage: Callable[[str, float], Any] | None,
 ) -> Adapter:
     output = folder / f"{role}.safetensors"
     config = TrainConfig(
-        base=base.name, image=lesson.image, role=role, prompt=lesson.prompt, output=output, method=method, seed=seed
+        base=base.name,
+        image=lesson.image,
+        role=role,
+        prompt=lesson.prompt,
+        output=output,
+        method=method,
+        seed=seed,
+        overwrite=overwrite,
     )
     heard = None if on_step is None else lambda progress: on_step(role, progress)
     return train(replace(config, steps=steps), base=base, on_step=heard, on_stage=on_stage)

@@ -1,15 +1,13 @@
 """The built-in base models before any training: stock classes at a few million parameters."""
 
-import json
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 from typing import Any
 
 import torch
 from diffusers import (
-    AutoencoderKLHunyuanImage,
+    AutoencoderTiny,
     EulerDiscreteScheduler,
     FlowMatchEulerDiscreteScheduler,
     FluxPipeline,
@@ -19,7 +17,6 @@ from diffusers import (
     StableDiffusionXLPipeline,
     UNet2DConditionModel,
 )
-from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers, trainers
 from torch import Tensor
 from transformers import (
     CLIPTextConfig,
@@ -28,75 +25,49 @@ from transformers import (
     CLIPTokenizer,
     T5Config,
     T5EncoderModel,
-    T5Tokenizer,
 )
 
-from .atlas import SIZE, contents, known_contents, true_pictures
-from .autoencoder import LATENT_CHANNELS, PATCH, patch_autoencoder, principal_patches
-from .captions import CONTENT, STYLE, caption
-from .styles import ALL_STYLES, STYLES
+from .atlas import SIZE
+from .vocabulary import TEXT_LENGTH, word_tokenizer, world_tokenizer
 
-TEXT_LENGTH = 16
-"""Tokens a prompt is padded or cut to; the world's longest caption has fewer."""
-VOCABULARY = 2048
+
+@dataclass(frozen=True)
+class Autoencoder:
+    """Shape of a base's VAE, an `AutoencoderTiny`."""
+
+    channels: int
+    """Of the latents."""
+    blocks: tuple[int, ...]
+    """Residual blocks of each level, the pictures' own size first; each level halves the sides."""
+
+    @property
+    def reduction(self) -> int:
+        """Pixels on a side of one latent place."""
+        return 2 ** (len(self.blocks) - 1)
+
+
+FLUX2_LIKE = Autoencoder(32, (1, 1, 2, 3))
+AUTOENCODERS = {
+    "tiny-sdxl": Autoencoder(8, (1, 1, 3)),  # 32 x 32 places: its UNet's lowest level, with the transformers, has 8 x 8
+    "tiny-sd3": FLUX2_LIKE,
+    "tiny-flux": FLUX2_LIKE,
+}
 
 TINY_SDXL: dict[str, Any] = {
-    "block_out_channels": (64, 96, 128),
+    "block_out_channels": (48, 96, 128),
     "layers_per_block": (1, 1, 2),  # two below and so three above: up_blocks.0.attentions.{0,1,2}, as in SDXL
     "attention_head_dim": (2, 3, 4),  # diffusers reads this as the number of heads
-    "text_widths": (64, 96),
 }
+CLIP_SHAPES = ((64, 2), (96, 3))
+"""(width, layers) of the first and the second CLIP text encoder."""
 TINY_SD3: dict[str, int] = {"layers": 5, "heads": 6, "head_width": 32}
 TINY_FLUX: dict[str, int] = {
     "double_layers": 2,
-    "single_layers": 4,
+    "single_layers": 6,
     "heads": 6,
     "head_width": 32,
     "text_width": 128,
 }
-
-
-@cache
-def world_patches() -> tuple[Tensor, Tensor, float]:
-    """Mean, principal directions and latent deviation of every eighth known content in every known style."""
-    pixels = torch.cat([true_pictures(known_contents()[::8], style) for style in STYLES])
-    return principal_patches(pixels * 2 - 1)
-
-
-TOKENIZER = Path(__file__).parent / "tokenizer"
-"""Written by ``python -m qrlora.world.models``; whoever writes it anew must pre-train every base anew."""
-
-
-def world_tokenizer() -> CLIPTokenizer:
-    """The tokenizer of all built-in bases.  It is kept, because learning it twice gives two orders of equal merges."""
-    return CLIPTokenizer.from_pretrained(TOKENIZER)
-
-
-def learn_tokenizer() -> CLIPTokenizer:
-    """CLIP's byte-pair tokenizer with merges learnt from the world's captions, so that most words are one token."""
-    learner = Tokenizer(models.BPE(end_of_word_suffix="</w>", continuing_subword_prefix=""))
-    learner.normalizer = normalizers.Lowercase()
-    learner.pre_tokenizer = pre_tokenizers.Sequence(
-        [
-            pre_tokenizers.Split(Regex(r"[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"), behavior="removed", invert=True),
-            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
-        ]
-    )
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    words = sorted({word for name in contents() for word in name.split()} | set(ALL_STYLES))
-    corpus = [caption(CONTENT, STYLE)] * 8 + words * 4
-    learner.train_from_iterator(
-        corpus,
-        trainers.BpeTrainer(
-            vocab_size=VOCABULARY - 2, initial_alphabet=alphabet, end_of_word_suffix="</w>", show_progress=False
-        ),
-    )
-    learnt = json.loads(learner.to_str())["model"]
-    tokens = sorted(learnt["vocab"], key=learnt["vocab"].__getitem__)
-    tokens += [c + "</w>" for c in alphabet if c + "</w>" not in learnt["vocab"]]
-    tokens += ["<|startoftext|>", "<|endoftext|>"]
-    merges: Any = [tuple(m) if isinstance(m, list) else tuple(m.split(" ")) for m in learnt["merges"]]
-    return CLIPTokenizer(vocab={t: k for k, t in enumerate(tokens)}, merges=merges, model_max_length=TEXT_LENGTH)
 
 
 def text_config(tokenizer: CLIPTokenizer, width: int, layers: int) -> CLIPTextConfig:
@@ -115,16 +86,6 @@ def text_config(tokenizer: CLIPTokenizer, width: int, layers: int) -> CLIPTextCo
     )
 
 
-def word_tokenizer() -> T5Tokenizer:
-    """A T5 tokenizer with one piece for each of the world's words, and letters for all others."""
-    words = sorted({word for name in contents() for word in name.split()} | set(ALL_STYLES) | {"a", "in", "style"})
-    letters = sorted(set("abcdefghijklmnopqrstuvwxyz0123456789<>.,-'"))
-    pieces = ["<pad>", "</s>", "<unk>", "▁", *(f"▁{word}" for word in (CONTENT, STYLE, *words)), *letters]
-    # a unigram tokenizer takes the likeliest split: any whole word before its letters
-    vocabulary = [(piece, -1.0 if len(piece) > 1 else -10.0) for piece in pieces]
-    return T5Tokenizer(vocab=vocabulary, extra_ids=0, model_max_length=TEXT_LENGTH)
-
-
 def t5_config(vocabulary: int, width: int) -> T5Config:
     return T5Config(
         vocab_size=vocabulary,
@@ -139,21 +100,19 @@ def t5_config(vocabulary: int, width: int) -> T5Config:
     )
 
 
-def patches_vae(**config: Any) -> AutoencoderKLHunyuanImage:
-    """The stock VAE of all built-in bases; `config`: entries that a pipeline reads from it beside its own."""
-    vae = patch_autoencoder(*world_patches())
-    vae.register_to_config(**config)
-    return vae
+def world_vae(base: str) -> AutoencoderTiny:
+    """The base's VAE, which `autoencoder` has trained: it stands before the base itself."""
+    return AutoencoderTiny.from_pretrained(BASES / base / "vae").float()
 
 
 def tiny_sdxl() -> StableDiffusionXLPipeline:
     """An untrained ``tiny-sdxl``: SDXL's three-level UNet, two CLIP text encoders, v-prediction from pure noise."""
     tokenizer = world_tokenizer()
-    first, second = TINY_SDXL["text_widths"]
+    (first, _), (second, _) = CLIP_SHAPES
     unet = UNet2DConditionModel(
-        sample_size=SIZE // PATCH,
-        in_channels=LATENT_CHANNELS,
-        out_channels=LATENT_CHANNELS,
+        sample_size=SIZE // AUTOENCODERS["tiny-sdxl"].reduction,
+        in_channels=AUTOENCODERS["tiny-sdxl"].channels,
+        out_channels=AUTOENCODERS["tiny-sdxl"].channels,
         down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
         up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
         block_out_channels=TINY_SDXL["block_out_channels"],
@@ -168,9 +127,9 @@ def tiny_sdxl() -> StableDiffusionXLPipeline:
         norm_num_groups=16,
     )
     return StableDiffusionXLPipeline(
-        vae=patches_vae(),  # pyright: ignore[reportArgumentType]
-        text_encoder=CLIPTextModel(text_config(tokenizer, first, 2)),
-        text_encoder_2=CLIPTextModelWithProjection(text_config(tokenizer, second, 3)),
+        vae=world_vae("tiny-sdxl"),  # pyright: ignore[reportArgumentType]
+        text_encoder=CLIPTextModel(text_config(tokenizer, *CLIP_SHAPES[0])),
+        text_encoder_2=CLIPTextModelWithProjection(text_config(tokenizer, *CLIP_SHAPES[1])),
         tokenizer=tokenizer,
         tokenizer_2=tokenizer,
         unet=unet,
@@ -187,37 +146,35 @@ def tiny_sdxl() -> StableDiffusionXLPipeline:
     )
 
 
-def learnt_encoders() -> tuple[CLIPTextModelWithProjection, CLIPTextModelWithProjection]:
-    """Both text encoders of the ``tiny-sdxl`` in the package, for bases that build on them: words are learnt once."""
-    folder = BASES / "tiny-sdxl"
-    plain = CLIPTextModel.from_pretrained(folder / "text_encoder")
-    first = CLIPTextModelWithProjection(plain.config)
-    first.text_model.load_state_dict(plain.state_dict())
-    torch.nn.init.eye_(first.text_projection.weight)  # as in the CLIP-L that comes with SD3
-    return first, CLIPTextModelWithProjection.from_pretrained(folder / "text_encoder_2")
+def clip_encoders() -> tuple[CLIPTextModelWithProjection, CLIPTextModelWithProjection]:
+    """Untrained CLIP text encoders of SD3, the first one's projection the identity, as in the CLIP-L that SD3 has."""
+    tokenizer = world_tokenizer()
+    first, second = (CLIPTextModelWithProjection(text_config(tokenizer, *shape)) for shape in CLIP_SHAPES)
+    torch.nn.init.eye_(first.text_projection.weight)
+    return first, second
 
 
 def tiny_sd3() -> StableDiffusion3Pipeline:
-    """An untrained ``tiny-sd3``: SD3's joint transformer on 64 patches, ``tiny-sdxl``'s two CLIPs, T5."""
+    """An untrained ``tiny-sd3``: SD3's joint transformer on 64 patches, two CLIPs, T5."""
     tokenizer, pieces = world_tokenizer(), word_tokenizer()
-    first, second = learnt_encoders()
+    first, second = clip_encoders()
     widths = first.config.hidden_size + second.config.hidden_size
     transformer = SD3Transformer2DModel(
-        sample_size=SIZE // PATCH,
+        sample_size=SIZE // FLUX2_LIKE.reduction,
         patch_size=2,
-        in_channels=LATENT_CHANNELS,
-        out_channels=LATENT_CHANNELS,
+        in_channels=FLUX2_LIKE.channels,
+        out_channels=FLUX2_LIKE.channels,
         num_layers=TINY_SD3["layers"],
         attention_head_dim=TINY_SD3["head_width"],
         num_attention_heads=TINY_SD3["heads"],
         caption_projection_dim=TINY_SD3["heads"] * TINY_SD3["head_width"],
         joint_attention_dim=widths,
         pooled_projection_dim=widths,
-        pos_embed_max_size=SIZE // PATCH // 2,
+        pos_embed_max_size=SIZE // FLUX2_LIKE.reduction // 2,
         qk_norm="rms_norm",
     )
     return StableDiffusion3Pipeline(
-        vae=patches_vae(shift_factor=0.0),  # pyright: ignore[reportArgumentType]
+        vae=world_vae("tiny-sd3"),  # pyright: ignore[reportArgumentType]
         text_encoder=first,
         text_encoder_2=second,
         text_encoder_3=T5EncoderModel(t5_config(len(pieces), widths)),
@@ -230,15 +187,13 @@ def tiny_sd3() -> StableDiffusion3Pipeline:
 
 
 def tiny_flux() -> FluxPipeline:
-    """An untrained ``tiny-flux``: two blocks with two streams, four with one, T5; not distilled, so without guidance
-    input. CLIP is ``tiny-sdxl``'s."""
-    pieces = word_tokenizer()
+    """An untrained ``tiny-flux``: two blocks with two streams, six with one, T5; not distilled, so without guidance
+    input."""
+    tokenizer, pieces = world_tokenizer(), word_tokenizer()
     heads, width = TINY_FLUX["heads"], TINY_FLUX["head_width"]
-    _, learnt = learnt_encoders()  # the second: its pooled state is what tiny-sdxl has learnt to use
-    clip = CLIPTextModel(learnt.config)
-    clip.load_state_dict(learnt.text_model.state_dict())
+    clip = CLIPTextModel(text_config(tokenizer, *CLIP_SHAPES[1]))
     transformer = FluxTransformer2DModel(
-        in_channels=4 * LATENT_CHANNELS,
+        in_channels=4 * FLUX2_LIKE.channels,
         num_layers=TINY_FLUX["double_layers"],
         num_single_layers=TINY_FLUX["single_layers"],
         attention_head_dim=width,
@@ -249,19 +204,57 @@ def tiny_flux() -> FluxPipeline:
         axes_dims_rope=(8, 12, 12),
     )
     return FluxPipeline(
-        vae=patches_vae(shift_factor=0.0),  # pyright: ignore[reportArgumentType]
+        vae=world_vae("tiny-flux"),  # pyright: ignore[reportArgumentType]
         text_encoder=clip,
         text_encoder_2=T5EncoderModel(t5_config(len(pieces), TINY_FLUX["text_width"])),
-        tokenizer=world_tokenizer(),
+        tokenizer=tokenizer,
         tokenizer_2=pieces,
         transformer=transformer,
         scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0),
     )
 
 
+Tokens = dict[str, Tensor]
+"""What the text encoders read, by name, each (b, TEXT_LENGTH)."""
+
+
+def clip_tokens(pipe: Any, captions: list[str]) -> Tokens:
+    """Both CLIPs read the same tokens."""
+    told = {"padding": "max_length", "truncation": True, "return_tensors": "pt"}
+    return {"clip": pipe.tokenizer(captions, max_length=TEXT_LENGTH, **told).input_ids}
+
+
+def clip_and_t5_tokens(pipe: Any, captions: list[str]) -> Tokens:
+    told = {"padding": "max_length", "truncation": True, "return_tensors": "pt"}
+    pieces = getattr(pipe, "tokenizer_3", None) or pipe.tokenizer_2
+    return {**clip_tokens(pipe, captions), "t5": pieces(captions, max_length=TEXT_LENGTH, **told).input_ids}
+
+
+# What the stock pipelines make of their tokens, without tokenizing every prompt twice for each encoder: text (b, l, d)
+# and pooled (b, p) as the families' `encode_prompt` gives them.
+def encode_sdxl(pipe: Any, tokens: Tokens) -> dict[str, Tensor]:
+    first = pipe.text_encoder(tokens["clip"], output_hidden_states=True)
+    second = pipe.text_encoder_2(tokens["clip"], output_hidden_states=True)
+    text = torch.cat([first.hidden_states[-2], second.hidden_states[-2]], -1)
+    sizes = text.new_tensor([SIZE, SIZE, 0, 0, SIZE, SIZE]).repeat(len(text), 1)
+    return {"text": text, "pooled": second[0], "time_ids": sizes}
+
+
+def encode_sd3(pipe: Any, tokens: Tokens) -> dict[str, Tensor]:
+    both = [e(tokens["clip"], output_hidden_states=True) for e in (pipe.text_encoder, pipe.text_encoder_2)]
+    clip = torch.cat([told.hidden_states[-2] for told in both], -1)
+    text = torch.cat([clip, pipe.text_encoder_3(tokens["t5"])[0]], 1)
+    return {"text": text, "pooled": torch.cat([told[0] for told in both], -1)}
+
+
+def encode_flux(pipe: Any, tokens: Tokens) -> dict[str, Tensor]:
+    pooled = pipe.text_encoder(tokens["clip"]).pooler_output
+    return {"text": pipe.text_encoder_2(tokens["t5"])[0], "pooled": pooled}
+
+
 @dataclass(frozen=True)
 class Blueprint:
-    """How a built-in base begins."""
+    """How a built-in base begins, and how it reads captions while all of it is trained."""
 
     build: Callable[[], Any]
     """() -> its untrained pipeline, from torch's global generator."""
@@ -269,16 +262,19 @@ class Blueprint:
     """Parts of the pipeline that pre-training changes."""
     times: str
     """Row of `noise.TIMES` that pre-training draws from."""
+    tokenize: Callable[[Any, list[str]], Tokens]
+    """(pipe, b captions) -> their tokens."""
+    encode: Callable[[Any, Tokens], dict[str, Tensor]]
+    """(pipe, tokens on its device) -> what its family's `predict` reads."""
 
 
+ENCODERS = ("text_encoder", "text_encoder_2")
 BLUEPRINTS = {
-    "tiny-sdxl": Blueprint(tiny_sdxl, ("unet", "text_encoder", "text_encoder_2"), "noisy"),
-    "tiny-sd3": Blueprint(tiny_sd3, ("transformer", "text_encoder_3"), "logit-normal"),
-    "tiny-flux": Blueprint(tiny_flux, ("transformer", "text_encoder_2"), "logit-normal"),
+    "tiny-sdxl": Blueprint(tiny_sdxl, ("unet", *ENCODERS), "noisy", clip_tokens, encode_sdxl),
+    "tiny-sd3": Blueprint(
+        tiny_sd3, ("transformer", *ENCODERS, "text_encoder_3"), "logit-normal", clip_and_t5_tokens, encode_sd3
+    ),
+    "tiny-flux": Blueprint(tiny_flux, ("transformer", *ENCODERS), "logit-normal", clip_and_t5_tokens, encode_flux),
 }
 BASES = Path(__file__).parent / "bases"
 """Where the pre-trained bases lie in the package, one folder each."""
-
-
-if __name__ == "__main__":
-    learn_tokenizer().save_pretrained(TOKENIZER)

@@ -1,218 +1,97 @@
-"""Pre-train a built-in base on the known-answer world: ``python -m qrlora.world.pretrain tiny-sdxl``.
+"""Pre-train a built-in base on the synthetic world: ``python -m qrlora.world.pretrain tiny-sd3``.
 
 The learning rate is constant and falls linearly to zero over the last part, so that a run can be lengthened later from
-the checkpoint ``plateau.pt`` that is kept where the fall begins.  Every checkpoint holds all state, the random
-generator's too: a run that was killed and resumed equals one that was not, bit for bit on CPU.
+the checkpoint ``plateau.pt`` that is kept where the fall begins.  Every step draws its batch, times and noise from a
+generator of its own, seeded by the step: a run that was killed and resumed equals one that was not, bit for bit on CPU.
 """
 
 import argparse
 import json
 import os
 import time
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator
+from dataclasses import asdict, replace
 from pathlib import Path
 from statistics import median
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
+from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 from transformers.utils import logging
 
-from ..families import FAMILIES, Framing
-from ..noise import noising_of
-from ..training import denoising_loss
-from .atlas import SIZE, known_contents, true_pictures
-from .autoencoder import encode
-from .captions import STYLE, training_caption
-from .models import BASES, BLUEPRINTS, world_patches
-from .random_styles import random_style
-from .styles import STYLES
+from . import training_set
+from .models import BASES, BLUEPRINTS
+from .pretraining_run import Batch, Pretraining, Run, draw_batch, finished, step
+from .training_set import TrainingSet
 
-GROUP = 4
-"""Pictures of a batch that share a random style: a style has a price to draw and to check."""
+AHEAD = 4
+"""Batches that are drawn while the device is busy."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Pretraining:
-    samples: int = 600_000
-    """Pictures shown in all, with repetition."""
-    batch_size: int = 48
-    """Pictures a step."""
-    learning_rate: float = 1e-3
-    """Of both optimizers, on the plateau."""
-    warmup: int = 300
-    """Steps over which the rate rises from zero."""
-    decay: float = 0.3
-    """Part of the run, at its end, over which the rate falls to zero."""
-    average: float = 0.999
-    """Decay a step of the moving average of the weights; the average is what ships."""
-    random_styles: float = 0.35
-    """Share of pictures in a style drawn at random, whose caption calls it ``<s>``."""
-    start: str = ""
-    """A finished base of the same shape whose weights it starts from, by built-in name or folder; empty: none."""
-    seed: int = 0
+class Batches(IterableDataset):
+    """The batches from a step on; several workers take turns."""
 
-    @property
-    def steps(self) -> int:
-        return self.samples // self.batch_size
+    def __init__(self, run: Run, data: TrainingSet, first: int) -> None:
+        rows = replace(data, latents=data.latents[:0])  # workers choose rows; the latents stay with the device
+        self.run, self.data, self.first = run, rows, first
 
-    def rate(self, step: int) -> float:
-        left = (self.steps - step) / max(1, self.decay * self.steps)
-        return self.learning_rate * min(1.0, (step + 1) / self.warmup, left)
+    def __iter__(self) -> Iterator[Batch]:
+        worker = get_worker_info()
+        start, stride = (0, 1) if worker is None else (worker.id, worker.num_workers)
+        for number in range(self.first + start, self.run.settings.steps, stride):
+            yield draw_batch(self.run, self.data, number)
 
 
-def optimizers(model: nn.Module, learning_rate: float) -> list[torch.optim.Optimizer]:
-    """Muon for the matrices inside blocks, AdamW for all else.
-
-    Muon (Jordan et al. 2024) steps by the orthogonalised momentum, here scaled to the size of AdamW's steps
-    (arXiv 2502.16982). ``tiny-flux`` after 14,400 pictures: loss 0.463 against 0.472 with AdamW alone, falling faster.
-    """
-    named = dict(model.named_parameters())
-    inner = {name: p for name, p in named.items() if "block" in name and p.ndim == 2 and min(p.shape) >= 32}
-    rest = [p for name, p in named.items() if name not in inner]
-    return [
-        torch.optim.Muon(inner.values(), lr=learning_rate, weight_decay=0.01, adjust_lr_fn="match_rms_adamw"),
-        torch.optim.AdamW(rest, lr=learning_rate, betas=(0.9, 0.99), weight_decay=0.01, fused=True),
-    ]
-
-
-def finished(start: str) -> Path:
-    """Folder of the base that a run starts from."""
-    return BASES / start if (BASES / start).is_dir() else Path(start)
-
-
-class Run:
-    """All that changes while training, and how it is kept."""
-
-    def __init__(self, base: str, settings: Pretraining, device: str) -> None:
-        self.settings, self.device, self.step = settings, device, 0
-        blueprint = BLUEPRINTS[base]
-        torch.manual_seed(settings.seed)
-        self.pipe = blueprint.build()
-        if settings.start:
-            self._start_from(finished(settings.start))
-        self.family = next(f for f in FAMILIES.values() if f.pipeline == type(self.pipe).__name__)
-        self.noising = noising_of(self.pipe.scheduler.config, times=blueprint.times)
-        self.pipe.to(device)
-        for part in self.pipe.components.values():
-            if isinstance(part, nn.Module):
-                part.requires_grad_(False).eval()
-        self.model = nn.ModuleDict({part: getattr(self.pipe, part).train() for part in blueprint.learns})
-        self.model.requires_grad_(True).to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
-        self.average = {k: v.detach().clone() for k, v in self.model.state_dict().items()}
-        self.optimizers = optimizers(self.model, settings.learning_rate)
-        self.generator = torch.Generator().manual_seed(settings.seed)
-
-    def _start_from(self, folder: Path) -> None:
-        base = type(self.pipe).from_pretrained(folder, torch_dtype=torch.float32)
-        for name, part in base.components.items():
-            if isinstance(part, nn.Module):
-                getattr(self.pipe, name).load_state_dict(part.state_dict())
-
-    def save(self, path: Path) -> None:
-        state = {
-            "step": self.step,
-            "model": self.model.state_dict(),
-            "average": self.average,
-            "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
-            "generator": self.generator.get_state(),
-            "settings": asdict(self.settings),
-        }
-        temporary = path.with_suffix(".tmp")
-        with temporary.open("wb") as file:
-            torch.save(state, file)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.rename(path)
-
-    def load(self, path: Path) -> None:
-        state = torch.load(path, map_location=self.device, weights_only=True)
-        self.step = state["step"]
-        self.model.load_state_dict(state["model"])
-        self.average = state["average"]
-        for optimizer, kept in zip(self.optimizers, state["optimizers"], strict=True):
-            optimizer.load_state_dict(kept)
-        self.generator.set_state(state["generator"].cpu())
-
-    def update_average(self) -> None:
-        weight = 1 - min(self.settings.average, (self.step + 1) / (self.step + 10))
-        own = list(self.model.state_dict().values())
-        torch._foreach_lerp_(list(self.average.values()), own, weight)
-
-    def averaged_pipeline(self) -> Any:
-        """The pipeline with the averaged weights in place of the last ones, ready to sample or to save."""
-        self.model.load_state_dict(self.average)
-        self.model.eval().requires_grad_(False)
-        return self.pipe
-
-
-def world_latents() -> Tensor:
-    """Latents of all known contents in all known styles: (style, content, 16, 16, 16), float32, variance 1."""
-    patches = world_patches()
-    return torch.stack([encode(true_pictures(known_contents(), s) * 2 - 1, *patches) for s in STYLES])
-
-
-def lesson(run: Run, latents: Tensor) -> tuple[Tensor, list[str]]:
-    """A batch of things in styles, random styles first: clean latents (b, 16, 16, 16) and captions."""
-    g, b = run.generator, run.settings.batch_size
-    names, styles = known_contents(), tuple(STYLES)
-    content, style = torch.randint(len(names), (b,), generator=g), torch.randint(len(styles), (b,), generator=g)
-    groups = round(run.settings.random_styles * b / GROUP)
-    words = [STYLE] * (groups * GROUP) + [styles[s] for s in style[groups * GROUP :]]
-    drawn = []
-    for k in range(groups):
-        things = [names[c] for c in content[k * GROUP : (k + 1) * GROUP]]
-        drawn.append(random_style(g)(true_pictures(things)).clamp(0, 1))
-    clean = latents[style, content]
-    if drawn:
-        clean[: groups * GROUP] = encode(torch.cat(drawn) * 2 - 1, *world_patches()).to(clean)
-    return clean, [training_caption(names[c], word, g) for c, word in zip(content, words, strict=True)]
-
-
-def loss_of_step(run: Run, latents: Tensor) -> Tensor:
-    """The family's own training loss on one random batch, the text encoders that learn within its gradient."""
-    clean, captions = lesson(run, latents)
-    time_ = run.noising.sample_time(len(clean), run.generator).to(run.device)
-    noise = torch.randn(clean.shape, generator=run.generator).to(run.device)
-    clean = clean.to(run.device, memory_format=torch.channels_last)
-    with torch.autocast(run.device, torch.bfloat16, enabled=run.device != "cpu"):
-        condition = run.family.encode_prompt(run.pipe, captions, Framing.plain(SIZE, SIZE))
-        model = getattr(run.pipe, run.family.part)
-        return denoising_loss(run.family.predict, model, run.noising, clean, noise, time_, condition)
-
-
-def step(run: Run, latents: Tensor) -> Tensor:
-    """One update of weights and average; the loss."""
-    for optimizer in run.optimizers:
-        for group in optimizer.param_groups:
-            group["lr"] = run.settings.rate(run.step)
-    loss = loss_of_step(run, latents)
-    loss.backward()
-    nn.utils.clip_grad_norm_(run.model.parameters(), 1.0)
-    for optimizer in run.optimizers:
-        optimizer.step()
-        optimizer.zero_grad()
-    run.update_average()
-    run.step += 1
-    return loss.detach()
+def prepared_set(run: Run, path: Path) -> TrainingSet:
+    """The run's training set, from its file or made now and kept there."""
+    settings = run.settings
+    told = (run.pipe.vae, settings.styled_hands, settings.random, settings.seed)
+    run.training_set = training_set.identity(*told)
+    if path.exists():
+        return training_set.load(path, run.training_set, run.device)
+    data = training_set.build(*told, run.device)
+    temporary = path.with_suffix(".partial")
+    training_set.save(temporary, data, run.training_set)
+    temporary.rename(path)
+    return data
 
 
 def pretrain(
-    base: str, folder: Path, settings: Pretraining, device: str, every: int, minutes: float, keep: int = 0
+    base: str,
+    folder: Path,
+    settings: Pretraining,
+    device: str,
+    every: int,
+    minutes: float,
+    keep: int = 0,
+    workers: int = 0,
+    latents: Path | None = None,
+    within: float = 0.0,
 ) -> Run:
     """Train until all samples are shown or ``minutes`` are over; goes on from ``folder/last.pt`` if there.
 
-    Every ``keep`` steps a checkpoint stays beside it, ``step-N.pt``, for `score.learning_curve`; 0: none.
+    Args: every: steps between checkpoints.  keep: steps between those that stay, ``step-N.pt``, for
+          `score.learning_curve`; 0: none.  workers: processes that draw batches; 0: this one.
+          latents: file of the training set; default: in the folder.
+          within: minutes that the run ends after, its learning rate falling by the clock, as on a lent machine; it
+          cannot be repeated to the bit. 0: the samples decide.
     """
     folder.mkdir(parents=True, exist_ok=True)
+    begun = time.monotonic()
     run = Run(base, settings, device)
+    data = prepared_set(run, latents or folder / "training_set.safetensors")
     if (folder / "last.pt").exists():
         run.load(folder / "last.pt")
-    latents = world_latents()
     start, started_at, losses = time.monotonic(), run.step, []
-    plateau = int((1 - settings.decay) * settings.steps)
-    while run.step < settings.steps and time.monotonic() - start < minutes * 60:
-        losses.append(step(run, latents))
+    plateau = int((1 - run.settings.decay) * run.settings.steps)
+    told: dict[str, Any] = {"prefetch_factor": AHEAD} if workers else {}
+    source = iter(DataLoader(Batches(run, data, run.step), None, num_workers=workers, **told))
+    while run.step < run.settings.steps and time.monotonic() - begun < minutes * 60:
+        over = (time.monotonic() - begun) / (60 * within) if within else 0.0
+        if over >= 1:
+            break
+        losses.append(step(run, data, next(source), over))
         if run.step % 50 == 0:
             mean = float(torch.stack(losses).mean())
             losses.clear()
@@ -238,15 +117,19 @@ def pretrain(
 
 
 def write_pipeline(run: Run, folder: Path) -> None:
-    """The averaged base as a stock pipeline's folder: 16-bit weights, the VAE in 32 (its constants need the range)."""
+    """The averaged base as a stock pipeline's folder in 16 bit."""
     pipe = run.averaged_pipeline().to("cpu")
-    for name, part in pipe.components.items():
-        if isinstance(part, nn.Module) and name != "vae":
+    for part in pipe.components.values():
+        if isinstance(part, nn.Module):
             part.half()
     logging.disable_progress_bar()
     pipe.save_pretrained(folder)
     for config in folder.glob("text_encoder*/config.json"):  # transformers opens in the dtype that is written here
         config.write_text(config.read_text().replace('"dtype": "float16"', '"dtype": "float32"'))
+
+
+def machine(device: str) -> str:
+    return f"{os.cpu_count()} cores" if device == "cpu" else torch.cuda.get_device_name(device)
 
 
 def export(run: Run, log: Path, folder: Path) -> None:
@@ -263,8 +146,9 @@ def export(run: Run, log: Path, folder: Path) -> None:
     told = {
         "settings": asdict(run.settings) | {"start": Path(start).name},
         "optimizer": " and ".join(type(optimizer).__name__ for optimizer in run.optimizers),
-        "machine": f"on {run.device}, {os.cpu_count()} cores, about {hours:.1f} hours.",
-        "loss": [[r["samples"], r["loss"]] for r in rows[9::20]],
+        "machine": f"on {machine(run.device)}, about {hours:.2g} hours.",
+        "shown": run.step * run.settings.batch_size,
+        "loss": [[r["samples"], r["loss"]] for r in rows[:: max(1, len(rows) // 12)]],
         **before,
     }
     (folder / "training.json").write_text(json.dumps(told) + "\n")
@@ -280,14 +164,17 @@ def main() -> None:
     parser.add_argument(
         "--minutes", type=float, default=float("inf"), help="stop after so long; go on by calling again"
     )
+    parser.add_argument("--workers", type=int, default=0, help="processes that draw batches while a GPU is busy")
+    parser.add_argument("--latents", type=Path, help="file of the training set; default in the run's folder")
+    parser.add_argument("--within", type=float, default=0.0, help="minutes after which the run ends, rates fallen to 0")
     for name, value in asdict(Pretraining()).items():
         parser.add_argument(f"--{name.replace('_', '-')}", type=type(value), default=value)
     args = vars(parser.parse_args())
     base, folder = args.pop("base"), args.pop("run")
-    device, every, minutes, keep = (args.pop(name) for name in ("device", "every", "minutes", "keep"))
+    told = {name: args.pop(name) for name in ("device", "every", "minutes", "keep", "workers", "latents", "within")}
     folder = folder or Path("runs") / base
-    run = pretrain(base, folder, Pretraining(**args), device, every, minutes, keep)
-    if run.step >= run.settings.steps:
+    run = pretrain(base, folder, Pretraining(**args), **told)
+    if run.step >= run.settings.steps or told["within"]:
         export(run, folder / "log.jsonl", BASES / base)
 
 

@@ -14,17 +14,17 @@ import torch
 from torch import Generator, Tensor
 
 from .atlas import known_contents, true_pictures
-from .styles import HELD_OUT_STYLES, STYLES, Style, blur, cells, edges, gradient, grid, luminance, paper, ramp
+from .styles import HELD_OUT_STYLES, STYLES, UNIT, Style, blur, cells, edges, gradient, grid, luminance, paper, ramp
 
 LEAST_VARIANCE = 0.006
 """From drawing to drawing, of a pixel in 0..1: below it a style hides what it shows."""
 
 
-def random_style(generator: Generator) -> Style:
+def random_style(generator: Generator, device: str = "cpu") -> Style:
     """A style from a generator: one look, two looks that a pattern chooses between, or a look under a pattern.
 
     Things stay legible in it, and it is never nearer to a held-out style, as the mean square on a few drawings, than
-    the nearest of `STYLES` is.
+    the nearest of `STYLES` is; ``device`` is where that is tried.
     """
     while True:
         draw = _uniform(generator)
@@ -37,7 +37,7 @@ def random_style(generator: Generator) -> Style:
             style = _chosen(first, second, _pattern(draw, generator))
         else:
             style = _printed(_look(draw, generator), _pattern(draw, generator), draw)
-        if _allowed(style):
+        if _allowed(style, device):
             return style
 
 
@@ -90,8 +90,8 @@ def _look(draw: Callable[..., float], generator: Generator) -> Style:
 
 
 def _misprint(draw: Callable[..., float], generator: Generator) -> Style:
-    """Red, green and blue printed apart, up to five pixels each, perhaps faded or in other inks."""
-    shifts = torch.randint(-5, 6, (3, 2), generator=generator).tolist()
+    """Red, green and blue printed apart, up to five units each, perhaps faded or in other inks."""
+    shifts = (UNIT * torch.randint(-5, 6, (3, 2), generator=generator)).tolist()
     gain, order = draw(0.6, 1.0), torch.randperm(3, generator=generator).tolist()
 
     def apart(x: Tensor) -> Tensor:
@@ -160,16 +160,16 @@ def _printed(look: Style, pattern: Style, draw: Callable[..., float]) -> Style:
 
 
 @cache
-def _probes() -> tuple[Tensor, Tensor, Tensor]:
+def _probes(device: str) -> tuple[Tensor, Tensor, Tensor]:
     """A few drawings, what each held-out style makes of them, and how near the nearest style with a word comes."""
-    drawings = true_pictures(known_contents()[::50])
+    drawings = true_pictures(known_contents()[::50]).to(device)
     hidden = torch.stack([style(drawings) for style in HELD_OUT_STYLES.values()])
     worded = torch.stack([style(drawings).clamp(0, 1) for style in STYLES.values()])
     return drawings, hidden, (hidden[:, None] - worded[None]).square().flatten(2).mean(2).amin(1)
 
 
-def _allowed(style: Style) -> bool:
-    drawings, hidden, nearest = _probes()
+def _allowed(style: Style, device: str) -> bool:
+    drawings, hidden, nearest = _probes(device)
     pictures = style(drawings).clamp(0, 1)
     legible = pictures.var(0).mean() > LEAST_VARIANCE
     return bool(legible and ((hidden - pictures).square().flatten(1).mean(1) > nearest).all())

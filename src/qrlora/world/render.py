@@ -22,10 +22,8 @@ from typing import NamedTuple
 from PIL import Image
 
 from ..basis import cache_folder
-from .atlas import COLUMNS, contents
+from .atlas import SIZE, contents, full_sheets, write_sheet
 
-SIZE = 128
-"""Side of a tile, in pixels."""
 MARGIN = 6
 FINE = 4 * SIZE
 """Side in pixels at which vector drawings are rendered before they are placed."""
@@ -197,19 +195,9 @@ def draw_group(hands: dict[str, Hand], emoji: list[Emoji], packages: Path) -> di
     return tiles
 
 
-def write_sheet(path: Path, tiles: dict[str, Image.Image]) -> None:
-    """Lossless WebP, 20 tiles a row; their names, in JSON, are the picture's EXIF description."""
-    sheet = Image.new("RGB", (COLUMNS * SIZE, math.ceil(len(tiles) / COLUMNS) * SIZE), "white")
-    for k, tile in enumerate(tiles.values()):
-        sheet.paste(tile, (k % COLUMNS * SIZE, k // COLUMNS * SIZE))
-    exif = Image.Exif()
-    exif[0x010E] = json.dumps(list(tiles))
-    sheet.save(path, "WEBP", lossless=True, quality=100, method=4, exif=exif)
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--output", type=Path, default=cache_folder().parent / "sheets", help="the sheets' folder")
+    parser.add_argument("--output", type=Path, default=full_sheets(), help="the sheets' folder")
     parser.add_argument("--npm", type=Path, default=cache_folder().parent / "npm", help="where npm keeps the packages")
     args = parser.parse_args()
     args.output.mkdir(parents=True, exist_ok=True)

@@ -22,13 +22,14 @@ from ..families import Base, open_base
 from ..files import load
 from ..sampling import generate
 from ..training import train
-from .atlas import held_out_contents, known_contents
+from .atlas import held_out_contents, known_contents, true_pictures
 from .captions import CONTENT, LEARN_CONTENT, STYLE, caption
 from .card import write_card
 from .demo import to_tensor, true_image
 from .judges import judge
 from .models import BASES
 from .pretrain import Pretraining, Run, write_pipeline
+from .similarity import ssim
 from .styles import HELD_OUT_STYLES, STYLES
 
 Say = Callable[[str], Any]
@@ -40,7 +41,8 @@ def share(right: list[bool]) -> float:
 
 
 def base_scores(base: Base, count: int = 500, seed: int = 0) -> dict[str, float]:
-    """Share of random known captions whose picture shows the right thing among all, and the right style."""
+    """Random known captions: share whose picture shows the right content among all, and the right style; mean SSIM
+    with the true picture, beside that of the true picture after the VAE and back, with its PSNR in dB."""
     generator = torch.Generator().manual_seed(seed)
     names, styles = known_contents(), tuple(STYLES)
     pairs = [
@@ -48,9 +50,19 @@ def base_scores(base: Base, count: int = 500, seed: int = 0) -> dict[str, float]
         for s in torch.randint(len(styles), (count,), generator=generator)
     ]
     pictures = generate(base, [caption(*pair) for pair in pairs], seed=list(range(count)), batch_size=BATCH)
-    verdicts = judge(to_tensor(pictures))
+    drawn = to_tensor(pictures)
+    verdicts = judge(drawn)
+    truth = torch.cat([true_pictures([c], s) for c, s in pairs])
+    with torch.no_grad():
+        vae = base.pipe.vae
+        latents = [vae.encode(x * 2 - 1).latents for x in truth.to(vae.dtype).split(BATCH)]
+        again = torch.cat([vae.decode(z).sample.float() for z in latents]).cpu() / 2 + 0.5
+    noise = (again.clamp(0, 1) - truth).square().flatten(1).mean(1)
     return {
         "captions": count,
+        "ssim": float(ssim(drawn, truth).mean()),
+        "vae_ssim": float(ssim(again.clamp(0, 1), truth).mean()),
+        "vae_psnr": float(-10 * noise.log10().mean()),
         "content": share([v.content == c for v, (c, _) in zip(verdicts, pairs, strict=True)]),
         "style": share([v.style == s for v, (_, s) in zip(verdicts, pairs, strict=True)]),
     }

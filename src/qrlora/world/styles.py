@@ -1,7 +1,8 @@
 """The styles of the known-answer world: each is a function of a picture, named by one word.
 
-A picture is float32 (b, 3, 64, 64) in 0..1, drawn on white.  A style maps it to a picture of the same shape and uses
-nothing but the picture and fixed textures, so the true picture of any thing in any style is known.
+A picture is float32 (b, 3, 128, 128) in 0..1, drawn on white.  A style maps it to a picture of the same shape and uses
+nothing but the picture and fixed textures, so the true picture of any content in any style is known.  Lengths are in
+units of 1/64 of the side (two pixels), so that a style looks alike at any size.
 """
 
 import math
@@ -13,12 +14,17 @@ from torch import Tensor
 
 Style = Callable[[Tensor], Tensor]
 
+UNIT = 2
+"""Pixels in 1/64 of a picture's side."""
+
 
 def luminance(x: Tensor) -> Tensor:
     return (x * x.new_tensor([0.299, 0.587, 0.114])[:, None, None]).sum(1, keepdim=True)
 
 
 def blur(x: Tensor, sigma: float) -> Tensor:
+    """A Gaussian of this many units."""
+    sigma = UNIT * sigma
     radius = math.ceil(2.5 * sigma)
     taps = torch.arange(-radius, radius + 1, dtype=x.dtype, device=x.device)
     kernel = torch.exp(-0.5 * (taps / sigma) ** 2)
@@ -29,9 +35,13 @@ def blur(x: Tensor, sigma: float) -> Tensor:
 
 
 def gradient(x: Tensor) -> tuple[Tensor, Tensor]:
-    """Horizontal and vertical slope of the luminance, per pixel; (b, 1, h, w) each."""
-    y = F.pad(luminance(x), (1, 1, 1, 1), mode="replicate")
-    return (y[:, :, 1:-1, 2:] - y[:, :, 1:-1, :-2]) / 2, (y[:, :, 2:, 1:-1] - y[:, :, :-2, 1:-1]) / 2
+    """Horizontal and vertical slope of the luminance, per unit; (b, 1, h, w) each."""
+    u = UNIT
+    y = F.pad(luminance(x), (u,) * 4, mode="replicate")
+    return (
+        (y[:, :, u:-u, 2 * u :] - y[:, :, u:-u, : -2 * u]) / 2,
+        (y[:, :, 2 * u :, u:-u] - y[:, :, : -2 * u, u:-u]) / 2,
+    )
 
 
 def edges(x: Tensor, gain: float = 4.0) -> Tensor:
@@ -40,16 +50,13 @@ def edges(x: Tensor, gain: float = 4.0) -> Tensor:
 
 
 def grid(x: Tensor) -> tuple[Tensor, Tensor]:
-    """Row and column number of each pixel; (h, 1) and (1, w)."""
-    h, w = x.shape[-2:]
-    return (
-        torch.arange(h, device=x.device, dtype=x.dtype)[:, None],
-        torch.arange(w, device=x.device, dtype=x.dtype)[None],
-    )
+    """Row and column of each pixel in units; (h, 1) and (1, w)."""
+    row, column = (torch.arange(n, device=x.device, dtype=x.dtype) / UNIT for n in x.shape[-2:])
+    return row[:, None], column[None]
 
 
 def paper(x: Tensor, seed: int, sigma: float = 0.7) -> Tensor:
-    """A fixed grain of unit variance, (1, 1, h, w): the same for every picture."""
+    """A fixed grain of unit variance and this many units' width, (1, 1, h, w): the same for every picture."""
     noise = torch.randn(1, 1, *x.shape[-2:], generator=torch.Generator().manual_seed(seed))
     grain = blur(noise, sigma)
     return (grain / grain.std()).to(x)
@@ -74,6 +81,8 @@ def duotone(low: tuple[float, ...], high: tuple[float, ...]) -> Style:
 
 
 def cells(x: Tensor, size: int) -> Tensor:
+    """Means over squares of so many units."""
+    size = UNIT * size
     return F.interpolate(F.avg_pool2d(x, size), scale_factor=size, mode="nearest")
 
 
@@ -87,7 +96,7 @@ def sketch(x: Tensor) -> Tensor:
 
 def blueprint(x: Tensor) -> Tensor:
     row, column = grid(x)
-    ruled = ((row % 8 == 0) | (column % 8 == 0)).to(x) * 0.15
+    ruled = ((row % 8 < 1) | (column % 8 < 1)).to(x) * 0.15
     return mix((edges(x, 4) + ruled).clamp(0, 1), (0.07, 0.22, 0.56), (0.92, 0.96, 1.0))
 
 
@@ -117,7 +126,7 @@ def halftone(x: Tensor) -> Tensor:
 
 def oil(x: Tensor) -> Tensor:
     """Kuwahara filter: each pixel takes the mean of the calmest of its four neighbouring squares."""
-    size, best, lowest = 4, None, None
+    size, best, lowest = 4 * UNIT, None, None
     padded = F.pad(x, (size - 1,) * 4, mode="replicate")
     mean = F.avg_pool2d(padded, size, 1)
     variance = (F.avg_pool2d(padded.square(), size, 1) - mean.square()).sum(1, keepdim=True)
@@ -172,7 +181,7 @@ def watercolor(x: Tensor) -> Tensor:
 
 def mosaic(x: Tensor) -> Tensor:
     row, column = grid(x)
-    grout = ((row % 8 == 7) | (column % 8 == 7)).to(x)
+    grout = ((row % 8 >= 7) | (column % 8 >= 7)).to(x)
     return cells(x, 8) * (1 - grout) * 0.95 + 0.25 * grout
 
 
@@ -232,7 +241,7 @@ def dusk(x: Tensor) -> Tensor:
 
 
 def glitch(x: Tensor) -> Tensor:
-    return torch.stack([x[:, 0].roll(-4, -1), x[:, 1], x[:, 2].roll(4, -1)], 1)
+    return torch.stack([x[:, 0].roll(-4 * UNIT, -1), x[:, 1], x[:, 2].roll(4 * UNIT, -1)], 1)
 
 
 def checker(x: Tensor) -> Tensor:
