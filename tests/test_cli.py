@@ -270,7 +270,7 @@ def test_the_demos_sheet_shows_what_is_given_what_is_true_and_what_came_out():
 def test_of_ones_own_pictures_nobody_pretends_to_know_what_they_show(tmp_path, capsys, monkeypatch):
     """Of a known thing in one's own style the thing alone is judged; terminal and sheet say what the base is."""
     drawn = []
-    monkeypatch.setattr(plots, "save", lambda figure, path: drawn.append(figure) or path)
+    monkeypatch.setattr(plots, "save", lambda figure, path, overwrite: drawn.append(figure) or path)
     photo = tmp_path / "my dog.jpg"
     Image.effect_noise((80, 80), 60).convert("RGB").save(photo)
     words = ["demo", "--style", photo, "--style-shows", "dog", "--steps", 1, "--count", 1, "-o", tmp_path / "out"]

@@ -57,8 +57,7 @@ def to_tensor(pictures: Sequence[Image.Image]) -> Tensor:
 
 
 def judged(title: str, pictures: Sequence[Image.Image], content: str = "", style: str = "") -> Row:
-    """A row with the classifiers' verdicts, or none where nobody knows what they should say."""
-    return Row(title, pictures, judge(to_tensor(pictures)) if content or style else [], content, style)
+    return Row(title, pictures, judge(to_tensor(pictures)), content, style)
 
 
 def true_image(content: str, style: str) -> Image.Image:
