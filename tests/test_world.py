@@ -9,7 +9,9 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
-from qrlora.families import FAMILIES, Framing, open_base
+from qrlora.adapter import Adapter, Header, Pair
+from qrlora.basis import fingerprint
+from qrlora.families import FAMILIES, Framing, belongs, open_base
 from qrlora.world import atlas, demo, judge_training, judges, muon, pretrain, score, training_set
 from qrlora.world.atlas import HANDS, SIZE, contents, drawn_by, held_out_contents, known_contents, true_pictures
 from qrlora.world.captions import SYNONYMS, caption, training_caption
@@ -360,3 +362,17 @@ def test_nobody_knows_what_style_a_content_picture_of_ones_own_has(monkeypatch, 
     rows = {row.title.split(":")[0]: row for row in demo._rows(base, (own, own), [None, None], None, 1, 0, None)}
     assert rows["content adapter"].right(rows["content adapter"].verdicts[0]) is None
     assert rows["merged by adding"].right(rows["merged by adding"].verdicts[0]) is None
+
+
+def test_an_adapter_of_an_earlier_edition_of_a_built_in_base_is_refused_with_the_way_out():
+    """Its layers have the shapes of today's, so that nothing else would tell."""
+    base = open_base("tiny-flux", dtype="float32")
+    layer = "transformer_blocks.0.attn.add_q_proj"
+    o, i = base.weight(layer).shape
+    layers = {layer: Pair(torch.zeros(2, i), torch.zeros(o, 2))}
+    own = fingerprint([(layer, base.weight(layer))])
+    header = Header(family="flux", part="transformer", base="tiny-flux", role="content", fingerprint=own)
+    belongs.check(base, Adapter(layers, header))
+    other = dataclasses.replace(header, fingerprint={layer: 1.1 * own[layer]})
+    with pytest.raises(ValueError, match="content adapter was trained on tiny-flux of another version.*train it again"):
+        belongs.check(base, Adapter(layers, other))

@@ -6,13 +6,15 @@ from torch import nn
 
 from ..adapter import Adapter
 from ..basis import fingerprint, same_base
+from . import BUILT_IN
 from .base import Base
 
 
 def check(base: Base, adapter: Adapter) -> None:
-    """Refuse an adapter of another kind of base, by the bases' names.
+    """Refuse an adapter of another kind of base, or of another edition of a built-in one, by the bases' names.
 
-    Raises: ValueError: another family; layers that the base does not have, or has in another shape.
+    Raises: ValueError: another family; layers that the base does not have, or has in another shape; weights of a
+            built-in base that changed since: it is made anew now and then, under its old name.
     """
     found = {name.removesuffix(".base_layer"): module for name, module in base.model.named_modules()}
     shapes = {name: (x.out_features, x.in_features) for name, x in found.items() if isinstance(x, nn.Linear)}
@@ -22,6 +24,11 @@ def check(base: Base, adapter: Adapter) -> None:
         role, made_for = _names(adapter)
         lack = f"; {len(wrong)} of its {len(adapter.layers)} layers are not there" if wrong else ""
         raise ValueError(f"{role} belongs to another base, {made_for}, not to {_name(base)}{lack}: choose its own base")
+    if adapter.header.base == base.name and (BUILT_IN / base.name).is_dir() and unlike(base, adapter):
+        raise ValueError(
+            f"{_names(adapter)[0]} was trained on {base.name} of another version of qrlora, whose weights were others: "
+            "train it again, which takes half a minute, or draw with the version that it was made with"
+        )
 
 
 def unlike(base: Base, adapter: Adapter) -> str:
