@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -30,6 +31,8 @@ def parallel_map(work: Callable[[T], R], things: Iterable[T]) -> Iterator[R]:
         yield from map(work, things)
         return
     waiting: deque[Future[R]] = deque()
+    if torch.cuda.is_initialized():
+        _load_decompositions()
     torch.set_num_threads(threads // workers)  # a thread takes over what is set when it begins
     with ThreadPoolExecutor(workers) as pool:
         try:
@@ -42,6 +45,13 @@ def parallel_map(work: Callable[[T], R], things: Iterable[T]) -> Iterator[R]:
         finally:
             pool.shutdown(wait=True, cancel_futures=True)
             torch.set_num_threads(threads)
+
+
+@functools.cache
+def _load_decompositions() -> None:
+    """torch loads its CUDA library of decompositions at the first call, and two threads that call first together fail:
+    "lazy wrapper should be called at most once" (pytorch/pytorch#90613, seen on an H200)."""
+    torch.linalg.eigh(torch.eye(2, device="cuda"))
 
 
 @contextlib.contextmanager
