@@ -196,20 +196,18 @@ def used(path: Path) -> Any:
 
 
 def pipeline(place: Path, chance: random.Random) -> Callable[[], Any]:
-    """A base whose configs have changed: its kind is told, its shapes are counted."""
+    """A base whose configs have changed: its shapes are counted; one in four is opened."""
     import pico
+    from qrlora.families import open_base
     from qrlora.families.blank import blank_base
 
     base = place / "base"
-    shutil.copytree(
-        pico.folder(chance.choice(("sdxl", "sd3", "flux"))), base, ignore=shutil.ignore_patterns("*.safetensors")
-    )
-    file = chance.choice(
-        sorted(x for x in base.rglob("*.json") if "tokenizer.json" not in x.name and "vocab" not in x.name)
-    )
+    shutil.copytree(pico.folder(chance.choice(("sdxl", "sd3", "flux"))), base)
+    file = chance.choice(sorted(x for x in base.rglob("*.json") if x.name not in ("tokenizer.json", "vocab.json")))
     text = json.dumps(json_changed(json.loads(file.read_text()), chance)).encode()
     file.write_bytes(text if chance.random() < 0.8 else bytes_changed(text, chance))
-    return lambda: blank_base(str(base))
+    opened = chance.random() < 0.25
+    return lambda: open_base(base, "cpu") if opened else blank_base(str(base))
 
 
 def recipe(place: Path, chance: random.Random) -> Callable[[], Any]:
@@ -278,7 +276,7 @@ def outcome(work: Callable[[], Any]) -> tuple[str, str]:
         return "hang", ""
     except BaseException as error:
         where = traceback.extract_tb(error.__traceback__)[-1]
-        return "traceback", f"{type(error).__name__}: {error} ({Path(where.filename).name}:{where.lineno})"
+        return "traceback", f"{type(error).__name__}: {error!s:.300} ({Path(where.filename).name}:{where.lineno})"
     finally:
         signal.alarm(0)
         signal.signal(signal.SIGALRM, before)

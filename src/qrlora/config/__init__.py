@@ -60,6 +60,9 @@ class FamilyDefaults:
                 inside "train" is an exception for the role or method that it is named after.
         Raises: ValueError: a name or type that no default has.
         """
+        for name, table in {"defaults": tables, **(tables if isinstance(tables, Mapping) else {})}.items():
+            if not isinstance(table, Mapping):
+                raise ValueError(f"{name} must be a table of settings, got {table!r:.80}")
         train = dict(tables.get("train", {}))
         special = {name: train.pop(name) for name in list(train) if isinstance(train[name], Mapping)}
         sample = {"sample_steps" if k == "steps" else k: v for k, v in dict(tables.get("sample", {})).items()}

@@ -18,7 +18,7 @@ from . import hub, public, quantized, single, variants
 from .base import Base
 from .flux import FLUX
 from .folder import check_parts, files_of_part, needed_parts, read_json, without
-from .messages import SlowDevice, one_clear_line, quiet, tell_start
+from .messages import SlowDevice, configured, one_clear_line, quiet, tell_start
 from .record import Condition, Family, Framing
 from .sd3 import SD3
 from .sdxl import SDXL
@@ -150,12 +150,13 @@ def _opened(
     """
     if place.is_file():
         return _opened_file(place, family, dtype, quantize, device)
-    check_parts(place)
-    variant = file_variant(dtype, hub.names_in(place), needed_parts(place, family)) or ""
-    told = {**without(place, family), **quantized.instructions(family.part, quantize, dtype), **_files(variant)}
-    types = {"default": dtype, "vae": torch.float32}
-    pipe = _pipeline(family).from_pretrained(str(place), torch_dtype=types, **told)
-    _check_variant(pipe, family)
+    with configured(place):
+        check_parts(place)
+        variant = file_variant(dtype, hub.names_in(place), needed_parts(place, family)) or ""
+        told = {**without(place, family), **quantized.instructions(family.part, quantize, dtype), **_files(variant)}
+        types = {"default": dtype, "vae": torch.float32}
+        pipe = _pipeline(family).from_pretrained(str(place), torch_dtype=types, **told)
+    variants.check(pipe, family)
     if not quantize:
         return pipe, None
     quantized.keep_no_copies(getattr(pipe, family.part))
@@ -175,29 +176,26 @@ def _opened_file(
     from diffusers.loaders.single_file_utils import SingleFileComponentError
 
     beside = place.with_suffix("")
-    told = _from_beside(place, beside, family, dtype)
-    if not told:  # named to diffusers, too, which would not know every spelling
-        told = {"config": single.config_repository(place, family.respelt)}
-    vae = {} if "vae" in told else single.own_vae(place, told["config"])
-    config = single.config_file(told["config"], family.part)
-    model, read = single.blank_part(place, read_json(config), dtype, family.respelt)
-    try:
-        pipe = _pipeline(family).from_single_file(str(place), torch_dtype=dtype, **told, **vae, **{family.part: model})
-    except SingleFileComponentError as error:
-        lacking = str(error).strip().splitlines()[0]
-        way_out = f"put a whole diffusers pipeline of its kind beside it, as the folder {beside}"
-        raise ValueError(f"{place} is not a whole base model ({lacking}): {way_out}") from error
+    with configured(place):
+        told = _from_beside(place, beside, family, dtype)
+        if not told:  # named to diffusers, too, which would not know every spelling
+            told = {"config": single.config_repository(place, family.respelt)}
+        vae = {} if "vae" in told else single.own_vae(place, told["config"])
+        config = single.config_file(told["config"], family.part)
+        model, read = single.blank_part(place, read_json(config), dtype, family.respelt)
+        try:
+            pipe = _pipeline(family).from_single_file(
+                str(place), torch_dtype=dtype, **told, **vae, **{family.part: model}
+            )
+        except SingleFileComponentError as error:
+            lacking = str(error).strip().splitlines()[0]
+            way_out = f"put a whole diffusers pipeline of its kind beside it, as the folder {beside}"
+            raise ValueError(f"{place} is not a whole base model ({lacking}): {way_out}") from error
     variants.complete(pipe, family)
     pipe.register_modules(scheduler=variants.own_scheduler(place, family, pipe.scheduler))
-    _check_variant(pipe, family)
+    variants.check(pipe, family)
     quantized.fill(model, lambda name: read(name).to(device, dtype), quantize, device)
     return pipe, (lambda layer: read(f"{layer}.weight")) if quantize else None
-
-
-def _check_variant(pipe: Any, family: Family) -> None:
-    """Raises ValueError: the base reads or answers what our code does not give or ask for."""
-    variants.check_channels(pipe, family, pipe.vae.config.latent_channels)
-    variants.check_words(pipe, family)
 
 
 def _from_beside(place: Path, beside: Path, family: Family, dtype: torch.dtype) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from . import BUILT_IN, FAMILIES, family_of_folder, own_settings, place_of, quantized, read_json
 from .base import Base
-from .messages import quiet
+from .messages import configured, quiet
 from .public import PUBLIC, Public, near
 from .record import Condition, Tokens
 from .variants import check_channels, check_length
@@ -36,6 +36,12 @@ def blank_base(name: str) -> tuple[Base, dict[str, int], Tokens]:
     place = Path() if public else place_of(name)
     if place.is_file():
         raise ValueError(f"{name} is one file: rehearse its kind by name ({', '.join(PUBLIC)})")
+    with configured(name):
+        return _blank(name, place, public)
+
+
+def _blank(name: str, place: Path, public: Public | None) -> tuple[Base, dict[str, int], Tokens]:
+    """`blank_base` of a place that is there."""
     told = public or _of_folder(place)
     family = next(x for x in FAMILIES.values() if x.pipeline == told.pipeline)
     with quiet(), torch.device("meta"):

@@ -75,6 +75,22 @@ def one_clear_line(name: str, what: str = "base model") -> Iterator[None]:
 
 
 @contextlib.contextmanager
+def configured(what: object) -> Iterator[None]:
+    """The libraries' classes take a configuration as it stands, and where it cannot be fail in any way that Python has:
+    as one line, with what was opened."""
+    try:
+        yield
+    except (OSError, torch.cuda.OutOfMemoryError):
+        raise
+    except Exception as error:
+        line = " ".join(str(error).split())
+        if isinstance(error, ValueError) and "\n" not in str(error).strip():
+            raise
+        said = f"{type(error).__name__}: {line}"
+        raise ValueError(f"{what}: its configuration cannot be used ({said:.300})") from error
+
+
+@contextlib.contextmanager
 def quiet() -> Iterator[None]:
     """diffusers, transformers and what they load say nothing below an error while a base is opened; torchao, for one,
     lists the kernels that it lacks."""

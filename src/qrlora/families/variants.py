@@ -10,6 +10,12 @@ from ..storage import places, read_metadata
 from .record import Family, Tokens
 
 
+def check(pipe: Any, family: Family) -> None:
+    """Raises ValueError: a base that reads or answers what our code does not give or ask for, see below."""
+    check_channels(pipe, family, pipe.vae.config.latent_channels)
+    check_words(pipe, family)
+
+
 def check_channels(pipe: Any, family: Family, latent_channels: int) -> None:
     """The model reads the VAE's latents, and answers as many channels.
 
@@ -43,6 +49,8 @@ def check_words(pipe: Any, family: Family) -> None:
 
 def check_length(tokenizer: str, tokens: float, encoder: str, config: Mapping[str, Any]) -> None:
     """Raises ValueError: a tokenizer takes more tokens than its text encoder has places; T5 has no such number."""
+    if isinstance(tokens, bool) or not isinstance(tokens, int | float):
+        raise ValueError(f"its {tokenizer} must take a number of tokens, got model_max_length={tokens!r:.80}")
     positions = config.get("max_position_embeddings")
     if positions is not None and tokens > positions:
         way_out = f"set model_max_length in its tokenizer_config.json to {positions}"
