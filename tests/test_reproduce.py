@@ -150,8 +150,6 @@ def test_the_nearest_truth_tells_which_styles_a_picture_is_in():
         assert nearest_truth(torch.cat([x[:1] for x in truths.values()]), truths) == sets
         right += sum(nearest_truth(disturbed(truths[x][:1], generator), truths) == [x] for x in sets)
     assert right / (8 * len(things)) > 0.7
-    noisy = truths["dusk",] + 0.4 * torch.randn(4, 3, 128, 128, generator=generator)
-    assert any(len(some) > 1 for some in nearest_truth(noisy.clamp(0, 1), truths))  # as the page warns
 
 
 def test_figure9_has_every_set_of_three_styles_for_each_method(asked):

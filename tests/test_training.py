@@ -388,7 +388,7 @@ def test_a_loss_that_is_no_number_stops_the_run_with_step_and_remedy(tmp_path, b
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_an_update_never_waits_for_the_device(tmp_path, family):
+def test_an_update_never_waits_for_the_device(tmp_path, family, monkeypatch):
     """On the meta device, where there are no numbers, whatever asks for one fails: nothing does."""
     from qrlora.data import load_picture, prepare
     from qrlora.training.loop import drawing
@@ -400,6 +400,7 @@ def test_an_update_never_waits_for_the_device(tmp_path, family):
     row = METHODS["lora"]
     starts = {name: row.start(weight, None, 2) for name, weight in base.weights(config.targets)}
     base.model.to("meta")
+    monkeypatch.setattr(type(base), "device", torch.device("meta"))
     parameters = begin(base.model, starts, "run")
     draw = drawing(config, base, example, torch.Generator().manual_seed(0), Processes())
     optimizer = torch.optim.Adam(parameters, lr=1e-3)

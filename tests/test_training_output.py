@@ -7,6 +7,7 @@ import os
 import re
 import shutil
 import tempfile
+import warnings
 from pathlib import Path
 
 import pytest
@@ -225,8 +226,10 @@ def test_a_preview_that_cannot_be_written_does_not_end_a_training(tmp_path, caps
         real(file)
 
     monkeypatch.setattr(os, "fsync", full)
-    with pytest.warns(UserWarning, match="the training goes on without this preview"):
+    with warnings.catch_warnings():
+        warnings.simplefilter("always")
         code, _, err = run(capsys, *command(tmp_path))
+    assert "the training goes on without this preview" in " ".join(err.split())
     assert code == 0 and (tmp_path / "out.safetensors").is_file() and (tmp_path / "out-00002.png").is_file(), err
 
 

@@ -50,7 +50,7 @@ def _blank(name: str, place: Path, public: Public | None) -> tuple[Base, dict[st
         vae = _built(told.vae)
         spare["vae"] = _count(vae)
     scheduler = SimpleNamespace(config=_built(told.scheduler).config)
-    pixels = 2 ** (len(told.vae["block_out_channels"]) - 1)
+    pixels = 2 ** (len(told.vae.get("block_out_channels") or told.vae["decoder_block_out_channels"]) - 1)
     pipe = SimpleNamespace(
         **{family.part: model}, scheduler=scheduler, vae_scale_factor=pixels, patch_size=model.config.get("patch_size")
     )
