@@ -117,6 +117,8 @@ def train(
     """
     torch.manual_seed(seed)
     generator = Generator().manual_seed(seed)
+    vae: Any
+    teacher: Any
     if decoder:
         vae, teacher = AutoencoderTiny.from_pretrained(decoder).float(), None
         vae.encoder.requires_grad_(False)
@@ -130,7 +132,7 @@ def train(
     mean = deviation = torch.zeros(())
     if taught:
         with torch.no_grad():
-            known = teacher(torch.cat([next(source) for _ in range(16)]))
+            known = teacher(torch.cat([next(source) for _ in range(16)]))  # pyright: ignore[reportOptionalCall]
         mean, deviation = (f(known, dim=(0, 2, 3), keepdim=True) for f in (torch.mean, torch.std))
     average = {k: v.detach().clone() for k, v in vae.state_dict().items()}
     optimizer = torch.optim.AdamW(
@@ -150,7 +152,7 @@ def train(
                 anchor = torch.zeros((), device=device)
             elif taught:
                 with torch.no_grad():
-                    right = (teacher(x) - mean) / deviation
+                    right = (teacher(x) - mean) / deviation  # pyright: ignore[reportOptionalCall]
                 anchor = (1.0 if share < 0.3 else 0.05) * F.mse_loss(z.float(), right.float())
             else:
                 anchor = 0.002 * z.float().square().mean() + 0.02 * (z.float().square().mean() - 1).square()
@@ -186,7 +188,7 @@ def finish(vae: Any, scaled: bool, pictures: Tensor, folder: Path) -> None:
     )
     if not scaled:
         vae.register_to_config(scaling_factor=round(1 / float(z.std()), 5), shift_factor=0.0)
-    nn.Module.to(vae, "cpu", torch.float16).save_pretrained(folder)
+    nn.Module.to(vae, "cpu", torch.float16).save_pretrained(folder)  # pyright: ignore[reportCallIssue]
 
 
 def main() -> None:

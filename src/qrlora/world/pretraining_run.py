@@ -96,7 +96,7 @@ class Run:
         self.model = nn.ModuleDict({part: getattr(self.pipe, part).train() for part in blueprint.learns})
         self.model.requires_grad_(True).to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
         self.average = {k: v.detach().clone() for k, v in self.model.state_dict().items()}
-        self.weights = dict(self.model.named_parameters())
+        self.weights: dict[str, Tensor] = dict(self.model.named_parameters())
         if self.dtype != torch.float32:
             self.weights = {name: p.detach().clone().requires_grad_() for name, p in self.weights.items()}
             for p in self.model.parameters():  # buffers stay: positions want float32

@@ -146,4 +146,5 @@ def load(path: Path, digest: str, device: str = "cpu") -> TrainingSet:
             )
         tensors = {name: file.get_tensor(name) for name in ("latents", "content", "hand", "style")}
     kinds = {kind: (int(told[kind].split()[0]), int(told[kind].split()[1])) for kind in SHARES if kind in told}
-    return TrainingSet(tensors["latents"], *(tensors[k].cpu() for k in ("content", "hand", "style")), kinds)
+    content, hand, style = (tensors[k].cpu() for k in ("content", "hand", "style"))
+    return TrainingSet(tensors["latents"], content, hand, style, kinds)
