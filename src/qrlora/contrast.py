@@ -79,7 +79,8 @@ def contrasted(
         return [moments(base, some, example.latents, x, config.times, generator) for x in conditions]
 
     leaders = shared_inputs(base, layers, example, config.times)
-    sizes = {leader: base.model.get_submodule(leader).weight.shape[1] for leader in dict.fromkeys(leaders.values())}
+    modules: dict[str, Any] = {leader: base.model.get_submodule(leader) for leader in leaders.values()}
+    sizes = {leader: module.weight.shape[1] for leader, module in modules.items()}
     directions: dict[str, Tensor] = {}
     for group in groups(sizes, room(base.device)):
         own, usual = found(group)
