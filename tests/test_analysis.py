@@ -89,7 +89,7 @@ def test_only_shared_layers_are_compared():
     assert [row.layer for row in similarity(adapter_of(("x", "y")), adapter_of(("y", "z")))] == ["y"]
     with pytest.raises(ValueError, match="no layer is in both"):
         similarity(adapter_of(("x",)), adapter_of(("y",)))
-    with pytest.raises(ValueError, match=r"x: .*\(9, 7\) and \(9, 6\)"):
+    with pytest.raises(ValueError, match=r"base models differ, .*\(9, 7\) and \(9, 6\) in x"):
         similarity(adapter_of(("x",)), adapter_of(("x",), i=6))
 
 

@@ -363,3 +363,30 @@ main()
     for module in ("typer", "rich", "torch", "diffusers"):
         done = subprocess.run([sys.executable, "-c", program, module, picture], capture_output=True, text=True)
         assert done.returncode in (130, -2) and done.stderr.strip().splitlines()[-1] == "stopped", (module, done.stderr)
+
+
+def test_two_files_of_unlike_bases_are_told_by_the_bases_names(studio, tmp_path, capsys):
+    """Of merge and inspect, whatever layer they stumble on first."""
+    import torch
+
+    from qrlora import files
+    from qrlora.adapter import Adapter, Header, Pair
+
+    adapter = files.load(studio / "dog.safetensors")
+    wide = {layer: Pair(torch.ones(4, 5), torch.ones(7, 4)) for layer in adapter.layers}
+    header = Header(family="sdxl", part="unet", base="other-base", method="qr", rank=4)
+    files.save(Adapter(wide, header), tmp_path / "wide.safetensors")
+    for words in (["merge", "-o", tmp_path / "a.safetensors"], ["inspect", "--plot", tmp_path / "a.png"]):
+        code, _, err = run(capsys, *words, studio / "dog.safetensors", tmp_path / "wide.safetensors")
+        assert code == 2 and re.search("error: the adapters' base models differ, .*pico-sdxl and other-base", err), err
+
+
+def test_a_preview_that_does_not_call_what_is_learnt_is_warned_of(studio, tmp_path):
+    from qrlora import TrainConfig, train
+
+    told = dict(image=studio / "dog.png", base=str(pico.folder()), steps=1, preview_every=1)
+    config = TrainConfig(**told, output=tmp_path / "a.safetensors", preview_prompt="a <c> in a car")
+    train(config, on_preview=lambda step, picture: None)  # any warning is an error here
+    config = TrainConfig(**told, output=tmp_path / "b.safetensors", preview_prompt="a dog")
+    with pytest.warns(UserWarning, match="preview_prompt='a dog' lacks the trigger word '<c>'"):
+        train(config, on_preview=lambda step, picture: None)

@@ -154,6 +154,16 @@ class Adapter:
             raise ValueError(f"no layer {layer!r} among the adapter's {len(self.layers)}")
         return self.layers[layer].B @ self.layers[layer].A
 
+    def check_shapes(self, other: "Adapter") -> None:
+        """Raises ValueError, naming both base models: layers that both have are of different shape."""
+        shared = [layer for layer in self.layers if layer in other.layers]
+        wrong = [layer for layer in shared if self.layers[layer].shape != other.layers[layer].shape]
+        if wrong:
+            bases = " and ".join(adapter.header.base or "an unknown one" for adapter in (self, other))
+            shapes = f"{self.layers[wrong[0]].shape} and {other.layers[wrong[0]].shape}"
+            found = f"{len(wrong)} of {len(shared)} shared layers have other shapes, such as {shapes} in {wrong[0]}"
+            raise ValueError(f"the adapters' base models differ, {bases}: {found}")
+
     def scaled(self, strength: float) -> "Adapter":
         """Every update times strength, which goes into B. Raises ValueError: see config.types.check_strengths."""
         check_strengths([strength], "a strength")

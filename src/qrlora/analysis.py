@@ -73,8 +73,9 @@ def energy(adapter: Adapter) -> list[Energy]:
 def similarity(first: Adapter, second: Adapter) -> list[Similarity]:
     """How alike two adapters are, layer by layer, on the layers they share, in the first's order.
 
-    Raises: ValueError: no shared layer; a shared layer of different shape, naming it.
+    Raises: ValueError: no shared layer; a shared layer of different shape, naming the bases.
     """
+    first.check_shapes(second)
     shared = [layer for layer in first.layers if layer in second.layers]
     if not shared:
         raise ValueError(f"no layer is in both adapters ({len(first.layers)} and {len(second.layers)} layers)")
@@ -119,8 +120,6 @@ def trainable_parameters(adapter: Adapter) -> int:
 
 def _similarity(layer: str, a: Pair, b: Pair, learns_A: bool) -> Similarity:
     """One row. With <X, Y> the sum of products, <B A, B' A'> is that of B^T B' and A A'^T."""
-    if a.shape != b.shape:
-        raise ValueError(f"{layer}: the adapters' base models differ, its weight is {a.shape} and {b.shape}")
     inputs, outputs = _grams(a.A.T, b.A.T), _grams(a.B, b.B)
     square_a, square_b, cross = (float((x * y).sum(dtype=torch.float64)) for x, y in zip(inputs, outputs, strict=True))
     factors = inputs if learns_A else outputs

@@ -184,7 +184,8 @@ class TrainConfig:
             raise ValueError(f"say what the style picture shows: prompt='a cat in {self.trigger} style'")
         if not says(self.prompt, self.trigger):
             way_out = f"a {self.trigger}" if self.role == "content" else f"a cat in {self.trigger} style"
-            raise ValueError(f"the prompt {self.prompt!r} lacks its trigger word {self.trigger!r}: try {way_out!r}")
+            lacks = f"the prompt {self.prompt!r} lacks its trigger word {self.trigger!r}"
+            raise ValueError(f"{lacks}: try {way_out!r}, or name its own: trigger=WORD")
         return self
 
     def filled(self, defaults: FamilyDefaults) -> Self:

@@ -110,12 +110,7 @@ def _check_same_base(first: Adapter, other: Adapter) -> None:
         here, there = getattr(first.header, name), getattr(other.header, name)
         if here and there and here != there:
             raise ValueError(f"the adapters are of different {name}: {here!r} and {there!r}; they cannot be merged")
-    for layer in first.shapes.keys() & other.shapes.keys():
-        here, there = first.layers[layer].shape, other.layers[layer].shape
-        if here != there:
-            raise ValueError(
-                f"{layer}: the adapters' base models differ, its weight is {here} in one, {there} in another"
-            )
+    first.check_shapes(other)
     if not same_base(first.header.fingerprint, other.header.fingerprint):
         raise ValueError(
             f"the adapters were trained on different base models, {first.header.base!r} and {other.header.base!r}, "

@@ -21,6 +21,7 @@ from ..devices import choose_device
 from ..families import Base, open_base
 from ..methods import METHODS
 from ..noise import noising_of
+from ..text import says
 from . import optimizers
 from .bar import is_seen, shown
 from .checkpoint import Checkpoint, remove
@@ -210,6 +211,9 @@ def _check(config: TrainConfig, on_preview: Any) -> None:
         near = difflib.get_close_matches(config.method, METHODS, n=1)
         hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(METHODS)}, {PREFIX}KIND"
         raise ValueError(f"no method {config.method!r}; {hint}")
+    if config.preview_every and not says(config.preview_prompt or config.prompt, config.trigger):
+        lacks = f"preview_prompt={config.preview_prompt!r} lacks the trigger word {config.trigger!r}"
+        warnings.warn(f"{lacks}: what is learnt may not show in previews", stacklevel=3)
     if config.preview_every and on_preview is None:
         raise ValueError(f"preview_every={config.preview_every} needs on_preview, which takes the pictures")
     if Path(config.output).suffix != ".safetensors":
