@@ -1,6 +1,7 @@
 """The product on an emulated GPU: each family, each way to use it, and memory that runs out. See README.md."""
 
 import contextlib
+import gc
 import shutil
 from pathlib import Path
 
@@ -19,6 +20,7 @@ from qrlora.config import TrainConfig
 from qrlora.families import BUILT_IN, FAMILIES, open_base
 from qrlora.families.base import moved
 from qrlora.merging import merge
+from qrlora.rehearsal import live, rehearse
 from qrlora.sampling import generate, grid
 from qrlora.training import train
 
@@ -261,6 +263,32 @@ def test_pictures_of_the_built_in_bases_lose_nothing_visible_in_bfloat16(name):
     """At least 40 dB against float32."""
     drawn = [generate(open_base(name, "cuda:0", dtype), "a cat", seed=1) for dtype in ("bfloat16", "float32")]
     assert decibels(*drawn) >= 40
+
+
+@pytest.mark.parametrize("how", [{}, {"gradient_checkpointing": True}, {"method": "lora"}, {"batch_size": 8}], ids=str)
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_run_fits_into_what_rehearse_says_and_a_tenth_less_is_told_beforehand(settings, family, how, monkeypatch):
+    """With a preview. The emulation has no driver that needs memory, and computes attention as the plain product."""
+    monkeypatch.setattr(live, "attend", live.PLAIN)
+    monkeypatch.setattr("qrlora.rehearsal.report.RESERVED", 0.0)
+    told = {"method": "qr", "batch_size": 2, "rank": 4, "gradient_checkpointing": False, **how}
+
+    def rehearsed():
+        return rehearse(str(pico.folder(family)), how="count", device="cuda:0", against="", **told)
+
+    gc.collect()
+    found, shown = rehearsed(), []
+    need, before = found.need(*found.chosen, told["method"]), emu.live()
+    emu.reset()
+    emu.limit(before + int(need))
+    config = settings(family, dtype="bfloat16", preview_every=2, **told)
+    train(config, on_preview=lambda step, picture: shown.append(step))  # a warning, of memory that ran out, is an error
+    assert shown == [2] and not found.short
+    assert emu.peak() - before > 0.7 * need, "nor is more asked for than is needed"
+    emu.limit(-1)
+    gc.collect()
+    emucuda.TOTAL[0] = emu.live() + int(0.9 * need)
+    assert "it needs" in rehearsed().short
 
 
 def test_modules_are_left_where_they_were_when_they_do_not_fit():

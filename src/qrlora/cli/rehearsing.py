@@ -91,6 +91,11 @@ def print_report(report: "Report") -> None:
     columns = ("method", "weights", "gradient_checkpointing", "model", "adapter", "update", "need", "smallest card")
     assumed = f"need: update times {rehearsal.MARGIN:g}, and {rehearsal.RESERVED / 1e9:g} GB for the driver, assumed"
     console.table(columns, rows, f"Memory in GB, counted without running the model; {assumed}")
+    turns = [(f"{part}, before the model is there", _gigabytes(size)) for part, size in report.opening.items()]
+    turns += [(f"{what}, beside model and adapter", _gigabytes(size)) for what, size in report.drawing.items()]
+    console.table(("turn", "GB"), turns, "Beside updates; need is the most at any time")
+    if report.short:
+        console.say(f"Too little memory here: {report.short}.")
     _print_run(report)
 
 

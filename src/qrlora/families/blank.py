@@ -19,11 +19,11 @@ from .record import Condition, Tokens
 from .variants import check_channels, check_length
 
 
-def blank_base(name: str) -> tuple[Base, dict[str, int], Tokens]:
+def blank_base(name: str) -> tuple[Base, dict[str, nn.Module], Tokens]:
     """A base on the meta device, from its configuration alone: no weight is fetched, read or made.
 
     Args:    name: a name of PUBLIC or its hub name, a built-in name, or a local folder of a diffusers pipeline.
-    Returns: the base, whose text encoders and VAE are absent; how many numbers those have, by component; and the most
+    Returns: the base, whose text encoders and VAE are absent; those, by component, on the meta device too; and the most
              tokens that its tokenizers take.
     Raises:  OSError: no such base; a hub name that PUBLIC does not have, since it would have to be fetched.
              ValueError: not of a known family, or a single file.
@@ -46,9 +46,8 @@ def _blank(name: str, place: Path, public: Public | None) -> tuple[Base, dict[st
     family = next(x for x in FAMILIES.values() if x.pipeline == told.pipeline)
     with quiet(), torch.device("meta"):
         model = _built(told.part)
-        spare = {part: _count(_encoder(config)) for part, config in told.text_parts.items()}
-        vae = _built(told.vae)
-        spare["vae"] = _count(vae)
+        spare = {part: _encoder(config).eval() for part, config in told.text_parts.items()}
+        vae = spare["vae"] = _built(told.vae).eval()
     scheduler = SimpleNamespace(config=_built(told.scheduler).config)
     pixels = 2 ** (len(told.vae.get("block_out_channels") or told.vae["decoder_block_out_channels"]) - 1)
     pipe = SimpleNamespace(
@@ -148,7 +147,3 @@ def _encoder(config: dict[str, Any]) -> nn.Module:
     values = {k: v for k, v in config.items() if k != "model_type"}
     kind = getattr(transformers, config["architectures"][0])
     return kind(kind.config_class(**values))
-
-
-def _count(model: nn.Module) -> int:
-    return sum(p.numel() for p in model.parameters())

@@ -26,7 +26,7 @@ from ..methods import METHODS
 from ..training import check_against
 from ..training.learners import NAME
 from ..training.processes import Processes
-from . import blocks, live, whole
+from . import blocks, live, turns, whole
 from .memory import free
 from .report import CARDS, MARGIN, RESERVED, How, Report
 from .task import Stage, Task
@@ -71,8 +71,8 @@ def rehearse(
     base, spare, tokens = blank_base(name)
     config = config.filled(base.defaults)
     check_against(base, config, Processes())
-    nn.Module.to(base.model, DTYPES[dtype])
-    base.model.requires_grad_(False).eval()
+    for name_, part in {**spare, "": base.model}.items():
+        nn.Module.to(part, torch.float32 if name_ == "vae" else DTYPES[dtype]).requires_grad_(False).eval()
     task = Task(base, tokens, config)
     told = ("base", "method", "rank", "targets", "resolution", "batch_size", "dtype", "quantize")
     report = Report(
@@ -80,7 +80,9 @@ def rehearse(
         gradient_checkpointing=bool(config.gradient_checkpointing),
         device=torch.cuda.get_device_name(home) if home.type == "cuda" else home.type,
         free=free(home),
-        spare={part: count * DTYPES[dtype].itemsize for part, count in spare.items()},
+        spare={part: turns.size([module]) for part, module in spare.items()},
+        opening=turns.opening(task, spare),
+        drawing=turns.drawing(task, spare),
         **_counted(task, methods, on_stage),
     )
     why_not = _why_not(report, methods, home)
@@ -102,7 +104,7 @@ def _why_not(report: Report, methods: list[str], device: torch.device) -> str:
         quantized.check(report.quantize, device)
     except ValueError as error:
         return str(error)
-    need = max(report.need(*report.chosen, method) for method in methods)
+    need = max(report.training(*report.chosen, method) for method in methods)
     if need <= report.free:
         return ""
     return f"the whole model needs {need / 1e9:.1f} GB, {report.device} has {report.free / 1e9:.1f} GB free"
@@ -123,7 +125,9 @@ def _counted(task: Task, methods: list[str], tell: Tell) -> dict[str, Any]:
     contents = ("full", "compact") if METHODS[header.method].frozen else ("full",)
     adapter: dict[str, int] = {}
     step: dict[str, dict[str, int]] = {}
-    own = {id(p) for p in base.model.parameters()}
+    own = {id(x) for x in (*base.model.parameters(), *base.model.buffers())}
+    latents, condition = task.example(1, "meta")
+    asked = sum(x.nbytes for x in (latents, *condition.tensors.values())) * (1 + task.batch_size)
     facts = {
         "family": base.family.name,
         "parameters": sum(p.numel() for p in base.model.parameters()),
@@ -131,10 +135,12 @@ def _counted(task: Task, methods: list[str], tell: Tell) -> dict[str, Any]:
         "trained": {x: sum(METHODS[x].trainable_parameters(*s, rank) for s in shapes.values()) for x in methods},
         "files": {x: size_in_bytes(shapes, header, x, dtype=torch.bfloat16) for x in contents},
         "weights": weight_bytes(base.model, task.config.dtype),
+        "buffers": asked + sum(x.nbytes for x in base.model.buffers()),
     }
     for method in methods:
         learning = live.start_on(task.of(method))
-        adapter[method] = sum(4 * p.numel() for p in base.model.parameters() if id(p) not in own)
+        held = (*base.model.parameters(), *base.model.buffers())
+        adapter[method] = sum(x.nbytes for x in held if id(x) not in own)
         step[method] = {}
         for activations in ("kept", "recomputed"):
             tell(f"{method}: counting an update's memory, activations {activations}", 0.0)

@@ -49,8 +49,15 @@ class Report:
     """{dtype or quantisation: bytes of the trainable part}."""
     spare: Mapping[str, int]
     """{text encoder or VAE: bytes}; they wait in the CPU's memory while an adapter learns."""
+    buffers: int
+    """Bytes of the trainable part's buffers, of the picture's latents and of the prompt's condition."""
+    opening: Mapping[str, int]
+    """{"text encoders", "VAE": most bytes on the device, with MARGIN, while they encode the prompt and the picture},
+    one after the other and before the trainable part is there."""
+    drawing: Mapping[str, int]
+    """{"denoising", "decoding": most bytes beside model and adapter, with MARGIN, while one picture is drawn}."""
     adapter: Mapping[str, int]
-    """{method: bytes of A and B in float32}."""
+    """{method: bytes of A and B in float32, and of what is kept beside them}."""
     step: Mapping[str, Mapping[str, int]]
     """{method: {"kept", "recomputed": most bytes of activations, gradients and moments in an update}}, where
     activations are kept or recomputed (gradient_checkpointing)."""
@@ -64,16 +71,31 @@ class Report:
 
     def counted(self, weights: str, activations: str, method: str) -> int:
         """Bytes of model, adapter and an update."""
-        return self.weights[weights] + self.adapter[method] + self.step[method][activations]
+        return self.weights[weights] + self.buffers + self.adapter[method] + self.step[method][activations]
 
     @property
     def chosen(self) -> tuple[str, str]:
         """(weights, activations) of the settings that were rehearsed."""
         return self.quantize or self.dtype, "recomputed" if self.gradient_checkpointing else "kept"
 
-    def need(self, weights: str, activations: str, method: str) -> float:
-        """Bytes of a training: model, adapter, update with MARGIN, and what is RESERVED."""
+    def training(self, weights: str, activations: str, method: str) -> float:
+        """Bytes of an update: model, adapter, activations with MARGIN, and what is RESERVED."""
         return self.counted(weights, activations, method) + (MARGIN - 1) * self.step[method][activations] + RESERVED
+
+    def need(self, weights: str, activations: str, method: str) -> float:
+        """Most bytes at any time of a training with a picture of what it has learnt: opening, update, drawing."""
+        stays = 3 * 4 * self.trained[method]  # gradients and Adam's moments, while a preview is drawn
+        beside = self.weights[weights] + self.buffers + self.adapter[method] + stays
+        others = max(beside + max(self.drawing.values()), *self.opening.values())
+        return max(self.training(weights, activations, method), others + RESERVED)
+
+    @property
+    def short(self) -> str:
+        """What the device lacks for the settings that were rehearsed, or ""."""
+        need = max(self.need(*self.chosen, method) for method in self.step)
+        if need <= self.free:
+            return ""
+        return f"it needs {need / 1e9:.3g} GB at most, {self.device} has {self.free / 1e9:.3g} GB free"
 
     def fits(self, weights: str, activations: str, method: str) -> int | None:
         """The smallest of CARDS, in GB, that is large enough; None: none of them."""

@@ -38,6 +38,12 @@ class Task:
         assert self.config.batch_size is not None
         return self.config.batch_size
 
+    @property
+    def side(self) -> int:
+        """Of the latents."""
+        assert self.config.resolution is not None
+        return self.config.resolution // self.base.pipe.vae_scale_factor
+
     def of(self, method: str) -> Task:
         """The same with another method: rank, layers and all else stay."""
         return replace(self, config=replace(self.config, method=method))
