@@ -79,7 +79,7 @@ def run(
     wanted = config.gradient_checkpointing
     if wanted is None and first < steps:
         noise, there = generator.get_state(), [*model.parameters(), *model.buffers()]
-        wanted = must_recompute(draw, parameters, there) or None
+        wanted = must_recompute(model, draw, parameters, there) or None
         generator.set_state(noise)
     recomputed = recomputing(model, wanted)
     with recomputed as sparingly, tensorboard(config) as log:

@@ -16,9 +16,9 @@ from ..devices import free_memory, spills
 
 T = TypeVar("T")
 MARGIN = 1.1
-"""Times what an update was counted to keep: beside it a backward pass has a few gradients of activations at once."""
-PER_PARAMETER = 12
-"""Bytes of a learning number's gradient and Adam's two moments."""
+"""Times the bytes of an update: an allocator leaves gaps."""
+MOMENTS = 8
+"""Bytes of Adam's two moments of a learning number."""
 
 
 @contextlib.contextmanager
@@ -55,23 +55,41 @@ def recomputing(model: Any, wanted: bool | None) -> Iterator[Callable[[Callable[
         turn(False)
 
 
-def must_recompute(work: Callable[[], Any], parameters: Iterable[nn.Parameter], known: Iterable[Tensor]) -> bool:
+def must_recompute(
+    model: Any, loss: Callable[[], Tensor], parameters: Iterable[nn.Parameter], known: Iterable[Tensor]
+) -> bool:
     """Whether a GPU that spills over, and so would never say that its memory ran out, is too small to keep what an
     update's forward pass leaves for its backward pass. False on other devices, which say so.
 
-    Args: work: the forward pass, done once here.  parameters: what learns.  known: what is there all the time.
+    What would be kept is counted; what a backward pass takes beside it is no more than an update at its sparsest, which
+    is tried. Gradients are forgotten; random numbers are drawn twice.
+
+    Args: loss: an update's forward pass.  parameters: what learns.  known: what is there all the time.
     """
     learning = list(parameters)
     device = learning[0].device
     if not spills(device):
         return False
-    need = MARGIN * kept_bytes(work, known) + PER_PARAMETER * sum(x.numel() for x in learning)
+    kept = kept_bytes(loss, known)
+    with recomputing(model, True):
+        beside = peak_bytes(lambda: loss().backward(), device)
+    for parameter in learning:
+        parameter.grad = None
+    need = MARGIN * (kept + beside + MOMENTS * sum(x.numel() for x in learning))
     free = free_memory(device)
     if need <= free:
         return False
     found = f"an update needs {need / 1e9:.1f} GB, {free / 1e9:.1f} GB are free"
     warnings.warn(f"{found}: activations are computed again in backward passes, a third slower", stacklevel=2)
     return True
+
+
+def peak_bytes(work: Callable[[], Any], device: torch.device) -> int:
+    """Most bytes of a GPU that a piece of work takes at once."""
+    torch.cuda.reset_peak_memory_stats(device)
+    before = torch.cuda.memory_allocated(device)
+    work()
+    return torch.cuda.max_memory_allocated(device) - before
 
 
 def kept_bytes(work: Callable[[], Any], known: Iterable[Tensor]) -> int:
