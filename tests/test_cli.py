@@ -267,6 +267,12 @@ def test_the_demos_sheet_shows_what_is_given_what_is_true_and_what_came_out():
     assert {text.get_text() for text in figure.texts} >= {row.title for row in rows} | {"seed 0"}
 
 
+def test_only_a_base_of_the_package_is_said_to_know_drawings_only():
+    assert "knows drawings only" in showing.limits("tiny-sd3")
+    for other in (str(pico.folder()), "owner/name", ""):
+        assert showing.limits(other) == ""
+
+
 def test_of_ones_own_pictures_nobody_pretends_to_know_what_they_show(tmp_path, capsys, monkeypatch):
     """Of a known thing in one's own style the thing alone is judged; terminal and sheet say what the base is."""
     drawn = []

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from ..families import BUILT_IN, FAMILIES, read_json
+from ..families import BUILT_IN, FAMILIES, built_in_names, read_json
 from . import console
 
 KNOWN = {
@@ -15,7 +15,7 @@ KNOWN = {
 
 def bases() -> None:
     """Print the built-in bases with their own settings, and what else can be a base."""
-    folders = sorted(path for path in BUILT_IN.iterdir() if path.is_dir()) if BUILT_IN.is_dir() else []
+    folders = [BUILT_IN / name for name in built_in_names()]
     columns = ("built in", "family", "size", "pixels", "rank", "steps", "about")
     if folders:
         console.table(columns, [_row(folder) for folder in folders], numbers=False)

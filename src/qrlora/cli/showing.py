@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from .. import plots
-from ..families import BUILT_IN
+from ..families import built_in_names
 from ..training import Progress
 from ..world.demo import Row
 from ..world.demo import demo as run
@@ -72,7 +72,7 @@ def drawn(rows: list[Row], footer: str) -> Any:
 
 def limits(base: str) -> str:
     """What cannot be expected of a built-in base with one's own pictures; "" of another."""
-    if not (BUILT_IN / base).is_dir():
+    if base not in built_in_names():
         return ""
     return f"{base} knows drawings only and has never seen a photograph; what yours should become, nobody judges"
 

@@ -31,6 +31,7 @@ __all__ = [
     "Condition",
     "Family",
     "Framing",
+    "built_in_names",
     "SlowDevice",
     "choose_device",
     "number_type",
@@ -84,9 +85,14 @@ def open_base(
     return Base(pipe, family, name, defaults, plain, original, home, offload)
 
 
+def built_in_names() -> list[str]:
+    """The names of the bases in the package; a path, wherever it leads, is none."""
+    return sorted(path.name for path in BUILT_IN.iterdir() if path.is_dir()) if BUILT_IN.is_dir() else []
+
+
 def place_of(name: str, dtype: torch.dtype = torch.float32) -> Path:
     """The folder or file of a base, which is fetched, to be read in a dtype, if its name is a hub's."""
-    built_in = sorted(p.name for p in BUILT_IN.iterdir() if p.is_dir()) if BUILT_IN.is_dir() else []
+    built_in = built_in_names()
     if name in built_in:
         return BUILT_IN / name
     path = Path(name).expanduser()

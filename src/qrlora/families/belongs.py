@@ -6,7 +6,7 @@ from torch import nn
 
 from ..adapter import Adapter
 from ..basis import fingerprint, same_base
-from . import BUILT_IN
+from . import built_in_names
 from .base import Base
 
 
@@ -24,7 +24,7 @@ def check(base: Base, adapter: Adapter) -> None:
         role, made_for = _names(adapter)
         lack = f"; {len(wrong)} of its {len(adapter.layers)} layers are not there" if wrong else ""
         raise ValueError(f"{role} belongs to another base, {made_for}, not to {_name(base)}{lack}: choose its own base")
-    if adapter.header.base == base.name and (BUILT_IN / base.name).is_dir() and unlike(base, adapter):
+    if adapter.header.base == base.name and base.name in built_in_names() and unlike(base, adapter):
         raise ValueError(
             f"{_names(adapter)[0]} was trained on {base.name} of another version of qrlora, whose weights were others: "
             "train it again, which takes half a minute, or draw with the version that it was made with"
