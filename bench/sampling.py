@@ -55,6 +55,7 @@ def two_adapters(layers: Shapes, base: Base | None = None, rank: int = RANK) -> 
 def loaded(name: str, adapters: Adapters, device: str, dtype: str = "float32") -> Base:
     """A base whose stock pipeline has loaded the adapters' files as two LoRAs of diffusers'."""
     base = open_base(name, device, dtype)
+    base.model.to(base.device)
     pipe: Any = base.pipe
     with tempfile.TemporaryDirectory() as folder, quiet():
         for (adapter, _), role in zip(adapters, ROLES, strict=True):
@@ -72,6 +73,7 @@ def set_adapters(base: Base, strengths: list[float]) -> None:
 def built_in(name: str, dtype: str, device: str, rounds: int) -> list[Row]:
     """Two pictures of a built-in base, against diffusers' own loading."""
     base = open_base(name, device, dtype)
+    base.model.to(base.device)
     side = base.defaults.resolution // getattr(base.pipe, "vae_scale_factor", 8)
     noisy = torch.randn(2, base.pipe.vae.config.latent_channels, side, side).to(device)
     condition = base.encode_prompt([PROMPT] * 2, Framing.plain(64, 64)).to(device)

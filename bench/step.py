@@ -170,6 +170,7 @@ def peak(model: nn.Module, parameters: list[nn.Parameter], loss: Lesson) -> int:
 def built_in_lesson(name: str, device: str) -> tuple[Ways, Lesson]:
     """A built-in base with its own layers and batch for a content."""
     base = open_base(name, device, "float32")
+    base.model.to(base.device)
     own = base.defaults.for_run("content", "qr")
     b, side = own.batch_size, own.resolution // getattr(base.pipe, "vae_scale_factor", 8)
     clean = torch.randn(b, base.pipe.vae.config.latent_channels, side, side).to(device)
