@@ -345,3 +345,22 @@ def test_a_prompt_that_becomes_nan_is_not_learnt_from(tmp_path):
     Image.new("RGB", (pico.SIZE, pico.SIZE), "red").save(tmp_path / "x.png")
     with pytest.raises(ValueError, match="text encoders of .* NaN or infinity.*float32"):
         prepare(base, load_picture(tmp_path / "x.png", pico.SIZE), "a dog")
+
+
+@pytest.mark.parametrize(("free", "lots"), [(3.5, [1, 3, 3, 3]), (0.5, [1] * 10), (100, [1, 9])])
+def test_on_a_gpu_that_spills_over_the_first_picture_tells_how_many_are_drawn_at_once(monkeypatch, free, lots):
+    """With the CPU in the GPU's place, where a picture takes a megabyte, and what stays on the device ten."""
+    from qrlora import sampling
+
+    drawn = []
+    monkeypatch.setattr(sampling, "spills", lambda device: True)
+    monkeypatch.setattr(sampling, "free_memory", lambda device: free * 1e6)
+    monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", lambda device: None)
+    monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda device: 11 * 10**6)
+    monkeypatch.setattr(torch.cuda, "memory_allocated", lambda device: 10 * 10**6)
+    base, plain = opened("sdxl"), generate(opened("sdxl"), "a dog", count=10, batch_size=5)
+    denoise = base.denoise
+    monkeypatch.setattr(base, "denoise", lambda told, *how: drawn.append(len(told)) or denoise(told, *how))
+    pictures = generate(base, "a dog", count=10)
+    assert drawn == lots
+    assert_same(pictures, plain)

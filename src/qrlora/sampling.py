@@ -12,6 +12,7 @@ from torch import Tensor
 from .adapter import Adapter
 from .attach import set_strengths, worn
 from .config.types import check_strengths
+from .devices import free_memory, spills
 from .families import Base, belongs
 from .text import says
 
@@ -194,15 +195,19 @@ def _batches(
     base: Base, draw: Callable[[slice], Tensor], total: int, size: int | None, wanted: int | None = None
 ) -> Iterator[Tensor]:
     """draw(slice), their latents, for `total` pictures of a size, so many at once as are wanted; None: as many as
-    the device holds, by halving the number where a GPU's memory runs out.
+    the device holds, by halving the number where a GPU's memory runs out; where a GPU would spill over and not say
+    so, as many as are free for, by what the first picture took.
 
     Raises: ValueError: fewer than 1 wanted.  OutOfMemoryError: one picture is too much, or so many as are wanted.
     """
     if wanted is not None and wanted < 1:
         raise ValueError(f"batch_size must be 1 or more, got {wanted}")
     side = base.defaults.resolution if size is None else size
-    on_gpu = base.device.type == "cuda"
+    on_gpu, unmeasured = base.device.type == "cuda", wanted is None and spills(base.device)
     done, at_once = 0, wanted or (MOST if on_gpu else min(max(PIXELS // side**2, 1), MOST))
+    if unmeasured:
+        at_once = 1
+        torch.cuda.reset_peak_memory_stats(base.device)
     while done < total:
         try:
             some = draw(slice(done, min(done + at_once, total)))
@@ -211,8 +216,17 @@ def _batches(
                 raise
             some = None  # the error holds what filled the memory: it must be gone before the next try
         if some is not None:
+            if unmeasured:
+                at_once, unmeasured = min(_room(base.device), MOST), False
             yield some
             done += len(some)
         else:
             at_once = -(-at_once // 2)
             torch.cuda.empty_cache()
+
+
+def _room(device: torch.device) -> int:
+    """How many pictures a GPU has memory for, 1 or more, by the most that was in use while the first was drawn, beyond
+    what is there for longer; a model that has left the GPU since counts as if each picture brought its own."""
+    each = torch.cuda.max_memory_allocated(device) - torch.cuda.memory_allocated(device)
+    return max(1, int(free_memory(device) / (1.1 * max(each, 1))))  # a tenth more: an allocator leaves gaps
