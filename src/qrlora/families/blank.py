@@ -40,7 +40,7 @@ def blank_base(name: str) -> tuple[Base, dict[str, nn.Module], Tokens]:
         return _blank(name, place, public)
 
 
-def _blank(name: str, place: Path, public: Public | None) -> tuple[Base, dict[str, int], Tokens]:
+def _blank(name: str, place: Path, public: Public | None) -> tuple[Base, dict[str, nn.Module], Tokens]:
     """`blank_base` of a place that is there."""
     told = public or _of_folder(place)
     family = next(x for x in FAMILIES.values() if x.pipeline == told.pipeline)

@@ -28,13 +28,15 @@ def opening(task: Task, spare: Mapping[str, nn.Module]) -> dict[str, int]:
     method = METHODS.get(task.config.method)
     rows = AT_ONCE if method and method.directions == "contrast" else 1
     read = max((_alive([part], lambda p=part: p(_words(task, p, rows))) for part in texts), default=0)
-    seen = _alive([spare["vae"]], lambda: spare["vae"].encode(torch.empty(1, 3, side, side)))
-    return {"text encoders": size(texts) + read, "VAE": size([spare["vae"]]) + seen}
+    vae: Any = spare["vae"]
+    seen = _alive([vae], lambda: vae.encode(torch.empty(1, 3, side, side)))
+    return {"text encoders": size(texts) + read, "VAE": size([vae]) + seen}
 
 
 def drawing(task: Task, spare: Mapping[str, nn.Module]) -> dict[str, int]:
     """{"denoising", "decoding": most bytes beside the trainable part and its adapter while one picture is drawn}."""
-    base, vae = task.base, spare["vae"]
+    vae: Any = spare["vae"]
+    base = task.base
     rows = base.family.rows_drawn(base.pipe, base.defaults.guidance)
     latents, condition = task.example(rows, "meta")
     asked = [latents, *condition.tensors.values()]
