@@ -61,7 +61,8 @@ def measured_subspace(weight: Tensor, rank: int, side: str = "input", exact: boo
     else:
         leading = all_directions(short)[:, : min(count, wanted, other)]
         leading = torch.linalg.qr(tall.double() @ leading).Q if wanted > other else leading
-    return _with_fixed_sign(leading[:, :rank]).float().to(home), lost
+    length = torch.linalg.vector_norm(leading, dim=0, dtype=torch.float64)  # QR's sums of equal numbers round one way
+    return _with_fixed_sign((leading / length.to(leading))[:, :rank]).float().to(home), lost
 
 
 def lots(rank: int) -> int:
