@@ -243,3 +243,105 @@ def test_words_that_a_text_encoder_does_not_have_are_refused_in_one_line(tmp_pat
     tokenizer.add_tokens([f"<new{k}>" for k in range(rows + 1 - len(tokenizer))])
     tokenizer.save_pretrained(copy / f"tokenizer{number}")
     refused(copy, ValueError, f"tokenizer{number} knows {rows + 1} .*text_encoder{number} {rows}")
+
+
+WRONG = {
+    "gone": lambda held, name: held.pop(name),
+    "integers": lambda held, name: held.update({name: held[name].to(torch.int32)}),
+    "with a scale beside": lambda held, name: held.update({f"{name}_scale": torch.ones(1)}),
+}
+
+
+@pytest.mark.parametrize("wrong", WRONG)
+@pytest.mark.parametrize("part", ["unet", "vae", "text_encoder", "text_encoder_2"])
+def test_a_part_without_each_of_its_weights_as_they_are_stored_is_refused(tmp_path, part, wrong):
+    """transformers would draw random numbers in place of what a file lacks, and go on."""
+    copy = tmp_path / "base"
+    shutil.copytree(pico.folder("sdxl"), copy)
+    file = next((copy / part).glob("*.safetensors"))
+    held = load_file(file)
+    name = next(x for x in sorted(held) if x.endswith(("to_v.weight", "fc1.weight")))
+    WRONG[wrong](held, name)
+    save_file(held, file, {"format": "pt"})
+    refused(copy, ValueError, f"its {part} (lacks|has) 1 .*{name.split('layers.')[-1].removesuffix('.weight')}")
+
+
+def test_names_of_older_text_encoders_and_positions_in_integers_are_no_fault(tmp_path):
+    copy = tmp_path / "base"
+    shutil.copytree(pico.folder("sdxl"), copy)
+    file = copy / "text_encoder" / "model.safetensors"
+    held = {f"text_model.{name.removeprefix('text_model.')}": x for name, x in load_file(file).items()}
+    held["text_model.embeddings.position_ids"] = torch.arange(77)[None]
+    save_file(held, file, {"format": "pt"})
+    assert_same_base(open_base(copy, "cpu"), open_base(pico.folder("sdxl"), "cpu"))
+
+
+READS = {
+    "time_cond_proj_dim": {"time_cond_proj_dim": 8},
+    "class_embed_type": {"class_embed_type": "timestep"},
+    "num_class_embeds": {"num_class_embeds": 3},
+    "encoder_hid_dim_type": {"encoder_hid_dim": 24, "encoder_hid_dim_type": "image_proj"},
+    "addition_embed_type": {"addition_embed_type": None},
+}
+
+
+@pytest.mark.parametrize(("name", "config"), READS.items(), ids=READS.keys())
+def test_a_unet_that_is_told_more_or_less_than_sdxls_is_refused_at_opening(tmp_path, name, config):
+    """Latent consistency models read a guidance, IP-Adapters a picture; training would leave it out and say nothing."""
+    pipe = pico.sdxl()
+    pipe.register_modules(unet=pico.unet(**config))
+    pipe.save_pretrained(tmp_path / "base")
+    refused(tmp_path / "base", ValueError, f"its unet reads more .*{name}=")
+    with pytest.raises(ValueError, match=name):
+        blank_base(str(tmp_path / "base"))
+
+
+@pytest.mark.parametrize(
+    ("part", "config", "said"),
+    [
+        ("unet", {"cross_attention_dim": 32}, "24 numbers of a word, its unet reads 32"),
+        ("unet", {"projection_class_embeddings_input_dim": 40}, "12 numbers of a prompt, its unet reads 16"),
+    ],
+)
+def test_text_encoders_of_another_base_are_refused_at_opening(tmp_path, part, config, said):
+    pipe = pico.sdxl()
+    pipe.register_modules(unet=pico.unet(**config))
+    pipe.save_pretrained(tmp_path / "base")
+    refused(tmp_path / "base", ValueError, said)
+
+
+@pytest.mark.parametrize("length", [0, -1, 77.5, 77.0, True, "77", [77]], ids=repr)
+@pytest.mark.parametrize(("family", "name"), [("sdxl", "tokenizer_2"), ("sd3", "tokenizer_3"), ("flux", "tokenizer")])
+def test_a_length_that_is_no_count_is_refused_at_opening(tmp_path, family, name, length):
+    copy = tmp_path / "base"
+    shutil.copytree(pico.folder(family), copy)
+    config_of(copy, f"{name}/tokenizer_config.json", model_max_length=length)
+    refused(copy, ValueError, f"its {name} must take a number of tokens")
+    with pytest.raises(ValueError, match=f"its {name} must take a number of tokens"):
+        blank_base(str(copy))
+
+
+def test_tokenizers_of_unequal_lengths_are_refused_at_opening(tmp_path):
+    copy = tmp_path / "base"
+    shutil.copytree(pico.folder("sdxl"), copy)
+    config_of(copy, "tokenizer/tokenizer_config.json", model_max_length=32)
+    refused(copy, ValueError, "tokenizer 32 and its tokenizer_2 77")
+
+
+INDEX = {  # what stands in the index -> what is said of it
+    "a number": ("sdxl", {"unet": 5}, "has no unet"),
+    "a library alone": ("sdxl", {"unet": ["diffusers"]}, "unet must name library and class"),
+    "no tokenizer": ("sdxl", {"tokenizer": [None, None]}, "has no tokenizer,"),
+    "no scheduler": ("flux", {"scheduler": [None, None]}, "has no scheduler"),
+    "T5 without its tokenizer": ("sd3", {"tokenizer_3": [None, None]}, "text_encoder_3 without tokenizer_3"),
+    "another class": ("sdxl", {"vae": ["diffusers", "AutoencoderTiny"]}, "its vae lacks"),
+    "an unknown class": ("sdxl", {"text_encoder": ["transformers", "Foo"]}, "transformers.Foo, which is not known"),
+}
+
+
+@pytest.mark.parametrize(("family", "index", "said"), INDEX.values(), ids=INDEX.keys())
+def test_an_index_that_names_a_part_wrongly_is_refused_in_one_line(tmp_path, family, index, said):
+    copy = tmp_path / "base"
+    shutil.copytree(pico.folder(family), copy)
+    config_of(copy, "model_index.json", **index)
+    refused(copy, ValueError, said)

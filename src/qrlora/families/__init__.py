@@ -17,7 +17,7 @@ from ..storage import places
 from . import hub, public, quantized, single, variants
 from .base import Base
 from .flux import FLUX
-from .folder import check_parts, files_of_part, needed_parts, read_json, without
+from .folder import check_parts, check_weights, files_of_part, needed_parts, read_json, without
 from .messages import SlowDevice, configured, one_clear_line, quiet, tell_start
 from .record import Condition, Family, Framing
 from .sd3 import SD3
@@ -159,9 +159,13 @@ def _opened(
     with configured(place):
         check_parts(place)
         variant = file_variant(dtype, hub.names_in(place), needed_parts(place, family)) or ""
-        told = {**without(place, family), **quantized.instructions(family.part, quantize, dtype), **_files(variant)}
+        absent, how = without(place, family), quantized.instructions(family.part, quantize, dtype)
         types = {"default": dtype, "vae": torch.float32}
+        texts = {part: _part(place, part, dtype, variant) for part in family.text_parts if part not in absent}
+        told = {**absent, **texts, **how, **_files(variant)}
         pipe = _pipeline(family).from_pretrained(str(place), torch_dtype=types, **told)
+        for part in needed_parts(place, family):
+            check_weights(place, part, getattr(pipe, part), variant)
     variants.check(pipe, family)
     if not quantize:
         return pipe, None
@@ -218,19 +222,30 @@ def _from_beside(place: Path, beside: Path, family: Family, dtype: torch.dtype) 
     for part, beginning in {**family.text_parts, "vae": single.VAE_BEGINNINGS}.items():
         in_file = any(name.startswith(beginning) for name in held)
         if part not in told and not in_file and any((beside / part).glob("*.safetensors")):
-            told[part] = _part(beside, part, torch.float32 if part == "vae" else dtype)
+            variant = file_variant(dtype, hub.names_in(beside), [part]) or ""
+            told[part] = _part(beside, part, torch.float32 if part == "vae" else dtype, variant)
+            check_weights(beside, part, told[part], variant)
     return told
 
 
-def _part(place: Path, part: str, dtype: torch.dtype) -> Any:
-    """One model from the folder of a pipeline."""
+def _part(place: Path, part: str, dtype: torch.dtype, variant: str) -> Any:
+    """One model from the folder of a pipeline.
+
+    Raises: ValueError: weights are missing, for which transformers would draw random numbers and go on.
+    """
     import diffusers
     import transformers
 
     room, kind = read_json(place / "model_index.json")[part]
-    model = getattr({"diffusers": diffusers, "transformers": transformers}[room], kind)
-    variant = file_variant(dtype, hub.names_in(place), [part])
-    return model.from_pretrained(str(place / part), torch_dtype=dtype, **_files(variant))
+    libraries = {"diffusers": diffusers, "transformers": transformers}
+    if not hasattr(libraries.get(room), kind):
+        raise ValueError(f"{place}: its {part} is of a class {room}.{kind}, which is not known")
+    told = {"torch_dtype": dtype, "output_loading_info": True, **_files(variant)}
+    model, found = getattr(libraries[room], kind).from_pretrained(str(place / part), **told)
+    lacking = sorted(found["missing_keys"])
+    if lacking:
+        raise ValueError(f"its {part} lacks {len(lacking)} of its weights, such as {lacking[0]}: fetch it again")
+    return model
 
 
 def _files(variant: str | None) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from .base import Base
 from .messages import configured, quiet
 from .public import PUBLIC, Public, near
 from .record import Condition, Tokens
-from .variants import check_channels, check_length
+from .variants import check_channels, check_config, check_length
 
 
 def blank_base(name: str) -> tuple[Base, dict[str, nn.Module], Tokens]:
@@ -53,6 +53,7 @@ def _blank(name: str, place: Path, public: Public | None) -> tuple[Base, dict[st
     pipe = SimpleNamespace(
         **{family.part: model}, scheduler=scheduler, vae_scale_factor=pixels, patch_size=model.config.get("patch_size")
     )
+    check_config(model.config, family)
     check_channels(pipe, family, vae.config.latent_channels)
     defaults, plain = dataclasses.replace(family.defaults, **family.exceptions(pipe)), False
     if not public:
@@ -126,8 +127,8 @@ def _tokens(place: Path, told: Public) -> Tokens:
         tokenizer = read_json(path) if path.is_file() else {}
         for kind in lengths:
             if kind in str(tokenizer.get("tokenizer_class")) and "model_max_length" in tokenizer:
-                lengths[kind].append(float(tokenizer["model_max_length"]))
-                check_length(name, lengths[kind][-1], part, {"max_position_embeddings": None, **encoder})
+                check_length(name, tokenizer["model_max_length"], part, {"max_position_embeddings": None, **encoder})
+                lengths[kind].append(tokenizer["model_max_length"])
 
     def most(kind: str, public: int) -> int:
         return int(min(lengths[kind] + [public]))

@@ -137,6 +137,11 @@ def shapes(pipe: Any, side: int, tokens: Tokens) -> dict[str, tuple[int, ...]]:
     return {**told, **({"guidance": (1,)} if config.guidance_embeds else {})}
 
 
+def widths(pipe: Any) -> dict[str, int]:
+    """What T5 and CLIP make of a prompt."""
+    return {"text": pipe.text_encoder_2.config.d_model, "pooled": pipe.text_encoder.config.hidden_size}
+
+
 def rows_drawn(pipe: Any, guidance: float) -> int:
     """Classifier-free guidance, two rows that the pipeline asks for one after the other, if no number says it."""
     return 2 if guidance > 1 and not distilled(pipe) else 1
@@ -181,6 +186,7 @@ FLUX = Family(
     size_step=size_step,
     blocks=("FluxTransformerBlock", "FluxSingleTransformerBlock"),
     shapes=shapes,
+    widths=widths,
     rows_drawn=rows_drawn,
     exceptions=exceptions,
     respelt=respelt,

@@ -6,7 +6,7 @@ Letters: b batch, h w latent height and width, c latent channels.
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import torch
@@ -101,6 +101,10 @@ class Family:
     shapes: Callable[[Any, int, Tokens], Mapping[str, tuple[int, ...]]]
     """(pipe, side of the latents, tokens that its tokenizers take) -> the shape of one row of "latents" and of each
     tensor of the condition."""
+    widths: Callable[[Any], Mapping[str, int]]
+    """(pipe with its text encoders) -> the last sizes of "text" and "pooled" as they make them of a prompt."""
+    reads: Mapping[str, Any] = field(default_factory=dict)
+    """Entries of the trainable part's configuration that say what it is told, with what they must be."""
     rows_drawn: Callable[[Any, float], int] = lambda pipe, guidance: 2 if guidance > 1 else 1
     """(pipe, guidance) -> rows that the model answers in a denoising step of one picture: two if the guidance is
     classifier-free guidance and acts."""

@@ -71,6 +71,13 @@ def shapes(pipe: Any, side: int, tokens: Tokens) -> dict[str, tuple[int, ...]]:
     return {"latents": (1, config.in_channels, side, side), "text": text, "pooled": (1, config.pooled_projection_dim)}
 
 
+def widths(pipe: Any) -> dict[str, int]:
+    """What both CLIPs and T5 make of a prompt; without T5 the pipeline pads CLIP's states to what is asked for."""
+    t5, wanted = pipe.text_encoder_3, pipe.transformer.config.joint_attention_dim
+    pooled = pipe.text_encoder.config.projection_dim + pipe.text_encoder_2.config.projection_dim
+    return {"text": t5.config.d_model if t5 else wanted, "pooled": pooled}
+
+
 def size_step(pipe: Any) -> int:
     """The VAE's step times the transformer's patch."""
     return pipe.vae_scale_factor * pipe.patch_size
@@ -106,4 +113,5 @@ SD3 = Family(
     size_step=size_step,
     blocks=("JointTransformerBlock",),
     shapes=shapes,
+    widths=widths,
 )

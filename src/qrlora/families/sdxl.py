@@ -74,6 +74,12 @@ def shapes(pipe: Any, side: int, tokens: Tokens) -> dict[str, tuple[int, ...]]:
     return {"latents": (1, config.in_channels, side, side), "text": text, "pooled": (1, pooled), "time_ids": (1, 6)}
 
 
+def widths(pipe: Any) -> dict[str, int]:
+    """What both encoders make of a prompt."""
+    one, two = pipe.text_encoder.config, pipe.text_encoder_2.config
+    return {"text": one.hidden_size + two.hidden_size, "pooled": two.projection_dim}
+
+
 def size_step(pipe: Any) -> int:
     """The pipeline refuses sides that are no multiple of 8 or of the VAE's step."""
     return math.lcm(8, pipe.vae_scale_factor)
@@ -124,5 +130,13 @@ SDXL = Family(
     size_step=size_step,
     blocks=("BasicTransformerBlock", "ResnetBlock2D"),
     shapes=shapes,
+    widths=widths,
+    reads={
+        "addition_embed_type": "text_time",
+        "class_embed_type": None,
+        "num_class_embeds": None,
+        "encoder_hid_dim_type": None,  # pictures (IP-Adapter, Kandinsky)
+        "time_cond_proj_dim": None,  # a guidance, of latent consistency models (arXiv 2310.04378)
+    },
     told_by=told_by,
 )

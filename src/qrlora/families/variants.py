@@ -12,8 +12,18 @@ from .record import Family, Tokens
 
 def check(pipe: Any, family: Family) -> None:
     """Raises ValueError: a base that reads or answers what our code does not give or ask for, see below."""
+    check_config(getattr(pipe, family.part).config, family)
     check_channels(pipe, family, pipe.vae.config.latent_channels)
+    check_widths(pipe, family)
     check_words(pipe, family)
+
+
+def check_config(config: Mapping[str, Any], family: Family) -> None:
+    """Raises ValueError: the model was made to read what this family's do not, naming it."""
+    for name, plain in family.reads.items():
+        if config.get(name, plain) != plain:
+            what = f"{name}={config[name]!r:.80} in its configuration"
+            raise ValueError(f"its {family.part} reads more than a {family.name} base's is told: {what}")
 
 
 def check_channels(pipe: Any, family: Family, latent_channels: int) -> None:
@@ -30,26 +40,43 @@ def check_channels(pipe: Any, family: Family, latent_channels: int) -> None:
         raise ValueError(f"its {family.part} answers {answers} channels, its VAE reads {latent_channels}")
 
 
-def check_words(pipe: Any, family: Family) -> None:
-    """Every word that a tokenizer may give has its row in the text encoder.
+def check_widths(pipe: Any, family: Family) -> None:
+    """Raises ValueError: the text encoders make vectors of another size than the model reads."""
+    wanted = family.shapes(pipe, 2, Tokens())
+    for name, made in family.widths(pipe).items():
+        if made != wanted[name][-1]:
+            what = f"its text encoders make {made} numbers of a {'word' if name == 'text' else 'prompt'}"
+            raise ValueError(f"{what}, its {family.part} reads {wanted[name][-1]}: they are of another base")
 
-    Raises: ValueError: a tokenizer that knows or takes more words than its text encoder.
+
+def check_words(pipe: Any, family: Family) -> None:
+    """Every word that a tokenizer may give has its row in the text encoder, and CLIP's tokenizers agree.
+
+    Raises: ValueError: a tokenizer that knows or takes more words than its text encoder, or takes fewer than another.
     """
+    lengths: dict[str, int] = {}
     for part in family.text_parts:
         name, encoder = part.replace("text_encoder", "tokenizer"), getattr(pipe, part, None)
         tokenizer = getattr(pipe, name, None)
         if encoder is None or tokenizer is None:
             continue
         check_length(name, tokenizer.model_max_length, part, encoder.config.to_dict())
+        if "max_position_embeddings" in encoder.config.to_dict():
+            lengths[name] = tokenizer.model_max_length
         known, rows = max(tokenizer.get_vocab().values()) + 1, encoder.get_input_embeddings().num_embeddings
         if known > rows:
             way_out = "save the text encoder with the words that were added, or the tokenizer without them"
             raise ValueError(f"its {name} knows {known} words and parts of words, its {part} {rows}: {way_out}")
+    if len({*lengths.values()}) > 1:
+        told = " and ".join(f"its {name} {tokens}" for name, tokens in lengths.items())
+        raise ValueError(f"tokens that are taken must be equally many, got {told}: set model_max_length alike")
 
 
 def check_length(tokenizer: str, tokens: float, encoder: str, config: Mapping[str, Any]) -> None:
-    """Raises ValueError: a tokenizer takes more tokens than its text encoder has places; T5 has no such number."""
-    if isinstance(tokens, bool) or not isinstance(tokens, int | float):
+    """Raises ValueError: a tokenizer takes no whole number of tokens, or more than its text encoder has places; T5 has
+    no such number, and its tokenizer may have no end."""
+    counted = isinstance(tokens, int) and not isinstance(tokens, bool) or isinstance(tokens, float) and tokens > 1e9
+    if not counted or tokens < 1:
         raise ValueError(f"its {tokenizer} must take a number of tokens, got model_max_length={tokens!r:.80}")
     positions = config.get("max_position_embeddings")
     if positions is not None and tokens > positions:
