@@ -15,8 +15,8 @@ FLOORS = (
     ("linalg", "noise", "config", "storage", "keys", "parallel"),
     ("basis", "methods", "adapter"),
     ("merging", "analysis", "files"),
-    ("families", "attach", "data", "compat"),
-    ("contrast",),
+    ("families", "attach", "data", "compat", "trainers"),
+    ("contrast", "networks"),
     ("training", "sampling"),
     ("baselines", "world", "rehearsal"),
     ("evaluation",),
@@ -28,7 +28,7 @@ FLOOR = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}
 DOORS = {  # the built-in world makes base models and pictures, so it holds a key to their doors
     "safetensors": {"storage", "world"},
     "diffusers": {"families", "world"},
-    "peft": {"attach"},  # its other methods, by name; our own layers are compared with its plain one in the tests
+    "peft": {"attach", "trainers"},  # its other methods, by name; its own LoRAs, frozen
     "transformers": {"families", "evaluation", "world"},
     "torchao": {"families"},
     "bitsandbytes": {"training"},
@@ -36,7 +36,7 @@ DOORS = {  # the built-in world makes base models and pictures, so it holds a ke
     "huggingface_hub": {"families"},
     "PIL": {"data", "sampling", "plots", "world", "evaluation", "baselines", "study"},
     "ray": {"study"},
-    "tqdm": {"training"},
+    "tqdm": {"training", "trainers"},
     "matplotlib": {"plots"},
     "typer": {"cli"},
     "rich": {"cli"},

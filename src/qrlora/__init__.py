@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from .methods import METHODS as METHODS
     from .sampling import generate as generate
     from .sampling import grid as grid
+    from .trainers.peft import freeze as freeze
     from .training import train as train
 
 _ROOMS = {
@@ -43,6 +44,7 @@ _ROOMS = {
     "merging": ("RULES", "merge"),
     "methods": ("METHODS",),
     "sampling": ("generate", "grid"),
+    "trainers.peft": ("freeze",),
     "training": ("train",),
 }
 _ROOM_OF = {name: room for room, names in _ROOMS.items() for name in names}

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from .linalg import lots, measured_subspace
 from .outputs import atomic, dispensable
-from .parallel import own_stream, parallel_map
+from .parallel import on_device, parallel_map
 from .storage import raw_bytes, read, word_sum, write
 
 FINGERPRINT_LAYERS = 16
@@ -88,11 +88,13 @@ def compute_basis(
     side: str = "input",
     progress: Callable[[str], None] | None = None,
     spare: bool = False,
+    device: str | None = None,
 ) -> Basis:
     """Leading subspace of every weight.
 
     Args:    weights (layer, (o, i)); progress is called with a layer's name after it is done.
              spare: keep all directions of a lot, which cost nothing: `truncate` gives any smaller rank.
+             device: where directions are found, see `parallel.on_device`; None: where a weight lies.
     Raises:  ValueError, naming the layer: rank above the layer's size, NaN or infinity; no layers.
     """
 
@@ -100,9 +102,8 @@ def compute_basis(
         layer, weight = item
         count = min(lots(rank), *weight.shape) if spare and 1 <= rank <= min(weight.shape) else rank
         try:
-            with own_stream(weight.device):
-                Q, lacking = measured_subspace(weight, count, side)
-                return layer, Q.cpu(), lacking
+            Q, lacking = on_device(lambda W: measured_subspace(W, count, side), weight, device)
+            return layer, Q.cpu(), lacking
         except ValueError as error:
             raise ValueError(f"{layer}: {error}") from error
 
@@ -121,6 +122,7 @@ def cached_basis(
     rank: int,
     side: str = "input",
     progress: Callable[[str], None] | None = None,
+    device: str | None = None,
 ) -> Basis:
     """compute_basis, from disk where these weights were seen before, at this rank or a higher one.
 
@@ -137,7 +139,7 @@ def cached_basis(
             return _at_rank(_checked(entry), rank, entry, known, record)
         except _Damaged as error:
             warnings.warn(f"the cached basis is damaged and computed again: {error}", stacklevel=2)
-    basis = compute_basis(weights, rank, side, progress, spare=True)
+    basis = compute_basis(weights, rank, side, progress, spare=True, device=device)
     entry = {"file": basis.digest, "lost": basis.lost, "digests": {}}
     with dispensable(NO_CACHE):
         entry["checksum"] = word_sum(save_basis(basis, replace=True))

@@ -54,6 +54,17 @@ def _load_decompositions() -> None:
     torch.linalg.eigh(torch.eye(2, device="cuda"))
 
 
+def on_device(work: Callable[[torch.Tensor], R], tensor: torch.Tensor, device: str | None) -> R:
+    """work(tensor) on a device, in a stream of its own there; on the CPU where that device's memory runs out, as beside
+    a model that fills it. None: where the tensor lies, and nowhere else."""
+    if device is not None:
+        with contextlib.suppress(torch.cuda.OutOfMemoryError):
+            return on_device(work, tensor.to(device), None)
+        tensor = tensor.cpu()
+    with own_stream(tensor.device):
+        return work(tensor)
+
+
 @contextlib.contextmanager
 def own_stream(device: torch.device) -> Iterator[None]:
     """On a GPU a stream for this piece of work, after all that was asked of the device before: while one piece is busy

@@ -1,0 +1,144 @@
+"""QR-LoRA in sd-scripts and musubi-tuner: their own network, of a class that is theirs with two methods overridden.
+
+Keys, ranks by block or name, LoRA+, dropouts, hashes and metadata stay the trainer's. Written against sd-scripts of
+2026 (networks/lora*.py) and musubi-tuner 0.3.4. Letters: o outputs, i inputs, r rank, A (r, i), B (o, r), W (o, i).
+"""
+
+import functools
+import importlib.metadata
+from collections.abc import Callable, Iterable
+from types import ModuleType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .start import Layer, start
+
+MAKERS = (
+    "create_network",
+    "create_arch_network",
+    "create_network_from_weights",
+    "create_arch_network_from_weights",
+)
+OVERRIDDEN = ("apply_to", "apply_max_norm_regularization")
+BESIDE_A_AND_B = ("lora_mid", "magnitude", "ggpo_beta")
+"""What makes more of a LoRA than B A: Tucker's core, DoRA's lengths, GGPO's noise, which wants the gradient of A."""
+
+
+class Frozen:
+    """What comes before a trainer's network class."""
+
+    text_encoder_loras: list[Any]
+    unet_loras: list[Any]
+
+    def apply_to(self, text_encoder: Any, unet: Any, apply_text_encoder: bool = True, apply_unet: bool = True) -> None:
+        """Theirs, after the LoRAs that will be used have got their directions. Raises ValueError: see `start`."""
+        used = (self.text_encoder_loras if apply_text_encoder else []) + (self.unet_loras if apply_unet else [])
+        start([layer for lora in used for layer in layers_of(lora)])
+        super().apply_to(text_encoder, unet, apply_text_encoder, apply_unet)  # pyright: ignore
+
+    def apply_max_norm_regularization(self, max_norm_value: float, device: Any) -> Any:
+        """Theirs multiplies A and B by the same number; A gives its share to B and stays orthonormal."""
+        pairs = [pair for lora in [*self.text_encoder_loras, *self.unet_loras] for pair in pairs_of(lora)]
+        before = [down.weight.clone() for down, _ in pairs]
+        result = super().apply_max_norm_regularization(max_norm_value, device)  # pyright: ignore
+        with torch.no_grad():
+            for (down, up), A in zip(pairs, before, strict=True):
+                up.weight *= down.weight.norm() / A.norm()
+                down.weight.copy_(A)
+        return result
+
+
+def delegated(theirs: ModuleType) -> dict[str, Any]:
+    """What a module of the trainer's holds, with networks for training frozen.
+
+    Raises: AttributeError: it makes no networks.
+    """
+    makers = {name: _frozen(getattr(theirs, name)) for name in MAKERS if hasattr(theirs, name)}
+    if not makers:
+        raise AttributeError(f"{theirs.__name__} makes no network: it has no {' or '.join(MAKERS)}")
+    return {name: value for name, value in vars(theirs).items() if not name.startswith("__")} | makers
+
+
+def _frozen(make: Callable) -> Callable:
+    """A maker of networks whose networks are Frozen, but for those that are only merged."""
+
+    @functools.wraps(make)
+    def made(*args: Any, **kwargs: Any) -> Any:
+        result = make(*args, **kwargs)
+        network = result[0] if isinstance(result, tuple) else result  # sd-scripts gives the weights back, too
+        if network is not None and not kwargs.get("for_inference"):
+            check(network)
+            network.__class__ = frozen_class(type(network))
+        return result
+
+    return made
+
+
+@functools.cache
+def frozen_class(theirs: type) -> type:
+    """The same class for every network of one class: trainers know their network by it when they resume.
+
+    Raises: ValueError: it lacks what is overridden, naming its version.
+    """
+    lacking = [name for name in OVERRIDDEN if not hasattr(theirs, name)]
+    if lacking:
+        what = f"{_named(theirs)} has no {lacking[0]}(), which qrlora overrides"
+        raise ValueError(f"{what}; it knows sd-scripts of 2026 and musubi-tuner 0.3.4")
+    return type(f"Frozen{theirs.__name__}", (Frozen, theirs), {})
+
+
+def check(network: Any) -> None:
+    """Raises ValueError: a network that is no plain LoRA's, naming its class and version."""
+    for name in ("text_encoder_loras", "unet_loras"):
+        if not hasattr(network, name):
+            raise ValueError(f"{_named(network)} has no {name}: no network of plain LoRAs; use one of networks.lora...")
+        for lora in getattr(network, name):
+            lacking = [x for x in ("lora_down", "lora_up", "org_module") if not hasattr(lora, x)]
+            more = [x for x in BESIDE_A_AND_B if getattr(lora, x, None) is not None]
+            if lacking or more:
+                why = f"has no {lacking[0]}" if lacking else f"has {more[0]}"
+                raise ValueError(f"{_named(lora)} {why}: no plain LoRA, whose A could be frozen; leave it out")
+
+
+def pairs_of(lora: Any) -> Iterable[tuple[Any, Any]]:
+    """Its layers of A and B: one pair, or one for each part of a fused layer that is split."""
+    split = isinstance(lora.lora_down, nn.ModuleList)
+    return zip(lora.lora_down, lora.lora_up, strict=True) if split else [(lora.lora_down, lora.lora_up)]
+
+
+def layers_of(lora: Any) -> list[Layer]:
+    """One for each pair, with its part of the weight."""
+    pairs = list(pairs_of(lora))
+    if len(pairs) == 1:
+        return [Layer(lora.lora_name, *pairs[0], functools.partial(weight_of, lora.org_module))]
+    heights = [len(up.weight) for _, up in pairs]
+
+    def part(k: int) -> Tensor:
+        return weight_of(lora.org_module).split(heights)[k]
+
+    return [Layer(f"{lora.lora_name}.{k}", *pair, functools.partial(part, k)) for k, pair in enumerate(pairs)]
+
+
+def weight_of(module: Any) -> Tensor:
+    """W (o, i) of a linear layer or a convolution; of fp8 numbers in float32, times their scales if they have any.
+
+    Scales, as kohya's fp8 layers keep them: `scale_weight` of shape (1,), (o, 1) or (o, blocks, 1) over the inputs.
+    """
+    W = module.weight.detach()
+    if W.is_floating_point() and W.dtype.itemsize == 1:
+        scale = getattr(module, "scale_weight", torch.ones(1, device=W.device)).float()
+        W = (W.float().view(*scale.shape[:-1], -1) * scale).view(W.shape)
+    return W.flatten(1)
+
+
+def _named(thing: Any) -> str:
+    """An object's class and module, with the version of the distribution if that tells one: sd-scripts does not."""
+    kind = thing if isinstance(thing, type) else type(thing)
+    distribution = kind.__module__.partition(".")[0]
+    try:
+        version = f"{distribution} {importlib.metadata.version(distribution)}"
+    except importlib.metadata.PackageNotFoundError:
+        version = "of no known version"
+    return f"{kind.__module__}.{kind.__name__} ({version})"
