@@ -22,7 +22,7 @@ from .messages import SlowDevice, configured, one_clear_line, quiet, tell_start
 from .record import Condition, Family, Framing
 from .sd3 import SD3
 from .sdxl import SDXL
-from .weight_files import file_variant
+from .weight_files import file_variant, variant_of
 
 __all__ = [
     "BUILT_IN",
@@ -240,7 +240,8 @@ def _part(place: Path, part: str, dtype: torch.dtype, variant: str) -> Any:
     libraries = {"diffusers": diffusers, "transformers": transformers}
     if not hasattr(libraries.get(room), kind):
         raise ValueError(f"{place}: its {part} is of a class {room}.{kind}, which is not known")
-    told = {"torch_dtype": dtype, "output_loading_info": True, **_files(variant)}
+    own = {variant_of(path.name) for path in (place / part).iterdir()}  # a part that lacks the variant is read plain
+    told = {"torch_dtype": dtype, "output_loading_info": True, **_files(variant if variant in own else None)}
     model, found = getattr(libraries[room], kind).from_pretrained(str(place / part), **told)
     lacking = sorted(found["missing_keys"])
     if lacking:
