@@ -161,7 +161,7 @@ def assert_diffusers_does_as_judged(pipe, path):
     factors = {}
     for key, verdict in verdicts.items():
         for layer in file.keys[key].layers if key in file.keys else ():
-            if file.keys[key].kind == "A":
+            if file.keys[key].factor.kind == "A":
                 factors[layer] = verdict.factor
     try:
         found = stock_updates(pipe, path)

@@ -9,11 +9,12 @@ import pico
 from loras import TARGETS, assert_same, assert_updates, part_of, random_adapter, stock_updates
 from qrlora.adapter import Adapter, Header, Pair, ends_in, linear_layers
 from qrlora.families import FAMILIES
-from qrlora.files import CONVENTIONS, load, save, size_in_bytes
+from qrlora.files import load, save, size_in_bytes
 from qrlora.files.fusing import fuse, split
-from qrlora.keys import WRITTEN
+from qrlora.layouts import LAYOUTS
 from qrlora.storage import read
 
+FLUX = LAYOUTS["flux"]
 ATTENTION = ("to_q", "to_k", "to_v", "add_k_proj")
 SINGLE = tuple(f"single_transformer_blocks.0.{x}" for x in ("attn.to_q", "attn.to_k", "attn.to_v", "proj_mlp"))
 
@@ -23,7 +24,7 @@ def pipes():
     return {family: make() for family, make in pico.BASES.items()}
 
 
-@pytest.mark.parametrize("keys", WRITTEN)
+@pytest.mark.parametrize("keys", ["kohya", "diffusers"])
 @pytest.mark.parametrize("family", pico.BASES)
 @pytest.mark.parametrize("rank", [2, lambda layer: 1 + len(layer) % 3], ids=["one-rank", "many-ranks"])
 @pytest.mark.parametrize("endings", [None, ATTENTION], ids=["all-layers", "attention"])
@@ -105,9 +106,9 @@ def test_a_kohya_key_of_the_original_model_holds_the_layers_outputs_below_each_o
 def test_layers_that_share_a_stay_at_its_rank():
     A, layers = torch.randn(3, 8), ("b.to_q", "b.to_k", "b.to_v")
     pairs = {x: Pair(A.clone(), torch.randn(8, 3)) for x in layers}
-    pair, ranks = fuse(pairs, layers)
+    pair, ranks = fuse(pairs, FLUX, layers)
     assert (pair.rank, ranks) == (3, [3, 3, 3])
-    for back in (split(pair, layers, ranks), split(pair, layers)):
+    for back in (split(pair, FLUX, layers, ranks), split(pair, FLUX, layers)):
         assert all(torch.equal(back[x].A, A) and torch.equal(back[x].B, pairs[x].B) for x in layers)
 
 
@@ -115,22 +116,22 @@ def test_another_tools_block_diagonal_pair_is_taken_apart_to_its_ranks():
     """sd-scripts trains q, k and v apart and stores them so; a layer of zeros is none."""
     blocks = [torch.randn(8, 2) for _ in range(2)]
     pair = Pair(torch.randn(4, 8), torch.block_diag(blocks[0], torch.zeros(8, 0), blocks[1]))
-    back = split(pair, ("q", "k", "v"))
+    back = split(pair, FLUX, ("q", "k", "v"))
     assert back.keys() == {"q", "v"} and all(torch.equal(back[x].B, B) for x, B in zip("qv", blocks, strict=True))
     assert torch.equal(back["v"].A, pair.A[2:])
     dense = Pair(torch.randn(4, 8), torch.randn(24, 4))
-    assert torch.equal(torch.cat([x.B @ x.A for x in split(dense, ("q", "k", "v")).values()]), dense.B @ dense.A)
+    assert torch.equal(torch.cat([x.B @ x.A for x in split(dense, FLUX, ("q", "k", "v")).values()]), dense.B @ dense.A)
 
 
 def test_pairs_that_cannot_lie_in_one_weight_are_refused():
     with pytest.raises(
         ValueError, match="b.to_k: cannot lie in one weight with b.to_q, its shape is .9, 8., not .8, 8."
     ):
-        fuse({"b.to_k": Pair(torch.ones(2, 8), torch.ones(9, 2))}, ("b.to_q", "b.to_k", "b.to_v"))
+        fuse({"b.to_k": Pair(torch.ones(2, 8), torch.ones(9, 2))}, FLUX, ("b.to_q", "b.to_k", "b.to_v"))
     with pytest.raises(ValueError, match="must have 24 outputs for 8 inputs, got 23"):
-        split(Pair(torch.ones(2, 8), torch.ones(23, 2)), ("b.to_q", "b.to_k", "b.to_v"))
+        split(Pair(torch.ones(2, 8), torch.ones(23, 2)), FLUX, ("b.to_q", "b.to_k", "b.to_v"))
     with pytest.raises(ValueError, match="header gives ranks"):
-        split(Pair(torch.ones(2, 8), torch.ones(24, 2)), ("b.to_q", "b.to_k", "b.to_v"), [1, 2, 1])
+        split(Pair(torch.ones(2, 8), torch.ones(24, 2)), FLUX, ("b.to_q", "b.to_k", "b.to_v"), [1, 2, 1])
 
 
 @pytest.mark.parametrize("family", pico.BASES)
@@ -138,15 +139,15 @@ def test_the_metadata_names_the_family_to_other_tools(pipes, tmp_path, family):
     adapter = random_adapter(pipes[family], family)
     save(adapter, tmp_path / "x.safetensors")
     metadata = read(tmp_path / "x.safetensors")[1]
-    known = CONVENTIONS[family]
-    assert metadata["modelspec.architecture"] == known.architecture and metadata["ss_v2"] == "False"
+    known = next(iter(LAYOUTS[family].variants.values()))
+    assert metadata["modelspec.architecture"] == f"{known.architecture}/lora" and metadata["ss_v2"] == "False"
     assert metadata["ss_base_model_version"] == known.base_version
     described = json.loads(metadata.get("lora_adapter_metadata", "{}"))
-    assert bool(described) == (known.keys == "diffusers")
+    assert bool(described) == (next(iter(LAYOUTS[family].written)) == "diffusers")
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize(("content", "keys"), [("compact", None), *(("full", keys) for keys in WRITTEN)])
+@pytest.mark.parametrize(("content", "keys"), [("compact", None), ("full", "kohya"), ("full", "diffusers")])
 @pytest.mark.parametrize("family", pico.BASES)
 def test_the_size_is_known_before_the_file(pipes, tmp_path, monkeypatch, family, content, keys, dtype):
     monkeypatch.setenv("QRLORA_CACHE", str(tmp_path / "cache"))

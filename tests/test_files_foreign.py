@@ -12,7 +12,6 @@ from loras import assert_updates, random_adapter
 from qrlora.adapter import Adapter, Header, Pair
 from qrlora.compat import check
 from qrlora.files import count_text_encoder_keys, load, save
-from qrlora.keys import spell
 from qrlora.merging import merge
 from qrlora.methods import METHODS
 from qrlora.storage import HEADER_LIMIT, read, read_metadata, write
@@ -50,7 +49,8 @@ def test_names_of_the_original_model_are_read_with_dots_too(pipes, tmp_path, fam
         for inner in ("joint_blocks_0_", "joint_blocks_1_", "double_blocks_0_", "single_blocks_0_"):
             name = name.replace(inner, inner[:-1].replace("blocks_", "blocks.") + ".")
         for inner in ("attn", "attn2", "mlp"):
-            name = name.replace(f"_{inner}_", f"_{inner}.").replace("x_block_", "x_block.")
+            name = name.replace(f"_{inner}_", f"_{inner}.")
+        name = name.replace("x_block_", "x_block.")
         dotted[name.replace("context_block_", "context_block.")] = tensor
     write(tmp_path / "dotted.safetensors", dotted, {})
     loaded = load(tmp_path / "dotted.safetensors")
@@ -135,9 +135,10 @@ REFUSED = {  # what is added to a sound pair, what the one line must say
     "scaled fp8": ({"scaled_fp8": torch.ones(1)}, "1 of 3 keys: of scaled fp8 numbers"),
     "unknown": ({"model.secret": torch.ones(1)}, r"1 of 3 keys: unknown; .*\(model.secret\)"),
     "two causes": ({**TEXT, f"{FLAT}.lokr_w1": torch.ones(2)}, "3 of 6 keys: .*; 1 of 6 keys: a LoKr's"),
-    "a convolution": (
-        {f"unet.down_blocks.0.resnets.0.conv1.lora_{x}.weight": torch.ones(2, 2, 1, 1) for x in FACTORS},
-        "1 of 2 layers are convolutions .down_blocks.0.resnets.0.conv1",
+    "a convolution in three": ({f"{FLAT}.lora_mid.weight": torch.ones(2, 2, 3, 3)}, "taken apart in three"),
+    "a B with a kernel": (
+        {f"unet.down_blocks.0.resnets.0.conv1.lora_{x}.weight": torch.ones(2, 2, 3, 3) for x in FACTORS},
+        "needs two matrices",
     ),
     "integers": (
         {f"unet.x.lora_{x}.weight": torch.ones(2, 2, dtype=torch.int64) for x in FACTORS},
@@ -175,7 +176,7 @@ def test_a_layer_alone_and_in_one_with_others_is_refused(pipes, tmp_path):
     save(adapter, tmp_path / "x.safetensors", keys="kohya")
     tensors, metadata = read(tmp_path / "x.safetensors")
     layer = "transformer_blocks.0.attn.to_q"
-    alone = {spell("diffusers", "transformer", layer, x): getattr(adapter.layers[layer], x) for x in FACTORS}
+    alone = {f"transformer.{layer}.lora_{x}.weight": getattr(adapter.layers[layer], x) for x in FACTORS}
     write(tmp_path / "x.safetensors", {**tensors, **alone}, metadata)
     with pytest.raises(ValueError, match="twice"):
         load(tmp_path / "x.safetensors")
@@ -184,7 +185,7 @@ def test_a_layer_alone_and_in_one_with_others_is_refused(pipes, tmp_path):
 def test_adapters_of_two_families_are_not_merged_and_both_are_named(pipes, tmp_path):
     for family in ("sd3", "flux"):
         tensors = random_adapter(pipes[family], family).layers
-        stored = {spell("diffusers", "transformer", x, k): getattr(p, k) for x, p in tensors.items() for k in FACTORS}
+        stored = {f"transformer.{x}.lora_{k}.weight": getattr(p, k) for x, p in tensors.items() for k in FACTORS}
         version = {"sd3": "medium", "flux": ""}[family]  # FLUX.1's single blocks give it away
         write(tmp_path / f"{family}.safetensors", stored, {"ss_base_model_version": version} if version else {})
     with pytest.raises(ValueError, match="different family: 'sd3' and 'flux'"):

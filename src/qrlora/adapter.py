@@ -19,12 +19,14 @@ from .linalg import coordinates, inner, is_finite
 
 FORMAT_VERSION = 1
 KINDS = {
-    **dict.fromkeys("family part base method targets basis role trigger prompt digest".split(), str),
+    **dict.fromkeys("family part base method targets basis role trigger prompt digest endings".split(), str),
     **dict.fromkeys(("rank", "format_version"), int),
-    **dict.fromkeys(("fingerprint", "config"), dict),
+    **dict.fromkeys(("fingerprint", "config", "kernels"), dict),
     "parents": list,
 }
 """Entry of a header -> its type in JSON."""
+ONLY_IF_SET = ("endings", "kernels")
+"""Entries of a header that are left out where they say nothing: readers before them know the rest."""
 NOT_KNOWN = ("basis_energy_lost", "truncation_error", "trained", "kept_energy")
 """Numbers of a header that may be null, or absent."""
 
@@ -65,7 +67,7 @@ class Header:
     format_version: int = FORMAT_VERSION
     """Of the file format; readers refuse any other."""
     family: str = ""
-    """The kind of backbone: "sdxl", "sd3", "flux"; "" when unknown."""
+    """The kind of backbone, a name of layouts.LAYOUTS; "" when unknown."""
     part: str = ""
     """The adapted model inside the pipeline: "unet" or "transformer"."""
     base: str = ""
@@ -90,10 +92,16 @@ class Header:
     """All settings of the run that made it; "basis_energy_lost": what its basis lacks (Basis.lost)."""
     parents: tuple[dict[str, Any], ...] = ()
     """Of a merge, the headers of the adapters that went into it, each with "digest", "weight" and "kept_energy"."""
+    endings: str = ""
+    """Of a backbone that is not known, whose layers' names are kept as another tool wrote them: the endings of its keys
+    for A, B and, if it has them, alpha, with spaces between: ".lora_down.weight .lora_up.weight .alpha"."""
+    kernels: dict[str, list[int]] = field(default_factory=dict)
+    """Of the layers that are convolutions, the sides of their kernels: [3, 3]; A is (r, i h w) there."""
 
     def to_json(self) -> str:
         """One line of JSON, equal for equal headers."""
-        return json.dumps(asdict(self), sort_keys=True)
+        told = asdict(self)
+        return json.dumps({k: x for k, x in told.items() if x or k not in ONLY_IF_SET}, sort_keys=True)
 
     @classmethod
     def from_json(cls, text: str) -> "Header":
@@ -241,6 +249,9 @@ def _check_entries(values: Mapping[str, Any]) -> None:
         kind = KINDS.get(name, object)
         if not isinstance(value, kind) or (isinstance(value, bool) and kind is not object):
             raise ValueError(f"the adapter's header: {name:.80} must not be {value!r:.80}")
+    for layer, sides in values.get("kernels", {}).items():
+        if not isinstance(sides, list) or not sides or not all(type(x) is int and x > 0 for x in sides):
+            raise ValueError(f"the adapter's header: the kernel of {layer:.80} must be sides, got {sides!r:.80}")
     told = values.get("config", {})
     numbers = {name: told.get(name) for name in ("basis_energy_lost", "truncation_error", "trained")}
     numbers |= {f"fingerprint of {layer:.80}": x for layer, x in values.get("fingerprint", {}).items()}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ..families.sdxl import B_LORA
+from ..layouts.sdxl import B_LORA
 from ..merging import merge
 from .record import Fused, Task, only, static
 

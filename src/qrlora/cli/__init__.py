@@ -48,7 +48,7 @@ Offload = Annotated[bool, typer.Option("--offload", help="Parts of the base ente
 Seed = Annotated[int, typer.Option(help="Seed of the first picture; each further one adds 1.")]
 Steps = Annotated[int | None, typer.Option(help="Denoising steps.", show_default="the base's own")]
 Guidance = Annotated[
-    float | None, typer.Option(help="Classifier-free, or what FLUX.1-dev reads.", show_default="the base's own")
+    float | None, typer.Option(help="Classifier-free, or what a distilled base reads.", show_default="the base's own")
 ]
 Size = Annotated[int | None, typer.Option(help="Side in pixels.", show_default="the base's own")]
 AnyPrompt = Annotated[bool, typer.Option("--any-prompt", help="Warn, not stop, where the prompt lacks a trigger.")]

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ..keys import WRITTEN
+from ..layouts import TOOLS
 from . import console, hints
 
 if TYPE_CHECKING:
@@ -34,7 +35,7 @@ Output = Annotated[Path, typer.Argument(metavar="OUT", help="File to write.")]
 def convert(
     source: Input,
     output: Output,
-    to: Annotated[str, typer.Option(help="full, compact, kohya or diffusers; full: what most tools read.")] = "full",
+    to: Annotated[str, typer.Option(help=f"{', '.join(FORMS)}; full: what most tools read.")] = "full",
     dtype: Annotated[str, typer.Option(help="Stored numbers: float32, bfloat16 or float16.")] = "float32",
     skip_text_encoders: Skip = False,
     base: Annotated[str, typer.Option(help="The base model, for a LoRA of PEFT that starts within its weights.")] = "",
@@ -42,7 +43,7 @@ def convert(
 ) -> None:
     """Write a LoRA of any tool in the names of another, at the same strength.
 
-    full and compact are contents (compact: half the size, read by qrlora only); kohya and diffusers are names.
+    full and compact are contents (compact: half the size, read by qrlora only); the others are names.
     A LoRA that begins within the base's weights (pissa, olora) becomes an ordinary one with --base, at twice the rank.
     """
     from .. import files
@@ -61,7 +62,7 @@ def check(
     path: Annotated[Path, typer.Argument(metavar="FILE", help="A LoRA file of any tool.")],
     tools: Annotated[
         list[str] | None,
-        typer.Option("--for", help="comfyui, diffusers, a1111, forge or kohya.", show_default="all"),
+        typer.Option("--for", help=", ".join(TOOLS), show_default="all"),
     ] = None,
 ) -> None:
     """Say which keys of a file a tool would load, silently ignore, or load at the wrong strength.

@@ -5,13 +5,6 @@ from pathlib import Path
 from ..families import BUILT_IN, FAMILIES, built_in_names, read_json
 from . import console
 
-KNOWN = {
-    "sdxl": "stabilityai/stable-diffusion-xl-base-1.0",
-    "sd3": "stabilityai/stable-diffusion-3.5-medium",
-    "flux": "black-forest-labs/FLUX.1-dev",
-}
-"""A hub name of each family, for a person to start from."""
-
 
 def bases() -> None:
     """Print the built-in bases with their own settings, and what else can be a base."""
@@ -20,7 +13,7 @@ def bases() -> None:
     if folders:
         console.table(columns, [_row(folder) for folder in folders], numbers=False)
     console.say("Any of these can be a base too: a hub name, a diffusers folder, one .safetensors checkpoint.")
-    rows = [(name, KNOWN.get(name, x.pipeline), ", ".join(x.targets)) for name, x in FAMILIES.items()]
+    rows = [(name, x.layout.variants[x.layout.example].hub, ", ".join(x.targets)) for name, x in FAMILIES.items()]
     console.table(("family", "such as", "targets"), rows, numbers=False)
     console.say("Where a base has no settings of its own, the paper's are taken.")
 

@@ -7,19 +7,20 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from ..layouts import VARIANTS
 from . import console
 
 if TYPE_CHECKING:
     from ..rehearsal import Report
 
-EXAMPLE = "qrlora rehearse flux-dev --resolution 512"
+EXAMPLE = f"qrlora rehearse {next(iter(VARIANTS))} --resolution 512"
 WORDS = {"kept": "no", "recomputed": "yes"}
 
 
 def rehearse(
     base: Annotated[
         str,
-        typer.Argument(help="sdxl, sd3-medium, sd3.5-medium, sd3.5-large, flux-dev, flux-schnell, built-in, a folder."),
+        typer.Argument(help=f"{', '.join(VARIANTS)}, built-in, a folder."),
     ],
     run: Annotated[
         str, typer.Option(help="whole: the whole model; blocks: one of each kind; count: nothing; auto: what fits.")

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from ..config import FamilyDefaults
+from ..layouts.flux import FLUX as LAYOUT
 from .record import Condition, Family, Framing, Tokens
 from .stock import draw, text_length
 
@@ -23,13 +24,6 @@ TEXT_LENGTH, SCHNELL_TEXT_LENGTH = 512, 256
 """Tokens of T5: the pipeline's own choice, and what FLUX.1-schnell was made for (its model card)."""
 TRAINING_GUIDANCE = 3.5
 """What a guidance-distilled base is told while it learns: the public training's default, and the pipeline's."""
-
-ATTENTION = ("attn.to_q", "attn.to_k", "attn.to_v", "attn.to_out.0")
-ATTENTION += ("attn.add_q_proj", "attn.add_k_proj", "attn.add_v_proj", "attn.to_add_out")
-FEED_FORWARD = ("ff.net.0.proj", "ff.net.2", "ff_context.net.0.proj", "ff_context.net.2")
-WORDS = ATTENTION[4:] + FEED_FORWARD[2:] + ("context_embedder",)
-PICTURE = ATTENTION[:4] + FEED_FORWARD[:2] + ("proj_mlp", "proj_out", "norm1.linear", "norm.linear")
-PICTURE += tuple(f"{told}_embedder.linear_{k}" for told in ("timestep", "text") for k in (1, 2))
 
 
 def distilled(pipe: Any) -> bool:
@@ -163,8 +157,7 @@ def respelt(name: str) -> str:
 
 
 FLUX = Family(
-    name="flux",
-    part="transformer",
+    layout=LAYOUT,
     pipeline="FluxPipeline",
     same_parts=(
         "FluxKontextPipeline",
@@ -173,10 +166,6 @@ FLUX = Family(
         "FluxInpaintPipeline",
     ),
     checkpoint_keys=("double_blocks.0.img_attn.norm.key_norm.scale", "vector_in.in_layer.weight"),
-    # Table 3 of the paper, 342 layers: the eight names of attention (266, in both kinds of block) and the feed-forward
-    # layers of the blocks with two streams.
-    # "words" and "picture" are ours: what a content is learnt in, and a style, on the built-in base (docs/findings.md).
-    targets={"attention-ff": ATTENTION + FEED_FORWARD, "attention": ATTENTION, "words": WORDS, "picture": PICTURE},
     defaults=FamilyDefaults(targets="attention-ff", sample_steps=28, guidance=3.5),
     text_parts={"text_encoder": "text_encoders.clip_l.", "text_encoder_2": "text_encoders.t5xxl."},
     encode_prompt=encode_prompt,

@@ -8,6 +8,8 @@ from __future__ import annotations
 import difflib
 from typing import Any, NamedTuple
 
+from ..layouts import VARIANTS
+
 
 class Public(NamedTuple):
     """A public base model."""
@@ -91,7 +93,7 @@ SDXL_SCHEDULER = {
 }
 
 
-def _sd3(hub: str, layers: int, **changes: Any) -> Public:
+def _sd3(name: str, layers: int, **changes: Any) -> Public:
     """A base of the family SD3; heads and layers are as many, each head is 64 wide."""
     part = {"_class_name": "SD3Transformer2DModel", "num_layers": layers, "num_attention_heads": layers}
     part |= {"caption_projection_dim": 64 * layers, "pos_embed_max_size": 192, "sample_size": 128, **changes}
@@ -100,38 +102,38 @@ def _sd3(hub: str, layers: int, **changes: Any) -> Public:
         "text_encoder_2": CLIP_G,
         "text_encoder_3": T5_XXL,
     }
-    return Public(f"stabilityai/{hub}", "StableDiffusion3Pipeline", part, FLOW, encoders, VAE_16)
+    return Public(VARIANTS[name].hub, "StableDiffusion3Pipeline", part, FLOW, encoders, VAE_16)
 
 
-def _flux(hub: str, distilled: bool) -> Public:
+def _flux(name: str, distilled: bool) -> Public:
     """FLUX.1-dev, which reads a guidance, or FLUX.1-schnell, which does not."""
     part = {"_class_name": "FluxTransformer2DModel", "guidance_embeds": distilled}
     scheduler = FLOW if distilled else {**FLOW, "shift": 1.0}
     scheduler = {**scheduler, "use_dynamic_shifting": distilled}
     encoders = {"text_encoder": CLIP_L, "text_encoder_2": T5_XXL}
-    return Public(f"black-forest-labs/{hub}", "FluxPipeline", part, scheduler, encoders, VAE_16)
+    return Public(VARIANTS[name].hub, "FluxPipeline", part, scheduler, encoders, VAE_16)
 
 
 PUBLIC: dict[str, Public] = {
     "sdxl": Public(
-        "stabilityai/stable-diffusion-xl-base-1.0",
+        VARIANTS["sdxl"].hub,
         "StableDiffusionXLPipeline",
         SDXL_UNET,
         SDXL_SCHEDULER,
         {"text_encoder": CLIP_L, "text_encoder_2": CLIP_G},
         VAE,
     ),
-    "sd3-medium": _sd3("stable-diffusion-3-medium-diffusers", 24),
+    "sd3-medium": _sd3("sd3-medium", 24),
     "sd3.5-medium": _sd3(
-        "stable-diffusion-3.5-medium",
+        "sd3.5-medium",
         24,
         pos_embed_max_size=384,
         dual_attention_layers=list(range(13)),
         qk_norm="rms_norm",
     ),
-    "sd3.5-large": _sd3("stable-diffusion-3.5-large", 38, qk_norm="rms_norm"),
-    "flux-dev": _flux("FLUX.1-dev", True),
-    "flux-schnell": _flux("FLUX.1-schnell", False),
+    "sd3.5-large": _sd3("sd3.5-large", 38, qk_norm="rms_norm"),
+    "flux-dev": _flux("flux-dev", True),
+    "flux-schnell": _flux("flux-schnell", False),
 }
 """Short name -> public base model."""
 

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from ..config import FamilyDefaults
+from ..layouts import Layout
 
 
 @dataclass(frozen=True)
@@ -67,10 +68,8 @@ class Tokens(NamedTuple):
 class Family:
     """A kind of backbone: facts and functions. No class derives from it."""
 
-    name: str
-    """The word in headers: "sdxl"."""
-    part: str
-    """The pipeline's trainable part: "unet" or "transformer"."""
+    layout: Layout
+    """Its layers' names, its public models, and which part of the pipeline learns."""
     pipeline: str
     """Name of diffusers' pipeline class, which is also how a folder or hub name is recognised."""
     same_parts: tuple[str, ...]
@@ -78,8 +77,6 @@ class Family:
     checkpoint_keys: tuple[str, ...]
     """Tensor names that only single-file checkpoints of this family hold all of, with or without the prefix
     `model.diffusion_model.`."""
-    targets: Mapping[str, tuple[str, ...]]
-    """Preset -> endings of layer names."""
     defaults: FamilyDefaults
     """The paper's settings."""
     text_parts: Mapping[str, str]
@@ -116,3 +113,18 @@ class Family:
     """A tensor's name in a single file -> as diffusers' conversion spells it."""
     told_by: Callable[[Collection[str], Mapping[str, str]], Mapping[str, Any]] = lambda names, metadata: {}
     """(names of a single file's tensors, its metadata) -> what it says of its training, as a scheduler's entries."""
+
+    @property
+    def name(self) -> str:
+        """The word in headers: "sdxl"."""
+        return self.layout.family
+
+    @property
+    def part(self) -> str:
+        """The pipeline's trainable part: "unet" or "transformer"."""
+        return self.layout.part
+
+    @property
+    def targets(self) -> Mapping[str, tuple[str, ...]]:
+        """Preset -> endings of layer names."""
+        return self.layout.targets

@@ -10,18 +10,12 @@ import torch
 from torch import Tensor, nn
 
 from ..config import FamilyDefaults
+from ..layouts.sd3 import SD3 as LAYOUT
 from .record import Condition, Family, Framing, Tokens
 from .stock import EMBEDDED, draw, negative, text_length
 
 T5_LENGTH = 256
 """Tokens of T5, or zeros in their place, beside CLIP's 77: the pipeline's own choice."""
-
-ON_PICTURE = ("attn.to_q", "attn.to_k", "attn.to_v", "attn.to_out.0")
-ON_WORDS = ("attn.add_q_proj", "attn.add_k_proj", "attn.add_v_proj", "attn.to_add_out")
-ON_PICTURE_ALONE = ("attn2.to_q", "attn2.to_k", "attn2.to_v", "attn2.to_out.0")
-WORDS = ON_WORDS + ("ff_context.net.0.proj", "ff_context.net.2", "context_embedder")
-PICTURE = ON_PICTURE + ("ff.net.0.proj", "ff.net.2", "proj_out", "norm1.linear")
-PICTURE += tuple(f"{told}_embedder.linear_{k}" for told in ("timestep", "text") for k in (1, 2))
 
 
 def encode_prompt(pipe: Any, prompts: Sequence[str], framing: Framing) -> Condition:
@@ -84,21 +78,10 @@ def size_step(pipe: Any) -> int:
 
 
 SD3 = Family(
-    name="sd3",
-    part="transformer",
+    layout=LAYOUT,
     pipeline="StableDiffusion3Pipeline",
     same_parts=("StableDiffusion3Img2ImgPipeline", "StableDiffusion3InpaintPipeline", "StableDiffusion3PAGPipeline"),
     checkpoint_keys=("joint_blocks.0.context_block.adaLN_modulation.1.weight",),
-    # Table 3 of the paper: 191 layers of SD3-medium, with the last add_q_proj, which no answer depends on.
-    # SD3.5-medium has a second attention in its first 13 blocks, on the picture alone; the paper and the public
-    # trainings leave it out, "attention-dual" (243 layers) takes it in.
-    # "words" and "picture" are ours: what a content is learnt in, and a style, on the built-in base (docs/findings.md).
-    targets={
-        "attention": ON_PICTURE + ON_WORDS,
-        "attention-dual": ON_PICTURE + ON_WORDS + ON_PICTURE_ALONE,
-        "words": WORDS,
-        "picture": PICTURE,
-    },
     defaults=FamilyDefaults(targets="attention", times="logit-normal", sample_steps=28, guidance=7.0),
     text_parts={
         "text_encoder": "text_encoders.clip_l.",

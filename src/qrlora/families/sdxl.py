@@ -10,22 +10,15 @@ import torch
 from torch import Tensor, nn
 
 from ..config import FamilyDefaults
+from ..layouts.sdxl import SDXL as LAYOUT
 from .record import Condition, Family, Framing, Tokens
 from .stock import EMBEDDED, draw, negative
-
-SELF = ("attn1.to_q", "attn1.to_k", "attn1.to_v", "attn1.to_out.0")
-WORDS = ("attn2.to_k", "attn2.to_v")
-TIME = ("time_emb_proj", *(f"{told}_embedding.linear_{k}" for told in ("time", "add") for k in (1, 2)))
-CROSS = ("attn2.to_q", "attn2.to_k", "attn2.to_v", "attn2.to_out.0")
 
 PREDICTIONS = {
     **dict.fromkeys(("v", "v_prediction", "v-prediction", "v_pred"), "v_prediction"),
     **dict.fromkeys(("epsilon", "eps"), "epsilon"),
 }
 """ModelSpec's words and their misspellings -> diffusers'."""
-
-B_LORA = {"content": "up_blocks.0.attentions.0", "style": "up_blocks.0.attentions.1"}
-"""Role -> the block that holds it, as B-LoRA found by trying (arXiv 2403.14572: its W^4 and W^5)."""
 
 
 def encode_prompt(pipe: Any, prompts: Sequence[str], framing: Framing) -> Condition:
@@ -103,8 +96,7 @@ def told_by(names: Collection[str], metadata: Mapping[str, str]) -> dict[str, An
 
 
 SDXL = Family(
-    name="sdxl",
-    part="unet",
+    layout=LAYOUT,
     pipeline="StableDiffusionXLPipeline",
     same_parts=(
         "StableDiffusionXLImg2ImgPipeline",
@@ -112,15 +104,6 @@ SDXL = Family(
         "StableDiffusionXLPAGPipeline",
     ),
     checkpoint_keys=("conditioner.embedders.1.model.ln_final.weight",),
-    # The paper's text (B.1) says self-attention, its table 3 reads as all attention: 280 or 560 layers.
-    # "words" and "time" are ours: what a content is learnt in, and a style, on the built-in base (docs/findings.md).
-    targets={
-        "self": SELF,
-        "attention": SELF + CROSS,
-        "words": WORDS,
-        "time": TIME,
-        "b-lora": tuple(f"{block}.*.{ending}" for block in B_LORA.values() for ending in SELF + CROSS),
-    },
     defaults=FamilyDefaults(),
     text_parts={"text_encoder": "conditioner.embedders.0.", "text_encoder_2": "conditioner.embedders.1."},
     encode_prompt=encode_prompt,

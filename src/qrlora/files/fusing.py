@@ -1,8 +1,7 @@
 """Layers that an original model keeps in one: their pairs as one pair, and back.
 
-Letters: o outputs, i inputs, r rank. FLUX.1 and SD3 in their authors' code have one weight for q, k and v, and FLUX.1's
-single blocks one for q, k, v and the MLP's input: the layers' outputs below each other. All are square, the MLP's
-input has 4 i outputs.
+Letters: o outputs, i inputs, r rank. Transformers in their authors' code often have one weight for q, k and v, or for
+these and the MLP's input: the layers' outputs below each other, as many as Layout.heights says.
 """
 
 from collections.abc import Mapping, Sequence
@@ -10,12 +9,10 @@ from collections.abc import Mapping, Sequence
 import torch
 
 from ..adapter import Pair
-
-WIDER = {"proj_mlp": 4}
-"""How many times its inputs a layer has outputs, by the end of its name; all others once."""
+from ..layouts import Layout
 
 
-def fuse(pairs: Mapping[str, Pair], layers: Sequence[str]) -> tuple[Pair, list[int]]:
+def fuse(pairs: Mapping[str, Pair], layout: Layout, layers: Sequence[str]) -> tuple[Pair, list[int]]:
     """One pair for layers that lie in one, exactly: A below each other and B block-diagonal, at the sum of the ranks;
     or the one A that all share. Layers without a pair get zeros.
 
@@ -23,7 +20,7 @@ def fuse(pairs: Mapping[str, Pair], layers: Sequence[str]) -> tuple[Pair, list[i
     Raises:  ValueError, naming a layer: inputs or outputs that such layers do not have.
     """
     inputs = next(iter(pairs.values())).shape[1]
-    heights = _heights(layers, inputs)
+    heights = layout.heights(layers, inputs)
     for layer, pair in pairs.items():
         if pair.shape != (heights[layer], inputs):
             wanted = (heights[layer], inputs)
@@ -40,14 +37,14 @@ def fuse(pairs: Mapping[str, Pair], layers: Sequence[str]) -> tuple[Pair, list[i
     return fused, [pairs[layer].rank if layer in pairs else 0 for layer in layers]
 
 
-def split(pair: Pair, layers: Sequence[str], ranks: Sequence[int] | None = None) -> dict[str, Pair]:
+def split(pair: Pair, layout: Layout, layers: Sequence[str], ranks: Sequence[int] | None = None) -> dict[str, Pair]:
     """The pairs of layers that lie in one.
 
     Args:   ranks: as `fuse` gave them. None, another tool's file: layers whose part of B is zero are left out; if B
             is block-diagonal, in equal blocks, each layer gets its block; otherwise all get the whole A.
     Raises: ValueError: B has not the rows of these layers; ranks that do not fit.
     """
-    heights = _heights(layers, pair.shape[1])
+    heights = layout.heights(layers, pair.shape[1])
     if sum(heights.values()) != len(pair.B):
         wanted = f"{sum(heights.values())} outputs for {pair.shape[1]} inputs"
         raise ValueError(f"{', '.join(layers)} lie in one weight, which must have {wanted}, got {len(pair.B)}")
@@ -69,6 +66,15 @@ def split(pair: Pair, layers: Sequence[str], ranks: Sequence[int] | None = None)
     return pairs
 
 
+def turned(pair: Pair, layout: Layout, layer: str, spelling: str) -> Pair:
+    """The pair of a layer with its outputs in diffusers' order, or back in the order of a spelling: of the last
+    modulation the original models keep shift and scale the other way round."""
+    outputs, inputs = pair.shape
+    if outputs != 2 * inputs or not layout.is_swapped(layer, spelling):
+        return pair
+    return Pair(pair.A, pair.B.roll(inputs, 0))
+
+
 def _check_ranks(layers: Sequence[str], ranks: Sequence[int], rank: int) -> None:
     """Raises ValueError: ranks of a header that are none of this pair."""
     if len(ranks) != len(layers) or sum(ranks) != rank and set(ranks) - {0, rank}:
@@ -84,11 +90,6 @@ def _within(blocks: Sequence[torch.Tensor], ranks: Sequence[int], rank: int) -> 
         if B.count_nonzero() > B[:, columns].count_nonzero():
             return False
     return True
-
-
-def _heights(layers: Sequence[str], inputs: int) -> dict[str, int]:
-    """{layer: o} for layers of i inputs that lie in one."""
-    return {layer: inputs * WIDER.get(layer.rpartition(".")[2], 1) for layer in layers}
 
 
 def _equal_ranks(blocks: Sequence[torch.Tensor]) -> list[int]:

@@ -5,7 +5,7 @@ Letters: o outputs, i inputs, r rank, A (r, i), B (o, r).
 
 import errno
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from os import PathLike
 from pathlib import Path
 from typing import NamedTuple
@@ -15,10 +15,11 @@ from torch import Tensor
 
 from ..adapter import Adapter, Header, Pair
 from ..basis import cache_folder, load_basis
-from ..keys import Key, UnreadableKey, is_text_encoder, natural, parse, printable
+from ..keys import is_text_encoder, natural, printable
 from ..storage import read, read_metadata
-from .convention import CONTENT, FUSED, HEADER, family_of
-from .fusing import split
+from .convention import CONTENT, FUSED, HEADER
+from .fusing import split, turned
+from .names import Names, factors_of, refuse, understand
 from .peft import as_object, number, read_config, refusal, without_start
 
 FOLDERS = ("adapter_model.safetensors", "pytorch_lora_weights.safetensors")
@@ -26,6 +27,8 @@ FOLDERS = ("adapter_model.safetensors", "pytorch_lora_weights.safetensors")
 NUMBERS = (torch.float64, torch.float32, torch.bfloat16, torch.float16, torch.float8_e4m3fn, torch.float8_e5m2)
 """What a factor may be stored as; each but float64 is exact in float32."""
 AUTHORS = {"Q", "dR", "R"}
+ORTHONORMAL = 2**-6
+"""How far products of orthonormal rows may be from theirs once the rows were rounded to bfloat16."""
 
 
 class Group(NamedTuple):
@@ -59,14 +62,16 @@ def load(
         tensors = {key: tensor for key, tensor in tensors.items() if not is_text_encoder(key)}
     try:
         header = Header.from_json(metadata[HEADER]) if HEADER in metadata else None
-        meanings = parse_all(tensors)
+        factors, refused = factors_of(tensors)
+        refuse(refused, len(tensors))
+        names = understand(factors, tensors, metadata, header)
         if header and metadata.get(CONTENT) == "compact":
-            return Adapter(_joined(tensors, meanings, header), header)
-        groups, start = grouped(path, tensors, metadata, meanings)
-        layers = _pairs(tensors, groups, _fused(metadata.get(FUSED, "{}")))
+            return Adapter(_joined(tensors, names, header), header)
+        groups, start = grouped(path, tensors, metadata, names)
+        layers = _pairs(tensors, groups, _fused(metadata.get(FUSED, "{}")), names)
         if start:
             layers = _learnt(layers, groups, start, weights)
-        return Adapter(layers, header or _foreign_header(layers, tensors, groups, meanings.values(), metadata))
+        return Adapter(layers, header or _foreign_header(layers, tensors, groups, names, metadata))
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
 
@@ -90,47 +95,20 @@ def count_text_encoder_keys(path: str | PathLike) -> int:
     return sum(map(is_text_encoder, read(file_in(path))[0]))
 
 
-def parse_all(tensors: Iterable[str]) -> dict[str, Key]:
-    """{key: what it means}.
-
-    Raises: ValueError: keys that are no plain LoRA's, with their count by kind; a layer that is there twice; two parts.
-    """
-    meanings: dict[str, Key] = {}
-    seen: dict[tuple[str, str], str] = {}
-    refused: dict[str, list[str]] = {}
-    for key in tensors:
-        try:
-            meanings[key] = parse(key)
-        except UnreadableKey as error:
-            refused.setdefault(error.reason, []).append(key)
-            continue
-        for layer in meanings[key].layers:
-            before = seen.setdefault((layer, meanings[key].kind), key)
-            if before != key:
-                raise ValueError(f"{printable(before)} and {printable(key)} are the same factor of one layer, twice")
-    if refused:
-        total = len(meanings) + sum(map(len, refused.values()))
-        found = "; ".join(f"{len(keys)} of {total} keys: {_cause(keys[0], why)}" for why, keys in refused.items())
-        raise ValueError(f"not read, not even in part: {found}")
-    parts = sorted({key.part for key in meanings.values()})
-    if len(parts) != 1:
-        raise ValueError(f"an adapter changes one part of a pipeline, this file has {parts or 'no layers'}")
-    return meanings
-
-
 def grouped(
-    path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str], meanings: Mapping[str, Key]
+    path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str], names: Names
 ) -> tuple[dict[tuple[str, ...], Group], str]:
     """{layers of one name: their keys, and the strength of their update}, in the model's order; and the start within
     the weight, if the file has one, by PEFT's name.
 
-    Raises: ValueError, naming the layer: half a pair, a convolution, numbers that are no floats; see peft.read_config.
+    Raises: ValueError, naming the layer: half a pair, factors of another shape than a matrix's or a convolution's,
+            numbers that are no floats; see peft.read_config.
     """
     found: dict[tuple[str, ...], dict[str, str]] = {}
-    for key, meaning in meanings.items():
-        found.setdefault(meaning.layers, {})[meaning.kind] = key
+    for key, meaning in names.keys.items():
+        found.setdefault(meaning.layers, {})[meaning.factor.kind] = key
     _check_matrices(tensors, found)
-    config = read_config(path, tensors, metadata, next(iter(meanings.values())).part)
+    config = read_config(path, tensors, metadata, names.part)
     groups = {}
     for layers in sorted(found, key=lambda layers: natural(layers[0])):
         keys = found[layers]
@@ -153,26 +131,15 @@ def file_in(path: str | PathLike) -> Path:
     return next((path / name for name in FOLDERS if (path / name).is_file()), path)
 
 
-def _cause(key: str, reason: str) -> str:
-    """Why keys are refused, with one of them; for text encoders the way out too."""
-    way_out = "; leave them out with --skip-text-encoders, or load(..., skip_text_encoders=True)"
-    return f"{reason} ({printable(key)}){way_out if is_text_encoder(key) else ''}"
-
-
 def _check_matrices(tensors: Mapping[str, Tensor], found: Mapping[tuple[str, ...], Mapping[str, str]]) -> None:
-    """Raises ValueError unless every name has the two matrices of a pair, in floats; convolutions are counted."""
-    convolutions = [
-        x[0] for x, keys in found.items() if any(tensors[k].ndim > 2 for n, k in keys.items() if n != "alpha")
-    ]
-    if convolutions:
-        raise ValueError(
-            f"{len(convolutions)} of {len(found)} layers are convolutions ({printable(convolutions[0])}); "
-            "each needs two matrices, qrlora reads linear layers alone"
-        )
+    """Raises ValueError unless every name has the two matrices of a pair, or those of a convolution, in floats."""
     for layers, keys in found.items():
         factors = {kind: tensors[key] for kind, key in keys.items() if kind != "alpha"}
-        flat = any(x.ndim != 2 or not x.numel() for x in factors.values())
-        if flat or factors.keys() != {"A", "B"} and factors.keys() != AUTHORS:
+        depth = factors["A"].ndim if "A" in factors else 2
+        B = factors.get("B")
+        flat = any(x.ndim != depth or not x.numel() for x in factors.values()) or not 2 <= depth <= 5
+        wide = B is not None and B.ndim > 2 and B[0, 0].numel() != 1  # a convolution's B has a kernel of one number
+        if flat or wide or factors.keys() != {"A", "B"} and factors.keys() != AUTHORS:
             shapes = {kind: tuple(x.shape) for kind, x in factors.items()}
             raise ValueError(f"{printable(layers[0])}: needs two matrices A (r, i) and B (o, r), got {shapes}")
         for kind, x in factors.items():
@@ -181,23 +148,31 @@ def _check_matrices(tensors: Mapping[str, Tensor], found: Mapping[tuple[str, ...
 
 
 def _pairs(
-    tensors: Mapping[str, Tensor], groups: Mapping[tuple[str, ...], Group], fused: Mapping[str, list[int]]
+    tensors: Mapping[str, Tensor],
+    groups: Mapping[tuple[str, ...], Group],
+    fused: Mapping[str, list[int]],
+    names: Names,
 ) -> dict[str, Pair]:
     """The layers of a plain LoRA, or of the authors' files, at strength 1, in the model's order.
 
-    The authors' update is Q dR: their W_comp + Q (R + dR) is W + Q dR, so R is not needed.
+    The authors' update is Q dR: their W_comp + Q (R + dR) is W + Q dR, so R is not needed. A convolution's A,
+    (r, i, h, w), is the matrix (r, i h w).
 
     Args:   fused: what `fusing.fuse` said, by name.
     Raises: ValueError: A and B of different rank, or what fusing.split refuses.
     """
     layers: dict[str, Pair] = {}
-    for names, (keys, scale) in groups.items():
-        A, B = (tensors[keys.get(kind) or keys[theirs]] for kind, theirs in (("A", "dR"), ("B", "Q")))
+    for together, (keys, scale) in groups.items():
+        A, B = (tensors[keys.get(kind) or keys[theirs]].flatten(1) for kind, theirs in (("A", "dR"), ("B", "Q")))
         if len(A) != B.shape[1]:
-            raise ValueError(f"{names[0]}: A must be (r, i) and B (o, r), got {tuple(A.shape)} and {tuple(B.shape)}")
+            raise ValueError(f"{together[0]}: A must be (r, i) and B (o, r), got {tuple(A.shape)} and {tuple(B.shape)}")
         pair = Pair(A.float(), B.float() if scale == 1 else B.float() * scale)
-        name = keys.get("B", "").removesuffix(".lora_up.weight")
-        found = {names[0]: pair} if len(names) == 1 else split(pair, names, fused.get(name))
+        if names.layout and "B" in keys:
+            pair = turned(pair, names.layout, together[0], names.keys[keys["B"]].spelling)
+        name = names.keys[keys["B"]].factor.name if "B" in keys else ""
+        found = {together[0]: pair}
+        if len(together) > 1 and names.layout:
+            found = split(pair, names.layout, together, fused.get(name))
         twice = layers.keys() & found.keys()
         if twice:
             raise ValueError(f"{min(twice)}: is in the file twice, alone and together with others")
@@ -229,7 +204,7 @@ def _learnt(
     return without_start(layers, start, {names[0]: group.scale for names, group in groups.items()}, weights)
 
 
-def _joined(tensors: Mapping[str, Tensor], meanings: Mapping[str, Key], header: Header) -> dict[str, Pair]:
+def _joined(tensors: Mapping[str, Tensor], names: Names, header: Header) -> dict[str, Pair]:
     """The layers of a compact file, with the frozen directions from the basis cache.
 
     Raises: OSError: the basis is not in the cache.  ValueError: it does not have the file's layers.
@@ -243,9 +218,9 @@ def _joined(tensors: Mapping[str, Tensor], meanings: Mapping[str, Key], header: 
         way_out = "copy it from the machine that wrote the file, or save there with content='full'"
         raise FileNotFoundError(errno.ENOENT, f"{missing}; {way_out}", f"{header.basis}.safetensors") from error
     for key, tensor in tensors.items():
-        if meanings[key].kind != "delta" or tensor.dtype not in NUMBERS:
+        if names.keys[key].factor.kind != "delta" or tensor.dtype not in NUMBERS:
             raise ValueError(f"{printable(key)}: a compact file holds the learnt factors in floats, got {tensor.dtype}")
-    deltas = {meanings[key].layers[0]: tensor.float() for key, tensor in tensors.items()}
+    deltas = {names.keys[key].layers[0]: tensor.float() for key, tensor in tensors.items()}
     if deltas.keys() != basis.Q.keys():
         raise ValueError(f"{len(deltas)} layers, but its basis {header.basis[:12]} has {len(basis.Q)} others")
     layers = {}
@@ -259,18 +234,31 @@ def _foreign_header(
     layers: Mapping[str, Pair],
     tensors: Mapping[str, Tensor],
     groups: Mapping[tuple[str, ...], Group],
-    meanings: Iterable[Key],
+    names: Names,
     metadata: Mapping[str, str],
 ) -> Header:
     """What another tool's metadata and names tell."""
-    meanings = list(meanings)
     deltas = [tensors[group.keys["dR"]].float() for group in groups.values() if "dR" in group.keys]
     triangular = all(torch.equal(x, x.triu()) for x in deltas) and any(x.any() for x in deltas)
+    own = "qr-triangular" if triangular else "qr-output"
+    frozen = all(_is_orthonormal(pair.A) for pair in layers.values())
+    kernels = {together[0]: list(tensors[x.keys["A"]].shape[2:]) for together, x in groups.items() if "A" in x.keys}
     return Header(
-        family=family_of(metadata) or next((key.family for key in meanings if key.family), ""),
-        part=meanings[0].part,
+        family=names.layout.family if names.layout else "",
+        part=names.part,
         base=metadata.get("ss_sd_model_name", ""),
-        method="lora" if len(deltas) < len(groups) else "qr-triangular" if triangular else "qr-output",
+        method=own if len(deltas) == len(groups) else "qr" if frozen and not deltas else "lora",
         rank=max(pair.rank for pair in layers.values()),
         trigger=metadata.get("modelspec.trigger_phrase", ""),
+        endings=names.endings,
+        kernels={layer: sides for layer, sides in kernels.items() if sides},
     )
+
+
+def _is_orthonormal(A: Tensor) -> bool:
+    """Whether rows are of unit length and orthogonal, or zero, as far as 16 bits say. A LoRA that was trained freely
+    has none such: its rows begin shorter than one, and at random."""
+    products = A @ A.T
+    lengths = products.diagonal()
+    expected = torch.where(lengths < 0.5, 0.0, 1.0).diag()
+    return bool(expected.any()) and bool((products - expected).abs().max() < ORTHONORMAL)

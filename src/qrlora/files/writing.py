@@ -3,7 +3,7 @@
 Letters: o outputs, i inputs, r rank, A (r, i), B (o, r).
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from os import PathLike
 from pathlib import Path
@@ -14,11 +14,12 @@ from torch import Tensor
 from .. import storage
 from ..adapter import Adapter, Header, Pair
 from ..basis import Basis, save_basis
-from ..keys import WRITTEN, stem
+from ..keys import WRITTEN
+from ..layouts import Layout
 from ..linalg import is_finite
 from ..methods import METHODS
-from .convention import CONTENTS, convention_of, metadata
-from .fusing import fuse
+from .convention import CONTENTS, layout_of, metadata
+from .fusing import fuse, turned
 
 DIGEST_LENGTH = 64
 """Characters of a basis' digest."""
@@ -34,8 +35,8 @@ def save(
 ) -> None:
     """Write an adapter file, whole or not at all; equal adapters give equal bytes.
 
-    Args:    content: a word of CONTENTS.  keys: "kohya" or "diffusers"; None: what most tools of
-             the family read.  dtype: of the stored numbers, float32, float16 or bfloat16.
+    Args:    content: a word of CONTENTS.  keys: a style of WRITTEN; None: what most tools of the family read, and for
+             an unknown one the names as they are.  dtype: of the stored numbers, float32, float16 or bfloat16.
              overwrite: whether a file with another content may be replaced.
     Raises:  ValueError: unknown word, a layer the spelling cannot hold, a number too large for dtype,
              "compact" for a method that freezes nothing.  OSError: the file cannot be written, or not replaced.
@@ -84,37 +85,76 @@ def contents(
     layers: Mapping[str, Pair], header: Header, content: str, keys: str | None, dtype: torch.dtype
 ) -> tuple[dict[str, Tensor], dict[str, str]]:
     """What a file holds: tensors by key, and metadata. Raises ValueError as save does."""
-    style = keys or convention_of(header).keys
-    if content not in CONTENTS or style not in WRITTEN:
+    layout = layout_of(layers, header)
+    style = keys or (next(iter(layout.written)) if layout else "" if header.endings else "diffusers")
+    if content not in CONTENTS or (style and style not in WRITTEN):
         known = f"contents {', '.join(CONTENTS)}; keys {', '.join(WRITTEN)}"
         raise ValueError(f"cannot save content={content!r}, keys={keys!r}; there are {known}")
+    if style and header.endings:
+        raise ValueError(f"{next(iter(layers))}: of a model that qrlora has no names for: keep those of the file")
     fused = {}
     if content == "compact":
         side, part = _frozen_side(header), header.part or "unet"
         tensors = {f"{part}.{x}.delta": pair.B if side == "input" else pair.A for x, pair in layers.items()}
+    elif not style:
+        tensors = _verbatim(layers, header)
     else:
-        tensors, fused = _spelt(layers, header, style)
+        tensors, fused = _spelt(layers, header, layout, style)
     stored = {key: x if key.endswith(".alpha") else x.to(dtype) for key, x in tensors.items()}
-    return stored, metadata(layers, header, content, style, fused)
+    return stored, metadata(layers, header, layout, content, style, fused)
 
 
-def _spelt(layers: Mapping[str, Pair], header: Header, style: str) -> tuple[dict[str, Tensor], dict[str, list[int]]]:
-    """A and B by key, fused where the style's models keep layers in one; and the ranks of what was fused.
+def _verbatim(layers: Mapping[str, Pair], header: Header) -> dict[str, Tensor]:
+    """A, B and alpha, if the file had one, under the names that another tool gave them."""
+    tensors: dict[str, Tensor] = {}
+    for layer, pair in layers.items():
+        name = f"{header.part}.{layer}" if header.part else layer
+        factors = (*_shaped(pair, header.kernels.get(layer)), torch.tensor(float(pair.rank)))
+        tensors |= {name + ending: x for ending, x in zip(header.endings.split(), factors, strict=False)}
+    return tensors
 
-    kohya's code for FLUX.1 and SD3 reads no file without alpha, that for SDXL does: there a key more could only harm.
-    """
+
+def _spelt(
+    layers: Mapping[str, Pair], header: Header, layout: Layout | None, style: str
+) -> tuple[dict[str, Tensor], dict[str, list[int]]]:
+    """A and B by key, fused where the style's models keep layers in one; and the ranks of what was fused. No alpha but
+    where the style's tools read no file without: a key more could only harm elsewhere."""
     groups: dict[tuple[str, tuple[str, ...]], dict[str, Pair]] = {}
     for layer, pair in layers.items():
-        groups.setdefault(stem(style, header.part or "unet", layer, header.family), {})[layer] = pair
-    tensors, fused = {}, {}
+        groups.setdefault(_named(layer, header, layout, style), {})[layer] = pair
+    endings, tensors, fused = WRITTEN[style], {}, {}
     for (name, together), pairs in groups.items():
-        pair = next(iter(pairs.values()))
-        if len(together) > 1:
-            pair, fused[name] = fuse(pairs, together)
-        tensors[name + WRITTEN[style]["A"]], tensors[name + WRITTEN[style]["B"]] = pair.A, pair.B
-        if "alpha" in WRITTEN[style] and header.part == "transformer":
-            tensors[name + WRITTEN[style]["alpha"]] = torch.tensor(float(pair.rank))
+        layer, pair = next(iter(pairs.items()))
+        if layout and len(together) > 1:
+            pair, fused[name] = fuse(pairs, layout, together)
+        elif layout and style in layout.written:
+            pair = turned(pair, layout, layer, layout.written[style])
+        tensors[name + endings["A"]], tensors[name + endings["B"]] = _shaped(pair, header.kernels.get(layer))
+        if layout and style in layout.with_alpha:
+            tensors[name + endings["alpha"]] = torch.tensor(float(pair.rank))
     return tensors, fused
+
+
+def _named(layer: str, header: Header, layout: Layout | None, style: str) -> tuple[str, tuple[str, ...]]:
+    """The name of a layer in a style, and all layers that go by it.
+
+    Raises: ValueError: the style cannot spell the layer so that it is read back as the same.
+    """
+    part = header.part or "unet"
+    if style == "diffusers":
+        return f"{part}.{layer}", (layer,)
+    found = layout.spell(style, layer) if layout and layout.part == part and style in layout.written else None
+    if found is None:
+        of = f" of family {layout.family!r}" if layout else ""
+        raise ValueError(f"{part}.{layer}{of}: has no {style} name that is read back unchanged; use diffusers names")
+    return found
+
+
+def _shaped(pair: Pair, kernel: Sequence[int] | None) -> tuple[Tensor, Tensor]:
+    """A and B as a tool expects them: of a convolution (r, i, h, w) and (o, r, 1, 1)."""
+    if not kernel:
+        return pair.A, pair.B
+    return pair.A.unflatten(1, (-1, *kernel)), pair.B.view(*pair.B.shape, *(1 for _ in kernel))
 
 
 def _basis(layers: Mapping[str, Pair], header: Header) -> Basis:

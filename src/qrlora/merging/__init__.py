@@ -87,6 +87,8 @@ def _header(adapters: Sequence[Adapter], weights: Sequence[float], rule: str, me
         headers[0],
         **{name: next(filter(None, (getattr(x, name) for x in headers)), "") for name in ("family", "part", "base")},
         fingerprint={layer: value for header in reversed(headers) for layer, value in header.fingerprint.items()},
+        endings=max((header.endings for header in headers), key=len),  # with alpha, if one has it
+        kernels={layer: sides for header in headers for layer, sides in header.kernels.items()},
         method=merged.method,
         rank=max(pair.rank for pair in merged.layers.values()),
         targets=_joined(",", [header.targets for header in headers]),
@@ -110,6 +112,12 @@ def _check_same_base(first: Adapter, other: Adapter) -> None:
         here, there = getattr(first.header, name), getattr(other.header, name)
         if here and there and here != there:
             raise ValueError(f"the adapters are of different {name}: {here!r} and {there!r}; they cannot be merged")
+    here, there = first.header.endings, other.header.endings
+    if here.split()[:2] != there.split()[:2]:
+        raise ValueError(
+            f"the layers' names are kept as their tools wrote them, in different ways ({here or 'ours'}, "
+            f"{there or 'ours'}), so that nobody can tell which are the same; they cannot be merged"
+        )
     first.check_shapes(other)
     if not same_base(first.header.fingerprint, other.header.fingerprint):
         raise ValueError(

@@ -6,6 +6,7 @@ from torch import Tensor, nn
 from ..attach import begin
 from ..families import Base
 from ..families.blank import blank_base
+from ..layouts import LAYOUTS
 from ..linalg import leading_subspace
 from ..methods import METHODS, slot_directions
 from .figures import Reproduced
@@ -121,10 +122,10 @@ def _error(found: Tensor, true: Tensor) -> float:
 def table3(asked: Asked) -> Reproduced:
     """The layers that learn, and how many numbers that is: the public models and a base, by their shapes alone."""
     rows: list[Row] = []
-    names: list[str] = ["sdxl", "sd3-medium", "flux-dev"]
+    names: list[str] = [next(iter(layout.variants)) for layout in LAYOUTS.values() if layout.paper_presets]
     for name in names if asked.base in names else [*names, asked.base]:
         base, _, _ = blank_base(name)
-        presets = ("self", "attention") if name == "sdxl" else (base.defaults.targets,)
+        presets = base.family.layout.paper_presets if name in names else (base.defaults.targets,)
         for preset in presets:
             rows.append(_counted(name, base, preset, asked.rank or base.defaults.rank))
     notes = (

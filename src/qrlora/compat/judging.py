@@ -1,0 +1,96 @@
+"""What a tool does with each key of a file, by the rows of layouts and their quirks."""
+
+from os import PathLike
+
+from .. import storage
+from ..files.reading import file_in
+from ..keys import is_text_encoder
+from ..layouts import TOOLS, Reader
+from .quirks import EVERY_FILE, QUIRKS, STRENGTHS, TEXT_ENCODERS
+from .seen import File, Verdict
+
+UNKNOWN = "of a model whose names qrlora does not know"
+
+
+def check(path: str | PathLike, tool: str) -> list[Verdict]:
+    """What a tool does with each key of a file, in the file's order.
+
+    Raises: ValueError: no such tool; a file that no tool can load, as files.load says.  OSError: missing.
+    """
+    path = file_in(path)
+    try:
+        return judge(File(*storage.read(path), path), tool)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
+
+
+def judge(file: File, tool: str) -> list[Verdict]:
+    """`check` of a file's contents."""
+    if tool not in TOOLS:
+        raise ValueError(f"no rules for {tool!r}; known tools: {', '.join(TOOLS)}")
+    file.refuse_unsound()
+    row = file.layout.tools.get(tool) if file.layout else None
+    refusal = _refusal(file, tool, row)
+    return [_verdict(file, tool, row, refusal, key) for key in file.tensors]
+
+
+def notes(file: File, tool: str) -> list[str]:
+    """What else a person should know about the file in this tool."""
+    version = file.metadata.get("ss_base_model_version", "")
+    if tool in ("a1111", "forge") and file.layout and file.part == "unet":
+        wanted = f"{next(iter(file.layout.variants.values())).base_version.partition('_')[0]}_"
+        if not version.startswith(wanted):
+            return [f"its gallery takes the file for another model's: its ss_base_model_version is not {wanted}..."]
+    return []
+
+
+def _refusal(file: File, tool: str, row: Reader | None) -> str:
+    """Why a tool loads nothing of a file at all; "" where it loads something, or nobody knows."""
+    kinds = {key.factor.kind for key in file.keys.values()}
+    if kinds and not kinds & {"A", "B"}:
+        return "no tool knows these names, qrlora and its authors' code aside"
+    if row is None:
+        return f"it has no {file.layout.family} models" if file.layout else ""
+    reasons = [reason for word in row.quirks if (reason := QUIRKS[word].refuses(file))]
+    unknown = sum(not _of_lora(file, tool, row, key).factor for key in file.keys) if tool in EVERY_FILE else 0
+    if unknown > EVERY_FILE.get(tool, 0):
+        many = f"{unknown} keys that it does not know, above {EVERY_FILE[tool]}"
+        reasons.append(f"{many}: it takes the file for another model's")
+    return next(iter(reasons), "")
+
+
+def _verdict(file: File, tool: str, row: Reader | None, refusal: str, key: str) -> Verdict:
+    if refusal:
+        return Verdict(key, 0.0, refusal)
+    if is_text_encoder(key):
+        known = key.startswith(TEXT_ENCODERS[tool])
+        return Verdict(key, float(known), "" if known else "a text encoder under names it does not know")
+    if key not in file.keys:
+        return Verdict(key, None, "no plain LoRA's; qrlora does not know what the tool does with it")
+    return _of_lora(file, tool, row, key) if row else Verdict(key, None, UNKNOWN)
+
+
+def _of_lora(file: File, tool: str, row: Reader, key: str) -> Verdict:
+    """The verdict on a key that is a UNet's or transformer's, of a known family."""
+    meaning = file.keys[key]
+    name = meaning.factor.name
+    if meaning.spelling in row.spellings:
+        reason = next((why for word in row.quirks if (why := QUIRKS[word].ignores(file, key))), "")
+        reason = reason or ("" if name in file.ranks else "holds no pair A, B")
+    else:
+        known = " and ".join(map(shown, row.spellings))
+        reason = f"it does not know names such as {shown(meaning.spelling)}, only {known}"
+    if reason:
+        return Verdict(key, 0.0, reason)
+    strength = STRENGTHS.get(tool, File.by_alpha)(file, name)
+    factor = strength / file.right[name] if file.right[name] else 1.0
+    return Verdict(key, factor, "" if abs(factor - 1) < 1e-3 else "alpha is read differently from what the file means")
+
+
+def shown(spelling: str) -> str:
+    """A spelling as a person reads it: "transformer. + diffusers names"."""
+    prefix, _, kind = spelling.rstrip("}").partition("{")
+    kind = {"processor": "diffusers' oldest names", "diffusers": "diffusers' names", "original": "original names"}.get(
+        kind, "names of its own"
+    )
+    return f"{prefix} with {kind}" if prefix else f"bare {kind}"

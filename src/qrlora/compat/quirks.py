@@ -1,0 +1,168 @@
+"""QUIRKS: what a tool's loader looks at beside the names, by the words that the rows of layouts use.
+
+The versions that were read: ComfyUI 0.3.64 (comfy/lora.py), diffusers 0.42.1 (loaders/lora_pipeline.py,
+lora_conversion_utils.py), A1111 1.10 (extensions-builtin/Lora/networks.py, sd3_model.py), Forge of 2025
+(sd_forge_lora/networks.py), kohya's sd-scripts 0.10 (networks/lora.py, lora_flux.py, lora_sd3.py). The rules for
+diffusers are tested against the library itself.
+"""
+
+import collections
+from collections.abc import Callable
+from typing import NamedTuple
+
+from ..keys import is_text_encoder
+from .seen import File
+
+LORA_UNET = "lora_unet_"
+SGM = ("input_blocks", "middle_block", "output_blocks")
+"""Blocks of a UNet in its authors' code."""
+OURS = ("down_blocks", "up_blocks")
+"""Those of diffusers."""
+
+
+def _nothing(file: File, key: str = "") -> str:
+    return ""
+
+
+class Quirk(NamedTuple):
+    """A row of QUIRKS; each function gives a reason, or "" where there is none."""
+
+    refuses: Callable[[File], str] = _nothing
+    """Why the tool loads nothing of a file at all."""
+    ignores: Callable[[File, str], str] = _nothing
+    """Why it passes over a key whose spelling it knows."""
+
+
+def _is_kohya(file: File) -> bool:
+    """Whether all keys are kohya's."""
+    return all(key.startswith((LORA_UNET, "lora_te_", "lora_te1_", "lora_te2_")) for key in file.tensors)
+
+
+def _attention(file: File, key: str) -> str:
+    """ComfyUI's map of a UNet renames .to_ to .processor.to_, which only the oldest diffusers files have."""
+    dotted = file.keys[key].spelling.endswith("{diffusers}") and not file.keys[key].spelling.startswith(LORA_UNET)
+    known = not dotted or ".to_" not in file.keys[key].layers[0]
+    return "" if known else "it looks for attention layers under kohya's names alone"
+
+
+def _alpha(file: File) -> str:
+    return "it cannot split the names of alpha keys of this family and fails" if file.alphas else ""
+
+
+def _picture_attention(file: File, key: str) -> str:
+    """A1111's map of diffusers' SD3 names ends there; for the text's half it has a misspelt name."""
+    known = (".attn.to_q", ".attn.to_k", ".attn.to_v", ".attn.to_out.0")
+    kohya = file.keys[key].spelling.startswith(LORA_UNET) or file.keys[key].layers[0].endswith(known)
+    return "" if kohya else "of diffusers' names it knows those of the picture's attention alone"
+
+
+def _without_alpha(file: File) -> str:
+    """lora_flux.py and lora_sd3.py look every layer's alpha up."""
+    missing = [name for name in file.ranks if name not in file.alphas]
+    if missing and any(key.spelling.startswith(LORA_UNET) for key in file.keys.values()):
+        return f"it demands alpha keys here, {len(missing)} of {len(file.ranks)} layers have none"
+    return ""
+
+
+def _word_lora(file: File) -> str:
+    """diffusers looks for the word in every name, kohya's SDXL files aside."""
+    if _is_kohya(file) and file.part == "unet" or all("lora" in key for key in file.tensors):
+        return ""
+    return "it refuses a file in which a name does not hold the word lora"
+
+
+def _kohya_whole(file: File) -> str:
+    if _is_kohya(file) and file.alphas and "lora_adapter_metadata" in file.metadata:
+        return "it refuses alpha keys beside lora_adapter_metadata"
+    if _is_kohya(file) and len(file.keys) < len([key for key in file.tensors if not is_text_encoder(key)]):
+        return "it refuses a kohya file with names that it cannot translate"
+    return ""
+
+
+def _public_sizes(file: File) -> str:
+    """diffusers takes what holds a wider layer beside others apart by the public model's numbers of outputs."""
+    layout = file.layout
+    for key, meaning in file.keys.items():
+        if layout and meaning.factor.kind == "B" and len(file.tensors[key]):
+            widths = {variant.width for variant in layout.variants.values()}
+            rows = {sum(layout.heights(meaning.layers, width).values()) for width in widths}
+            wider = any(x.rpartition(".")[2] in layout.outputs for x in meaning.layers) and len(meaning.layers) > 1
+            if wider and len(file.tensors[key]) not in rows:
+                return f"it takes {meaning.factor.name.rpartition('_')[2]} for one with {max(rows)} outputs, and fails"
+    return ""
+
+
+def _peft(file: File) -> str:
+    peft = any(key.spelling.startswith("base_model.") for key in file.keys.values())
+    return "it takes base_model. names for another kind of file and fails" if peft else ""
+
+
+def _alpha_or_metadata(file: File) -> str:
+    both = file.alphas and not has_down(file) and "lora_adapter_metadata" in file.metadata
+    return "it refuses alpha keys beside lora_adapter_metadata" if both else ""
+
+
+def _mixed(file: File, key: str) -> str:
+    """diffusers translates kohya's names for SDXL in files that hold nothing else, drops the original model's block
+    names where there are diffusers' too, and loses the number of add_embedding_linear_1."""
+    if not file.keys[key].spelling.startswith(LORA_UNET):
+        return ""
+    if "_add_embedding_" in key:
+        return "it loses the number in this name, and with it the layer"
+    if not _is_kohya(file):
+        return "it translates kohya's names in files that hold nothing else"
+    original, ours = (any(x in k for k in file.tensors for x in names) for names in (SGM, OURS))
+    dropped = original and ours and any(x in key for x in SGM)
+    return "it drops the original model's block names where there are diffusers' too" if dropped else ""
+
+
+def _undone(file: File, key: str) -> str:
+    """diffusers translates original names with dots where they end as kohya's do."""
+    dotted = file.keys[key].spelling == "diffusion_model.{original}" and not has_down(file)
+    return "it wants transformer. before the name, or kohya's endings" if dotted else ""
+
+
+def has_down(file: File) -> bool:
+    """Whether diffusers takes the file for kohya's."""
+    return any(".lora_down.weight" in key for key in file.tensors)
+
+
+QUIRKS = {
+    "attention in kohya names": Quirk(ignores=_attention),
+    "no alpha": Quirk(refuses=_alpha),
+    "the picture's attention": Quirk(ignores=_picture_attention),
+    "alpha everywhere": Quirk(refuses=_without_alpha),
+    "the word lora": Quirk(refuses=_word_lora),
+    "whole kohya files": Quirk(refuses=_kohya_whole),
+    "kohya files alone": Quirk(ignores=_mixed),
+    "public sizes": Quirk(refuses=_public_sizes),
+    "no PEFT names": Quirk(refuses=_peft),
+    "alpha or metadata": Quirk(refuses=_alpha_or_metadata),
+    "transformer or down": Quirk(ignores=_undone),
+}
+
+
+def common_alpha(file: File, name: str) -> float:
+    """diffusers: alpha / r, but where alphas differ in a kohya SDXL file, attention layers get the commonest: the
+    pattern that should tell them apart keeps a name that no layer has. Without any alpha, what the metadata says."""
+    if not file.alphas:
+        return file.right[name] if "lora_adapter_metadata" in file.metadata else 1.0
+    if has_down(file) and file.part == "transformer":
+        return file.by_alpha(name)
+    common = collections.Counter(file.alphas.values()).most_common(1)[0][0]
+    confused = "_attn1_" in name or "_attn2_" in name
+    return (common if confused else file.alphas.get(name, common)) / file.ranks[name]
+
+
+STRENGTHS: dict[str, Callable[[File, str], float]] = {"diffusers": common_alpha}
+"""Tool -> at which strength it applies the layer of a name; others take alpha / r, or 1 without alpha."""
+EVERY_FILE: dict[str, int] = {"forge": 12}
+"""Tool -> how many keys it lets pass that it does not know; above, it takes the file for another model's."""
+TEXT_ENCODERS = {
+    "comfyui": ("lora_te", "text_encoder"),
+    "diffusers": ("lora_te", "text_encoder"),
+    "a1111": ("lora_te",),
+    "forge": ("lora_te", "text_encoder"),
+    "kohya": ("lora_te",),
+}
+"""Tool -> the beginnings of text encoders' keys that it loads."""

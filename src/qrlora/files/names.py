@@ -1,0 +1,158 @@
+"""What the names in a LoRA file mean: which backbone it is of, judged whole, and which layers they are.
+
+A file is of a backbone if all of its names are. Where no backbone has them all, every name stays as it is: such a file
+can be read, merged and written back, and is converted to nothing.
+"""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from ..adapter import Header
+from ..keys import PEFT_PREFIX, Factor, UnreadableKey, factor_of, is_text_encoder, natural, printable
+from ..layouts import LAYOUTS, Layout, excluded, layouts_of, told
+
+PARTS = ("unet", "transformer")
+VERBATIM = "{unknown}"
+"""The spelling of a name that is kept as it is."""
+
+
+@dataclass(frozen=True)
+class Key:
+    """What a key of a file means."""
+
+    factor: Factor
+    layers: tuple[str, ...]
+    """The layers that it belongs to: one, or those that the original model keeps in one, top to bottom."""
+    spelling: str
+    """As layouts.Named.spelling; VERBATIM for a name that no backbone has."""
+
+
+@dataclass(frozen=True)
+class Names:
+    """What all names of a file mean."""
+
+    layout: Layout | None
+    """The backbone; None: unknown."""
+    part: str
+    """"unet", "transformer", or "" where no name says so."""
+    keys: Mapping[str, Key]
+    endings: str = ""
+    """Of A, B and alpha, where they have to stay as they are (Header.endings)."""
+
+
+def factors_of(keys: Iterable[str]) -> tuple[dict[str, Factor], dict[str, list[str]]]:
+    """{key: its parts} of what is a plain LoRA's, and {why not: keys} of the rest."""
+    found: dict[str, Factor] = {}
+    refused: dict[str, list[str]] = {}
+    for key in keys:
+        try:
+            found[key] = factor_of(key)
+        except UnreadableKey as error:
+            refused.setdefault(error.reason, []).append(key)
+    return found, refused
+
+
+def refuse(refused: Mapping[str, list[str]], total: int) -> None:
+    """Raises ValueError, with counts and an example by kind: keys that are no plain LoRA's."""
+    if refused:
+        found = "; ".join(f"{len(keys)} of {total} keys: {_cause(keys[0], why)}" for why, keys in refused.items())
+        raise ValueError(f"not read, not even in part: {found}")
+
+
+def understand(
+    factors: Mapping[str, Factor], tensors: Mapping[str, Tensor], metadata: Mapping[str, str], header: Header | None
+) -> Names:
+    """What the names mean.
+
+    Args:   factors: of all keys that count.  header: of our own files.
+    Raises: ValueError: a layer that is there twice; two parts; no layers; unknown names with several endings.
+    """
+    names = list(dict.fromkeys(factor.name for factor in factors.values()))
+    fitting = [x for x in layouts_of(names) if _has_rows(x, factors, tensors) and not excluded(x, metadata)]
+    if header is not None:
+        layout = LAYOUTS.get(header.family) if LAYOUTS.get(header.family) in fitting else None
+        read = layout or (fitting[0] if fitting and not header.family and not header.endings else None)
+        found = _read(read, factors) if read else _kept(factors, f"{header.part or 'unet'}.")
+        return _checked(Names(layout, header.part, found, header.endings))
+    if fitting and len({tuple(y.layers for name in names if (y := x.read(name))) for x in fitting}) == 1:
+        found = _read(fitting[0], factors)
+        layout = _of_one(fitting, found, tensors, metadata)
+        return _checked(Names(layout, fitting[0].part, found))
+    parts = {next((x for x in PARTS if name.startswith(f"{x}.")), "") for name in names}
+    if len(parts) != 1:
+        raise ValueError(f"an adapter changes one part of a pipeline, this file has {sorted(parts) or 'no layers'}")
+    part = parts.pop()
+    if all(name.startswith(PEFT_PREFIX) for name in names):  # a path in any module, by definition
+        return _checked(Names(None, "", _kept(factors, PEFT_PREFIX)))
+    return _checked(Names(None, part, _kept(factors, f"{part}." if part else ""), _endings(factors)))
+
+
+def _of_one(
+    fitting: list[Layout], found: Mapping[str, Key], tensors: Mapping[str, Tensor], metadata: Mapping[str, str]
+) -> Layout | None:
+    """The one backbone of several with the same names: by metadata, else by the sizes of the public models."""
+    named = told(metadata)
+    if named in fitting or len(fitting) == 1:
+        return named if named in fitting else fitting[0]
+    layers = {layer for key in found.values() for layer in key.layers}
+    widths = [
+        tensors[key].shape[1]
+        for key, x in found.items()
+        if x.factor.kind == "A" and x.layers[0].endswith((".to_q", ".to_k", ".to_v")) and tensors[key].ndim == 2
+    ]
+    sized = [x for x in fitting if widths and x.has_size(widths[0], layers)]
+    return sized[0] if len(sized) == 1 else None
+
+
+def _has_rows(layout: Layout, factors: Mapping[str, Factor], tensors: Mapping[str, Tensor]) -> bool:
+    """Whether what a backbone keeps in one has as many outputs as it must."""
+    inputs = {x.name: tensors[key].shape[-1] for key, x in factors.items() if x.kind == "A" and tensors[key].ndim == 2}
+    for key, factor in factors.items():
+        named = layout.read(factor.name) if factor.kind == "B" and factor.name in inputs else None
+        if named and len(named.layers) > 1 and tensors[key].ndim == 2:
+            if len(tensors[key]) != sum(layout.heights(named.layers, inputs[factor.name]).values()):
+                return False
+    return True
+
+
+def _read(layout: Layout, factors: Mapping[str, Factor]) -> dict[str, Key]:
+    named = {key: layout.read(factor.name) for key, factor in factors.items()}
+    return {key: Key(factors[key], x.layers, x.spelling) for key, x in named.items() if x is not None}
+
+
+def _kept(factors: Mapping[str, Factor], prefix: str) -> dict[str, Key]:
+    """Names that stay as they are, but for the part's."""
+    return {key: Key(x, (x.name.removeprefix(prefix),), VERBATIM) for key, x in factors.items()}
+
+
+def _endings(factors: Mapping[str, Factor]) -> str:
+    """Those of A, B and alpha, with spaces between. Raises ValueError: several for one of them."""
+    found: dict[str, str] = {}
+    for key, factor in factors.items():
+        if found.setdefault(factor.kind, factor.ending) != factor.ending:
+            raise ValueError(
+                f"{printable(key)}: of a model that qrlora does not know; its names are kept as they are, which needs "
+                f"one kind of endings, and there are {found[factor.kind]} and {factor.ending}"
+            )
+    return " ".join(found[kind] for kind in ("A", "B", "alpha") if kind in found)
+
+
+def _checked(names: Names) -> Names:
+    """The same. Raises ValueError: no layers; a factor of a layer that is there twice."""
+    seen: dict[tuple[str, str], str] = {}
+    for key, meaning in sorted(names.keys.items(), key=lambda item: natural(item[1].layers[0])):
+        for layer in meaning.layers:
+            before = seen.setdefault((layer, meaning.factor.kind), key)
+            if before != key:
+                raise ValueError(f"{printable(before)} and {printable(key)} are the same factor of one layer, twice")
+    if not names.keys:
+        raise ValueError("an adapter changes one part of a pipeline, this file has no layers")
+    return names
+
+
+def _cause(key: str, reason: str) -> str:
+    """Why keys are refused, with one of them; for text encoders the way out too."""
+    way_out = "; leave them out with --skip-text-encoders, or load(..., skip_text_encoders=True)"
+    return f"{reason} ({printable(key)}){way_out if is_text_encoder(key) else ''}"

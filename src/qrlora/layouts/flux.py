@@ -1,0 +1,75 @@
+"""FLUX.1: a transformer of blocks with two streams, pictures and words, and of blocks with one."""
+
+from .layout import Layout, Reader, Variant, within
+
+QKV, ADDED = "attn.to_q attn.to_k attn.to_v", "attn.add_q_proj attn.add_k_proj attn.add_v_proj"
+ON_PICTURE = ("attn.to_q", "attn.to_k", "attn.to_v", "attn.to_out.0")
+ON_WORDS = ("attn.add_q_proj", "attn.add_k_proj", "attn.add_v_proj", "attn.to_add_out")
+PICTURE_FF, WORDS_FF = ("ff.net.0.proj", "ff.net.2"), ("ff_context.net.0.proj", "ff_context.net.2")
+EMBEDDERS = tuple(f"{told}_embedder.linear_{k}" for told in ("timestep", "text") for k in (1, 2))
+
+DOUBLE = {
+    "img_attn.qkv": QKV,
+    "img_attn.proj": "attn.to_out.0",
+    "img_mlp.0": "ff.net.0.proj",
+    "img_mlp.2": "ff.net.2",
+    "img_mod.lin": "norm1.linear",
+    "txt_attn.qkv": ADDED,
+    "txt_attn.proj": "attn.to_add_out",
+    "txt_mlp.0": "ff_context.net.0.proj",
+    "txt_mlp.2": "ff_context.net.2",
+    "txt_mod.lin": "norm1_context.linear",
+}
+SINGLE = {"linear1": f"{QKV} proj_mlp", "linear2": "proj_out", "modulation.lin": "norm.linear"}
+OUTSIDE = {
+    "img_in": "x_embedder",
+    "txt_in": "context_embedder",
+    "final_layer.linear": "proj_out",
+    "final_layer.adaLN_modulation.1": "~norm_out.linear",
+    **{
+        f"{theirs}_in.{layer}_layer": f"time_text_embed.{ours}_embedder.linear_{k}"
+        for theirs, ours in {"time": "timestep", "vector": "text", "guidance": "guidance"}.items()
+        for k, layer in enumerate(("in", "out"), 1)
+    },
+}
+BLOCKS = {"transformer_blocks": 19, "single_transformer_blocks": 38}
+KNOWN = ("lora_unet_{original}", "diffusion_model.{original}", "transformer.{diffusers}")
+
+FLUX = Layout(
+    family="flux",
+    part="transformer",
+    variants={
+        "flux-dev": Variant("black-forest-labs/FLUX.1-dev", "flux-1-dev", "flux1", ("flux1",), 3072, BLOCKS),
+        "flux-schnell": Variant(
+            "black-forest-labs/FLUX.1-schnell", "flux-1-schnell", "flux1", ("schnell",), 3072, BLOCKS
+        ),
+    },
+    example="flux-dev",
+    names={
+        **within("double_blocks.#", "transformer_blocks.#", DOUBLE),
+        **within("single_blocks.#", "single_transformer_blocks.#", SINGLE),
+        **OUTSIDE,
+    },
+    # Table 3 of the paper, 342 layers: the eight names of attention (266, in both kinds of block) and the feed-forward
+    # layers of the blocks with two streams.
+    # "words" and "picture" are ours: what a content is learnt in, and a style, on the built-in base (docs/findings.md).
+    targets={
+        "attention-ff": ON_PICTURE + ON_WORDS + PICTURE_FF + WORDS_FF,
+        "attention": ON_PICTURE + ON_WORDS,
+        "words": (*ON_WORDS, *WORDS_FF, "context_embedder"),
+        "picture": (*ON_PICTURE, *PICTURE_FF, "proj_mlp", "proj_out", "norm1.linear", "norm.linear", *EMBEDDERS),
+    },
+    # kohya's names would cost three times the rank for q, k and v.
+    written={"diffusers": "transformer.{diffusers}", "kohya": "lora_unet_{original}"},
+    with_alpha=("kohya",),
+    outputs={"proj_mlp": 4},
+    tools={
+        "comfyui": Reader((*KNOWN, "lora_transformer_{diffusers}", "lycoris_{diffusers}")),
+        "diffusers": Reader(KNOWN, ("public sizes", "no PEFT names", "alpha or metadata", "transformer or down")),
+        "forge": Reader((*KNOWN, "lora_transformer_{diffusers}")),
+        "kohya": Reader(("lora_unet_{original}",), ("alpha everywhere",)),
+    },
+    versions=("flux1", "flux.1", "flux-1"),
+    look_alikes=("chroma", "flux2", "flux.2", "flux-2", "flux_2"),
+    paper_presets=("attention-ff",),
+)

@@ -1,0 +1,80 @@
+"""Stable Diffusion 3 and 3.5: a transformer on pictures and words together."""
+
+from .layout import Layout, Reader, Variant, within
+
+QKV, ADDED = "attn.to_q attn.to_k attn.to_v", "attn.add_q_proj attn.add_k_proj attn.add_v_proj"
+ON_PICTURE = ("attn.to_q", "attn.to_k", "attn.to_v", "attn.to_out.0")
+ON_WORDS = ("attn.add_q_proj", "attn.add_k_proj", "attn.add_v_proj", "attn.to_add_out")
+ON_PICTURE_ALONE = ("attn2.to_q", "attn2.to_k", "attn2.to_v", "attn2.to_out.0")
+EMBEDDERS = tuple(f"{told}_embedder.linear_{k}" for told in ("timestep", "text") for k in (1, 2))
+
+BLOCK = {
+    "x_block.attn.qkv": QKV,
+    "x_block.attn.proj": "attn.to_out.0",
+    "x_block.attn2.qkv": QKV.replace("attn", "attn2"),
+    "x_block.attn2.proj": "attn2.to_out.0",
+    "x_block.mlp.fc1": "ff.net.0.proj",
+    "x_block.mlp.fc2": "ff.net.2",
+    "x_block.adaLN_modulation.1": "norm1.linear",
+    "context_block.attn.qkv": ADDED,
+    "context_block.attn.proj": "attn.to_add_out",
+    "context_block.mlp.fc1": "ff_context.net.0.proj",
+    "context_block.mlp.fc2": "ff_context.net.2",
+    "context_block.adaLN_modulation.1": "~norm1_context.linear",  # the last block's has two outputs for each input
+}
+OUTSIDE = {
+    "x_embedder.proj": "pos_embed.proj",
+    "context_embedder": "context_embedder",
+    "t_embedder.mlp.0": "time_text_embed.timestep_embedder.linear_1",
+    "t_embedder.mlp.2": "time_text_embed.timestep_embedder.linear_2",
+    "y_embedder.mlp.0": "time_text_embed.text_embedder.linear_1",
+    "y_embedder.mlp.2": "time_text_embed.text_embedder.linear_2",
+    "final_layer.linear": "proj_out",
+    "final_layer.adaLN_modulation.1": "~norm_out.linear",
+}
+
+
+def _variant(hub: str, version: str, width: int, blocks: int, words: tuple[str, ...]) -> Variant:
+    architecture = f"stable-diffusion-3-{version}"
+    return Variant(f"stabilityai/{hub}", architecture, version, words, width, {"transformer_blocks": blocks})
+
+
+SD3 = Layout(
+    family="sd3",
+    part="transformer",
+    variants={
+        "sd3-medium": _variant("stable-diffusion-3-medium-diffusers", "medium", 1536, 24, ("3medium",)),
+        "sd3.5-medium": _variant("stable-diffusion-3.5-medium", "5-medium", 1536, 24, ("35medium",)),
+        "sd3.5-large": _variant("stable-diffusion-3.5-large", "5-large", 2432, 38, ("35large",)),
+    },
+    example="sd3.5-medium",
+    names={**within("joint_blocks.#", "transformer_blocks.#", BLOCK), **OUTSIDE},
+    # Table 3 of the paper: 191 layers of SD3-medium, with the last add_q_proj, which no answer depends on.
+    # SD3.5-medium has a second attention in its first 13 blocks, on the picture alone; the paper and the public
+    # trainings leave it out, "attention-dual" (243 layers) takes it in.
+    # "words" and "picture" are ours: what a content is learnt in, and a style, on the built-in base (docs/findings.md).
+    targets={
+        "attention": ON_PICTURE + ON_WORDS,
+        "attention-dual": ON_PICTURE + ON_WORDS + ON_PICTURE_ALONE,
+        "words": (*ON_WORDS, "ff_context.net.0.proj", "ff_context.net.2", "context_embedder"),
+        "picture": (*ON_PICTURE, "ff.net.0.proj", "ff.net.2", "proj_out", "norm1.linear", *EMBEDDERS),
+    },
+    # diffusers cannot read kohya's names for SD3, ComfyUI reads both.
+    written={"diffusers": "transformer.{diffusers}", "kohya": "lora_unet_{original}"},
+    with_alpha=("kohya",),
+    tools={
+        "comfyui": Reader(
+            ("lora_unet_{original}", "diffusion_model.{original}", "transformer.{diffusers}")
+            + ("base_model.model.{diffusers}", "lora_transformer_{diffusers}", "lycoris_{diffusers}")
+        ),
+        "diffusers": Reader(("transformer.{diffusers}",), ("the word lora",)),
+        "a1111": Reader(("lora_unet_{original}", "transformer.{diffusers}"), ("no alpha", "the picture's attention")),
+        "forge": Reader(
+            ("lora_unet_{original}", "diffusion_model.{original}", "transformer.{diffusers}")
+            + ("base_model.model.{diffusers}", "lora_transformer_{diffusers}")
+        ),
+        "kohya": Reader(("lora_unet_{original}",), ("alpha everywhere",)),
+    },
+    versions=("medium", "5-medium", "5-large", "sd3", "sd_3", "stable-diffusion-3"),
+    paper_presets=("attention",),
+)

@@ -1,0 +1,49 @@
+"""SDXL: a UNet of three levels, the lower two with transformers."""
+
+from .layout import Layout, Reader, Variant
+from .unet import unet_names
+
+SELF = ("attn1.to_q", "attn1.to_k", "attn1.to_v", "attn1.to_out.0")
+CROSS = ("attn2.to_q", "attn2.to_k", "attn2.to_v", "attn2.to_out.0")
+WORDS = ("attn2.to_k", "attn2.to_v")
+EMBEDDINGS = tuple(f"{told}_embedding.linear_{k}" for told in ("time", "add") for k in (1, 2))
+
+B_LORA = {"content": "up_blocks.0.attentions.0", "style": "up_blocks.0.attentions.1"}
+"""Role -> the block that holds it, as B-LoRA found by trying (arXiv 2403.14572: its W^4 and W^5)."""
+
+KOHYA = ("lora_unet_{original}", "lora_unet_{diffusers}")
+ORIGINAL = ("diffusion_model.{original}",)
+DIFFUSERS = ("unet.{diffusers}", "unet.{processor}")
+
+SDXL = Layout(
+    family="sdxl",
+    part="unet",
+    variants={
+        "sdxl": Variant(
+            "stabilityai/stable-diffusion-xl-base-1.0", "stable-diffusion-xl-v1-base", "sdxl_base_v1-0", ("xl",)
+        )
+    },
+    example="sdxl",
+    names=unet_names(3, (1, 2)),
+    # The paper's text (B.1) says self-attention, its table 3 reads as all attention: 280 or 560 layers.
+    # "words" and "time" are ours: what a content is learnt in, and a style, on the built-in base (docs/findings.md).
+    targets={
+        "self": SELF,
+        "attention": SELF + CROSS,
+        "words": WORDS,
+        "time": ("time_emb_proj", *EMBEDDINGS),
+        "b-lora": tuple(f"{block}.*.{ending}" for block in B_LORA.values() for ending in SELF + CROSS),
+    },
+    # ComfyUI ignores all attention layers of an SDXL LoRA in diffusers' names, so kohya's.
+    written={"kohya": "lora_unet_{diffusers}", "diffusers": "unet.{diffusers}", "sgm": "lora_unet_{original}"},
+    always_original=EMBEDDINGS,  # diffusers, reading kohya's, loses the number of its own "add_embedding_linear_1"
+    tools={
+        "comfyui": Reader((*KOHYA, *ORIGINAL, *DIFFUSERS, "{diffusers}", "{processor}"), ("attention in kohya names",)),
+        "diffusers": Reader((*KOHYA, *DIFFUSERS), ("the word lora", "whole kohya files", "kohya files alone")),
+        "a1111": Reader(KOHYA),
+        "forge": Reader((*KOHYA, *ORIGINAL, *DIFFUSERS, "{diffusers}", "{processor}"), ("attention in kohya names",)),
+        "kohya": Reader(KOHYA),
+    },
+    versions=("sdxl", "stable-diffusion-xl"),
+    paper_presets=("self", "attention"),
+)

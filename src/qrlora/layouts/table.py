@@ -1,0 +1,42 @@
+"""LAYOUTS: every backbone whose names we know, and which of them a file is of. A new one is a file and a row here."""
+
+from collections.abc import Iterable, Mapping
+
+from .flux import FLUX
+from .layout import Layout, Variant
+from .sd3 import SD3
+from .sdxl import SDXL
+
+LAYOUTS: dict[str, Layout] = {layout.family: layout for layout in (SDXL, SD3, FLUX)}
+
+VARIANTS: dict[str, Variant] = {short: variant for x in LAYOUTS.values() for short, variant in x.variants.items()}
+"""Short name -> public model, of every family."""
+STYLES: tuple[str, ...] = tuple(dict.fromkeys(style for x in LAYOUTS.values() for style in x.written))
+"""The styles of names that we write for one family or another."""
+TOOLS: tuple[str, ...] = tuple(dict.fromkeys(tool for x in LAYOUTS.values() for tool in x.tools))
+"""The tools that have a row for one family or another."""
+
+
+def layouts_of(names: Iterable[str]) -> list[Layout]:
+    """The backbones that have every one of these names; none for no names."""
+    names = list(names)
+    return [x for x in LAYOUTS.values() if names and all(map(x.read, names))]
+
+
+def told(metadata: Mapping[str, str]) -> Layout | None:
+    """The backbone that a file's metadata names; None: no one, or one that is not known here."""
+    for word in _words(metadata):
+        for layout in LAYOUTS.values():
+            if word.startswith(layout.versions) and not word.startswith(layout.look_alikes or ("\0",)):
+                return layout
+    return None
+
+
+def excluded(layout: Layout, metadata: Mapping[str, str]) -> bool:
+    """Whether a file's metadata names another model, whose layers have a backbone's names."""
+    return any(word.startswith(layout.look_alikes) for word in _words(metadata)) if layout.look_alikes else False
+
+
+def _words(metadata: Mapping[str, str]) -> list[str]:
+    """What tools write into metadata of the model that a LoRA is of."""
+    return [metadata[x].lower() for x in ("ss_base_model_version", "modelspec.architecture") if metadata.get(x)]
