@@ -3,8 +3,10 @@
 import contextlib
 import copy
 import dataclasses
+import errno
 import functools
 import json
+import math
 import os
 import pty
 import shutil
@@ -361,6 +363,68 @@ def test_what_else_is_in_the_folder_of_checkpoints_stays(tmp_path, bases):
     assert names(tmp_path / "states") == ["notes.txt", "state.safetensors"]
     assert goes_on(other, bases["sdxl"])[0] == 3
     assert names(tmp_path / "states") == ["notes.txt"]
+
+
+def full_after(monkeypatch, step, until=math.inf):
+    """An on_step after which the disk is full, and after another no more."""
+    real, now = checkpoint.write, [0]
+
+    def write_if_there_is_room(path, *rest):
+        if step <= now[0] < until:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+        real(path, *rest)
+
+    monkeypatch.setattr(checkpoint, "write", write_if_there_is_room)
+    return lambda progress: now.__setitem__(0, progress.step)
+
+
+@pytest.mark.parametrize("until", [5, math.inf])
+def test_a_checkpoint_that_cannot_be_written_ends_no_run(tmp_path, bases, monkeypatch, until):
+    """One warning for all of them; the adapter is that of a run which could write, and nothing is left."""
+    config = settings(tmp_path)
+    train(config, base=bases["sdxl"])
+    whole = (tmp_path / "out.safetensors").read_bytes()
+    watched = full_after(monkeypatch, 2, until)
+    with pytest.warns(UserWarning, match="state.safetensors: no checkpoint of step 3 .No space left on device") as told:
+        train(dataclasses.replace(config, save_every=1), base=bases["sdxl"], on_step=watched)
+    assert len(told) == 1 and (tmp_path / "out.safetensors").read_bytes() == whole
+    assert names(tmp_path) == ["dog.png", "out.safetensors"]
+
+
+@pytest.mark.parametrize(("step", "way_on"), [(2, "goes on from step 2"), (0, "begins anew")])
+def test_a_run_that_ends_without_a_checkpoint_says_from_where_it_will_go_on(tmp_path, bases, monkeypatch, step, way_on):
+    """The last whole one is still there, and the same command begins with it."""
+    config, watched = settings(tmp_path, save_every=1), full_after(monkeypatch, step)
+
+    def watch(progress):
+        watched(progress)
+        if progress.step == 3:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    stopped = f"stopped after step 4 of 6; no checkpoint could be written: the same command {way_on}"
+    with pytest.warns(UserWarning, match="no checkpoint"), pytest.raises(KeyboardInterrupt, match=stopped):
+        train(config, base=bases["sdxl"], on_step=watch)
+    monkeypatch.undo()
+    assert goes_on(config, bases["sdxl"])[0] == step + 1
+
+
+@pytest.mark.parametrize("how", ["damaged", "immovable"])
+def test_a_state_that_cannot_be_removed_does_not_spoil_a_run_that_is_done(
+    tmp_path, bases, monkeypatch, permissions_count, how
+):
+    """Damaged by others while the run learnt, also where the command is given again; or in a folder that was closed."""
+    config = settings(tmp_path, save_every=1, overwrite=False)
+    state = config.checkpoints / checkpoint.FILE
+
+    def meanwhile(progress):
+        if progress.step == 6:
+            state.write_bytes(b"damaged") if how == "damaged" else config.checkpoints.chmod(0o555)
+
+    for watched in (meanwhile, pytest.fail)[: 1 + (how == "damaged")]:
+        with pytest.warns(UserWarning, match="the run is done, but what is in .*out.checkpoint stays"):
+            train(config, base=bases["sdxl"], on_step=watched)
+        assert load(tmp_path / "out.safetensors").layers and state.is_file()
+    config.checkpoints.chmod(0o755)
 
 
 DAMAGES = {

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import warnings
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -41,11 +41,14 @@ class Checkpoint:
     learner: Learner
     """What learns, and the rest of the adapter: elsewhere others of its span are found, so that a state holds it."""
     generator: torch.Generator
+    failures: list[OSError] = field(default_factory=list)
+    """Why states could not be written."""
 
-    def save(self, step: int, optimizer: torch.optim.Optimizer, scale: LossScale) -> None:
-        """Write the state after an update, whole or not at all.
+    def save(self, step: int, optimizer: torch.optim.Optimizer, scale: LossScale) -> bool:
+        """Write the state after an update, whole or not at all. Where that is impossible, as on a full disk, the last
+        one stays, and the first time a warning says so: the run may well end before anybody needs another.
 
-        Raises: OSError: the disk is full or the folder cannot be written; the last state stays.
+        Returns: whether it is on disk.
         """
         tensors, numbers = {"generator": self.generator.get_state()}, {}
         for key, tensor in self.learner.frozen.items():
@@ -60,7 +63,15 @@ class Checkpoint:
         told = {"step": step, "steps": self.steps, "run": self.identity, "circumstances": self.circumstances}
         told |= {"start": self.learner.start, "optimizer": numbers, "tensors": len(tensors)}
         told["loss scale"] = scale.state()
-        write(self.folder / FILE, tensors, {key: json.dumps(told[key], sort_keys=True) for key in ENTRIES})
+        try:
+            write(self.folder / FILE, tensors, {key: json.dumps(told[key], sort_keys=True) for key in ENTRIES})
+        except OSError as error:
+            if not self.failures:
+                lacks = f"no checkpoint of step {step} ({error.strerror or error})"
+                warnings.warn(f"{self.folder / FILE}: {lacks}; the training goes on", stacklevel=2)
+            self.failures.append(error)
+            return False
+        return True
 
     def resume(self, optimizer: torch.optim.Optimizer, scale: LossScale) -> int:
         """Put the state on disk back, if there is one. A warning tells of other circumstances.
@@ -120,17 +131,18 @@ class Checkpoint:
 
 
 def remove(folder: Path, identity: Mapping[str, Any], steps: int, decay: float) -> None:
-    """Delete a run's state, once the run is done, and the folder if nothing else is in it.
-
-    Raises: ValueError: a damaged file.
-    """
+    """Delete a run's state, once the run is done, and the folder if nothing else is in it. A state that is damaged, or
+    cannot be removed, stays, with a warning: the adapter is written."""
     path = folder / FILE
-    if path.is_file() and not _difference(_told(path), identity, steps, decay):
-        path.unlink()
-    if folder.is_dir():
-        clear(folder)
-        if not any(folder.iterdir()):
-            folder.rmdir()
+    try:
+        if path.is_file() and not _difference(_told(path), identity, steps, decay):
+            path.unlink()
+        if folder.is_dir():
+            clear(folder)
+            if not any(folder.iterdir()):
+                folder.rmdir()
+    except (OSError, ValueError) as error:
+        warnings.warn(f"the run is done, but what is in {folder} stays: {error}", stacklevel=3)
 
 
 def _difference(told: Mapping[str, Any], identity: Mapping[str, Any], steps: int, decay: float) -> str:

@@ -66,8 +66,8 @@ def run(
              where they are kept.  asked: () -> whether the run should end after the update at hand.
              on_step, on_preview: called in the main process; previews with the step, every `config.preview_every`.
     Raises:  ValueError: NaN or infinity in the loss; a checkpoint of another run.
-             OSError: a checkpoint cannot be written; another process has ended.
-             KeyboardInterrupt: it was asked to end; the checkpoint is on disk.
+             OSError: another process has ended.
+             KeyboardInterrupt: it was asked to end; tells from where it would go on.
     """
     steps, rate, decay, model = config.steps, config.learning_rate, config.decay, base.model
     assert steps is not None and rate is not None and decay is not None
@@ -76,6 +76,7 @@ def run(
     optimizer = OPTIMIZERS[config.optimizer](parameters, rate)
     scale = LossScale(base.device, model.dtype)  # pyright: ignore[reportArgumentType]
     first, started = checkpoint.resume(optimizer, scale), clock.monotonic()
+    kept = first
     wanted = config.gradient_checkpointing
     if wanted is None and first < steps:
         noise, there = generator.get_state(), [*model.parameters(), *model.buffers()]
@@ -116,13 +117,13 @@ def run(
             late = base.device.type in LATE and not (saving or showing or step == steps)
             known = [checked(of, value()) for of, value in unread[: len(unread) - late]]
             del unread[: len(known)]
-            if saving and processes.main:
-                checkpoint.save(step, optimizer, scale)
+            if saving and (not processes.main or checkpoint.save(step, optimizer, scale)):
+                kept = step
             for each in known if processes.main else ():  # after it is saved: a closed terminal takes no more words
                 tell(*each)
             if stopped and step < steps:
                 processes.wait()  # for the checkpoint: who ends early would have the others killed
-                raise KeyboardInterrupt(f"stopped after step {step} of {steps}; the same command goes on from there")
+                raise KeyboardInterrupt(f"stopped after step {step} of {steps}; {_goes_on(kept, step)}")
             if processes.main and showing:
                 on_preview(step)
 
@@ -187,6 +188,14 @@ def denoising_loss(
     guess = predict(model, noising.add_noise(clean, noise, time), time.to(clean.device, non_blocking=True), condition)
     error = (guess.float() - noising.target(clean, noise, time)).square().flatten(1).mean(1)
     return (noising.weighting(time).to(error.device, non_blocking=True) * error).mean()
+
+
+def _goes_on(kept: int, step: int) -> str:
+    """Where the command that is given again begins, by the step of the last checkpoint (0: none)."""
+    if kept == step:
+        return "the same command goes on from there"
+    way_on = f"goes on from step {kept}" if kept else "begins anew"
+    return f"no checkpoint could be written: the same command {way_on}"
 
 
 def _remedy(config: TrainConfig) -> str:
