@@ -129,6 +129,12 @@ def over_a_bulk(*strong, bulk):
     return torch.cat([*strong, torch.linspace(bulk, 0, 640 - sum(map(len, strong)))])
 
 
+def flat_bulk(many, bulk):
+    """Two values alone: blocks of two steps span all that the first can reach, and what follows is rounding."""
+    return torch.cat([torch.ones(many), torch.full((640 - many,), bulk)])
+
+
+FLAT = [(34, 0.95), (34, 0.999), (40, 0.99), (64, 0.95), (65, 0.999), (100, 0.999)]
 REPEATED = {
     **{f"each {times} times": repeated(times) for times in (2, 10, 32, 33, 40, 64, 65, 100, 640)},
     **{f"each {times} times, steep": repeated(times, 0.5) for times in (10, 40, 100)},
@@ -137,6 +143,7 @@ REPEATED = {
     "48 nearly equal": over_a_bulk(torch.linspace(1.01, 1, 48), bulk=0.7),
     "100 nearly equal": over_a_bulk(torch.linspace(1.01, 1, 100), bulk=0.3),
     "40 and nothing": over_a_bulk(torch.ones(40), bulk=0),
+    **{f"{many} over a flat bulk at {bulk}": flat_bulk(many, bulk) for many, bulk in FLAT},
     "93 and nothing": over_a_bulk(torch.ones(33), torch.full((60,), 0.98), bulk=0),
 }
 """Singular values of which a block of 32 columns alone would never meet all."""
@@ -153,6 +160,17 @@ def test_no_direction_of_a_repeated_singular_value_is_overlooked(kind, dtype):
         lost = float(1 - (q.T @ matrix.float()).double().square().sum() / best)
         assert lost <= 1e-4 and lost <= told + 2e-6
         torch.testing.assert_close(q.T @ q, torch.eye(64), atol=2e-6, rtol=0)
+
+
+@pytest.mark.parametrize(("many", "bulk"), FLAT)
+def test_the_space_of_a_search_stays_orthonormal_where_it_is_exhausted(many, bulk):
+    """No Ritz value is above the largest eigenvalue, which directions that are not orthonormal would give."""
+    weight = LEFT * flat_bulk(many, bulk) @ RIGHT.T
+    block = torch.linalg.qr(lanczos._random(weight[0], 32, 0)).Q
+    empty = weight.new_empty(640, 0), weight.new_empty(0)
+    Z, values = lanczos.krylov(lambda X: weight.T @ (weight @ X), *empty, block, 64)
+    assert values.max() < 1 + 1e-4
+    torch.testing.assert_close(Z.T @ Z, torch.eye(Z.shape[1]), atol=1e-3, rtol=0)
 
 
 def test_a_larger_rank_overlooks_none_either():

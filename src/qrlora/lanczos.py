@@ -26,6 +26,10 @@ FRESH, LOOK, STEPS = 3, 16, 3
 columns and steps of a short look at what was overlooked."""
 AGREED = 1e-5
 """A random block has found nothing new where it adds no more than this share of the energy."""
+TWICE = 1e-2
+"""Where less than this share of what an image holds beside the known directions is new in one of its columns, or less
+than its square of the image, rounding turns the column back towards them by more than 1e-5, and each further block
+multiplies that: it is made orthogonal to them a third time."""
 NOTHING = 1e-9
 """Energies below this share of the strongest are rounding."""
 
@@ -141,8 +145,8 @@ def beside(known: Tensor, image: Tensor, inside: Tensor, trace: Tensor) -> tuple
     """
     rest = image - known @ inside + 1e-8 * trace
     block, R = torch.linalg.qr(rest - known @ (known.T @ rest))
-    pivots = R.diagonal().abs()
-    if pivots.min() <= 1e-4 * pivots.max():  # the Q of what is dependent to rounding is any direction
+    longest, before = (x.norm(dim=0).max() for x in (image, rest))
+    if R.diagonal().abs().min() <= torch.maximum(TWICE * before, TWICE**2 * longest):  # twice is not enough
         block = torch.linalg.qr(block - known @ (known.T @ block)).Q
     return block, R
 
