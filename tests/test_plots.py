@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from qrlora import plots
-from qrlora.plots import Panel
+from qrlora.plots import Panel, letters
 
 
 def picture(colour, size=8):
@@ -118,7 +118,7 @@ def test_a_plot_needs_a_picture_name():
         plots.save(plots.sheet([Panel("a", [picture("red")])]), "grid.txt")
 
 
-PRICES = ("a $5 dog for $10", "$x^2$", "$\\frac{1", "\\$ and $", "_dog $", "größe 犬")
+PRICES = ("a $5 dog for $10", "$x^2$", "$\\frac{1", "\\$ and $", "_dog $", "größe")
 
 
 @pytest.mark.parametrize("text", PRICES)
@@ -139,3 +139,34 @@ def test_what_people_write_is_drawn_letter_by_letter(text, tmp_path):
             svg = plots.save(figure, tmp_path / "plot.svg").read_text(encoding="utf-8")
         shown = [html.unescape(x) for x in re.findall(r"<text[^>]*>([^<]*)</text>", svg)]
         assert sum(text in line for line in shown) >= least, shown
+
+
+def drawn(figure, path):
+    """The texts of a figure in the file that is written of it."""
+    import matplotlib
+
+    with matplotlib.rc_context({"svg.fonttype": "none"}):
+        svg = plots.save(figure, path).read_text(encoding="utf-8")
+    return [html.unescape(x) for x in re.findall(r"<text[^>]*>([^<]*)</text>", svg)]
+
+
+def test_letters_that_no_font_has_are_numbers_and_not_boxes(tmp_path, monkeypatch):
+    """Whatever is installed here; a warning of a letter that is missing would be an error."""
+    monkeypatch.setattr(letters, "_fonts", lambda: iter(()))
+    told = {"猫の in <s>": "[732B 306E] in <s>", "été 🦊!": "été [1F98A]!", "แมว": "[0E41 0E21 0E27]"}
+    for text, shown in told.items():
+        figure = plots.sheet([Panel(text, [picture("red")], [text])], title=text)
+        assert drawn(figure, tmp_path / "plot.svg").count(shown) == 3
+        plots.save(plots.sheet([Panel(text, [picture("red")], [text])], title=text), tmp_path / "plot.png")
+
+
+def test_letters_are_drawn_in_an_installed_font_that_has_them(tmp_path, monkeypatch):
+    """Here in one that matplotlib brings."""
+    from matplotlib import font_manager
+
+    other = next(x for x in font_manager.fontManager.ttflist if x.name == "STIXGeneral" and x.style == "normal")
+    monkeypatch.setattr(font_manager.fontManager, "ttflist", [other])
+    letter = "\u1d81"
+    figure = plots.sheet([Panel(f"a {letter}", [picture("red")])])
+    assert f"a {letter}" in drawn(figure, tmp_path / "plot.svg")
+    assert figure.texts[0].get_fontfamily()[-1] == "STIXGeneral"

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import io
-import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from PIL import Image, PngImagePlugin
 
 from ..outputs import atomic
+from . import letters
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -21,9 +21,8 @@ def save(figure: Figure, path: str | Path, overwrite: bool = True) -> Path:
     Raises: OSError: see `outputs.atomic`. ValueError: a suffix that is no format of figures.
     """
     kind = figure_format(path)
-    with atomic(path, overwrite) as file, warnings.catch_warnings():
-        # a prompt in letters that the font lacks is drawn as boxes: no reason to fail, nor to say it letter by letter
-        warnings.filterwarnings("ignore", "Glyph .* missing from", UserWarning)
+    letters.complete(figure)
+    with atomic(path, overwrite) as file:
         figure.savefig(file, format=kind)
     return Path(path)
 
