@@ -286,3 +286,14 @@ def test_every_orientation_turns_whatever_stands_beside_it(tmp_path, turn, name)
 def test_a_tiff_is_turned_once(tmp_path):
     path = saved(tmp_path, gradient(40, 40).transpose(Image.Transpose.ROTATE_90), "x.tiff", tiffinfo={0x0112: 6})
     assert np.array_equal(np.asarray(load_picture(path, 40).image), np.asarray(gradient(40, 40)))
+
+
+@pytest.mark.parametrize("name", ["x.png", "x.jpg", "x.webp"])
+@pytest.mark.parametrize(
+    "junk", [b"Exif\0\0junk", b"Exif\0\0II*\0\xff\xff\xff\xff", b"Exif\0\0MM\0*\0\0\0\x08\xff"], ids=repr
+)
+def test_what_is_no_exif_says_no_orientation(tmp_path, name, junk):
+    """Its pixels are whole, and every viewer shows them."""
+    plain = saved(tmp_path, gradient(60, 40), f"plain{name}")
+    image = load_picture(saved(tmp_path, gradient(60, 40), name, exif=junk), 40).image
+    assert image.tobytes() == load_picture(plain, 40).image.tobytes()

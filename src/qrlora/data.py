@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import struct
 import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -123,8 +124,7 @@ def _opened(path: Path) -> Image.Image:
             image.seek(0)
             deep = any(";16" in str(tile) for tile in image.tile)
             image.load()
-            # Pillow's exif_transpose writes the rest of EXIF anew, and fails where it cannot
-            turn = TURNS.get(image.getexif().get(ORIENTATION))  # pyright: ignore[reportArgumentType]
+            turn = TURNS.get(_orientation(image))  # pyright: ignore[reportArgumentType]
             return _rgb(image if turn is None else image.transpose(turn), deep)
 
 
@@ -149,6 +149,17 @@ def _refusing(path: Path) -> Iterator[None]:
     except Exception as error:
         what = f"{type(error).__name__}: {error}".splitlines()[0]
         raise ValueError(f"{path} is damaged ({what}): save it again") from error
+
+
+def _orientation(image: Image.Image) -> Any:
+    """What EXIF says of how a picture was held; None where it says nothing, or is no EXIF at all.
+
+    Pillow's exif_transpose writes the rest of EXIF anew, and fails where it cannot.
+    """
+    try:
+        return image.getexif().get(ORIENTATION)
+    except (SyntaxError, ValueError, struct.error):  # of PNG and WebP; of a JPEG Pillow passes over it by itself
+        return None
 
 
 def _check_size(path: Path, image: Image.Image) -> None:
