@@ -138,6 +138,17 @@ tensor: Any = torch.Tensor
 tensor.pin_memory = lambda self, *_: self.clone()
 tensor.is_pinned = lambda self, *_: False
 tensor.record_stream = lambda *_, **__: None
+_deepcopy = tensor.__deepcopy__
+
+
+def deepcopy(self: torch.Tensor, memo: dict[int, Any]) -> torch.Tensor:
+    """copy.deepcopy of a tensor, whose storage torch would make by itself, which needs a driver."""
+    if type(self) is not torch.Tensor or not self.is_cuda or id(self) in memo:
+        return _deepcopy(self, memo)
+    return memo.setdefault(id(self), self.detach().clone().requires_grad_(self.requires_grad))
+
+
+tensor.__deepcopy__ = deepcopy
 backend: Any = torch.backends.cuda
 backend.is_built = lambda: True
 torch.utils._device._device_constructors()  # a list that torch makes once; after the next line it would miss `empty`

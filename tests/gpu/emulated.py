@@ -114,6 +114,13 @@ def test_a_run_learns_on_a_gpu_what_it_learns_on_the_cpu(settings, family, way):
     assert np.abs(values(shown[:1]) - values(shown[1:])).mean() < 2
 
 
+@pytest.mark.parametrize("method", ["peft:vera", "peft:oft", "qr-contrast", "pissa"])
+def test_other_methods_learn_on_a_gpu_what_they_learn_on_the_cpu(settings, method):
+    pairs = [train(settings("sdxl", dtype="float32", device=x, method=method)).layers for x in ("cuda:0", "cpu")]
+    ours, theirs = (torch.cat([(x.B @ x.A).flatten() for x in layers.values()]) for layers in pairs)
+    assert torch.cosine_similarity(ours, theirs, dim=0) > 0.999
+
+
 @pytest.mark.parametrize("offload", [False, True])
 @pytest.mark.parametrize("family", FAMILIES)
 def test_parts_visit_the_gpu_one_after_the_other(settings, family, offload):
@@ -140,16 +147,16 @@ def test_parts_visit_the_gpu_one_after_the_other(settings, family, offload):
     assert {n for n, place in places(base).items() if place == GPU} == resident
 
 
-@pytest.mark.parametrize("way", ["plain", "offload", "int8", "float8"])
+@pytest.mark.parametrize("way", ["plain", "offload", "int8", "float8", "second", "second, offload"])
 @pytest.mark.parametrize("family", FAMILIES)
 def test_pictures_and_grids_are_the_cpus(settings, family, way):
     if way in ("int8", "float8"):
         pytest.importorskip("torchao")
-    how = {"offload": way == "offload", "quantize": way if "8" in way else ""}
+    how = {"offload": "offload" in way, "quantize": way if "8" in way else ""}
     dtype = "bfloat16" if "8" in way else "float32"
     adapter = train(settings(family, dtype="float32"))
     drawn = []
-    for device in ("cuda:0", "cpu"):
+    for device in ("cuda:1" if "second" in way else "cuda:0", "cpu"):
         base = open_base(pico.folder(family), device, dtype, **how)
         pictures = generate(base, "a <c>", [(merge([adapter, adapter], [1.0, 0.5]), 1.0)], count=3)
         rows = grid(base, "a <c>", adapter, adapter, [0, 1], [0, 0.5])
@@ -157,8 +164,12 @@ def test_pictures_and_grids_are_the_cpus(settings, family, way):
     assert np.abs(values(drawn[0]) - values(drawn[1])).mean() < (2 if "8" in way else 0.1)
 
 
+@pytest.mark.parametrize("way", ["bfloat16", "int8", "float8", "second, offload"])
 @pytest.mark.parametrize("family", FAMILIES)
-def test_a_killed_run_goes_on_to_the_same_bytes(settings, family):
+def test_a_killed_run_goes_on_to_the_same_bytes(settings, family, way):
+    if "quantize" in WAYS[way]:
+        pytest.importorskip("torchao")
+
     class Killed(Exception):
         pass
 
@@ -166,9 +177,9 @@ def test_a_killed_run_goes_on_to_the_same_bytes(settings, family):
         if progress.step == 3:
             raise Killed
 
-    config = settings(family, dtype="bfloat16", steps=4, save_every=2)
+    config = settings(family, **WAYS[way], steps=4, save_every=2)
     whole = train(config)
-    config = settings(family, dtype="bfloat16", steps=4, save_every=2)
+    config = settings(family, **WAYS[way], steps=4, save_every=2)
     Path(config.output).unlink()
     with contextlib.suppress(Killed):
         train(config, on_step=kill)
