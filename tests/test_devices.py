@@ -14,6 +14,7 @@ from commands import run
 from qrlora import devices
 from qrlora.families import SlowDevice, messages, open_base
 from qrlora.families.messages import tell_start
+from qrlora.storage import Checkpoint
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda", 1)
 
@@ -67,13 +68,13 @@ def test_a_large_base_on_a_cpu_warns_with_the_way_to_a_gpu(monkeypatch, large, m
     monkeypatch.setattr(torch.cuda, "is_available", lambda: machine.get("cuda", False))
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: machine.get("mps", False))
     with pytest.warns(SlowDevice, match=f"big has 1.2 billion parameters, and a CPU takes minutes .*: {way}"):
-        tell_start("big", [large], CPU, torch.float32, "")
+        tell_start("big", [Checkpoint.of(large)], CPU, torch.float32, "")
 
 
 def test_neither_a_gpu_nor_a_small_base_is_warned_of(monkeypatch, large):
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "NVIDIA L4")
-    tell_start("big", [large], GPU, torch.bfloat16, "")  # warnings are errors
-    tell_start("small", sorted((pico.folder() / "unet").glob("*.safetensors")), CPU, torch.float32, "")
+    tell_start("big", [Checkpoint.of(large)], GPU, torch.bfloat16, "")  # warnings are errors
+    tell_start("small", map(Checkpoint.of, (pico.folder() / "unet").glob("*.safetensors")), CPU, torch.float32, "")
 
 
 def test_a_warning_is_one_line_of_a_command(capsys, tmp_path, monkeypatch):

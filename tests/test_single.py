@@ -143,6 +143,40 @@ def test_every_weight_of_a_public_base_has_its_rows(name, monkeypatch):
         assert sources["norm_out.linear.bias"] == [(place, half, 2 * half), (place, 0, half)]
 
 
+@pytest.mark.parametrize(
+    "computed",
+    [
+        lambda x, y: x + 1,
+        lambda x, y: 2 * x,
+        lambda x, y: (x + y) // 2,
+        lambda x, y: (x + y) / 2,
+        lambda x, y: x - x,
+        lambda x, y: torch.cat([x[:1], y[1:] + 0 * x[1:] + 1 - 1 + (x[1:] > 3)]),
+    ],
+    ids=["added to", "scaled", "averaged", "mean of floats", "constant", "in places"],
+)
+def test_a_conversion_that_computes_is_refused_since_its_rows_cannot_be_told(computed):
+    held = {name: storage.Place("F32", (6, 2), 0) for name in ("a.weight", "b.weight")}
+
+    def convert(config, checkpoint):
+        return (
+            {"x.weight": torch.cat([checkpoint["b.weight"], checkpoint["a.weight"]])}
+            if config
+            else {"x.weight": computed(checkpoint["a.weight"], checkpoint["b.weight"])}
+        )
+
+    assert single._sources(held, {"moves": True}, convert) == {"x.weight": [("b.weight", 0, 6), ("a.weight", 0, 6)]}
+    with pytest.raises(ValueError, match="computes x.weight instead of moving rows"):
+        single._sources(held, {}, convert)
+
+
+def test_diffusers_still_keeps_its_conversions_where_we_look_them_up():
+    """What an upgrade of diffusers may rename: if this fails, `single.conversion_of` is the one place to mend."""
+    for kind in ("UNet2DConditionModel", "SD3Transformer2DModel", "FluxTransformer2DModel"):
+        assert callable(single.conversion_of(kind)), kind
+    assert single.conversion_of("NoSuchModel") is None
+
+
 def test_numbers_of_eight_bits_are_read_and_their_directions_are_those_of_the_values(one_file):
     pytest.importorskip("torchao")
     path = one_file("sd3")

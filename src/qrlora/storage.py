@@ -122,15 +122,35 @@ def read(path: str | os.PathLike) -> tuple[dict[str, Tensor], dict[str, str]]:
 
 def places(path: str | os.PathLike) -> dict[str, Place]:
     """{name: where it lies} of every tensor, without reading one. Raises as read does."""
-    read_metadata(path)  # the library's word that no tensor leaves the file and each is as long as its shape says
+    return _header(path)[0]
+
+
+def _header(path: str | os.PathLike) -> tuple[dict[str, Place], dict[str, str]]:
+    """Where each tensor lies, and the metadata."""
+    metadata = read_metadata(path)  # the library's word that no tensor leaves the file, nor is cut
     with Path(path).open("rb") as file:
         length = int.from_bytes(file.read(8), "little")
         header = json.loads(file.read(length))
     header.pop("__metadata__", None)
-    return {
+    places = {
         name: Place(told["dtype"], tuple(told["shape"]), 8 + length + told["data_offsets"][0])
         for name, told in header.items()
     }
+    return places, metadata
+
+
+class Checkpoint(NamedTuple):
+    """What the header of a file says: read once, then handed on."""
+
+    path: Path
+    places: Mapping[str, Place]
+    """{name: where it lies} of every tensor."""
+    metadata: Mapping[str, str]
+
+    @classmethod
+    def of(cls, path: Path) -> "Checkpoint":
+        """Raises as read does."""
+        return cls(path, *_header(path))
 
 
 def read_rows(path: str | os.PathLike, pieces: Sequence[tuple[Place, int, int]]) -> Tensor:

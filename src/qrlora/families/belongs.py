@@ -6,8 +6,8 @@ from torch import nn
 
 from ..adapter import Adapter
 from ..basis import fingerprint, same_base
-from . import built_in_names
 from .base import Base
+from .locating import built_in_names
 
 
 def check(base: Base, adapter: Adapter) -> None:

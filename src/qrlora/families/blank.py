@@ -11,11 +11,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from . import BUILT_IN, FAMILIES, family_of_folder, own_settings, place_of, quantized, read_json
+from . import quantized
 from .base import Base
+from .folder import read_json
+from .locating import BUILT_IN, own_settings, place_of
 from .messages import configured, quiet
 from .public import PUBLIC, Public, near
 from .record import Condition, Tokens
+from .table import FAMILIES, family_of_folder
 from .variants import check_channels, check_config, check_length
 
 

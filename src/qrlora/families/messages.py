@@ -7,12 +7,11 @@ import logging
 import math
 import warnings
 from collections.abc import Iterable, Iterator
-from pathlib import Path
 
 import torch
 
 from ..devices import describe, way_to_a_gpu
-from ..storage import places
+from ..storage import Checkpoint
 
 LARGE = 1_000_000_000
 """Numbers of a trainable part from which on a CPU takes minutes for an update or a picture."""
@@ -22,14 +21,14 @@ class SlowDevice(UserWarning):
     """A base is on a device where learning and drawing take hours."""
 
 
-def tell_start(name: str, files: Iterable[Path], device: torch.device, dtype: torch.dtype, quantize: str) -> None:
+def tell_start(name: str, files: Iterable[Checkpoint], device: torch.device, dtype: torch.dtype, quantize: str) -> None:
     """One line of the log "qrlora": which base goes where, in which numbers; a warning of a large base on a CPU.
 
-    Args: files: of weights, whose headers are read to count them.  device: where it computes.
+    Args: files: of weights, which are counted.  device: where it computes.
     """
     numbers = " and ".join(x for x in (quantize, str(dtype).removeprefix("torch.")) if x)
     logging.getLogger("qrlora").info("%s on %s, in %s", name, describe(device), numbers)
-    count = sum(math.prod(place.shape) for file in files for place in places(file).values())
+    count = sum(math.prod(place.shape) for file in files for place in file.places.values())
     if device.type == "cpu" and count > LARGE:
         warnings.warn(
             f"{name} has {count / 1e9:.1f} billion parameters, and a CPU takes minutes for each of its updates and "

@@ -1,8 +1,9 @@
 """A trainable part in one file, in the names of its original release: there q, k and v are often one tensor, and some
 halves stand in the other order.
 
-diffusers' own conversion is run once, on the numbers of rows in place of the rows: what it makes of them tells which
-rows of which tensors each weight is made of. So every weight can be read alone, as often as it is needed.
+diffusers' own conversion is run on the numbers of rows in place of the rows: what it makes of them tells which rows of
+which tensors each weight is made of. So every weight can be read alone, as often as it is needed. It is run once
+more on the rows in another numbering: a conversion that computes, rather than moves, gives itself away.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from ..storage import FLOATS, Place, places, read_rows
+from ..storage import FLOATS, Checkpoint, Place, read_rows
 
 VAE_BEGINNINGS = ("first_stage_model.", "vae.")
 """How the names of a VAE's tensors begin in single-file checkpoints."""
@@ -30,7 +31,7 @@ class Rows(NamedTuple):
 
 
 def blank_part(
-    path: Path, config: Mapping[str, Any], dtype: torch.dtype, respelt: Callable[[str], str] = str
+    file: Checkpoint, config: Mapping[str, Any], dtype: torch.dtype, respelt: Callable[[str], str] = str
 ) -> tuple[nn.Module, Callable[[str], Tensor]]:
     """A model on the meta device, and what reads one of its weights: (name) -> its value as the file stores it, in
     the CPU's memory. From the file's header alone it is known that every weight is there.
@@ -40,16 +41,16 @@ def blank_part(
     """
     import diffusers
     from accelerate import init_empty_weights
-    from diffusers.loaders.single_file_model import SINGLE_FILE_LOADABLE_CLASSES
 
-    kind = config.get("_class_name")
-    if kind not in SINGLE_FILE_LOADABLE_CLASSES:
+    kind, path = config.get("_class_name"), file.path
+    convert = conversion_of(kind)
+    if kind is None or convert is None:
         raise ValueError(f"{path}: its configuration is of class {kind!r}, which is not read from one file")
     with init_empty_weights():
         model = getattr(diffusers, kind).from_config(config)
-    held = {respelt(name): place for name, place in places(path).items()}
+    held = {respelt(name): place for name, place in file.places.items()}
     try:
-        sources = _sources(held, config, SINGLE_FILE_LOADABLE_CLASSES[kind]["checkpoint_mapping_fn"])
+        sources = _sources(held, config, convert)
         _check(held, sources, {name: tuple(x.shape) for name, x in model.state_dict().items()})
     except ValueError as error:
         raise ValueError(f"{path} is not a whole {kind} of this configuration: {error}") from error
@@ -60,11 +61,19 @@ def blank_part(
     return model.to(dtype), read
 
 
-def config_repository(path: Path, respelt: Callable[[str], str] = str) -> str:
+def conversion_of(kind: Any) -> Callable[..., Mapping[str, Tensor]] | None:
+    """diffusers' own conversion, (config=, checkpoint=) -> {weight: value}, of one file's names to those of a class;
+    None: it has none. The table is not among diffusers' documented names."""
+    from diffusers.loaders.single_file_model import SINGLE_FILE_LOADABLE_CLASSES
+
+    return SINGLE_FILE_LOADABLE_CLASSES.get(kind, {}).get("checkpoint_mapping_fn")
+
+
+def config_repository(file: Checkpoint, respelt: Callable[[str], str] = str) -> str:
     """The hub name of the configs that diffusers' single-file loader chooses by names and shapes."""
     from diffusers.loaders.single_file_utils import fetch_diffusers_config
 
-    shapes = {respelt(name): torch.empty(place.shape, device="meta") for name, place in places(path).items()}
+    shapes = {respelt(name): torch.empty(place.shape, device="meta") for name, place in file.places.items()}
     return fetch_diffusers_config(shapes)["pretrained_model_name_or_path"]
 
 
@@ -80,17 +89,17 @@ def config_file(source: str, part: str) -> Path:
     return Path(hf_hub_download(source, f"{part}/config.json"))
 
 
-def own_vae(path: Path, source: str) -> dict[str, Any]:
+def own_vae(file: Checkpoint, source: str) -> dict[str, Any]:
     """{"vae": the VAE within a whole checkpoint, in float32 as every VAE}; nothing where the file has none.
 
     Args:    source: of the VAE's config, see `config_file`.
     """
     import diffusers
 
-    if not any(name.startswith(VAE_BEGINNINGS) for name in places(path)):
+    if not any(name.startswith(VAE_BEGINNINGS) for name in file.places):
         return {}
     told = {"config": str(config_file(source, "vae").parents[1]), "subfolder": "vae"}
-    return {"vae": diffusers.AutoencoderKL.from_single_file(str(path), torch_dtype=torch.float32, **told)}
+    return {"vae": diffusers.AutoencoderKL.from_single_file(str(file.path), torch_dtype=torch.float32, **told)}
 
 
 def _sources(
@@ -109,14 +118,25 @@ def _sources(
         numbers[name] = column.view(-1, *[1] * (len(place.shape) - 1))  # as deep as the tensor; a column is enough
         starts.append(following)
         following += count + 1  # a gap: rows of two tensors never follow each other
+    shuffled = torch.randperm(following, generator=torch.Generator().manual_seed(0))
+    again = {name: shuffled[column] for name, column in numbers.items()}
     try:
         made = convert(config=config, checkpoint=numbers)
+        once_more = convert(config=config, checkpoint=again)
     except KeyError as error:
         raise ValueError(f"it has no tensor {error}") from error
     except IndexError as error:
         raise ValueError("it has no block of a kind") from error
     except RuntimeError as error:  # a tensor that cannot be split into its parts, which torch says in one line
         raise ValueError(str(error)) from error
+
+    for name, column in made.items():
+        other = once_more.get(name)
+        if column is None or not len(column):
+            continue
+        moved = not column.is_floating_point() and 0 <= int(column.min()) and int(column.max()) < following
+        if not moved or other is None or not torch.equal(shuffled[column], other):
+            raise ValueError(f"diffusers' conversion computes {name} instead of moving rows, which is not read so")
 
     def rows(column: Tensor) -> list[Rows]:
         flat = column.flatten()

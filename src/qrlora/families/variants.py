@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
-from ..storage import places, read_metadata
+from ..storage import Checkpoint
 from .record import Family, Tokens
 
 
@@ -84,13 +83,13 @@ def check_length(tokenizer: str, tokens: float, encoder: str, config: Mapping[st
         raise ValueError(f"its {tokenizer} takes {tokens:g} tokens, its {encoder} {positions}: {way_out}")
 
 
-def own_scheduler(path: Path, family: Family, scheduler: Any) -> Any:
+def own_scheduler(file: Checkpoint, family: Family, scheduler: Any) -> Any:
     """The scheduler, as a single file says of itself that it was trained: see Family.told_by.
 
     Raises: ValueError: what the file says is not known here, or contradicts the folder beside it.
     """
-    names = {name.removeprefix("model.diffusion_model.") for name in places(path)}
-    told, config = family.told_by(names, read_metadata(path)), scheduler.config
+    path, names = file.path, {name.removeprefix("model.diffusion_model.") for name in file.places}
+    told, config = family.told_by(names, file.metadata), scheduler.config
     kind, other = told.get("prediction_type"), config.get("prediction_type")
     if kind == "epsilon" and other != kind:
         way_out = "the file's metadata or scheduler_config.json in the folder beside it is wrong: make them agree"

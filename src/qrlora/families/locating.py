@@ -1,0 +1,67 @@
+"""Where a base model is: in the package, on this machine, on the hub; and the settings that lie beside it."""
+
+from __future__ import annotations
+
+import difflib
+from pathlib import Path
+
+import torch
+
+from ..config import FamilyDefaults
+from . import hub, public
+from .folder import needed_parts, read_json
+from .table import family_of_folder
+from .weight_files import file_variant
+
+BUILT_IN = Path(__file__).parents[1] / "world" / "bases"
+"""Folder of the base models in the package, each under its name."""
+
+
+def built_in_names() -> list[str]:
+    """The names of the bases in the package; a path, wherever it leads, is none."""
+    return sorted(path.name for path in BUILT_IN.iterdir() if path.is_dir()) if BUILT_IN.is_dir() else []
+
+
+def place_of(name: str, dtype: torch.dtype = torch.float32) -> Path:
+    """The folder or file of a base, which is fetched, to be read in a dtype, if its name is a hub's."""
+    built_in = built_in_names()
+    if name in built_in:
+        return BUILT_IN / name
+    path = Path(name).expanduser()
+    if path.is_file() and path.suffix != ".safetensors":
+        raise ValueError(f"{path} is not a base model: give a pipeline's folder or a .safetensors checkpoint")
+    if path.exists():
+        return path
+    here, _, revision = name.rpartition("@")
+    if here in built_in or (here and Path(here).expanduser().exists()):
+        raise ValueError(f"{here} is on this machine and has no revision {revision!r}: that is of a hub's OWNER/NAME")
+    if found := hub.split(name):
+        return _fetched(*found, dtype)
+    close = difflib.get_close_matches(name, built_in, n=1, cutoff=0.5) + public.near_hubs(name)
+    hint = f"did you mean {' or '.join(map(repr, close))}?" if close else f"built in: {', '.join(built_in) or 'none'}"
+    raise FileNotFoundError(f"neither a built-in name, a file or folder, nor a hub's OWNER/NAME; {hint}")
+
+
+def _fetched(repository: str, revision: str | None, dtype: torch.dtype) -> Path:
+    """The folder of a hub repository in the hub's cache. Its index alone is fetched first, to learn the family. Weights
+    that are there already are not fetched again in another variant, unless those would be coarser than `dtype`."""
+    folder = hub.index_of(repository, revision).parent
+    needed = needed_parts(folder, family_of_folder(folder))
+    variant = file_variant(dtype, hub.names_in(folder), needed)
+    if variant is None or (variant and dtype == torch.float32):
+        variant = file_variant(dtype, hub.files_of(repository, revision, folder), needed)
+    return hub.fetch(repository, revision, variant or "")
+
+
+def own_settings(place: Path, defaults: FamilyDefaults) -> tuple[FamilyDefaults, bool]:
+    """A family's defaults with the base's own on top, and whether the base knows one framing only, from the
+    `qrlora.json` in its folder if there is one: {"defaults": {"train": {...}, "sample": {...}}, "framing": "plain"}.
+    Bases in the package know one framing only."""
+    path, plain = place / "qrlora.json", place.parent == BUILT_IN
+    if not path.is_file():
+        return defaults, plain
+    settings = read_json(path)
+    try:
+        return defaults.revised(settings.get("defaults", {})), plain or settings.get("framing") == "plain"
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error

@@ -1,0 +1,40 @@
+"""FAMILIES: every backbone that we train and draw with, and which one a base is of; a new one is a file and a row."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from pathlib import Path
+
+from .flux import FLUX
+from .folder import read_json
+from .record import Family
+from .sd3 import SD3
+from .sdxl import SDXL
+
+FAMILIES: dict[str, Family] = {family.name: family for family in (SDXL, SD3, FLUX)}
+
+
+def family_of_folder(place: Path) -> Family:
+    """The family whose pipeline class a folder's model_index.json names."""
+    index = place / "model_index.json"
+    if not index.is_file():
+        raise FileNotFoundError(f"{place} is no diffusers pipeline, it has no model_index.json")
+    kind = read_json(index).get("_class_name")
+    for family in FAMILIES.values():
+        if kind in (family.pipeline, *family.same_parts):
+            return family
+    known = ", ".join(f.pipeline for f in FAMILIES.values())
+    raise ValueError(f"{place} is a {kind}, which is not supported; supported: {known}")
+
+
+def family_of_tensors(path: Path, tensors: Collection[str]) -> Family:
+    """The family whose tell-tale tensors a single-file checkpoint holds.
+
+    Raises: ValueError: of no known family.
+    """
+    names = {name.removeprefix("model.diffusion_model.") for name in tensors}
+    for family in FAMILIES.values():
+        if {family.respelt(name) for name in names}.issuperset(family.checkpoint_keys):
+            return family
+    known = ", ".join(FAMILIES)
+    raise ValueError(f"{path} is not a whole base model of a known family ({known}); an adapter is no base model")
