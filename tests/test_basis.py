@@ -153,10 +153,26 @@ def test_what_the_directions_lack_is_measured_kept_and_passed_on():
     assert computed.truncate(2).lost == computed.lost and compute_basis(some_weights(), 4).lost == 0
 
 
-def test_a_damaged_record_is_written_anew_with_one_warning():
+WRONG_RECORDS = [
+    "{",
+    "[]",
+    "null",
+    '{"x": {}}',
+    '{"64": null}',
+    '{"64": {"file": "x"}}',
+    "[" * 100_000,
+    "\x00",
+    "\udcff",
+]
+WRONG_RECORDS += ['{"64": {"file": 5, "checksum": 1, "lost": 0.0, "digests": {}}}']
+WRONG_RECORDS += ['{"64": {"file": "x", "checksum": 1, "lost": 0.0, "digests": 5}}']
+
+
+@pytest.mark.parametrize("text", WRONG_RECORDS, ids=lambda text: ascii(text[:60]))
+def test_a_damaged_record_is_written_anew_with_one_warning(text):
     digest = cached_basis(some_weights(), 4).digest
     (record,) = cache_folder().glob("*.json")
-    record.write_text("{")
+    record.write_bytes(text.encode(errors="surrogateescape"))
     with pytest.warns(UserWarning, match="computed again") as caught:
         assert cached_basis(some_weights(), 4).digest == digest
     assert len(caught) == 1 and cached_basis(some_weights(), 4).digest == digest

@@ -5,6 +5,7 @@ import dataclasses
 import multiprocessing
 import os
 import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -21,6 +22,7 @@ from qrlora.study import findings, jobs, report
 from qrlora.study.fusion import plan, work
 from qrlora.study.pairs import file_pairs, unrelated_prompts, world_pairs
 from qrlora.study.terms import Settings
+from qrlora.study.work import attempt
 from qrlora.world.atlas import known_contents
 from qrlora.world.captions import caption
 from qrlora.world.demo import true_image
@@ -371,6 +373,7 @@ def test_the_command_prints_the_table_and_writes_page_tables_and_sheet(whole, tm
 
 
 def test_own_pictures_are_measured_by_encoders_that_every_row_names(tmp_path):
+    import torch
     import transformers
 
     from test_evaluation import SMALL
@@ -389,6 +392,18 @@ def test_own_pictures_are_measured_by_encoders_that_every_row_names(tmp_path):
     assert {row["method"] for row in found.table} == {"qr", "none"}
     assert {row["score"] for row in found.table} == {"preserved", "dino-pico-C", "dino-pico-S"}
     assert all("dino-pico@sha256:" in row["encoders"] and "bicubic" in row["encoders"] for row in found.pictures)
+    with torch.no_grad():
+        vit.embeddings.cls_token += 1
+    vit.save_pretrained(tmp_path / "dino-pico")
+    (before, *_), (after, *_) = account.study.draws, plan(own).draws
+    assert after.identity != before.identity and after.content.identity == before.content.identity
+    shutil.rmtree(tmp_path / "dino-pico")
+    vit.save_pretrained(tmp_path / "moved" / "dino-pico")
+    moved = plan(dataclasses.replace(own, encoders=(str(tmp_path / "moved" / "dino-pico"),))).draws[0]
+    assert moved.identity == after.identity
+    other = dataclasses.replace(moved, encoder_identities=before.encoder_identities)
+    inputs = {job.identity: account.store.adapter(job).read_bytes() for job in (before.content, before.style)}
+    assert "is another encoder than the study's" in attempt(other, inputs).reason
     (tmp_path / "bad.csv").write_text("content,style\nowl.png,ink.jpg\n")
     with pytest.raises(ValueError, match="lacks the column 'style_shows'"):
         file_pairs(tmp_path / "bad.csv")

@@ -251,12 +251,12 @@ class _Damaged(ValueError):
 
 
 def _known(record: Path) -> dict[str, dict]:
-    """{directions held: {"file": digest of the basis kept, "checksum": word_sum of that file, "lost": of the basis,
-    "digests": {rank: digest}}} of some weights."""
+    """{directions held: {"file": digest of the basis kept, "checksum": its `word_sum`, "lost", "digests": {rank: it}}}."""
     try:
-        return json.loads(record.read_text()) if os.access(record, os.R_OK) else {}
-    except ValueError as error:
-        warnings.warn(f"the cached basis is damaged and computed again: {record}: {error}", stacklevel=3)
+        known = json.loads(record.read_text()) if os.access(record, os.R_OK) else {}
+        return {str(int(held)): {**x, "file": x["file"], "digests": {**x["digests"]}} for held, x in known.items()}
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+        warnings.warn(f"the cached basis is damaged and computed again: {record}: {error!r:.200}", stacklevel=3)
         return {}
 
 
@@ -266,7 +266,7 @@ def _checked(entry: Mapping) -> Basis:
         if word_sum(_path(entry["file"])) != entry["checksum"]:  # several times as fast as a digest
             raise ValueError(f"{entry['file']}.safetensors does not have its checksum")
         basis = replace(_read(entry["file"]), lost=entry["lost"])
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, KeyError) as error:
         raise _Damaged(str(error)) from error
     basis.__dict__["digest"] = entry["file"]  # as the cached property would; the checksum vouches for it
     return basis

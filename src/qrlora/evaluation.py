@@ -100,6 +100,11 @@ class Encoder:
     def __str__(self) -> str:
         return f"{self.name}: {self.checkpoint}@{self.revision}, {self.preprocessing}"
 
+    @property
+    def identity(self) -> str:
+        """What decides its features, wherever its checkpoint lies."""
+        return f"{self.name}@{self.revision}, {self.preprocessing}"
+
     def likeness(self, pictures: Sequence[Image.Image], reference: Image.Image) -> list[float]:
         """Cosine of each picture's features with the reference's, -1..1."""
         return (self.features(pictures) @ self.features([reference])[0]).tolist()

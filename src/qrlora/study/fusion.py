@@ -80,8 +80,7 @@ def plan(settings: Settings) -> Study:
     for fusion in named.values():
         if fusion.families is not None:
             only(fusion.name, fusion.families, base)
-    for name in settings.encoders:
-        open_encoder(name, settings.device)
+    seen_by = tuple(open_encoder(name, settings.device).identity for name in settings.encoders)
     named |= {name: end for name, end in ENDS.items() if known or name != "oracle"}
     place = Place(settings.base, settings.device, settings.dtype, digest_of(base))
     told = {spec: learning(base, spec, fusion, settings) for spec, fusion in named.items()}
@@ -91,6 +90,7 @@ def plan(settings: Settings) -> Study:
         "seeds": seeds,
         "unrelated": tuple(unrelated_prompts(len(seeds), known, word)),
         "encoders": settings.encoders,
+        "encoder_identities": seen_by,
         "learn_seed": settings.first_seed,
         "defaults": json.loads(json.dumps(dataclasses.asdict(base.defaults), default=dict)),
     }

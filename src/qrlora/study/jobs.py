@@ -68,6 +68,9 @@ class Draw:
     unrelated: tuple[str, ...]
     """One prompt for each seed, of which the adapters should change nothing."""
     encoders: tuple[str, ...]
+    """As they are opened: by short name, hub name or folder."""
+    encoder_identities: tuple[str, ...]
+    """What each of them is, and every worker must find: `Encoder.identity`."""
     learn_seed: int
     defaults: Mapping[str, Any]
     """The base's own settings, which drawing uses."""
@@ -87,7 +90,7 @@ class Draw:
             "pictures": [(_sha(x.picture), x.prompt, x.content, x.style) for x in pictures],
             "prompts": [self.pair.prompt, *self.unrelated],
             "seeds": [*self.seeds, self.learn_seed],
-            "encoders": self.encoders,
+            "encoders": self.encoder_identities,
             "defaults": dict(self.defaults),
             "judges": _judges(),
         }

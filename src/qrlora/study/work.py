@@ -134,7 +134,7 @@ def _draw(job: Draw, inputs: Mapping[str, bytes]) -> Parts:
     cut = [adapter.header.config.get("truncation_error", 0.0) for adapter in (content, style, fused.adapter) if adapter]
     told["truncation_error"] = max(cut, default=0.0)
     told["device"] = str(base.device)
-    told["encoders"] = [str(_encoder(name, job.place.device)) for name in job.encoders]
+    told["encoders"] = [str(encoder) for encoder in _encoders(job)]
     return {PICTURES: _strip(pictures), RESULT: json.dumps(told).encode()}
 
 
@@ -154,12 +154,20 @@ def _rows(job: Draw, pictures: Sequence[Image.Image]) -> list[dict[str, float]]:
         truth = to_tensor([_picture(pair.truth)])[0]
         known = (pair.truth.content, pair.truth.style, pair.style.content, pair.content.style)
         rows = evaluation.known_answer(to_tensor(pictures), truth, *known)
-    for name in job.encoders:
-        encoder = _encoder(name, job.place.device)
+    for encoder in _encoders(job):
         for letter, shown in (("C", pair.content), ("S", pair.style)):
             for row, likeness in zip(rows, encoder.likeness(pictures, _picture(shown)), strict=True):
                 row[f"{encoder.name}-{letter}"] = likeness
     return [{"seed": seed, **row} for seed, row in zip(job.seeds, rows, strict=True)]
+
+
+def _encoders(job: Draw) -> list[evaluation.Encoder]:
+    """Raises: ValueError: this worker has another encoder of that name."""
+    found = [_encoder(name, job.place.device) for name in job.encoders]
+    for name, encoder, wanted in zip(job.encoders, found, job.encoder_identities, strict=True):
+        if encoder.identity != wanted:
+            raise ValueError(f"this worker's {name} is another encoder than the study's: give all the same one")
+    return found
 
 
 @cache
