@@ -251,7 +251,7 @@ class _Damaged(ValueError):
 
 
 def _known(record: Path) -> dict[str, dict]:
-    """{directions held: {"file": digest of the basis kept, "checksum": its `word_sum`, "lost", "digests": {rank: it}}}."""
+    """{directions held: {"file": digest of the basis, "checksum": its word_sum, "lost", "digests": {rank: it}}}."""
     try:
         known = json.loads(record.read_text()) if os.access(record, os.R_OK) else {}
         return {str(int(held)): {**x, "file": x["file"], "digests": {**x["digests"]}} for held, x in known.items()}
