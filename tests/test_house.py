@@ -23,8 +23,9 @@ FLOORS = (
     ("training", "sampling"),
     ("baselines", "world", "rehearsal"),
     ("evaluation",),
-    ("plots", "study"),
-    ("cli", "studio"),
+    ("plots", "study", "web"),
+    ("survey", "studio"),
+    ("cli",),
     ("__init__", "__main__"),
 )
 FLOOR = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}
@@ -37,14 +38,18 @@ DOORS = {  # the built-in world makes base models and pictures, so it holds a ke
     "bitsandbytes": {"training"},
     "prodigyopt": {"training"},
     "huggingface_hub": {"families"},
-    "PIL": {"data", "sampling", "plots", "world", "evaluation", "baselines", "study"},
+    "PIL": {"data", "sampling", "plots", "world", "evaluation", "baselines", "study", "survey"},
     "ray": {"study"},
     "tqdm": {"training", "trainers"},
     "matplotlib": {"plots"},
     "typer": {"cli"},
     "rich": {"cli"},
     "tensorboard": {"training"},
-    "gradio": {"studio"},
+    "fastapi": {"web", "survey", "studio"},
+    "uvicorn": {"web"},
+    "jinja2": {"web"},
+    "sqlalchemy": {"survey"},
+    "alembic": {"survey"},
     "platformdirs": {"basis"},
     "regex": {"files"},
     "psutil": {"rehearsal"},
@@ -166,7 +171,7 @@ def test_what_the_plan_allows_passes(path, source):
     assert breaches(source, Path(path)) == []
 
 
-HEAVY = "torch diffusers transformers peft accelerate matplotlib PIL".split()
+HEAVY = "torch diffusers transformers peft accelerate matplotlib PIL fastapi sqlalchemy".split()
 
 
 @pytest.mark.parametrize("argument", ["--help", "--version"])

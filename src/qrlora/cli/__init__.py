@@ -11,7 +11,7 @@ from rich.markup import escape
 
 from .. import __version__
 from ..config import SampleConfig, TrainConfig, read_recipe
-from . import console, ending, filing, hints, log_lines, rehearsing, studying, words
+from . import console, ending, filing, hints, log_lines, rehearsing, studying, surveying, words
 from .console import say
 
 
@@ -224,6 +224,7 @@ def inspect(
 for command, example in (*filing.COMMANDS, *studying.COMMANDS):
     app.command(epilog=f"Example: [bold]{example}[/bold]")(command)
 app.add_typer(studying.bench, name="bench")
+app.add_typer(surveying.survey, name="survey")
 
 
 @app.command(epilog="Example: [bold]qrlora demo --content my-dog.png --style painting.png --style-shows cat[/bold]")

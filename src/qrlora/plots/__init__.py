@@ -11,6 +11,7 @@ from .figures import (
     sheet,
     strength_grid,
 )
+from .intervals import intervals
 from .saving import figure_format, made_with, picture_format, save, save_picture
 
 __all__ = [
@@ -21,6 +22,7 @@ __all__ = [
     "block_of",
     "curves",
     "figure_format",
+    "intervals",
     "layer_lines",
     "made_with",
     "picture_format",

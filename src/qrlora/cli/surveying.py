@@ -1,0 +1,153 @@
+"""`qrlora survey`: rating studies. Heavy rooms are imported when one runs."""
+
+import importlib.util
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from . import console
+
+if TYPE_CHECKING:
+    from ..survey.store import Study
+
+EXAMPLE = "Example: [bold]qrlora survey new out/fusion --methods qr,lora --raters 60[/bold]"
+survey = typer.Typer(help="Rating studies with people.", epilog=EXAMPLE, rich_markup_mode="rich")
+
+Folder = Annotated[Path, typer.Argument(help="The study's folder.")]
+Database = Annotated[
+    str,
+    typer.Option(
+        envvar="QRLORA_SURVEY_DATABASE", help="postgresql://user@host/name", show_default="SQLite in the folder"
+    ),
+]
+
+
+@survey.callback()
+def _survey() -> None:
+    """Ask people which pictures are better: levels 0 to 5 as in the paper, and paired comparisons."""
+
+
+@survey.command(epilog=EXAMPLE)
+def new(
+    source: Annotated[
+        Path, typer.Argument(help="Folder of bench fusion, or a CSV file: method,pair,content,style,picture.")
+    ],
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder to write.")] = Path("out/survey"),
+    methods: Annotated[str, typer.Option(help="With commas between.", show_default="all of the source")] = "",
+    form: Annotated[str, typer.Option(help="levels, pairs.")] = "levels,pairs",
+    raters: Annotated[int, typer.Option(help="How many are to finish; then it is over.")] = 60,
+    seeds: Annotated[int, typer.Option(help="Pictures of each pair and method.")] = 1,
+    title: Annotated[str, typer.Option(help="What raters read first.", show_default="Which picture fits best?")] = "",
+    contact: Annotated[str, typer.Option(help="Whom raters can write to.")] = "",
+    language: Annotated[str, typer.Option(help="Of the pages: en, de.")] = "en",
+    seed: Annotated[int, typer.Option(help="Of the sheets.")] = 0,
+) -> None:
+    """Plan a study: copies the pictures under random names, writes plan.toml for you to read and edit."""
+    _installed()
+    with console.progress("power") as bar:
+        from ..survey.making import new as make
+
+        names = [[name.strip() for name in text.split(",") if name.strip()] for text in (methods, form)]
+        told = {
+            "raters": raters,
+            "seeds": seeds,
+            "title": title,
+            "contact": contact,
+            "language": language,
+            "seed": seed,
+        }
+        plan = make(source, output, methods=names[0], forms=names[1], **told, on_step=bar.step)
+    if plan.power:
+        columns = ["raters", *plan.forms]
+        rows = [[str(row[name]) for name in columns] for row in plan.power]
+        what = f"Power: chance to see {plan.effect:g} levels, {plan.win_rate:.0%} wins"
+        console.table(columns, rows, what)
+    console.say(f"{output / 'plan.toml'}: read and edit it, then: {console.command('survey', 'serve', str(output))}")
+
+
+@survey.command(epilog="Example: [bold]qrlora survey serve out/survey --public https://ratings.example.org[/bold]")
+def serve(
+    folder: Folder = Path("out/survey"),
+    port: Annotated[int, typer.Option(help="For raters; 0: any.")] = 8800,
+    researcher_port: Annotated[int, typer.Option(help="For you, on this machine only; 0: any.")] = 8801,
+    listen: Annotated[str, typer.Option(help="Address; beyond this machine only with --public.")] = "127.0.0.1",
+    public: Annotated[str, typer.Option(help="https:// address of the proxy with TLS in front.")] = "",
+    database: Database = "",
+) -> None:
+    """Serve a study until Ctrl-C. Nothing that was answered is lost, however it ends."""
+    _installed()
+    from ..survey.serving import serve_study
+
+    def on_ready(raters: str, researcher: str) -> None:
+        console.say(f"for raters: {raters}")
+        console.say(f"for you:    {researcher}")
+
+    places = {"port": port, "researcher_port": researcher_port}
+    serve_study(folder, database, **places, address=listen, public=public, on_ready=on_ready)
+
+
+@survey.command(epilog="Example: [bold]qrlora survey report out/survey[/bold]")
+def report(
+    folder: Folder = Path("out/survey"),
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="Folder.", show_default="FOLDER/report")] = None,
+    database: Database = "",
+) -> None:
+    """Write what the answers say: a page with plots, a CSV file for each table."""
+    study = _opened(folder, database)
+    from ..survey.findings import TABLES
+    from ..survey.report import cell, report
+
+    tables, written = report(study, output or folder / "report")
+    for name in ("levels", "differences", "wins", "agreement"):
+        if rows := tables[name]:
+            columns = [x for x in rows[0] if x not in ("low", "high", "answers", "inputs", "all")]
+            console.table(columns, [[cell(row, x) for x in columns] for row in rows], TABLES[name])
+    finished = next(row["raters"] for row in tables["raters"] if row["what"] == "finished")
+    if finished < study.plan.raters:
+        console.warn(f"{finished} of {study.plan.raters} raters have finished: the stopping rule is not met")
+    console.say(str(written[-1]))
+
+
+@survey.command(epilog="Example: [bold]qrlora survey export out/survey --to label-studio[/bold]")
+def export(
+    folder: Folder = Path("out/survey"),
+    to: Annotated[str, typer.Option(help="csv, or label-studio.")] = "csv",
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="Folder.", show_default="FOLDER/export")] = None,
+    database: Database = "",
+) -> None:
+    """Write every answer for another program, without anything that tells who gave it."""
+    study = _opened(folder, database)
+    from ..survey.exchange import export
+
+    for path in export(study, to, output or folder / "export"):
+        console.say(str(path))
+
+
+@survey.command(epilog="Example: [bold]qrlora survey erase out/survey 3f9c2a71d5e80b46[/bold]")
+def erase(
+    folder: Folder,
+    rater: Annotated[str, typer.Argument(help="The number that the rater was shown, or the platform's.")],
+    database: Database = "",
+) -> None:
+    """Remove a rater with every answer, for good. The sheet is free for somebody else."""
+    study = _opened(folder, database)
+    number = study.find(rater)
+    if not number:
+        raise ValueError(f"no rater {rater!r} in {folder}")
+    study.erase(number)
+    console.say(f"rater {number} and every answer of theirs are erased")
+
+
+def _opened(folder: Path, database: str) -> "Study":
+    _installed()
+    from ..survey.store import Study
+
+    return Study(folder, database)
+
+
+def _installed() -> None:
+    """Raises: ValueError: the extra is not installed; says how."""
+    for name in ("sqlalchemy", "alembic", "fastapi", "uvicorn", "jinja2", "python_multipart"):
+        if importlib.util.find_spec(name) is None:
+            raise ValueError(f"{name} is not installed: pip install 'qrlora[survey]'")

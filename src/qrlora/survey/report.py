@@ -1,0 +1,107 @@
+"""`qrlora survey report`: a page with plots, a CSV file for each table."""
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from .. import __version__, plots
+from ..outputs import atomic
+from ..study.report import as_csv
+from ..web.pages import Pages
+from .answers import collect
+from .findings import TABLES, Row, findings
+from .plan import LEVELS, Plan
+from .store import Study
+
+HIDDEN = ("low", "high")
+"""Columns that stand in the cell of "value" on the page."""
+
+
+def report(study: Study, folder: Path) -> tuple[dict[str, list[Row]], list[Path]]:
+    """Write report.html, its plots and tables into a folder. Returns the tables and the files.
+
+    Raises: ValueError: nobody has finished.  OSError: a full disk.
+    """
+    answers = collect(study)
+    finished = sum(x.finished for x in answers.people)
+    if not finished:
+        begun = len(answers.people)
+        raise ValueError(f"nobody has finished yet, {begun} raters have begun: there is nothing to report")
+    tables = findings(study.plan, answers, list(study.pictures.values()))
+    written = []
+    for name, rows in tables.items():
+        if rows:
+            written.append(_write(folder / f"{name}.csv", as_csv(rows)))
+    drawn = _drawn(study.plan, tables)
+    written += [plots.save(figure, folder / f"{name}.png") for name, figure in drawn.items()]
+    pages = Pages([Path(__file__).parent])
+    told = {
+        "plan": study.plan,
+        "finished": finished,
+        "open": finished < study.plan.raters,
+        "style": pages.files["style.css"].decode(),
+        "tables": [(name, TABLES[name], *_shown(rows), name in drawn) for name, rows in tables.items() if rows],
+        "version": __version__,
+    }
+    written.append(_write(folder / "report.html", pages.text("report.html", **told)))
+    return tables, written
+
+
+def _shown(rows: Sequence[Row]) -> tuple[list[str], list[list[str]]]:
+    """Columns and cells of a table for people."""
+    columns = [name for name in rows[0] if name not in HIDDEN]
+    return columns, [[cell(row, name) for name in columns] for row in rows]
+
+
+def cell(row: Row, name: str) -> str:
+    """A value for a page, an estimate with its interval."""
+    value = row[name]
+    if isinstance(value, float):
+        low, high = (row.get(x, math.nan) for x in HIDDEN)
+        if math.isnan(value):
+            return "-"
+        if name.startswith("p"):
+            return f"{value:.3f}" if value >= 0.001 else "< 0.001"
+        return f"{value:.2f} [{low:.2f}, {high:.2f}]" if name == "value" and not math.isnan(low) else f"{value:.2f}"
+    return str(value)
+
+
+def _drawn(plan: Plan, tables: dict[str, list[Row]]) -> dict[str, Any]:
+    """{name: figure} of the tables that are better seen."""
+    figures: dict[str, Any] = {}
+
+    def panels(name: str, label: Any) -> dict[str, dict[str, tuple[float, float, float]]]:
+        texts = {q.name: q.text for q in plan.questions}
+        rows = [row for row in tables[name] if not math.isnan(row["value"]) and label(row)]
+        return {
+            texts[question]: {label(x): (x["value"], x["low"], x["high"]) for x in rows if x["question"] == question}
+            for question in dict.fromkeys(row["question"] for row in rows)
+        }
+
+    def duel(row: Row) -> str:
+        return f"{row['first']} - {row['second']}"
+
+    def method(row: Row) -> str:
+        return row["method"] if row["method"] in plan.methods else ""
+
+    wanted: tuple[tuple[str, Any, dict[str, Any]], ...] = (
+        ("levels", method, {"x_label": f"mean level, 0 to {LEVELS - 1}", "limits": (0, LEVELS - 1)}),
+        ("differences", duel, {"x_label": "difference in level: first - second", "null": 0}),
+        (
+            "wins",
+            lambda row: duel(row).replace(" - ", " over "),
+            {"x_label": "share of wins", "null": 0.5, "limits": (0, 1)},
+        ),
+        ("strengths", method, {"x_label": "log-odds", "null": 0}),
+    )
+    for name, label, told in wanted:
+        if shown := panels(name, label):
+            figures[name] = plots.intervals(shown, title=TABLES[name], **told)
+    return figures
+
+
+def _write(path: Path, text: str) -> Path:
+    with atomic(path) as file:
+        file.write(text.encode())
+    return path

@@ -1,0 +1,147 @@
+"""Where a study's pictures come from: a folder of `qrlora bench fusion`, or a table of one's own. [PIL]"""
+
+import csv
+import io
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from ..data import MIN_SIDE, load_picture
+from ..temporaries import temporary_folder
+from ..text import read_text
+
+LARGEST = 1024
+"""Side in pixels; larger pictures are made this small, for phones."""
+COLUMNS = ("method", "pair", "content", "style", "picture")
+
+
+@dataclass(frozen=True)
+class Found:
+    """A picture before it gets its random name."""
+
+    kind: str
+    method: str
+    pair: str
+    seed: int
+    image: Image.Image = field(repr=False)
+    scores: dict[str, float] = field(default_factory=dict)
+
+
+def find(source: Path, methods: Sequence[str], seeds: int) -> tuple[list[Found], tuple[str, ...]]:
+    """All pictures of a source, of one size, and the methods in their order.
+
+    Args:    source: a folder of `bench fusion`, or a CSV file with the columns COLUMNS and perhaps seed.
+             methods: which; none: all but the ends of the scale.  seeds: how many pictures of a pair and method.
+    Raises:  OSError, ValueError: not such a source, no such method, a picture that is none.
+    """
+    found = of_study(source, seeds) if source.is_dir() else of_table(source)
+    there = list(dict.fromkeys(x.method for x in found if x.kind == "result"))
+    chosen = tuple(methods) or tuple(name for name in there if name not in ("none", "oracle"))
+    if missing := [name for name in chosen if name not in there]:
+        raise ValueError(f"{source} has no pictures of {missing[0]!r}, but of {', '.join(there)}")
+    found = [x for x in found if not x.method or x.method in chosen]
+    side = min(LARGEST, max(x.image.width for x in found if x.kind == "result"))
+    noise = np.random.default_rng(0).integers(0, 256, (side, side, 3), dtype=np.uint8)
+    found.append(Found("noise", "", "", 0, Image.fromarray(noise)))
+    return [Found(x.kind, x.method, x.pair, x.seed, _sized(x.image, side), x.scores) for x in found], chosen
+
+
+def of_study(folder: Path, seeds: int) -> list[Found]:
+    """The pictures of `bench fusion`: results from its folder, inputs and true fusions as they were made for it.
+
+    Raises: OSError, ValueError: the folder holds no such study, or one that is not done.
+    """
+    from ..study.pairs import file_pairs, world_pairs  # loads torch and the world
+
+    page = next((path for path in (folder / "rank.md", folder / "parameters.md") if path.is_file()), None)
+    if page is None:
+        raise FileNotFoundError(f"{folder} holds no study: `qrlora bench fusion` writes rank.md into its folder")
+    told = dict(re.findall(r"\b(pairs|split|style_word|pictures)=(.*?)(?=, [a-z_]+=|$)", _settings(page)))
+    word = told["style_word"]
+    own = told["pictures"]
+    pairs = file_pairs(Path(own), word) if own else world_pairs(int(told["pairs"]), _split(told["split"]), word)
+    found = []
+    for pair in pairs:
+        shown = {"content": pair.content, "style": pair.style, "truth": pair.truth}
+        found += [Found(kind, "", pair.name, 0, _squared(x.picture)) for kind, x in shown.items() if x is not None]
+    rows = list(csv.DictReader(io.StringIO(read_text(page.with_name(f"{page.stem}-pictures.csv")))))
+    order = {job: sorted({int(row["seed"]) for row in rows if row["job"] == job}) for job in {r["job"] for r in rows}}
+    known = {"method", "pair", "seed", "device", "job", "encoders"}
+    for row in rows:
+        index = order[row["job"]].index(int(row["seed"]))
+        if index < seeds:
+            strip = Image.open(folder / "results" / f"{row['job']}.png")
+            side = strip.width // len(order[row["job"]])
+            image = strip.crop((index * side, 0, (index + 1) * side, strip.height))
+            scores = {name: float(x) for name, x in row.items() if name not in known and x}
+            found.append(Found("result", row["method"], row["pair"], int(row["seed"]), image, scores))
+    return found
+
+
+def _squared(picture: bytes) -> Image.Image:
+    """A picture file as training sees it."""
+    with temporary_folder() as folder:
+        path = folder / "picture"
+        path.write_bytes(picture)
+        return _opened(path, "an input of the study")
+
+
+def _settings(page: Path) -> str:
+    """The line of a study's page that says what it was made with."""
+    lines = read_text(page).splitlines()
+    return next(line for line in lines if line.startswith("Settings: "))
+
+
+def _split(name: str):
+    return "dev" if name == "dev" else "test"
+
+
+def of_table(path: Path) -> list[Found]:
+    """The pictures of a CSV file; files are beside it or absolute.
+
+    Raises: OSError, ValueError, with the line: a column or cell is missing, a picture is none.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} is neither a folder of `qrlora bench fusion` nor a CSV file of pictures")
+    reader = csv.DictReader(io.StringIO(read_text(path), newline=""))
+    if missing := [name for name in COLUMNS if name not in (reader.fieldnames or ())]:
+        raise ValueError(f"{path} lacks the column {missing[0]!r}; it needs {', '.join(COLUMNS)}, and may have seed")
+    found: dict[tuple[str, str, str, int], Found] = {}
+    for row in reader:
+        line = f"{path}, line {reader.line_num}"
+        if empty := [name for name in COLUMNS if not (row[name] or "").strip()]:
+            raise ValueError(f"{line}: {empty[0]} is empty")
+        seed = row.get("seed") or "0"
+        if not seed.isdecimal():
+            raise ValueError(f"{line}: seed must be a whole number, got {seed!r}")
+        kinds = {
+            ("result", row["method"], int(seed)): "picture",
+            ("content", "", 0): "content",
+            ("style", "", 0): "style",
+        }
+        for (kind, method, number), column in kinds.items():
+            key = kind, method, row["pair"], number
+            if kind == "result" and key in found:
+                raise ValueError(f"{line}: {row['method']!r} has two pictures of {row['pair']!r} with seed {seed}")
+            if key not in found:
+                found[key] = Found(*key, _opened(path.parent / row[column], line))
+    if not found:
+        raise ValueError(f"{path} has no pictures")
+    return list(found.values())
+
+
+def _opened(path: Path, line: str) -> Image.Image:
+    """A picture as people should see it: the middle square, upright, without what its file says of place and maker."""
+    try:
+        size = load_picture(path, MIN_SIDE).original
+        return load_picture(path, min(LARGEST, *size)).image
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{line}: {error}") from error
+
+
+def _sized(image: Image.Image, side: int) -> Image.Image:
+    return image.convert("RGB").resize((side, side), Image.Resampling.LANCZOS)
