@@ -22,10 +22,10 @@ from torch import Tensor, nn
 
 from harness import Row, above, arguments, compare, extra, laps, report, seconds
 from qrlora.adapter import Adapter, Header, Pair
-from qrlora.attach import attach, worn
 from qrlora.families import Base, Framing, open_base
 from qrlora.families.messages import quiet
 from qrlora.files import save
+from qrlora.injection import applied, apply
 from qrlora.sampling import generate, grid
 from step import FULL_SIZE, Shapes, block, full_size, shapes, twin
 
@@ -109,7 +109,7 @@ def looking(base: Base, noisy: Tensor, condition: Any) -> Callable[[nn.Module], 
 def stock(model: nn.Module, adapters: Adapters) -> nn.Module:
     """PEFT's layers with factors in the model's own type, which is how diffusers loads LoRAs."""
     found, own = twin(model), next(model.parameters())
-    plain.attach(found, adapters, own.dtype)
+    plain.apply(found, adapters, own.dtype)
     return found.to(own.device)
 
 
@@ -124,9 +124,9 @@ def against(
     """Extra seconds of a look at a model, beside the weights and folded into them."""
     beside, folded = twin(model), twin(model)
     for k, (adapter, strength) in enumerate(adapters):
-        attach(beside, adapter, f"a{k}", strength)
+        apply(beside, adapter, f"a{k}", strength)
     ways = {"ours": beside, "two LoRAs": peft, "base": model, "folded": folded}
-    with worn(folded, adapters), torch.no_grad():
+    with applied(folded, adapters), torch.no_grad():
         took = laps({way: partial(look, of_way) for way, of_way in ways.items()}, rounds)
     whole = {"ours": took.pop("folded"), "base": took["base"]}
     return [

@@ -20,16 +20,16 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from harness import FLOOR, Row, above, arguments, extra, laps, report, seconds
-from qrlora.attach import begin
 from qrlora.config import TrainConfig
-from qrlora.data import Example
 from qrlora.families import Base, Framing, open_base
 from qrlora.families.blank import blank_base, blank_example, materialise
+from qrlora.injection import initialise
 from qrlora.methods import METHODS
 from qrlora.rehearsal.live import Live
 from qrlora.training import denoising_loss
-from qrlora.training.loop import drawing
-from qrlora.training.processes import Processes
+from qrlora.training.distributed import Processes
+from qrlora.training.training_loop import make_loss
+from qrlora.training_example import Example
 
 sys.path.append(str(Path(__file__).parents[1] / "tests"))
 import plain  # noqa: E402  (PEFT's layers, as the tests compare with)
@@ -41,7 +41,7 @@ Shapes = Mapping[str, tuple[int, int]]
 """{layer: (o, i)} of those that learn."""
 Ways = dict[str, tuple[nn.Module, list[nn.Parameter]]]
 """{way: (model, what learns on it)}."""
-Lesson = Callable[[nn.Module], Tensor]
+TrainingImage = Callable[[nn.Module], Tensor]
 """(model) -> the loss, with the forward pass in it."""
 
 
@@ -111,14 +111,14 @@ def least(model: nn.Module, shapes: Shapes, rank: int) -> tuple[nn.Module, list[
 def ways(model: nn.Module, shapes: Shapes, rank: int) -> Ways:
     """The base alone, with our default method on it, with PEFT's LoRA on it, and the floor."""
     ours, theirs = twin(model), twin(model)
-    learn = begin(ours, starts(shapes, "qr", rank), "run")
-    lora = plain.begin(theirs, starts(shapes, "lora", rank))
+    learn = initialise(ours, starts(shapes, "qr", rank), "run")
+    lora = plain.initialise(theirs, starts(shapes, "lora", rank))
     theirs.to(next(model.parameters()).device)  # what PEFT's layers learn was made on the CPU
     found = {"base": (model, []), "ours": (ours, learn), "peft lora": (theirs, list(lora.values()))}
     return {**found, FLOOR: least(model, shapes, rank)}
 
 
-def rows(name: str, ways: Ways, loss: Lesson, rounds: int) -> list[Row]:
+def rows(name: str, ways: Ways, loss: TrainingImage, rounds: int) -> list[Row]:
     """Extra seconds and extra bytes; loss(model) has the forward pass."""
     goals = {"peft lora": GOAL}
     updates = {way: update(model, parameters, loss) for way, (model, parameters) in ways.items()}
@@ -130,7 +130,7 @@ def rows(name: str, ways: Ways, loss: Lesson, rounds: int) -> list[Row]:
     return [time, extra(f"{name}, extra memory", peaks, "base", {"peft lora": GOAL}, "MB")]
 
 
-def autocast(loss: Lesson) -> Lesson:
+def autocast(loss: TrainingImage) -> TrainingImage:
     """Products in bfloat16 whatever their factors' type."""
 
     def cast(model: nn.Module) -> Tensor:
@@ -140,7 +140,7 @@ def autocast(loss: Lesson) -> Lesson:
     return cast
 
 
-def update(model: nn.Module, parameters: list[nn.Parameter], loss: Lesson) -> Callable[[], None]:
+def update(model: nn.Module, parameters: list[nn.Parameter], loss: TrainingImage) -> Callable[[], None]:
     optimizer = torch.optim.Adam(parameters, lr=1e-4, fused=True) if parameters else None
 
     def work() -> None:
@@ -152,7 +152,7 @@ def update(model: nn.Module, parameters: list[nn.Parameter], loss: Lesson) -> Ca
     return work
 
 
-def peak(model: nn.Module, parameters: list[nn.Parameter], loss: Lesson) -> int:
+def peak(model: nn.Module, parameters: list[nn.Parameter], loss: TrainingImage) -> int:
     """Most bytes alive in an update whose optimizer has its moments."""
     with Live([*model.parameters(), *model.buffers()]) as live:
         if parameters:
@@ -167,7 +167,7 @@ def peak(model: nn.Module, parameters: list[nn.Parameter], loss: Lesson) -> int:
     return live.peak
 
 
-def built_in_lesson(name: str, device: str) -> tuple[Ways, Lesson]:
+def built_in_lesson(name: str, device: str) -> tuple[Ways, TrainingImage]:
     """A built-in base with its own layers and batch for a content."""
     base = open_base(name, device, "float32")
     base.model.to(base.device)
@@ -186,7 +186,7 @@ def full_size(name: str, resolution: int, device: str) -> tuple[Base, Tensor, An
     return base, *blank_example(base, resolution, tokens, 1, device)
 
 
-def full_size_lesson(name: str, device: str) -> tuple[Ways, Lesson]:
+def full_size_lesson(name: str, device: str) -> tuple[Ways, TrainingImage]:
     """A base of full size with its own layers, one picture."""
     base, clean, condition = full_size(name, FULL_SIZE[name][0], device)
     return ways(base.model, shapes(base, base.defaults.targets), base.defaults.rank), lesson(base, clean, condition)
@@ -198,9 +198,9 @@ def whole(name: str, resolution: int, goal: str, device: str, rounds: int) -> li
     layers, rank = shapes(base, base.defaults.targets), base.defaults.rank
     title = f"{name}, {resolution} px, bfloat16"
     found = rows(title, ways(base.model, layers, rank), lesson(base, clean, condition), rounds)
-    learn = begin(base.model, starts(layers, "qr", rank), "run")
+    learn = initialise(base.model, starts(layers, "qr", rank), "run")
     config = TrainConfig(base=name, batch_size=1).filled(base.defaults)
-    draw = drawing(config, base, Example(clean, condition), torch.Generator().manual_seed(0), Processes())
+    draw = make_loss(config, base, Example(clean, condition), torch.Generator().manual_seed(0), Processes())
     work = update(base.model, learn, lambda _model: draw())
     with FlopCounterMode(display=False) as counted:
         work()
@@ -221,7 +221,7 @@ def shapes(base: Base, targets: str) -> Shapes:
     return {name: (layer.out_features, layer.in_features) for name, layer in base.target_layers(targets).items()}
 
 
-def lesson(base: Base, clean: Tensor, condition: Any) -> Lesson:
+def lesson(base: Base, clean: Tensor, condition: Any) -> TrainingImage:
     """(model) -> the loss of one draw of noise and times, the same each time."""
     noise = torch.randn_like(clean).requires_grad_(True)
     time = base.noising.sample_time(len(clean), torch.Generator().manual_seed(0))

@@ -9,7 +9,7 @@ from pathlib import Path
 from PIL import Image
 
 import qrlora
-from qrlora.baselines import Lesson, Task, fusion
+from qrlora.baselines import FusionInputs, TrainingImage, fusion
 
 
 def main() -> None:
@@ -24,8 +24,11 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=Path("out/other_ways.png"))
     wanted = parser.parse_args()
 
-    lessons = [Lesson(wanted.pictures[0], "a <c>"), Lesson(wanted.pictures[1], f"a {wanted.shows} in <s> style")]
-    task = Task(qrlora.open_base(wanted.base), *(qrlora.load(path) for path in wanted.adapters), *lessons)
+    lessons = [
+        TrainingImage(wanted.pictures[0], "a <c>"),
+        TrainingImage(wanted.pictures[1], f"a {wanted.shows} in <s> style"),
+    ]
+    task = FusionInputs(qrlora.open_base(wanted.base), *(qrlora.load(path) for path in wanted.adapters), *lessons)
     drawn = [fusion(way).fuse(task).draw(["a <c> in <s> style"], [0])[0] for way in wanted.ways.split(",")]
 
     width, height = drawn[0].size

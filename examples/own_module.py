@@ -1,4 +1,4 @@
-"""The method on a module of your own: attach, learn with any loop, lift the adapter out, put it on again.
+"""The method on a module of your own: inject, train with any loop, extract the adapter, apply it again.
 
     python examples/own_module.py
 
@@ -18,7 +18,7 @@ def main() -> None:
     before = model(inputs).detach()
     wanted = inputs @ torch.randn(32, 4) @ torch.randn(4, 16) * 0.05 + before
 
-    learning = qrlora.attach(model, targets=["0", "2"], rank=8)
+    learning = qrlora.inject(model, targets=["0", "2"], rank=8)
     assert torch.equal(model(inputs), before)  # step 0 is the base, bit for bit
     optimizer = torch.optim.Adam(learning.parameters(), lr=1e-2)
     losses = []
@@ -30,10 +30,10 @@ def main() -> None:
         losses.append(loss.item())
 
     count = sum(parameter.numel() for parameter in learning.parameters())
-    adapter, after = learning.lift(), model(inputs)
+    adapter, after = learning.extract(), model(inputs)
     learning.detach()
     assert torch.equal(model(inputs), before)  # the base was never touched
-    qrlora.attach.attach(model, adapter, "mine")
+    qrlora.injection.apply(model, adapter, "mine")
     torch.testing.assert_close(model(inputs), after)
     print(f"{count} parameters learnt; loss {losses[0]:.4f} -> {losses[-1]:.4f}")
 

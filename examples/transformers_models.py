@@ -19,7 +19,7 @@ import qrlora
 
 def fine_tune(what: str, model: nn.Module, targets: str, loss: Callable[[], Tensor], path: Path) -> None:
     """Learn, save, and check that the file on the untouched model is what was learnt."""
-    learning = qrlora.attach(model, targets=targets, rank=8)
+    learning = qrlora.inject(model, targets=targets, rank=8)
     optimizer = torch.optim.Adam(learning.parameters(), lr=2e-2)
     first = loss().item()
     for _ in range(60):
@@ -27,10 +27,10 @@ def fine_tune(what: str, model: nn.Module, targets: str, loss: Callable[[], Tens
         optimizer.step()
         optimizer.zero_grad()
     last, count = loss().item(), sum(parameter.numel() for parameter in learning.parameters())
-    qrlora.save(learning.lift(base=what), path)
+    qrlora.save(learning.extract(base=what), path)
     learning.detach()
     assert abs(loss().item() - first) < 1e-6
-    qrlora.attach.attach(model, qrlora.load(path), "again")
+    qrlora.injection.apply(model, qrlora.load(path), "again")
     assert abs(loss().item() - last) < 1e-4
     print(f"{what}: {count} of {sum(p.numel() for p in model.parameters())} parameters; loss {first:.3f} -> {last:.3f}")
 

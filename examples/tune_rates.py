@@ -7,9 +7,9 @@ import argparse
 from itertools import product
 from pathlib import Path
 
-from qrlora.study import findings
-from qrlora.study.fusion import plan, work
-from qrlora.study.terms import Settings
+from qrlora.comparison import summary_tables
+from qrlora.comparison.fusion_comparison import plan, work
+from qrlora.comparison.settings import ComparisonSettings
 
 
 def main() -> None:
@@ -30,9 +30,9 @@ def main() -> None:
         for content, style in product(rates, rates)
     }
     told = {"pairs": wanted.pairs, "seeds": wanted.seeds, "steps": wanted.steps}
-    settings = Settings(base=wanted.base, methods=tuple(specs.values()), split="dev", **told)
+    settings = ComparisonSettings(base=wanted.base, methods=tuple(specs.values()), split="dev", **told)
     account = work(plan(settings), wanted.output, wanted.workers)
-    table = findings.findings(account).table
+    table = summary_tables.findings(account).table
     both = {row["method"]: row["value"] for row in table if row["score"] == "both"}
     likeness = {row["method"]: row["value"] for row in table if row["score"] == "style_likeness"}
 

@@ -31,11 +31,11 @@ import profiles
 from qrlora import compat, files
 from qrlora.adapter import Adapter, Header, Pair
 from qrlora.cli.inspecting import facts, parents
+from qrlora.comparison.image_pairs import file_pairs
 from qrlora.config import read_recipe
-from qrlora.data import load_picture
 from qrlora.merging import merge
-from qrlora.storage import read, write
-from qrlora.study.pairs import file_pairs
+from qrlora.safetensors_files import read, write
+from qrlora.training_example import load_picture
 
 SECONDS = 60
 """After so long an input hangs: a file of these sizes takes well under one."""

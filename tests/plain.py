@@ -8,7 +8,7 @@ from peft.tuners.lora import LoraLayer
 from torch import nn
 
 
-def begin(model, starts):
+def initialise(model, starts):
     """A method's start on PEFT's layers; {"LAYER.A" or "LAYER.B": parameter} of what learns, sorted."""
     rank, learns = max(len(start.A) for start in starts.values()), {}
     config = LoraConfig(r=rank, lora_alpha=rank, target_modules=list(starts), bias="none")
@@ -32,7 +32,7 @@ def begin(model, starts):
     return {key: learns[key] for key in sorted(learns)}
 
 
-def attach(model, adapters, dtype=torch.float32):
+def apply(model, adapters, dtype=torch.float32):
     """(adapter, strength) pairs on PEFT's layers, one LoRA each, all active; factors of a dtype."""
     names = [f"plain{k}" for k in range(len(adapters))]
     for name, (adapter, _) in zip(names, adapters, strict=True):
@@ -49,7 +49,7 @@ def attach(model, adapters, dtype=torch.float32):
 
 
 def set_strengths(model, strengths):
-    """One for each adapter that `attach` put on, as set_adapters of diffusers does."""
+    """One for each adapter that `apply` put on, as set_adapters of diffusers does."""
     for layer in (module for module in model.modules() if isinstance(module, LoraLayer)):
         layer.scaling.update({f"plain{k}": strength for k, strength in enumerate(strengths)})
 

@@ -12,12 +12,12 @@ from PIL import Image
 
 import pico
 from qrlora.adapter import Adapter, Header, Pair
-from qrlora.attach import gated, set_strengths, worn
-from qrlora.baselines import FUSIONS, Lesson, Task
-from qrlora.baselines.policies import composite, explain, following, k_lora, switch
+from qrlora.baselines import FUSIONS, FusionInputs, TrainingImage
+from qrlora.baselines.adapter_schedules import composite, explain, following, k_lora, switch
 from qrlora.baselines.style_aligned import Shared, adain, inverted, reference, style_aligned
 from qrlora.baselines.ziplora import overlap, zipped
 from qrlora.families import Framing, open_base
+from qrlora.injection import applied, set_strengths, with_coefficients
 from qrlora.sampling import generate
 
 
@@ -75,17 +75,17 @@ def test_a_gate_is_a_diagonal_on_the_right_of_a():
     base, one = opened(), adapter(opened(), 1)
     gates = {x: torch.randn(p.shape[1]) for x, p in one.layers.items()}
     scaled = dataclasses.replace(one, layers={x: Pair(p.A * gates[x], p.B) for x, p in one.layers.items()})
-    with worn(base.model, [(one, 1.0)]) as (name,), gated(base.model, name, gates):
+    with applied(base.model, [(one, 1.0)]) as (name,), with_coefficients(base.model, name, gates):
         ours = answer(base, question(base))
-    with worn(base.model, [(scaled, 1.0)]):
+    with applied(base.model, [(scaled, 1.0)]):
         torch.testing.assert_close(ours, answer(base, question(base)), atol=1e-4, rtol=1e-4)
 
 
 def test_what_has_a_strength_for_each_picture_cannot_be_gated():
     base, one = opened(), adapter(opened(), 1)
-    with worn(base.model, [(one, 1.0)]) as (name,):
+    with applied(base.model, [(one, 1.0)]) as (name,):
         set_strengths(base.model, {name: torch.ones(2)})
-        with pytest.raises(ValueError, match="cannot be gated"), gated(base.model, name, {}):
+        with pytest.raises(ValueError, match="cannot be gated"), with_coefficients(base.model, name, {}):
             pass
 
 
@@ -93,8 +93,8 @@ def test_ziploras_published_learning_rate_is_the_direct_merge_and_ours_moves(tmp
     """100 updates of Adam at 5e-5 cannot move a coefficient by more than 0.005."""
     base = opened()
     Image.effect_noise((16, 16), 60).convert("RGB").save(tmp_path / "x.png")
-    lessons = [Lesson(tmp_path / "x.png", prompt) for prompt in ("a <c>", "a cat in <s> style")]
-    task = Task(base, adapter(base, 1), adapter(base, 2), *lessons)
+    lessons = [TrainingImage(tmp_path / "x.png", prompt) for prompt in ("a <c>", "a cat in <s> style")]
+    task = FusionInputs(base, adapter(base, 1), adapter(base, 2), *lessons)
     direct = FUSIONS["lora"].fuse(task).adapter
     moved = {}
     for name in ("ziplora-published", "ziplora"):
@@ -163,7 +163,7 @@ def test_switch_with_one_endless_turn_is_the_first_adapter_alone():
     base = opened()
     one, two = adapter(base, 1), adapter(base, 2)
     plan = switch([one, two], (1.0, 1.0), turn=100)
-    with worn(base.model, [(one, 0.0), (two, 0.0)]) as names, following(base, names, plan):
+    with applied(base.model, [(one, 0.0), (two, 0.0)]) as names, following(base, names, plan):
         ours = generate(base, "a dog")
     assert np.abs(values(ours) - values(generate(base, "a dog", [(one, 1.0)]))).max() <= 1
     assert np.abs(values(ours) - values(generate(base, "a dog", [(two, 1.0)]))).max() > 1
@@ -175,9 +175,9 @@ def test_composite_answers_the_mean_of_each_adapters_answer(family):
     one, two, asked = adapter(base, 1), adapter(base, 2), question(base)
     alone = []
     for each, strength in ((one, 0.8), (two, 0.6)):
-        with worn(base.model, [(each, strength)]):
+        with applied(base.model, [(each, strength)]):
             alone.append(answer(base, asked))
-    with worn(base.model, [(one, 0.0), (two, 0.0)]) as names:
+    with applied(base.model, [(one, 0.0), (two, 0.0)]) as names:
         with composite(base, dict(zip(names, (0.8, 0.6), strict=True))):
             ours = answer(base, asked)
         set_strengths(base.model, dict.fromkeys(names, 0.0))
@@ -239,7 +239,7 @@ def test_ddim_steps_lead_back_from_the_inverted_noise_to_the_picture(tmp_path, c
     """diffusers' own DDIM, step by step along the trajectory; its last picture is the latents that we began with."""
     from diffusers import DDIMScheduler
 
-    from qrlora.data import load_picture, prepare
+    from qrlora.training_example import load_picture, prepare
 
     base = opened("sdxl", **changes)
     Image.effect_noise((16, 16), 60).convert("RGB").save(tmp_path / "x.png")
@@ -249,7 +249,7 @@ def test_ddim_steps_lead_back_from_the_inverted_noise_to_the_picture(tmp_path, c
     pipe.scheduler = type(pipe.scheduler).from_config(config)
     base.pipe = pipe  # and a field that is smooth enough for asking again to find the very x' (a random UNet is not)
     base.family = dataclasses.replace(base.family, predict=lambda _model, x, time, _told: 0.3 * x.roll(1, 2) + 0.1)
-    lesson = Lesson(tmp_path / "x.png", "a cat")
+    lesson = TrainingImage(tmp_path / "x.png", "a cat")
     trajectory = inverted(base, lesson, repeats=60)
     example = prepare(base, load_picture(lesson.image, pico.SIZE), lesson.prompt)
     ddim = DDIMScheduler.from_config(config, clip_sample=False, set_alpha_to_one=True)
@@ -294,7 +294,7 @@ def test_a_batch_of_another_size_and_fused_layers_are_refused():
 def test_b_lora_takes_content_from_one_block_and_style_from_the_other():
     base = opened()
     one, two = adapter(base, 1, targets="b-lora"), adapter(base, 2, targets="b-lora")
-    merged = FUSIONS["b-lora"].fuse(Task(base, one, two, None, None, weights=(0.5, 2.0))).adapter
+    merged = FUSIONS["b-lora"].fuse(FusionInputs(base, one, two, None, None, weights=(0.5, 2.0))).adapter
     assert set(merged.layers) == set(base.target_layers("b-lora"))
     for layer in merged.layers:
         of_content = layer.startswith("up_blocks.0.attentions.0.")
@@ -303,7 +303,7 @@ def test_b_lora_takes_content_from_one_block_and_style_from_the_other():
         torch.testing.assert_close(merged.dense(layer), exact)
     elsewhere = adapter(base, 1, targets="down_blocks.1.attentions.0.transformer_blocks.0.attn1.to_q")
     with pytest.raises(ValueError, match="the content adapter has no layer in up_blocks.0.attentions.0: learn it with"):
-        FUSIONS["b-lora"].fuse(Task(base, elsewhere, two, None, None))
+        FUSIONS["b-lora"].fuse(FusionInputs(base, elsewhere, two, None, None))
     with pytest.raises(ValueError, match="no linear layer ends in 'b-lora'"):
         opened("flux").target_layers("b-lora")
 
@@ -312,7 +312,7 @@ def test_ortha_adapters_of_one_slot_are_refused():
     base, same = opened(), Header(rank=2, config={"slot": 0})
     one, two = (dataclasses.replace(adapter(base, seed), header=same) for seed in (1, 2))
     with pytest.raises(ValueError, match="both adapters have slot 0"):
-        FUSIONS["ortha"].fuse(Task(base, one, two, None, None))
+        FUSIONS["ortha"].fuse(FusionInputs(base, one, two, None, None))
 
 
 def test_a_fusion_tells_how_each_role_is_learnt():
@@ -320,4 +320,4 @@ def test_a_fusion_tells_how_each_role_is_learnt():
     own = dataclasses.replace(FUSIONS["lora"], learn={"method": "lora", "rank": 8, "style": {"rank": 4}})
     assert (own.settings("content")["rank"], own.settings("style")["rank"]) == (8, 4)
     with pytest.raises(ValueError, match="got no style adapter"):
-        _ = Task(opened(), adapter(opened(), 1), None, None, None).both
+        _ = FusionInputs(opened(), adapter(opened(), 1), None, None, None).both

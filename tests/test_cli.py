@@ -13,12 +13,12 @@ import pico
 from commands import run
 from qrlora import files, plots
 from qrlora.adapter import Adapter, Header, Pair, ends_in
-from qrlora.cli import console, inspecting, listing, showing
+from qrlora.cli import console, inspecting, showing
 from qrlora.config import read_recipe
 from qrlora.families import FAMILIES
 from qrlora.layouts import LAYOUTS
+from qrlora.world.classifiers import Classification
 from qrlora.world.demo import Row
-from qrlora.world.judges import Verdict
 
 RECIPES = Path(__file__).parents[1] / "recipes"
 VERBS = ("train", "merge", "generate", "grid", "inspect", "convert", "check", "project", "bases", "demo")
@@ -84,7 +84,10 @@ def test_every_recipe_is_the_papers_on_its_family(path):
         own = FAMILIES[family].defaults
         given = {name: getattr(config, name) for name in ("rank", "targets", "steps", "learning_rate")}
         assert given == {name: getattr(own, name) for name in given}
-        assert config.min_snr_gamma == 0 and config.base.split("/")[0] in listing.KNOWN[family]
+        assert (
+            config.min_snr_gamma == 0
+            and config.base.split("/")[0] in LAYOUTS[family].variants[LAYOUTS[family].example].hub
+        )
 
 
 def test_a_recipe_is_read_and_the_command_line_wins(studio, tmp_path, capsys):
@@ -255,7 +258,7 @@ def test_bases_says_what_can_be_a_base(capsys):
 def test_the_demos_sheet_shows_what_is_given_what_is_true_and_what_came_out():
     """Green where the judges see what they should, red where not; no verdict where nobody knows."""
     picture = Image.new("RGB", (64, 64))
-    owl, cat = Verdict("owl", "dusk", 0.9, 0.8), Verdict("cat", "dusk", 0.6, 0.7)
+    owl, cat = Classification("owl", "dusk", 0.9, 0.8), Classification("cat", "dusk", 0.6, 0.7)
     rows = [
         Row("content picture", [picture], [owl]),
         Row("merged by adding", [picture] * 2, [owl, cat], "owl", "dusk"),

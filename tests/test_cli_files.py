@@ -15,7 +15,7 @@ from loras import assert_same, random_adapter
 from qrlora import files
 from qrlora.adapter import Adapter, Header
 from qrlora.families import open_base
-from qrlora.storage import read, write
+from qrlora.safetensors_files import read, write
 
 TEXT = {f"lora_te1_text_model_encoder_layers_{k}_mlp_fc1.lora_down.weight": torch.ones(2, 8) for k in range(4)}
 

@@ -10,7 +10,7 @@ import pico
 from loras import random_adapter, stock_updates
 from qrlora.compat import TOOLS, File, check, judge, notes
 from qrlora.files import load, save
-from qrlora.storage import read, write
+from qrlora.safetensors_files import read, write
 
 FACTORS = ("A", "B")
 

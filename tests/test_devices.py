@@ -14,7 +14,7 @@ from commands import run
 from qrlora import devices
 from qrlora.families import SlowDevice, messages, open_base
 from qrlora.families.messages import tell_start
-from qrlora.storage import Checkpoint
+from qrlora.safetensors_files import Checkpoint
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda", 1)
 

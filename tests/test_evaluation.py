@@ -7,8 +7,8 @@ import torch
 from PIL import Image
 
 from qrlora import evaluation
-from qrlora.world.atlas import held_out_contents, known_contents, true_pictures
 from qrlora.world.demo import true_image
+from qrlora.world.drawings import held_out_contents, known_contents, true_pictures
 from qrlora.world.styles import HELD_OUT_STYLES
 
 

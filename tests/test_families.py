@@ -148,12 +148,12 @@ def test_an_adapter_lands_on_exactly_the_chosen_layers_of_a_real_model(which, re
     import copy
 
     from qrlora.adapter import Adapter, Header, Pair
-    from qrlora.attach import attach
+    from qrlora.injection import apply
 
     chosen = {"sdxl": real_sdxl, "sd3": real_sd3("3.5-medium"), "flux": real_flux}[which]
     model, layers = copy.deepcopy(chosen.model), chosen.target_layers("attention")
     pairs = {n: Pair(A=torch.ones(1, m.in_features), B=torch.ones(m.out_features, 1)) for n, m in layers.items()}
-    attach(model, Adapter(layers=pairs, header=Header()), "it")
+    apply(model, Adapter(layers=pairs, header=Header()), "it")
     assert {name for name, module in model.named_modules() if hasattr(module, "base_layer")} == set(layers)
 
 

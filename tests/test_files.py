@@ -14,7 +14,7 @@ from qrlora.keys import natural
 from qrlora.linalg import is_finite
 from qrlora.merging import merge
 from qrlora.methods import METHODS
-from qrlora.storage import read, write
+from qrlora.safetensors_files import read, write
 
 
 @pytest.fixture(autouse=True)

@@ -12,7 +12,7 @@ from qrlora.families import FAMILIES
 from qrlora.files import load, save, size_in_bytes
 from qrlora.files.fusing import fuse, split
 from qrlora.layouts import LAYOUTS
-from qrlora.storage import read
+from qrlora.safetensors_files import read
 
 FLUX = LAYOUTS["flux"]
 ATTENTION = ("to_q", "to_k", "to_v", "add_k_proj")

@@ -14,7 +14,7 @@ from qrlora.compat import check
 from qrlora.files import count_text_encoder_keys, load, save
 from qrlora.merging import merge
 from qrlora.methods import METHODS
-from qrlora.storage import HEADER_LIMIT, read, read_metadata, write
+from qrlora.safetensors_files import HEADER_LIMIT, read, read_metadata, write
 
 LAYER = "down_blocks.1.attentions.0.transformer_blocks.0.attn1.to_q"
 FLAT = f"lora_unet_{LAYER.replace('.', '_')}"

@@ -11,7 +11,7 @@ import pico
 from commands import run
 from qrlora.compat import check
 from qrlora.files import load, read_header
-from qrlora.storage import read, write
+from qrlora.safetensors_files import read, write
 
 TARGETS = ["attn1.to_q", "attn2.to_k", "ff.net.2"]
 OUTSIDE = [True, False, "gaussian", "orthogonal", "mica"]

@@ -8,11 +8,11 @@ import torch
 from PIL import Image
 
 import pico
-from qrlora.attach import attached
-from qrlora.baselines import FUSIONS, Lesson, Task
+from qrlora.baselines import FUSIONS, FusionInputs, TrainingImage
 from qrlora.config import TrainConfig
 from qrlora.families import open_base
 from qrlora.files import load, save
+from qrlora.injection import adapter_names
 from qrlora.sampling import generate
 from qrlora.training import train
 
@@ -36,7 +36,7 @@ def lesson(tmp_path_factory):
             0, 256, (16, 16, 3), generator=torch.Generator().manual_seed(len(role)), dtype=torch.uint8
         )
         Image.fromarray(noise.numpy()).save(path)
-        return Lesson(path, PROMPTS[role])
+        return TrainingImage(path, PROMPTS[role])
 
     return made
 
@@ -59,7 +59,7 @@ def task(lesson, tmp_path_factory):
         fusion = FUSIONS[name]
         style = adapter(fusion, family, "style", **changes) if fusion.learns_style else None
         content = adapter(fusion, family, "content", **changes)
-        return Task(opened(family), content, style, lesson("content"), lesson("style"))
+        return FusionInputs(opened(family), content, style, lesson("content"), lesson("style"))
 
     return made
 
@@ -73,7 +73,7 @@ def state(base):
     weights = {key: value.clone() for key, value in model.state_dict().items()}
     learning = [p.requires_grad for p in model.parameters()]
     rest = (hooks, processors, kinds, learning, "forward" in model.__dict__, dict(base.pipe.scheduler.config))
-    return weights, (*rest, type(base.pipe.scheduler), hasattr(model, "peft_config"), attached(model))
+    return weights, (*rest, type(base.pipe.scheduler), hasattr(model, "peft_config"), adapter_names(model))
 
 
 def values(pictures):

@@ -10,8 +10,8 @@ from torch.nn.functional import cosine_similarity
 import pico
 from qrlora.families import FAMILIES, open_base
 from qrlora.files import load
-from qrlora.storage import read_metadata
-from qrlora.training import loop, optimizers, train
+from qrlora.safetensors_files import read_metadata
+from qrlora.training import optimizers, train, training_loop
 from qrlora.training.loss_scale import LossScale
 from test_training import settings
 
@@ -51,7 +51,7 @@ def test_an_update_whose_gradients_overflow_is_done_again_at_half_the_scale_and_
     """Powers of two change no digit: all is as if the scale had been right from the start."""
     base, adapters, steps = open_base(pico.folder("sd3"), "cpu", "float16"), [], []
     for exponent in (12, 40):
-        monkeypatch.setattr(loop, "LossScale", partial(started_at, exponent))
+        monkeypatch.setattr(training_loop, "LossScale", partial(started_at, exponent))
         adapters.append(train(settings(tmp_path), base=base, on_step=lambda p: steps.append(p.step)))
     assert steps == [1, 2, 3, 4, 5, 6] * 2
     for name, pair in adapters[0].layers.items():
@@ -89,7 +89,7 @@ def test_a_float16_run_goes_on_with_the_scale_it_had(tmp_path, monkeypatch):
         scales.append(started_at(30, device, dtype) if not scales else LossScale(device, dtype))
         return scales[-1]
 
-    monkeypatch.setattr(loop, "LossScale", watched)
+    monkeypatch.setattr(training_loop, "LossScale", watched)
 
     def stop(progress):
         if progress.step == 4:

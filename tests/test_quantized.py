@@ -10,17 +10,17 @@ import torch
 from safetensors.torch import load_file
 
 import pico
-from qrlora import storage
-from qrlora.attach import begin, detach, worn
+from qrlora import safetensors_files
 from qrlora.basis import cached_basis, fingerprint
 from qrlora.config import SampleConfig, TrainConfig
-from qrlora.data import load_picture, prepare
 from qrlora.families import FAMILIES, Framing, open_base, quantized
 from qrlora.files import load
+from qrlora.injection import applied, detach, initialise
 from qrlora.methods import METHODS
 from qrlora.rehearsal.live import Live
 from qrlora.sampling import generate
 from qrlora.training import denoising_loss, train
+from qrlora.training_example import load_picture, prepare
 from test_training import picture, settings
 
 pytest.importorskip("torchao")
@@ -88,7 +88,7 @@ def test_no_two_original_weights_are_in_memory_at_once(tmp_path, monkeypatch):
         nonlocal most
         gc.collect(0)
         most = max(most, sum(ref() is not None for ref in alive))
-        tensor = storage.read_rows(path, pieces)
+        tensor = safetensors_files.read_rows(path, pieces)
         alive.append(weakref.ref(tensor))
         return tensor
 
@@ -111,7 +111,7 @@ def test_step_0_is_the_quantised_base_and_only_the_learning_factor_hears_the_los
     starts = {name: METHODS["qr"].start(weight, directions[name], 4, None) for name, weight in weights}
     with torch.no_grad():
         plain = base.family.predict(base.model, noisy, torch.tensor([5, 900]), condition)
-    learning = begin(base.model, starts, "fresh")
+    learning = initialise(base.model, starts, "fresh")
     try:
         fresh = base.family.predict(base.model, noisy, torch.tensor([5, 900]), condition)
         fresh.float().square().sum().backward()
@@ -141,7 +141,7 @@ def test_what_is_learnt_on_a_quantised_base_is_learnt_for_the_full_one(tmp_path,
     for each in (base, full):
         with torch.no_grad():
             plain = denoising_loss(each.family.predict, each.model, each.noising, *fixed)
-            with worn(each.model, [(adapter, 1.0)]):
+            with applied(each.model, [(adapter, 1.0)]):
                 learnt = denoising_loss(each.family.predict, each.model, each.noising, *fixed)
         assert learnt < 0.99 * plain
 
@@ -198,7 +198,7 @@ def test_a_checkpoint_that_lacks_a_layer_is_named(tmp_path):
         quantized.original_weights(folder)
     folder.mkdir()
     file = folder / "diffusion_pytorch_model-00001-of-00001.safetensors"
-    storage.write(file, {"b.weight": torch.zeros(1)}, {})
+    safetensors_files.write(file, {"b.weight": torch.zeros(1)}, {})
     with pytest.raises(ValueError, match="00001.safetensors has no tensor 'a.weight'"):
         quantized.original_weights(folder)("a")
 
@@ -226,7 +226,7 @@ def test_a_backward_pass_keeps_no_copy_of_a_quantised_weight(family, quantize):
         base = opened(family, kind, "bfloat16")
         starts = {n: METHODS["lora"].start(w, None, 4, torch.Generator()) for n, w in base.weights("to_q")}
         condition = base.encode_prompt(["a <c>"], Framing.plain(pico.SIZE, pico.SIZE))
-        begin(base.model, starts, "fresh")
+        initialise(base.model, starts, "fresh")
         try:
             noisy = torch.ones(1, 4, 8, 8)
             told = (base.model, noisy, torch.tensor([500]), condition)

@@ -13,20 +13,20 @@ from torch.utils.checkpoint import checkpoint
 import pico
 from commands import run
 from qrlora import rehearsal
-from qrlora.attach import begin
 from qrlora.config import TrainConfig
 from qrlora.families import BUILT_IN, FAMILIES, Framing, open_base
 from qrlora.families.blank import blank_base, blank_example, materialise_quantised
 from qrlora.families.public import PUBLIC
+from qrlora.injection import initialise
 from qrlora.methods import METHODS
 from qrlora.rehearsal import CARDS, MARGIN, RESERVED, rehearse
 from qrlora.rehearsal.blocks import kinds_of
 from qrlora.rehearsal.live import Live, flash, start_on, step_bytes
 from qrlora.rehearsal.task import Task
 from qrlora.training import denoising_loss
-from qrlora.training.learners import NAME
-from qrlora.training.loop import recomputing
 from qrlora.training.optimizers import OPTIMIZERS
+from qrlora.training.trainable_adapter import NAME
+from qrlora.training.training_loop import recomputing
 
 HUB_SIZES = {  # numbers in the trainable part, as the hub's pages count them
     "sdxl": 2_567_463_684,
@@ -74,7 +74,7 @@ def real_peak(base, method, recomputed):
         for n, w in weights.items()
     }
     starts = {n: METHODS[method].start(w, directions[n], 4, torch.Generator()) for n, w in weights.items()}
-    parameters = begin(base.model, starts, NAME)
+    parameters = initialise(base.model, starts, NAME)
     shapes, _, tokens = blank_base(str(pico.folder(base.family.name)))
     clean, condition = blank_example(shapes, pico.SIZE, tokens, 1, "cpu")
     optimizer = OPTIMIZERS["adam"](parameters, 1e-4)

@@ -8,8 +8,19 @@ import numpy as np
 import pytest
 from PIL import Image, ImageDraw
 
-from qrlora.world import render
-from qrlora.world.render import HANDS, MARGIN, SIZE, Emoji, draw_tile, icon_names, icon_svg, outline_box, union, view
+from qrlora.world import render_sheets
+from qrlora.world.render_sheets import (
+    HANDS,
+    MARGIN,
+    SIZE,
+    Emoji,
+    draw_tile,
+    icon_names,
+    icon_svg,
+    outline_box,
+    union,
+    view,
+)
 
 ROOT = Path(__file__).parents[1]
 
@@ -17,7 +28,7 @@ ROOT = Path(__file__).parents[1]
 def drawing(*box: int, side: int = 512) -> Image.Image:
     """A black rectangle, its last column and row included, on a transparent square."""
     canvas = Image.new("RGBA", (side, side))
-    ImageDraw.Draw(canvas).rectangle(box, fill="black")
+    ImageDraw.SampleJob(canvas).rectangle(box, fill="black")
     return canvas
 
 
@@ -54,15 +65,15 @@ def test_hands_that_drew_the_same_outlines_keep_them_in_one_place(monkeypatch):
     """A halo around one of the drawings moves neither."""
     pictures = {"flat": drawing(128, 128, 383, 383), "halo": drawing(64, 128, 383, 383)}
     pictures["halo"].paste("white", (128, 128, 384, 384))
-    monkeypatch.setattr(render, "open_hand", lambda folder: lambda emoji: pictures[folder.name])
-    hands = {h: render.Hand(f"{h}@1.0", "somebody", "MIT", "group") for h in pictures}
-    tiles = render.draw_group(hands, [Emoji("box", "1f4e6", "PACKAGE")], Path())
+    monkeypatch.setattr(render_sheets, "open_hand", lambda folder: lambda emoji: pictures[folder.name])
+    hands = {h: render_sheets.Hand(f"{h}@1.0", "somebody", "MIT", "group") for h in pictures}
+    tiles = render_sheets.draw_group(hands, [Emoji("box", "1f4e6", "PACKAGE")], Path())
     assert inked(tiles["halo"]["box"])[2] == inked(tiles["flat"]["box"])[0]
 
 
 def test_faint_fringes_do_not_place_a_drawing_and_empty_drawings_are_refused():
     picture = drawing(100, 100, 199, 199)
-    ImageDraw.Draw(picture).rectangle((400, 400, 511, 511), fill=(0, 0, 0, render.VISIBLE - 1))
+    ImageDraw.SampleJob(picture).rectangle((400, 400, 511, 511), fill=(0, 0, 0, render_sheets.VISIBLE - 1))
     assert outline_box(picture) == outline_box(drawing(100, 100, 199, 199))
     with pytest.raises(ValueError, match="nothing of it is visible"):
         outline_box(Image.new("RGBA", (64, 64)))
@@ -83,13 +94,13 @@ def test_names_are_those_of_the_unicode_data_in_plain_words(tmp_path):
     labels = {"1F996": "T-Rex", "2652": "Aquarius", "1F916": "robot"}
     (tmp_path / "en/data.json").write_text(json.dumps([{"label": v, "hexcode": k} for k, v in labels.items()]))
     (tmp_path / "meta/unicode-names.json").write_text(json.dumps({"1F996": "T-REX", "1F916": "ROBOT FACE"}))
-    assert render.find_emoji(["robot", "t rex", "aquarius"], tmp_path) == [
+    assert render_sheets.find_emoji(["robot", "t rex", "aquarius"], tmp_path) == [
         Emoji("robot", "1f916", "ROBOT FACE"),
         Emoji("t rex", "1f996", "T-REX"),
         Emoji("aquarius", "2652", ""),
     ]
     with pytest.raises(ValueError, match="labelled unicorn pony, yeti in emojibase-data.*drop these names"):
-        render.find_emoji(["robot", "unicorn pony", "yeti"], tmp_path)
+        render_sheets.find_emoji(["robot", "unicorn pony", "yeti"], tmp_path)
 
 
 def test_a_set_is_asked_by_code_point_first_then_by_the_names_of_today_and_of_then():
@@ -119,7 +130,7 @@ def test_a_drawing_is_found_under_its_alias_made_square_and_a_turned_alias_refus
 def test_without_npm_one_line_says_what_to_install(monkeypatch, tmp_path):
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(OSError, match="npm is not installed.*install Node.js"):
-        render.install(["emojibase-data@17.0.0"], tmp_path / "npm")
+        render_sheets.install(["emojibase-data@17.0.0"], tmp_path / "npm")
 
 
 def test_every_hand_is_pinned_and_credited_under_a_licence_that_lets_pictures_be_passed_on():

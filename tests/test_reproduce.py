@@ -12,15 +12,15 @@ import torch
 import pico
 from commands import run
 from qrlora.baselines import FUSIONS
+from qrlora.comparison.summary_tables import findings
 from qrlora.linalg import leading_subspace
-from qrlora.study.attributes import nearest_truth, true_orders
-from qrlora.study.comparison import _papers_name
-from qrlora.study.findings import findings
-from qrlora.study.initialisation import AS_WRITTEN, as_written
-from qrlora.study.paper import TABLE_1, TABLE_1_SCORES, TABLE_4, TABLE_4_COLUMNS
-from qrlora.study.reproduce import RESULTS, Asked, reproduce
-from qrlora.world.atlas import held_out_contents, true_pictures
-from qrlora.world.judge_training import disturbed
+from qrlora.reproduction.initialisation_cost import AS_WRITTEN, as_written
+from qrlora.reproduction.paper_results import RESULTS, ReproductionRequest, reproduce
+from qrlora.reproduction.published_numbers import TABLE_1, TABLE_1_SCORES, TABLE_4, TABLE_4_COLUMNS
+from qrlora.reproduction.several_styles import nearest_truth, true_orders
+from qrlora.reproduction.table1 import _papers_name
+from qrlora.world.classifier_training import disturbed
+from qrlora.world.drawings import held_out_contents, true_pictures
 from qrlora.world.styles import dusk, glitch
 
 
@@ -28,7 +28,7 @@ from qrlora.world.styles import dusk, glitch
 def asked(tmp_path_factory):
     """One folder for all: the figures share what is learnt."""
     folder = tmp_path_factory.mktemp("reproduced")
-    return Asked(base=str(pico.folder("flux")), pairs=2, steps=4, folder=folder, device="cpu")
+    return ReproductionRequest(base=str(pico.folder("flux")), pairs=2, steps=4, folder=folder, device="cpu")
 
 
 def test_table2_is_what_autograd_says_and_lora_alone_starts_with_a_zero_gradient(asked):
@@ -115,7 +115,7 @@ def test_table1_has_the_means_of_the_study_beside_the_papers_of_the_same_backbon
 @pytest.mark.parametrize("name", ["rank", "steps", "workers", "pairs"])
 def test_a_count_below_one_is_refused_before_anything_is_made(name):
     with pytest.raises(ValueError, match=f"{name} must be 1 or more, got 0"):
-        Asked(**{name: 0})
+        ReproductionRequest(**{name: 0})
 
 
 def test_a_table_of_which_jobs_failed_is_refused_with_the_reason(asked, monkeypatch):

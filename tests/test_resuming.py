@@ -19,13 +19,13 @@ import torch
 from PIL import Image, PngImagePlugin
 
 import pico
-from qrlora.attach import attach, detach, set_strengths
 from qrlora.basis import Basis
 from qrlora.families import open_base
 from qrlora.files import load
-from qrlora.storage import read, write
-from qrlora.training import checkpoint, learners, train
-from qrlora.training.identity import circumstances
+from qrlora.injection import apply, detach, set_strengths
+from qrlora.safetensors_files import read, write
+from qrlora.training import checkpoint, train, trainable_adapter
+from qrlora.training.run_identity import circumstances
 from test_training import launch, picture, settings, steps_until
 
 METHODS = ("qr", "lora", "ortha", "olora", "peft:loha")
@@ -154,7 +154,7 @@ def test_a_checkpoint_of_another_base_is_refused_with_the_part_that_differs(tmp_
 def test_adapters_that_the_base_wears_count_with_their_strengths(tmp_path, bases):
     base = bases["sdxl"]
     other = train(settings(tmp_path, seed=3, output=tmp_path / "other.safetensors"), base=base)
-    attach(base.model, other, "other")
+    apply(base.model, other, "other")
     try:
         config = begun(settings(tmp_path, save_every=1), base)
         set_strengths(base.model, {"other": 0.5})
@@ -248,20 +248,20 @@ def test_on_another_kind_of_device_a_run_goes_on_with_its_own_directions_and_say
     (tmp_path / "out.safetensors").unlink()
     begun(config, bases["sdxl"])
 
-    def contrasted(*how, real=learners.contrasted):
+    def contrasted(*how, real=trainable_adapter.contrasted):
         return {x: -Q.flip(1) for x, Q in real(*how).items()}
 
-    def begin_kind(*how, real=learners.begin_kind):
+    def initialise_peft(*how, real=trainable_adapter.initialise_peft):
         put = real(*how)
         assert put.frozen()
         for projection in put.frozen().values():
             projection.data.neg_()
         return put
 
-    real = learners.cached_basis
-    monkeypatch.setattr(learners, "cached_basis", lambda *how, **named: turned(real, *how, **named))
-    monkeypatch.setattr(learners, "contrasted", contrasted)
-    monkeypatch.setattr(learners, "begin_kind", begin_kind)
+    real = trainable_adapter.cached_basis
+    monkeypatch.setattr(trainable_adapter, "cached_basis", lambda *how, **named: turned(real, *how, **named))
+    monkeypatch.setattr(trainable_adapter, "contrasted", contrasted)
+    monkeypatch.setattr(trainable_adapter, "initialise_peft", initialise_peft)
     monkeypatch.setattr("qrlora.training.circumstances", lambda *of: {**circumstances(*of), "device": "Another GPU"})
     with pytest.warns(UserWarning, match="begun elsewhere .device was '.*', is 'Another GPU'.: equal to rounding"):
         train(config, base=bases["sdxl"])

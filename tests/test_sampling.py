@@ -10,13 +10,13 @@ from PIL import Image
 import pico
 from loras import random_adapter
 from qrlora.adapter import Adapter, Header, Pair
-from qrlora.attach import attached
-from qrlora.data import load_picture, prepare
 from qrlora.families import FAMILIES, Base, open_base
 from qrlora.files import load, save
+from qrlora.injection import adapter_names
 from qrlora.merging import merge
 from qrlora.methods import METHODS
 from qrlora.sampling import generate, grid
+from qrlora.training_example import load_picture, prepare
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -152,7 +152,7 @@ def test_the_base_is_left_as_it_was(base):
     generate(base, "a dog", [(adapter(base, 1), 1.0)])
     with pytest.raises(RuntimeError):
         generate(base, "a dog", [(adapter(base, 1), 1.0)], on_picture=fail)
-    assert attached(base.model) == []
+    assert adapter_names(base.model) == []
     assert np.array_equal(values(generate(base, "a dog")), values(plain))
 
 
@@ -250,7 +250,7 @@ def test_a_grid_is_a_picture_for_each_pair_of_strengths(family):
     for row, lc in zip(pictures, [0, 1.0], strict=True):
         for one, ls in zip(row, [0, 0.5, -0.3], strict=True):
             assert_same([one], generate(base, "a <c> in <s> style", [(content, lc), (style, ls)], seed=4))
-    assert attached(base.model) == []
+    assert adapter_names(base.model) == []
 
 
 def test_a_prompt_without_its_trigger_word_is_refused(base):
@@ -288,7 +288,7 @@ def test_an_adapter_of_another_base_is_refused_and_leaves_nothing_behind(base):
     bad = Adapter(layers={**good.layers, name: Pair(A=torch.ones(2, 7), B=torch.ones(7, 2))}, header=good.header)
     with pytest.raises(ValueError, match="another base"):
         generate(base, "a dog", [(good, 1.0), (bad, 1.0)])
-    assert attached(base.model) == []
+    assert adapter_names(base.model) == []
 
 
 def test_a_base_that_was_opened_for_training_says_that_it_cannot_draw():

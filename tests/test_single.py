@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 
 import checkpoint
 import pico
-from qrlora import storage
+from qrlora import safetensors_files
 from qrlora.basis import cached_basis, fingerprint
 from qrlora.families import FAMILIES, open_base, single
 from qrlora.families.blank import blank_base
@@ -106,7 +106,7 @@ def test_no_two_weights_of_a_file_are_in_memory_at_once(one_file, tmp_path, monk
         nonlocal most, longest
         gc.collect(0)
         most = max(most, sum(ref() is not None for ref in alive))
-        tensor = storage.read_rows(path, pieces)
+        tensor = safetensors_files.read_rows(path, pieces)
         longest = max(longest, tensor.numel())
         alive.append(weakref.ref(tensor))
         return tensor
@@ -129,7 +129,7 @@ def test_every_weight_of_a_public_base_has_its_rows(name, monkeypatch):
     base, _, _ = blank_base(name)
     state, family = base.model.state_dict(), base.family.name
     tensors = checkpoint.unet(state, base.model.config) if family == "sdxl" else checkpoint.transformer(state, family)
-    held = {key: storage.Place("BF16", tuple(x.shape), 0) for key, x in tensors.items()}
+    held = {key: safetensors_files.TensorLocation("BF16", tuple(x.shape), 0) for key, x in tensors.items()}
     conversion = SINGLE_FILE_LOADABLE_CLASSES[type(base.model).__name__]["checkpoint_mapping_fn"]
     sources = single._sources(held, base.model.config, conversion)
     single._check(held, sources, {key: tuple(x.shape) for key, x in state.items()})
@@ -156,7 +156,7 @@ def test_every_weight_of_a_public_base_has_its_rows(name, monkeypatch):
     ids=["added to", "scaled", "averaged", "mean of floats", "constant", "in places"],
 )
 def test_a_conversion_that_computes_is_refused_since_its_rows_cannot_be_told(computed):
-    held = {name: storage.Place("F32", (6, 2), 0) for name in ("a.weight", "b.weight")}
+    held = {name: safetensors_files.TensorLocation("F32", (6, 2), 0) for name in ("a.weight", "b.weight")}
 
     def convert(config, checkpoint):
         return (

@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from qrlora.study.statistics import correlation, difference, mean, rank_correlation, ranks, share
+from qrlora.comparison.statistics import correlation, difference, mean, rank_correlation, ranks, share
 
 
 def test_a_95_percent_interval_holds_the_true_mean_about_95_times_in_100():

@@ -15,14 +15,14 @@ import torch
 from PIL import Image
 
 import pico
-from qrlora.attach import begin, detach
 from qrlora.config import TrainConfig
 from qrlora.families import FAMILIES, Framing, open_base
 from qrlora.files import load
+from qrlora.injection import detach, initialise
 from qrlora.linalg import leading_subspace
 from qrlora.methods import METHODS
 from qrlora.training import train
-from qrlora.training.recomputing import kept_bytes
+from qrlora.training.gradient_checkpointing import kept_bytes
 
 FRAMING = Framing.plain(pico.SIZE, pico.SIZE)
 LEARNS = {"qr": {"B"}, "qr-output": {"A"}, "qr-triangular": {"A"}, "qr-direct": {"A", "B"}, "lora": {"A", "B"}}
@@ -60,9 +60,9 @@ def settings(folder, **changes):
 @pytest.mark.parametrize(("method", "family"), [*((method, "sdxl") for method in METHODS), *NEW])
 def test_every_method_learns_and_leaves_the_base_as_it_was(tmp_path, method, family):
     """The loss on one fixed draw falls; afterwards the base's every bit is where it was."""
-    from qrlora.attach import worn
-    from qrlora.data import load_picture, prepare
+    from qrlora.injection import applied
     from qrlora.training import denoising_loss
+    from qrlora.training_example import load_picture, prepare
 
     base = opened(family)
     before = {key: value.clone() for key, value in base.model.state_dict().items()}
@@ -76,7 +76,7 @@ def test_every_method_learns_and_leaves_the_base_as_it_was(tmp_path, method, fam
     fixed = (example.latents.expand(16, -1, -1, -1), noise, moment, example.condition.rows([0] * 16))
     with torch.no_grad():
         plain = denoising_loss(base.family.predict, base.model, base.noising, *fixed)
-        with worn(base.model, [(adapter, 1.0)]):
+        with applied(base.model, [(adapter, 1.0)]):
             learnt = denoising_loss(base.family.predict, base.model, base.noising, *fixed)
     assert learnt < 0.99 * plain
 
@@ -95,7 +95,7 @@ def test_step_0_is_the_base(method, family, targets, dtype):
     }
     with torch.no_grad():
         plain = base.family.predict(base.model, noisy, torch.tensor([5, 900]), condition)
-        begin(base.model, starts, "fresh")
+        initialise(base.model, starts, "fresh")
         fresh = base.family.predict(base.model, noisy, torch.tensor([5, 900]), condition)
         detach(base.model, "fresh")
     assert fresh.shape == noisy.shape and fresh.dtype == getattr(torch, dtype)
@@ -133,15 +133,15 @@ def test_a_run_is_explained_by_its_file(tmp_path, family):
 
 def test_the_rate_falls_over_the_last_part_of_the_updates_on_torchs_own_line(tmp_path, base):
     """Of six updates with decay 0.5 the first four have the whole rate, so that five losses are a constant run's."""
-    from qrlora.training.loop import falling
+    from qrlora.training.training_loop import linear_decay
 
     optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
     line = torch.optim.lr_scheduler.LinearLR(optimizer, start_factor=1.0, end_factor=0.0, total_iters=20)
     for step in range(1, 21):
-        assert falling(step, 20, 1.0) == pytest.approx(optimizer.param_groups[0]["lr"])
+        assert linear_decay(step, 20, 1.0) == pytest.approx(optimizer.param_groups[0]["lr"])
         optimizer.step()
         line.step()
-    assert [falling(step, 6, 0.5) for step in range(1, 7)] == pytest.approx([1, 1, 1, 1, 2 / 3, 1 / 3])
+    assert [linear_decay(step, 6, 0.5) for step in range(1, 7)] == pytest.approx([1, 1, 1, 1, 2 / 3, 1 / 3])
     losses = {0.0: [], 0.5: [], 1.0: []}
     for decay, seen in losses.items():
         train(settings(tmp_path, decay=decay), base=base, on_step=lambda p, seen=seen: seen.append(p.loss))
@@ -269,7 +269,7 @@ RUN = """
 import sys
 from qrlora.config import TrainConfig
 from qrlora.training import train
-from qrlora.training.recomputing import kept_bytes
+from qrlora.training.gradient_checkpointing import kept_bytes
 base, image, output = sys.argv[1:]
 config = TrainConfig(base=base, image=image, output=output, device="cpu", steps=60, batch_size=1, save_every=1)
 train(config, on_step=lambda p: print(p.step, flush=True))
@@ -390,9 +390,9 @@ def test_a_loss_that_is_no_number_stops_the_run_with_step_and_remedy(tmp_path, b
 @pytest.mark.parametrize("family", FAMILIES)
 def test_an_update_never_waits_for_the_device(tmp_path, family, monkeypatch):
     """On the meta device, where there are no numbers, whatever asks for one fails: nothing does."""
-    from qrlora.data import load_picture, prepare
-    from qrlora.training.loop import drawing
-    from qrlora.training.processes import Processes
+    from qrlora.training.distributed import Processes
+    from qrlora.training.training_loop import make_loss
+    from qrlora.training_example import load_picture, prepare
 
     base = open_base(pico.folder(family), "cpu")
     config = settings(tmp_path).filled(base.defaults)
@@ -401,8 +401,8 @@ def test_an_update_never_waits_for_the_device(tmp_path, family, monkeypatch):
     starts = {name: row.start(weight, None, 2) for name, weight in base.weights(config.targets)}
     base.model.to("meta")
     monkeypatch.setattr(type(base), "device", torch.device("meta"))
-    parameters = begin(base.model, starts, "run")
-    draw = drawing(config, base, example, torch.Generator().manual_seed(0), Processes())
+    parameters = initialise(base.model, starts, "run")
+    draw = make_loss(config, base, example, torch.Generator().manual_seed(0), Processes())
     optimizer = torch.optim.Adam(parameters, lr=1e-3)
     for _ in range(2):
         loss = draw()
@@ -416,9 +416,9 @@ def test_an_update_never_waits_for_the_device(tmp_path, family, monkeypatch):
 @pytest.mark.parametrize("save_every", [0, 1])
 def test_a_loss_told_late_is_never_saved_unseen(tmp_path, base, monkeypatch, save_every):
     """As on a GPU, where each loss is read while the next update runs: NaN reaches neither checkpoint nor file."""
-    from qrlora.training import loop
+    from qrlora.training import training_loop
 
-    monkeypatch.setattr(loop, "LATE", frozenset({"cpu"}))
+    monkeypatch.setattr(training_loop, "ASYNCHRONOUS_DEVICES", frozenset({"cpu"}))
     seen = []
     config = settings(tmp_path, learning_rate=1e30, save_every=save_every)
     with pytest.raises(ValueError, match=r"the loss is (nan|inf) at step \d of 6"):
@@ -480,19 +480,19 @@ def test_a_half_precision_base_learns_float32_factors(tmp_path, family):
 @pytest.mark.parametrize("kind", ["dora", "oft", "vera", "loha", "unilora"])
 def test_any_of_pefts_methods_learns_by_name_and_is_stored_as_an_ordinary_lora(tmp_path, base, kind, monkeypatch):
     """What the file does to the base is what PEFT's own layers did, to the error that the header states."""
-    from qrlora.attach import kinds, worn
+    from qrlora.injection import applied, peft_methods
 
     noisy = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(1))
     asked = (noisy, torch.tensor([500]), base.encode_prompt(["a <c>"], FRAMING))
     answers = []
-    lift = kinds.Foreign.lift
+    extract = peft_methods.PeftAdapter.extract
 
-    def noted(self, header):
+    def catch_stop_signals(self, header):
         with torch.no_grad():
             answers.append(base.family.predict(base.model, *asked))
-        return lift(self, header)
+        return extract(self, header)
 
-    monkeypatch.setattr(kinds.Foreign, "lift", noted)
+    monkeypatch.setattr(peft_methods.PeftAdapter, "extract", catch_stop_signals)
     before = {key: value.clone() for key, value in base.model.state_dict().items()}
     train(settings(tmp_path, method=f"peft:{kind}", steps=8, learning_rate=0.02, rank=6), base=base)
     after = base.model.state_dict()
@@ -505,7 +505,7 @@ def test_any_of_pefts_methods_learns_by_name_and_is_stored_as_an_ordinary_lora(t
         assert error < 1e-3
     with torch.no_grad():
         plain = base.family.predict(base.model, *asked)
-        with worn(base.model, [(adapter, 1.0)]):
+        with applied(base.model, [(adapter, 1.0)]):
             ours = base.family.predict(base.model, *asked)
     change = torch.dist(answers[0], plain)
     assert change > 1e-4 * plain.norm() and torch.dist(ours, answers[0]) < (2 * error + 1e-2) * change
@@ -525,7 +525,7 @@ def test_a_method_of_pefts_that_cannot_work_is_refused_by_name(tmp_path, kind, m
 
 
 def test_a_layer_that_does_not_answer_linearly_is_not_taken_for_a_lora():
-    from qrlora.attach.kinds import measured
+    from qrlora.injection.peft_methods import measured
 
     class Bent(torch.nn.Module):
         def __init__(self):
@@ -545,7 +545,7 @@ def test_a_layer_that_does_not_answer_linearly_is_not_taken_for_a_lora():
 def test_on_a_gpu_that_spills_over_recomputing_is_decided_before_the_first_update(tmp_path, base, monkeypatch):
     """Windows' driver never says that memory ran out: what an update keeps is counted and compared with what is free.
     With the CPU in the GPU's place; the numbers stay, and so does the noise."""
-    from qrlora.training import recomputing as room
+    from qrlora.training import gradient_checkpointing as room
 
     plain, kept = train(settings(tmp_path), base=base), []
     monkeypatch.setattr(room, "spills", lambda device: True)

@@ -15,7 +15,7 @@ from PIL import Image
 
 import pico
 from commands import run
-from qrlora import outputs
+from qrlora import output_files
 from qrlora.basis import cache_folder
 from qrlora.families import open_base
 from qrlora.files import load, read_header, save, writing
@@ -128,14 +128,14 @@ def test_what_was_learnt_is_kept_beside_the_checkpoint_in_the_cache_or_among_tem
     out = tmp_path / "disk" / "out.safetensors"
     places = [out.with_suffix(".checkpoint"), cache_folder().parent, tmp_path / "temporary"]
     full = [out.parent / "out.safetensors"]
-    real = writing.storage.write
+    real = writing.safetensors_files.write
 
     def write(path, *rest):
         if any(Path(path) == place or place in Path(path).parents for place in full):
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
         real(path, *rest)
 
-    monkeypatch.setattr(writing.storage, "write", write)
+    monkeypatch.setattr(writing.safetensors_files, "write", write)
     for place in places:
         with pytest.raises(OSError, match="No space left on device; what was made is kept as") as caught:
             train(asked(tmp_path, output=out), base=base)
@@ -169,7 +169,7 @@ def test_too_little_space_for_the_adapter_is_said_before_anything_is_learnt(tmp_
     assert any(0.9 * size < x < size for x in claimed[:-1]) and claimed[-1] == size
 
     def full(_, __, wanted):
-        if wanted not in (outputs.LEAST,):
+        if wanted not in (output_files.LEAST,):
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     monkeypatch.setattr(os, "posix_fallocate", full)

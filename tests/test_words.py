@@ -329,16 +329,16 @@ def test_training_in_python_is_silent_in_a_pipe_unless_told_otherwise(studio, tm
 def test_a_notebook_is_seen_though_it_is_no_terminal(monkeypatch):
     import types
 
-    from qrlora.training import bar
+    from qrlora.training import progress_bar
 
     def shell(config):
         monkeypatch.setitem(sys.modules, "IPython", types.SimpleNamespace(get_ipython=lambda: config))
 
     shell(types.SimpleNamespace(config={"IPKernelApp": {}}))
-    assert bar.is_seen()
+    assert progress_bar.is_seen()
     for other in (None, types.SimpleNamespace(config={"TerminalIPythonApp": {}})):
         shell(other)
-        assert bar.is_seen() == sys.stderr.isatty()
+        assert progress_bar.is_seen() == sys.stderr.isatty()
 
 
 def test_ctrl_c_while_the_commands_are_imported_is_quiet(tmp_path):

@@ -12,11 +12,11 @@ from safetensors.torch import load_file
 from qrlora.adapter import Adapter, Header, Pair
 from qrlora.basis import fingerprint
 from qrlora.families import FAMILIES, Framing, belongs, open_base
-from qrlora.world import atlas, demo, judge_training, judges, muon, pretrain, score, training_set
-from qrlora.world.atlas import HANDS, SIZE, contents, drawn_by, held_out_contents, known_contents, true_pictures
+from qrlora.world import base_scores, classifier_training, classifiers, demo, drawings, muon, pretrain, pretraining_set
+from qrlora.world.base_architectures import AUTOENCODERS, BASES, BLUEPRINTS
 from qrlora.world.captions import SYNONYMS, caption, training_caption
 from qrlora.world.demo import to_tensor
-from qrlora.world.models import AUTOENCODERS, BASES, BLUEPRINTS
+from qrlora.world.drawings import HANDS, SIZE, contents, drawn_by, held_out_contents, known_contents, true_pictures
 from qrlora.world.random_styles import random_style
 from qrlora.world.styles import ALL_STYLES, HELD_OUT_STYLES, STYLES
 from qrlora.world.vocabulary import TEXT_LENGTH, TOKENIZER, word_tokenizer, world_tokenizer
@@ -34,29 +34,29 @@ HERE = known_contents()[::10]
 
 def test_the_package_ships_every_held_out_content_and_what_styles_are_learnt_from():
     """By the plain hand all contents; by every other at least 45 held-out ones and 30 known ones."""
-    shipped = {hand: set(atlas._sheet(atlas.SHEETS / f"{hand}.webp")) for hand in HANDS}
+    shipped = {hand: set(drawings._sheet(drawings.SHEETS / f"{hand}.webp")) for hand in HANDS}
     held_out, known = set(held_out_contents()), set(known_contents())
-    assert shipped[atlas.PLAIN_HAND] == held_out | known
+    assert shipped[drawings.PLAIN_HAND] == held_out | known
     assert all(len(names & held_out) >= 45 and len(names & known) >= 30 for names in shipped.values())
     assert sum(about.held_out for about in HANDS.values()) >= 2
 
 
 def test_a_sheet_holds_the_tiles_that_were_written_to_the_bit(tmp_path):
     tiles = {name: demo.to_pillow(true_pictures([name], "neon"))[0] for name in held_out_contents()[:23]}
-    atlas.write_sheet(tmp_path / "neon.webp", tiles)
-    read = atlas._sheet(tmp_path / "neon.webp")
+    drawings.write_sheet(tmp_path / "neon.webp", tiles)
+    read = drawings._sheet(tmp_path / "neon.webp")
     assert list(read) == list(tiles)
     again = demo.to_pillow(torch.stack(list(read.values())).float() / 255)
     assert all(a.tobytes() == b.tobytes() for a, b in zip(again, tiles.values(), strict=True))
 
 
 def test_a_drawing_that_only_the_full_sheets_have_is_named_with_the_way_to_them(monkeypatch, tmp_path):
-    monkeypatch.setattr(atlas, "full_sheets", lambda: tmp_path)
-    atlas._tiles.cache_clear()
-    missing = next(name for name in known_contents() if name not in atlas._tiles("fluent"))
-    with pytest.raises(ValueError, match="qrlora.world.render"):
-        atlas.drawings([missing], "fluent")
-    atlas._tiles.cache_clear()
+    monkeypatch.setattr(drawings, "full_sheets", lambda: tmp_path)
+    drawings._tiles.cache_clear()
+    missing = next(name for name in known_contents() if name not in drawings._tiles("fluent"))
+    with pytest.raises(ValueError, match="qrlora.world.render_sheets"):
+        drawings.drawings([missing], "fluent")
+    drawings._tiles.cache_clear()
 
 
 @pytest.mark.parametrize("style", ALL_STYLES)
@@ -207,15 +207,15 @@ def few_latents(base):
     """A training set of noise with rows of every kind."""
     shape, side = AUTOENCODERS[base], SIZE // AUTOENCODERS[base].reduction
     latents = torch.randn(8, shape.channels, side, side, generator=torch.Generator().manual_seed(0)).half()
-    kinds = {kind: (2 * k, 2 * k + 2) for k, kind in enumerate(training_set.SHARES)}
+    kinds = {kind: (2 * k, 2 * k + 2) for k, kind in enumerate(pretraining_set.SHARES)}
     style = torch.tensor([0, 0, 1, 2, 3, 4, -1, -1])
-    return training_set.TrainingSet(latents, torch.arange(8), torch.zeros(8, dtype=torch.long), style, kinds)
+    return pretraining_set.TrainingSet(latents, torch.arange(8), torch.zeros(8, dtype=torch.long), style, kinds)
 
 
 def test_a_batch_has_its_share_of_every_kind_and_random_styles_have_no_word():
     data = few_latents("tiny-sd3")
     rows = data.choose(200, torch.Generator().manual_seed(0))
-    for k, share in enumerate(training_set.SHARES.values()):
+    for k, share in enumerate(pretraining_set.SHARES.values()):
         assert abs(float(((rows // 2) == k).float().mean()) - share) < 0.01
     assert data.named(6)[1] == "<s>" and data.named(2)[1] in STYLES
 
@@ -223,11 +223,11 @@ def test_a_batch_has_its_share_of_every_kind_and_random_styles_have_no_word():
 def test_a_training_set_holds_the_latents_of_true_pictures(monkeypatch):
     """Row by row those of the content, by the hand, in the style that it names."""
     few = tuple(HERE[:2])
-    monkeypatch.setattr(training_set, "known_contents", lambda: few)
-    monkeypatch.setattr(training_set, "STYLES", {name: STYLES[name] for name in ("plain", "neon")})
+    monkeypatch.setattr(pretraining_set, "known_contents", lambda: few)
+    monkeypatch.setattr(pretraining_set, "STYLES", {name: STYLES[name] for name in ("plain", "neon")})
     vae = open_base("tiny-sd3", dtype="float32").pipe.vae
-    data = training_set.build(vae, 5, 25, 0, "cpu", say=lambda _: None)
-    assert list(data.kinds) == list(training_set.SHARES)
+    data = pretraining_set.build(vae, 5, 25, 0, "cpu", say=lambda _: None)
+    assert list(data.kinds) == list(pretraining_set.SHARES)
     for row in (0, data.kinds["styles"][0], data.kinds["styled hands"][0] + 1):
         content, style, hand = data.named(row)
         picture = true_pictures([content], style, hand)
@@ -238,11 +238,11 @@ def test_a_training_set_holds_the_latents_of_true_pictures(monkeypatch):
 
 
 def test_a_training_set_of_other_sheets_or_counts_is_refused_in_one_line(tmp_path):
-    training_set.save(tmp_path / "set.safetensors", few_latents("tiny-sd3"), "one")
-    kept = training_set.load(tmp_path / "set.safetensors", "one")
+    pretraining_set.save(tmp_path / "set.safetensors", few_latents("tiny-sd3"), "one")
+    kept = pretraining_set.load(tmp_path / "set.safetensors", "one")
     assert torch.equal(kept.latents, few_latents("tiny-sd3").latents) and kept.kinds == few_latents("tiny-sd3").kinds
     with pytest.raises(ValueError, match="other sheets"):
-        training_set.load(tmp_path / "set.safetensors", "another")
+        pretraining_set.load(tmp_path / "set.safetensors", "another")
 
 
 @pytest.fixture
@@ -287,8 +287,8 @@ def test_a_learning_curve_ends_in_the_scores_of_the_base_that_the_run_would_writ
     pretrain.Run("tiny-flux", started, "cpu").save(tmp_path / "started.pt")
     pretrain.pretrain("tiny-flux", tmp_path, two_steps, "cpu", 100, float("inf"), keep=3)
     checkpoints = [tmp_path / "step-3.pt", tmp_path / "started.pt"]
-    first, last = score.learning_curve("tiny-flux", checkpoints, captions=20)
-    assert first == {"samples": 0, **score.base_scores(open_base("tiny-flux"), 20)} and first["style"] > 0.7
+    first, last = base_scores.learning_curve("tiny-flux", checkpoints, captions=20)
+    assert first == {"samples": 0, **base_scores.base_scores(open_base("tiny-flux"), 20)} and first["style"] > 0.7
     assert last["samples"] == 18 and last["style"] < 0.5
 
 
@@ -310,7 +310,7 @@ def test_pretraining_that_was_stopped_and_resumed_ends_in_the_same_weights(base,
 
 def test_the_judges_are_as_good_and_as_strict_as_their_file_says():
     """On fresh pictures: accuracy on unseen pairs, and how many wrong fusions pass."""
-    told, again = judges.measured(), judge_training.measure(judges.judges(), groups=20, seed=5)
+    told, again = classifiers.measured(), classifier_training.measure(classifiers.classifiers(), groups=20, seed=5)
     for name in ("content", "style"):
         assert again["accuracy"][name] > told["accuracy"][name] - 0.06
         assert again["false_alarms"][name] < told["false_alarms"][name] + 0.15
@@ -319,8 +319,8 @@ def test_the_judges_are_as_good_and_as_strict_as_their_file_says():
 
 def test_every_hand_of_a_plain_drawing_is_plain_to_the_judge_of_styles():
     """Probabilities add up: those of the hands are the plain style's."""
-    scores = torch.randn(4, len(judges.style_names()) + 1, generator=torch.Generator().manual_seed(0))
-    p = judges.by_style(scores)
+    scores = torch.randn(4, len(classifiers.style_names()) + 1, generator=torch.Generator().manual_seed(0))
+    p = classifiers.by_style(scores)
     torch.testing.assert_close(p.sum(1), torch.ones(4))
     torch.testing.assert_close(p[:, 0], scores.softmax(1)[:, [0, *range(len(ALL_STYLES), scores.shape[1] - 1)]].sum(1))
 
@@ -348,7 +348,7 @@ def test_a_built_in_base_is_a_stock_pipeline_of_at_most_20_mb(folder, tmp_path):
         generator=torch.Generator().manual_seed(0),
         **short,
     ).images
-    assert judges.judge(to_tensor([picture]))[0].style == "neon"
+    assert classifiers.classify(to_tensor([picture]))[0].style == "neon"
     learns = json.loads((folder / "qrlora.json").read_text())["defaults"]["train"]
     assert learns["rank"] and learns["targets"]
 

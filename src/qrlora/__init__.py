@@ -1,11 +1,12 @@
 """QR-LoRA (arXiv 2507.04599): content and style adapters that add, from one picture each.
 
-The public names, each loaded with its room when it is first used: `import qrlora` costs nothing. The method on a
-module of your own is `qrlora.attach(model, targets=..., rank=...)`; what else one can do with adapters on a live model
-is in the room of the same name.
+Public names are imported when they are first used, so that `import qrlora` costs nothing. The method on a module of
+your own is `qrlora.inject(model, targets=..., rank=...)`; `qrlora.injection` has what else can be done with adapters on
+a live model.
 """
 
 import importlib
+import warnings
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -15,7 +16,6 @@ if TYPE_CHECKING:
     from .analysis import energy as energy
     from .analysis import similarity as similarity
     from .analysis import trainable_parameters as trainable_parameters
-    from .attach.module import attach as attach
     from .basis import Basis as Basis
     from .basis import compute_basis as compute_basis
     from .config import SampleConfig as SampleConfig
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from .files import load as load
     from .files import read_header as read_header
     from .files import save as save
+    from .injection import inject as inject
     from .merging import RULES as RULES
     from .merging import merge as merge
     from .methods import METHODS as METHODS
@@ -33,31 +34,37 @@ if TYPE_CHECKING:
     from .trainers.peft import freeze as freeze
     from .training import train as train
 
-_ROOMS = {
+_EXPORTS = {
     "adapter": ("Adapter", "Header", "Pair"),
     "analysis": ("energy", "similarity", "trainable_parameters"),
-    "attach.module": ("attach",),
     "basis": ("Basis", "compute_basis"),
     "config": ("SampleConfig", "TrainConfig", "read_recipe"),
     "families": ("open_base",),
     "files": ("load", "read_header", "save"),
+    "injection": ("inject",),
     "merging": ("RULES", "merge"),
     "methods": ("METHODS",),
     "sampling": ("generate", "grid"),
     "trainers.peft": ("freeze",),
     "training": ("train",),
 }
-_ROOM_OF = {name: room for room, names in _ROOMS.items() for name in names}
+"""Module -> the public names that it defines."""
+_MODULE_OF = {name: module for module, names in _EXPORTS.items() for name in names}
 
 __version__ = "0.1.0"
-__all__ = sorted(_ROOM_OF)  # pyright: ignore[reportUnsupportedDunderAll]
+__all__ = sorted(_MODULE_OF)  # pyright: ignore[reportUnsupportedDunderAll]
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _ROOM_OF:
+    if name == "attach":
+        warnings.warn(
+            "qrlora.attach is now qrlora.inject; the old name goes with 0.3", DeprecationWarning, stacklevel=2
+        )
+        return __getattr__("inject")
+    if name not in _MODULE_OF:
         raise AttributeError(f"module 'qrlora' has no attribute {name!r}")
-    value = getattr(importlib.import_module(f".{_ROOM_OF[name]}", __name__), name)
-    return globals().setdefault(name, value)  # a room of that name, which Python has put there, stays
+    value = getattr(importlib.import_module(f".{_MODULE_OF[name]}", __name__), name)
+    return globals().setdefault(name, value)  # a module of that name, which Python has put there, stays
 
 
 def __dir__() -> list[str]:

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .config.types import check_strengths
+from .config.type_checks import check_strengths
 from .linalg import coordinates, inner, is_finite
 
 FORMAT_VERSION = 1

@@ -20,9 +20,9 @@ import platformdirs
 from torch import Tensor
 
 from .linalg import lots, measured_subspace
-from .outputs import atomic, dispensable
-from .parallel import on_device, parallel_map
-from .storage import raw_bytes, read, word_sum, write
+from .output_files import atomic, dispensable
+from .parallel_map import on_device, parallel_map
+from .safetensors_files import raw_bytes, read, word_sum, write
 
 FINGERPRINT_LAYERS = 16
 WAY = "thick-restart block Lanczos, until a random block agrees"

@@ -21,10 +21,10 @@ from torch import Tensor
 
 from .devices import choose_device
 from .families.messages import one_clear_line, quiet
-from .storage import places, raw_bytes, read
-from .world.atlas import contents
-from .world.judges import by_style, judges
-from .world.similarity import ssim as ssim
+from .safetensors_files import places, raw_bytes, read
+from .world.classifiers import by_style, classifiers
+from .world.drawings import contents
+from .world.ssim import ssim as ssim
 from .world.styles import ALL_STYLES
 
 ENCODERS = {
@@ -61,10 +61,10 @@ def known_answer(
     """
     batch = torch.cat([pictures, truth[None]])
     seen, likeness = {}, {}
-    for kind, judge in judges().items():
-        scores = judge(batch)[:-1]
+    for kind, classify in classifiers().items():
+        scores = classify(batch)[:-1]
         seen[kind] = by_style(scores) if kind == "style" else scores.softmax(1)
-        features = judge.features(batch)  # pyright: ignore[reportCallIssue]
+        features = classify.features(batch)  # pyright: ignore[reportCallIssue]
         likeness[kind] = F.cosine_similarity(features[:-1], features[-1:])
     things, manners = contents(), tuple(ALL_STYLES)
     right = seen["content"].argmax(1) == things.index(content)

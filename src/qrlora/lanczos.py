@@ -164,22 +164,22 @@ def krylov(
              block (n, b), orthonormal, for the next of the space: random, or what is left of G X.
     Returns: Z (n, k), strongest first, and their values (k,): LOT more than count. The last stands for those beyond.
     """
-    (n, wide), begin, keep = block.shape, len(values), count + LOT
-    size = max(keep, begin) + 5 * wide
+    (n, wide), initialise, keep = block.shape, len(values), count + LOT
+    size = max(keep, initialise) + 5 * wide
     V, H = block.new_empty(n, size), values.new_zeros(size, size)
-    V[:, :begin], H[:begin, :begin] = X, torch.diag(values)
+    V[:, :initialise], H[:initialise, :initialise] = X, torch.diag(values)
     trace, wait, last = _random(block[:, 0], wide, 1), math.inf, math.inf
-    strongest = values.to(block).amax() if begin else block.new_zeros(())
+    strongest = values.to(block).amax() if initialise else block.new_zeros(())
     for spent in range(1, MOST_BLOCKS + 1):
-        end = begin + wide
-        V[:, begin:end] = block
+        end = initialise + wide
+        V[:, initialise:end] = block
         known = V[:, :end]
         image = gram(block)
         inside = known.T @ image
-        H[:end, begin:end], H[begin:end, :end] = inside, inside.T
+        H[:end, initialise:end], H[initialise:end, :end] = inside, inside.T
         strongest = torch.maximum(strongest, inside.abs().max())
         block, R = beside(known, image, inside, strongest * trace.roll(spent, 0))
-        begin, wait = end, wait - 1
+        initialise, wait = end, wait - 1
         if wait > 0 and end + wide <= size and spent < MOST_BLOCKS:
             continue
         found, turn = eigen(H[:end, :end])
@@ -192,7 +192,7 @@ def krylov(
         lost += float((risen[count:] / found[count - 1] - 1).clamp(min=0).sum()) / count
         if lost <= ENOUGH * TOLERANCE or lost > 0.8 * last:
             break
-        last, begin = lost, keep
+        last, initialise = lost, keep
         H.zero_()
         H[:keep, :keep] = torch.diag(found[:keep])
         wait = blocks_needed(float(found[count - 1] / found[-1]), lost)

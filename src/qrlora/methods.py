@@ -15,7 +15,7 @@ from .linalg import is_finite
 
 
 @dataclass(frozen=True)
-class Start:
+class InitialFactors:
     """How one layer begins."""
 
     A: Tensor
@@ -40,7 +40,7 @@ class Method:
     """The side of the weight on which the method needs directions Q: "input", "output", or None."""
     frozen: bool
     """True: those directions (A = Q^T or B = Q) stay as they are, equal in all adapters of one basis."""
-    start: Callable[[Tensor, Tensor | None, int, torch.Generator | None], Start]
+    start: Callable[[Tensor, Tensor | None, int, torch.Generator | None], InitialFactors]
     """(weight (o, i), Q or None, rank, generator) -> Start."""
     paper: str
     """Where it comes from."""
@@ -64,7 +64,7 @@ class Method:
         return of_A + of_B - (rank * (rank - 1) // 2 if self.triangular else 0)
 
 
-def qr(weight: Tensor, Q: Tensor | None, rank: int, generator: torch.Generator | None = None) -> Start:
+def qr(weight: Tensor, Q: Tensor | None, rank: int, generator: torch.Generator | None = None) -> InitialFactors:
     """A = Q^T frozen, the leading right singular vectors; B = dR^T learns from zero (paper, eq. 5-6).
 
     The paper trains W_comp + (Q (R + dR))^T. Its frozen parts cancel against W: W + dR^T Q^T.
@@ -73,20 +73,22 @@ def qr(weight: Tensor, Q: Tensor | None, rank: int, generator: torch.Generator |
     Raises:  ValueError: Q missing or of another shape.
     """
     directions = _checked(Q, weight.shape[1], rank, "input")
-    return Start(A=directions.T.contiguous(), B=torch.zeros(weight.shape[0], rank), learns=("B",))
+    return InitialFactors(A=directions.T.contiguous(), B=torch.zeros(weight.shape[0], rank), learns=("B",))
 
 
-def qr_output(weight: Tensor, Q: Tensor | None, rank: int, generator: torch.Generator | None = None) -> Start:
+def qr_output(weight: Tensor, Q: Tensor | None, rank: int, generator: torch.Generator | None = None) -> InitialFactors:
     """B = Q frozen, the leading left singular vectors; A = dR learns from zero (the authors' code).
 
     Args:    weight (o, i), Q (o, r).
     Raises:  ValueError: Q missing or of another shape.
     """
     directions = _checked(Q, weight.shape[0], rank, "output")
-    return Start(A=torch.zeros(rank, weight.shape[1]), B=directions.clone(), learns=("A",))
+    return InitialFactors(A=torch.zeros(rank, weight.shape[1]), B=directions.clone(), learns=("A",))
 
 
-def qr_triangular(weight: Tensor, Q: Tensor | None, rank: int, generator: torch.Generator | None = None) -> Start:
+def qr_triangular(
+    weight: Tensor, Q: Tensor | None, rank: int, generator: torch.Generator | None = None
+) -> InitialFactors:
     """As qr_output, with A = dR upper triangular like R itself (the authors' code, its default).
 
     A mask depends on the choice of axes inside the span: they are those of W_core = Q R with R
@@ -100,10 +102,10 @@ def qr_triangular(weight: Tensor, Q: Tensor | None, rank: int, generator: torch.
     sign = torch.where(core.R.diagonal() < 0, -1.0, 1.0)  # QR leaves each axis's sign free
     axes = (directions @ core.Q * sign).float()
     nothing = torch.zeros(rank, weight.shape[1])
-    return Start(A=nothing, B=axes, learns=("A",), mask=torch.ones_like(nothing).triu())
+    return InitialFactors(A=nothing, B=axes, learns=("A",), mask=torch.ones_like(nothing).triu())
 
 
-def qr_direct(weight: Tensor, Q: Tensor | None, rank: int, generator: torch.Generator | None = None) -> Start:
+def qr_direct(weight: Tensor, Q: Tensor | None, rank: int, generator: torch.Generator | None = None) -> InitialFactors:
     """A starts at Q^T and B at R^T = W Q, with W_comp beneath; both learn (paper, 4.3 and fig. 8).
 
     Args:    weight (o, i), Q (i, r).
@@ -111,20 +113,20 @@ def qr_direct(weight: Tensor, Q: Tensor | None, rank: int, generator: torch.Gene
     """
     directions = _checked(Q, weight.shape[1], rank, "input")
     core = weight.detach().cpu().float() @ directions
-    return Start(A=directions.T.contiguous(), B=core, learns=("A", "B"), subtract_start=True)
+    return InitialFactors(A=directions.T.contiguous(), B=core, learns=("A", "B"), subtract_start=True)
 
 
-def lora(weight: Tensor, Q: Tensor | None, rank: int, generator: torch.Generator | None = None) -> Start:
+def lora(weight: Tensor, Q: Tensor | None, rank: int, generator: torch.Generator | None = None) -> InitialFactors:
     """A uniform in +-1/sqrt(i), B zero; both learn (arXiv 2106.09685, with PEFT's initial A).
 
     Args:    weight (o, i); Q is not used.
     """
     outputs, inputs = weight.shape
     A = (torch.rand(rank, inputs, generator=generator) * 2 - 1) * inputs**-0.5
-    return Start(A=A, B=torch.zeros(outputs, rank), learns=("A", "B"))
+    return InitialFactors(A=A, B=torch.zeros(outputs, rank), learns=("A", "B"))
 
 
-def ortha(weight: Tensor, Q: Tensor | None, rank: int, generator: torch.Generator | None = None) -> Start:
+def ortha(weight: Tensor, Q: Tensor | None, rank: int, generator: torch.Generator | None = None) -> InitialFactors:
     """A = Q^T frozen, orthonormal and the slot's own; B learns from zero (Orthogonal Adaptation, arXiv 2312.02432).
 
     Two adapters of different slots have A_1 A_2^T = 0: neither reads what the other does.
@@ -174,7 +176,7 @@ def minor_directions(weight: Tensor, rank: int) -> Tensor:
     return exact.Vh[-rank:].T.float().contiguous()
 
 
-def pissa(weight: Tensor, Q: Tensor | None, rank: int, generator: torch.Generator | None = None) -> Start:
+def pissa(weight: Tensor, Q: Tensor | None, rank: int, generator: torch.Generator | None = None) -> InitialFactors:
     """A_0 = sqrt(S_r) V_r^T, B_0 = U_r sqrt(S_r) with the rest of W beneath; both learn (arXiv 2404.02948).
 
     As qr_direct, with the singular values shared evenly. The update is B A - B_0 A_0: of two such adapters that were
@@ -187,17 +189,17 @@ def pissa(weight: Tensor, Q: Tensor | None, rank: int, generator: torch.Generato
     core = weight.detach().cpu().float() @ directions  # U_r S_r
     root = core.norm(dim=0).sqrt()
     shared = torch.where(root > 0, core / root, 0.0)
-    return Start(A=root[:, None] * directions.T, B=shared, learns=("A", "B"), subtract_start=True)
+    return InitialFactors(A=root[:, None] * directions.T, B=shared, learns=("A", "B"), subtract_start=True)
 
 
-def olora(weight: Tensor, Q: Tensor | None, rank: int, generator: torch.Generator | None = None) -> Start:
+def olora(weight: Tensor, Q: Tensor | None, rank: int, generator: torch.Generator | None = None) -> InitialFactors:
     """B_0 and A_0 are the first r columns and rows of W's QR, with the rest beneath; both learn (arXiv 2406.01775).
 
     Args:    weight (o, i); Q is not used.
     """
     exact = torch.linalg.qr(weight.detach().cpu().double())
     A, B = exact.R[:rank].float().contiguous(), exact.Q[:, :rank].float().contiguous()
-    return Start(A=A, B=B, learns=("A", "B"), subtract_start=True)
+    return InitialFactors(A=A, B=B, learns=("A", "B"), subtract_start=True)
 
 
 def _checked(Q: Tensor | None, size: int, rank: int, side: str) -> Tensor:

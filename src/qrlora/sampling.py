@@ -10,11 +10,11 @@ from PIL import Image
 from torch import Tensor
 
 from .adapter import Adapter
-from .attach import set_strengths, worn
-from .config.types import check_strengths
+from .config.type_checks import check_strengths
 from .devices import free_memory, spills
 from .families import Base, belongs
-from .text import says
+from .injection import applied, set_strengths
+from .trigger_words import says
 
 MOST, PIXELS = 12, 1024**2
 """So many pictures are drawn at once unless the caller says otherwise; on a CPU, which says nothing before its memory
@@ -58,7 +58,7 @@ def generate(
         belongs.check(base, adapter)
     draw = _drawer(base, prompts, negative_prompt, seeds, steps, guidance, size)
     pictures: list[Image.Image] = []
-    with base.on_device(), worn(base.model, adapters, not base.offload):
+    with base.on_device(), applied(base.model, adapters, not base.offload):
         for some in _batches(base, draw, len(prompts), size, batch_size):
             pictures += base.decode_image(some)
             if on_picture is not None:
@@ -101,7 +101,10 @@ def grid(
     cells = torch.cartesian_prod(*(torch.tensor(x, dtype=torch.float32) for x in (content_strengths, style_strengths)))
     pictures: list[Image.Image] = []
     draw = _drawer(base, [prompt] * len(cells), negative_prompt, [seed] * len(cells), steps, guidance, size)
-    with base.on_device(), worn(base.model, [(content, 0.0), (style, 0.0)], not base.offload) as (of_content, of_style):
+    with (
+        base.on_device(),
+        applied(base.model, [(content, 0.0), (style, 0.0)], not base.offload) as (of_content, of_style),
+    ):
 
         def draw_cells(part: slice) -> Tensor:
             some = cells[part]

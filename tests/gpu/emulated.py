@@ -15,10 +15,10 @@ from torch import nn
 
 import pico
 from qrlora.adapter import Adapter, Header, Pair
-from qrlora.attach import worn
 from qrlora.config import TrainConfig
 from qrlora.families import BUILT_IN, FAMILIES, open_base
 from qrlora.families.base import moved
+from qrlora.injection import applied
 from qrlora.merging import merge
 from qrlora.rehearsal import live, rehearse
 from qrlora.sampling import generate, grid
@@ -265,7 +265,7 @@ def test_adapters_are_folded_only_where_the_gpu_has_room():
         for room, folds in ((3.0, True), (1.0, False)):
             sums = sum(4 * 2 * (x.in_features + x.out_features) for x in layers.values())
             emucuda.TOTAL[0] = int(emu.live() + 2 * sums + room * copies)
-            with worn(base.model, [(adapter, 1.0)]):
+            with applied(base.model, [(adapter, 1.0)]):
                 assert (next(iter(layers.values())).weight is not before) == folds
 
 

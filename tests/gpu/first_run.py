@@ -279,7 +279,7 @@ def picture() -> Path:
     path = WORK / "lesson.png"
     if not path.is_file():
         image = Image.effect_noise((96, 80), 40).convert("RGB")
-        ImageDraw.Draw(image).ellipse((20, 12, 76, 68), fill=(220, 60, 30))
+        ImageDraw.SampleJob(image).ellipse((20, 12, 76, 68), fill=(220, 60, 30))
         image.save(path)
     return path
 
@@ -359,8 +359,8 @@ def beside_the_cpu(base: str) -> None:
     """Training, pictures, a grid and a merge in float32 and bfloat16 beside the CPU's float32."""
     import torch
 
-    from qrlora.attach import attached
     from qrlora.families import open_base
+    from qrlora.injection import adapter_names
     from qrlora.merging import merge
     from qrlora.sampling import generate, grid
 
@@ -393,7 +393,7 @@ def beside_the_cpu(base: str) -> None:
             alone = generate(opened, "a <c>", [(merge([adapter, adapter], [0.5, 0.5]), 1.0)], **told)
             psnr = decibels([cells[1][1]], alone)
             tell(f"{title}: a cell of a grid beside the merged file's picture", psnr, "dB", psnr > close)
-            tell(f"{title}: nothing is left on the base", ok=not attached(opened.model))
+            tell(f"{title}: nothing is left on the base", ok=not adapter_names(opened.model))
 
 
 def interrupted(base: str) -> tuple[Any, Any]:
@@ -607,12 +607,12 @@ def cards() -> None:
     import torch
 
     import step
-    from qrlora.attach import begin
     from qrlora.config import TrainConfig
-    from qrlora.data import Example
     from qrlora.families.blank import blank_base, blank_example, materialise
-    from qrlora.training.loop import drawing, recomputing
-    from qrlora.training.processes import Processes
+    from qrlora.injection import initialise
+    from qrlora.training.distributed import Processes
+    from qrlora.training.training_loop import make_loss, recomputing
+    from qrlora.training_example import Example
 
     if DRY or DEVICE == "cpu":
         tell("cards", note="needs a GPU")
@@ -621,10 +621,10 @@ def cards() -> None:
     torch.nn.Module.to(base.model, torch.bfloat16).requires_grad_(False).eval()
     materialise(base.model, DEVICE)
     layers = step.shapes(base, base.defaults.targets)
-    learn = begin(base.model, step.starts(layers, "qr", 64), "run")
+    learn = initialise(base.model, step.starts(layers, "qr", 64), "run")
     config = TrainConfig(base="sdxl", batch_size=1).filled(base.defaults)
     example = Example(*blank_example(base, 1024, tokens, 1, DEVICE))
-    draw = drawing(config, base, example, torch.Generator().manual_seed(0), Processes())
+    draw = make_loss(config, base, example, torch.Generator().manual_seed(0), Processes())
     optimizer = torch.optim.Adam(learn, lr=1e-4, fused=True)
     whole = torch.cuda.get_device_properties(0).total_memory
     for card in (24, 16, 12, 10):
@@ -637,10 +637,10 @@ def cards() -> None:
                 optimizer.zero_grad()
                 draw().backward()
 
-            with recomputing(base.model, None) as sparingly:
+            with recomputing(base.model, None) as with_oom_retry:
 
                 def update() -> None:
-                    sparingly(work)
+                    with_oom_retry(work)
                     optimizer.step()
 
                 used = peak(update)
@@ -661,7 +661,12 @@ def tests() -> None:
     own = sorted({str(p) for sign in ("gpu", "cuda") for p in Path("tests").glob(f"test*{sign}*.py")})
     files = [
         x
-        for x in ("tests/test_parallel.py", "tests/test_linalg.py", "tests/test_layer.py", "tests/test_cli.py")
+        for x in (
+            "tests/test_parallel_map.py",
+            "tests/test_linalg.py",
+            "tests/test_adapted_linear.py",
+            "tests/test_cli.py",
+        )
         if Path(x).is_file()
     ]
     runs = {"for a GPU": own} if own else {"for a GPU, by name": ["-k", "gpu or cuda", "tests"]}
@@ -691,7 +696,7 @@ def pretrain() -> None:
     import torch
 
     from qrlora.world import pretrain as room
-    from qrlora.world.models import BASES
+    from qrlora.world.base_architectures import BASES
 
     base, given = os.environ.get("BASE", "tiny-sdxl"), shlex.split(os.environ.get("PRETRAIN", ""))
     begun = time.monotonic()
@@ -764,8 +769,8 @@ def fixed_loss(place: str, latents: Any) -> float:
 
     from qrlora.families import Framing, open_base
     from qrlora.training import denoising_loss
-    from qrlora.world.atlas import SIZE, known_contents
     from qrlora.world.captions import caption
+    from qrlora.world.drawings import SIZE, known_contents
     from qrlora.world.styles import STYLES
 
     base, generator = open_base(place, DEVICE, "float32"), torch.Generator().manual_seed(7)

@@ -16,12 +16,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from ..attach import worn
-from ..data import load_picture, prepare
 from ..families import Base, Framing
-from ..noise import alphas_cumprod
+from ..injection import applied
+from ..noising import alphas_cumprod
 from ..sampling import generate
-from .record import Fused, Lesson, Task, only
+from ..training_example import load_picture, prepare
+from .fusion_method import FusionInputs, FusionResult, TrainingImage, only
 
 FAMILIES = ("sdxl",)
 SHIFT = math.log(2)
@@ -31,7 +31,7 @@ AT_ONCE = 8
 """Pictures in a batch, the reference among them."""
 
 
-def fuse(task: Task) -> Fused:
+def fuse(task: FusionInputs) -> FusionResult:
     """The style picture is inverted to noise, and pictures drawn with the content LoRA on look at its way back.
 
     Guidance, steps and scheduler are the base's own; the authors' transfer uses DDIM, 50 steps and guidance 10.
@@ -48,13 +48,13 @@ def fuse(task: Task) -> Fused:
             alone = [(task.content, task.weights[0])]
             with (
                 base.on_device(),
-                worn(base.model, alone, not base.offload),
+                applied(base.model, alone, not base.offload),
                 style_aligned(base, len(asked), trajectory),
             ):
                 pictures += generate(base, asked, seed=drawn, batch_size=len(asked))[1:]
         return pictures
 
-    return Fused(draw, None)
+    return FusionResult(draw, None)
 
 
 @contextlib.contextmanager
@@ -137,7 +137,9 @@ def adain(x: Tensor, of: Tensor) -> Tensor:
     return (x - mean) / spread * other + other_mean
 
 
-def inverted(base: Base, lesson: Lesson, guidance: float = INVERSION_GUIDANCE, repeats: int = 1) -> dict[float, Tensor]:
+def inverted(
+    base: Base, lesson: TrainingImage, guidance: float = INVERSION_GUIDANCE, repeats: int = 1
+) -> dict[float, Tensor]:
     """DDIM inversion (arXiv 2010.02502) of a picture at the base's own steps, without adapters.
 
     A step of the sampler from time t' down to t is x = a / a' (x' - s' n) + s n, with the noise n asked at (x', t'), or

@@ -14,12 +14,12 @@ import torch
 from torch import Tensor
 
 from ..adapter import Adapter, Pair
-from ..attach import gated, set_strengths, worn
-from ..data import Example, load_picture, prepare
 from ..families import Base
+from ..injection import applied, set_strengths, with_coefficients
 from ..merging import merge
-from ..noise import noising_of
-from .record import Fused, Lesson, Task, static
+from ..noising import noising_of
+from ..training_example import Example, load_picture, prepare
+from .fusion_method import FusionInputs, FusionResult, TrainingImage, static
 
 PENALTY = 0.01
 """lambda of the overlap (the paper)."""
@@ -28,10 +28,10 @@ Gates = dict[str, Tensor]
 """{layer: m (i,)}."""
 
 
-def ziplora(learning_rate: float, steps: int = 100) -> Callable[[Task], Fused]:
+def ziplora(learning_rate: float, steps: int = 100) -> Callable[[FusionInputs], FusionResult]:
     """A fusion with so many updates of this size, by Adam. The paper does not state its learning rate."""
 
-    def fuse(task: Task) -> Fused:
+    def fuse(task: FusionInputs) -> FusionResult:
         content, style = (x.scaled(w) for x, w in zip(task.both, task.weights, strict=True))
         gates = learn_gates(task, content, style, learning_rate, steps)
         merged = zipped(content, style, *gates)
@@ -58,7 +58,9 @@ def overlap(of_content: Gates, of_style: Gates) -> Tensor:
     return torch.stack(terms).sum() if terms else torch.zeros(())
 
 
-def learn_gates(task: Task, content: Adapter, style: Adapter, learning_rate: float, steps: int) -> tuple[Gates, Gates]:
+def learn_gates(
+    task: FusionInputs, content: Adapter, style: Adapter, learning_rate: float, steps: int
+) -> tuple[Gates, Gates]:
     """Coefficients, from 1, with which both together answer each one's own question as it does alone.
 
     |(D + L_m)(x_c, p_c) - (D + L_c)(x_c, p_c)|^2 + the same of the style + 0.01 `overlap`; mean squared errors, one
@@ -73,7 +75,7 @@ def learn_gates(task: Task, content: Adapter, style: Adapter, learning_rate: flo
     parameters = [m.requires_grad_() for each in gates for m in each.values()]
     optimizer = torch.optim.Adam(parameters, learning_rate)
     generator = torch.Generator().manual_seed(task.seed)
-    with base.on_device(), worn(model, [(content, 1.0), (style, 1.0)], not base.offload) as names:
+    with base.on_device(), applied(model, [(content, 1.0), (style, 1.0)], not base.offload) as names:
         for _ in range(steps):
             noise = torch.randn(lessons[0].latents.shape, generator=generator).to(base.device)
             time = noising.sample_time(1, generator).to(base.device)
@@ -86,7 +88,7 @@ def learn_gates(task: Task, content: Adapter, style: Adapter, learning_rate: flo
                 set_strengths(model, dict.fromkeys(names, 1.0))
                 with contextlib.ExitStack() as stack:
                     for name, each in zip(names, gates, strict=True):
-                        stack.enter_context(gated(model, name, each))
+                        stack.enter_context(with_coefficients(model, name, each))
                     answer: Any = base.family.predict(model, *question)
                 loss = loss + (answer.float() - wanted).square().mean()
             loss.backward()
@@ -96,6 +98,6 @@ def learn_gates(task: Task, content: Adapter, style: Adapter, learning_rate: flo
     return of_content, of_style
 
 
-def _example(base: Base, lesson: Lesson) -> Example:
+def _example(base: Base, lesson: TrainingImage) -> Example:
     example = prepare(base, load_picture(lesson.image, base.defaults.resolution), lesson.prompt)
     return replace(example, latents=example.latents.to(base.device), condition=example.condition.to(base.device))

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from .. import outputs, plots, sampling
+from .. import output_files, plots, sampling
 from ..adapter import Adapter
 from ..config import SampleConfig, as_dict
 from ..families import Base, belongs, open_base
@@ -39,10 +39,10 @@ def generate(config: SampleConfig, leave: Leave = STRICT) -> None:
         plots.figure_format(config.output)
     _try_output(config, seeds)
     config, base, adapters = _opened(config, leave)
-    worn = list(zip(adapters, config.strengths, strict=True))
+    applied = list(zip(adapters, config.strengths, strict=True))
     with console.progress("drawing") as bar:
         way = {"count": config.count, "on_picture": bar.step}
-        pictures = sampling.generate(base, config.prompt, worn, **_common(config, leave), **way)
+        pictures = sampling.generate(base, config.prompt, applied, **_common(config, leave), **way)
     made_with = json.dumps(as_dict(config))
 
     def write(output: Path) -> None:
@@ -88,7 +88,7 @@ def _singles(output: Path, seeds: Sequence[int]) -> list[Path]:
 def _free(config: SampleConfig, seeds: Sequence[int]) -> Path:
     """The output, under the next number if one of its files is there and may not be replaced; a folder is refused."""
     output = Path(config.output)
-    return output if config.overwrite or output.is_dir() else outputs.numbered(output, _taken(seeds))
+    return output if config.overwrite or output.is_dir() else output_files.numbered(output, _taken(seeds))
 
 
 def _taken(seeds: Sequence[int]) -> Callable[[Path], bool]:
@@ -99,7 +99,7 @@ def _try_output(config: SampleConfig, seeds: Sequence[int] = ()) -> None:
     """Raises OSError: what will be drawn could not be written."""
     output = _free(config, seeds)
     for path in (output, *_singles(output, seeds)[-1:]):
-        outputs.check(path, config.overwrite)
+        output_files.check(path, config.overwrite)
 
 
 def _written(write: Callable[[Path], object], config: SampleConfig, seeds: Sequence[int] = ()) -> Path:
@@ -108,7 +108,7 @@ def _written(write: Callable[[Path], object], config: SampleConfig, seeds: Seque
     Raises: OSError: it could not be written there; it is in the folder for temporary files, as the message says.
     """
     output = _free(config, seeds)
-    outputs.rescued(write, output, [Path(tempfile.gettempdir())], _taken(seeds))
+    output_files.rescued(write, output, [Path(tempfile.gettempdir())], _taken(seeds))
     return output
 
 

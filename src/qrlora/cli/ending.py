@@ -13,7 +13,7 @@ POLITE = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(sig
 @contextlib.contextmanager
 def politely() -> Iterator[None]:
     """For the length of a `with` these signals stop a command as Ctrl-C does, unless they are ignored, as under nohup;
-    by themselves they would end it on the spot. A training has its own way, see `training.signals`."""
+    by themselves they would end it on the spot. A training has its own way, see `training.stop_signals`."""
 
     def stop(number: int, frame: Any) -> None:
         raise KeyboardInterrupt(f"stopped by {signal.Signals(number).name}")

@@ -69,13 +69,13 @@ def check(
 
     The exit code is 0 if every tool that was asked for loads all at the right strength, 1 if one does not.
     """
-    from .. import compat, storage
+    from .. import compat, safetensors_files
     from ..files.reading import file_in
 
     hints.check_kind(str(path))
     one_thread()
     found = file_in(path)
-    file = compat.File(*storage.read(found), found)
+    file = compat.File(*safetensors_files.read(found), found)
     rows, causes = [], []
     remedies: dict[str, list[str]] = {}
     for tool in tools or list(compat.TOOLS):
@@ -111,13 +111,13 @@ def project(
     What lies outside the basis is lost: the table says how much of each layer's energy was kept, the worst first.
     """
     from .. import basis as bases
-    from .. import files, merging, outputs
+    from .. import files, merging, output_files
     from ..adapter import Header
     from ..families import belongs
 
     there = already(output)
     if there and not _may_be_projected(output, base, side, rank):
-        outputs.check(output, overwrite)  # before the base is opened
+        output_files.check(output, overwrite)  # before the base is opened
     opened = _opened(base)
     one_thread()
     adapter = read(source, skip_text_encoders, opened.weight)
@@ -177,11 +177,11 @@ def already(output: Path) -> bool:
 
     Raises: ValueError: no name of an adapter's file.  OSError: see `outputs.check`.
     """
-    from .. import outputs
+    from .. import output_files
 
     if output.suffix != ".safetensors":
         raise ValueError(f"{output}: the name must end in .safetensors")
-    outputs.check(output, overwrite=True)
+    output_files.check(output, overwrite=True)
     return output.exists()
 
 

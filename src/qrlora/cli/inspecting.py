@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from .. import analysis, outputs, plots
+from .. import analysis, output_files, plots
 from ..adapter import Adapter, Header
 from ..methods import METHODS
 from . import console, filing
@@ -33,7 +33,7 @@ def inspect(
     place = _place(paths, plot)
     if place is not None:
         plots.figure_format(place)
-        outputs.check(place, overwrite=True)
+        output_files.check(place, overwrite=True)
     adapters = [filing.read(path, skip_text_encoders) for path in paths]
     for path, adapter in zip(paths, adapters, strict=True):
         console.table(("", ""), facts(Path(path), adapter), title=str(path), numbers=False)
@@ -74,7 +74,7 @@ def _saved(figure: Any, place: Path | None, overwrite: bool, number: bool = Fals
     except FileExistsError:
         if not number:
             raise
-    return plots.save(figure, outputs.numbered(place, os.path.lexists))
+    return plots.save(figure, output_files.numbered(place, os.path.lexists))
 
 
 def facts(path: Path, adapter: Adapter) -> list[tuple[str, str]]:

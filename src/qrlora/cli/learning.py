@@ -5,7 +5,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from .. import outputs, plots, training
+from .. import output_files, plots, training
 from ..config import TrainConfig, as_dict
 from . import console
 
@@ -15,7 +15,7 @@ def train(config: TrainConfig) -> None:
 
     Raises: as `training.train`.
     """
-    if not training.is_main():
+    if not training.is_rank_zero():
         training.train(config, on_preview=lambda _step, _picture: None)
         return
     output, learnt = Path(config.output), []
@@ -26,14 +26,14 @@ def train(config: TrainConfig) -> None:
             bar.step(progress.step, progress.steps, f"loss {progress.loss:.4f}")
 
         def on_preview(step: int, picture: Any) -> None:
-            with outputs.dispensable("the training goes on without this preview"):
+            with output_files.dispensable("the training goes on without this preview"):
                 _save_preview(config, step, picture)
 
         adapter = training.train(config, on_step=on_step, on_preview=on_preview, on_stage=bar.stage)
     known = "" if learnt else ", done before: the file is left as it is (--overwrite learns it anew)"
     console.say(f"{output}: {len(adapter.layers)} layers, rank {adapter.rank}, {console.size(output)}{known}")
-    if learnt and training.how_many() > 1:
-        console.say(f"learnt by {training.how_many()} processes")
+    if learnt and training.world_size() > 1:
+        console.say(f"learnt by {training.world_size()} processes")
     console.say(f"draw with it: {console.command('generate', config.prompt, output)}")
 
 
@@ -42,4 +42,4 @@ def _save_preview(config: TrainConfig, step: int, picture: Any) -> None:
     output, told = Path(config.output), json.dumps(as_dict(config))
     path = output.with_name(f"{output.stem}-{step:05}.png")
     own = config.overwrite or plots.made_with(path) == told
-    plots.save_picture(picture, path if own else outputs.numbered(path, os.path.lexists), told)
+    plots.save_picture(picture, path if own else output_files.numbered(path, os.path.lexists), told)

@@ -44,10 +44,10 @@ def rehearse(
     code that trains: basis, updates, merge, a denoising step. If not, seconds are extrapolated from one block of each
     kind.
     """
-    from .. import outputs, rehearsal
+    from .. import output_files, rehearsal
 
     if report is not None:
-        outputs.check(report, overwrite)
+        output_files.check(report, overwrite)
     with console.progress("rehearsing") as bar:
         found = rehearsal.rehearse(
             base,
@@ -66,7 +66,7 @@ def rehearse(
         )
     print_report(found)
     if report is not None:
-        with outputs.atomic(report, overwrite) as file:
+        with output_files.atomic(report, overwrite) as file:
             file.write((json.dumps(dataclasses.asdict(found), indent=1) + "\n").encode())
 
 

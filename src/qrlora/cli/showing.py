@@ -6,9 +6,9 @@ from typing import Any
 from .. import plots
 from ..families import built_in_names
 from ..training import Progress
+from ..world.classifiers import Classification
 from ..world.demo import Row
 from ..world.demo import demo as run
-from ..world.judges import Verdict
 from . import console
 
 
@@ -82,7 +82,7 @@ def _panel(row: Row) -> plots.Panel:
     return plots.Panel(row.title, row.pictures, notes, [row.right(verdict) for verdict in row.verdicts])
 
 
-def _note(row: Row, verdict: Verdict) -> str:
+def _note(row: Row, verdict: Classification) -> str:
     """What the judges see, of what somebody knows: for anything else they would name the nearest of their world."""
     seen = (
         (row.content, verdict.content, verdict.content_probability),

@@ -10,9 +10,9 @@ import typer
 from . import console
 
 if TYPE_CHECKING:
-    from ..study.figures import Cell, Reproduced
-    from ..study.findings import Findings
-    from ..study.fusion import Account
+    from ..comparison.figure_data import Cell, ReproducedResult
+    from ..comparison.fusion_comparison import RunSummary
+    from ..comparison.summary_tables import Findings
 
 EXAMPLE = "Example: [bold]qrlora bench fusion --base tiny-flux --methods qr,lora --workers 2[/bold]"
 
@@ -73,9 +73,9 @@ def fusion(
     What is done is kept: the same command goes on where it was stopped, and tries again what failed.
     """
     from .. import plots
-    from ..study import findings, report, showcase
-    from ..study.fusion import plan, work
-    from ..study.terms import Settings
+    from ..comparison import contact_sheet, report, summary_tables
+    from ..comparison.fusion_comparison import plan, work
+    from ..comparison.settings import ComparisonSettings
 
     if workers < 1:
         raise ValueError(f"--workers must be 1 or more, got {workers}")
@@ -83,7 +83,7 @@ def fusion(
     chosen: dict[str, Any] = {"pairs": pairs, "seeds": seeds, "first_seed": first_seed, "split": split, "equal": equal}
     chosen |= {"rank": rank, "steps": steps, "pictures": pictures, "device": device, "dtype": dtype}
     chosen["style_word"] = style_word
-    settings = Settings(base=base, **listed, **chosen)
+    settings = ComparisonSettings(base=base, **listed, **chosen)
     report.check(settings, output, overwrite)
     with console.progress("fusion") as bar:
         bar.stage("opening the base model")
@@ -95,11 +95,13 @@ def fusion(
                 console.warn(f"{title}: {failure}")
 
         account = work(study, output, workers, ray, on_job)
-    found = findings.findings(account)
+    found = summary_tables.findings(account)
     command = console.command(*sys.argv[1:])
     written = report.write(account, found, output, equal, command)
     if found.table:
-        sheet = _sheet(showcase.lines(account), f"{base}, equal {equal}: the first picture of each", account.counts)
+        sheet = _sheet(
+            contact_sheet.lines(account), f"{base}, equal {equal}: the first picture of each", account.counts
+        )
         written.append(plots.save(sheet, output / f"{equal}.png"))
     show(account, found)
     for path in written:
@@ -134,7 +136,7 @@ def reproduce(
     The pictures are those of the built-in world and the default base is tiny: read the page's notes before comparing.
     """
     from .. import plots
-    from ..study import reproduce as room
+    from ..reproduction import paper_results as room
 
     with console.progress(name) as bar:
         bar.stage("opening the base model")
@@ -146,7 +148,7 @@ def reproduce(
 
         told: dict[str, Any] = {"rank": rank, "steps": steps, "workers": workers, "ray": ray, "device": device}
         told["encoders"] = _names(encoders)
-        asked = room.Asked(base=base, pairs=pairs, seed=seed, folder=output, on_job=on_job, **told)
+        asked = room.ReproductionRequest(base=base, pairs=pairs, seed=seed, folder=output, on_job=on_job, **told)
         found = room.reproduce(name, asked, overwrite)
     written = room.write(name, found, asked, console.command(*sys.argv[1:]))
     if (figure := drawn(found)) is not None:
@@ -161,10 +163,10 @@ COMMANDS = ((reproduce, "qrlora reproduce table4 --base tiny-flux --pairs 4"),)
 """With its example."""
 
 
-def drawn(found: "Reproduced") -> Any:
+def drawn(found: "ReproducedResult") -> Any:
     """The picture of a reproduced result; None: tables alone have none."""
     from .. import plots
-    from ..study.figures import Curves, Grid, Layers, Sheet
+    from ..comparison.figure_data import Curves, Grid, Layers, Sheet
 
     match found.figure:
         case Curves(panels, x_label, y_label, bands):
@@ -178,10 +180,10 @@ def drawn(found: "Reproduced") -> Any:
     return None
 
 
-def show(account: "Account", found: "Findings") -> None:
+def show(account: "RunSummary", found: "Findings") -> None:
     """The tables and the counts."""
-    from ..study.findings import SPAN
-    from ..study.report import compact
+    from ..comparison.report import compact
+    from ..comparison.summary_tables import SPAN
 
     titles = {
         "value": "Mean over pairs [95 % interval], in hundredths",

@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from ..config.types import check_strengths
+from ..config.type_checks import check_strengths
 from . import hints
 
 

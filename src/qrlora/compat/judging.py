@@ -2,7 +2,7 @@
 
 from os import PathLike
 
-from .. import storage
+from .. import safetensors_files
 from ..files.reading import file_in
 from ..keys import is_text_encoder
 from ..layouts import TOOLS, Reader
@@ -19,7 +19,7 @@ def check(path: str | PathLike, tool: str) -> list[Verdict]:
     """
     path = file_in(path)
     try:
-        return judge(File(*storage.read(path), path), tool)
+        return judge(File(*safetensors_files.read(path), path), tool)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
 

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from ..adapter import linear_layers
 from ..basis import Weights
 from ..config import FamilyDefaults
-from ..noise import Noising, noising_of
+from ..noising import Noising, noising_of
 from .record import Condition, Family, Framing
 from .stock import decode_image, encode_image
 

@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..storage import FLOATS, places, read_metadata
-from ..text import read_text
+from ..safetensors_files import FLOATS, places, read_metadata
+from ..trigger_words import read_text
 from . import hub
 from .record import Family
 from .weight_files import file_variant, weight_files

@@ -14,8 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..noise import process_of
-from ..storage import raw_bytes
+from ..noising import process_of
+from ..safetensors_files import raw_bytes
 from .base import Base
 
 ROW, ROWS = 1 << 16, 16

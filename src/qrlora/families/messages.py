@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator
 import torch
 
 from ..devices import describe, way_to_a_gpu
-from ..storage import Checkpoint
+from ..safetensors_files import Checkpoint
 
 LARGE = 1_000_000_000
 """Numbers of a trainable part from which on a CPU takes minutes for an update or a picture."""

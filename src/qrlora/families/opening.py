@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ..devices import choose_device, number_type
-from ..storage import Checkpoint
+from ..safetensors_files import Checkpoint
 from . import hub, quantized, single, variants
 from .base import Base
 from .folder import check_parts, check_weights, files_of_part, needed_parts, read_json, without

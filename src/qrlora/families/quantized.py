@@ -18,7 +18,7 @@ from torch.nn import functional
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from ..devices import give_back
-from ..storage import places, read_rows
+from ..safetensors_files import places, read_rows
 from .weight_files import weight_files
 
 LIBRARIES = {"nf4": "bitsandbytes", "int8": "torchao", "float8": "torchao"}

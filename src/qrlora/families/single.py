@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from ..storage import FLOATS, Checkpoint, Place, read_rows
+from ..safetensors_files import FLOATS, Checkpoint, TensorLocation, read_rows
 
 VAE_BEGINNINGS = ("first_stage_model.", "vae.")
 """How the names of a VAE's tensors begin in single-file checkpoints."""
@@ -103,7 +103,7 @@ def own_vae(file: Checkpoint, source: str) -> dict[str, Any]:
 
 
 def _sources(
-    held: Mapping[str, Place], config: Mapping[str, Any], convert: Callable[..., Mapping[str, Tensor]]
+    held: Mapping[str, TensorLocation], config: Mapping[str, Any], convert: Callable[..., Mapping[str, Tensor]]
 ) -> dict[str, list[Rows]]:
     """{weight: the rows that it is made of, from top to bottom}.
 
@@ -149,7 +149,7 @@ def _sources(
 
 
 def _check(
-    held: Mapping[str, Place], sources: Mapping[str, Sequence[Rows]], shapes: Mapping[str, tuple[int, ...]]
+    held: Mapping[str, TensorLocation], sources: Mapping[str, Sequence[Rows]], shapes: Mapping[str, tuple[int, ...]]
 ) -> None:
     """Every weight of the model has its rows, and nothing is left over that says how they are to be read.
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from ..storage import Checkpoint
+from ..safetensors_files import Checkpoint
 from .record import Family, Tokens
 
 

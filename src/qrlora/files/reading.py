@@ -16,7 +16,7 @@ from torch import Tensor
 from ..adapter import Adapter, Header, Pair
 from ..basis import cache_folder, load_basis
 from ..keys import is_text_encoder, natural, printable
-from ..storage import read, read_metadata
+from ..safetensors_files import read, read_metadata
 from .convention import CONTENT, FUSED, HEADER
 from .fusing import split, turned
 from .names import Names, factors_of, refuse, understand

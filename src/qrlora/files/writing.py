@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from .. import storage
+from .. import safetensors_files
 from ..adapter import Adapter, Header, Pair
 from ..basis import Basis, save_basis
 from ..keys import WRITTEN
@@ -55,7 +55,7 @@ def save(
     for key, tensor in tensors.items():
         if dtype != torch.float32 and not is_finite(tensor):
             raise ValueError(f"{key}: holds numbers too large for {dtype}; save as torch.float32 or torch.bfloat16")
-    storage.write(path, tensors, entries, overwrite)
+    safetensors_files.write(path, tensors, entries, overwrite)
 
 
 def size_in_bytes(
@@ -78,7 +78,7 @@ def size_in_bytes(
     if content == "compact":
         header = replace(header, basis="0" * DIGEST_LENGTH)
     tensors, entries = contents(layers, header, content, keys, dtype)
-    return storage.size_in_bytes({key: (x.dtype, x.shape) for key, x in tensors.items()}, entries)
+    return safetensors_files.size_in_bytes({key: (x.dtype, x.shape) for key, x in tensors.items()}, entries)
 
 
 def contents(

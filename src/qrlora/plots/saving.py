@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from PIL import Image, PngImagePlugin
 
-from ..outputs import atomic
+from ..output_files import atomic
 from . import letters
 
 if TYPE_CHECKING:

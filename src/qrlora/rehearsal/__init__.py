@@ -16,16 +16,16 @@ import torch
 from torch import nn
 
 from ..adapter import Header
-from ..attach import detach
 from ..config import TrainConfig
 from ..devices import DTYPES, choose_device
 from ..families import quantized
 from ..families.blank import blank_base
 from ..files import size_in_bytes
+from ..injection import detach
 from ..methods import METHODS
 from ..training import check_against
-from ..training.learners import NAME
-from ..training.processes import Processes
+from ..training.distributed import Processes
+from ..training.trainable_adapter import NAME
 from . import blocks, live, turns, whole
 from .memory import free
 from .report import CARDS, MARGIN, RESERVED, How, Report

@@ -13,11 +13,11 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_iter, tree_map
 
-from ..attach import detach
 from ..families.blank import materialise
+from ..injection import detach
 from ..linalg import leading_subspace
 from ..methods import METHODS
-from ..training.learners import NAME
+from ..training.trainable_adapter import NAME
 from .live import Live, start_on
 from .memory import settle
 from .task import Stage, Task

@@ -16,13 +16,13 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
 
-from ..attach import begin
-from ..methods import METHODS, Start
-from ..noise import Noising
+from ..injection import initialise
+from ..methods import METHODS, InitialFactors
+from ..noising import Noising
 from ..training import denoising_loss
-from ..training.learners import NAME
-from ..training.loop import recomputing
 from ..training.optimizers import OPTIMIZERS
+from ..training.trainable_adapter import NAME
+from ..training.training_loop import recomputing
 from .task import Task
 
 # A time is drawn on the CPU, so the meta device has no values to look up: of the same shapes, without a table.
@@ -100,16 +100,16 @@ def attend(
 def start_on(task: Task) -> list[nn.Parameter]:
     """A method's start on a base that is on the meta device; the factors that learn."""
     starts = {n: _start(w, task.config.method, task.rank) for n, w in task.base.weights(task.targets)}
-    return begin(task.base.model, starts, NAME)
+    return initialise(task.base.model, starts, NAME)
 
 
-def _start(weight: Tensor, method: str, rank: int) -> Start:
+def _start(weight: Tensor, method: str, rank: int) -> InitialFactors:
     o, i = weight.shape
     row = METHODS[method]
     Q = torch.empty({"input": i, "output": o}[row.side], rank) if row.side else None
     start = row.start(torch.empty(o, i) if row.side and not row.frozen else weight, Q, rank, None)
     mask = None if start.mask is None else start.mask.to("meta")
-    return Start(start.A.to("meta"), start.B.to("meta"), start.learns, mask, start.subtract_start)
+    return InitialFactors(start.A.to("meta"), start.B.to("meta"), start.learns, mask, start.subtract_start)
 
 
 def step_bytes(task: Task, parameters: list[nn.Parameter], recomputed: bool) -> int:

@@ -16,16 +16,16 @@ from torch import nn
 
 from .. import merging
 from ..adapter import Adapter, Header
-from ..attach import begin, detach, lift, worn
 from ..basis import Basis, compute_basis
-from ..data import Example
 from ..devices import give_back
 from ..families.blank import materialise, materialise_quantised
+from ..injection import applied, detach, extract, initialise
 from ..methods import METHODS
-from ..training.learners import NAME
-from ..training.loop import drawing, recomputing
+from ..training.distributed import Processes
 from ..training.optimizers import OPTIMIZERS
-from ..training.processes import Processes
+from ..training.trainable_adapter import NAME
+from ..training.training_loop import make_loss, recomputing
+from ..training_example import Example
 from .blocks import seconds
 from .memory import in_use, settle, watched
 from .task import Stage, Task
@@ -106,9 +106,9 @@ def _learning(task: Task, basis: Basis | None, bench: Bench) -> dict[str, Stage]
     directions: Any = basis.Q if basis else {}
     weights = task.base.weights(task.targets)
     starts = {layer: method.start(w, directions.get(layer), task.rank, generator) for layer, w in weights}
-    parameters = begin(model, starts, NAME)
+    parameters = initialise(model, starts, NAME)
     update = _updates(task, parameters, generator, bench)
-    adapter = lift(model, NAME, Header(family=task.base.family.name, method=method.name, rank=task.rank))
+    adapter = extract(model, NAME, Header(family=task.base.family.name, method=method.name, rank=task.rank))
     detach(model, NAME)
     bench.tell(f"{method.name}: merging", 0.0)
     pair, rule = [adapter, adapter.scaled(0.5)], "sum" if method.frozen else "stack"
@@ -120,7 +120,7 @@ def _updates(task: Task, parameters: list[nn.Parameter], generator: torch.Genera
     """Of an update as training makes them, on random latents and a random condition."""
     config, done = task.config, 0
     assert config.learning_rate is not None
-    draw = drawing(config, task.base, Example(*task.example(1, bench.device)), generator, Processes())
+    draw = make_loss(config, task.base, Example(*task.example(1, bench.device)), generator, Processes())
     optimizer = OPTIMIZERS[config.optimizer](parameters, config.learning_rate)
 
     def update() -> None:
@@ -142,5 +142,5 @@ def _denoising(task: Task, adapter: Adapter, bench: Bench) -> Stage:
     latents, condition = task.example(rows, bench.device)
     time = base.noising.sample_time(rows, torch.Generator().manual_seed(task.config.seed)).to(bench.device)
     bench.tell(f"{task.config.method}: denoising", 0.0)
-    with torch.no_grad(), worn(base.model, [(adapter, 1.0)]):
+    with torch.no_grad(), applied(base.model, [(adapter, 1.0)]):
         return bench.often(lambda: base.family.predict(base.model, latents, time, condition))

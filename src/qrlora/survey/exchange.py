@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 from xml.sax.saxutils import quoteattr
 
-from ..outputs import atomic
-from ..study.report import as_csv
+from ..comparison.report import as_csv
+from ..output_files import atomic
 from .answers import Answers, Given, collect
 from .plan import PICTURES, Plan
 from .rater_pages import answers as words_of

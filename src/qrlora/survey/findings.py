@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from ..study.statistics import rank_correlation
+from ..comparison.statistics import rank_correlation
 from .answers import Answers, Given, values
 from .plan import LEVELS, Picture, Plan
 from .statistics import (

@@ -9,7 +9,7 @@ from itertools import combinations
 from pathlib import Path
 from typing import Any
 
-from ..outputs import atomic, check
+from ..output_files import atomic, check
 from .plan import PICTURES, PLAN, TABLE, Picture, Plan, table, write
 from .power import power
 from .sheets import make, material

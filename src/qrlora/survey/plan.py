@@ -15,8 +15,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from ..outputs import atomic
-from ..text import read_text
+from ..output_files import atomic
+from ..trigger_words import read_text
 
 FORMS = ("levels", "pairs")
 LEVELS = 6

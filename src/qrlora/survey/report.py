@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from .. import __version__, plots
-from ..outputs import atomic
-from ..study.report import as_csv
+from ..comparison.report import as_csv
+from ..output_files import atomic
 from ..web.pages import Pages
 from .answers import collect
 from .findings import TABLES, Row, findings

@@ -10,9 +10,9 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from ..data import MIN_SIDE, load_picture
-from ..temporaries import temporary_folder
-from ..text import read_text
+from ..temporary_files import temporary_folder
+from ..training_example import MIN_SIDE, load_picture
+from ..trigger_words import read_text
 
 LARGEST = 1024
 """Side in pixels; larger pictures are made this small, for phones."""
@@ -55,7 +55,7 @@ def of_study(folder: Path, seeds: int) -> list[Found]:
 
     Raises: OSError, ValueError: the folder holds no such study, or one that is not done.
     """
-    from ..study.pairs import file_pairs, world_pairs  # loads torch and the world
+    from ..comparison.image_pairs import file_pairs, world_pairs  # loads torch and the world
 
     page = next((path for path in (folder / "rank.md", folder / "parameters.md") if path.is_file()), None)
     if page is None:

@@ -12,12 +12,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..storage import read, read_metadata, write
-from ..temporaries import clear
-from .learners import Learner
+from ..safetensors_files import read, read_metadata, write
+from ..temporary_files import clear
+from .distributed import is_rank_zero
 from .loss_scale import LossScale
-from .optimizers import falling
-from .processes import is_main
+from .optimizers import linear_decay
+from .trainable_adapter import TrainableAdapter
 
 FILE = "state.safetensors"
 ENTRIES = {"step": int, "steps": int, "run": dict, "circumstances": dict, "start": dict, "optimizer": dict}
@@ -38,7 +38,7 @@ class Checkpoint:
     """Updates in all."""
     decay: float
     """Part of them over which the learning rate falls."""
-    learner: Learner
+    learner: TrainableAdapter
     """What learns, and the rest of the adapter: elsewhere others of its span are found, so that a state holds it."""
     generator: torch.Generator
     failures: list[OSError] = field(default_factory=list)
@@ -95,7 +95,7 @@ class Checkpoint:
         except KeyError as error:
             raise _damaged(path, f"the loss scale lacks {error}") from error
         self._put_back(tensors, told["optimizer"], optimizer)
-        if is_main() and (changes := _changes(told["circumstances"], self.circumstances)):
+        if is_rank_zero() and (changes := _changes(told["circumstances"], self.circumstances)):
             found = "; ".join(changes)
             warnings.warn(f"goes on from {self.folder}, begun elsewhere ({found}): equal to rounding", stacklevel=2)
         self.learner.start.update(told["start"])
@@ -150,7 +150,7 @@ def _difference(told: Mapping[str, Any], identity: Mapping[str, Any], steps: int
     if changes := _changes(told["run"], json.loads(json.dumps(identity))):
         return changes[0]
     step, then = told["step"], told["steps"]
-    if any(falling(k, then, decay) != falling(k, steps, decay) for k in range(1, min(step, steps) + 1)):
+    if any(linear_decay(k, then, decay) != linear_decay(k, steps, decay) for k in range(1, min(step, steps) + 1)):
         return f"steps was {then}, is {steps}, and by step {step} the learning rate fell"
     return ""
 

@@ -48,7 +48,7 @@ OPTIMIZERS: dict[str, Callable[[list[nn.Parameter], float], torch.optim.Optimize
 """Name -> (learning factors, learning rate) -> optimizer."""
 
 
-def falling(step: int, steps: int, decay: float) -> float:
+def linear_decay(step: int, steps: int, decay: float) -> float:
     """Factor of the learning rate in update 1..steps: 1, and over the last `decay * steps` updates a line to zero.
 
     Adam's last steps of constant length leave noise of that length in the factors; a rate that falls takes it out.

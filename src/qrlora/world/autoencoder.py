@@ -17,8 +17,8 @@ import torch.nn.functional as F
 from diffusers import AutoencoderTiny
 from torch import Generator, Tensor, nn
 
-from .atlas import HANDS, drawings, drawn_by, known_contents
-from .models import AUTOENCODERS, BASES
+from .base_architectures import AUTOENCODERS, BASES
+from .drawings import HANDS, drawings, drawn_by, known_contents
 from .random_styles import random_style
 from .styles import STYLES
 

@@ -5,7 +5,7 @@ from typing import TypeVar
 
 from torch import Generator, rand, randint
 
-from .atlas import HANDS, PLAIN_HAND
+from .drawings import HANDS, PLAIN_HAND
 
 CONTENT, STYLE = "<c>", "<s>"
 """Placeholders: some content, some style.  Adapters give them a meaning; the base has seen them mean anything."""

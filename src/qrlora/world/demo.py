@@ -10,18 +10,18 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from .. import outputs
+from .. import output_files
 from ..adapter import Adapter
 from ..config import TrainConfig
-from ..data import load_picture
 from ..families import Base, open_base
 from ..files import save
 from ..merging import merge
 from ..sampling import generate
 from ..training import Progress, train
-from .atlas import SIZE, contents, true_pictures
+from ..training_example import load_picture
 from .captions import CONTENT, LEARN_CONTENT, STYLE, caption
-from .judges import Verdict, judge
+from .classifiers import Classification, classify
+from .drawings import SIZE, contents, true_pictures
 from .styles import ALL_STYLES
 
 CONTENT_NAME, STYLE_NAME, STYLE_THING, OTHER_THING = "robot", "dusk", "panda", "owl"
@@ -35,11 +35,11 @@ class Row:
 
     title: str
     pictures: Sequence[Image.Image]
-    verdicts: Sequence[Verdict]
+    verdicts: Sequence[Classification]
     content: str = ""
     style: str = ""
 
-    def right(self, verdict: Verdict) -> bool | None:
+    def right(self, verdict: Classification) -> bool | None:
         """Whether a verdict names all that is known of this row; None if nothing is."""
         known = [(verdict.content, self.content), (verdict.style, self.style)]
         return all(said == true for said, true in known if true) if any(true for _, true in known) else None
@@ -56,8 +56,8 @@ def to_tensor(pictures: Sequence[Image.Image]) -> Tensor:
     return torch.from_numpy(np.stack([np.asarray(p, dtype=np.float32) for p in fitted])).permute(0, 3, 1, 2) / 255
 
 
-def judged(title: str, pictures: Sequence[Image.Image], content: str = "", style: str = "") -> Row:
-    return Row(title, pictures, judge(to_tensor(pictures)), content, style)
+def classified(title: str, pictures: Sequence[Image.Image], content: str = "", style: str = "") -> Row:
+    return Row(title, pictures, classify(to_tensor(pictures)), content, style)
 
 
 def true_image(content: str, style: str) -> Image.Image:
@@ -75,7 +75,7 @@ class Lesson:
 
 
 def _written(picture: Image.Image, path: Path, overwrite: bool) -> None:
-    with outputs.atomic(path, overwrite) as file:
+    with output_files.atomic(path, overwrite) as file:
         picture.save(file, "PNG")
 
 
@@ -181,14 +181,16 @@ def _rows(
     size = base.defaults.resolution
     inputs = [load_picture(lesson.image, size).image for lesson in about]
     rows = [
-        judged("content picture", inputs[:1], thing.content, thing.style),
-        judged("style picture", inputs[1:], manner.content, manner.style),
+        classified("content picture", inputs[:1], thing.content, thing.style),
+        classified("style picture", inputs[1:], manner.content, manner.style),
     ]
     for k, (title, prompt, adapter, true_content, true_style) in enumerate(draws):
         if on_stage:
             on_stage("drawing", k / len(draws))
         pictures = generate(base, prompt, [(adapter, 1.0)], count=count, seed=seed)
-        rows.append(judged(f"{title}: “{prompt}”", pictures, true_content, true_style))
+        rows.append(classified(f"{title}: “{prompt}”", pictures, true_content, true_style))
     if thing.content in contents() and manner.style in ALL_STYLES:
-        rows.append(judged("the true picture", [true_image(thing.content, manner.style)], thing.content, manner.style))
+        rows.append(
+            classified("the true picture", [true_image(thing.content, manner.style)], thing.content, manner.style)
+        )
     return rows

@@ -20,10 +20,10 @@ from torch import nn
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 from transformers.utils import logging
 
-from . import training_set
-from .models import BASES, BLUEPRINTS
+from . import pretraining_set
+from .base_architectures import BASES, BLUEPRINTS
 from .pretraining_run import Batch, Pretraining, Run, draw_batch, finished, step
-from .training_set import TrainingSet
+from .pretraining_set import TrainingSet
 
 AHEAD = 4
 """Batches that are drawn while the device is busy."""
@@ -47,12 +47,12 @@ def prepared_set(run: Run, path: Path) -> TrainingSet:
     """The run's training set, from its file or made now and kept there."""
     settings = run.settings
     told = (run.pipe.vae, settings.styled_hands, settings.random, settings.seed)
-    run.training_set = training_set.identity(*told)
+    run.training_set = pretraining_set.identity(*told)
     if path.exists():
-        return training_set.load(path, run.training_set, run.device)
-    data = training_set.build(*told, run.device)
+        return pretraining_set.load(path, run.training_set, run.device)
+    data = pretraining_set.build(*told, run.device)
     temporary = path.with_suffix(".partial")
-    training_set.save(temporary, data, run.training_set)
+    pretraining_set.save(temporary, data, run.training_set)
     temporary.rename(path)
     return data
 
@@ -80,7 +80,7 @@ def pretrain(
     folder.mkdir(parents=True, exist_ok=True)
     begun = time.monotonic()
     run = Run(base, settings, device)
-    data = prepared_set(run, latents or folder / "training_set.safetensors")
+    data = prepared_set(run, latents or folder / "pretraining_set.safetensors")
     if (folder / "last.pt").exists():
         run.load(folder / "last.pt")
     start, started_at, losses = time.monotonic(), run.step, []

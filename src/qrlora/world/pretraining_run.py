@@ -10,12 +10,12 @@ from torch import Tensor, nn
 
 from ..families import FAMILIES
 from ..families.record import Condition
-from ..noise import noising_of
+from ..noising import noising_of
 from ..training import denoising_loss
+from .base_architectures import BASES, BLUEPRINTS, Tokens
 from .captions import training_caption
-from .models import BASES, BLUEPRINTS, Tokens
 from .muon import Muon
-from .training_set import TrainingSet
+from .pretraining_set import TrainingSet
 
 MAY_CHANGE = ("samples", "decay")
 """Settings with which a run may go on that began with others: a run may be lengthened."""

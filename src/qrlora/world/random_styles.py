@@ -13,7 +13,7 @@ from functools import cache
 import torch
 from torch import Generator, Tensor
 
-from .atlas import known_contents, true_pictures
+from .drawings import known_contents, true_pictures
 from .styles import HELD_OUT_STYLES, STYLES, UNIT, Style, blur, cells, edges, gradient, grid, luminance, paper, ramp
 
 LEAST_VARIANCE = 0.006

@@ -10,8 +10,8 @@ from transformers import (
     T5Tokenizer,
 )
 
-from .atlas import contents
 from .captions import CONTENT, STYLE, caption, caption_words
+from .drawings import contents
 from .styles import STYLES
 
 TEXT_LENGTH = 20

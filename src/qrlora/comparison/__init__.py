@@ -1,0 +1,1 @@
+"""Comparisons of fusion methods: jobs that are kept, counted and reported."""

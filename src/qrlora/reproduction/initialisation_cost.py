@@ -1,0 +1,78 @@
+"""Section 5: what it costs to begin, in seconds: our way, the paper's as it is written, and other methods."""
+
+from collections.abc import Iterator
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from ..comparison.figure_data import ReproducedResult
+from ..comparison.summary_tables import Row
+from ..devices import choose_device
+from ..families.blank import blank_base
+from ..families.public import PUBLIC
+from ..linalg import leading_subspace
+from ..methods import METHODS
+from ..rehearsal.blocks import seconds
+from .published_numbers import INITIALISATION
+from .request import ReproductionRequest
+
+STARTS = ("qr", "qr-direct", "pissa", "olora", "lora")
+AS_WRITTEN = "qr, by a whole SVD"
+
+
+def initialisation(request: ReproductionRequest) -> ReproducedResult:
+    """Seconds to start all layers of the content's targets. Of a public model by name no weight is needed."""
+    device = choose_device(request.device)
+    public = request.base in PUBLIC
+    base = blank_base(request.base)[0] if public else request.opened
+    own = base.defaults.for_run("content", "qr")
+    layers = [(x.out_features, x.in_features) for x in base.target_layers(own.targets).values()]
+    weights = _random(layers, device) if public else ((w.float(), 1) for _, w in base.weights(own.targets))
+    rank = request.rank or own.rank
+    took = dict.fromkeys((STARTS[0], AS_WRITTEN, *STARTS[1:]), 0.0)
+    for k, (weight, count) in enumerate(weights):
+        for way in took:
+            took[way] += count * seconds(partial(begin, way, weight, rank), device, 1)
+        if request.on_job is not None:
+            request.on_job(k + 1, len(set(layers)) if public else len(layers), f"{tuple(weight.shape)}", "")
+    about = {"base": request.base, "layers": len(layers), "rank": rank}
+    rows: list[Row] = [{**about, "start": way, "seconds": s, "times qr": s / took["qr"]} for way, s in took.items()]
+    for name, paper in INITIALISATION.items():
+        rows.append(
+            {"base": name, "layers": "", "rank": 64, "start": "the paper's figure", "seconds": paper, "times qr": ""}
+        )
+    notes = (
+        f"On {device}, {torch.get_num_threads()} threads. "
+        + (
+            "One Gaussian weight of each shape, times how many layers have it: such spectra are the slowest for qr. "
+            if public
+            else "Each layer's own weight. "
+        )
+        + f'"{AS_WRITTEN}": equations 3 to 6, with the rest of the weight, which the library never forms.',
+        "Each once, after one run to warm up. A base's directions are kept on disk, so that qr pays once for a base. "
+        "The paper says about 1, 2 and 5 minutes and trains on an A800 GPU. `--base flux-dev` needs no download.",
+    )
+    return ReproducedResult(f"Section 5: the cost of initialisation, {request.base}", rows, notes)
+
+
+def begin(way: str, weight: Tensor, rank: int) -> None:
+    """All that one layer needs before its first update, with its directions if it has any."""
+    if way == AS_WRITTEN:
+        as_written(weight, rank)
+        return
+    side = METHODS[way].side
+    METHODS[way].start(weight, None if side is None else leading_subspace(weight, rank, side), rank, None)
+
+
+def as_written(weight: Tensor, rank: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Q (i, r), R (r, o) and W_comp (o, i) of W (o, i): arXiv 2507.04599, eq. 3-6, in float32."""
+    U, S, Vh = torch.linalg.svd(weight, full_matrices=False)
+    Q, triangle = torch.linalg.qr(Vh[:rank].T * S[:rank])
+    R = triangle @ U[:, :rank].T
+    return Q, R, weight - (Q @ R).T
+
+
+def _random(layers: list[tuple[int, int]], device: torch.device) -> Iterator[tuple[Tensor, int]]:
+    """(a Gaussian weight, how many layers have its shape) for each shape."""
+    return ((torch.randn(shape, device=device), layers.count(shape)) for shape in dict.fromkeys(layers))

@@ -1,0 +1,97 @@
+"""RESULTS: the paper's tables and figures, one name each, on any base."""
+
+import difflib
+import math
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from ..comparison.figure_data import ReproducedResult
+from ..comparison.jobs import versions
+from ..comparison.report import as_csv, check_page, markdown, settings_line
+from ..output_files import atomic
+from .convergence import figure8
+from .gradient_formulas import table2, table3
+from .initialisation_cost import initialisation
+from .matrix_similarity import figure3, figure14, table4
+from .request import ReproductionRequest
+from .several_styles import figure9, figure26
+from .strengths_and_ranks import figure7, figure10
+from .table1 import table1
+
+
+class PaperResult(NamedTuple):
+    """How one result is made."""
+
+    make: Callable[[ReproductionRequest], ReproducedResult]
+    base: str = "tiny-flux"
+    """Where no other is asked for; the built-in one of the paper's own where the result is of one backbone."""
+
+
+RESULTS = {
+    "table1": PaperResult(table1),
+    "table2": PaperResult(table2),
+    "table3": PaperResult(table3),
+    "table4": PaperResult(table4),
+    "figure2": PaperResult(table4),  # the same measurement, drawn
+    "figure3": PaperResult(figure3),
+    "figure5": PaperResult(table1),  # the same pictures, shown
+    "figure7": PaperResult(figure7),
+    "figure8": PaperResult(figure8),
+    "figure9": PaperResult(figure9),
+    "figure10": PaperResult(figure10),
+    "figure14": PaperResult(figure14, "tiny-sdxl"),
+    "figure15": PaperResult(figure14, "tiny-flux"),
+    "figure16": PaperResult(figure14, "tiny-sd3"),
+    "figure17": PaperResult(figure7, "tiny-sdxl"),
+    "figure18": PaperResult(figure7, "tiny-sd3"),
+    "figure19": PaperResult(figure7, "tiny-flux"),
+    "figure20": PaperResult(table1),  # more of figure 5
+    "figure26": PaperResult(figure26),
+    "initialisation": PaperResult(initialisation),  # section 5
+}
+
+
+def reproduce(name: str, request: ReproductionRequest, overwrite: bool = False) -> ReproducedResult:
+    """One result of the paper.
+
+    Args:   overwrite: whether the result of other settings, in the folder, may be replaced.
+    Raises: ValueError: an unknown name; a job that failed.  OSError: no such base, a full disk; see `check_page`.
+    """
+    if name not in RESULTS:
+        near = difflib.get_close_matches(name, RESULTS, n=1)
+        hint = f"did you mean {near[0]!r}? There" if near else "there"
+        raise ValueError(f"no result {name!r} of the paper; {hint} are {', '.join(RESULTS)}")
+    make, base = RESULTS[name]
+    page = request.folder / f"{name}.md"
+    check_page(page, [page.with_suffix(".csv"), page.with_suffix(".png")], _settings(name, request), overwrite)
+    return make(request if request.base else replace(request, base=base))
+
+
+def write(name: str, found: ReproducedResult, request: ReproductionRequest, command: str) -> list[Path]:
+    """NAME.md and NAME.csv in the folder; returns the files."""
+    page = [f"# {found.title}", "", f"`{command}`", "", *(line for note in found.notes for line in (note, ""))]
+    page += [*markdown([{k: shown(v) for k, v in row.items()} for row in found.rows]), ""]
+    page += [_settings(name, request), "", "Versions: " + ", ".join(f"{k} {v}" for k, v in versions().items()), ""]
+    written = []
+    for ending, text in ((".md", "\n".join(page)), (".csv", as_csv(found.rows))):  # it says whose the others are
+        written.append(request.folder / f"{name}{ending}")
+        with atomic(written[-1]) as file:
+            file.write(text.encode())
+    return written
+
+
+def _settings(name: str, request: ReproductionRequest) -> str:
+    """What a result was made with."""
+    told = {key: getattr(request, key) for key in ("base", "pairs", "seed", "rank", "steps", "encoders", "device")}
+    return settings_line({**told, "base": request.base or RESULTS[name].base})
+
+
+def shown(value: Any) -> str:
+    """A value for a page: numbers short, NaN as a dash."""
+    if not isinstance(value, float):
+        return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value)
+    if math.isnan(value):
+        return "-"
+    return f"{value:.1e}" if value and abs(value) < 1e-3 else f"{value:.4g}"

@@ -1,0 +1,48 @@
+"""Table 1 with figures 5 and 20: the paper's methods side by side."""
+
+import statistics
+
+from ..comparison import contact_sheet
+from ..comparison.figure_data import ReproducedResult, Sheet
+from ..comparison.summary_tables import Findings, Row, findings
+from .published_numbers import TABLE_1, TABLE_1_SCORES
+from .request import ReproductionRequest
+
+
+def table1(request: ReproductionRequest) -> ReproducedResult:
+    """Scores down and methods across, as in the paper, whose own columns for this backbone follow.
+
+    Beside its methods `lora`, the plain sum, is run on every base; none and oracle are the ends of the scale.
+    """
+    papers = TABLE_1.get(request.opened.family.name, {})
+    account = request.study(tuple(dict.fromkeys((*papers, "lora", "qr"))))
+    found = findings(account)
+    scores = {row["score"]: _papers_name(row["score"]) for row in found.table}
+    scores |= {name: name for name in TABLE_1_SCORES if name not in scores.values()}
+    rows: list[Row] = []
+    for score, known_as in scores.items():
+        ours = {method: _cell(found, method, score) for method in account.study.variants}
+        theirs = {f"paper: {m}": dict(zip(TABLE_1_SCORES, x, strict=True)).get(known_as, "") for m, x in papers.items()}
+        rows.append({"score": score, **ours, **theirs})
+    count = len(found.pictures) // len(account.study.variants)
+    notes = (
+        f"{account.counts}. Mean ± standard deviation over {count} pictures of each method; the paper has 64. "
+        "For intervals over pairs and paired differences run `qrlora bench fusion` in this folder with the same "
+        "settings: it finds the same jobs done.",
+        "DINO and CLIP need --encoders. They compare with the style (-S) and the content picture (-C), so that a copy "
+        "of either scores 1. The other scores are those of `bench fusion`. Nobody was asked for ratings.",
+    )
+    title = f"Table 1, figures 5 and 20: methods on {request.base}"
+    return ReproducedResult(title, rows, notes, Sheet(contact_sheet.lines(account)))
+
+
+def _cell(found: Findings, method: str, score: str) -> str:
+    """ "0.694 ± 0.084"; "" where the score was not measured."""
+    values = [row[score] for row in found.pictures if row["method"] == method and score in row]
+    return f"{statistics.fmean(values):.3f} ± {statistics.pstdev(values):.3f}" if values else ""
+
+
+def _papers_name(score: str) -> str:
+    """What the paper calls a score: "dino-vits16-S" -> "DINO-S"; "": it has no such one."""
+    network, _, side = score.rpartition("-")
+    return next((f"{name}-{side}" for name in ("DINO", "CLIP") if network.lower().startswith(name.lower())), "")

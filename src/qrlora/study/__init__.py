@@ -1,1 +1,0 @@
-"""Studies: what is compared with what, done as jobs that are kept, counted and reported."""

@@ -1,0 +1,53 @@
+"""A bar for whoever calls `train` where it can be seen: in a terminal or a notebook.  [tqdm]"""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from .training_loop import Progress
+
+Heard = tuple[Callable[[Progress], Any], Callable[[str, float], Any]]
+"""on_step and on_stage of `train`."""
+
+
+def is_seen() -> bool:
+    """Whether somebody watches: standard error is a terminal, or Python runs behind a notebook."""
+    shell = getattr(sys.modules.get("IPython"), "get_ipython", lambda: None)()
+    return sys.stderr.isatty() or "IPKernelApp" in getattr(shell, "config", ())
+
+
+@contextlib.contextmanager
+def shown(
+    name: str, on_step: Callable[[Progress], Any] | None, on_stage: Callable[[str, float], Any] | None
+) -> Iterator[Heard]:
+    """A bar on standard error for the length of a `with`: what is being prepared, then updates done, time left, loss.
+
+    Yields: on_step and on_stage that move it and call the caller's own.
+    """
+    from tqdm.auto import tqdm
+
+    # without a total there is no bar, only what is being done and since when
+    with tqdm(desc=name, unit="step", dynamic_ncols=True, bar_format="{desc} [{elapsed}]") as line:
+
+        def stage(what: str, share: float) -> None:
+            said = f"{name}: {what}{f' {share:.0%}' if share else ''}"
+            if said != line.desc:
+                line.set_description_str(said)
+            if on_stage is not None:
+                on_stage(what, share)
+
+        def step(progress: Progress) -> None:
+            if line.total != progress.steps:
+                line.bar_format = None
+                line.set_description(name, refresh=False)
+                line.reset(progress.steps)  # the time left counts from here; a resumed run's past does not
+                line.initial = line.n = line.last_print_n = progress.step - 1
+            line.set_postfix(loss=f"{progress.loss:.4f}", refresh=False)
+            line.update()
+            if on_step is not None:
+                on_step(progress)
+
+        yield step, stage
