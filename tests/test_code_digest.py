@@ -58,7 +58,7 @@ def test_code_is_another_when_it_does_something_else_not_when_it_says_something_
     assert digests[0] == digests[1] != digests[2]
 
 
-@pytest.mark.parametrize("module", [jobs.LEARNING, jobs.DRAWING, "study.convergence"])
+@pytest.mark.parametrize("module", [jobs.LEARNING, jobs.DRAWING, "reproduction.convergence"])
 def test_what_the_files_of_a_closure_import_is_in_it(module):
     """By the imports that the plan of the house finds; a name behind the last dot may be no module."""
     held = names(code_digest.closure(module))

@@ -22,7 +22,7 @@ from qrlora.contrastive_directions import (
 )
 from qrlora.families import FAMILIES, open_base
 from qrlora.families.blank import blank_base
-from qrlora.injection.inject_adapter import apply
+from qrlora.injection.inject_adapter import inject
 from qrlora.linalg import leading_subspace, principal_angles
 from qrlora.merging import merge
 from qrlora.training import train
@@ -205,7 +205,7 @@ def test_adapters_of_two_spans_merge_by_stack_and_sum_says_so(tmp_path):
 
 def test_a_lone_model_has_no_lesson_to_choose_by():
     with pytest.raises(ValueError, match="a picture and a prompt"):
-        apply(nn.Sequential(nn.Linear(8, 8)), "0", 2, "qr-contrast")
+        inject(nn.Sequential(nn.Linear(8, 8)), "0", 2, "qr-contrast")
 
 
 def test_rank_above_a_layer_is_refused_before_anything_long(tmp_path):
