@@ -89,7 +89,7 @@ def remember() -> None:
     def look() -> None:
         HELD["before"] = stored()
         named = {f"lora_unet_{name.replace('.', '_')}": x for name, x in HELD["model"].named_modules()}
-        HELD["weights"] = {name: plainly(x) for name, x in named.items() if hasattr(x, "weight")}
+        HELD["weights"] = {name: plainly(x) for name, x in named.items() if getattr(x, "weight", None) is not None}
 
     zimage_model.load_zimage_model = load
     sys.path.append(str(SOURCE))  # as theirs does

@@ -142,7 +142,9 @@ def remember() -> None:
     named = {
         f"lora_{part}_{k.replace('.', '_')}": x for part in PARTS if part in HELD for k, x in HELD[part].named_modules()
     }
-    HELD["weights"] = {name: x.weight.detach().clone() for name, x in named.items() if hasattr(x, "weight")}
+    HELD["weights"] = {
+        name: x.weight.detach().clone() for name, x in named.items() if getattr(x, "weight", None) is not None
+    }
 
 
 def held() -> dict[str, dict[str, Tensor]]:

@@ -9,9 +9,9 @@ import functools
 import importlib
 from typing import Any
 
+from .freezing import AdaptedLayer, freeze_layers
 from .kohya import check, pairs_of
 from .peft import weight_of
-from .start import Layer, start
 
 TRAINER = "extensions_built_in.sd_trainer.DiffusionTrainer"
 
@@ -42,18 +42,22 @@ class QRLoRA:
 
 
 def without_A(network: Any, params: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Freeze a network. Returns the optimizer's groups without its A. Raises ValueError: see `start`; no network."""
+    """Freeze a network.
+
+    Returns: the optimizer's groups without its A.
+    Raises:  ValueError: no network; one that is no plain LoRA's; as `freeze_layers`.
+    """
     if network is None:
         raise ValueError("type: qrlora needs a network of type lora in the job's yaml")
     check(network)
     loras = [*network.text_encoder_loras, *network.unet_loras]
     layers = [
-        Layer(lora.lora_name, *pair, functools.partial(weight_of, lora.org_module[0]))
+        AdaptedLayer(lora.lora_name, *pair, functools.partial(weight_of, lora.org_module[0]))
         for lora in loras
         for pair in pairs_of(lora)
     ]
     frozen = {id(layer.down.weight) for layer in layers}
-    start(layers)
+    freeze_layers(layers)
     return [{**group, "params": [x for x in group["params"] if id(x) not in frozen]} for group in params]
 
 

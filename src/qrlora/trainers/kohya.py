@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .start import Layer, start
+from .freezing import AdaptedLayer, freeze_layers
 
 MAKERS = (
     "create_network",
@@ -33,9 +33,9 @@ class Frozen:
     unet_loras: list[Any]
 
     def apply_to(self, text_encoder: Any, unet: Any, apply_text_encoder: bool = True, apply_unet: bool = True) -> None:
-        """Theirs, after the LoRAs that will be used have got their directions. Raises ValueError: see `start`."""
+        """Theirs, after the LoRAs that will be used have got their directions. Raises as `freeze_layers` does."""
         used = (self.text_encoder_loras if apply_text_encoder else []) + (self.unet_loras if apply_unet else [])
-        start([layer for lora in used for layer in layers_of(lora)])
+        freeze_layers([layer for lora in used for layer in layers_of(lora)])
         super().apply_to(text_encoder, unet, apply_text_encoder, apply_unet)  # pyright: ignore
 
     def apply_max_norm_regularization(self, max_norm_value: float, device: Any) -> Any:
@@ -108,17 +108,17 @@ def pairs_of(lora: Any) -> Iterable[tuple[Any, Any]]:
     return zip(lora.lora_down, lora.lora_up, strict=True) if split else [(lora.lora_down, lora.lora_up)]
 
 
-def layers_of(lora: Any) -> list[Layer]:
+def layers_of(lora: Any) -> list[AdaptedLayer]:
     """One for each pair, with its part of the weight."""
     pairs = list(pairs_of(lora))
     if len(pairs) == 1:
-        return [Layer(lora.lora_name, *pairs[0], functools.partial(weight_of, lora.org_module))]
+        return [AdaptedLayer(lora.lora_name, *pairs[0], functools.partial(weight_of, lora.org_module))]
     heights = [len(up.weight) for _, up in pairs]
 
     def part(k: int) -> Tensor:
         return weight_of(lora.org_module).split(heights)[k]
 
-    return [Layer(f"{lora.lora_name}.{k}", *pair, functools.partial(part, k)) for k, pair in enumerate(pairs)]
+    return [AdaptedLayer(f"{lora.lora_name}.{k}", *pair, functools.partial(part, k)) for k, pair in enumerate(pairs)]
 
 
 def weight_of(module: Any) -> Tensor:

@@ -19,7 +19,7 @@ from peft.utils.integrations import dequantize_module_weight
 from torch import Tensor, nn
 
 from ..files.peft import BESIDE
-from .start import Layer, start
+from .freezing import AdaptedLayer, freeze_layers
 
 
 def freeze(model: nn.Module, adapter: str = "default") -> None:
@@ -30,7 +30,7 @@ def freeze(model: nn.Module, adapter: str = "default") -> None:
 
     Args:   model: of any library; its base may be quantised, if PEFT can dequantise it.
     Raises: ValueError: no such adapter, a layer with more than a plain A and B or that began within the weight, naming
-            it; and as `start.start`.
+            it; and as `freezing.freeze_layers`.
     """
     config = getattr(model, "peft_config", {}).get(adapter)
     begun = getattr(config, "init_lora_weights", True)
@@ -41,7 +41,7 @@ def freeze(model: nn.Module, adapter: str = "default") -> None:
     if not layers:
         others = sorted({other for module in worn.values() for other in _adapters(module)})
         raise ValueError(f"the model wears no LoRA of PEFT named {adapter!r}; there are: {', '.join(others) or 'none'}")
-    start(layers)
+    freeze_layers(layers)
 
 
 def everywhere() -> list[str]:
@@ -95,7 +95,7 @@ def _adapters(module: Any) -> list[str]:
     return [*module.lora_A, *module.lora_embedding_A]
 
 
-def _layer(name: str, module: Any, adapter: str) -> Layer:
+def _layer(name: str, module: Any, adapter: str) -> AdaptedLayer:
     """A layer's LoRA. Raises ValueError: an embedding's, a parameter's, or one that does more than B A."""
     more = getattr(module, "lora_variant", {}).get(adapter)
     if adapter not in module.lora_A or hasattr(module, "parameter_name") or more:
@@ -104,7 +104,7 @@ def _layer(name: str, module: Any, adapter: str) -> Layer:
             f"{name}: a {kind} of PEFT {peft.__version__} is no plain LoRA of a layer's weight; leave it out"
         )
     weight = functools.partial(weight_of, module.get_base_layer(), getattr(module, "fan_in_fan_out", False))
-    return Layer(name.removeprefix("base_model.model."), module.lora_A[adapter], module.lora_B[adapter], weight)
+    return AdaptedLayer(name.removeprefix("base_model.model."), module.lora_A[adapter], module.lora_B[adapter], weight)
 
 
 if __name__ == "__main__":

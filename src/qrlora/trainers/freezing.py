@@ -22,7 +22,7 @@ PLAIN = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
 """What A and B of a plain LoRA are the weights of."""
 
 
-class Layer(NamedTuple):
+class AdaptedLayer(NamedTuple):
     """One layer's LoRA, and what it is beside."""
 
     name: str
@@ -39,7 +39,7 @@ class Layer(NamedTuple):
         return len(self.up.weight), self.down.weight[0].numel()
 
 
-def start(layers: Sequence[Layer]) -> None:
+def freeze_layers(layers: Sequence[AdaptedLayer]) -> None:
     """Give every LoRA its A, a buffer, and its B, a parameter, both float32: Q^T and zero; or what they hold, where B
     is not zero, as after a file was loaded. Q comes from the cache, or is found on a GPU if there is one.
 
@@ -60,10 +60,10 @@ def start(layers: Sequence[Layer]) -> None:
         theirs = layer.down.weight.detach()
         A = theirs if layer.name in learnt else Q[layer.name].T
         layer.up.float()
-        hold(layer.down, A.to(theirs.device, torch.float32).reshape(theirs.shape).contiguous())
+        as_buffer(layer.down, A.to(theirs.device, torch.float32).reshape(theirs.shape).contiguous())
 
 
-def hold(down: Any, A: Tensor) -> None:
+def as_buffer(down: Any, A: Tensor) -> None:
     """Make A the weight of a layer as a buffer, which takes another A only if that spans it."""
     if isinstance(down.weight, nn.Parameter):
         del down.weight
@@ -89,7 +89,7 @@ def _check_loaded(down: Any, state: Mapping[str, Tensor], prefix: str, *_: Any) 
         check_span(prefix.removesuffix("."), A, down.weight)
 
 
-def _check(layer: Layer) -> None:
+def _check(layer: AdaptedLayer) -> None:
     """Raises ValueError: a LoRA of more than two matrices, without numbers, or of a rank that its layer has not."""
     if not isinstance(layer.down, PLAIN) or not isinstance(layer.up, PLAIN):
         kinds = f"{type(layer.down).__name__} and {type(layer.up).__name__}"
@@ -103,7 +103,7 @@ def _check(layer: Layer) -> None:
         )
 
 
-def _directions(layers: Mapping[str, Layer], rank: int) -> Mapping[str, Tensor]:
+def _directions(layers: Mapping[str, AdaptedLayer], rank: int) -> Mapping[str, Tensor]:
     """{name: Q}."""
 
     def read(name: str) -> Tensor:
