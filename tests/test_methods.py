@@ -3,8 +3,9 @@
 import pytest
 import torch
 
+from qrlora.basis import Basis, Weights
 from qrlora.linalg import leading_subspace
-from qrlora.methods import METHODS, minor_directions, slot_directions
+from qrlora.methods import METHODS, DirectionSources, minor_directions, slot_directions
 
 W = torch.randn(24, 16, generator=torch.Generator().manual_seed(0))
 RANK = 5
@@ -162,3 +163,21 @@ def test_two_adapters_that_start_within_the_weight_do_not_count_it_twice(name):
     adapter = Adapter({"to_q": pair}, Header(method=name, rank=RANK))
     assert merge([adapter, adapter], (1, 1), "stack").dense("to_q").abs().max() < 1e-5
     assert (start.B @ start.A).abs().max() > 0.1
+
+
+def test_a_method_says_itself_which_directions_it_starts_from():
+    """Each row's `directions` gives the Q of its docstring, and reads no weight where none is needed."""
+    W, read = torch.randn(6, 8, generator=torch.Generator().manual_seed(0)), []
+    weights = Weights({"layer": (6, 8)}, lambda layer: read.append(layer) or W)
+    marks = {side: torch.full((8, 2), float(side)) for side in (1, 2)}
+    sources = DirectionSources(
+        weights, 2, 1, lambda: Basis({"layer": marks[1]}, 2, "input"), lambda: {"layer": marks[2]}
+    )
+
+    def Q(method):
+        return METHODS[method].directions(sources).Q["layer"]
+
+    assert Q("qr") is marks[1] and Q("pissa") is marks[1] and Q("qr-contrast") is marks[2]
+    assert torch.equal(Q("ortha"), slot_directions(8, 2, 1)) and not read
+    assert torch.equal(Q("qr-minor"), minor_directions(W, 2)) and read == ["layer"]
+    assert [name for name, row in METHODS.items() if row.needs_example] == ["qr-contrast"]

@@ -4,13 +4,13 @@ Letters: o outputs, i inputs, r rank. Every method's update of a weight W (o, i)
 A (r, i) and B (o, r), so that every method lives in an ordinary LoRA layer and file.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from torch import Tensor
 
+from .basis import Basis, Weights
 from .linalg import is_finite
 
 
@@ -31,6 +31,44 @@ class InitialFactors:
 
 
 @dataclass(frozen=True)
+class DirectionSources:
+    """What a method's directions can be found from; each method reads what it needs."""
+
+    weights: Weights
+    """The target layers' weights (o, i)."""
+    rank: int
+    slot: int
+    """Block of the random orthogonal basis, of ortha."""
+    leading: Callable[[], Basis]
+    """() -> the leading singular vectors on the method's side; a caller may keep them on disk."""
+    contrast: Callable[[], Mapping[str, Tensor]] = dict
+    """() -> {layer: Q (i, r)} that the training example excites and ordinary prompts do not."""
+
+
+def leading_directions(sources: DirectionSources) -> Basis:
+    """The leading singular vectors of each weight, on the method's side."""
+    return sources.leading()
+
+
+def minor_input_directions(sources: DirectionSources) -> Basis:
+    """The weakest input directions of each weight, see `minor_directions`."""
+    Q = {layer: minor_directions(weight, sources.rank) for layer, weight in sources.weights}
+    return Basis(Q, sources.rank, "input")
+
+
+def orthogonal_slot(sources: DirectionSources) -> Basis:
+    """One block of columns of a random orthogonal basis for each layer, see `slot_directions`; no weight is read."""
+    rank, slot = sources.rank, sources.slot
+    Q = {layer: slot_directions(inputs, rank, slot) for layer, (_, inputs) in sources.weights.layers.items()}
+    return Basis(Q, rank, "input")
+
+
+def contrastive_directions(sources: DirectionSources) -> Basis:
+    """What the training example sends into each layer and ordinary prompts do not."""
+    return Basis(sources.contrast(), sources.rank, "input")
+
+
+@dataclass(frozen=True)
 class Method:
     """One row of METHODS."""
 
@@ -48,9 +86,12 @@ class Method:
     """True: the start looks at the weight's numbers, not at its shape alone."""
     triangular: bool = False
     """True: only the entries on and above the diagonal of the learning factor learn."""
-    directions: Literal["leading", "minor", "slot", "contrast"] = "leading"
-    """What Q is, where `side` says that there is one: the weight's leading or weakest singular vectors, a block of
-    columns of one random orthogonal basis (`slot_directions`), or what the lesson sends into the layer (`contrast`)."""
+    directions: Callable[[DirectionSources], Basis] = leading_directions
+    """Where Q comes from; called only where `side` says that there is one."""
+    needs_example: bool = False
+    """True: Q depends on the training example and on ordinary prompts, which a lone model lacks."""
+    shares_basis: bool = True
+    """True: other adapters can have the same Q, and the header names it by its digest."""
 
     @property
     def frozen_side(self) -> str | None:
@@ -137,13 +178,6 @@ def ortha(weight: Tensor, Q: Tensor | None, rank: int, generator: torch.Generato
     return qr(weight, Q, rank, generator)
 
 
-def weight_directions(method: Method, weights: Iterable[tuple[str, Tensor]], rank: int, slot: int) -> dict[str, Tensor]:
-    """{layer: Q} of a method whose directions hang on one weight alone and are worth no cache, "minor" and "slot"."""
-    if method.directions == "slot":
-        return {layer: slot_directions(weight.shape[1], rank, slot) for layer, weight in weights}
-    return {layer: minor_directions(weight, rank) for layer, weight in weights}
-
-
 def slot_directions(size: int, rank: int, slot: int) -> Tensor:
     """Columns slot r .. (slot + 1) r of one orthogonal basis, the same for every adapter of that size and rank.
 
@@ -226,9 +260,24 @@ METHODS: dict[str, Method] = {
         ),
         Method("qr-direct", "input", False, qr_direct, "arXiv 2507.04599, section 4.3 and figure 8", reads=True),
         Method("lora", None, False, lora, "arXiv 2106.09685"),
-        Method("qr-contrast", "input", True, qr, "docs/findings.md", directions="contrast"),
-        Method("qr-minor", "input", True, qr, "qr on the directions of arXiv 2406.09044", directions="minor"),
-        Method("ortha", "input", True, ortha, "arXiv 2312.02432", directions="slot"),
+        Method(
+            "qr-contrast",
+            "input",
+            True,
+            qr,
+            "docs/findings.md",
+            directions=contrastive_directions,
+            needs_example=True,
+        ),
+        Method(
+            "qr-minor",
+            "input",
+            True,
+            qr,
+            "qr on the directions of arXiv 2406.09044",
+            directions=minor_input_directions,
+        ),
+        Method("ortha", "input", True, ortha, "arXiv 2312.02432", directions=orthogonal_slot, shares_basis=False),
         Method("pissa", "input", False, pissa, "arXiv 2404.02948", reads=True),
         Method("olora", None, False, olora, "arXiv 2406.01775", reads=True),
     )

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ..basis import Basis, Weights
-from ..methods import InitialFactors, Method, weight_directions
+from ..methods import DirectionSources, InitialFactors, Method
 
 
 def initial_factors(
@@ -29,15 +29,8 @@ def initial_factors(
     Raises:  ValueError: as `leading` and `contrast`, and a rank or slot that does not fit a layer.
     """
     shapes = [(layer, torch.empty(shape, device="meta")) for layer, shape in weights.layers.items()]
-    basis, own = None, {}
-    if method.directions == "slot":
-        own = weight_directions(method, shapes, rank, slot)
-    elif method.directions == "minor":
-        basis = Basis(weight_directions(method, weights, rank, slot), rank, "input")
-    elif method.directions == "contrast":
-        basis = Basis(contrast(), rank, "input")
-    elif method.side is not None:
-        basis = leading()
-    directions = basis.Q if basis else own
+    basis = method.directions(DirectionSources(weights, rank, slot, leading, contrast)) if method.side else None
     each = weights if method.reads else shapes
-    return {layer: method.start(weight, directions.get(layer), rank, generator) for layer, weight in each}, basis
+    Q = basis.Q if basis else {}
+    factors = {layer: method.start(weight, Q.get(layer), rank, generator) for layer, weight in each}
+    return factors, basis if method.shares_basis else None

@@ -75,7 +75,7 @@ def inject(
     if not layers or method not in METHODS:
         known = f"methods: {', '.join(METHODS)}"
         raise ValueError(f"attach needs targets and a method, got {targets!r} and {method!r}; {known}")
-    if METHODS[method].directions == "contrast":
+    if METHODS[method].needs_example:
         raise ValueError(f"{method} finds its directions by a picture and a prompt, which a lone model lacks: use qr")
     shapes = {layer: (linear.out_features, linear.in_features) for layer, linear in layers.items()}
     row, weights = METHODS[method], Weights(shapes, original or (lambda layer: _plain(layer, layers[layer])))

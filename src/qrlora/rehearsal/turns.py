@@ -26,7 +26,7 @@ def opening(task: Task, spare: Mapping[str, nn.Module]) -> dict[str, int]:
     texts = [spare[name] for name in task.base.family.text_parts if name in spare]
     side = task.side * task.base.pipe.vae_scale_factor
     method = METHODS.get(task.config.method)
-    rows = AT_ONCE if method and method.directions == "contrast" else 1
+    rows = AT_ONCE if method and method.needs_example else 1
     read = max((_alive([part], lambda p=part: p(_words(task, p, rows))) for part in texts), default=0)
     vae: Any = spare["vae"]
     seen = _alive([vae], lambda: vae.encode(torch.empty(1, 3, side, side)))

@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor, nn
 
+from ..basis import Basis, Weights
 from ..comparison.figure_data import ReproducedResult
 from ..comparison.summary_tables import Row
 from ..families import Base
@@ -10,7 +11,7 @@ from ..families.blank import blank_base
 from ..injection import initialise
 from ..layouts import LAYOUTS
 from ..linalg import leading_subspace
-from ..methods import METHODS, slot_directions
+from ..methods import METHODS, DirectionSources
 from .request import ReproductionRequest
 
 FORWARD = {
@@ -67,9 +68,11 @@ def _checked(method: str, weight: Tensor, rank: int, generator: torch.Generator)
     outputs, inputs = weight.shape
     x, target = (torch.randn(16, size, generator=generator) for size in (inputs, outputs))
     row = METHODS[method]
-    Q = None if row.side is None else leading_subspace(weight, rank, row.side)
-    if row.directions == "slot":
-        Q = slot_directions(inputs, rank, 0)
+    weights = Weights({"layer": (outputs, inputs)}, lambda _layer: weight)
+    sources = DirectionSources(
+        weights, rank, 0, lambda: Basis({"layer": leading_subspace(weight, rank, row.side or "")}, rank, row.side or "")
+    )
+    Q = row.directions(sources).Q["layer"] if row.side else None
     layer = nn.Linear(inputs, outputs, bias=False)
     layer.weight.data.copy_(weight)
     model = nn.ModuleDict({"layer": layer})

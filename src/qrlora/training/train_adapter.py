@@ -101,7 +101,7 @@ def _train(
             remove(config.checkpoints, whose, config.steps, config.decay)
         return done
     try_size(config, base)
-    asks = config.method in METHODS and METHODS[config.method].directions == "contrast"
+    asks = config.method in METHODS and METHODS[config.method].needs_example
     ordinary = ordinary_prompts(config) if asks else []
     example = prepare(base, picture, config.prompt, ordinary)
     preview = _preview(config, base) if config.preview_every else None
