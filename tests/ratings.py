@@ -52,9 +52,9 @@ def table(folder: Path, methods: tuple[str, ...] = ("qr-secretname", "lora-secre
     return path
 
 
-def folder(where: Path, **told: Any) -> Path:
-    """A whole study's folder: 2 methods, 4 pairs."""
-    new(table(where), where / "study", **{"raters": 4, "simulations": 2, **told})
+def folder(where: Path, pairs: int = 4, **told: Any) -> Path:
+    """A whole study's folder: 2 methods."""
+    new(table(where, pairs=pairs), where / "study", **{"raters": 4, "simulations": 2, **told})
     return where / "study"
 
 

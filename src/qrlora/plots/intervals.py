@@ -28,7 +28,7 @@ def intervals(
           limits: of x; None: what the estimates need.
     """
     rows = [len(panel) for panel in panels.values()]
-    height = sum(rows) * ROW + len(rows) * 0.55 + (0.9 if title else 0.5)
+    height = sum(rows) * ROW + len(rows) * 0.4 + (0.8 if title else 0.5)
     figure = _blank(7, height, layout="constrained")
     if title:
         figure.suptitle(literal(title), fontsize=11, color=INK, weight="bold")
@@ -48,8 +48,7 @@ def intervals(
         ax.grid(axis="x", color="#e5e5e5", linewidth=0.8)
         ax.set_axisbelow(True)
         ax.tick_params(length=0, labelsize=8)
-        for side in ("top", "right", "left"):
-            ax.spines[side].set_visible(False)
+        ax.spines[:].set_visible(False)
     if limits is not None:
         axes[-1].set_xlim(*limits)
     axes[-1].set_xlabel(x_label, fontsize=8, color=INK)

@@ -57,6 +57,8 @@ def _shown(rows: Sequence[Row]) -> tuple[list[str], list[list[str]]]:
 def cell(row: Row, name: str) -> str:
     """A value for a page, an estimate with its interval."""
     value = row[name]
+    if name in ("raters", "inputs") and value == 0 and "answers" in row:
+        return ""
     if isinstance(value, float):
         low, high = (row.get(x, math.nan) for x in HIDDEN)
         if math.isnan(value):
@@ -97,7 +99,7 @@ def _drawn(plan: Plan, tables: dict[str, list[Row]]) -> dict[str, Any]:
     )
     for name, label, told in wanted:
         if shown := panels(name, label):
-            figures[name] = plots.intervals(shown, title=TABLES[name], **told)
+            figures[name] = plots.intervals(shown, **told)
     return figures
 
 

@@ -14,6 +14,8 @@ from urllib.parse import urlsplit
 import uvicorn
 
 LOOPBACK = "127.0.0.1"
+THINKING = 75
+"""Seconds that a connection stays open between two requests, as nginx keeps it: people look before they answer."""
 NAMES = (LOOPBACK, "localhost", "::1")
 """What a browser on this machine calls it."""
 
@@ -82,6 +84,7 @@ def serve(apps: Sequence[tuple[Any, Listener]], on_ready: Callable[[], Any] = la
                 "lifespan": "off",
                 "ws": "none",
             }
+            told["timeout_keep_alive"] = THINKING
             config = uvicorn.Config(app, proxy_headers=bool(trusted), forwarded_allow_ips=trusted, **told)
             servers.append((uvicorn.Server(config), listener.socket))
         running = [asyncio.create_task(server.serve(sockets=[taken])) for server, taken in servers]

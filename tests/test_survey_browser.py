@@ -1,0 +1,162 @@
+"""Raters and the researcher in a real browser: Debian's chromium. Skipped where there is none; CI installs it."""
+
+import re
+
+import pytest
+from axe_playwright_python.sync_playwright import Axe
+from playwright.sync_api import sync_playwright
+
+import ratings
+import servers
+from qrlora.survey.store import Study
+
+pytestmark = pytest.mark.skipif(servers.CHROMIUM is None, reason="no chromium here")
+PHONE = {"viewport": {"width": 390, "height": 844}, "is_mobile": True, "has_touch": True}
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    """A study with sheets of 12 pages."""
+    folder = ratings.folder(tmp_path_factory.mktemp("study"), raters=20)
+    text = (folder / "plan.toml").read_text()
+    for name, value in {"inputs": 2, "comparisons": 2, "checks": 1, "repeats": 1}.items():
+        text = re.sub(rf"(?m)^{name} = \d+", f"{name} = {value}", text)
+    (folder / "plan.toml").write_text(text)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def served(made):
+    with servers.survey(made) as (raters, researcher, _):
+        yield raters, researcher
+
+
+@pytest.fixture(scope="module")
+def chromium():
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=servers.CHROMIUM, args=list(servers.FLAGS))
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def window(chromium, served):
+    """Opens windows; at the end none has asked another host, or complained on its console."""
+    contexts, wrong = [], []
+
+    def opened(**told):
+        contexts.append(chromium.new_context(**told))
+        page = contexts[-1].new_page()
+        known = tuple(address.split("/?")[0] for address in served)
+        page.on("request", lambda x: None if x.url.startswith(known) else wrong.append(x.url))
+        page.on("console", lambda x: wrong.append(x.text) if x.type in ("error", "warning") else None)
+        page.on("pageerror", lambda x: wrong.append(str(x)))
+        return page
+
+    yield opened
+    for context in contexts:
+        context.close()
+    assert wrong == []
+
+
+def clean(page):
+    """axe-core finds nothing to say about a page."""
+    found = Axe().run(page).response["violations"]
+    assert [(x["id"], [node["target"] for node in x["nodes"]]) for x in found] == []
+
+
+def begin(page, address):
+    page.goto(address)
+    page.check("input[name=consent]")
+    page.click("main button")
+    page.click("main button")  # tells nothing about oneself
+
+
+def place(page):
+    return int(re.search(r"/item/(\d+)", page.url)[1])
+
+
+def test_a_rater_by_keys_in_light_and_dark(window, served, made):
+    page = window(color_scheme="dark")
+    page.goto(served[0])
+    clean(page)
+    begin(page, served[0])
+    looked = set()
+    while not page.url.endswith("/thanks"):
+        here, levels = page.url, page.query_selector(".stage.levels") is not None
+        sizes = page.eval_on_selector_all(".stage img", "all => all.map(x => [x.width, x.height])")
+        assert len({tuple(x) for x in sizes}) == 1, "pictures that are compared are of one size"
+        if levels not in looked:
+            looked.add(levels)
+            clean(page)
+            page.emulate_media(color_scheme="light")
+            clean(page)
+        if levels:
+            for key in ("3", "4", "1", "Enter"):
+                page.keyboard.press(key)
+        else:
+            page.keyboard.press("ArrowRight")
+        page.wait_for_url(lambda url, here=here: url != here)
+    clean(page)
+    assert looked == {True, False} and page.locator("strong code").inner_text()
+    study = Study(made)
+    who = next(x for x in study.everything()[0] if x["finished"])
+    sheet = {entry.item: entry for entry in study.sheets[who["sheet"]]}
+    for x in study.everything()[1]:
+        if x["rater"] == who["id"]:
+            wanted = {"overall": 3, "content": 4, "style": 1}.get(x["question"])
+            right = 1 if sheet[x["item"]].flipped else -1  # the right one is the item's first, where sides are changed
+            assert x["value"] == (right if wanted is None else wanted)
+
+
+def test_a_rater_on_a_phone_without_javascript(window, served):
+    page = window(java_script_enabled=False, **PHONE)
+    begin(page, served[0])
+    while not page.url.endswith("/thanks"):
+        here = page.url
+        if page.locator(".stage.levels").count():
+            for group in page.locator("fieldset").all():
+                group.locator("label").nth(4).tap()
+            page.locator("button.button").tap()
+        else:
+            page.locator("button.answer").first.tap()
+        page.wait_for_url(lambda url, here=here: url != here)
+    assert page.locator("strong code").inner_text()
+
+
+def test_no_page_is_wider_than_a_phone_and_the_back_button_and_two_tabs_lose_nothing(window, served, made):
+    page = window(**PHONE)
+    begin(page, served[0])
+    answer = "() => { document.querySelectorAll('fieldset').forEach(x => x.querySelector('input')?.click()); }"
+    for wanted in (2, 3):
+        page.evaluate(answer)
+        page.locator("button.answer, button.button").last.click()
+        page.wait_for_url(f"**/item/{wanted}")
+        assert page.evaluate("document.documentElement.scrollWidth") <= 390
+    page.go_back()
+    page.wait_for_url("**/item/2")
+    page.evaluate(answer)
+    page.locator("button.answer, button.button").last.click()
+    page.wait_for_url("**/item/3")
+    other = page.context.new_page()
+    for tab in (page, other):
+        tab.goto(f"{served[0]}/item/3")
+    for tab in (page, other):
+        tab.evaluate(answer)
+        tab.locator("button.answer, button.button").last.dblclick()
+        tab.wait_for_url(re.compile("/item/[45]"))
+    token = next(x["value"] for x in page.context.cookies() if x["name"] == "rater")
+    study = Study(made)
+    mine = [x for x in study.everything()[1] if x["rater"] == study.rater(token).id]
+    keys = [(x["item"], x["question"]) for x in mine]
+    assert len(keys) == len(set(keys)), "the same answer again is no new row"
+
+
+def test_the_researchers_page_follows_by_itself(window, served, made):
+    page = window(**PHONE)
+    page.goto(served[1])
+    clean(page)
+    assert "token" not in page.url and page.evaluate("document.documentElement.scrollWidth") <= 390
+    before = page.locator("#progress").inner_text()
+    Study(made).begin("link")
+    page.wait_for_function("before => document.querySelector('#progress').innerText !== before", arg=before)
