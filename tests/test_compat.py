@@ -61,6 +61,11 @@ def dotted(adapter, prefix="", ending="lora_{}.weight", alpha=False):
     return tensors | alphas
 
 
+def down_and_up(tensors):
+    """The same under kohya's endings."""
+    return {key.replace("lora_A", "lora_down").replace("lora_B", "lora_up"): x for key, x in tensors.items()}
+
+
 def processors(adapter):
     """diffusers' old attention processors, for the attention layers alone."""
     layers = adapter.select(lambda layer: "attn" in layer)
@@ -141,6 +146,9 @@ def flux_files(pipe):
         ),
         "bare": dotted(one),
         "double": dotted(double, "transformer."),
+        "diffusers, kohya's endings": down_and_up(dotted(one, "transformer.")),
+        "diffusers, kohya's endings and alpha": down_and_up(dotted(one, "transformer.", alpha=True)),
+        "double, kohya's endings and alpha": down_and_up(dotted(double, "transformer.", alpha=True)),
     }
 
 

@@ -91,7 +91,10 @@ def factor_of(key: str) -> Factor:
     words = key.partition(".")[2] if FLAT.match(key) else ".".join(key.split(".")[-2:])
     if re.fullmatch(r"\w+:\d+:(up|down|rank|alpha)", key):
         raise UnreadableKey(key, "numbers the layers instead of naming them (cloneofsimo's lora); convert it there")
-    method = next((name for word, name in OTHER_METHODS.items() if re.search(rf"(^|\.){word}", words)), "unknown")
+    method = next(
+        (name for word, name in OTHER_METHODS.items() if re.search(rf"(^|\.){word}", words) or key.startswith(word)),
+        "unknown",
+    )
     raise UnreadableKey(key, f"{method}; qrlora reads plain LoRA files, no DoRA, LoHa, LoKr or others")
 
 

@@ -40,7 +40,8 @@ def _is_kohya(file: File) -> bool:
 
 def _attention(file: File, key: str) -> str:
     """ComfyUI's map of a UNet renames .to_ to .processor.to_, which only the oldest diffusers files have."""
-    dotted = file.keys[key].spelling.endswith("{diffusers}") and not file.keys[key].spelling.startswith(LORA_UNET)
+    prefix, _, kind = file.keys[key].spelling.partition("{")
+    dotted = kind == "diffusers}" and not prefix.endswith("_")
     known = not dotted or ".to_" not in file.keys[key].layers[0]
     return "" if known else "it looks for attention layers under kohya's names alone"
 
@@ -144,11 +145,13 @@ QUIRKS = {
 
 def common_alpha(file: File, name: str) -> float:
     """diffusers: alpha / r, but where alphas differ in a kohya SDXL file, attention layers get the commonest: the
-    pattern that should tell them apart keeps a name that no layer has. Without any alpha, what the metadata says."""
+    pattern that should tell them apart keeps a name that no layer has. Without any alpha, what the metadata says. In a
+    transformer's file with kohya's endings the alphas of diffusers' names are passed over."""
     if not file.alphas:
         return file.right[name] if "lora_adapter_metadata" in file.metadata else 1.0
     if has_down(file) and file.part == "transformer":
-        return file.by_alpha(name)
+        translated = (key for key in file.keys.values() if key.factor.name == name)
+        return file.by_alpha(name) if next(translated).spelling.endswith("{original}") else 1.0
     common = collections.Counter(file.alphas.values()).most_common(1)[0][0]
     confused = "_attn1_" in name or "_attn2_" in name
     return (common if confused else file.alphas.get(name, common)) / file.ranks[name]

@@ -14,6 +14,8 @@ B_LORA = {"content": "up_blocks.0.attentions.0", "style": "up_blocks.0.attention
 KOHYA = ("lora_unet_{original}", "lora_unet_{diffusers}")
 ORIGINAL = ("diffusion_model.{original}",)
 DIFFUSERS = ("unet.{diffusers}", "unet.{processor}")
+BARE = ("{diffusers}", "{processor}")
+LYCORIS = ("lycoris_{diffusers}",)
 
 SDXL = Layout(
     family="sdxl",
@@ -38,10 +40,10 @@ SDXL = Layout(
     written={"kohya": "lora_unet_{diffusers}", "diffusers": "unet.{diffusers}", "sgm": "lora_unet_{original}"},
     always_original=EMBEDDINGS,  # diffusers, reading kohya's, loses the number of its own "add_embedding_linear_1"
     tools={
-        "comfyui": Reader((*KOHYA, *ORIGINAL, *DIFFUSERS, "{diffusers}", "{processor}"), ("attention in kohya names",)),
+        "comfyui": Reader((*KOHYA, *LYCORIS, *ORIGINAL, *DIFFUSERS, *BARE), ("attention in kohya names",)),
         "diffusers": Reader((*KOHYA, *DIFFUSERS), ("the word lora", "whole kohya files", "kohya files alone")),
         "a1111": Reader(KOHYA),
-        "forge": Reader((*KOHYA, *ORIGINAL, *DIFFUSERS, "{diffusers}", "{processor}"), ("attention in kohya names",)),
+        "forge": Reader((*KOHYA, *LYCORIS, *ORIGINAL, *DIFFUSERS, *BARE), ("attention in kohya names",)),
         "kohya": Reader(KOHYA),
     },
     versions=("sdxl", "stable-diffusion-xl"),
