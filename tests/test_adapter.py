@@ -136,6 +136,8 @@ def sound(name, value):
         return isinstance(value, int) and not isinstance(value, bool)
     if name == "fingerprint":
         return isinstance(value, dict)
+    if name == "kernels":
+        return value == {}
     if name in ("config", "parents"):
         return isinstance(value, dict) if name == "config" else value == []
     return isinstance(value, str)

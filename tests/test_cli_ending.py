@@ -8,17 +8,17 @@ import pytest
 
 MERGE = """
 import signal, sys, time
-from qrlora import cli, storage
+from qrlora import cli, safetensors_files
 
 signal.signal(signal.SIGINT, signal.default_int_handler)  # whoever runs the tests may have it ignored, and SIGHUP
 signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
-def slowly(tensor, real=storage.raw_bytes):
+def slowly(tensor, real=safetensors_files.raw_bytes):
     print("writing", flush=True)
     time.sleep(60)
     return real(tensor)
 
-storage.raw_bytes = slowly
+safetensors_files.raw_bytes = slowly
 {before}
 cli.main(["merge", *sys.argv[1:]])
 """

@@ -17,7 +17,10 @@ ADAPTERS = {  # verb: (words before the output, how the output is named, what op
     "project": (["project", "DOG", "OUT", "--base", "BASE", "--rank", "2"], "qrlora.families.open_base"),
 }
 TRAINING = {
-    "train": (["train", "image=PNG", "base=BASE", "device=cpu", "steps=2", "output=OUT"], "qrlora.training.open_base"),
+    "train": (
+        ["train", "image=PNG", "base=BASE", "device=cpu", "steps=2", "output=OUT"],
+        "qrlora.training.train_adapter.open_base",
+    ),
 }
 PICTURES = {
     "generate": (

@@ -28,7 +28,7 @@ ROOT = Path(__file__).parents[1]
 def drawing(*box: int, side: int = 512) -> Image.Image:
     """A black rectangle, its last column and row included, on a transparent square."""
     canvas = Image.new("RGBA", (side, side))
-    ImageDraw.SampleJob(canvas).rectangle(box, fill="black")
+    ImageDraw.Draw(canvas).rectangle(box, fill="black")
     return canvas
 
 
@@ -73,7 +73,7 @@ def test_hands_that_drew_the_same_outlines_keep_them_in_one_place(monkeypatch):
 
 def test_faint_fringes_do_not_place_a_drawing_and_empty_drawings_are_refused():
     picture = drawing(100, 100, 199, 199)
-    ImageDraw.SampleJob(picture).rectangle((400, 400, 511, 511), fill=(0, 0, 0, render_sheets.VISIBLE - 1))
+    ImageDraw.Draw(picture).rectangle((400, 400, 511, 511), fill=(0, 0, 0, render_sheets.VISIBLE - 1))
     assert outline_box(picture) == outline_box(drawing(100, 100, 199, 199))
     with pytest.raises(ValueError, match="nothing of it is visible"):
         outline_box(Image.new("RGBA", (64, 64)))

@@ -262,7 +262,9 @@ def test_on_another_kind_of_device_a_run_goes_on_with_its_own_directions_and_say
     monkeypatch.setattr(trainable_adapter, "cached_basis", lambda *how, **named: turned(real, *how, **named))
     monkeypatch.setattr(trainable_adapter, "contrasted", contrasted)
     monkeypatch.setattr(trainable_adapter, "initialise_peft", initialise_peft)
-    monkeypatch.setattr("qrlora.training.circumstances", lambda *of: {**circumstances(*of), "device": "Another GPU"})
+    monkeypatch.setattr(
+        "qrlora.training.train_adapter.circumstances", lambda *of: {**circumstances(*of), "device": "Another GPU"}
+    )
     with pytest.warns(UserWarning, match="begun elsewhere .device was '.*', is 'Another GPU'.: equal to rounding"):
         train(config, base=bases["sdxl"])
     assert (tmp_path / "out.safetensors").read_bytes() == whole
@@ -327,7 +329,7 @@ def test_under_nohup_a_hangup_does_not_end_a_run(tmp_path):
 
 def test_a_signal_after_the_last_update_does_not_lose_the_adapter(tmp_path, bases, monkeypatch):
     """Whatever is left to do, taking the adapter off the model and writing it, is done."""
-    import qrlora.training as room
+    from qrlora.training import train_adapter as room
 
     real = room.keep
     monkeypatch.setattr(room, "keep", lambda *what: os.kill(os.getpid(), signal.SIGTERM) or real(*what))

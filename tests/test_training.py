@@ -218,7 +218,7 @@ def test_an_adapter_tells_the_number_type_that_was_chosen_for_it(tmp_path):
 
 def test_text_encoders_and_vae_are_gone_before_the_first_update(tmp_path, monkeypatch):
     """An opened base is train's own: what is not needed any more is forgotten."""
-    import qrlora.training as room
+    from qrlora.training import train_adapter as room
 
     opened = []
     monkeypatch.setattr(room, "open_base", lambda *how: opened.append(open_base(*how)) or opened[-1])

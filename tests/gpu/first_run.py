@@ -279,7 +279,7 @@ def picture() -> Path:
     path = WORK / "lesson.png"
     if not path.is_file():
         image = Image.effect_noise((96, 80), 40).convert("RGB")
-        ImageDraw.SampleJob(image).ellipse((20, 12, 76, 68), fill=(220, 60, 30))
+        ImageDraw.Draw(image).ellipse((20, 12, 76, 68), fill=(220, 60, 30))
         image.save(path)
     return path
 
