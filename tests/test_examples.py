@@ -90,3 +90,9 @@ def test_models_of_transformers_learn_and_their_files_come_back(tmp_path):
 def test_every_example_is_run_here():
     tested = Path(__file__).read_text(encoding="utf-8")
     assert all(f'"{path.name}"' in tested for path in EXAMPLES.glob("*.py"))
+
+
+def test_a_language_model_learns_two_sentences_by_peft_that_add(tmp_path):
+    out = run("with_peft.py", "--folder", tmp_path)
+    losses = [[float(x) for x in pair] for pair in re.findall(r"(\d+\.\d+) -> (\d+\.\d+)", out)]
+    assert len(losses) == 4 and all(last < first for first, last in losses) and out.count("of rank 8") == 2

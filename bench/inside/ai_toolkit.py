@@ -79,7 +79,7 @@ def run(kind: str, place: Path, **train: Any) -> dict[str, Any]:
     os.environ["SEED"] = "1"
     file = place / "out" / kind / f"{kind}.safetensors"
     path = job(kind, place, **train)
-    return script(FOLDER / "run.py", [str(path)], remembering, lambda: judge(file) if kind == "qrlora" else None)
+    return script(FOLDER / "run.py", [str(path)], remembering, lambda: judge(file))
 
 
 def main() -> None:

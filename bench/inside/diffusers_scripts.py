@@ -84,7 +84,7 @@ def up(key: str) -> str:
 def run(kind: str, arguments: list[str], place: Path, out: Path, freeze: bool) -> dict[str, Any]:
     line = command(kind, place, out) + arguments
     file = out / "pytorch_lora_weights.safetensors"
-    return script(FOLDER / line[0], line[1:], lambda: remembering(freeze), lambda: judge(file) if freeze else None)
+    return script(FOLDER / line[0], line[1:], lambda: remembering(freeze), lambda: judge(file))
 
 
 def command(kind: str, place: Path, out: Path) -> list[str]:

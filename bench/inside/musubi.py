@@ -132,7 +132,7 @@ def run(module: str, arguments: list[str], place: Path, out: Path) -> dict[str, 
     file = out.with_name(f"{out.name}.safetensors")
 
     def after() -> Any:
-        return judge(file) if module.startswith("qrlora") else None
+        return judge(file)
 
     return script(SOURCE / "zimage_train_network.py", [*line, *arguments], remember, after)
 

@@ -191,7 +191,7 @@ def run(kind: str, module: str, arguments: list[str], place: Path, out: Path) ->
     split = any("split_qkv" in word for word in arguments)
 
     def after() -> Any:
-        return judge(file, split) if module.startswith("qrlora") else None
+        return judge(file, split)
 
     return script(FOLDER / name, [*line, *arguments], patch, after)
 

@@ -157,7 +157,7 @@ HEAD = ("way", "numbers that learn", "first loss", "kept for backward, MB", "CPU
 
 def compared(name: str, ours: dict[str, Any], theirs: dict[str, Any]) -> tuple[str, ...]:
     """A row of HEAD: ours against the trainer's own LoRA."""
-    error, moved = ours["after"]
+    (error, moved), (_, theirs_moved) = ours["after"], theirs["after"]
     first, plain = ours["losses"][0], theirs["losses"][0]
     return (
         name,
@@ -166,7 +166,7 @@ def compared(name: str, ours: dict[str, Any], theirs: dict[str, Any]) -> tuple[s
         f"{ours['kept'] / 1e6:.2f} of {theirs['kept'] / 1e6:.2f}",
         f"{ours['step']:.3f} of {theirs['step']:.3f}",
         f"{error:.0e}",
-        "moved" if moved else "same",
+        "same" if not moved else "moved, as by theirs" if theirs_moved else "moved",
     )
 
 
