@@ -11,7 +11,7 @@ export TOKENIZERS_PARALLELISM := false
 # Where subspaces are found and updates formed, merged and cut: what a processor's instructions could change.
 NUMERIC := $(addprefix tests/test_,$(addsuffix .py,linalg basis adapter merging analysis methods contrastive_directions adapted_linear injection noising))
 
-.PHONY: demo test numeric lint format bench clean help
+.PHONY: demo test processes numeric lint format bench clean help
 help: ## Say what each target does
 	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' Makefile
 
@@ -19,7 +19,10 @@ demo: $(VENV)/.run ## Learn a thing and a style from two pictures, merge them, d
 	$(BIN)/qrlora demo --output out/demo $(DEMO)
 
 test: $(VENV)/.test ## Run the tests
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto $(TESTS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto -m "not processes" $(TESTS)
+
+processes: $(VENV)/.test ## Run the tests that start, interrupt and kill whole commands, or launch several processes
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto -m processes $(TESTS)
 
 numeric: $(VENV)/.test ## Run the numeric tests as on processors without AVX-512, with one thread and with two
 	ATEN_CPU_CAPABILITY=avx2 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto $(NUMERIC)

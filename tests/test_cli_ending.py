@@ -6,6 +6,8 @@ import sys
 
 import pytest
 
+pytestmark = pytest.mark.processes
+
 MERGE = """
 import signal, sys, time
 from qrlora import cli, safetensors_files

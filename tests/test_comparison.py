@@ -163,12 +163,14 @@ def test_results_of_another_seed_or_version_are_neither_used_nor_counted(small, 
         jobs.versions.cache_clear()
 
 
+@pytest.mark.processes
 def test_two_processes_give_the_bytes_of_one(small, tmp_path):
     study, wanted = small
     account = work(study, tmp_path, workers=2)
     assert account.failed == {} and files(tmp_path) == wanted
 
 
+@pytest.mark.processes
 def test_workers_end_without_a_word(tmp_path):
     """Drawing makes locks between processes, of which Python complains at the end if a worker was cut down."""
     told = f"--base {pico.folder('flux')} --pairs 1 --seeds 1 --steps 2 --methods qr --workers 2 -o {tmp_path / 'out'}"
@@ -177,6 +179,7 @@ def test_workers_end_without_a_word(tmp_path):
     assert done.returncode == 0 and "leaked" not in done.stderr, done.stderr
 
 
+@pytest.mark.processes
 def test_a_ray_cluster_gives_the_bytes_of_one_process(small, tmp_path):
     pytest.importorskip("ray")
     study, wanted = small
@@ -184,6 +187,7 @@ def test_a_ray_cluster_gives_the_bytes_of_one_process(small, tmp_path):
     assert account.failed == {} and files(tmp_path) == wanted
 
 
+@pytest.mark.processes
 def test_a_worker_that_dies_takes_one_job_with_it_which_is_reported_and_done_next_time(small, tmp_path):
     study, wanted = small
     killed = []
@@ -213,6 +217,7 @@ def test_a_job_that_fails_is_reported_and_the_rest_goes_on(tmp_path):
     assert "## Missing" in page and wild in page.split("## Missing")[1]
 
 
+@pytest.mark.processes
 def test_a_killed_run_goes_on_to_the_same_bytes(small, tmp_path):
     study, wanted = small
     words = f"--base {pico.folder('flux')} --methods qr --pairs 1 --seeds 1 --steps 2 --device cpu -o {tmp_path}"
@@ -296,10 +301,11 @@ def test_a_method_that_does_not_fit_the_base_is_refused_by_both_names(monkeypatc
 
 def test_every_fusion_goes_through_a_study(tmp_path):
     """Those that learn alike share what was learnt; each draws, with thing and style, and unrelated prompts."""
-    told = settings(base=str(pico.folder("sdxl")), methods=tuple(baselines.FUSIONS), pairs=1, seeds=1, rank=2)
+    methods = tuple(name for name in baselines.FUSIONS if name != "ziplora-published")  # but for its step as ziplora
+    told = settings(base=str(pico.folder("sdxl")), methods=methods, pairs=1, seeds=1, rank=2)
     account = work(plan(told), tmp_path)
     assert account.failed == {} and account.missing == []
-    assert len(account.study.learns) < 2 * len(baselines.FUSIONS)
+    assert len(account.study.learns) < 2 * len(methods)
 
 
 def test_any_of_pefts_methods_is_a_row_of_a_study_by_its_name(tmp_path):

@@ -17,6 +17,8 @@ from qrlora.training import train
 from qrlora.training.distributed import Processes
 from test_training import picture, settings
 
+pytestmark = pytest.mark.processes
+
 # with --cpu accelerate starts one process, whatever their number, unless MPI does; device=cpu is ours to say
 LAUNCH = "-m accelerate.commands.launch --multi_gpu --num_processes 2 --num_machines 1 --mixed_precision no".split()
 LAUNCH += ["--dynamo_backend", "no", "--num_cpu_threads_per_process", "1"]

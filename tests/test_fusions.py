@@ -86,7 +86,13 @@ def assert_unchanged(base, before):
     assert all(torch.equal(now[key], weights[key]) for key in weights)
 
 
-CASES = [(name, family) for name, x in FUSIONS.items() for family in pico.BASES if family in (x.families or pico.BASES)]
+CASES = [
+    (name, family)
+    for name, x in FUSIONS.items()
+    for family in pico.BASES
+    if family in (x.families or pico.BASES)
+    if name != "ziplora-published" or family == "flux"  # but for its step as ziplora, whose hundred updates take long
+]
 
 
 @pytest.mark.parametrize(("name", "family"), CASES)

@@ -4,6 +4,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
+pytestmark = pytest.mark.processes
+
 
 def test_each_command_that_is_killed_and_given_again_ends_in_the_same_bytes_and_leaves_nothing():
     script = str(Path(__file__).with_name("kills.py"))

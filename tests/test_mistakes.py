@@ -141,6 +141,7 @@ def test_a_slip_of_ours_shows_its_trace(monkeypatch):
         cli.main(["inspect", "a.safetensors"])
 
 
+@pytest.mark.processes
 def test_ctrl_c_is_130_and_the_same_command_goes_on_to_the_same_bytes(studio, tmp_path):
     def command(output):
         words = [f"image={studio / 'dog.png'}", f"base={pico.folder()}", "steps=150", f"output={output}"]

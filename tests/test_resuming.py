@@ -270,6 +270,7 @@ def test_on_another_kind_of_device_a_run_goes_on_with_its_own_directions_and_say
     assert (tmp_path / "out.safetensors").read_bytes() == whole
 
 
+@pytest.mark.processes
 def test_with_other_instructions_of_the_processor_a_run_goes_on_to_rounding(tmp_path, bases):
     """Begun with one set, in a process of its own, and ended with another; compared with a run with that one alone."""
     here = torch.backends.cpu.get_cpu_capability()
@@ -287,6 +288,7 @@ def test_with_other_instructions_of_the_processor_a_run_goes_on_to_rounding(tmp_
         assert torch.dist(pair.B @ pair.A, update) < 1e-2 * update.norm()
 
 
+@pytest.mark.processes
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
 def test_a_polite_end_leaves_a_checkpoint(tmp_path, bases, number):
     process = launch(tmp_path, before="import signal; signal.signal(signal.SIGHUP, signal.SIG_DFL)")
@@ -298,6 +300,7 @@ def test_a_polite_end_leaves_a_checkpoint(tmp_path, bases, number):
     assert goes_on(config, bases["sdxl"])[0] == (told[-1] if told else 3) + 1
 
 
+@pytest.mark.processes
 def test_a_terminal_that_is_closed_leaves_a_checkpoint(tmp_path, bases):
     """A hangup, and from then on no word can be written; nothing but the hangup writes a checkpoint."""
     mine, theirs = pty.openpty()
@@ -318,6 +321,7 @@ def test_a_terminal_that_is_closed_leaves_a_checkpoint(tmp_path, bases):
         train(config, base=bases["sdxl"], on_step=lambda p: (_ for _ in ()).throw(Killed) if p.step > 1 else None)
 
 
+@pytest.mark.processes
 def test_under_nohup_a_hangup_does_not_end_a_run(tmp_path):
     """The signal is ignored before the program begins, and stays so."""
     process = launch(tmp_path, before="import signal; signal.signal(signal.SIGHUP, signal.SIG_IGN)")

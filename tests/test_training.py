@@ -298,6 +298,7 @@ def steps_until(process, step):
     pytest.fail(process.stderr.read())
 
 
+@pytest.mark.processes
 def test_a_run_killed_at_a_random_moment_ends_in_the_same_bytes(tmp_path, base):
     """SIGKILL leaves no time for anything; it may fall into an update or into the writing of a checkpoint."""
     config = settings(tmp_path, steps=60, batch_size=1, save_every=1)
@@ -316,6 +317,7 @@ def test_a_run_killed_at_a_random_moment_ends_in_the_same_bytes(tmp_path, base):
     assert (tmp_path / "out.safetensors").read_bytes() == whole
 
 
+@pytest.mark.processes
 def test_ctrl_c_ends_the_update_and_saves_it(tmp_path, base):
     process = launch(tmp_path)
     steps_until(process, 3)

@@ -341,6 +341,7 @@ def test_a_notebook_is_seen_though_it_is_no_terminal(monkeypatch):
         assert progress_bar.is_seen() == sys.stderr.isatty()
 
 
+@pytest.mark.processes
 def test_ctrl_c_while_the_commands_are_imported_is_quiet(tmp_path):
     """At whatever import of ours it comes: one word, 130, no trace."""
     program = """
