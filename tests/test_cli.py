@@ -17,8 +17,8 @@ from qrlora.cli import console, inspecting, showing
 from qrlora.config import read_recipe
 from qrlora.families import FAMILIES
 from qrlora.layouts import LAYOUTS
+from qrlora.world.classified_images import ClassifiedImages
 from qrlora.world.classifiers import Classification
-from qrlora.world.demo import Row
 
 RECIPES = Path(__file__).parents[1] / "recipes"
 VERBS = ("train", "merge", "generate", "grid", "inspect", "convert", "check", "project", "bases", "demo")
@@ -260,9 +260,9 @@ def test_the_demos_sheet_shows_what_is_given_what_is_true_and_what_came_out():
     picture = Image.new("RGB", (64, 64))
     owl, cat = Classification("owl", "dusk", 0.9, 0.8), Classification("cat", "dusk", 0.6, 0.7)
     rows = [
-        Row("content picture", [picture], [owl]),
-        Row("merged by adding", [picture] * 2, [owl, cat], "owl", "dusk"),
-        Row("the true picture", [picture], [owl], "owl", "dusk"),
+        ClassifiedImages("content picture", [picture], [owl]),
+        ClassifiedImages("merged by adding", [picture] * 2, [owl, cat], "owl", "dusk"),
+        ClassifiedImages("the true picture", [picture], [owl], "owl", "dusk"),
     ]
     figure = showing.drawn(rows, "seed 0")
     assert [axes.get_xlabel() for axes in figure.axes] == ["", *["owl 90%\ndusk 80%"] * 2, "cat 60%\ndusk 70%"]

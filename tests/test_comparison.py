@@ -24,8 +24,8 @@ from qrlora.comparison.run_job import run_job
 from qrlora.comparison.settings import ComparisonSettings
 from qrlora.files import load
 from qrlora.world.captions import caption
-from qrlora.world.demo import true_image
 from qrlora.world.drawings import known_contents
+from qrlora.world.ground_truth import true_image
 from qrlora.world.styles import HELD_OUT_STYLES, STYLES
 
 

@@ -27,7 +27,7 @@ from qrlora.linalg import leading_subspace, principal_angles
 from qrlora.merging import merge
 from qrlora.training import train
 from qrlora.training_example import Example, load_picture, prepare
-from qrlora.world.demo import true_image
+from qrlora.world.ground_truth import true_image
 
 
 def spectrum(size, seed):

@@ -1,4 +1,4 @@
-"""Scores of pictures against plain arithmetic, true pictures, and networks called by hand."""
+"""Scores of images against plain arithmetic, true images, and networks called by hand."""
 
 import math
 
@@ -7,8 +7,8 @@ import torch
 from PIL import Image
 
 from qrlora import evaluation
-from qrlora.world.demo import true_image
-from qrlora.world.drawings import held_out_contents, known_contents, true_pictures
+from qrlora.world.drawings import held_out_contents, known_contents
+from qrlora.world.ground_truth import true_image, true_images
 from qrlora.world.styles import HELD_OUT_STYLES
 
 
@@ -45,12 +45,12 @@ def test_ssim_is_the_papers_formula_window_by_window():
 
 @pytest.mark.parametrize("style", HELD_OUT_STYLES)
 def test_the_true_picture_has_every_score_and_the_inputs_leak(style):
-    """The truth; the style picture, which shows the other thing; the content picture, which is plain."""
+    """The truth; the style image, which shows the other content; the content image, which is plain."""
     things, others = held_out_contents()[:8], known_contents()[:8]
     rows = [[], [], []]
     for thing, other in zip(things, others, strict=True):
-        truth = true_pictures([thing], style)
-        pictures = torch.cat([truth, true_pictures([other], style), true_pictures([thing])])
+        truth = true_images([thing], style)
+        pictures = torch.cat([truth, true_images([other], style), true_images([thing])])
         scored = evaluation.known_answer(pictures, truth[0], thing, style, other, "plain")
         for kind, row in zip(rows, scored, strict=True):
             kind.append(row)

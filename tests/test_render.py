@@ -10,16 +10,16 @@ from PIL import Image, ImageDraw
 
 from qrlora.world import render_sheets
 from qrlora.world.render_sheets import (
-    HANDS,
+    EMOJI_SETS,
     MARGIN,
     SIZE,
     Emoji,
-    draw_tile,
+    crop_tile,
     icon_names,
     icon_svg,
     outline_box,
-    union,
-    view,
+    tile_square,
+    union_box,
 )
 
 ROOT = Path(__file__).parents[1]
@@ -43,7 +43,7 @@ def inked(tile: Image.Image) -> tuple[int, int, int, int]:
 )
 def test_a_tile_holds_the_whole_drawing_centred_its_larger_side_inside_the_margins(box):
     picture = drawing(*box)
-    tile = draw_tile(picture, view(outline_box(picture)))
+    tile = crop_tile(picture, tile_square(outline_box(picture)))
     assert tile.size == (SIZE, SIZE) and tile.mode == "RGB"
     left, top, right, bottom = inked(tile)
     assert max(right - left, bottom - top) == SIZE - 2 * MARGIN
@@ -56,8 +56,8 @@ def test_a_tile_holds_the_whole_drawing_centred_its_larger_side_inside_the_margi
 def test_placement_does_not_depend_on_the_resolution_that_a_set_is_drawn_in():
     fine, coarse = drawing(64, 96, 319, 415), drawing(32, 48, 159, 207, side=256)
     assert outline_box(fine) == outline_box(coarse)
-    seen = view(outline_box(fine))
-    difference = np.abs(np.asarray(draw_tile(fine, seen), int) - np.asarray(draw_tile(coarse, seen), int))
+    square = tile_square(outline_box(fine))
+    difference = np.abs(np.asarray(crop_tile(fine, square), int) - np.asarray(crop_tile(coarse, square), int))
     assert difference.max() <= 16  # at the rectangle's edges
 
 
@@ -65,9 +65,9 @@ def test_hands_that_drew_the_same_outlines_keep_them_in_one_place(monkeypatch):
     """A halo around one of the drawings moves neither."""
     pictures = {"flat": drawing(128, 128, 383, 383), "halo": drawing(64, 128, 383, 383)}
     pictures["halo"].paste("white", (128, 128, 384, 384))
-    monkeypatch.setattr(render_sheets, "open_hand", lambda folder: lambda emoji: pictures[folder.name])
-    hands = {h: render_sheets.Hand(f"{h}@1.0", "somebody", "MIT", "group") for h in pictures}
-    tiles = render_sheets.draw_group(hands, [Emoji("box", "1f4e6", "PACKAGE")], Path())
+    monkeypatch.setattr(render_sheets, "open_emoji_set", lambda folder: lambda emoji: pictures[folder.name])
+    hands = {h: render_sheets.EmojiSet(f"{h}@1.0", "somebody", "MIT", "group") for h in pictures}
+    tiles = render_sheets.render_group(hands, [Emoji("box", "1f4e6", "PACKAGE")], Path())
     assert inked(tiles["halo"]["box"])[2] == inked(tiles["flat"]["box"])[0]
 
 
@@ -80,12 +80,14 @@ def test_faint_fringes_do_not_place_a_drawing_and_empty_drawings_are_refused():
 
 
 def test_a_union_holds_all_its_boxes():
-    assert union([(0.1, 0.3, 0.5, 0.6), (0.2, 0.2, 0.4, 0.9)]) == (0.1, 0.2, 0.5, 0.9)
+    assert union_box([(0.1, 0.3, 0.5, 0.6), (0.2, 0.2, 0.4, 0.9)]) == (0.1, 0.2, 0.5, 0.9)
 
 
 def test_translucent_colour_is_mixed_with_white():
     picture = Image.new("RGBA", (256, 256), (255, 0, 0, 128))
-    assert draw_tile(picture, view(outline_box(picture))).getpixel((64, 64)) == pytest.approx((255, 127, 127), abs=1)
+    assert crop_tile(picture, tile_square(outline_box(picture))).getpixel((64, 64)) == pytest.approx(
+        (255, 127, 127), abs=1
+    )
 
 
 def test_names_are_those_of_the_unicode_data_in_plain_words(tmp_path):
@@ -130,13 +132,13 @@ def test_a_drawing_is_found_under_its_alias_made_square_and_a_turned_alias_refus
 def test_without_npm_one_line_says_what_to_install(monkeypatch, tmp_path):
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(OSError, match="npm is not installed.*install Node.js"):
-        render_sheets.install(["emojibase-data@17.0.0"], tmp_path / "npm")
+        render_sheets.npm_install(["emojibase-data@17.0.0"], tmp_path / "npm")
 
 
 def test_every_hand_is_pinned_and_credited_under_a_licence_that_lets_pictures_be_passed_on():
     notice = (ROOT / "NOTICE").read_text()
     texts = {"Apache-2.0": "LICENSE", "MIT": "LICENSES/MIT-Fluent-Emoji.txt", "CC-BY-4.0": "LICENSES/CC-BY-4.0.txt"}
-    for hand in HANDS.values():
+    for hand in EMOJI_SETS.values():
         assert re.fullmatch(r"@[\w-]+/[\w-]+@\d+\.\d+\.\d+", hand.package)
         assert texts[hand.licence].split("/")[-1] in notice and (ROOT / texts[hand.licence]).is_file()
         assert hand.author.split()[0] in notice

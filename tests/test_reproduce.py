@@ -19,8 +19,9 @@ from qrlora.reproduction.paper_results import RESULTS, ReproductionRequest, repr
 from qrlora.reproduction.published_numbers import TABLE_1, TABLE_1_SCORES, TABLE_4, TABLE_4_COLUMNS
 from qrlora.reproduction.several_styles import nearest_truth, true_orders
 from qrlora.reproduction.table1 import _papers_name
-from qrlora.world.classifier_training import disturbed
-from qrlora.world.drawings import held_out_contents, true_pictures
+from qrlora.world.classifier_training import augment
+from qrlora.world.drawings import held_out_contents
+from qrlora.world.ground_truth import true_images
 from qrlora.world.styles import dusk, glitch
 
 
@@ -134,8 +135,8 @@ def test_figure14_begins_with_figure3(asked):
 
 
 def test_the_truth_of_several_styles_is_one_after_the_other_in_any_order():
-    assert torch.allclose(true_orders("robot", ("dusk",)), true_pictures(["robot"], "dusk"), atol=1 / 255)
-    dusk_then_glitch = glitch(dusk(true_pictures(["robot"])))
+    assert torch.allclose(true_orders("robot", ("dusk",)), true_images(["robot"], "dusk"), atol=1 / 255)
+    dusk_then_glitch = glitch(dusk(true_images(["robot"])))
     both = true_orders("robot", ("dusk", "glitch"))
     assert torch.allclose(both[:1], dusk_then_glitch, atol=1e-6) and not torch.allclose(both[1:], both[:1], atol=0.1)
 
@@ -148,7 +149,7 @@ def test_the_nearest_truth_tells_which_styles_a_picture_is_in():
     for thing in things:
         truths = {some: true_orders(thing, some) for some in sets}
         assert nearest_truth(torch.cat([x[:1] for x in truths.values()]), truths) == sets
-        right += sum(nearest_truth(disturbed(truths[x][:1], generator), truths) == [x] for x in sets)
+        right += sum(nearest_truth(augment(truths[x][:1], generator), truths) == [x] for x in sets)
     assert right / (8 * len(things)) > 0.7
 
 

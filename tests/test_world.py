@@ -1,4 +1,4 @@
-"""The known-answer world: its pictures, captions, VAE and pre-training."""
+"""The synthetic benchmark: its images, captions, VAEs, classifiers and pre-training."""
 
 import dataclasses
 import json
@@ -9,17 +9,19 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
+from qrlora import world
 from qrlora.adapter import Adapter, Header, Pair
 from qrlora.basis import fingerprint
 from qrlora.families import FAMILIES, Framing, belongs, open_base
 from qrlora.world import base_scores, classifier_training, classifiers, demo, drawings, muon, pretrain, pretraining_set
-from qrlora.world.base_architectures import AUTOENCODERS, BASES, BLUEPRINTS
+from qrlora.world.base_architectures import ARCHITECTURES, AUTOENCODERS, BASES
 from qrlora.world.captions import SYNONYMS, caption, training_caption
-from qrlora.world.demo import to_tensor
-from qrlora.world.drawings import HANDS, SIZE, contents, drawn_by, held_out_contents, known_contents, true_pictures
+from qrlora.world.drawings import HANDS, SIZE, contents, contents_drawn_by, held_out_contents, known_contents
+from qrlora.world.ground_truth import true_images
+from qrlora.world.image_tensors import pil_from_tensor, tensor_from_pil
 from qrlora.world.random_styles import random_style
 from qrlora.world.styles import ALL_STYLES, HELD_OUT_STYLES, STYLES
-from qrlora.world.vocabulary import TEXT_LENGTH, TOKENIZER, word_tokenizer, world_tokenizer
+from qrlora.world.tokenizers import TEXT_LENGTH, TOKENIZER_FOLDER, clip_tokenizer, t5_tokenizer
 
 
 def test_the_world_has_400_known_and_60_held_out_contents_and_24_and_6_styles():
@@ -32,9 +34,9 @@ HERE = known_contents()[::10]
 """Known contents that the package's own sheets hold."""
 
 
-def test_the_package_ships_every_held_out_content_and_what_styles_are_learnt_from():
+def test_the_package_ships_every_held_out_content_and_the_contents_of_style_images():
     """By the plain hand all contents; by every other at least 45 held-out ones and 30 known ones."""
-    shipped = {hand: set(drawings._sheet(drawings.SHEETS / f"{hand}.webp")) for hand in HANDS}
+    shipped = {hand: set(drawings._read_sheet(drawings.SHEET_FOLDER / f"{hand}.webp")) for hand in HANDS}
     held_out, known = set(held_out_contents()), set(known_contents())
     assert shipped[drawings.PLAIN_HAND] == held_out | known
     assert all(len(names & held_out) >= 45 and len(names & known) >= 30 for names in shipped.values())
@@ -42,44 +44,50 @@ def test_the_package_ships_every_held_out_content_and_what_styles_are_learnt_fro
 
 
 def test_a_sheet_holds_the_tiles_that_were_written_to_the_bit(tmp_path):
-    tiles = {name: demo.to_pillow(true_pictures([name], "neon"))[0] for name in held_out_contents()[:23]}
+    tiles = {name: pil_from_tensor(true_images([name], "neon"))[0] for name in held_out_contents()[:23]}
     drawings.write_sheet(tmp_path / "neon.webp", tiles)
-    read = drawings._sheet(tmp_path / "neon.webp")
+    read = drawings._read_sheet(tmp_path / "neon.webp")
     assert list(read) == list(tiles)
-    again = demo.to_pillow(torch.stack(list(read.values())).float() / 255)
+    again = pil_from_tensor(torch.stack(list(read.values())).float() / 255)
     assert all(a.tobytes() == b.tobytes() for a, b in zip(again, tiles.values(), strict=True))
 
 
 def test_a_drawing_that_only_the_full_sheets_have_is_named_with_the_way_to_them(monkeypatch, tmp_path):
-    monkeypatch.setattr(drawings, "full_sheets", lambda: tmp_path)
-    drawings._tiles.cache_clear()
-    missing = next(name for name in known_contents() if name not in drawings._tiles("fluent"))
+    monkeypatch.setattr(drawings, "full_sheet_folder", lambda: tmp_path)
+    drawings._tiles_by_hand.cache_clear()
+    missing = next(name for name in known_contents() if name not in drawings._tiles_by_hand("fluent"))
     with pytest.raises(ValueError, match="qrlora.world.render_sheets"):
-        drawings.drawings([missing], "fluent")
-    drawings._tiles.cache_clear()
+        drawings.load_drawings([missing], "fluent")
+    drawings._tiles_by_hand.cache_clear()
 
 
 @pytest.mark.parametrize("style", ALL_STYLES)
-def test_a_style_is_a_function_of_one_picture_alone(style):
-    """The same picture in another batch, or the second time, has the same answer: else no picture would be true."""
+def test_a_style_is_a_function_of_one_image_alone(style):
+    """The same image in another batch, or the second time, has the same answer: else no image would be true."""
     names = list(held_out_contents()[::8])
-    together = true_pictures(names, style)
+    together = true_images(names, style)
     assert together.shape == (len(names), 3, SIZE, SIZE) and 0 <= together.min() and together.max() <= 1
-    torch.testing.assert_close(together[2:3], true_pictures(names[2:3], style), rtol=0, atol=1.01 / 255)
+    torch.testing.assert_close(together[2:3], true_images(names[2:3], style), rtol=0, atol=1.01 / 255)
 
 
-def test_no_two_styles_draw_a_thing_alike():
-    drawn = torch.stack([true_pictures(held_out_contents()[:8], style) for style in ALL_STYLES]).flatten(1)
+def test_no_two_styles_draw_a_content_alike():
+    drawn = torch.stack([true_images(held_out_contents()[:8], style) for style in ALL_STYLES]).flatten(1)
     distance = torch.cdist(drawn, drawn) / drawn.shape[1] ** 0.5
     distance.fill_diagonal_(1)
     assert distance.min() > 0.05
 
 
-def test_an_unknown_thing_or_style_is_named():
+def test_an_unknown_content_or_style_is_named():
     with pytest.raises(ValueError, match="no content 'unicorn pizza'"):
-        true_pictures(["unicorn pizza"])
+        true_images(["unicorn pizza"])
     with pytest.raises(ValueError, match="no style 'baroque'"):
-        true_pictures(held_out_contents()[:1], "baroque")
+        true_images(held_out_contents()[:1], "baroque")
+
+
+def test_true_pictures_is_the_old_name_of_true_images():
+    with pytest.warns(DeprecationWarning, match="true_pictures is now true_images; the old name goes with 0.3"):
+        old = world.true_pictures(held_out_contents()[:2], "neon")
+    assert torch.equal(old, true_images(held_out_contents()[:2], "neon"))
 
 
 def test_every_caption_of_training_fits_the_text_encoders():
@@ -90,7 +98,7 @@ def test_every_caption_of_training_fits_the_text_encoders():
     captions = {
         training_caption(name, style, hand, generator) for name in longest for style in STYLES for hand in hands
     }
-    for tokenizer in (world_tokenizer(), word_tokenizer()):
+    for tokenizer in (clip_tokenizer(), t5_tokenizer()):
         assert max(len(tokenizer(text).input_ids) for text in captions) <= TEXT_LENGTH
 
 
@@ -98,7 +106,7 @@ def test_the_tokenizer_of_the_world_is_that_of_the_base_that_ships():
     """Learnt twice it would number its tokens in two ways, and a base would read words that it never saw."""
     for name in ("tokenizer", "tokenizer_2"):
         shipped = (BASES / "tiny-sdxl" / name / "tokenizer.json").read_bytes()
-        assert json.loads(shipped)["model"] == json.loads((TOKENIZER / "tokenizer.json").read_bytes())["model"]
+        assert json.loads(shipped)["model"] == json.loads((TOKENIZER_FOLDER / "tokenizer.json").read_bytes())["model"]
 
 
 def test_a_tenth_of_the_training_captions_is_empty_and_of_the_rest_a_fifth_has_no_content_and_a_tenth_no_style():
@@ -122,19 +130,18 @@ def test_captions_name_a_style_in_other_words_too_and_in_several_forms():
 
 def test_no_random_style_is_nearer_to_a_held_out_style_than_a_style_with_a_word_is():
     """On drawings that the choice was not made on, within a tenth: the held-out styles are new to every base."""
-    generator, things = torch.Generator().manual_seed(0), HERE[1::2]
-    drawn = torch.stack([random_style(generator)(true_pictures(things)).clamp(0, 1) for _ in range(150)]).flatten(1)
+    generator, names = torch.Generator().manual_seed(0), HERE[1::2]
+    drawn = torch.stack([random_style(generator)(true_images(names)).clamp(0, 1) for _ in range(150)]).flatten(1)
     worded, hidden = (
-        torch.stack([true_pictures(things, style) for style in styles]).flatten(1)
-        for styles in (STYLES, HELD_OUT_STYLES)
+        torch.stack([true_images(names, style) for style in styles]).flatten(1) for styles in (STYLES, HELD_OUT_STYLES)
     )
     assert (torch.cdist(hidden, drawn).amin(1) > 0.9 * torch.cdist(hidden, worded).amin(1)).all()
 
 
 def test_random_styles_differ_from_each_other_and_come_again_from_the_same_seed():
-    things = HERE[:4]
+    names = HERE[:4]
     first, again = (
-        [random_style(g)(true_pictures(things)) for _ in range(30)]
+        [random_style(g)(true_images(names)) for _ in range(30)]
         for g in (torch.Generator().manual_seed(3), torch.Generator().manual_seed(3))
     )
     assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
@@ -151,11 +158,13 @@ def test_the_stock_vae_gives_drawings_back_at_30_db(base):
 
     vae = AutoencoderTiny.from_pretrained(BASES / base / "vae", torch_dtype=torch.float32)
     hands = [hand for hand in HANDS if hand not in ("emojitwo-mono", "fluent-contrast")]
-    pictures = torch.cat([true_pictures([n for n in held_out_contents() if n in drawn_by(h)][::20], h) for h in hands])
+    images = torch.cat(
+        [true_images([n for n in held_out_contents() if n in contents_drawn_by(h)][::20], h) for h in hands]
+    )
     with torch.no_grad():
-        again = vae.decode(vae.encode(pictures * 2 - 1).latents).sample / 2 + 0.5
-        latents = vae.encode(pictures * 2 - 1).latents * vae.config.scaling_factor
-    noise = (again.clamp(0, 1) - pictures).square().flatten(1).mean(1)
+        again = vae.decode(vae.encode(images * 2 - 1).latents).sample / 2 + 0.5
+        latents = vae.encode(images * 2 - 1).latents * vae.config.scaling_factor
+    noise = (again.clamp(0, 1) - images).square().flatten(1).mean(1)
     assert float(-10 * noise.log10().mean()) >= 30
     assert 0.7 < float(latents.std()) < 1.4
 
@@ -185,19 +194,19 @@ def test_orthogonalised_matrices_have_singular_values_near_one():
     matrices = (
         torch.randn(3, 20, 50, generator=torch.Generator().manual_seed(0)) * torch.logspace(-2, 2, 3)[:, None, None]
     )
-    values = torch.linalg.svdvals(muon.orthogonalised(matrices))
+    values = torch.linalg.svdvals(muon.orthogonalize(matrices))
     assert 0.6 < float(values.min()) and float(values.max()) < 1.3
 
 
-@pytest.mark.parametrize("base", BLUEPRINTS)
+@pytest.mark.parametrize("base", ARCHITECTURES)
 def test_captions_are_encoded_in_training_as_the_stock_pipeline_encodes_them(base):
     pipe = open_base(base, dtype="float32").pipe
     family = next(f for f in FAMILIES.values() if f.pipeline == type(pipe).__name__)
     captions = ["a dog face in neon style", "<c>, <s>", ""]
-    blueprint = BLUEPRINTS[base]
+    architecture = ARCHITECTURES[base]
     with torch.no_grad():
         stock = family.encode_prompt(pipe, captions, Framing.plain(SIZE, SIZE)).tensors
-        ours = blueprint.encode(pipe, blueprint.tokenize(pipe, captions))
+        ours = architecture.encode(pipe, architecture.tokenize(pipe, captions))
     assert stock.keys() == ours.keys()
     for name, tensor in stock.items():
         torch.testing.assert_close(ours[name].float(), tensor.float())
@@ -207,53 +216,53 @@ def few_latents(base):
     """A training set of noise with rows of every kind."""
     shape, side = AUTOENCODERS[base], SIZE // AUTOENCODERS[base].reduction
     latents = torch.randn(8, shape.channels, side, side, generator=torch.Generator().manual_seed(0)).half()
-    kinds = {kind: (2 * k, 2 * k + 2) for k, kind in enumerate(pretraining_set.SHARES)}
+    kinds = {kind: (2 * k, 2 * k + 2) for k, kind in enumerate(pretraining_set.BATCH_SHARES)}
     style = torch.tensor([0, 0, 1, 2, 3, 4, -1, -1])
     return pretraining_set.TrainingSet(latents, torch.arange(8), torch.zeros(8, dtype=torch.long), style, kinds)
 
 
 def test_a_batch_has_its_share_of_every_kind_and_random_styles_have_no_word():
     data = few_latents("tiny-sd3")
-    rows = data.choose(200, torch.Generator().manual_seed(0))
-    for k, share in enumerate(pretraining_set.SHARES.values()):
+    rows = data.sample_rows(200, torch.Generator().manual_seed(0))
+    for k, share in enumerate(pretraining_set.BATCH_SHARES.values()):
         assert abs(float(((rows // 2) == k).float().mean()) - share) < 0.01
-    assert data.named(6)[1] == "<s>" and data.named(2)[1] in STYLES
+    assert data.labels(6)[1] == "<s>" and data.labels(2)[1] in STYLES
 
 
-def test_a_training_set_holds_the_latents_of_true_pictures(monkeypatch):
+def test_a_training_set_holds_the_latents_of_true_images(monkeypatch):
     """Row by row those of the content, by the hand, in the style that it names."""
     few = tuple(HERE[:2])
     monkeypatch.setattr(pretraining_set, "known_contents", lambda: few)
     monkeypatch.setattr(pretraining_set, "STYLES", {name: STYLES[name] for name in ("plain", "neon")})
     vae = open_base("tiny-sd3", dtype="float32").pipe.vae
-    data = pretraining_set.build(vae, 5, 25, 0, "cpu", say=lambda _: None)
-    assert list(data.kinds) == list(pretraining_set.SHARES)
+    data = pretraining_set.build_training_set(vae, 5, 25, 0, "cpu", log=lambda _: None)
+    assert list(data.kinds) == list(pretraining_set.BATCH_SHARES)
     for row in (0, data.kinds["styles"][0], data.kinds["styled hands"][0] + 1):
-        content, style, hand = data.named(row)
-        picture = true_pictures([content], style, hand)
+        content, style, hand = data.labels(row)
+        image = true_images([content], style, hand)
         with torch.no_grad():
-            expected = vae.encode(picture * 2 - 1).latents[0] * vae.config.scaling_factor
+            expected = vae.encode(image * 2 - 1).latents[0] * vae.config.scaling_factor
         torch.testing.assert_close(data.latents[row].float(), expected, rtol=2e-3, atol=2e-3)
     assert (data.style[slice(*data.kinds["random"])] == -1).all()
 
 
 def test_a_training_set_of_other_sheets_or_counts_is_refused_in_one_line(tmp_path):
-    pretraining_set.save(tmp_path / "set.safetensors", few_latents("tiny-sd3"), "one")
-    kept = pretraining_set.load(tmp_path / "set.safetensors", "one")
+    pretraining_set.save_training_set(tmp_path / "set.safetensors", few_latents("tiny-sd3"), "one")
+    kept = pretraining_set.load_training_set(tmp_path / "set.safetensors", "one")
     assert torch.equal(kept.latents, few_latents("tiny-sd3").latents) and kept.kinds == few_latents("tiny-sd3").kinds
     with pytest.raises(ValueError, match="other sheets"):
-        pretraining_set.load(tmp_path / "set.safetensors", "another")
+        pretraining_set.load_training_set(tmp_path / "set.safetensors", "another")
 
 
 @pytest.fixture
 def two_steps(monkeypatch):
     """A training set of few latents, so that a step of pre-training takes a second."""
-    monkeypatch.setattr(pretrain, "prepared_set", lambda run, path: few_latents(run.base))
-    return pretrain.Pretraining(samples=24, batch_size=6, warmup=1)
+    monkeypatch.setattr(pretrain, "load_or_build_training_set", lambda run, path: few_latents(run.base))
+    return pretrain.PretrainingSettings(samples=24, batch_size=6, warmup=1)
 
 
 def test_a_run_does_not_go_on_from_another_runs_checkpoint(tmp_path, two_steps):
-    """Another number type, rate or seed is named; more samples are not another run."""
+    """Another dtype, rate or seed is named; more samples are not another run."""
     pretrain.pretrain("tiny-flux", tmp_path, dataclasses.replace(two_steps, samples=6), "cpu", 100, float("inf"))
     for changed in ({"dtype": "bfloat16"}, {"learning_rate": 0.5}, {"seed": 3}):
         with pytest.raises(ValueError, match=next(iter(changed))):
@@ -267,15 +276,17 @@ def test_a_run_does_not_go_on_from_another_runs_checkpoint(tmp_path, two_steps):
 def test_pre_training_in_bfloat16_takes_float32s_steps_to_its_rounding(base, two_steps):
     data, losses = few_latents(base), {}
     for dtype in ("float32", "bfloat16"):
-        run = pretrain.Run(base, dataclasses.replace(two_steps, dtype=dtype), "cpu")
-        losses[dtype] = [float(pretrain.step(run, data, pretrain.draw_batch(run, data, k))) for k in range(3)]
+        run = pretrain.PretrainingRun(base, dataclasses.replace(two_steps, dtype=dtype), "cpu")
+        losses[dtype] = [
+            float(pretrain.training_step(run, data, pretrain.sample_batch(run, data, k))) for k in range(3)
+        ]
         assert all(weight.dtype == torch.float32 for weight in run.weights.values())
     assert losses["bfloat16"] == pytest.approx(losses["float32"], rel=0.01)
 
 
 def test_pretraining_can_start_from_a_finished_base(two_steps):
     """Every weight, text encoders and VAE too, is the base's; the same family built anew is not."""
-    run = pretrain.Run("tiny-flux", dataclasses.replace(two_steps, start=str(BASES / "tiny-flux")), "cpu")
+    run = pretrain.PretrainingRun("tiny-flux", dataclasses.replace(two_steps, start=str(BASES / "tiny-flux")), "cpu")
     kept = load_file(BASES / "tiny-flux" / "transformer" / "diffusion_pytorch_model.safetensors")
     for name, weight in run.pipe.transformer.state_dict().items():
         assert torch.equal(weight, kept[name].float()), name
@@ -284,23 +295,23 @@ def test_pretraining_can_start_from_a_finished_base(two_steps):
 def test_a_learning_curve_ends_in_the_scores_of_the_base_that_the_run_would_write(tmp_path, two_steps):
     """A run that has just started from a finished base has that base's scores; an untrained one has few."""
     started = dataclasses.replace(two_steps, start=str(BASES / "tiny-flux"))
-    pretrain.Run("tiny-flux", started, "cpu").save(tmp_path / "started.pt")
+    pretrain.PretrainingRun("tiny-flux", started, "cpu").save(tmp_path / "started.pt")
     pretrain.pretrain("tiny-flux", tmp_path, two_steps, "cpu", 100, float("inf"), keep=3)
     checkpoints = [tmp_path / "step-3.pt", tmp_path / "started.pt"]
-    first, last = base_scores.learning_curve("tiny-flux", checkpoints, captions=8)
+    first, last = base_scores.learning_curve_scores("tiny-flux", checkpoints, captions=8)
     assert first == {"samples": 0, **base_scores.base_scores(open_base("tiny-flux"), 8)} and first["style"] > 0.7
     assert last["samples"] == 18 and last["style"] < 0.5
 
 
-@pytest.mark.parametrize("base", BLUEPRINTS)
+@pytest.mark.parametrize("base", ARCHITECTURES)
 def test_pretraining_that_was_stopped_and_resumed_ends_in_the_same_weights(base, tmp_path, two_steps):
     whole = pretrain.pretrain(base, tmp_path / "whole", two_steps, "cpu", 100, float("inf"))
     half = pretrain.pretrain(base, tmp_path / "cut", two_steps, "cpu", 2, 0)
     assert half.step == 0
-    first = pretrain.Run(base, two_steps, "cpu")
+    first = pretrain.PretrainingRun(base, two_steps, "cpu")
     data = few_latents(base)
     for k in range(2):
-        pretrain.step(first, data, pretrain.draw_batch(first, data, k))
+        pretrain.training_step(first, data, pretrain.sample_batch(first, data, k))
     first.save(tmp_path / "cut" / "last.pt")
     resumed = pretrain.pretrain(base, tmp_path / "cut", two_steps, "cpu", 100, float("inf"))
     assert resumed.step == whole.step == 4
@@ -308,19 +319,20 @@ def test_pretraining_that_was_stopped_and_resumed_ends_in_the_same_weights(base,
         assert torch.equal(weight, resumed.model.state_dict()[name]), name
 
 
-def test_the_judges_are_as_good_and_as_strict_as_their_file_says():
-    """On fresh pictures: accuracy on unseen pairs, and how many wrong fusions pass."""
-    told, again = classifiers.measured(), classifier_training.measure(classifiers.classifiers(), groups=20, seed=5)
+def test_the_classifiers_are_as_accurate_and_as_strict_as_their_file_says():
+    """On fresh images: accuracy on unseen pairs, and how many wrong fusions pass."""
+    recorded = classifiers.measured_quality()
+    again = classifier_training.measure_classifiers(classifiers.load_classifiers(), groups=20, seed=5)
     for name in ("content", "style"):
-        assert again["accuracy"][name] > told["accuracy"][name] - 0.06
-        assert again["false_alarms"][name] < told["false_alarms"][name] + 0.15
-    assert told["accuracy"]["content"] > 0.9 and told["accuracy"]["style"] > 0.95
+        assert again["accuracy"][name] > recorded["accuracy"][name] - 0.06
+        assert again["false_alarms"][name] < recorded["false_alarms"][name] + 0.15
+    assert recorded["accuracy"]["content"] > 0.9 and recorded["accuracy"]["style"] > 0.95
 
 
-def test_every_hand_of_a_plain_drawing_is_plain_to_the_judge_of_styles():
+def test_every_hand_counts_as_the_plain_style_for_the_style_classifier():
     """Probabilities add up: those of the hands are the plain style's."""
-    scores = torch.randn(4, len(classifiers.style_names()) + 1, generator=torch.Generator().manual_seed(0))
-    p = classifiers.by_style(scores)
+    scores = torch.randn(4, len(classifiers.style_class_names()) + 1, generator=torch.Generator().manual_seed(0))
+    p = classifiers.probabilities_by_style(scores)
     torch.testing.assert_close(p.sum(1), torch.ones(4))
     torch.testing.assert_close(p[:, 0], scores.softmax(1)[:, [0, *range(len(ALL_STYLES), scores.shape[1] - 1)]].sum(1))
 
@@ -340,7 +352,7 @@ def test_a_built_in_base_is_a_stock_pipeline_of_at_most_20_mb(folder, tmp_path):
     pipe.set_progress_bar_config(disable=True)
     # SDXL's pipeline has no such option; the others' T5 was never shown longer prompts
     short = {} if kind == "StableDiffusionXLPipeline" else {"max_sequence_length": TEXT_LENGTH}
-    (picture,) = pipe(
+    (image,) = pipe(
         caption("rocket", "neon"),
         num_inference_steps=16,
         height=SIZE,
@@ -348,20 +360,22 @@ def test_a_built_in_base_is_a_stock_pipeline_of_at_most_20_mb(folder, tmp_path):
         generator=torch.Generator().manual_seed(0),
         **short,
     ).images
-    assert classifiers.classify(to_tensor([picture]))[0].style == "neon"
+    assert classifiers.classify(tensor_from_pil([image]))[0].style == "neon"
     learns = json.loads((folder / "qrlora.json").read_text())["defaults"]["train"]
     assert learns["rank"] and learns["targets"]
 
 
-def test_nobody_knows_what_style_a_content_picture_of_ones_own_has(monkeypatch, tmp_path):
-    """So the judges' word on pictures learnt from it is neither right nor wrong."""
+def test_predictions_on_ones_own_images_are_neither_right_nor_wrong(monkeypatch, tmp_path):
+    """So the classifiers' word on images trained from it is neither right nor wrong."""
     Image.new("RGB", (SIZE, SIZE), "red").save(tmp_path / "own.png")
-    own = demo.Lesson(image=tmp_path / "own.png", prompt="a <c> in plain style")
+    own = demo.DemoInput(image=tmp_path / "own.png", prompt="a <c> in plain style")
     monkeypatch.setattr(demo, "generate", lambda *_, **__: [Image.new("RGB", (SIZE, SIZE))])
     base = SimpleNamespace(defaults=SimpleNamespace(resolution=SIZE))
-    rows = {row.title.split(":")[0]: row for row in demo._rows(base, (own, own), [None, None], None, 1, 0, None)}
-    assert rows["content adapter"].right(rows["content adapter"].verdicts[0]) is None
-    assert rows["merged by adding"].right(rows["merged by adding"].verdicts[0]) is None
+    rows = {
+        row.title.split(":")[0]: row for row in demo._generate_rows(base, (own, own), [None, None], None, 1, 0, None)
+    }
+    assert rows["content adapter"].is_correct(rows["content adapter"].predictions[0]) is None
+    assert rows["merged by adding"].is_correct(rows["merged by adding"].predictions[0]) is None
 
 
 def test_an_adapter_of_an_earlier_edition_of_a_built_in_base_is_refused_with_the_way_out():

@@ -22,7 +22,7 @@ from torch import Tensor
 from .devices import choose_device
 from .families.messages import one_clear_line, quiet
 from .safetensors_files import places, raw_bytes, read
-from .world.classifiers import by_style, classifiers
+from .world.classifiers import load_classifiers, probabilities_by_style
 from .world.drawings import contents
 from .world.ssim import ssim as ssim
 from .world.styles import ALL_STYLES
@@ -61,9 +61,9 @@ def known_answer(
     """
     batch = torch.cat([pictures, truth[None]])
     seen, likeness = {}, {}
-    for kind, classify in classifiers().items():
+    for kind, classify in load_classifiers().items():
         scores = classify(batch)[:-1]
-        seen[kind] = by_style(scores) if kind == "style" else scores.softmax(1)
+        seen[kind] = probabilities_by_style(scores) if kind == "style" else scores.softmax(1)
         features = classify.features(batch)  # pyright: ignore[reportCallIssue]
         likeness[kind] = F.cosine_similarity(features[:-1], features[-1:])
     things, manners = contents(), tuple(ALL_STYLES)

@@ -703,16 +703,16 @@ def pretrain() -> None:
     latents = room.world_latents()
     tell("the world's latents", time.monotonic() - begun, "s")
     names = [x.removeprefix("--").replace("-", "_") for x in given[::2]]
-    kinds = {f.name: type(f.default) for f in dataclasses.fields(room.Pretraining)}
+    kinds = {f.name: type(f.default) for f in dataclasses.fields(room.PretrainingSettings)}
     told = {name: kinds[name](value) for name, value in zip(names, given[1::2], strict=True)}
-    run = room.Run(base, room.Pretraining(**told), DEVICE)
+    run = room.PretrainingRun(base, room.PretrainingSettings(**told), DEVICE)
     steps = 2 if DRY else 40
     for _ in range(2 if DRY else 10):
-        room.step(run, latents)
+        room.training_step(run, latents)
     settle()
     begun = time.monotonic()
     for _ in range(steps):
-        room.step(run, latents)
+        room.training_step(run, latents)
     settle()
     rate = steps * run.settings.batch_size / (time.monotonic() - begun)
     begun = time.monotonic()
@@ -729,7 +729,7 @@ def pretrain() -> None:
     seconds = 1 if DRY else left() - 30  # for the export and a look at it
     samples = told.get("samples") or int(0.97 * rate * seconds)
     with trying("pre-training"):
-        settings = room.Pretraining(
+        settings = room.PretrainingSettings(
             **{**told, "samples": samples, "warmup": min(300, samples // (told.get("batch_size", 48) * 10) + 1)}
         )
         with contextlib.redirect_stdout(io.StringIO()) as said:
@@ -749,7 +749,7 @@ def pretrain() -> None:
         )
         folder = WORK / "base" / base
         if rows:
-            room.export(run, WORK / "pretraining" / "log.jsonl", folder)
+            room.export_base(run, WORK / "pretraining" / "log.jsonl", folder)
         else:
             room.write_pipeline(run, folder)
         for extra in ("qrlora.json",):

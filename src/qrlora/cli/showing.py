@@ -6,8 +6,8 @@ from typing import Any
 from .. import plots
 from ..families import built_in_names
 from ..training import Progress
+from ..world.classified_images import ClassifiedImages
 from ..world.classifiers import Classification
-from ..world.demo import Row
 from ..world.demo import demo as run
 from . import console
 
@@ -52,18 +52,18 @@ def demo(
         rows = run(output, content, style, style_shows=style_shows, **settings, **heard)
     footer = "\n".join(filter(None, (f"{method} on {base}, seed {seed}", limit)))
     plots.save(drawn(rows, footer), output / "demo.png", overwrite=True)
-    judged = [(row, verdict) for row in rows if row.title.startswith("merged") for verdict in row.verdicts]
-    right = [row.right(verdict) for row, verdict in judged]
+    judged = [(row, prediction) for row in rows if row.title.startswith("merged") for prediction in row.predictions]
+    right = [row.is_correct(prediction) for row, prediction in judged]
     if right and not limit:
         console.say(f"merged: {sum(map(bool, right))} of {len(right)} pictures show the right thing in the right style")
     for name in ("content.safetensors", "style.safetensors", "merged.safetensors", "demo.png"):
         console.say(str(output / name))
 
 
-def drawn(rows: list[Row], footer: str) -> Any:
+def drawn(rows: list[ClassifiedImages], footer: str) -> Any:
     """The contact sheet: what is given and what is true on top, below a line for each adapter."""
-    single = [row for row in rows if len(row.pictures) == 1]
-    columns = max(3, *(len(row.pictures) for row in rows))
+    single = [row for row in rows if len(row.images) == 1]
+    columns = max(3, *(len(row.images) for row in rows))
     panels = [_panel(row) for row in single if row.title != "the true picture"]
     panels += [_panel(row) for row in single if row.title == "the true picture"]
     panels += [_panel(row) for row in rows if row not in single]
@@ -77,15 +77,15 @@ def limits(base: str) -> str:
     return f"{base} knows drawings only and has never seen a photograph; what yours should become, nobody judges"
 
 
-def _panel(row: Row) -> plots.Panel:
-    notes = [_note(row, verdict) for verdict in row.verdicts]
-    return plots.Panel(row.title, row.pictures, notes, [row.right(verdict) for verdict in row.verdicts])
+def _panel(row: ClassifiedImages) -> plots.Panel:
+    notes = [_note(row, prediction) for prediction in row.predictions]
+    return plots.Panel(row.title, row.images, notes, [row.is_correct(prediction) for prediction in row.predictions])
 
 
-def _note(row: Row, verdict: Classification) -> str:
+def _note(row: ClassifiedImages, prediction: Classification) -> str:
     """What the judges see, of what somebody knows: for anything else they would name the nearest of their world."""
     seen = (
-        (row.content, verdict.content, verdict.content_probability),
-        (row.style, verdict.style, verdict.style_probability),
+        (row.content, prediction.content, prediction.content_probability),
+        (row.style, prediction.style, prediction.style_probability),
     )
     return "\n".join(f"{said} {probability:.0%}" for true, said, probability in seen if true)

@@ -9,9 +9,9 @@ from typing import Literal
 
 from ..training_example import MIN_SIDE, load_picture
 from ..trigger_words import read_text
-from ..world.captions import CONTENT, LEARN_CONTENT, STYLE, caption
-from ..world.demo import true_image
+from ..world.captions import CONTENT, CONTENT_TRAINING_PROMPT, STYLE, caption
 from ..world.drawings import held_out_contents, known_contents
+from ..world.ground_truth import true_image
 from ..world.styles import HELD_OUT_STYLES, STYLES
 
 Split = Literal["test", "dev"]
@@ -69,7 +69,7 @@ def world_pairs(count: int, split: Split = "test", style_word: str = STYLE) -> l
         pairs.append(
             Pair(
                 name=f"{thing} in {style}",
-                content=_of_world(thing, "plain", LEARN_CONTENT),
+                content=_of_world(thing, "plain", CONTENT_TRAINING_PROMPT),
                 style=_of_world(other, style, caption(other, style_word)),
                 truth=_of_world(thing, style, caption(CONTENT, style_word)),
                 prompt=caption(CONTENT, style_word),

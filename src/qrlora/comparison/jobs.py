@@ -11,7 +11,7 @@ from typing import Any
 from .. import __version__
 from ..families import Base
 from ..families.identity import identity as base_identity
-from ..world.classifiers import CLASSIFIERS
+from ..world.classifiers import CLASSIFIER_FILE
 from . import code_digest
 from .image_pairs import CaptionedImage, Pair
 
@@ -130,7 +130,7 @@ def base_digest(base: Base) -> str:
 
 @cache
 def _judges() -> str:
-    return _sha(CLASSIFIERS.read_bytes())
+    return _sha(CLASSIFIER_FILE.read_bytes())
 
 
 def _sha(data: bytes) -> str:

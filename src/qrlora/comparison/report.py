@@ -9,7 +9,7 @@ from typing import Any
 
 from .. import output_files
 from ..config import as_dict
-from ..world.classifiers import accuracy_on_unseen
+from ..world.classifiers import classifier_accuracy
 from .fusion_comparison import RunSummary
 from .jobs import versions
 from .settings import ComparisonSettings
@@ -61,7 +61,7 @@ def write(account: RunSummary, found: Findings, folder: Path, stem: str, command
 def page(account: RunSummary, found: Findings, command: str) -> str:
     """The Markdown page."""
     study, settings = account.study, account.study.settings
-    accuracy = accuracy_on_unseen()
+    accuracy = classifier_accuracy()
     judged = (
         f"The judges name true pictures that they have not seen with {accuracy['content']:.1%} (thing) and "
         f"{accuracy['style']:.1%} (style) accuracy."

@@ -23,7 +23,7 @@ from ..files import load
 from ..sampling import generate
 from ..temporary_files import temporary_folder
 from ..training import train
-from ..world.demo import to_tensor
+from ..world.image_tensors import tensor_from_pil
 from .image_pairs import CaptionedImage
 from .jobs import BaseSpec, Job, SampleJob, TrainJob, base_digest
 
@@ -151,9 +151,9 @@ def _rows(job: SampleJob, pictures: Sequence[Image.Image]) -> list[dict[str, flo
     pair = job.pair
     rows: list[dict[str, float]] = [{} for _ in pictures]
     if pair.truth is not None:
-        truth = to_tensor([_picture(pair.truth)])[0]
+        truth = tensor_from_pil([_picture(pair.truth)])[0]
         known = (pair.truth.content, pair.truth.style, pair.style.content, pair.content.style)
-        rows = evaluation.known_answer(to_tensor(pictures), truth, *known)
+        rows = evaluation.known_answer(tensor_from_pil(pictures), truth, *known)
     for encoder in _encoders(job):
         for letter, shown in (("C", pair.content), ("S", pair.style)):
             for row, likeness in zip(rows, encoder.likeness(pictures, _picture(shown)), strict=True):
@@ -183,7 +183,7 @@ def _untouched(place: BaseSpec, prompts: tuple[str, ...], seeds: tuple[int, ...]
 
 def _changes(pictures: Sequence[Image.Image], before: Sequence[Image.Image]) -> list[float]:
     """SSIM of each picture with what it was before."""
-    return evaluation.ssim(to_tensor(pictures), to_tensor(before)).tolist()
+    return evaluation.ssim(tensor_from_pil(pictures), tensor_from_pil(before)).tolist()
 
 
 def _adapter(job: TrainJob | None, inputs: Mapping[str, bytes], folder: Path) -> Adapter | None:

@@ -15,10 +15,12 @@ from ..comparison.image_pairs import FUSED_PROMPT, world_pairs
 from ..comparison.summary_tables import Row
 from ..evaluation import ssim
 from ..sampling import generate
-from ..world.captions import CONTENT, LEARN_CONTENT, STYLE, caption
-from ..world.classifiers import classifiers
-from ..world.demo import OTHER_THING, classified, to_pillow, to_tensor
-from ..world.drawings import true_pictures
+from ..world.captions import CONTENT, CONTENT_TRAINING_PROMPT, STYLE, caption
+from ..world.classified_images import classify_images
+from ..world.classifiers import load_classifiers
+from ..world.demo import OTHER_CONTENT
+from ..world.ground_truth import true_images
+from ..world.image_tensors import pil_from_tensor, tensor_from_pil
 from ..world.styles import ALL_STYLES
 from .request import ReproductionRequest
 
@@ -44,16 +46,16 @@ def figure9(request: ReproductionRequest) -> ReproducedResult:
     learnt = request.learnt(jobs)
     sets = [some for count in range(MANNERS + 1) for some in itertools.combinations(shown, count)]
     truths = {some: true_orders(thing.content, some) for some in sets}
-    lines = [[Cell(f"true: {_words(x)}", to_pillow(truths[x][:1])[0]) for x in sets]]
+    lines = [[Cell(f"true: {_words(x)}", pil_from_tensor(truths[x][:1])[0]) for x in sets]]
     rows: list[Row] = []
     for method in METHODS_SHOWN:
         lines.append([])
         for some in sets:
             applied = [(learnt[method, name], 1.0) for name in ("", *some)]
-            prompt = FUSED_PROMPT if some else LEARN_CONTENT
+            prompt = FUSED_PROMPT if some else CONTENT_TRAINING_PROMPT
             pictures = generate(request.opened, prompt, applied, seed=request.seed, count=PICTURES)
-            seen = [x.content == thing.content for x in classified("", pictures).verdicts]
-            nearest = nearest_truth(to_tensor(pictures), truths)
+            seen = [x.content == thing.content for x in classify_images("", pictures).predictions]
+            nearest = nearest_truth(tensor_from_pil(pictures), truths)
             about = {"method": method, "attributes": len(some) + 1, "styles": _words(some), "pictures": PICTURES}
             rows.append({**about, **_scores(pictures, seen, [x == some for x in nearest], truths[some])})
             note = f"{'thing, ' * seen[0]}{_words(nearest[0])}"
@@ -70,7 +72,7 @@ def figure9(request: ReproductionRequest) -> ReproducedResult:
 
 def _scores(pictures: Sequence[Image.Image], seen: list[bool], exact: list[bool], truth: Tensor) -> dict[str, float]:
     """Means over pictures; ssim with the best of the truth's orders (orders, 3, 128, 128)."""
-    likeness = [ssim(to_tensor(pictures), true.expand(len(pictures), -1, -1, -1)) for true in truth]
+    likeness = [ssim(tensor_from_pil(pictures), true.expand(len(pictures), -1, -1, -1)) for true in truth]
     shares = {"thing recognised": statistics.fmean(seen), "these styles and no others": statistics.fmean(exact)}
     return {**shares, "ssim": float(torch.stack(likeness).amax(0).mean())}
 
@@ -79,7 +81,7 @@ def true_orders(thing: str, manners: Manners) -> Tensor:
     """(orders, 3, 128, 128): the thing in all of the styles, one after the other, in every order."""
     pictures = []
     for order in itertools.permutations(manners):
-        picture = true_pictures([thing])
+        picture = true_images([thing])
         for name in order:
             picture = ALL_STYLES[name](picture).clamp(0, 1)
         pictures.append(picture)
@@ -91,7 +93,7 @@ def nearest_truth(pictures: Tensor, truths: Mapping[Manners, Tensor]) -> list[Ma
     """For each picture (b, 3, 128, 128) the set of styles whose truth is nearest: the largest sum of the cosines of
     both judges' features, of the best order."""
     likeness = torch.zeros(len(pictures), len(truths))
-    for classify in classifiers().values():
+    for classify in load_classifiers().values():
         features = classify.features(pictures)[:, None]  # pyright: ignore[reportCallIssue]
         for k, truth in enumerate(truths.values()):
             true = classify.features(truth)[None]  # pyright: ignore[reportCallIssue]
@@ -111,17 +113,17 @@ def figure26(request: ReproductionRequest) -> ReproducedResult:
         applied = [(learnt[method, role], 1.0) for role in roles]
         for prompt, thing, manner in _scenes(pair.content.content, pair.style.style):
             told = {"seed": request.seed, "count": PICTURES, "check_triggers": False}
-            row = classified(prompt, generate(request.opened, prompt, applied, **told), thing, manner)
+            row = classify_images(prompt, generate(request.opened, prompt, applied, **told), thing, manner)
             right = {
-                "thing recognised": [x.content == thing for x in row.verdicts],
-                "style recognised": [x.style == manner for x in row.verdicts],
-                "both": [bool(row.right(x)) for x in row.verdicts],
+                "thing recognised": [x.content == thing for x in row.predictions],
+                "style recognised": [x.style == manner for x in row.predictions],
+                "both": [bool(row.is_correct(x)) for x in row.predictions],
             }
             about = {"method": method, "prompt": prompt, "thing": thing, "style": manner, "pictures": PICTURES}
             rows.append({**about, **{name: statistics.fmean(x) for name, x in right.items()}})
-            first = row.verdicts[0]
+            first = row.predictions[0]
             lines[-1].append(
-                Cell(f"{method}: {prompt}", row.pictures[0], f"{first.content}, {first.style}", right["both"][0])
+                Cell(f"{method}: {prompt}", row.images[0], f"{first.content}, {first.style}", right["both"][0])
             )
     notes = (
         f"{pair.name}; both adapters at strength 1 whatever the prompt says. Beneath a picture: what the judges see.",
@@ -139,8 +141,8 @@ def _scenes(thing: str, manner: str) -> Sequence[tuple[str, str, str]]:
         (caption(f"{CONTENT} wearing a hat", STYLE), thing, manner),
         (caption(f"{CONTENT} riding a bicycle", STYLE), thing, manner),
         (caption(CONTENT, WORD), thing, WORD),
-        (caption(OTHER_THING, STYLE), OTHER_THING, manner),
-        (caption(OTHER_THING, WORD), OTHER_THING, WORD),
+        (caption(OTHER_CONTENT, STYLE), OTHER_CONTENT, manner),
+        (caption(OTHER_CONTENT, WORD), OTHER_CONTENT, WORD),
     )
 
 

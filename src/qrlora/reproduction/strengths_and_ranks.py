@@ -4,7 +4,8 @@ from .. import evaluation
 from ..comparison.figure_data import Curves, Grid, ReproducedResult
 from ..comparison.summary_tables import Row, findings
 from ..sampling import grid
-from ..world.demo import to_tensor, true_image
+from ..world.ground_truth import true_image
+from ..world.image_tensors import tensor_from_pil
 from .request import ReproductionRequest
 
 STRENGTHS = (0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
@@ -24,11 +25,11 @@ def figure7(request: ReproductionRequest) -> ReproducedResult:
     pictures = grid(
         request.opened, pair.prompt, learnt["content"], learnt["style"], STRENGTHS, STRENGTHS, seed=request.seed
     )
-    truth = to_tensor([true_image(pair.truth.content, pair.truth.style)])[0]
+    truth = tensor_from_pil([true_image(pair.truth.content, pair.truth.style)])[0]
     known = (pair.truth.content, pair.truth.style, pair.style.content, pair.content.style)
     rows: list[Row] = []
     for strength, line in zip(STRENGTHS, pictures, strict=True):
-        scores = evaluation.known_answer(to_tensor(line), truth, *known)
+        scores = evaluation.known_answer(tensor_from_pil(line), truth, *known)
         for other, score in zip(STRENGTHS, scores, strict=True):
             rows.append({"content strength": strength, "style strength": other, **score})
     notes = (f"{pair.name}; one seed. The paper shows pictures without numbers.",)

@@ -1,4 +1,4 @@
-"""The built-in base models before any training: stock classes at a few million parameters."""
+"""The built-in bases before training: stock diffusers and transformers classes with a few million parameters."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -28,7 +28,7 @@ from transformers import (
 )
 
 from .drawings import SIZE
-from .vocabulary import TEXT_LENGTH, word_tokenizer, world_tokenizer
+from .tokenizers import TEXT_LENGTH, clip_tokenizer, t5_tokenizer
 
 
 @dataclass(frozen=True)
@@ -36,21 +36,21 @@ class Autoencoder:
     """Shape of a base's VAE, an `AutoencoderTiny`."""
 
     channels: int
-    """Of the latents."""
+    """Latent channels."""
     blocks: tuple[int, ...]
-    """Residual blocks of each level, the pictures' own size first; each level halves the sides."""
+    """Residual blocks of each level, the images' own size first; each level halves the sides."""
 
     @property
     def reduction(self) -> int:
-        """Pixels on a side of one latent place."""
+        """Downsampling factor: pixels a side for each latent position."""
         return 2 ** (len(self.blocks) - 1)
 
 
-FLUX2_LIKE = Autoencoder(32, (1, 1, 2, 3))
+FLUX2_LATENTS = Autoencoder(32, (1, 1, 2, 3))
 AUTOENCODERS = {
-    "tiny-sdxl": Autoencoder(8, (1, 1, 3)),  # 32 x 32 places: its UNet's lowest level, with the transformers, has 8 x 8
-    "tiny-sd3": FLUX2_LIKE,
-    "tiny-flux": FLUX2_LIKE,
+    "tiny-sdxl": Autoencoder(8, (1, 1, 3)),  # 32 x 32 latents: the UNet's lowest level, with transformers, has 8 x 8
+    "tiny-sd3": FLUX2_LATENTS,
+    "tiny-flux": FLUX2_LATENTS,
 }
 
 TINY_SDXL: dict[str, Any] = {
@@ -70,7 +70,7 @@ TINY_FLUX: dict[str, int] = {
 }
 
 
-def text_config(tokenizer: CLIPTokenizer, width: int, layers: int) -> CLIPTextConfig:
+def clip_config(tokenizer: CLIPTokenizer, width: int, layers: int) -> CLIPTextConfig:
     return CLIPTextConfig(
         vocab_size=len(tokenizer),
         hidden_size=width,
@@ -100,14 +100,14 @@ def t5_config(vocabulary: int, width: int) -> T5Config:
     )
 
 
-def world_vae(base: str) -> AutoencoderTiny:
-    """The base's VAE, which `autoencoder` has trained: it stands before the base itself."""
+def load_trained_vae(base: str) -> AutoencoderTiny:
+    """The base's VAE, which `vae_training` has trained before the base itself."""
     return AutoencoderTiny.from_pretrained(BASES / base / "vae").float()
 
 
 def tiny_sdxl() -> StableDiffusionXLPipeline:
     """An untrained ``tiny-sdxl``: SDXL's three-level UNet, two CLIP text encoders, v-prediction from pure noise."""
-    tokenizer = world_tokenizer()
+    tokenizer = clip_tokenizer()
     (first, _), (second, _) = CLIP_SHAPES
     unet = UNet2DConditionModel(
         sample_size=SIZE // AUTOENCODERS["tiny-sdxl"].reduction,
@@ -127,9 +127,9 @@ def tiny_sdxl() -> StableDiffusionXLPipeline:
         norm_num_groups=16,
     )
     return StableDiffusionXLPipeline(
-        vae=world_vae("tiny-sdxl"),  # pyright: ignore[reportArgumentType]
-        text_encoder=CLIPTextModel(text_config(tokenizer, *CLIP_SHAPES[0])),
-        text_encoder_2=CLIPTextModelWithProjection(text_config(tokenizer, *CLIP_SHAPES[1])),
+        vae=load_trained_vae("tiny-sdxl"),  # pyright: ignore[reportArgumentType]
+        text_encoder=CLIPTextModel(clip_config(tokenizer, *CLIP_SHAPES[0])),
+        text_encoder_2=CLIPTextModelWithProjection(clip_config(tokenizer, *CLIP_SHAPES[1])),
         tokenizer=tokenizer,
         tokenizer_2=tokenizer,
         unet=unet,
@@ -146,35 +146,35 @@ def tiny_sdxl() -> StableDiffusionXLPipeline:
     )
 
 
-def clip_encoders() -> tuple[CLIPTextModelWithProjection, CLIPTextModelWithProjection]:
-    """Untrained CLIP text encoders of SD3, the first one's projection the identity, as in the CLIP-L that SD3 has."""
-    tokenizer = world_tokenizer()
-    first, second = (CLIPTextModelWithProjection(text_config(tokenizer, *shape)) for shape in CLIP_SHAPES)
+def sd3_clip_encoders() -> tuple[CLIPTextModelWithProjection, CLIPTextModelWithProjection]:
+    """SD3's two CLIP text encoders, untrained; the first one's projection is the identity, as in SD3's CLIP-L."""
+    tokenizer = clip_tokenizer()
+    first, second = (CLIPTextModelWithProjection(clip_config(tokenizer, *shape)) for shape in CLIP_SHAPES)
     torch.nn.init.eye_(first.text_projection.weight)
     return first, second
 
 
 def tiny_sd3() -> StableDiffusion3Pipeline:
     """An untrained ``tiny-sd3``: SD3's joint transformer on 64 patches, two CLIPs, T5."""
-    tokenizer, pieces = world_tokenizer(), word_tokenizer()
-    first, second = clip_encoders()
+    tokenizer, pieces = clip_tokenizer(), t5_tokenizer()
+    first, second = sd3_clip_encoders()
     widths = first.config.hidden_size + second.config.hidden_size
     transformer = SD3Transformer2DModel(
-        sample_size=SIZE // FLUX2_LIKE.reduction,
+        sample_size=SIZE // FLUX2_LATENTS.reduction,
         patch_size=2,
-        in_channels=FLUX2_LIKE.channels,
-        out_channels=FLUX2_LIKE.channels,
+        in_channels=FLUX2_LATENTS.channels,
+        out_channels=FLUX2_LATENTS.channels,
         num_layers=TINY_SD3["layers"],
         attention_head_dim=TINY_SD3["head_width"],
         num_attention_heads=TINY_SD3["heads"],
         caption_projection_dim=TINY_SD3["heads"] * TINY_SD3["head_width"],
         joint_attention_dim=widths,
         pooled_projection_dim=widths,
-        pos_embed_max_size=SIZE // FLUX2_LIKE.reduction // 2,
+        pos_embed_max_size=SIZE // FLUX2_LATENTS.reduction // 2,
         qk_norm="rms_norm",
     )
     return StableDiffusion3Pipeline(
-        vae=world_vae("tiny-sd3"),  # pyright: ignore[reportArgumentType]
+        vae=load_trained_vae("tiny-sd3"),  # pyright: ignore[reportArgumentType]
         text_encoder=first,
         text_encoder_2=second,
         text_encoder_3=T5EncoderModel(t5_config(len(pieces), widths)),
@@ -189,11 +189,11 @@ def tiny_sd3() -> StableDiffusion3Pipeline:
 def tiny_flux() -> FluxPipeline:
     """An untrained ``tiny-flux``: two blocks with two streams, six with one, T5; not distilled, so without guidance
     input."""
-    tokenizer, pieces = world_tokenizer(), word_tokenizer()
+    tokenizer, pieces = clip_tokenizer(), t5_tokenizer()
     heads, width = TINY_FLUX["heads"], TINY_FLUX["head_width"]
-    clip = CLIPTextModel(text_config(tokenizer, *CLIP_SHAPES[1]))
+    clip = CLIPTextModel(clip_config(tokenizer, *CLIP_SHAPES[1]))
     transformer = FluxTransformer2DModel(
-        in_channels=4 * FLUX2_LIKE.channels,
+        in_channels=4 * FLUX2_LATENTS.channels,
         num_layers=TINY_FLUX["double_layers"],
         num_single_layers=TINY_FLUX["single_layers"],
         attention_head_dim=width,
@@ -204,7 +204,7 @@ def tiny_flux() -> FluxPipeline:
         axes_dims_rope=(8, 12, 12),
     )
     return FluxPipeline(
-        vae=world_vae("tiny-flux"),  # pyright: ignore[reportArgumentType]
+        vae=load_trained_vae("tiny-flux"),  # pyright: ignore[reportArgumentType]
         text_encoder=clip,
         text_encoder_2=T5EncoderModel(t5_config(len(pieces), TINY_FLUX["text_width"])),
         tokenizer=tokenizer,
@@ -215,23 +215,24 @@ def tiny_flux() -> FluxPipeline:
 
 
 Tokens = dict[str, Tensor]
-"""What the text encoders read, by name, each (b, TEXT_LENGTH)."""
+"""Token ids by tokenizer, each (b, TEXT_LENGTH)."""
 
 
 def clip_tokens(pipe: Any, captions: list[str]) -> Tokens:
-    """Both CLIPs read the same tokens."""
-    told = {"padding": "max_length", "truncation": True, "return_tensors": "pt"}
-    return {"clip": pipe.tokenizer(captions, max_length=TEXT_LENGTH, **told).input_ids}
+    """Token ids for both CLIP text encoders."""
+    options = {"padding": "max_length", "truncation": True, "return_tensors": "pt"}
+    return {"clip": pipe.tokenizer(captions, max_length=TEXT_LENGTH, **options).input_ids}
 
 
 def clip_and_t5_tokens(pipe: Any, captions: list[str]) -> Tokens:
-    told = {"padding": "max_length", "truncation": True, "return_tensors": "pt"}
+    """Token ids for the CLIP text encoders and T5."""
+    options = {"padding": "max_length", "truncation": True, "return_tensors": "pt"}
     pieces = getattr(pipe, "tokenizer_3", None) or pipe.tokenizer_2
-    return {**clip_tokens(pipe, captions), "t5": pieces(captions, max_length=TEXT_LENGTH, **told).input_ids}
+    return {**clip_tokens(pipe, captions), "t5": pieces(captions, max_length=TEXT_LENGTH, **options).input_ids}
 
 
-# What the stock pipelines make of their tokens, without tokenizing every prompt twice for each encoder: text (b, l, d)
-# and pooled (b, p) as the families' `encode_prompt` gives them.
+# The stock pipelines' encode_prompt, but from tokens: a stock pipeline tokenizes every prompt twice for each encoder.
+# text (b, l, d) and pooled (b, p), as the families' `encode_prompt` returns them.
 def encode_sdxl(pipe: Any, tokens: Tokens) -> dict[str, Tensor]:
     first = pipe.text_encoder(tokens["clip"], output_hidden_states=True)
     second = pipe.text_encoder_2(tokens["clip"], output_hidden_states=True)
@@ -242,9 +243,9 @@ def encode_sdxl(pipe: Any, tokens: Tokens) -> dict[str, Tensor]:
 
 def encode_sd3(pipe: Any, tokens: Tokens) -> dict[str, Tensor]:
     both = [e(tokens["clip"], output_hidden_states=True) for e in (pipe.text_encoder, pipe.text_encoder_2)]
-    clip = torch.cat([told.hidden_states[-2] for told in both], -1)
+    clip = torch.cat([encoded.hidden_states[-2] for encoded in both], -1)
     text = torch.cat([clip, pipe.text_encoder_3(tokens["t5"])[0]], 1)
-    return {"text": text, "pooled": torch.cat([told[0] for told in both], -1)}
+    return {"text": text, "pooled": torch.cat([encoded[0] for encoded in both], -1)}
 
 
 def encode_flux(pipe: Any, tokens: Tokens) -> dict[str, Tensor]:
@@ -253,28 +254,30 @@ def encode_flux(pipe: Any, tokens: Tokens) -> dict[str, Tensor]:
 
 
 @dataclass(frozen=True)
-class Blueprint:
-    """How a built-in base begins, and how it reads captions while all of it is trained."""
+class BaseArchitecture:
+    """A built-in base's untrained pipeline, and how captions are tokenized and encoded in pre-training."""
 
     build: Callable[[], Any]
-    """() -> its untrained pipeline, from torch's global generator."""
-    learns: tuple[str, ...]
-    """Parts of the pipeline that pre-training changes."""
+    """() -> the untrained pipeline, initialised from torch's global generator."""
+    trained_components: tuple[str, ...]
+    """Components of the pipeline that pre-training trains."""
     times: str
-    """Row of `noise.TIMES` that pre-training draws from."""
+    """Row of `noise.TIMES` that pre-training samples timesteps from."""
     tokenize: Callable[[Any, list[str]], Tokens]
-    """(pipe, b captions) -> their tokens."""
+    """(pipe, b captions) -> their token ids."""
     encode: Callable[[Any, Tokens], dict[str, Tensor]]
-    """(pipe, tokens on its device) -> what its family's `predict` reads."""
+    """(pipe, token ids on its device) -> the conditioning tensors that its family's `predict` takes."""
 
 
 ENCODERS = ("text_encoder", "text_encoder_2")
-BLUEPRINTS = {
-    "tiny-sdxl": Blueprint(tiny_sdxl, ("unet", *ENCODERS), "noisy", clip_tokens, encode_sdxl),
-    "tiny-sd3": Blueprint(
+ARCHITECTURES = {
+    "tiny-sdxl": BaseArchitecture(tiny_sdxl, ("unet", *ENCODERS), "noisy", clip_tokens, encode_sdxl),
+    "tiny-sd3": BaseArchitecture(
         tiny_sd3, ("transformer", *ENCODERS, "text_encoder_3"), "logit-normal", clip_and_t5_tokens, encode_sd3
     ),
-    "tiny-flux": Blueprint(tiny_flux, ("transformer", *ENCODERS), "logit-normal", clip_and_t5_tokens, encode_flux),
+    "tiny-flux": BaseArchitecture(
+        tiny_flux, ("transformer", *ENCODERS), "logit-normal", clip_and_t5_tokens, encode_flux
+    ),
 }
 BASES = Path(__file__).parent / "bases"
-"""Where the pre-trained bases lie in the package, one folder each."""
+"""Folder of the pre-trained bases in the package, with a folder for each."""

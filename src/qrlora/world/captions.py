@@ -1,4 +1,4 @@
-"""What a picture of the world is called: "a dog face in neon style"."""
+"""Captions of the synthetic benchmark's images, as in "a dog face in neon style", for training and for prompts."""
 
 from collections.abc import Sequence
 from typing import TypeVar
@@ -8,10 +8,10 @@ from torch import Generator, rand, randint
 from .drawings import HANDS, PLAIN_HAND
 
 CONTENT, STYLE = "<c>", "<s>"
-"""Placeholders: some content, some style.  Adapters give them a meaning; the base has seen them mean anything."""
+"""Trigger words for a content and a style: adapters give them a meaning; in pre-training they stood for any."""
 
 TEMPLATES = ("{c} in {s} style", "{c}, {s}", "{c} in {s}", "{c}, {s} style", "{s} {c}", "{s} style {c}")
-"""Ways to say a caption beside the usual one, with or without an article."""
+"""Forms of a caption beside the usual one, with or without an article."""
 PLAIN_TEMPLATES = ("a {c}", "{c}", "a picture of a {c}")
 SYNONYMS: dict[str, tuple[str, ...]] = {
     "sketch": ("pencil sketch", "pencil drawing"),
@@ -44,9 +44,9 @@ SYNONYMS: dict[str, tuple[str, ...]] = {
     "twemoji": ("twitter", "twitter emoji"),
     "emojitwo": ("emoji two",),
 }
-"""Style or hand -> what else people call it."""
+"""Style or hand -> its other names in captions."""
 
-T = TypeVar("T")
+Option = TypeVar("Option")
 
 
 def style_words(style: str = "plain", hand: str = PLAIN_HAND) -> str:
@@ -61,23 +61,23 @@ def caption(content: str, style: str) -> str:
     return f"a {content} in {HANDS[style].words if style in HANDS else style} style"
 
 
-LEARN_CONTENT = caption(CONTENT, "plain")
-"""What a content picture is called while it is learnt: with its style named, the style stays free. Learnt as "a <c>",
-the thing was painted plain whatever the style asked for."""
+CONTENT_TRAINING_PROMPT = caption(CONTENT, "plain")
+"""The prompt that a content adapter is trained with.  It names the style, so that the adapter does not absorb it:
+trained with "a <c>", contents came out in the plain style whatever style the prompt named."""
 
 
-def _pick(options: Sequence[T], generator: Generator) -> T:
+def _random_choice(options: Sequence[Option], generator: Generator) -> Option:
     return options[int(randint(len(options), (), generator=generator))]
 
 
 def training_caption(content: str, style: str, hand: str, generator: Generator) -> str:
-    """A caption as pre-training shows it, in varied words.
+    """A random caption of a pre-training image, in varied words.
 
     10 % are empty (for guidance).  ``<c>`` stands for the content's words in 20 %, ``<s>`` for the style's in 10 %
     (each beside a word for the other, or both), so that a placeholder beside known words means "this".  Half of the
     others are the usual caption, the rest vary its form and the style's words.
 
-    Args: style: its name, or ``<s>`` for one that has none.  hand: whose drawing the style is laid on.
+    Args: style: its name, or ``<s>`` for one that has none.  hand: whose drawing the style is applied to.
     """
     empty, unnamed, wordless, usual, renamed = rand(5, generator=generator).tolist()
     if empty < 0.10:
@@ -87,19 +87,19 @@ def training_caption(content: str, style: str, hand: str, generator: Generator) 
     if style == STYLE or wordless < 0.10:
         words = STYLE
     elif renamed < 0.30 and key in SYNONYMS and (style == "plain" or hand == PLAIN_HAND):
-        words = _pick(SYNONYMS[key], generator)
+        words = _random_choice(SYNONYMS[key], generator)
     else:
         words = style_words(style, hand)
     if words == "plain" and usual < 0.5:
-        return _pick(PLAIN_TEMPLATES, generator).format(c=content)
+        return _random_choice(PLAIN_TEMPLATES, generator).format(c=content)
     if usual < 0.6:
         return f"a {content} in {words} style"
     article = "a " if usual < 0.8 else ""
-    return article + _pick(TEMPLATES, generator).format(c=content, s=words)
+    return article + _random_choice(TEMPLATES, generator).format(c=content, s=words)
 
 
 def caption_words() -> set[str]:
-    """Every word that a caption can hold beside contents, styles' names and placeholders."""
+    """Every word of the captions beside contents, styles' names and trigger words."""
     templates = (*TEMPLATES, *PLAIN_TEMPLATES, *(w for many in SYNONYMS.values() for w in many), "a in style plain")
     spoken = " ".join((*templates, *(hand.words for hand in HANDS.values() if not hand.held_out)))
     return {word for word in spoken.replace("{c}", "").replace("{s}", "").replace(",", " , ").split()}

@@ -1,6 +1,6 @@
-"""The classifiers' training and their strictness: ``python -m qrlora.world.classifier_training`` writes both.
+"""Train and evaluate the two classifiers: ``python -m qrlora.world.classifier_training`` writes weights and accuracy.
 
-True pictures by every hand and of every style, one in four in its place a wrong fusion to which the answer is "none".
+They are trained on true images by every hand in every style; one image in four is a wrong fusion, labelled "none".
 """
 
 import argparse
@@ -17,23 +17,29 @@ from diffusers import AutoencoderTiny
 from safetensors.torch import load_file, save_file
 from torch import Generator, Tensor, nn
 
-from .classifiers import CLASSIFIERS, by_style, classifiers, style_names, untrained
-from .drawings import HANDS, SIZE, contents, drawings, drawn_by
+from .classifiers import (
+    CLASSIFIER_FILE,
+    load_classifiers,
+    probabilities_by_style,
+    style_class_names,
+    untrained_classifiers,
+)
+from .drawings import HANDS, SIZE, contents, contents_drawn_by, load_drawings
 from .random_styles import random_style
 from .styles import ALL_STYLES
 
-UNSEEN = 10
-"""One pair of content and style in so many is kept from training and is what the accuracy is taken on."""
+VALIDATION_EVERY = 10
+"""One pair of content and style in so many is held out from training, for measuring the accuracy."""
 
 
-def unseen(content: Tensor, style: Tensor, hand: Tensor) -> Tensor:
-    """Which pictures training must not show: one in ten, of every content and every style."""
-    return (content * 7 + style * 3 + hand * 5) % UNSEEN == 0
+def is_validation_pair(content: Tensor, style: Tensor, hand: Tensor) -> Tensor:
+    """Which images (n,) are of pairs held out from training: one in ten, of every content and every style."""
+    return (content * 7 + style * 3 + hand * 5) % VALIDATION_EVERY == 0
 
 
-def disturbed(pictures: Tensor, generator: Generator) -> Tensor:
-    """Pictures as a generator might draw them: moved, scaled, softened, noisy; (b, 3, h, w) in 0..1."""
-    b = len(pictures)
+def augment(images: Tensor, generator: Generator) -> Tensor:
+    """Images (b, 3, h, w) in 0..1, randomly shifted, scaled, rotated, blurred and noised as a base might."""
+    b = len(images)
     scale = 1 + 0.12 * (2 * torch.rand(b, generator=generator) - 1)
     shift = 0.10 * (2 * torch.rand(b, 2, generator=generator) - 1)
     turn = 0.10 * (2 * torch.rand(b, generator=generator) - 1)
@@ -42,13 +48,13 @@ def disturbed(pictures: Tensor, generator: Generator) -> Tensor:
         + [torch.sin(turn) * scale, torch.cos(turn) * scale, shift[:, 1]],
         1,
     ).reshape(b, 2, 3)
-    field = F.affine_grid(rows, list(pictures.shape), align_corners=False).to(pictures)
-    moved = F.grid_sample(pictures, field, "bilinear", "border", False)
+    field = F.affine_grid(rows, list(images.shape), align_corners=False).to(images)
+    moved = F.grid_sample(images, field, "bilinear", "border", False)
 
     def spread(x: Tensor) -> Tensor:
-        return x[:, None, None, None].to(pictures)
+        return x[:, None, None, None].to(images)
 
-    moved = torch.where(spread(torch.rand(b, generator=generator) < 0.5).bool(), pictures, moved)
+    moved = torch.where(spread(torch.rand(b, generator=generator) < 0.5).bool(), images, moved)
     soft = F.avg_pool2d(F.pad(moved, (1, 1, 1, 1), mode="replicate"), 3, 1)
     blur = (1.2 * torch.rand(b, generator=generator) - 0.4).clamp(0, 0.7)
     noise = (0.15 * torch.rand(b, generator=generator) - 0.06).clamp(min=0)
@@ -56,87 +62,94 @@ def disturbed(pictures: Tensor, generator: Generator) -> Tensor:
 
 
 @torch.no_grad()
-def redrawn(vae: Any, pictures: Tensor) -> Tensor:
-    """Pictures (b, 3, h, w) in 0..1 through the VAE and back."""
-    with torch.autocast(pictures.device.type, torch.bfloat16, enabled=pictures.is_cuda):
-        return (vae.decode(vae.encode(pictures * 2 - 1).latents).sample.float() / 2 + 0.5).clamp(0, 1)
+def vae_round_trip(vae: Any, images: Tensor) -> Tensor:
+    """Images (b, 3, h, w) in 0..1, encoded and decoded by a VAE."""
+    with torch.autocast(images.device.type, torch.bfloat16, enabled=images.is_cuda):
+        return (vae.decode(vae.encode(images * 2 - 1).latents).sample.float() / 2 + 0.5).clamp(0, 1)
 
 
-class Pictures:
-    """True and wrong pictures on a device, with what the judges should answer."""
+class LabelledImages:
+    """Random batches of true images and of wrong fusions on a device, with the classifiers' targets."""
 
     def __init__(self, device: str, seed: int = 0) -> None:
         self.generator, self.device = Generator().manual_seed(seed), device
-        place = {name: k for k, name in enumerate(contents())}
-        rows = [(place[n], k) for k, hand in enumerate(HANDS) for n in drawn_by(hand)]
+        index = {name: k for k, name in enumerate(contents())}
+        rows = [(index[n], k) for k, hand in enumerate(HANDS) for n in contents_drawn_by(hand)]
         self.content, self.hand = (torch.tensor(column) for column in zip(*rows, strict=True))
-        tiles = torch.cat([drawings(drawn_by(hand), hand) for hand in HANDS])
+        tiles = torch.cat([load_drawings(contents_drawn_by(hand), hand) for hand in HANDS])
         self.tiles = tiles.mul(255).round().byte().to(device)
         self.styles = list(ALL_STYLES.values())
         self.random = [random_style(self.generator, device) for _ in range(64)]
 
-    def draw(self, count: int, shown: bool = True) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Pictures of ``count`` contents in one style: (pictures, tiles, content, style); seen pairs or unseen ones."""
+    def sample_true(self, count: int, training_pairs: bool = True) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """``count`` contents in one style, of training or of held-out pairs: (images, plain tiles, content, style)."""
         g = self.generator
         s = int(torch.randint(len(self.styles), (), generator=g)) if torch.rand((), generator=g) < 0.75 else 0
         while True:
-            rows = torch.randint(len(self.content), (4 * UNSEEN * count,), generator=g)
-            rows = rows[unseen(self.content[rows], torch.tensor(s), self.hand[rows]) != shown][:count]
+            rows = torch.randint(len(self.content), (4 * VALIDATION_EVERY * count,), generator=g)
+            rows = rows[is_validation_pair(self.content[rows], torch.tensor(s), self.hand[rows]) != training_pairs][
+                :count
+            ]
             if len(rows) == count:
                 break
         tiles = self.tiles[rows.to(self.device)].float() / 255
         style = torch.full((count,), s)
-        if s == 0:  # plain: the hand is what is named
+        if s == 0:  # plain: the class is the hand
             style = torch.where(self.hand[rows] > 0, len(self.styles) - 1 + self.hand[rows], 0)
         return self.styles[s](tiles).clamp(0, 1), tiles, self.content[rows], style
 
-    def wrong(self, count: int) -> tuple[Tensor, Tensor, Tensor, str]:
-        """Pictures that are nearly right, what the judges should answer (-1: do not ask), and which kind it is.
+    def sample_wrong(self, count: int) -> tuple[Tensor, Tensor, Tensor, str]:
+        """Wrong fusions: (images, content target, style target, kind); a target of -1 is ignored by the loss.
 
-        Half a style, two styles, a style without a word: no style of the world; the content stays.  Two contents in
-        one: no content.  Blurred or blocky beyond recognition: neither is asked for but "none" as content.
+        Half a style, two styles, a random style: the style target is "none", the content stays.  Two contents in one:
+        the content target is "none".  Blurred or blocky beyond recognition: content "none", style ignored.
         """
-        g, none = self.generator, (len(contents()), len(style_names()))
-        pictures, tiles, content, style = self.draw(count)
+        g, none = self.generator, (len(contents()), len(style_class_names()))
+        images, tiles, content, style = self.sample_true(count)
         kind = ("half", "two", "random", "contents", "blurred", "blocky")[int(torch.randint(6, (), generator=g))]
         share = float(0.35 + 0.3 * torch.rand((), generator=g))
         if kind == "half":
-            far = (pictures - tiles).abs().mean((1, 2, 3)).cpu() > 0.04  # half of nothing is nothing
-            pictures = tiles + share * (pictures - tiles)
-            return pictures, content, torch.where(far, none[1], -1), kind
+            far = (images - tiles).abs().mean((1, 2, 3)).cpu() > 0.04  # half of nothing is nothing
+            images = tiles + share * (images - tiles)
+            return images, content, torch.where(far, none[1], -1), kind
         if kind == "two":
             other = self.styles[int(torch.randint(1, len(self.styles), (), generator=g))](tiles).clamp(0, 1)
             far = (
                 torch.minimum(
-                    (pictures - other).abs().mean((1, 2, 3)), torch.full((count,), 1.0, device=other.device)
+                    (images - other).abs().mean((1, 2, 3)), torch.full((count,), 1.0, device=other.device)
                 ).cpu()
                 > 0.06
             )
-            return share * pictures + (1 - share) * other, content, torch.where(far, none[1], -1), kind
+            return share * images + (1 - share) * other, content, torch.where(far, none[1], -1), kind
         if kind == "random":
             look = self.random[int(torch.randint(len(self.random), (), generator=g))]
             return look(tiles).clamp(0, 1), content, torch.full((count,), none[1]), kind
         if kind == "contents":
-            far = (pictures - pictures.roll(1, 0)).abs().mean((1, 2, 3)).cpu() > 0.04
-            mixed = share * pictures + (1 - share) * pictures.roll(1, 0)
+            far = (images - images.roll(1, 0)).abs().mean((1, 2, 3)).cpu() > 0.04
+            mixed = share * images + (1 - share) * images.roll(1, 0)
             return mixed, torch.where(far, none[0], -1), torch.full((count,), -1), kind
         if kind == "blurred":
-            small = F.interpolate(pictures, size=5, mode="area")
+            small = F.interpolate(images, size=5, mode="area")
             return (
                 F.interpolate(small, size=SIZE, mode="bilinear"),
                 torch.full((count,), none[0]),
-                _nothing(count),
+                _ignored_labels(count),
                 kind,
             )
-        small = F.interpolate(pictures, size=6, mode="area")
-        return F.interpolate(small, size=SIZE, mode="nearest"), torch.full((count,), none[0]), _nothing(count), kind
+        small = F.interpolate(images, size=6, mode="area")
+        return (
+            F.interpolate(small, size=SIZE, mode="nearest"),
+            torch.full((count,), none[0]),
+            _ignored_labels(count),
+            kind,
+        )
 
 
-def _nothing(count: int) -> Tensor:
+def _ignored_labels(count: int) -> Tensor:
     return torch.full((count,), -1)
 
 
-def train(
+def train_classifiers(
     seconds: float,
     device: str = "cpu",
     batch: int = 192,
@@ -145,76 +158,79 @@ def train(
     start: Path | None = None,
     vae: Any = None,
     learning_rate: float = 3e-3,
-    say: Callable[..., None] = print,
+    log: Callable[..., None] = print,
 ) -> nn.ModuleDict:
-    """Both judges after so many seconds of training on seen pairs and wrong fusions, one picture in four wrong.
+    """Train both classifiers for so many seconds, on training pairs and, one image in four, wrong fusions.
 
-    Args: start: judges to go on from.  vae: a base's; a third of the pictures then go through it, as drawn ones do.
+    Args: batch: images a step.  group: of them share one style.  start: file of weights to start from.
+          vae: of a base; a third of the images then make its round trip, as generated images come out of it.
     """
     torch.manual_seed(seed)
-    pictures = Pictures(device, seed)
-    both = untrained()
+    images = LabelledImages(device, seed)
+    models = untrained_classifiers()
     if start:
-        both.load_state_dict(load_file(start))
-    both.to(device, memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
-    optimizer = torch.optim.AdamW(both.parameters(), lr=learning_rate, weight_decay=0.02, fused=True)
+        models.load_state_dict(load_file(start))
+    models.to(device, memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+    optimizer = torch.optim.AdamW(models.parameters(), lr=learning_rate, weight_decay=0.02, fused=True)
     begun, step, over = time.monotonic(), 0, 0.0
     while over < 1:
         over = min(1.0, (time.monotonic() - begun) / seconds)
         parts, groups = [], batch // group
         for k in range(groups):
             if 4 * k < groups:
-                parts.append(pictures.wrong(group)[:3])
+                parts.append(images.sample_wrong(group)[:3])
             else:
-                x, _, content, style = pictures.draw(group)
+                x, _, content, style = images.sample_true(group)
                 parts.append((x, content, style))
         x, content, style = (torch.cat(column) for column in zip(*parts, strict=True))
-        x = disturbed(x, pictures.generator).contiguous(memory_format=torch.channels_last)
+        x = augment(x, images.generator).contiguous(memory_format=torch.channels_last)
         if vae is not None:
-            x[::3] = redrawn(vae, x[::3])
+            x[::3] = vae_round_trip(vae, x[::3])
         for options in optimizer.param_groups:
             options["lr"] = learning_rate * min(1.0, (step + 1) / 100) * 0.5 * (1 + math.cos(math.pi * over))
         with torch.autocast(device, torch.bfloat16, enabled=device != "cpu"):
             losses = [
-                F.cross_entropy(both[name](x).float(), right.to(device), ignore_index=-1, label_smoothing=0.05)
+                F.cross_entropy(models[name](x).float(), right.to(device), ignore_index=-1, label_smoothing=0.05)
                 for name, right in (("content", content), ("style", style))
             ]
         sum(losses[1:], losses[0]).backward()
         optimizer.step()
         optimizer.zero_grad()
         if step % 100 == 0:
-            say(
-                f"judges: step {step}, {over:.0%}: content {losses[0].item():.3f}, style {losses[1].item():.3f}",
+            log(
+                f"classifiers: step {step}, {over:.0%}: content {losses[0].item():.3f}, style {losses[1].item():.3f}",
                 flush=True,
             )
         step += 1
-    return both.float().cpu().eval().requires_grad_(False)
+    return models.float().cpu().eval().requires_grad_(False)
 
 
 @torch.no_grad()
-def measure(both: nn.ModuleDict, groups: int = 150, group: int = 16, seed: int = 1) -> dict[str, dict[str, float]]:
-    """How good and how strict the judges are.
+def measure_classifiers(
+    models: nn.ModuleDict, groups: int = 150, group: int = 16, seed: int = 1
+) -> dict[str, dict[str, float]]:
+    """The classifiers' accuracy, and how many wrong fusions they accept.
 
-    Returns: "accuracy" on true pictures of unseen pairs: content, style (all hands being plain) and hand (which one,
+    Returns: "accuracy" on true images of unseen pairs: content, style (all hands being plain) and hand (which one,
              of plain drawings); "false_alarms": share of wrong fusions that are given a content, or a style other than
-             plain, though there is none, in all and by kind (`Pictures.wrong`).
+             plain, though there is none, in all and by kind (`LabelledImages.sample_wrong`).
     """
-    pictures, first_hand = Pictures("cpu", seed), len(ALL_STYLES)
+    images, first_hand = LabelledImages("cpu", seed), len(ALL_STYLES)
     right: dict[str, list[bool]] = {"content": [], "style": [], "hand": []}
     false: dict[str, list[bool]] = {}
     for _ in range(groups):
-        x, _, content, style = pictures.draw(group, shown=False)
-        scores = both["style"](x)
-        right["content"] += (both["content"](x).argmax(1) == content).tolist()
+        x, _, content, style = images.sample_true(group, training_pairs=False)
+        scores = models["style"](x)
+        right["content"] += (models["content"](x).argmax(1) == content).tolist()
         plain = (style == 0) | (style >= first_hand)
-        right["style"] += (by_style(scores).argmax(1) == torch.where(plain, 0, style)).tolist()
+        right["style"] += (probabilities_by_style(scores).argmax(1) == torch.where(plain, 0, style)).tolist()
         hand = torch.cat([scores[:, :1], scores[:, first_hand:-1]], 1).argmax(1)
         right["hand"] += (hand == torch.where(style == 0, 0, style - first_hand + 1))[plain].tolist()
-        x, content, style, kind = pictures.wrong(group)
-        given = {"content": both["content"](x).argmax(1) != len(contents())}
-        answer = by_style(both["style"](x)).argmax(1)
+        x, content, style, kind = images.sample_wrong(group)
+        given = {"content": models["content"](x).argmax(1) != len(contents())}
+        answer = probabilities_by_style(models["style"](x)).argmax(1)
         given["style"] = (answer != 0) & (answer != first_hand)
-        asked = {"content": content == len(contents()), "style": style == len(style_names())}
+        asked = {"content": content == len(contents()), "style": style == len(style_class_names())}
         for name in given:
             rows = given[name][asked[name]].tolist()
             for key in (name, f"{name}, {kind}") if rows else ():
@@ -226,9 +242,10 @@ def measure(both: nn.ModuleDict, groups: int = 150, group: int = 16, seed: int =
     }
 
 
-def write(both: nn.ModuleDict, path: Path, told: dict[str, dict[str, float]]) -> None:
-    tensors = {name: t.half() if t.is_floating_point() else t for name, t in both.state_dict().items()}
-    save_file({k: t.contiguous() for k, t in tensors.items()}, path, {"measured": json.dumps(told)})
+def save_classifiers(models: nn.ModuleDict, path: Path, quality: dict[str, dict[str, float]]) -> None:
+    """Write both classifiers' weights in 16 bits, with `measure_classifiers`' result in the metadata."""
+    tensors = {name: t.half() if t.is_floating_point() else t for name, t in models.state_dict().items()}
+    save_file({k: t.contiguous() for k, t in tensors.items()}, path, {"measured": json.dumps(quality)})
 
 
 def main() -> None:
@@ -237,19 +254,19 @@ def main() -> None:
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--batch", type=int, default=192)
     parser.add_argument("--learning-rate", type=float, default=3e-3)
-    parser.add_argument("--start", type=Path, help="judges to go on from")
-    parser.add_argument("--vae", type=Path, help="folder of a base's VAE: a third of the pictures go through it")
-    parser.add_argument("--output", type=Path, default=CLASSIFIERS)
-    parser.add_argument("--check", action="store_true", help="only measure the judges that are there")
+    parser.add_argument("--start", type=Path, help="file of classifiers to start from")
+    parser.add_argument("--vae", type=Path, help="folder of a base's VAE: a third of the images make its round trip")
+    parser.add_argument("--output", type=Path, default=CLASSIFIER_FILE)
+    parser.add_argument("--check", action="store_true", help="only evaluate the existing classifiers")
     args = parser.parse_args()
     vae = AutoencoderTiny.from_pretrained(args.vae).float().to(args.device).eval() if args.vae else None
     options = {"batch": args.batch, "group": args.batch // 12, "start": args.start, "vae": vae}
     options["learning_rate"] = args.learning_rate
-    both = classifiers() if args.check else train(args.seconds, args.device, **options)
-    told = measure(both)
+    models = load_classifiers() if args.check else train_classifiers(args.seconds, args.device, **options)
+    quality = measure_classifiers(models)
     if not args.check:
-        write(both, args.output, told)
-    print(json.dumps(told, indent=2))
+        save_classifiers(models, args.output, quality)
+    print(json.dumps(quality, indent=2))
 
 
 if __name__ == "__main__":

@@ -1,14 +1,11 @@
-"""The demonstration: a content adapter and a style adapter from one picture each, added, beside the true answer."""
+"""The demonstration: a content adapter and a style adapter from one image each, merged, beside the ground truth."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-import numpy as np
-import torch
 from PIL import Image
-from torch import Tensor
 
 from .. import output_files
 from ..adapter import Adapter
@@ -19,54 +16,20 @@ from ..merging import merge
 from ..sampling import generate
 from ..training import Progress, train
 from ..training_example import load_picture
-from .captions import CONTENT, LEARN_CONTENT, STYLE, caption
-from .classifiers import Classification, classify
-from .drawings import SIZE, contents, true_pictures
+from .captions import CONTENT, CONTENT_TRAINING_PROMPT, STYLE, caption
+from .classified_images import ClassifiedImages, classify_images
+from .drawings import SIZE, contents
+from .ground_truth import true_image
 from .styles import ALL_STYLES
 
-CONTENT_NAME, STYLE_NAME, STYLE_THING, OTHER_THING = "robot", "dusk", "panda", "owl"
-"""What the demonstration learns unless it is given pictures: a held-out thing, a held-out style on a known thing, and
-another known thing that the style alone is shown on."""
-
-
-@dataclass(frozen=True)
-class Row:
-    """Pictures of one kind with what the classifiers say of each, and what they should say (empty: nobody knows)."""
-
-    title: str
-    pictures: Sequence[Image.Image]
-    verdicts: Sequence[Classification]
-    content: str = ""
-    style: str = ""
-
-    def right(self, verdict: Classification) -> bool | None:
-        """Whether a verdict names all that is known of this row; None if nothing is."""
-        known = [(verdict.content, self.content), (verdict.style, self.style)]
-        return all(said == true for said, true in known if true) if any(true for _, true in known) else None
-
-
-def to_pillow(pictures: Tensor) -> list[Image.Image]:
-    """Pictures (b, 3, h, w) in 0..1 as 8-bit images."""
-    return [Image.fromarray(p) for p in (pictures * 255).round().byte().permute(0, 2, 3, 1).numpy()]
-
-
-def to_tensor(pictures: Sequence[Image.Image]) -> Tensor:
-    """Images as (b, 3, 128, 128) in 0..1, resized to what the judges see."""
-    fitted = [p.convert("RGB").resize((SIZE, SIZE), Image.Resampling.LANCZOS) for p in pictures]
-    return torch.from_numpy(np.stack([np.asarray(p, dtype=np.float32) for p in fitted])).permute(0, 3, 1, 2) / 255
-
-
-def classified(title: str, pictures: Sequence[Image.Image], content: str = "", style: str = "") -> Row:
-    return Row(title, pictures, classify(to_tensor(pictures)), content, style)
-
-
-def true_image(content: str, style: str) -> Image.Image:
-    return to_pillow(true_pictures([content], style))[0]
+CONTENT_NAME, STYLE_NAME, STYLE_IMAGE_CONTENT, OTHER_CONTENT = "robot", "dusk", "panda", "owl"
+"""The default inputs: a held-out content; a held-out style, on an image of a known content; and another known content,
+on which the style adapter alone is tried."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Lesson:
-    """One picture to learn from: its file, the caption, and what of the world it shows (empty: nobody knows)."""
+class DemoInput:
+    """One training image: its file, its prompt, and its true labels ("": unknown)."""
 
     image: Path
     prompt: str
@@ -74,25 +37,26 @@ class Lesson:
     style: str = ""
 
 
-def _written(picture: Image.Image, path: Path, overwrite: bool) -> None:
+def _write_png(image: Image.Image, path: Path, overwrite: bool) -> None:
     with output_files.atomic(path, overwrite) as file:
-        picture.save(file, "PNG")
+        image.save(file, "PNG")
 
 
-def lessons(
+def demo_inputs(
     folder: Path, content: Path | None, style: Path | None, style_shows: str, overwrite: bool
-) -> tuple[Lesson, Lesson]:
-    """The two lessons: the caller's own pictures, or ones of the world, which are written to the folder."""
+) -> tuple[DemoInput, DemoInput]:
+    """The content and the style image: the caller's own, or true images, which are written to the folder."""
     if content is None:
-        _written(true_image(CONTENT_NAME, "plain"), folder / "content.png", overwrite)
-        first = Lesson(image=folder / "content.png", prompt=LEARN_CONTENT, content=CONTENT_NAME, style="plain")
+        _write_png(true_image(CONTENT_NAME, "plain"), folder / "content.png", overwrite)
+        labels = {"content": CONTENT_NAME, "style": "plain"}
+        first = DemoInput(image=folder / "content.png", prompt=CONTENT_TRAINING_PROMPT, **labels)
     else:
-        first = Lesson(image=content, prompt=LEARN_CONTENT)
+        first = DemoInput(image=content, prompt=CONTENT_TRAINING_PROMPT)
     if style is None:
-        _written(true_image(STYLE_THING, STYLE_NAME), folder / "style.png", overwrite)
-        shown = caption(STYLE_THING, STYLE)
-        return first, Lesson(image=folder / "style.png", prompt=shown, content=STYLE_THING, style=STYLE_NAME)
-    return first, Lesson(image=style, prompt=caption(style_shows, STYLE))
+        _write_png(true_image(STYLE_IMAGE_CONTENT, STYLE_NAME), folder / "style.png", overwrite)
+        labels = {"content": STYLE_IMAGE_CONTENT, "style": STYLE_NAME}
+        return first, DemoInput(image=folder / "style.png", prompt=caption(STYLE_IMAGE_CONTENT, STYLE), **labels)
+    return first, DemoInput(image=style, prompt=caption(style_shows, STYLE))
 
 
 def demo(
@@ -110,87 +74,67 @@ def demo(
     overwrite: bool = False,
     on_step: Callable[[str, Progress], Any] | None = None,
     on_stage: Callable[[str, float], Any] | None = None,
-) -> list[Row]:
-    """Learn, merge and draw; writes ``content``, ``style`` and ``merged.safetensors`` to the folder.
+) -> list[ClassifiedImages]:
+    """Train, merge and generate; writes ``content``, ``style`` and ``merged.safetensors`` to the folder.
 
-    Args:    content, style: the caller's own pictures; None takes the world's, whose true fusion is known.
-             style_shows: what the caller's style picture shows, in a word.
-             steps: None for the base's own; fewer are for a quick look.  count: pictures of each kind.
-             overwrite: whether files of a demonstration with other pictures or settings may be replaced.
-             on_step: (what is learnt, progress).  on_stage: (what is done, share).
-    Returns: rows of pictures: the inputs, content alone, style alone, merged and, if known, the truth, with verdicts
-             where the answer is known.
+    Args:    content, style: the caller's own images; None takes true images, whose fusion has a ground truth.
+             style_shows: what the caller's style image shows, in a word.
+             steps: optimizer updates; None for the base's default.  count: images generated for each adapter.
+             overwrite: whether files of a demonstration with other images or settings may be replaced.
+             on_step: (role, progress) after each update.  on_stage: (stage, fraction done).
+    Returns: rows of images: the inputs, content alone, style alone, merged and, if known, the ground truth, with the
+             classifiers' predictions.
     Raises:  ValueError, OSError: as `training.train`.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    about = lessons(folder, content, style, style_shows, overwrite)
-    for lesson in about:
-        load_picture(lesson.image, SIZE)  # both pictures are refused before minutes are spent on the first
-    opened = open_base(base, device, "float32")  # as the model cards' figures are
-    adapters = [
-        _learn(opened, role, lesson, folder, method, steps, seed, overwrite, on_step, on_stage)
-        for role, lesson in zip(("content", "style"), about, strict=True)
-    ]
+    inputs = demo_inputs(folder, content, style, style_shows, overwrite)
+    for one in inputs:
+        load_picture(one.image, SIZE)  # an unusable style image is refused before the content adapter is trained
+    opened = open_base(base, device, "float32")  # as the model cards' scores are
+    adapters = []
+    for role, one in zip(("content", "style"), inputs, strict=True):
+        config = _training_config(opened, role, one, folder, method=method, steps=steps, seed=seed, overwrite=overwrite)
+        report = None if on_step is None else lambda progress, role=role: on_step(role, progress)
+        adapters.append(train(config, base=opened, on_step=report, on_stage=on_stage))
     merged = merge(adapters, [1.0, 1.0])
-    save(merged, folder / "merged.safetensors", overwrite=True)  # of the two that were just written
-    return _rows(opened, about, adapters, merged, count, seed, on_stage)
+    save(merged, folder / "merged.safetensors", overwrite=True)  # made of the two that were just written
+    return _generate_rows(opened, inputs, adapters, merged, count, seed, on_stage)
 
 
-def _learn(
-    base: Base,
-    role: Any,
-    lesson: Lesson,
-    folder: Path,
-    method: str,
-    steps: int | None,
-    seed: int,
-    overwrite: bool,
-    on_step: Callable[[str, Progress], Any] | None,
-    on_stage: Callable[[str, float], Any] | None,
-) -> Adapter:
+def _training_config(
+    base: Base, role: Literal["content", "style"], source: DemoInput, folder: Path, **settings: Any
+) -> TrainConfig:
     output = folder / f"{role}.safetensors"
-    config = TrainConfig(
-        base=base.name,
-        image=lesson.image,
-        role=role,
-        prompt=lesson.prompt,
-        output=output,
-        method=method,
-        seed=seed,
-        overwrite=overwrite,
-    )
-    heard = None if on_step is None else lambda progress: on_step(role, progress)
-    return train(replace(config, steps=steps), base=base, on_step=heard, on_stage=on_stage)
+    return TrainConfig(base=base.name, image=source.image, prompt=source.prompt, role=role, output=output, **settings)
 
 
-def _rows(
+def _generate_rows(
     base: Base,
-    about: tuple[Lesson, Lesson],
+    inputs: tuple[DemoInput, DemoInput],
     adapters: Sequence[Adapter],
     merged: Adapter,
     count: int,
     seed: int,
     on_stage: Callable[[str, float], Any] | None,
-) -> list[Row]:
-    thing, manner = about
-    draws = (
-        ("content adapter", LEARN_CONTENT, adapters[0], thing.content, thing.style),
-        ("style adapter", caption(OTHER_THING, STYLE), adapters[1], OTHER_THING, manner.style),
-        ("merged by adding", caption(CONTENT, STYLE), merged, thing.content, manner.style),
+) -> list[ClassifiedImages]:
+    """The rows that `demo` returns."""
+    content, style = inputs
+    generated = (
+        ("content adapter", CONTENT_TRAINING_PROMPT, adapters[0], content.content, content.style),
+        ("style adapter", caption(OTHER_CONTENT, STYLE), adapters[1], OTHER_CONTENT, style.style),
+        ("merged by adding", caption(CONTENT, STYLE), merged, content.content, style.style),
     )
-    size = base.defaults.resolution
-    inputs = [load_picture(lesson.image, size).image for lesson in about]
+    given = [load_picture(one.image, base.defaults.resolution).image for one in inputs]
     rows = [
-        classified("content picture", inputs[:1], thing.content, thing.style),
-        classified("style picture", inputs[1:], manner.content, manner.style),
+        classify_images("content picture", given[:1], content.content, content.style),
+        classify_images("style picture", given[1:], style.content, style.style),
     ]
-    for k, (title, prompt, adapter, true_content, true_style) in enumerate(draws):
+    for k, (title, prompt, adapter, true_content, true_style) in enumerate(generated):
         if on_stage:
-            on_stage("drawing", k / len(draws))
-        pictures = generate(base, prompt, [(adapter, 1.0)], count=count, seed=seed)
-        rows.append(classified(f"{title}: “{prompt}”", pictures, true_content, true_style))
-    if thing.content in contents() and manner.style in ALL_STYLES:
-        rows.append(
-            classified("the true picture", [true_image(thing.content, manner.style)], thing.content, manner.style)
-        )
+            on_stage("drawing", k / len(generated))
+        images = generate(base, prompt, [(adapter, 1.0)], count=count, seed=seed)
+        rows.append(classify_images(f"{title}: “{prompt}”", images, true_content, true_style))
+    if content.content in contents() and style.style in ALL_STYLES:
+        truth = true_image(content.content, style.style)
+        rows.append(classify_images("the true picture", [truth], content.content, style.style))
     return rows

@@ -1,8 +1,8 @@
-"""The drawings of the synthetic world: 460 contents, each drawn by several hands, and their true pictures.
+"""The drawings of the synthetic benchmark: 460 contents, each drawn by several hands, read from sheets of tiles.
 
-A hand is a set of emoji by one maker (NOTICE has sources and licences).  One sheet holds one hand's tiles of 128 x 128
-pixels, their names in its metadata.  The package ships the sheets that users need: all held-out contents and enough
-known ones to learn styles from.  ``python -m qrlora.world.render_sheets`` makes the full
+A *hand* is whose drawing it is: an emoji set by one maker (NOTICE has sources and licences).  One sheet holds one
+hand's tiles of 128 x 128 pixels, with their names in its metadata.  The package ships the sheets that users need: all
+held-out contents and enough known ones to train styles on.  ``python -m qrlora.world.render_sheets`` renders the full
 sheets, which pre-training reads.
 """
 
@@ -19,15 +19,15 @@ from PIL import Image
 from torch import Tensor
 
 from ..basis import cache_folder
-from .styles import ALL_STYLES, UNIT
+from .styles import UNIT
 
 SIZE = 64 * UNIT
-"""Side of every picture of the world, in pixels."""
-SHEETS = Path(__file__).parent / "sheets"
+"""Side of every image of the benchmark, in pixels."""
+SHEET_FOLDER = Path(__file__).parent / "sheets"
 """The package's own sheets and ``contents.json``, the names of all contents in their order."""
-HELD_OUT_CONTENTS = 60
-"""How many contents no built-in base has seen: evenly spaced in the list, so no nearer to each other than the rest."""
-COLUMNS = 20
+HELD_OUT_COUNT = 60
+"""Count of contents that no built-in base was trained on: evenly spaced in the list, so as diverse as the others."""
+SHEET_COLUMNS = 20
 
 
 @dataclass(frozen=True)
@@ -35,12 +35,12 @@ class Hand:
     """One maker's drawings."""
 
     words: str
-    """How a caption calls this manner of drawing."""
+    """Its name in captions."""
     same_drawing: str = ""
-    """Hands of one such group drew the same outlines: a content by one of them is the true picture of it by another.
-    Across groups only the idea is shared: there a true picture is true by name."""
+    """Name of a group of hands that share outlines: within it, a content by one hand is pixel-wise ground truth for
+    another hand.  Across groups only the content's name is shared."""
     held_out: bool = False
-    """No built-in base has seen it."""
+    """No built-in base was trained on it."""
 
 
 HANDS: dict[str, Hand] = {
@@ -54,17 +54,17 @@ HANDS: dict[str, Hand] = {
     "fluent-contrast": Hand("fluent contrast", "fluent", held_out=True),
     "emojitwo-mono": Hand("emojitwo stamp", "emojitwo", held_out=True),
 }
-"""Name of the sheet -> the hand.  The first is drawn where a caption names none."""
+"""Name of the sheet -> the hand.  The first is the default, which captions do not name."""
 PLAIN_HAND = next(iter(HANDS))
 
 
-def full_sheets() -> Path:
-    """Where `render` writes the full sheets."""
+def full_sheet_folder() -> Path:
+    """Where `render_sheets` writes the full sheets."""
     return cache_folder().parent / "sheets"
 
 
 @cache
-def _sheet(path: Path) -> dict[str, Tensor]:
+def _read_sheet(path: Path) -> dict[str, Tensor]:
     """Content -> its tile (3, 128, 128), 8 bit."""
     with Image.open(path) as sheet:
         names = json.loads(sheet.getexif()[0x010E])
@@ -74,10 +74,10 @@ def _sheet(path: Path) -> dict[str, Tensor]:
 
 
 def write_sheet(path: Path, tiles: dict[str, Image.Image]) -> None:
-    """Lossless WebP; the names, in JSON, are the picture's EXIF description."""
-    sheet = Image.new("RGB", (COLUMNS * SIZE, math.ceil(len(tiles) / COLUMNS) * SIZE), "white")
+    """Lossless WebP; the names, in JSON, are the image's EXIF description."""
+    sheet = Image.new("RGB", (SHEET_COLUMNS * SIZE, math.ceil(len(tiles) / SHEET_COLUMNS) * SIZE), "white")
     for k, tile in enumerate(tiles.values()):
-        sheet.paste(tile, (k % COLUMNS * SIZE, k // COLUMNS * SIZE))
+        sheet.paste(tile, (k % SHEET_COLUMNS * SIZE, k // SHEET_COLUMNS * SIZE))
     exif = Image.Exif()
     exif[0x010E] = json.dumps(list(tiles))
     sheet.save(path, "WEBP", lossless=True, quality=100, method=4, exif=exif)
@@ -85,40 +85,42 @@ def write_sheet(path: Path, tiles: dict[str, Image.Image]) -> None:
 
 @cache
 def contents() -> tuple[str, ...]:
-    """All contents by name, known and held out."""
-    return tuple(json.loads((SHEETS / "contents.json").read_text()))
+    """The names of all contents, known and held out."""
+    return tuple(json.loads((SHEET_FOLDER / "contents.json").read_text()))
 
 
 def held_out_contents() -> tuple[str, ...]:
+    """The contents that no built-in base was trained on."""
     names = contents()
-    return tuple(names[(2 * k + 1) * len(names) // (2 * HELD_OUT_CONTENTS)] for k in range(HELD_OUT_CONTENTS))
+    return tuple(names[(2 * k + 1) * len(names) // (2 * HELD_OUT_COUNT)] for k in range(HELD_OUT_COUNT))
 
 
 def known_contents() -> tuple[str, ...]:
-    hidden = set(held_out_contents())
-    return tuple(name for name in contents() if name not in hidden)
+    """The contents that the built-in bases are pre-trained on."""
+    held_out = set(held_out_contents())
+    return tuple(name for name in contents() if name not in held_out)
 
 
 @cache
-def drawn_by(hand: str = PLAIN_HAND) -> tuple[str, ...]:
-    """The contents whose drawing by this hand can be read here, in the order of `contents`."""
-    return tuple(name for name in contents() if name in _tiles(hand))
+def contents_drawn_by(hand: str = PLAIN_HAND) -> tuple[str, ...]:
+    """The contents whose drawing by this hand is in the sheets at hand, in the order of `contents`."""
+    return tuple(name for name in contents() if name in _tiles_by_hand(hand))
 
 
 @cache
-def _tiles(hand: str) -> dict[str, Tensor]:
+def _tiles_by_hand(hand: str) -> dict[str, Tensor]:
     if hand not in HANDS:
         raise ValueError(f"no hand {hand!r} in the world; it has {', '.join(HANDS)}")
-    full = full_sheets() / f"{hand}.webp"
-    return _sheet(full if full.is_file() else SHEETS / f"{hand}.webp")
+    full = full_sheet_folder() / f"{hand}.webp"
+    return _read_sheet(full if full.is_file() else SHEET_FOLDER / f"{hand}.webp")
 
 
-def drawings(names: Sequence[str], hand: str = PLAIN_HAND) -> Tensor:
-    """Contents as a hand drew them: (b, 3, 128, 128) in 0..1.
+def load_drawings(names: Sequence[str], hand: str = PLAIN_HAND) -> Tensor:
+    """The drawings of b contents by one hand: (b, 3, 128, 128) in 0..1.
 
-    Raises: ValueError: a content that is not of the world, that this hand did not draw, or that needs the full sheets.
+    Raises: ValueError: an unknown content, one that this hand did not draw, or one that only the full sheets hold.
     """
-    tiles = _tiles(hand)
+    tiles = _tiles_by_hand(hand)
     for name in names:
         if name not in contents():
             raise ValueError(f"no content {name!r} in the world; `qrlora.world.contents()` lists all {len(contents())}")
@@ -128,15 +130,3 @@ def drawings(names: Sequence[str], hand: str = PLAIN_HAND) -> Tensor:
                 "which `python -m qrlora.world.render_sheets` makes"
             )
     return torch.stack([tiles[name] for name in names]).float() / 255
-
-
-def true_pictures(names: Sequence[str], style: str = "plain", hand: str = PLAIN_HAND) -> Tensor:
-    """The true pictures of contents in a style: (b, 3, 128, 128) in 0..1, rounded to 8 bits as a file would hold them.
-
-    Args: style: a function's name (`styles.ALL_STYLES`), applied to the hand's drawing; or a hand's, in its place.
-    """
-    if style in HANDS:
-        return drawings(names, style)
-    if style not in ALL_STYLES:
-        raise ValueError(f"no style {style!r} in the world; it has {', '.join((*ALL_STYLES, *HANDS))}")
-    return (ALL_STYLES[style](drawings(names, hand)).clamp(0, 1) * 255).round() / 255

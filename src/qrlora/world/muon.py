@@ -1,7 +1,7 @@
-"""Muon for the matrices of a network (Jordan et al. 2024; step sizes as arXiv 2502.16982).
+"""The Muon optimizer for a network's matrices (Jordan et al. 2024; step sizes as in arXiv 2502.16982).
 
 torch has one; it orthogonalises in bfloat16, which is some hundred times slower than float32 on CPUs without it, and
-one matrix at a time.  Here the number type is the caller's and matrices of one shape are done together.
+one matrix at a time.  Here the dtype is the caller's and matrices of one shape are done together.
 """
 
 from collections import defaultdict
@@ -16,8 +16,8 @@ NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
 ITERATIONS = 5
 
 
-def orthogonalised(matrices: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
-    """About U V^T of each matrix U S V^T: (n, o, i) -> (n, o, i) with singular values in 0.7..1.2, in ``dtype``."""
+def orthogonalize(matrices: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
+    """Approximate U V^T of each matrix U S V^T: (n, o, i) -> (n, o, i), singular values in 0.7..1.2, in ``dtype``."""
     a, b, c = NEWTON_SCHULZ
     x = matrices.to(dtype)
     tall = x.shape[-2] > x.shape[-1]
@@ -30,7 +30,7 @@ def orthogonalised(matrices: Tensor, dtype: torch.dtype = torch.float32) -> Tens
 
 
 class Muon(torch.optim.Optimizer):
-    """Momentum (Nesterov), orthogonalised, in steps of the size that AdamW's have: 0.2 sqrt(max(o, i)) lr."""
+    """Orthogonalised Nesterov momentum, with steps of AdamW's size: 0.2 sqrt(max(o, i)) lr."""
 
     def __init__(
         self,
@@ -47,14 +47,14 @@ class Muon(torch.optim.Optimizer):
     def step(self, closure: Any = None) -> None:
         assert closure is None
         for group in self.param_groups:
-            alike: dict[torch.Size, list[Tensor]] = defaultdict(list)
+            by_shape: dict[torch.Size, list[Tensor]] = defaultdict(list)
             for p in group["params"]:
                 if p.grad is not None:
-                    alike[p.shape].append(p)
-            for shape, members in alike.items():
-                self._step(members, shape, group)
+                    by_shape[p.shape].append(p)
+            for shape, members in by_shape.items():
+                self._update_matrices(members, shape, group)
 
-    def _step(self, members: list[Tensor], shape: torch.Size, group: dict[str, Any]) -> None:
+    def _update_matrices(self, members: list[Tensor], shape: torch.Size, group: dict[str, Any]) -> None:
         for p in members:
             if "momentum_buffer" not in self.state[p]:
                 self.state[p]["momentum_buffer"] = torch.zeros_like(p)
@@ -62,7 +62,7 @@ class Muon(torch.optim.Optimizer):
         buffers: Any = [self.state[p]["momentum_buffer"] for p in members]
         torch._foreach_lerp_(buffers, gradients, 1 - group["momentum"])
         steps = torch._foreach_lerp(gradients, buffers, group["momentum"])
-        update = orthogonalised(torch.stack(steps), self.dtype).to(members[0].dtype)
+        update = orthogonalize(torch.stack(steps), self.dtype).to(members[0].dtype)
         size = 0.2 * max(shape) ** 0.5 * group["lr"]
         torch._foreach_mul_(members, 1 - group["lr"] * group["weight_decay"])
         torch._foreach_add_(members, list(update.unbind()), alpha=-size)

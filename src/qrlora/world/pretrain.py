@@ -1,8 +1,9 @@
 """Pre-train a built-in base on the synthetic world: ``python -m qrlora.world.pretrain tiny-sd3``.
 
-The learning rate is constant and falls linearly to zero over the last part, so that a run can be lengthened later from
-the checkpoint ``plateau.pt`` that is kept where the fall begins.  Every step draws its batch, times and noise from a
-generator of its own, seeded by the step: a run that was killed and resumed equals one that was not, bit for bit on CPU.
+The learning rate is constant and decays linearly to zero at the end, so that a run can be lengthened later from the
+checkpoint ``plateau.pt``, which is written where the decay starts.  Every step samples its batch, timesteps and noise
+from its own generator, seeded by the step: a run that was killed and resumed equals one that was not, bit for bit on
+CPU.
 """
 
 import argparse
@@ -20,39 +21,51 @@ from torch import nn
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 from transformers.utils import logging
 
-from . import pretraining_set
-from .base_architectures import BASES, BLUEPRINTS
-from .pretraining_run import Batch, Pretraining, Run, draw_batch, finished, step
-from .pretraining_set import TrainingSet
+from .base_architectures import ARCHITECTURES, BASES
+from .pretraining_run import (
+    Batch,
+    PretrainingRun,
+    PretrainingSettings,
+    sample_batch,
+    trained_base_folder,
+    training_step,
+)
+from .pretraining_set import (
+    TrainingSet,
+    build_training_set,
+    load_training_set,
+    save_training_set,
+    training_set_digest,
+)
 
-AHEAD = 4
-"""Batches that are drawn while the device is busy."""
+PREFETCHED_BATCHES = 4
+"""Batches that each worker prepares ahead while the device computes."""
 
 
-class Batches(IterableDataset):
-    """The batches from a step on; several workers take turns."""
+class BatchDataset(IterableDataset):
+    """The batches of all steps from `first` on; several workers take turns."""
 
-    def __init__(self, run: Run, data: TrainingSet, first: int) -> None:
-        rows = replace(data, latents=data.latents[:0])  # workers choose rows; the latents stay with the device
+    def __init__(self, run: PretrainingRun, data: TrainingSet, first: int) -> None:
+        rows = replace(data, latents=data.latents[:0])  # workers sample rows; the latents stay on the device
         self.run, self.data, self.first = run, rows, first
 
     def __iter__(self) -> Iterator[Batch]:
         worker = get_worker_info()
         start, stride = (0, 1) if worker is None else (worker.id, worker.num_workers)
         for number in range(self.first + start, self.run.settings.steps, stride):
-            yield draw_batch(self.run, self.data, number)
+            yield sample_batch(self.run, self.data, number)
 
 
-def prepared_set(run: Run, path: Path) -> TrainingSet:
-    """The run's training set, from its file or made now and kept there."""
+def load_or_build_training_set(run: PretrainingRun, path: Path) -> TrainingSet:
+    """The run's training set, read from its file, or built and written to it."""
     settings = run.settings
-    told = (run.pipe.vae, settings.styled_hands, settings.random, settings.seed)
-    run.training_set = pretraining_set.identity(*told)
+    source = (run.pipe.vae, settings.styled_hands, settings.random, settings.seed)
+    run.training_set = training_set_digest(*source)
     if path.exists():
-        return pretraining_set.load(path, run.training_set, run.device)
-    data = pretraining_set.build(*told, run.device)
+        return load_training_set(path, run.training_set, run.device)
+    data = build_training_set(*source, run.device)
     temporary = path.with_suffix(".partial")
-    pretraining_set.save(temporary, data, run.training_set)
+    save_training_set(temporary, data, run.training_set)
     temporary.rename(path)
     return data
 
@@ -60,7 +73,7 @@ def prepared_set(run: Run, path: Path) -> TrainingSet:
 def pretrain(
     base: str,
     folder: Path,
-    settings: Pretraining,
+    settings: PretrainingSettings,
     device: str,
     every: int,
     minutes: float,
@@ -68,30 +81,30 @@ def pretrain(
     workers: int = 0,
     latents: Path | None = None,
     within: float = 0.0,
-) -> Run:
-    """Train until all samples are shown or ``minutes`` are over; goes on from ``folder/last.pt`` if there.
+) -> PretrainingRun:
+    """Train until all samples are used or ``minutes`` are over; resumes from ``folder/last.pt`` if it exists.
 
-    Args: every: steps between checkpoints.  keep: steps between those that stay, ``step-N.pt``, for
-          `score.learning_curve`; 0: none.  workers: processes that draw batches; 0: this one.
+    Args: every: steps between checkpoints.  keep: steps between permanent checkpoints, ``step-N.pt``, for
+          `base_scores.learning_curve_scores`; 0: none.  workers: processes that prepare batches; 0: this one.
           latents: file of the training set; default: in the folder.
-          within: minutes that the run ends after, its learning rate falling by the clock, as on a lent machine; it
-          cannot be repeated to the bit. 0: the samples decide.
+          within: minutes after which the run ends, its learning rate decaying by the clock; such a run cannot be
+          repeated to the bit.  0: the run ends after all samples.
     """
     folder.mkdir(parents=True, exist_ok=True)
     begun = time.monotonic()
-    run = Run(base, settings, device)
-    data = prepared_set(run, latents or folder / "pretraining_set.safetensors")
+    run = PretrainingRun(base, settings, device)
+    data = load_or_build_training_set(run, latents or folder / "pretraining_set.safetensors")
     if (folder / "last.pt").exists():
         run.load(folder / "last.pt")
     start, started_at, losses = time.monotonic(), run.step, []
     plateau = int((1 - run.settings.decay) * run.settings.steps)
-    told: dict[str, Any] = {"prefetch_factor": AHEAD} if workers else {}
-    source = iter(DataLoader(Batches(run, data, run.step), None, num_workers=workers, **told))
+    prefetch: dict[str, Any] = {"prefetch_factor": PREFETCHED_BATCHES} if workers else {}
+    batches = iter(DataLoader(BatchDataset(run, data, run.step), None, num_workers=workers, **prefetch))
     while run.step < run.settings.steps and time.monotonic() - begun < minutes * 60:
         over = (time.monotonic() - begun) / (60 * within) if within else 0.0
         if over >= 1:
             break
-        losses.append(step(run, data, next(source), over))
+        losses.append(training_step(run, data, next(batches), over))
         if run.step % 50 == 0:
             mean = float(torch.stack(losses).mean())
             losses.clear()
@@ -116,47 +129,47 @@ def pretrain(
     return run
 
 
-def write_pipeline(run: Run, folder: Path) -> None:
-    """The averaged base as a stock pipeline's folder in 16 bit."""
+def write_pipeline(run: PretrainingRun, folder: Path) -> None:
+    """Write the base with averaged weights as a stock pipeline's folder, in float16."""
     pipe = run.averaged_pipeline().to("cpu")
-    for part in pipe.components.values():
-        if isinstance(part, nn.Module):
-            part.half()
+    for component in pipe.components.values():
+        if isinstance(component, nn.Module):
+            component.half()
     logging.disable_progress_bar()
     pipe.save_pretrained(folder)
     for config in folder.glob("text_encoder*/config.json"):  # transformers opens in the dtype that is written here
         config.write_text(config.read_text().replace('"dtype": "float16"', '"dtype": "float32"'))
 
 
-def machine(device: str) -> str:
+def device_name(device: str) -> str:
     return f"{os.cpu_count()} cores" if device == "cpu" else torch.cuda.get_device_name(device)
 
 
-def export(run: Run, log: Path, folder: Path) -> None:
-    """Write the averaged base, and ``training.json`` beside it: what the model card says of the run.
+def export_base(run: PretrainingRun, log: Path, folder: Path) -> None:
+    """Write the base with averaged weights, and ``training.json`` for its model card.
 
-    That is its settings and the curve of the loss; of a run that started from a finished base, that base's under
-    "before".
+    The latter holds the run's settings and loss curve; if it started from a trained base, also that base's
+    ``training.json``, under "before".  Args: log: the run's ``log.jsonl``.
     """
     start = run.settings.start
-    before = {"before": json.loads((finished(start) / "training.json").read_text())} if start else {}
+    before = {"before": json.loads((trained_base_folder(start) / "training.json").read_text())} if start else {}
     write_pipeline(run, folder)
     rows = [json.loads(line) for line in log.read_text().splitlines()]
     hours = rows[-1]["samples"] / median(row["samples_per_second"] for row in rows) / 3600
-    told = {
+    record = {
         "settings": asdict(run.settings) | {"start": Path(start).name},
         "optimizer": " and ".join(type(optimizer).__name__ for optimizer in run.optimizers),
-        "machine": f"on {machine(run.device)}, about {hours:.2g} hours.",
+        "machine": f"on {device_name(run.device)}, about {hours:.2g} hours.",
         "shown": run.step * run.settings.batch_size,
         "loss": [[r["samples"], r["loss"]] for r in rows[:: max(1, len(rows) // 12)]],
         **before,
     }
-    (folder / "training.json").write_text(json.dumps(told) + "\n")
+    (folder / "training.json").write_text(json.dumps(record) + "\n")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("base", choices=BLUEPRINTS)
+    parser.add_argument("base", choices=ARCHITECTURES)
     parser.add_argument("--run", type=Path, help="folder of checkpoints; default runs/BASE")
     parser.add_argument("--device", default="cpu", help="cpu or cuda; nothing else needs to change")
     parser.add_argument("--every", type=int, default=500, help="steps between checkpoints")
@@ -164,18 +177,19 @@ def main() -> None:
     parser.add_argument(
         "--minutes", type=float, default=float("inf"), help="stop after so long; go on by calling again"
     )
-    parser.add_argument("--workers", type=int, default=0, help="processes that draw batches while a GPU is busy")
+    parser.add_argument("--workers", type=int, default=0, help="processes that prepare batches")
     parser.add_argument("--latents", type=Path, help="file of the training set; default in the run's folder")
-    parser.add_argument("--within", type=float, default=0.0, help="minutes after which the run ends, rates fallen to 0")
-    for name, value in asdict(Pretraining()).items():
+    parser.add_argument("--within", type=float, default=0.0, help="minutes after which the run ends, decayed to 0")
+    for name, value in asdict(PretrainingSettings()).items():
         parser.add_argument(f"--{name.replace('_', '-')}", type=type(value), default=value)
     args = vars(parser.parse_args())
     base, folder = args.pop("base"), args.pop("run")
-    told = {name: args.pop(name) for name in ("device", "every", "minutes", "keep", "workers", "latents", "within")}
+    names = ("device", "every", "minutes", "keep", "workers", "latents", "within")
+    options = {name: args.pop(name) for name in names}
     folder = folder or Path("runs") / base
-    run = pretrain(base, folder, Pretraining(**args), **told)
-    if run.step >= run.settings.steps or told["within"]:
-        export(run, folder / "log.jsonl", BASES / base)
+    run = pretrain(base, folder, PretrainingSettings(**args), **options)
+    if run.step >= run.settings.steps or options["within"]:
+        export_base(run, folder / "log.jsonl", BASES / base)
 
 
 if __name__ == "__main__":

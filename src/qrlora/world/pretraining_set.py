@@ -1,8 +1,8 @@
-"""What a built-in base is pre-trained on: latents of true pictures, computed once, and who drew what in which style.
+"""The training set of a built-in base: latents of true images, computed once, with their content, hand and style.
 
-Four kinds of pictures, each with its share of every batch (`SHARES`): known contents by every known hand; those of the
-plain hand in every known style; contents by the other hands in known styles; contents by any known hand in styles drawn
-at random, which have no word.
+Four kinds of images, each with its fraction of every batch (`BATCH_SHARES`): known contents by every known hand; those
+of the plain hand in every known style; contents by the other hands in known styles; contents by any known hand in
+random styles, which have no name.
 """
 
 import hashlib
@@ -17,39 +17,41 @@ from safetensors.torch import save_file
 from torch import Generator, Tensor
 
 from .captions import STYLE
-from .drawings import HANDS, PLAIN_HAND, SIZE, drawings, drawn_by, known_contents
+from .drawings import HANDS, PLAIN_HAND, SIZE, contents_drawn_by, known_contents, load_drawings
 from .random_styles import random_style
 from .styles import STYLES, Style
 
-SHARES = {"hands": 0.25, "styles": 0.40, "styled hands": 0.10, "random": 0.25}
-"""Kind -> its share of a batch."""
-GROUP = 25
-"""Pictures that share a random style: a style has a price to draw and to check."""
+BATCH_SHARES = {"hands": 0.25, "styles": 0.40, "styled hands": 0.10, "random": 0.25}
+"""Kind of image -> its fraction of a batch."""
+IMAGES_PER_STYLE = 25
+"""Images that share a random style: sampling and checking a style is slow."""
 
 
 @dataclass(frozen=True)
 class TrainingSet:
+    """n latents with the labels of their images."""
+
     latents: Tensor
     """(n, c, h, w) float16, mean about 0 and variance about 1."""
     content: Tensor
-    """(n,) places in `known_contents`."""
+    """(n,) indices into `known_contents`."""
     hand: Tensor
-    """(n,) places in `HANDS`."""
+    """(n,) indices into `HANDS`."""
     style: Tensor
-    """(n,) places in `STYLES`; -1: a style without a word."""
+    """(n,) indices into `STYLES`; -1: a random style, which has no name."""
     kinds: dict[str, tuple[int, int]]
     """Kind -> first row and the one after its last."""
 
-    def choose(self, count: int, generator: Generator) -> Tensor:
-        """Rows of a batch (count,): each kind's share, the first kinds rounded, the last one filling up."""
+    def sample_rows(self, count: int, generator: Generator) -> Tensor:
+        """Random row indices of a batch (count,): `BATCH_SHARES` of each kind, rounded; the last kind fills up."""
         rows, left = [], count
         for k, (kind, (first, end)) in enumerate(self.kinds.items()):
-            n = left if k == len(self.kinds) - 1 else round(SHARES[kind] * count)
+            n = left if k == len(self.kinds) - 1 else round(BATCH_SHARES[kind] * count)
             rows.append(torch.randint(first, end, (n,), generator=generator))
             left -= n
         return torch.cat(rows)
 
-    def named(self, row: int) -> tuple[str, str, str]:
+    def labels(self, row: int) -> tuple[str, str, str]:
         """(content, style, hand) of a row, as `captions.training_caption` takes them."""
         style = int(self.style[row])
         styles, hands = tuple(STYLES), tuple(HANDS)
@@ -60,14 +62,14 @@ class TrainingSet:
         )
 
 
-def _rows(
+def _planned_groups(
     styled_hands: int, random: int, generator: Generator, device: str
 ) -> Iterator[tuple[str, Style, list[tuple[int, int, int]]]]:
-    """(kind, style, rows of (content, hand, style)) of everything that is drawn; one hand and one style at a time."""
+    """(kind, style function, rows of (content, hand, style)) of all images, by groups of one hand and one style."""
     names, styles, hands = known_contents(), tuple(STYLES), tuple(HANDS)
-    place = {name: k for k, name in enumerate(names)}
-    known = [h for h, about in HANDS.items() if not about.held_out]
-    drawn = {h: [place[n] for n in drawn_by(h) if n in place] for h in known}
+    index = {name: k for k, name in enumerate(names)}
+    known = [name for name, hand in HANDS.items() if not hand.held_out]
+    drawn = {h: [index[n] for n in contents_drawn_by(h) if n in index] for h in known}
     for h in known:
         yield "hands", STYLES["plain"], [(c, hands.index(h), 0) for c in drawn[h]]
     for s, style in enumerate(styles[1:], 1):
@@ -77,19 +79,19 @@ def _rows(
     for h, s in others if each else []:
         chosen = torch.randperm(len(drawn[h]), generator=generator)[:each].tolist()
         yield "styled hands", STYLES[styles[s]], [(drawn[h][c], hands.index(h), s) for c in chosen]
-    for _ in range(random // GROUP):
+    for _ in range(random // IMAGES_PER_STYLE):
         style, h = random_style(generator, device), known[int(torch.randint(len(known), (), generator=generator))]
-        chosen = torch.randperm(len(drawn[h]), generator=generator)[:GROUP].tolist()
+        chosen = torch.randperm(len(drawn[h]), generator=generator)[:IMAGES_PER_STYLE].tolist()
         yield "random", style, [(drawn[h][c], hands.index(h), -1) for c in chosen]
 
 
 @torch.no_grad()
-def build(
-    vae: Any, styled_hands: int, random: int, seed: int, device: str, say: Callable[[str], Any] = print
+def build_training_set(
+    vae: Any, styled_hands: int, random: int, seed: int, device: str, log: Callable[[str], Any] = print
 ) -> TrainingSet:
-    """Draw and encode; on a CPU about ten pictures a second.
+    """Render and encode all images; on a CPU about ten a second.
 
-    Args: vae: of the base, on ``device``.  styled_hands, random: about how many pictures of these kinds.
+    Args: vae: of the base, on ``device``.  styled_hands, random: about how many images of these kinds.
     """
     generator = Generator().manual_seed(seed)
     names, hands = known_contents(), tuple(HANDS)
@@ -97,54 +99,55 @@ def build(
     rows: list[tuple[int, int, int]] = []
     kinds: dict[str, tuple[int, int]] = {}
     latents: list[Tensor] = []
-    for kind, style, group in _rows(styled_hands, random, generator, device):
+    for kind, style, group in _planned_groups(styled_hands, random, generator, device):
         hand = group[0][1]
         if hand not in tiles:
-            drawn = [k for k, name in enumerate(names) if name in drawn_by(hands[hand])]
+            drawn = [k for k, name in enumerate(names) if name in contents_drawn_by(hands[hand])]
             tiles[hand] = torch.zeros(len(names), 3, SIZE, SIZE)
-            tiles[hand][drawn] = drawings([names[k] for k in drawn], hands[hand])
+            tiles[hand][drawn] = load_drawings([names[k] for k in drawn], hands[hand])
             tiles[hand] = tiles[hand].to(device)
-        pictures = style(tiles[hand][[c for c, _, _ in group]]).clamp(0, 1).mul(255).round() / 255
-        for part in pictures.split(256):
+        images = style(tiles[hand][[c for c, _, _ in group]]).clamp(0, 1).mul(255).round() / 255
+        for batch in images.split(256):
             with torch.autocast(device, torch.bfloat16, enabled=device != "cpu"):
-                z = vae.encode(part.to(memory_format=torch.channels_last) * 2 - 1).latents
+                z = vae.encode(batch.to(memory_format=torch.channels_last) * 2 - 1).latents
             latents.append((z * vae.config.scaling_factor).half().contiguous())
         kinds[kind] = (kinds.get(kind, (len(rows), 0))[0], len(rows) + len(group))
         if len(rows) // 5000 < (len(rows) + len(group)) // 5000:
-            say(f"{len(rows) + len(group)} pictures encoded")
+            log(f"{len(rows) + len(group)} images encoded")
         rows += group
     content, hand_, style_ = (torch.tensor(column) for column in zip(*rows, strict=True))
     return TrainingSet(torch.cat(latents), content, hand_, style_, kinds)
 
 
-def identity(vae: Any, styled_hands: int, random: int, seed: int) -> str:
-    """Digest of all that a training set is made from: the drawings, the VAE, the counts."""
-    told = hashlib.sha256(f"{styled_hands} {random} {seed} {tuple(STYLES)} {tuple(HANDS)}".encode())
+def training_set_digest(vae: Any, styled_hands: int, random: int, seed: int) -> str:
+    """SHA-256 (hex) of all that a training set is made from: the drawings, the VAE, the counts."""
+    digest = hashlib.sha256(f"{styled_hands} {random} {seed} {tuple(STYLES)} {tuple(HANDS)}".encode())
     for hand, about in HANDS.items():
         if not about.held_out:
-            names = [n for n in drawn_by(hand) if n in set(known_contents())]
-            told.update(repr(names).encode())
-            told.update(drawings(names, hand).mul(255).round().byte().numpy().tobytes())
+            names = [n for n in contents_drawn_by(hand) if n in set(known_contents())]
+            digest.update(repr(names).encode())
+            digest.update(load_drawings(names, hand).mul(255).round().byte().numpy().tobytes())
     for name, tensor in sorted(vae.state_dict().items()):
-        told.update(name.encode() + tensor.half().cpu().contiguous().numpy().tobytes())
-    return told.hexdigest()
+        digest.update(name.encode() + tensor.half().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()
 
 
-def save(path: Path, data: TrainingSet, digest: str) -> None:
+def save_training_set(path: Path, data: TrainingSet, digest: str) -> None:
     tensors = {"latents": data.latents.cpu(), "content": data.content, "hand": data.hand, "style": data.style}
     save_file(tensors, path, {"identity": digest, **{kind: f"{a} {b}" for kind, (a, b) in data.kinds.items()}})
 
 
-def load(path: Path, digest: str, device: str = "cpu") -> TrainingSet:
-    """Raises: ValueError: it was made from other sheets, another VAE or other counts."""
+def load_training_set(path: Path, digest: str, device: str = "cpu") -> TrainingSet:
+    """Raises: ValueError: it was made from other sheets, another VAE or other counts than the digest's."""
     with safe_open(path, "pt", device=device) as file:
-        told = file.metadata()
-        if told["identity"] != digest:
+        metadata = file.metadata()
+        if metadata["identity"] != digest:
             raise ValueError(
                 f"{path} was made from other sheets, another VAE or other counts than this run has: give it those, "
-                "or move the file away to begin anew"
+                "or move the file away to build it anew"
             )
         tensors = {name: file.get_tensor(name) for name in ("latents", "content", "hand", "style")}
-    kinds = {kind: (int(told[kind].split()[0]), int(told[kind].split()[1])) for kind in SHARES if kind in told}
+    ranges = {kind: metadata[kind].split() for kind in BATCH_SHARES if kind in metadata}
+    kinds = {kind: (int(first), int(end)) for kind, (first, end) in ranges.items()}
     content, hand, style = (tensors[k].cpu() for k in ("content", "hand", "style"))
     return TrainingSet(tensors["latents"], content, hand, style, kinds)

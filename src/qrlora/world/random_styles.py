@@ -1,9 +1,8 @@
-"""Styles without a word: drawn at random, endless, so that ``<s>`` comes to mean "some style, whichever".
+"""Random styles for pre-training.  They have no name: captions call each ``<s>``, which so comes to mean any style.
 
-A random style reads the picture (its tones, its edges, its relief ...), colours what it has read or pulls its colours
-apart, and may lay a pattern over it or let a pattern choose between two looks, of which one may be the other's
-negative.  The held-out styles stay unseen: a draw that is nearer to one of them than the nearest style with a word is
-drawn again, see `random_style`.
+A random style maps a tone of the image (luminance, edges, relief ...) to colours, or mixes or shifts its colour
+channels (a *look*); it may overlay a pattern, or let a pattern select between two looks.  The held-out styles stay
+unseen: a sample nearer to one of them than the nearest named style is rejected, see `random_style`.
 """
 
 import math
@@ -13,45 +12,59 @@ from functools import cache
 import torch
 from torch import Generator, Tensor
 
-from .drawings import known_contents, true_pictures
-from .styles import HELD_OUT_STYLES, STYLES, UNIT, Style, blur, cells, edges, gradient, grid, luminance, paper, ramp
+from .drawings import known_contents
+from .ground_truth import true_images
+from .styles import (
+    HELD_OUT_STYLES,
+    STYLES,
+    UNIT,
+    Style,
+    blur,
+    edges,
+    gradient,
+    grain_texture,
+    grid,
+    luminance,
+    pixelate,
+    ramp,
+)
 
-LEAST_VARIANCE = 0.006
-"""From drawing to drawing, of a pixel in 0..1: below it a style hides what it shows."""
+MIN_VARIANCE = 0.006
+"""Variance of a pixel in 0..1 over different drawings, below which a style hides the content."""
 
 
 def random_style(generator: Generator, device: str = "cpu") -> Style:
-    """A style from a generator: one look, two looks that a pattern chooses between, or a look under a pattern.
+    """A style from a generator: one look, two looks that a pattern selects between, or a look under a pattern.
 
-    Things stay legible in it, and it is never nearer to a held-out style, as the mean square on a few drawings, than
-    the nearest of `STYLES` is; ``device`` is where that is tried.
+    Contents stay legible in it, and it is never nearer to a held-out style, by the mean squared difference on a few
+    drawings, than the nearest of `STYLES` is.  Args: device: where that is tested.
     """
     while True:
         draw = _uniform(generator)
         kind = draw()
         if kind < 0.45:
-            style = _look(draw, generator)
+            style = _random_look(draw, generator)
         elif kind < 0.65:
-            first = _look(draw, generator)
-            second = _negative(first) if draw() < 0.3 else _look(draw, generator)
-            style = _chosen(first, second, _pattern(draw, generator))
+            first = _random_look(draw, generator)
+            second = _negative(first) if draw() < 0.3 else _random_look(draw, generator)
+            style = _masked_mix(first, second, _random_pattern(draw, generator))
         else:
-            style = _printed(_look(draw, generator), _pattern(draw, generator), draw)
-        if _allowed(style, device):
+            style = _overprinted(_random_look(draw, generator), _random_pattern(draw, generator), draw)
+        if _is_legible_and_not_held_out(style, device):
             return style
 
 
 def _uniform(generator: Generator) -> Callable[..., float]:
-    """(low, high) -> a number between."""
+    """(low, high) -> a uniform random number."""
     return lambda low=0.0, high=1.0: low + (high - low) * float(torch.rand((), generator=generator))
 
 
-def _among(draw: Callable[..., float], options: Sequence[Style]) -> Style:
+def _random_option(draw: Callable[..., float], options: Sequence[Style]) -> Style:
     return options[min(int(draw() * len(options)), len(options) - 1)]
 
 
-def _tones(draw: Callable[..., float]) -> list[Style]:
-    """What may be read from a picture: (b, 3, h, w) -> (b, 1, h, w) in 0..1."""
+def _tone_functions(draw: Callable[..., float]) -> list[Style]:
+    """Grey-scale functions of an image: (b, 3, h, w) -> (b, 1, h, w) in 0..1."""
     gain, sigma, levels, size = draw(2, 5), draw(0.6, 1.8), int(draw(3, 6)), 2 ** int(draw(1, 4))
     cut, slope = draw(0.4, 0.8), draw(3, 9)
     return [
@@ -61,18 +74,18 @@ def _tones(draw: Callable[..., float]) -> list[Style]:
         lambda x: (0.5 + 0.4 * gain * torch.cat(gradient(x), 1).sum(1, keepdim=True)).clamp(0, 1),
         lambda x: luminance(blur(x, sigma)),
         lambda x: (luminance(x) * (levels - 0.01)).floor() / (levels - 1),
-        lambda x: luminance(cells(x, size)),
+        lambda x: luminance(pixelate(x, size)),
         lambda x: (slope * (luminance(blur(x, 0.6)) - cut) + 0.5).clamp(0, 1),
     ]
 
 
-def _look(draw: Callable[..., float], generator: Generator) -> Style:
-    """A way to colour a picture: through a colour map of what is read from it, or by changing its own colours."""
+def _random_look(draw: Callable[..., float], generator: Generator) -> Style:
+    """A random look: a colour map of a tone, or a mix or shift of the colour channels."""
     ink, gain, kind = draw(-0.6, 0.6) if draw() < 0.3 else 0.0, draw(2, 5), draw()
     if kind < 0.15:
         return _misprint(draw, generator)
     if kind < 0.75:
-        tone = _among(draw, _tones(draw))
+        tone = _random_option(draw, _tone_functions(draw))
         # dark to light or light to dark, so that a drawing stays legible
         colours = torch.rand(int(draw(2, 5)), 3, generator=generator)
         colours = colours[colours.sum(1).argsort(descending=draw() < 0.25)]
@@ -105,8 +118,8 @@ def _negative(look: Style) -> Style:
     return lambda x: 1 - look(x)
 
 
-def _pattern(draw: Callable[..., float], generator: Generator) -> Style:
-    """A texture that does not depend on the picture: (b, 3, h, w) -> (1, 1, h, w) or (h, w) in 0..1."""
+def _random_pattern(draw: Callable[..., float], generator: Generator) -> Style:
+    """A texture that does not depend on the image: (b, 3, h, w) -> (1, 1, h, w) or (h, w) in 0..1."""
     period, duty, angle = draw(2.5, 16), draw(0.3, 0.7), draw(0, math.pi)
     seed, sigma = int(draw(0, 2**20)), draw(0.6, 2.5)
     turn = (math.cos(angle), math.sin(angle)) if draw() < 0.5 else (float(angle > 1.57), float(angle <= 1.57))
@@ -135,20 +148,20 @@ def _pattern(draw: Callable[..., float], generator: Generator) -> Style:
         return 0.5 + 0.25 * (torch.cos(2 * math.pi * across) + torch.cos(2 * math.pi * along))
 
     def grain(x: Tensor) -> Tensor:
-        return (0.5 + 0.35 * paper(x, seed, sigma)).clamp(0, 1)
+        return (0.5 + 0.35 * grain_texture(x, seed, sigma)).clamp(0, 1)
 
-    return _among(draw, [lines, lines, net, dots, squares, waves, grain])
+    return _random_option(draw, [lines, lines, net, dots, squares, waves, grain])
 
 
-def _chosen(first: Style, second: Style, pattern: Style) -> Style:
+def _masked_mix(first: Style, second: Style, pattern: Style) -> Style:
     """One look where the pattern is 1, another where it is 0."""
     return lambda x: second(x) + pattern(x) * (first(x) - second(x))
 
 
-def _printed(look: Style, pattern: Style, draw: Callable[..., float]) -> Style:
+def _overprinted(look: Style, pattern: Style, draw: Callable[..., float]) -> Style:
     """A pattern of one colour over a look, or as wide as the look is dark, like ink."""
     colour, strength = [draw(), draw(), draw()], draw(0.2, 0.8)
-    if draw() < 0.3:  # a screened print: more of the pattern where the picture is darker
+    if draw() < 0.3:  # a screened print: more of the pattern where the image is darker
         sharp = draw(3, 8)
 
         def screened(x: Tensor) -> Tensor:
@@ -160,16 +173,16 @@ def _printed(look: Style, pattern: Style, draw: Callable[..., float]) -> Style:
 
 
 @cache
-def _probes(device: str) -> tuple[Tensor, Tensor, Tensor]:
-    """A few drawings, what each held-out style makes of them, and how near the nearest style with a word comes."""
-    drawings = true_pictures(known_contents()[::50]).to(device)
+def _held_out_probes(device: str) -> tuple[Tensor, Tensor, Tensor]:
+    """A few drawings, their images in each held-out style, and the distance from each to the nearest named style."""
+    drawings = true_images(known_contents()[::50]).to(device)
     hidden = torch.stack([style(drawings) for style in HELD_OUT_STYLES.values()])
     worded = torch.stack([style(drawings).clamp(0, 1) for style in STYLES.values()])
     return drawings, hidden, (hidden[:, None] - worded[None]).square().flatten(2).mean(2).amin(1)
 
 
-def _allowed(style: Style, device: str) -> bool:
-    drawings, hidden, nearest = _probes(device)
-    pictures = style(drawings).clamp(0, 1)
-    legible = pictures.var(0).mean() > LEAST_VARIANCE
-    return bool(legible and ((hidden - pictures).square().flatten(1).mean(1) > nearest).all())
+def _is_legible_and_not_held_out(style: Style, device: str) -> bool:
+    drawings, hidden, nearest = _held_out_probes(device)
+    images = style(drawings).clamp(0, 1)
+    legible = images.var(0).mean() > MIN_VARIANCE
+    return bool(legible and ((hidden - images).square().flatten(1).mean(1) > nearest).all())

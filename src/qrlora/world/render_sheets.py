@@ -1,12 +1,12 @@
-"""Draw the full sheets: ``python -m qrlora.world.render_sheets`` (needs npm and ``pip install 'qrlora[world]'``).
+"""Render the full sheets: ``python -m qrlora.world.render_sheets`` (needs npm and ``pip install 'qrlora[world]'``).
 
-Only for those who train bases.  A sheet holds the world's contents as one *hand* drew them: an emoji set whose licence
-lets it be passed on with credit (see NOTICE).  Everything comes from npm packages of pinned versions, found by code
-point or by name.  Hands of one group drew the same outlines in other manners (Fluent's four, EmojiTwo's two) and share
-one placement, so that they stay where they were; every other drawing is placed by its own outline.
+Only needed to pre-train bases.  A sheet holds the benchmark's contents by one *hand*: an emoji set whose licence allows
+redistribution with credit (see NOTICE).  Everything comes from npm packages of pinned versions, found by code point or
+by name.  Hands of one group have the same outlines in other styles (Fluent's four, EmojiTwo's two) and are placed
+together, so that the outlines still coincide; every other drawing is placed by its own outline.
 
-The contents were once chosen as the most distinct single drawings of Noto Color Emoji, without flags, letters, clock
-faces and most people; their names are those of the Unicode Common Locale Data Repository.
+The contents are the most distinct single drawings of Noto Color Emoji, without flags, letters, clock faces and most
+people; their names are those of the Unicode Common Locale Data Repository.
 """
 
 import argparse
@@ -22,11 +22,11 @@ from typing import NamedTuple
 from PIL import Image
 
 from ..basis import cache_folder
-from .drawings import SIZE, contents, full_sheets, write_sheet
+from .drawings import SIZE, contents, full_sheet_folder, write_sheet
 
 MARGIN = 6
 FINE = 4 * SIZE
-"""Side in pixels at which vector drawings are rendered before they are placed."""
+"""Side in pixels at which vector drawings are rendered before they are cropped to a tile."""
 VISIBLE = 8
 """Least opacity, of 255, that counts as drawing: fainter fringes do not decide where a drawing lies."""
 NAMES_PACKAGE = "emojibase-data@17.0.0"  # MIT
@@ -35,46 +35,46 @@ Box = tuple[float, float, float, float]
 """Left, top, right, bottom, as fractions of the canvas's side."""
 
 
-class Hand(NamedTuple):
+class EmojiSet(NamedTuple):
     package: str
     author: str
     licence: str
     """SPDX identifier."""
     group: str
-    """Hands of one group drew the same outlines."""
+    """Hands of one group have the same outlines."""
 
 
 GOOGLE, MICROSOFT = "Google Inc.", "Microsoft Corporation"
 TWITTER, EMOJITWO = "Twitter, Inc. and other contributors", "Ranks.com (EmojiOne 2.2) and the EmojiTwo contributors"
-HANDS = {
-    "noto": Hand("@iconify-json/noto@1.2.9", GOOGLE, "Apache-2.0", "noto"),
-    "noto-v1": Hand("@iconify-json/noto-v1@1.2.5", GOOGLE, "Apache-2.0", "noto-v1"),
-    "fluent-3d": Hand("@lobehub/fluent-emoji-3d@1.1.0", MICROSOFT, "MIT", "fluent"),
-    "fluent": Hand("@iconify-json/fluent-emoji@1.2.7", MICROSOFT, "MIT", "fluent"),
-    "fluent-flat": Hand("@iconify-json/fluent-emoji-flat@1.2.6", MICROSOFT, "MIT", "fluent"),
-    "fluent-contrast": Hand("@iconify-json/fluent-emoji-high-contrast@1.2.6", MICROSOFT, "MIT", "fluent"),
-    "twemoji": Hand("@iconify-json/twemoji@1.2.5", TWITTER, "CC-BY-4.0", "twemoji"),
-    "emojitwo": Hand("@iconify-json/emojione@1.2.3", EMOJITWO, "CC-BY-4.0", "emojitwo"),
-    "emojitwo-mono": Hand("@iconify-json/emojione-monotone@1.2.1", EMOJITWO, "CC-BY-4.0", "emojitwo"),
+EMOJI_SETS = {
+    "noto": EmojiSet("@iconify-json/noto@1.2.9", GOOGLE, "Apache-2.0", "noto"),
+    "noto-v1": EmojiSet("@iconify-json/noto-v1@1.2.5", GOOGLE, "Apache-2.0", "noto-v1"),
+    "fluent-3d": EmojiSet("@lobehub/fluent-emoji-3d@1.1.0", MICROSOFT, "MIT", "fluent"),
+    "fluent": EmojiSet("@iconify-json/fluent-emoji@1.2.7", MICROSOFT, "MIT", "fluent"),
+    "fluent-flat": EmojiSet("@iconify-json/fluent-emoji-flat@1.2.6", MICROSOFT, "MIT", "fluent"),
+    "fluent-contrast": EmojiSet("@iconify-json/fluent-emoji-high-contrast@1.2.6", MICROSOFT, "MIT", "fluent"),
+    "twemoji": EmojiSet("@iconify-json/twemoji@1.2.5", TWITTER, "CC-BY-4.0", "twemoji"),
+    "emojitwo": EmojiSet("@iconify-json/emojione@1.2.3", EMOJITWO, "CC-BY-4.0", "emojitwo"),
+    "emojitwo-mono": EmojiSet("@iconify-json/emojione-monotone@1.2.1", EMOJITWO, "CC-BY-4.0", "emojitwo"),
 }
 
 
 class Emoji(NamedTuple):
     name: str
-    """Its name in the world: the CLDR label in lower case without hyphens."""
+    """The content's name: the CLDR label in lower case without hyphens."""
     code: str
     """Code point, in lower-case hexadecimal digits."""
     unicode_name: str
 
 
-def plain_name(label: str) -> str:
-    """A CLDR label as the world writes it: ``"T-Rex"`` -> ``"t rex"``."""
+def normalised_label(label: str) -> str:
+    """A CLDR label as a content's name: ``"T-Rex"`` -> ``"t rex"``."""
     return " ".join(label.lower().replace("-", " ").split())
 
 
 def find_emoji(names: Sequence[str], folder: Path) -> list[Emoji]:
-    """The code points behind the world's names; ``folder`` is the unpacked package ``emojibase-data``."""
-    by_name = {plain_name(e["label"]): e["hexcode"] for e in json.loads((folder / "en/data.json").read_text())}
+    """The emoji of contents, by name; ``folder`` is the unpacked package ``emojibase-data``."""
+    by_name = {normalised_label(e["label"]): e["hexcode"] for e in json.loads((folder / "en/data.json").read_text())}
     unicode_names = json.loads((folder / "meta/unicode-names.json").read_text())
     if unknown := [n for n in names if n not in by_name]:
         raise ValueError(f"no emoji is labelled {', '.join(unknown)} in {NAMES_PACKAGE}; correct or drop these names")
@@ -82,14 +82,14 @@ def find_emoji(names: Sequence[str], folder: Path) -> list[Emoji]:
 
 
 def icon_names(emoji: Emoji, chars: dict[str, str]) -> list[str]:
-    """Under which names a set may hold an emoji, the surest first; ``chars`` is its map from code points.
+    """Names under which an emoji set may hold an emoji, the likeliest first; ``chars`` is its map from code points.
 
     Sets whose map is empty name their drawings by the CLDR label of the year they were drawn in: today's, or an older
     one that is mostly the Unicode standard's name.  Fluent says which of three people is meant, older sets mark flags.
     """
     by_code = [chars[c] for c in (emoji.code, f"{emoji.code}-fe0f") if c in chars]
     label = emoji.name.replace(" ", "-")
-    old = plain_name(emoji.unicode_name).replace(" ", "-")
+    old = normalised_label(emoji.unicode_name).replace(" ", "-")
     return [*by_code, label, old, f"person-{label}", f"flag-for-{label}"]
 
 
@@ -111,7 +111,7 @@ def icon_svg(icons: dict, name: str) -> str | None:
 
 
 def outline_box(drawing: Image.Image) -> Box:
-    """Where the visible part of an RGBA drawing lies."""
+    """The bounding box of the visible part of an RGBA drawing."""
     box = drawing.getchannel("A").point([255 * (a >= VISIBLE) for a in range(256)]).getbbox()
     if box is None:
         raise ValueError("the drawing is empty: nothing of it is visible")
@@ -119,32 +119,32 @@ def outline_box(drawing: Image.Image) -> Box:
     return left / drawing.width, top / drawing.height, right / drawing.width, bottom / drawing.height
 
 
-def union(boxes: Iterable[Box]) -> Box:
+def union_box(boxes: Iterable[Box]) -> Box:
     left, top, right, bottom = zip(*boxes, strict=True)
     return min(left), min(top), max(right), max(bottom)
 
 
-def view(box: Box) -> Box:
-    """The square of the canvas that a tile shows: around the box's middle, its larger side inside the margins."""
+def tile_square(box: Box) -> Box:
+    """The square of the canvas that becomes a tile: centred on the box, whose larger side touches the margins."""
     left, top, right, bottom = box
     half = max(right - left, bottom - top) / 2 * SIZE / (SIZE - 2 * MARGIN)
     across, down = (left + right) / 2, (top + bottom) / 2
     return across - half, down - half, across + half, down + half
 
 
-def draw_tile(drawing: Image.Image, seen: Box) -> Image.Image:
-    """The part ``seen`` of a square RGBA drawing, on white, as an RGB tile; outside the drawing is white as well."""
+def crop_tile(drawing: Image.Image, square: Box) -> Image.Image:
+    """The area ``square`` of a square RGBA drawing, on white, as an RGB tile; outside the drawing is white as well."""
     side = drawing.width
-    before = max(0, math.ceil(-min(seen[:2]) * side))
-    after = max(0, math.ceil((max(seen[2:]) - 1) * side))
+    before = max(0, math.ceil(-min(square[:2]) * side))
+    after = max(0, math.ceil((max(square[2:]) - 1) * side))
     canvas = Image.new("RGBA", (side + before + after, side + before + after), "white")
     canvas.alpha_composite(drawing, (before, before))
-    left, top, right, bottom = (edge * side + before for edge in seen)
+    left, top, right, bottom = (edge * side + before for edge in square)
     return canvas.convert("RGB").resize((SIZE, SIZE), Image.Resampling.LANCZOS, box=(left, top, right, bottom))
 
 
-def install(packages: list[str], folder: Path) -> Path:
-    """Have npm unpack packages into a folder outside the source tree; where they lie."""
+def npm_install(packages: list[str], folder: Path) -> Path:
+    """Install npm packages into a folder outside the source tree; returns the folder ``node_modules``."""
     npm = shutil.which("npm")
     if npm is None:
         raise OSError("npm is not installed, and the drawings come from npm packages; install Node.js with npm")
@@ -154,10 +154,10 @@ def install(packages: list[str], folder: Path) -> Path:
     return folder / "node_modules"
 
 
-def open_hand(folder: Path) -> Callable[[Emoji], Image.Image | None]:
-    """How to get a drawing, square RGBA, from the set unpacked in ``folder``; None where the set has none."""
-    if (folder / "assets").is_dir():  # ready-made pictures named by code point
-        return lambda emoji: _read_picture(folder / "assets", emoji)
+def open_emoji_set(folder: Path) -> Callable[[Emoji], Image.Image | None]:
+    """A reader of the emoji set in ``folder``: emoji -> square RGBA drawing, or None where the set has none."""
+    if (folder / "assets").is_dir():  # ready-made images named by code point
+        return lambda emoji: _read_image(folder / "assets", emoji)
     import resvg_py  # the extra `world`
 
     icons = json.loads((folder / "icons.json").read_text())
@@ -173,38 +173,40 @@ def open_hand(folder: Path) -> Callable[[Emoji], Image.Image | None]:
     return render
 
 
-def _read_picture(folder: Path, emoji: Emoji) -> Image.Image | None:
+def _read_image(folder: Path, emoji: Emoji) -> Image.Image | None:
     for path in (folder / f"{emoji.code}.webp", folder / f"{emoji.code}-fe0f.webp"):
         if path.is_file():
-            with Image.open(path) as picture:
-                return picture.convert("RGBA")
+            with Image.open(path) as image:
+                return image.convert("RGBA")
     return None
 
 
-def draw_group(hands: dict[str, Hand], emoji: list[Emoji], packages: Path) -> dict[str, dict[str, Image.Image]]:
+def render_group(hands: dict[str, EmojiSet], emoji: list[Emoji], packages: Path) -> dict[str, dict[str, Image.Image]]:
     """Hand -> name -> tile, for hands that drew the same outlines."""
-    sets = {h: open_hand(packages / hand.package.rpartition("@")[0]) for h, hand in hands.items()}
+    sets = {h: open_emoji_set(packages / hand.package.rpartition("@")[0]) for h, hand in hands.items()}
     tiles: dict[str, dict[str, Image.Image]] = {h: {} for h in hands}
     for e in emoji:
         found = {h: get(e) for h, get in sets.items()}
         drawings = {h: d for h, d in found.items() if d is not None}
         if drawings:
-            seen = view(union(outline_box(d) for d in drawings.values()))
+            square = tile_square(union_box(outline_box(d) for d in drawings.values()))
             for h, drawing in drawings.items():
-                tiles[h][e.name] = draw_tile(drawing, seen)
+                tiles[h][e.name] = crop_tile(drawing, square)
     return tiles
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--output", type=Path, default=full_sheets(), help="the sheets' folder")
+    parser.add_argument("--output", type=Path, default=full_sheet_folder(), help="the sheets' folder")
     parser.add_argument("--npm", type=Path, default=cache_folder().parent / "npm", help="where npm keeps the packages")
     args = parser.parse_args()
     args.output.mkdir(parents=True, exist_ok=True)
-    packages = install([NAMES_PACKAGE, *(h.package for h in HANDS.values())], args.npm)
+    packages = npm_install([NAMES_PACKAGE, *(h.package for h in EMOJI_SETS.values())], args.npm)
     emoji = find_emoji(contents(), packages / NAMES_PACKAGE.rpartition("@")[0])
-    for group in dict.fromkeys(h.group for h in HANDS.values()):
-        for hand, tiles in draw_group({k: h for k, h in HANDS.items() if h.group == group}, emoji, packages).items():
+    for group in dict.fromkeys(h.group for h in EMOJI_SETS.values()):
+        for hand, tiles in render_group(
+            {k: h for k, h in EMOJI_SETS.items() if h.group == group}, emoji, packages
+        ).items():
             path = args.output / f"{hand}.webp"
             write_sheet(path, tiles)
             print(f"{len(tiles)} of {len(emoji)} drawings, {path.stat().st_size / 1e6:.1f} MB: {path}", flush=True)

@@ -1,7 +1,7 @@
-"""The styles of the known-answer world: each is a function of a picture, named by one word.
+"""The 30 named styles of the synthetic benchmark: image filters, each a pure function of an image.
 
-A picture is float32 (b, 3, 128, 128) in 0..1, drawn on white.  A style maps it to a picture of the same shape and uses
-nothing but the picture and fixed textures, so the true picture of any content in any style is known.  Lengths are in
+An image is float32 (b, 3, 128, 128) in 0..1, on white.  A style maps it to an image of the same shape and depends on
+nothing but the image and fixed textures, so the true image of any content in any style is known.  Lengths are in
 units of 1/64 of the side (two pixels), so that a style looks alike at any size.
 """
 
@@ -15,7 +15,7 @@ from torch import Tensor
 Style = Callable[[Tensor], Tensor]
 
 UNIT = 2
-"""Pixels in 1/64 of a picture's side."""
+"""Pixels in 1/64 of an image's side."""
 
 
 def luminance(x: Tensor) -> Tensor:
@@ -23,7 +23,7 @@ def luminance(x: Tensor) -> Tensor:
 
 
 def blur(x: Tensor, sigma: float) -> Tensor:
-    """A Gaussian of this many units."""
+    """Gaussian blur; sigma in units."""
     sigma = UNIT * sigma
     radius = math.ceil(2.5 * sigma)
     taps = torch.arange(-radius, radius + 1, dtype=x.dtype, device=x.device)
@@ -55,15 +55,15 @@ def grid(x: Tensor) -> tuple[Tensor, Tensor]:
     return row[:, None], column[None]
 
 
-def paper(x: Tensor, seed: int, sigma: float = 0.7) -> Tensor:
-    """A fixed grain of unit variance and this many units' width, (1, 1, h, w): the same for every picture."""
+def grain_texture(x: Tensor, seed: int, sigma: float = 0.7) -> Tensor:
+    """A fixed grain of unit variance and this many units' width, (1, 1, h, w): the same for every image."""
     noise = torch.randn(1, 1, *x.shape[-2:], generator=torch.Generator().manual_seed(seed))
     grain = blur(noise, sigma)
     return (grain / grain.std()).to(x)
 
 
 def mix(amount: Tensor, low: tuple[float, ...], high: tuple[float, ...]) -> Tensor:
-    """Two-colour print: ``low`` where amount is 0, ``high`` where it is 1."""
+    """Linear colour map: ``low`` where amount is 0, ``high`` where it is 1."""
     a, b = (amount.new_tensor(c)[:, None, None] for c in (low, high))
     return a + amount * (b - a)
 
@@ -80,8 +80,8 @@ def duotone(low: tuple[float, ...], high: tuple[float, ...]) -> Style:
     return lambda x: mix(luminance(x), low, high)
 
 
-def cells(x: Tensor, size: int) -> Tensor:
-    """Means over squares of so many units."""
+def pixelate(x: Tensor, size: int) -> Tensor:
+    """Each square of so many units a side replaced by its mean."""
     size = UNIT * size
     return F.interpolate(F.avg_pool2d(x, size), scale_factor=size, mode="nearest")
 
@@ -110,7 +110,7 @@ def neon(x: Tensor) -> Tensor:
 
 
 def pixel(x: Tensor) -> Tensor:
-    return (cells(x, 4) * 5).round() / 5
+    return (pixelate(x, 4) * 5).round() / 5
 
 
 def sepia(x: Tensor) -> Tensor:
@@ -138,12 +138,12 @@ def oil(x: Tensor) -> Tensor:
             lowest = v if lowest is None else torch.minimum(v, lowest)
     assert best is not None
     grey = luminance(best)
-    canvas = 0.05 * paper(x, 1, 1.2)
+    canvas = 0.05 * grain_texture(x, 1, 1.2)
     return (grey + 1.5 * (best - grey) - 0.08 + canvas).clamp(0, 1)
 
 
 def chalk(x: Tensor) -> Tensor:
-    dust = 0.75 + 0.3 * paper(x, 2)
+    dust = 0.75 + 0.3 * grain_texture(x, 2)
     return mix((edges(x, 4) * dust).clamp(0, 1), (0.13, 0.29, 0.21), (0.97, 0.97, 0.90))
 
 
@@ -169,20 +169,20 @@ def negative(x: Tensor) -> Tensor:
 
 def charcoal(x: Tensor) -> Tensor:
     tone = (luminance(blur(x, 0.8)) * 1.25 - 0.12).clamp(0, 1)
-    grain = 0.22 * paper(x, 3) * (1 - tone)
+    grain = 0.22 * grain_texture(x, 3) * (1 - tone)
     return (0.12 + 0.72 * tone + grain - 0.4 * edges(x, 2)).clamp(0, 1).expand(-1, 3, -1, -1)
 
 
 def watercolor(x: Tensor) -> Tensor:
     wash = blur(x, 1.6)
     rim = edges(wash, 3)
-    return (0.3 + 0.7 * wash - 0.25 * rim + 0.03 * paper(x, 4, 1.5)).clamp(0, 1)
+    return (0.3 + 0.7 * wash - 0.25 * rim + 0.03 * grain_texture(x, 4, 1.5)).clamp(0, 1)
 
 
 def mosaic(x: Tensor) -> Tensor:
     row, column = grid(x)
     grout = ((row % 8 >= 7) | (column % 8 >= 7)).to(x)
-    return cells(x, 8) * (1 - grout) * 0.95 + 0.25 * grout
+    return pixelate(x, 8) * (1 - grout) * 0.95 + 0.25 * grout
 
 
 def comic(x: Tensor) -> Tensor:

@@ -1,9 +1,9 @@
-"""The built-in bases' VAEs: TAEF2, a small autoencoder of FLUX.2's latents, as diffusers' `AutoencoderTiny`.
+"""Train the built-in bases' VAEs, distilled from TAEF2, a small autoencoder of FLUX.2's latents.
 
-``python -m qrlora.world.autoencoder tiny-sd3 --taef2 FOLDER`` trains one on the world's pictures; FOLDER holds
-``taef2_encoder.pth`` and ``taef2_decoder.pth`` of madebyollin/taesd (MIT).  `AutoencoderTiny` lacks the pooled branch
-of TAEF2's lowest level: the student starts from the convolutions that both have and learns the rest, its latents from
-TAEF2's (each channel moved and scaled to mean 0 and variance 1 over the world), its pictures from the world's.
+``python -m qrlora.world.vae_training tiny-sd3 --taef2 FOLDER`` trains one on the benchmark's images; FOLDER holds
+``taef2_encoder.pth`` and ``taef2_decoder.pth`` of madebyollin/taesd (MIT).  diffusers' `AutoencoderTiny` lacks the
+pooled branch of TAEF2's lowest level: the student is initialised with the convolutions that both have, and trained to
+TAEF2's latents (each channel normalised to mean 0 and variance 1 over the benchmark) and to the images.
 """
 
 import argparse
@@ -18,16 +18,16 @@ from diffusers import AutoencoderTiny
 from torch import Generator, Tensor, nn
 
 from .base_architectures import AUTOENCODERS, BASES
-from .drawings import HANDS, drawings, drawn_by, known_contents
+from .drawings import HANDS, contents_drawn_by, known_contents, load_drawings
 from .random_styles import random_style
 from .styles import STYLES
 
-GROUP = 8
-"""Pictures of a batch that share a style."""
+IMAGES_PER_STYLE = 8
+"""Images of a batch that share a style."""
 
 
 class PooledBlock(nn.Module):
-    """A block of TAEF2: three convolutions beside the identity, after a pooled branch in the lowest level."""
+    """A residual block of TAEF2: three convolutions, after a pooled branch in the lowest level."""
 
     def __init__(self, pooled: bool) -> None:
         super().__init__()
@@ -42,7 +42,7 @@ class PooledBlock(nn.Module):
 
 
 def taef2_encoder(folder: Path) -> nn.Module:
-    """TAEF2's encoder: pictures (b, 3, h, w) in 0..1 -> latents (b, 32, h/8, w/8)."""
+    """TAEF2's encoder: images (b, 3, h, w) in 0..1 -> latents (b, 32, h/8, w/8)."""
     layers: list[nn.Module] = [nn.Conv2d(3, 64, 3, padding=1), PooledBlock(False)]
     for level in range(3):
         layers.append(nn.Conv2d(64, 64, 3, 2, 1, bias=False))
@@ -52,7 +52,7 @@ def taef2_encoder(folder: Path) -> nn.Module:
     return encoder.eval().requires_grad_(False)
 
 
-def untrained(base: str) -> AutoencoderTiny:
+def untrained_vae(base: str) -> AutoencoderTiny:
     """The VAE of a built-in base before training, from torch's global generator."""
     plan = AUTOENCODERS[base]
     levels = len(plan.blocks)
@@ -65,8 +65,8 @@ def untrained(base: str) -> AutoencoderTiny:
     )
 
 
-def _levels(names: list[str]) -> list[list[str]]:
-    """Layers of a TAESD-like half, a list of names, as runs of blocks and single convolutions: by their tensors."""
+def _layers_by_level(names: list[str]) -> list[list[str]]:
+    """The layers of a TAESD-like encoder or decoder, by its tensors' names: single convolutions and runs of blocks."""
     runs: list[list[str]] = []
     for prefix in dict.fromkeys(n.split(".conv.")[0] if ".conv." in n else n.rsplit(".", 1)[0] for n in names):
         block = any(n.startswith(f"{prefix}.conv.") for n in names)
@@ -77,11 +77,14 @@ def _levels(names: list[str]) -> list[list[str]]:
     return runs
 
 
-def start_from(half: nn.Module, taef2: dict[str, Tensor], reverse: bool) -> None:
-    """Copy the convolutions that both have, level by level, the full-size level's first (``reverse``: last)."""
+def copy_shared_convolutions(half: nn.Module, taef2: dict[str, Tensor], reverse: bool) -> None:
+    """Copy TAEF2's convolutions of equal shape into an encoder or decoder, level by level.
+
+    Args: half: encoder or decoder.  taef2: TAEF2's state dict of it.  reverse: match levels from the end, for decoders.
+    """
     own = half.state_dict()
     theirs = {k: v for k, v in taef2.items() if ".pool." not in k}
-    pairs = zip(*(_levels(list(s))[:: -1 if reverse else 1] for s in (own, theirs)), strict=False)
+    pairs = zip(*(_layers_by_level(list(s))[:: -1 if reverse else 1] for s in (own, theirs)), strict=False)
     for mine, other in pairs:
         for a, b in zip(mine, other, strict=False):
             a, b = a.removeprefix("block:"), b.removeprefix("block:")
@@ -91,29 +94,30 @@ def start_from(half: nn.Module, taef2: dict[str, Tensor], reverse: bool) -> None
                     own[name].copy_(source)
 
 
-def batches(batch: int, generator: Generator, device: str) -> Iterator[Tensor]:
-    """Endless pictures (b, 3, 128, 128) in 0..1: known contents by known hands, plain, in a style, in a random one."""
+def random_image_batches(batch: int, generator: Generator, device: str) -> Iterator[Tensor]:
+    """Endless batches (b, 3, 128, 128) in 0..1: known contents by known hands, plain, in a known or a random style."""
     known = set(known_contents())
-    hands = [hand for hand, about in HANDS.items() if not about.held_out]
-    tiles = torch.cat([drawings([n for n in drawn_by(hand) if n in known], hand) for hand in hands])
+    hands = [name for name, hand in HANDS.items() if not hand.held_out]
+    tiles = torch.cat([load_drawings([n for n in contents_drawn_by(hand) if n in known], hand) for hand in hands])
     tiles = tiles.mul(255).round().byte().to(device)
     drawn = [random_style(generator, device) for _ in range(200)]
     while True:
         parts = []
-        for _ in range(batch // GROUP):
-            x = tiles[torch.randint(len(tiles), (GROUP,), generator=generator).to(device)].float() / 255
+        for _ in range(batch // IMAGES_PER_STYLE):
+            x = tiles[torch.randint(len(tiles), (IMAGES_PER_STYLE,), generator=generator).to(device)].float() / 255
             kind, which = torch.rand(2, generator=generator).tolist()
             options = list(STYLES.values()) if kind < 0.5 else drawn
             parts.append(x if kind < 0.2 else options[int(which * len(options))](x).clamp(0, 1))
         yield torch.cat(parts)
 
 
-def train(
+def train_vae(
     base: str, folder: Path, taef2: Path, seconds: float, batch: int, device: str, seed: int = 0, decoder: str = ""
 ) -> None:
-    """Write the trained VAE to ``folder`` after so many seconds of training.
+    """Train a base's VAE for so many seconds and write it to ``folder``.
 
-    Args: decoder: folder of a trained VAE whose decoder alone is trained on: bases of its latents stay right.
+    Args: decoder: folder of a trained VAE of which only the decoder is trained further: its latents do not change, so
+          that bases trained on them stay valid.
     """
     torch.manual_seed(seed)
     generator = Generator().manual_seed(seed)
@@ -123,11 +127,11 @@ def train(
         vae, teacher = AutoencoderTiny.from_pretrained(decoder).float(), None
         vae.encoder.requires_grad_(False)
     else:
-        vae, teacher = untrained(base), taef2_encoder(taef2).to(device)
-        start_from(vae.encoder, teacher.state_dict(), reverse=False)
-        start_from(vae.decoder, torch.load(taef2 / "taef2_decoder.pth", weights_only=True), reverse=True)
+        vae, teacher = untrained_vae(base), taef2_encoder(taef2).to(device)
+        copy_shared_convolutions(vae.encoder, teacher.state_dict(), reverse=False)
+        copy_shared_convolutions(vae.decoder, torch.load(taef2 / "taef2_decoder.pth", weights_only=True), reverse=True)
     vae.to(device, memory_format=torch.channels_last).train()  # pyright: ignore[reportCallIssue]
-    source = batches(batch, generator, device)
+    source = random_image_batches(batch, generator, device)
     taught = teacher is not None and AUTOENCODERS[base].channels == 32
     mean = deviation = torch.zeros(())
     if taught:
@@ -169,19 +173,19 @@ def train(
         if step % 100 == 0:
             noise = -10 * error.square().mean().log10().item()
             print(
-                f"{base} VAE: {step * batch} pictures, {share:.0%}, {noise:.1f} dB, anchor {anchor.item():.3f}",
+                f"{base} VAE: {step * batch} images, {share:.0%}, {noise:.1f} dB, anchor {anchor.item():.3f}",
                 flush=True,
             )
     vae.load_state_dict(average)
-    finish(vae.eval(), bool(decoder), torch.cat([next(source) for _ in range(16)]), folder)
+    save_normalised_vae(vae.eval(), bool(decoder), torch.cat([next(source) for _ in range(16)]), folder)
 
 
 @torch.no_grad()
-def finish(vae: Any, scaled: bool, pictures: Tensor, folder: Path) -> None:
-    """Give the VAE the shift and scale with which its latents have mean 0 and variance 1, and write it."""
-    z = torch.cat([vae.encode(p * 2 - 1).latents.float() for p in pictures.split(64)])
-    y = torch.cat([vae.decode(part).sample for part in z.split(64)]) / 2 + 0.5
-    error = (y.clamp(0, 1) - pictures).square().flatten(1).mean(1)
+def save_normalised_vae(vae: Any, scaled: bool, images: Tensor, folder: Path) -> None:
+    """Write the VAE with a scaling factor that gives its latents variance 1. Args: scaled: it has one already."""
+    z = torch.cat([vae.encode(p * 2 - 1).latents.float() for p in images.split(64)])
+    y = torch.cat([vae.decode(batch).sample for batch in z.split(64)]) / 2 + 0.5
+    error = (y.clamp(0, 1) - images).square().flatten(1).mean(1)
     print(
         f"round trip {-10 * error.log10().mean():.2f} dB, deviation {z.std():.3f}, mean {z.mean():.3f}, "
         f"channels' deviation {z.std((0, 2, 3)).min():.2f} to {z.std((0, 2, 3)).max():.2f}"
@@ -196,12 +200,12 @@ def main() -> None:
     parser.add_argument("base", choices=AUTOENCODERS)
     parser.add_argument("--taef2", type=Path, default=Path("."), help="folder of TAEF2's two state dicts")
     parser.add_argument("--output", type=Path, help="folder of the VAE; default: within the base's")
-    parser.add_argument("--decoder", default="", help="folder of a trained VAE: its decoder alone is trained on")
+    parser.add_argument("--decoder", default="", help="folder of a trained VAE: only its decoder is trained")
     parser.add_argument("--seconds", type=float, default=7200, help="of training")
     parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--device", default="cpu")
     args = parser.parse_args()
-    train(
+    train_vae(
         args.base,
         args.output or BASES / args.base / "vae",
         args.taef2,

@@ -1,0 +1,31 @@
+"""A row of images with the classifiers' predictions and the true labels, as contact sheets show it."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from PIL import Image
+
+from .classifiers import Classification, classify
+from .image_tensors import tensor_from_pil
+
+
+@dataclass(frozen=True)
+class ClassifiedImages:
+    """Images of one kind with a prediction for each, and their true labels ("": unknown)."""
+
+    title: str
+    images: Sequence[Image.Image]
+    predictions: Sequence[Classification]
+    content: str = ""
+    style: str = ""
+
+    def is_correct(self, prediction: Classification) -> bool | None:
+        """Whether a prediction agrees with every known label; None if no label is known."""
+        labelled = [(prediction.content, self.content), (prediction.style, self.style)]
+        known = [predicted == true for predicted, true in labelled if true]
+        return all(known) if known else None
+
+
+def classify_images(title: str, images: Sequence[Image.Image], content: str = "", style: str = "") -> ClassifiedImages:
+    """Images with the classifiers' predictions. Args: content, style: the true labels; "": unknown."""
+    return ClassifiedImages(title, images, classify(tensor_from_pil(images)), content, style)
