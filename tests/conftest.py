@@ -54,6 +54,17 @@ def studio(tmp_path_factory):
     return folder
 
 
+@pytest.fixture(scope="session")
+def postgresql():
+    """The URL of a PostgreSQL server on loopback; skips where there is none. CI installs it."""
+    import servers
+
+    if servers.postgres_folder() is None:
+        pytest.skip("no PostgreSQL here")
+    with servers.postgres("fsync=off") as url:
+        yield url
+
+
 OVERRIDE = 1 << 1 | 1 << 2
 """CAP_DAC_OVERRIDE and CAP_DAC_READ_SEARCH: what makes permissions mean nothing to root."""
 

@@ -16,6 +16,7 @@ import signal
 import socket
 import sys
 import tempfile
+import threading
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -158,24 +159,23 @@ async def rate(raters: Raters, count: int) -> None:
 
 
 @contextlib.contextmanager
-def killed(folder: Path, url: str, port: int, after: float) -> Iterator[None]:
-    """A server that gets SIGKILL after some seconds, and is started again."""
-    import threading
-
-    done = threading.Event()
+def served(folder: Path, url: str, raters: Raters, kill: int) -> Iterator[None]:
+    """A server; it gets SIGKILL once so many answers are acknowledged (0: never), and is started again."""
+    options = ["--port", str(raters.port), *(["--database", url] if url else [])]
+    ready, done = threading.Event(), threading.Event()
 
     def live() -> None:
-        with servers.survey(folder, "--port", str(port), *(["--database", url] if url else [])) as (*_, server):
+        with servers.survey(folder, *options) as (*_, server):
             ready.set()
-            done.wait(after)
+            while not done.wait(0.01) and not (kill and len(raters.told) >= kill):
+                pass
             if not done.is_set():
                 server.send_signal(signal.SIGKILL)
                 server.wait()
         if not done.is_set():
-            with servers.survey(folder, "--port", str(port), *(["--database", url] if url else [])):
+            with servers.survey(folder, *options):
                 done.wait()
 
-    ready = threading.Event()
     thread = threading.Thread(target=live)
     thread.start()
     ready.wait(60)
@@ -193,12 +193,12 @@ def free_port() -> int:
 
 
 def run(
-    folder: Path, url: str, count: int, thinking: tuple[float, float], pictures: bool, kill: float = 0.0
+    folder: Path, url: str, count: int, thinking: tuple[float, float], pictures: bool, kill: int = 0
 ) -> tuple[Raters, list[str], float]:
     """(what happened, what is wrong, seconds) of one run against a study that nobody has begun."""
     port = free_port()
     raters = Raters(f"http://127.0.0.1:{port}", port, thinking, pictures)
-    with killed(folder, url, port, kill or 3600):
+    with served(folder, url, raters, kill):
         begun = time.monotonic()
         asyncio.run(rate(raters, count))
         took = time.monotonic() - begun
@@ -222,7 +222,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--raters", type=int, default=200)
     parser.add_argument("--thinking", type=float, nargs=2, default=(2, 8), help="seconds before each answer")
-    parser.add_argument("--kill", type=float, default=0, help="seconds after which the server is killed")
+    parser.add_argument("--kill", type=int, default=0, help="acknowledged answers after which the server is killed")
     parser.add_argument("--pictures", action="store_true", help="fetch every picture once, as a browser does")
     parser.add_argument("--databases", default="sqlite,postgresql")
     asked = parser.parse_args()

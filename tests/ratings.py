@@ -1,6 +1,12 @@
 """Small rating studies for the tests: pictures of noise, raters who answer by a known rule."""
 
+import atexit
 import csv
+import hashlib
+import json
+import secrets
+import shutil
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +14,7 @@ import numpy as np
 from PIL import Image
 
 from qrlora.survey.making import new
-from qrlora.survey.plan import Picture, Plan, Question
+from qrlora.survey.plan import PICTURES, PLAN, TABLE, Picture, Plan, Question, read
 from qrlora.survey.store import Study, now
 
 WORDS = ("none", "poor", "rather poor", "rather good", "good", "perfect")
@@ -53,9 +59,32 @@ def table(folder: Path, methods: tuple[str, ...] = ("qr-secretname", "lora-secre
 
 
 def folder(where: Path, pairs: int = 4, **told: Any) -> Path:
-    """A whole study's folder: 2 methods."""
-    new(table(where, pairs=pairs), where / "study", **{"raters": 4, "simulations": 2, **told})
-    return where / "study"
+    """A whole study's folder: 2 methods. One that was asked for before is copied, under other random names."""
+    key = json.dumps([pairs, told], sort_keys=True)
+    if key not in MADE:
+        place = Path(tempfile.mkdtemp(prefix="qrlora-study"))
+        atexit.register(shutil.rmtree, place, ignore_errors=True)
+        new(table(place, pairs=pairs), place / "study", **{"raters": 4, "simulations": 2, **told})
+        MADE[key] = place
+    shutil.copytree(MADE[key], where, dirs_exist_ok=True)
+    return renamed(where / "study")
+
+
+MADE: dict[str, Path] = {}
+
+
+def renamed(folder: Path) -> Path:
+    """A study under other random names, and so another study."""
+    before = read(folder)
+    text = (folder / TABLE).read_text()
+    for path in sorted((folder / PICTURES).iterdir()):
+        name = f"{secrets.token_hex(12)}.webp"
+        text = text.replace(path.name, name)
+        path.rename(path.with_name(name))
+    (folder / TABLE).write_text(text)
+    digest = hashlib.sha256(text.encode()).hexdigest()
+    (folder / PLAN).write_text(before.text.replace(before.pictures_sha256, digest))
+    return folder
 
 
 def answer(study: Study, token: str, better: str = "qr-secretname", seed: int = 0) -> None:

@@ -380,6 +380,29 @@ def test_the_command_prints_the_table_and_writes_page_tables_and_sheet(whole, tm
     assert code == 2 and "did you mean" in err and not list(tmp_path.iterdir())
 
 
+def test_a_survey_finds_the_pictures_the_inputs_and_what_the_classifiers_said(whole, capsys):
+    from PIL import Image
+
+    from qrlora.survey.source import find
+
+    words = ["bench", "fusion", "--base", pico.folder("flux"), "--pairs", 2, "--seeds", 2, "--steps", 2]
+    assert run(capsys, *words, "--device", "cpu", "-o", whole[1])[0] == 0
+    found, methods = find(whole[1], (), 1)
+    assert methods == ("qr", "lora") and {x.image.size for x in found} == {found[0].image.size}
+    with (whole[1] / "rank-pictures.csv").open() as file:
+        rows = {(r["method"], r["pair"]): r for r in csv.DictReader(file) if r["seed"] == "0"}
+    results = [x for x in found if x.kind == "result"]
+    assert {(x.method, x.pair) for x in results} == {key for key in rows if key[0] in methods}
+    for x in results:
+        strip = Image.open(whole[1] / "results" / f"{rows[x.method, x.pair]['job']}.png")
+        assert x.image.tobytes() == strip.crop((0, 0, strip.width // 2, strip.height)).convert("RGB").tobytes()
+        assert x.scores["ssim"] == float(rows[x.method, x.pair]["ssim"]) and "seed" not in x.scores
+    (first,) = (x for x in found if (x.kind, x.pair) == ("truth", results[0].pair))
+    thing, style = results[0].pair.split(" in ")
+    true = true_image(thing, style).convert("RGB").resize(first.image.size, Image.Resampling.LANCZOS)
+    assert first.image.tobytes() == true.tobytes()
+
+
 def test_own_pictures_are_measured_by_encoders_that_every_row_names(tmp_path):
     import torch
     import transformers

@@ -113,6 +113,18 @@ def test_table1_has_the_means_of_the_study_beside_the_papers_of_the_same_backbon
         assert set(methods) <= set(FUSIONS) and all(len(x) == len(TABLE_1_SCORES) for x in methods.values())
 
 
+def test_table1_takes_the_levels_of_a_survey_into_its_user_study_line(asked, tmp_path):
+    levels = "question,method,value,low,high\noverall,qr,3.5,3.1,3.9\noverall,lora,2.25,,\nstyle,qr,1,0,2\n"
+    (tmp_path / "levels.csv").write_text(levels)
+    found = reproduce("table1", replace(asked, ratings=str(tmp_path / "levels.csv")), overwrite=True)
+    row = next(row for row in found.rows if row["score"] == "user study")
+    assert (row["qr"], row["lora"], row["none"]) == ("3.50 [3.10, 3.90]", "2.25", "")
+    assert row["paper: lora"] == "2.86" and "levels.csv" in found.notes[1]
+    (tmp_path / "levels.csv").write_text("a,b\n1,2\n")
+    with pytest.raises(ValueError, match="is not levels.csv of `qrlora survey report`"):
+        reproduce("table1", replace(asked, ratings=str(tmp_path / "levels.csv")), overwrite=True)
+
+
 @pytest.mark.parametrize("name", ["rank", "steps", "workers", "pairs"])
 def test_a_count_below_one_is_refused_before_anything_is_made(name):
     with pytest.raises(ValueError, match=f"{name} must be 1 or more, got 0"):

@@ -126,7 +126,16 @@ def test_power_grows_with_raters_and_is_about_5_percent_where_there_is_nothing_t
 
 
 def test_new_copies_pictures_under_names_that_say_nothing(tmp_path):
-    folder = ratings.folder(tmp_path)
+    path = ratings.table(tmp_path)
+    place = Image.Exif()
+    place[0x010E], place[0x8825] = (
+        "qr-secretname",
+        {1: "N", 2: (48.0, 51.0, 29.0)},
+    )  # what it shows, and where it was taken
+    image = Image.open(tmp_path / "qr-secretname 0.png")
+    image.save(tmp_path / "qr-secretname 0.png", exif=place)
+    folder = tmp_path / "study"
+    new(path, folder, raters=4, simulations=1)
     plan = plans.read(folder)
     table = plans.read_table(folder, plan)
     files = sorted(path.name for path in (folder / "pictures").iterdir())
@@ -150,8 +159,8 @@ def test_the_plan_is_a_file_for_people_and_reads_back_as_it_is(tmp_path):
     assert plan.power and {"raters", "levels", "pairs"} == set(plan.power[0])
     assert plans.write(plan, tmp_path / "again").text == plan.text
     assert [q.name for q in plan.questions] == ["overall", "content", "style", "preferred"]
-    with pytest.raises(FileExistsError, match="--overwrite|already"):
-        ratings.folder(tmp_path)
+    with pytest.raises(FileExistsError, match="is there already"):
+        new(tmp_path / "mine.csv", folder)
 
 
 @pytest.mark.parametrize(

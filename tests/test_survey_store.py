@@ -11,19 +11,9 @@ from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
 
 import ratings
-import servers
 from qrlora.survey import database
 from qrlora.survey.answers import collect
 from qrlora.survey.store import DATABASE, Study, now
-
-
-@pytest.fixture(scope="module")
-def server():
-    """A PostgreSQL server for this file."""
-    if servers.postgres_folder() is None:
-        pytest.skip("no PostgreSQL here")
-    with servers.postgres("fsync=off") as url:
-        yield url
 
 
 @pytest.fixture(scope="module")
@@ -38,7 +28,7 @@ def study(request, tmp_path, made):
     if request.param == "sqlite":
         yield Study(made, f"sqlite:///{tmp_path / DATABASE}")
         return
-    url = request.getfixturevalue("server")
+    url = request.getfixturevalue("postgresql")
     with contextlib.closing(_Database(url)):
         yield Study(made, url)
 

@@ -122,6 +122,7 @@ def reproduce(
     encoders: Annotated[
         str, typer.Option(help="For table1: dino-vits16, clip-vit-base-patch32, csd-vit-l ...", show_default="none")
     ] = "",
+    ratings: Annotated[str, typer.Option(help="For table1: levels.csv of qrlora survey report.")] = "",
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder; adapters in it are kept.")] = Path(
         "out/reproduce"
     ),
@@ -147,7 +148,7 @@ def reproduce(
                 console.warn(f"{title}: {failure}")
 
         told: dict[str, Any] = {"rank": rank, "steps": steps, "workers": workers, "ray": ray, "device": device}
-        told["encoders"] = _names(encoders)
+        told |= {"encoders": _names(encoders), "ratings": ratings}
         asked = room.ReproductionRequest(base=base, pairs=pairs, seed=seed, folder=output, on_job=on_job, **told)
         found = room.reproduce(name, asked, overwrite)
     written = room.write(name, found, asked, console.command(*sys.argv[1:]))

@@ -85,6 +85,7 @@ def write(name: str, found: ReproducedResult, request: ReproductionRequest, comm
 def _settings(name: str, request: ReproductionRequest) -> str:
     """What a result was made with."""
     told = {key: getattr(request, key) for key in ("base", "pairs", "seed", "rank", "steps", "encoders", "device")}
+    told |= {"ratings": request.ratings} if request.ratings else {}
     return settings_line({**told, "base": request.base or RESULTS[name].base})
 
 

@@ -32,6 +32,8 @@ class ReproductionRequest:
     steps: int | None = None
     encoders: tuple[str, ...] = ()
     """DINO, CLIP, where a result has their scores: see `evaluation.ENCODERS`."""
+    ratings: str = ""
+    """For table 1: levels.csv of a survey's report, whose first question stands in the row "user study"."""
     folder: Path = Path("out/reproduce")
     workers: int = 1
     ray: str = ""

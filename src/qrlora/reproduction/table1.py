@@ -1,10 +1,14 @@
 """Table 1 with figures 5 and 20: the paper's methods side by side."""
 
+import csv
+import io
 import statistics
+from pathlib import Path
 
 from ..comparison import contact_sheet
 from ..comparison.figure_data import ReproducedResult, Sheet
 from ..comparison.summary_tables import Findings, Row, findings
+from ..trigger_words import read_text
 from .published_numbers import TABLE_1, TABLE_1_SCORES
 from .request import ReproductionRequest
 
@@ -14,6 +18,7 @@ def table1(request: ReproductionRequest) -> ReproducedResult:
 
     Beside its methods `lora`, the plain sum, is run on every base; none and oracle are the ends of the scale.
     """
+    rated = _ratings(request.ratings) if request.ratings else {}  # a mistake in it is told before the long work
     papers = TABLE_1.get(request.opened.family.name, {})
     account = request.study(tuple(dict.fromkeys((*papers, "lora", "qr"))))
     found = findings(account)
@@ -23,6 +28,8 @@ def table1(request: ReproductionRequest) -> ReproducedResult:
     for score, known_as in scores.items():
         ours = {method: _cell(found, method, score) for method in account.study.variants}
         theirs = {f"paper: {m}": dict(zip(TABLE_1_SCORES, x, strict=True)).get(known_as, "") for m, x in papers.items()}
+        if known_as == "user study":
+            ours |= {method: cell for method, cell in rated.items() if method in ours}
         rows.append({"score": score, **ours, **theirs})
     count = len(found.pictures) // len(account.study.variants)
     notes = (
@@ -30,7 +37,8 @@ def table1(request: ReproductionRequest) -> ReproducedResult:
         "For intervals over pairs and paired differences run `qrlora bench fusion` in this folder with the same "
         "settings: it finds the same jobs done.",
         "DINO and CLIP need --encoders. They compare with the style (-S) and the content picture (-C), so that a copy "
-        "of either scores 1. The other scores are those of `bench fusion`. Nobody was asked for ratings.",
+        "of either scores 1. The other scores are those of `bench fusion`. "
+        + (f"User study: mean levels [95 % interval], {request.ratings}." if request.ratings else "Nobody was asked."),
     )
     title = f"Table 1, figures 5 and 20: methods on {request.base}"
     return ReproducedResult(title, rows, notes, Sheet(contact_sheet.lines(account)))
@@ -40,6 +48,19 @@ def _cell(found: Findings, method: str, score: str) -> str:
     """ "0.694 ± 0.084"; "" where the score was not measured."""
     values = [row[score] for row in found.pictures if row["method"] == method and score in row]
     return f"{statistics.fmean(values):.3f} ± {statistics.pstdev(values):.3f}" if values else ""
+
+
+def _ratings(path: str) -> dict[str, str]:
+    """{method: its mean level and interval} of the first question in levels.csv of `qrlora survey report`.
+
+    Raises: OSError.  ValueError: not such a file.
+    """
+    rows = list(csv.DictReader(io.StringIO(read_text(Path(path)))))
+    if not rows or not {"question", "method", "value", "low", "high"} <= rows[0].keys():
+        raise ValueError(f"{path} is not levels.csv of `qrlora survey report`")
+    told = [row for row in rows if row["question"] == rows[0]["question"] and row["value"]]
+    intervals = {x["method"]: f" [{float(x['low']):.2f}, {float(x['high']):.2f}]" if x["low"] else "" for x in told}
+    return {row["method"]: f"{float(row['value']):.2f}{intervals[row['method']]}" for row in told}
 
 
 def _papers_name(score: str) -> str:

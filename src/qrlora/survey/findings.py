@@ -128,12 +128,12 @@ def _strengths(plan: Plan, given: Sequence[Given]) -> list[Row]:
             outcomes[k, duel, [v for _, v in OUTCOMES].index(x.value)] = 1
         flat = outcomes.reshape(len(mine), -1)
 
-        for m, method in enumerate((*plan.methods, "(ease of ties)")):
+        def strengths(sums: np.ndarray) -> np.ndarray:
+            return bradley_terry_davidson(sums.reshape(*sums.shape[:-1], len(duels), 3), duels, count)
 
-            def strength(sums: np.ndarray, m: int = m) -> np.ndarray:
-                return bradley_terry_davidson(sums.reshape(*sums.shape[:-1], len(duels), 3), duels, count)[..., m]
-
-            rows.append({"question": q.name, "method": method, **_flat(crossed.estimate(flat, strength))})
+        found = crossed.estimates(flat, strengths)
+        for method, estimate in zip((*plan.methods, "(ease of ties)"), found, strict=True):
+            rows.append({"question": q.name, "method": method, **_flat(estimate)})
     return rows
 
 
@@ -191,7 +191,7 @@ def _machines(plan: Plan, given: Sequence[Given], pictures: Sequence[Picture]) -
 
 def _rho(sums: np.ndarray, score: np.ndarray, draws: tuple[np.ndarray, np.ndarray]) -> Row:
     def rho(of_raters: np.ndarray, times: np.ndarray) -> float:
-        level = quotient(np.moveaxis(of_raters @ sums, 0, -1))
+        level = quotient(np.moveaxis(of_raters @ sums, 0, -1))[:, 0]
         index = np.repeat(np.arange(len(score)), times)
         index = index[np.isfinite(level[index]) & np.isfinite(score[index])]
         return rank_correlation(level[index].tolist(), score[index].tolist())
@@ -228,7 +228,7 @@ def _conduct(plan: Plan, given: Sequence[Given]) -> list[Row]:
         },
         {
             "measure": "change of the level from the first to the last page (0: no drift)",
-            **_flat(_crossed(levels, 0).estimate(moments, slope)),
+            **_flat(_crossed(levels, 0).estimates(moments, slope)[0]),
         },
         {"measure": "checks passed", **_flat(_crossed(checks, 0).mean(passed))},
         {

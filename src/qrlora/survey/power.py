@@ -8,7 +8,7 @@ import numpy as np
 
 from .plan import LEVELS, Plan
 from .sheets import Entry, Material, make
-from .statistics import Crossed, quotient
+from .statistics import Crossed
 
 RATER, PAIR, METHOD_ON_PAIR, ANSWER = 0.8, 0.6, 0.5, 0.9
 """Standard deviations, in levels, of what raters, pairs, a method on a pair and single answers add: about what ratings
@@ -75,5 +75,5 @@ def _pairs(plan: Plan, rows: tuple[list[int], list[str]], rng: np.random.Generat
     weights = np.stack([np.exp(odds / 2), np.full_like(odds, tie), np.exp(-odds / 2)], 1)
     chance = np.cumsum(weights / weights.sum(1, keepdims=True), 1)
     won = 1 - (rng.random(len(odds))[:, None] > chance).sum(1) / 2
-    found = crossed.estimate(np.stack([won, np.ones_like(won)], 1), quotient, null=0.5)
+    found = crossed.mean(won, null=0.5)
     return found.low > 0.5 or found.high < 0.5

@@ -58,52 +58,56 @@ class Crossed:
         halfway = np.tensordot(r, cells, axes=(1, 0))  # (b, P, k)
         return [halfway.sum(1), p @ cells.sum(0), np.einsum("bpk,bp->bk", halfway, p)]
 
-    def estimate(
+    def estimates(
         self,
         values: np.ndarray,
         statistic: Callable[[np.ndarray], np.ndarray],
         chosen: np.ndarray | None = None,
         null: float = 0.0,
-    ) -> Estimate:
-        """A statistic of the answers' sums, with its interval.
+    ) -> list[Estimate]:
+        """Statistics of the answers' sums, each with its interval.
 
         With A, B and E the shares of raters, of pairs and of single answers in the variance, resampling raters finds
         A + E, resampling pairs B + E, resampling both A + B + 3 E (Owen 2007, theorem 2, to leading order). The draws
         of both are therefore drawn together until their variance is 2 (A + E) + 2 (B + E) - (A + B + 3 E) = A + B + E,
         which is never less than either of the first two, and widened by Student's t for as many groups as there are.
 
-        Args: values (n, k).  statistic: (..., k) -> (...).  null: the value that `p` is about.
+        Args: values (n, k).  statistic: (..., k) -> (..., m), m statistics.  null: the value that `p` is about.
         """
         chosen = np.ones(len(values), dtype=bool) if chosen is None else chosen
-        value = float(statistic(values[chosen].sum(0)))
-        raters, pairs = (len(np.unique(x[chosen])) for x in (self.raters, self.pairs))
-        found = Estimate(value, answers=int(chosen.sum()), raters=raters, pairs=pairs)
-        if min(raters, pairs) < 2 or math.isnan(value):
-            return found
+        found = statistic(values[chosen].sum(0))
+        counts = [int(chosen.sum()), *(len(np.unique(x[chosen])) for x in (self.raters, self.pairs))]
+        if min(counts[1:]) < 2:
+            return [Estimate(float(value), math.nan, math.nan, math.nan, *counts) for value in found]
         kinds = [statistic(x) for x in self.spread(values, chosen)]
-        if any(np.isfinite(x).mean() < FINITE for x in kinds) or not math.isfinite(value):
-            return found
-        drawn = [x[np.isfinite(x)] for x in kinds]
-        of_raters, of_pairs, both = (float(x.var()) for x in drawn)
-        if not both:
-            return found._replace(low=value, high=value, p=float(value == null))
-        variance = max(2 * of_raters + 2 * of_pairs - both, of_raters, of_pairs)
-        fewest = min(raters, pairs)
-        wider = students_t(fewest - 1) / students_t(math.inf)
-        draws = value + (drawn[2] - value) * math.sqrt(variance / both) * wider
-        low, high = np.quantile(draws, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
-        tail = min(float((draws <= null).mean()), float((draws >= null).mean()))
-        return found._replace(low=float(low), high=float(high), p=min(1.0, max(2 * tail, 1 / len(draws))))
+        return [_estimate(float(value), [x[..., m] for x in kinds], counts, null) for m, value in enumerate(found)]
 
     def mean(self, values: np.ndarray, chosen: np.ndarray | None = None, null: float = 0.0) -> Estimate:
         """The mean of one value for each answer; NaN of none."""
-        return self.estimate(np.stack([values, np.ones(len(values))], 1), quotient, chosen, null)
+        return self.estimates(np.stack([values, np.ones(len(values))], 1), quotient, chosen, null)[0]
+
+
+def _estimate(value: float, kinds: Sequence[np.ndarray], counts: Sequence[int], null: float) -> Estimate:
+    """See `Crossed.estimates`. Args: kinds: draws of resampled raters, of pairs, of both."""
+    found = Estimate(value, math.nan, math.nan, math.nan, *counts)
+    if not math.isfinite(value) or any(np.isfinite(x).mean() < FINITE for x in kinds):
+        return found
+    drawn = [x[np.isfinite(x)] for x in kinds]
+    of_raters, of_pairs, both = (float(x.var()) for x in drawn)
+    if not both:
+        return found._replace(low=value, high=value, p=float(value == null))
+    variance = max(2 * of_raters + 2 * of_pairs - both, of_raters, of_pairs)
+    wider = students_t(min(counts[1:]) - 1) / students_t(math.inf)
+    draws = value + (drawn[2] - value) * math.sqrt(variance / both) * wider
+    low, high = np.quantile(draws, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+    tail = min(float((draws <= null).mean()), float((draws >= null).mean()))
+    return found._replace(low=float(low), high=float(high), p=min(1.0, max(2 * tail, 1 / len(draws))))
 
 
 def quotient(sums: np.ndarray) -> np.ndarray:
-    """sums (..., 2) -> the first over the second; NaN where that is 0."""
+    """sums (..., 2) -> (..., 1): the first over the second; NaN where that is 0."""
     with np.errstate(divide="ignore", invalid="ignore"):
-        return sums[..., 0] / sums[..., 1]
+        return sums[..., :1] / sums[..., 1:]
 
 
 def students_t(freedom: float, level: float = LEVEL) -> float:
