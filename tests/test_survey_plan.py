@@ -118,10 +118,10 @@ def test_a_study_needs_3_inputs_and_every_methods_picture():
 def test_power_grows_with_raters_and_is_about_5_percent_where_there_is_nothing_to_see():
     plan = ratings.plan(raters=16, sheets=32, effect=1.0, win_rate=0.75)
     stuff = material(plan, ratings.pictures(pairs=12))
-    few, as_planned, many = power(plan, stuff, simulations=40)
+    few, as_planned, many = power(plan, stuff, simulations=25)
     assert [x["raters"] for x in (few, as_planned, many)] == [8, 16, 32]
     assert few["levels"] < many["levels"] and few["pairs"] < many["pairs"] and many["levels"] > 0.6
-    (_, nothing, _) = power(replace(plan, effect=0.0, win_rate=0.5), stuff, simulations=60)
+    (_, nothing, _) = power(replace(plan, effect=0.0, win_rate=0.5), stuff, simulations=30)
     assert nothing["levels"] <= 0.2 and nothing["pairs"] <= 0.2
 
 
