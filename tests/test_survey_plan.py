@@ -2,6 +2,7 @@
 
 import csv
 import io
+import re
 from collections import Counter
 from dataclasses import replace
 
@@ -140,6 +141,7 @@ def test_new_copies_pictures_under_names_that_say_nothing(tmp_path):
     table = plans.read_table(folder, plan)
     files = sorted(path.name for path in (folder / "pictures").iterdir())
     assert files == sorted(x.file for x in table) and len(files) == 4 * 4 + 1
+    assert all(re.fullmatch(r"[0-9a-f]{24}\.webp", name) for name in files)
     sizes = set()
     for x in table:
         data = (folder / "pictures" / x.file).read_bytes()

@@ -125,6 +125,8 @@ def test_label_studios_tasks_fit_their_configuration(study, tmp_path):
     view = ET.parse(config).getroot()
     choices = {x.get("name"): {y.get("value") for y in x} for x in view.iter("Choices")}
     objects = {x.get("name"): x.get("value")[1:] for x in view.iter("Image")}
+    names = [x.get("name") for x in view.iter() if x.get("name")]
+    assert len(names) == len(set(names)), "Label Studio refuses a name that comes twice"
     loaded = json.loads(tasks.read_text())
     assert sum(len(x["annotations"]) for x in loaded) == len({(x.rater, x.item) for x in collect(study).given})
     for task in loaded:

@@ -84,8 +84,14 @@ def test_answers_that_arrive_in_one_moment_are_one_row(study):
 
 
 def test_raters_who_come_at_once_get_a_sheet_each_until_there_are_none(study):
+    gate = threading.Barrier(10)
+
+    def come(_):
+        gate.wait()
+        return study.begin("link")
+
     with ThreadPoolExecutor(10) as clients:
-        tokens = list(clients.map(lambda _: study.begin("link"), range(10)))
+        tokens = list(clients.map(come, range(10)))
     assert len(study.sheets) == 8 and tokens.count("") == 2
     taken = Counter(study.rater(token).sheet for token in tokens if token)
     assert len(taken) == 8 and set(taken.values()) == {1}

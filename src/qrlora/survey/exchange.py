@@ -78,7 +78,7 @@ def _results(given: Sequence[Given], words: dict[str, dict[int, str]]) -> list[d
     return [
         {
             "from_name": x.question,
-            "to_name": "first",
+            "to_name": "first_picture",
             "type": "choices",
             "value": {"choices": [words[x.question][x.value]]},
         }
@@ -90,9 +90,9 @@ def config(plan: Plan) -> str:
     """Label Studio's labelling configuration for the same questions."""
     lines = ["<View>"]
     for name in ("content", "style", "first", "second"):
-        lines.append(f'  <Header value="{name}"/><Image name="{name}" value="${name}" width="256px"/>')
+        lines.append(f'  <Header value="{name}"/><Image name="{name}_picture" value="${name}" width="256px"/>')
     for q in plan.questions:
-        lines.append(f'  <Header value={quoteattr(q.text)}/><Choices name={quoteattr(q.name)} toName="first">')
+        lines.append(f'  <Header value={quoteattr(q.text)}/><Choices name={quoteattr(q.name)} toName="first_picture">')
         lines += [f"    <Choice value={quoteattr(word)}/>" for _, word, *_ in words_of(q)]
         lines.append("  </Choices>")
     return "\n".join([*lines, "</View>", ""])
