@@ -13,12 +13,13 @@ from qrlora.layouts import LAYOUTS, VARIANTS
 
 SRC = Path(__file__).parents[1] / "src" / "qrlora"
 LAYERS = (
-    ("devices", "layouts", "temporary_files", "trigger_words"),
+    ("extras", "devices", "layouts", "temporary_files", "trigger_words"),
+    ("built_in_bases",),
     ("lanczos", "output_files"),
     ("linalg", "noising", "config", "safetensors_files", "keys", "parallel_map"),
     ("basis",),
     ("methods", "adapter"),
-    ("merging", "analysis", "files"),
+    ("merging", "analysis", "files", "doctor"),
     ("families", "injection", "training_example", "compat", "trainers"),
     ("contrastive_directions", "networks"),
     ("training", "sampling"),

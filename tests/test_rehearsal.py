@@ -13,8 +13,9 @@ from torch.utils.checkpoint import checkpoint
 import pico
 from commands import run
 from qrlora import rehearsal
+from qrlora.built_in_bases import folder_of
 from qrlora.config import TrainConfig
-from qrlora.families import BUILT_IN, FAMILIES, Framing, open_base
+from qrlora.families import FAMILIES, Framing, open_base
 from qrlora.families.blank import blank_base, blank_example, materialise_quantised
 from qrlora.families.public import PUBLIC
 from qrlora.injection import initialise
@@ -200,7 +201,7 @@ def test_what_does_not_fit_is_said_and_extrapolated(monkeypatch, capsys):
 @pytest.mark.parametrize("name", [*FAMILIES, *(f"tiny-{family}" for family in FAMILIES)])
 def test_a_blank_example_has_the_shapes_of_a_real_prompt(name):
     """Prompts of the built-in bases are 16 tokens long, of others 77 and more."""
-    folder = pico.folder(name) if name in FAMILIES else BUILT_IN / name
+    folder = pico.folder(name) if name in FAMILIES else folder_of(name)
     base, (shapes, _, tokens) = open_base(folder, "cpu"), blank_base(str(folder))
     side = base.defaults.resolution
     _, condition = blank_example(shapes, side, tokens, 2, "meta")

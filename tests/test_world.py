@@ -12,9 +12,10 @@ from safetensors.torch import load_file
 from qrlora import world
 from qrlora.adapter import Adapter, Header, Pair
 from qrlora.basis import fingerprint
+from qrlora.built_in_bases import built_in_bases, folder_of
 from qrlora.families import FAMILIES, Framing, belongs, open_base
 from qrlora.world import base_scores, classifier_training, classifiers, demo, drawings, muon, pretrain, pretraining_set
-from qrlora.world.base_architectures import ARCHITECTURES, AUTOENCODERS, BASES
+from qrlora.world.base_architectures import ARCHITECTURES, AUTOENCODERS
 from qrlora.world.captions import SYNONYMS, caption, training_caption
 from qrlora.world.drawings import HANDS, SIZE, contents, contents_drawn_by, held_out_contents, known_contents
 from qrlora.world.ground_truth import true_images
@@ -34,9 +35,10 @@ HERE = known_contents()[::10]
 """Known contents that the package's own sheets hold."""
 
 
-def test_the_package_ships_every_held_out_content_and_the_contents_of_style_images():
+def test_the_packages_ship_every_held_out_content_and_the_contents_of_style_images(monkeypatch, tmp_path):
     """By the plain hand all contents; by every other at least 45 held-out ones and 30 known ones."""
-    shipped = {hand: set(drawings._read_sheet(drawings.SHEET_FOLDER / f"{hand}.webp")) for hand in HANDS}
+    monkeypatch.setattr(drawings, "full_sheet_folder", lambda: tmp_path)
+    shipped = {hand: set(drawings._read_sheet(drawings.sheet_file(hand))) for hand in HANDS}
     held_out, known = set(held_out_contents()), set(known_contents())
     assert shipped[drawings.PLAIN_HAND] == held_out | known
     assert all(len(names & held_out) >= 45 and len(names & known) >= 30 for names in shipped.values())
@@ -105,7 +107,7 @@ def test_every_caption_of_training_fits_the_text_encoders():
 def test_the_tokenizer_of_the_world_is_that_of_the_base_that_ships():
     """Learnt twice it would number its tokens in two ways, and a base would read words that it never saw."""
     for name in ("tokenizer", "tokenizer_2"):
-        shipped = (BASES / "tiny-sdxl" / name / "tokenizer.json").read_bytes()
+        shipped = (folder_of("tiny-sdxl") / name / "tokenizer.json").read_bytes()
         assert json.loads(shipped)["model"] == json.loads((TOKENIZER_FOLDER / "tokenizer.json").read_bytes())["model"]
 
 
@@ -156,7 +158,7 @@ def test_the_stock_vae_gives_drawings_back_at_30_db(base):
     """Of held-out contents by every hand with colours; the built-in bases decode in float32."""
     from diffusers import AutoencoderTiny
 
-    vae = AutoencoderTiny.from_pretrained(BASES / base / "vae", torch_dtype=torch.float32)
+    vae = AutoencoderTiny.from_pretrained(folder_of(base) / "vae", torch_dtype=torch.float32)
     hands = [hand for hand in HANDS if hand not in ("emojitwo-mono", "fluent-contrast")]
     images = torch.cat(
         [true_images([n for n in held_out_contents() if n in contents_drawn_by(h)][::20], h) for h in hands]
@@ -286,15 +288,15 @@ def test_pre_training_in_bfloat16_takes_float32s_steps_to_its_rounding(base, two
 
 def test_pretraining_can_start_from_a_finished_base(two_steps):
     """Every weight, text encoders and VAE too, is the base's; the same family built anew is not."""
-    run = pretrain.PretrainingRun("tiny-flux", dataclasses.replace(two_steps, start=str(BASES / "tiny-flux")), "cpu")
-    kept = load_file(BASES / "tiny-flux" / "transformer" / "diffusion_pytorch_model.safetensors")
+    run = pretrain.PretrainingRun("tiny-flux", dataclasses.replace(two_steps, start=str(folder_of("tiny-flux"))), "cpu")
+    kept = load_file(folder_of("tiny-flux") / "transformer" / "diffusion_pytorch_model.safetensors")
     for name, weight in run.pipe.transformer.state_dict().items():
         assert torch.equal(weight, kept[name].float()), name
 
 
 def test_a_learning_curve_ends_in_the_scores_of_the_base_that_the_run_would_write(tmp_path, two_steps):
     """A run that has just started from a finished base has that base's scores; an untrained one has few."""
-    started = dataclasses.replace(two_steps, start=str(BASES / "tiny-flux"))
+    started = dataclasses.replace(two_steps, start=str(folder_of("tiny-flux")))
     pretrain.PretrainingRun("tiny-flux", started, "cpu").save(tmp_path / "started.pt")
     pretrain.pretrain("tiny-flux", tmp_path, two_steps, "cpu", 100, float("inf"), keep=3)
     checkpoints = [tmp_path / "step-3.pt", tmp_path / "started.pt"]
@@ -337,7 +339,7 @@ def test_every_hand_counts_as_the_plain_style_for_the_style_classifier():
     torch.testing.assert_close(p[:, 0], scores.softmax(1)[:, [0, *range(len(ALL_STYLES), scores.shape[1] - 1)]].sum(1))
 
 
-@pytest.mark.parametrize("folder", sorted(path for path in BASES.iterdir() if path.is_dir()), ids=lambda p: p.name)
+@pytest.mark.parametrize("folder", built_in_bases().values(), ids=lambda p: p.name)
 def test_a_built_in_base_is_a_stock_pipeline_of_at_most_20_mb(folder, tmp_path):
     import zipfile
 

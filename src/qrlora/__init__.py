@@ -6,8 +6,14 @@ a live model.
 """
 
 import importlib
+import sys
 import warnings
 from typing import TYPE_CHECKING, Any
+
+if sys.version_info < (3, 11):  # noqa: UP036 - pip keeps to requires-python, a checkout on the path does not
+    raise ImportError(f"qrlora needs Python 3.11 or newer, this is {sys.version.split()[0]} in {sys.prefix}")
+
+from .extras import Door
 
 if TYPE_CHECKING:
     from .adapter import Adapter as Adapter
@@ -51,8 +57,11 @@ _EXPORTS = {
 """Module -> the public names that it defines."""
 _MODULE_OF = {name: module for module, names in _EXPORTS.items() for name in names}
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 __all__ = sorted(_MODULE_OF)  # pyright: ignore[reportUnsupportedDunderAll]
+
+if not any(isinstance(finder, Door) for finder in sys.meta_path):
+    sys.meta_path.insert(0, Door())
 
 
 def __getattr__(name: str) -> Any:

@@ -328,10 +328,9 @@ def smoke() -> None:
     import torch
 
     import pico
-    from qrlora.families import BUILT_IN
+    from qrlora.built_in_bases import built_in_bases
 
-    folders = sorted(BUILT_IN.iterdir()) if BUILT_IN.is_dir() else []
-    there = [] if DRY else [p.name for p in folders if (p / "unet").is_dir() or (p / "transformer").is_dir()]
+    there = [] if DRY else list(built_in_bases())
     small = {family: str(pico.folder(family)) for family in ("sdxl", "sd3", "flux")}
     for base in (*there[:1], *([small["sdxl"]] if DRY else small.values()), *there[1:]):
         beside_the_cpu(base)
@@ -695,8 +694,8 @@ def pretrain() -> None:
 
     import torch
 
+    from qrlora.built_in_bases import folder_of
     from qrlora.world import pretrain as room
-    from qrlora.world.base_architectures import BASES
 
     base, given = os.environ.get("BASE", "tiny-sdxl"), shlex.split(os.environ.get("PRETRAIN", ""))
     begun = time.monotonic()
@@ -753,11 +752,11 @@ def pretrain() -> None:
         else:
             room.write_pipeline(run, folder)
         for extra in ("qrlora.json",):
-            if (BASES / base / extra).is_file():
-                shutil.copy(BASES / base / extra, folder / extra)
+            if (folder_of(base) / extra).is_file():
+                shutil.copy(folder_of(base) / extra, folder / extra)
         packed(folder, WORK / "base")
     with trying("loss on held-out noise, shipped base beside this one"):
-        if (BASES / base / "model_index.json").is_file():
+        if (folder_of(base) / "model_index.json").is_file():
             for what, place in (("shipped", base), ("this one", str(WORK / "base" / base))):
                 tell(f"{base}: loss of a fixed batch, {what}", fixed_loss(place, latents), "")
     torch.cuda.empty_cache() if torch.cuda.is_available() else None

@@ -11,7 +11,7 @@ from rich.markup import escape
 
 from .. import __version__
 from ..config import SampleConfig, TrainConfig, read_recipe
-from . import console, ending, filing, hints, log_lines, rehearsing, studying, surveying, words
+from . import console, doctor, ending, filing, hints, log_lines, rehearsing, studying, surveying, words
 from .console import say
 
 
@@ -251,6 +251,8 @@ def demo(
 
 
 app.command(epilog=f"Example: [bold]{rehearsing.EXAMPLE}[/bold]")(rehearsing.rehearse)
+
+app.command("doctor", epilog=f"Example: [bold]{doctor.EXAMPLE}[/bold]")(doctor.print_report)
 
 
 @app.command(epilog="Example: [bold]qrlora bases[/bold]")

@@ -6,8 +6,9 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from .. import analysis, output_files, plots
+from .. import analysis, extras, output_files
 from ..adapter import Adapter, Header
+from ..layouts.blocks import block_of
 from ..methods import METHODS
 from . import console, filing
 
@@ -31,9 +32,6 @@ def inspect(
     if not 1 <= len(paths) <= 2:
         raise ValueError(f"inspect shows one file or compares two, got {len(paths)}")
     place = _place(paths, plot)
-    if place is not None:
-        plots.figure_format(place)
-        output_files.check(place, overwrite=True)
     adapters = [filing.read(path, skip_text_encoders) for path in paths]
     for path, adapter in zip(paths, adapters, strict=True):
         console.table(("", ""), facts(Path(path), adapter), title=str(path), numbers=False)
@@ -49,26 +47,38 @@ def inspect(
             return None
         rows = analysis.similarity(*adapters)
         _compare(names, rows, every_layer)
-        return _saved(_drawn(names, rows), place, overwrite, number=plot is None)
+        return _saved(_drawn(names, rows), place, overwrite, number=plot is None) if place else None
     energies = analysis.energy(adapters[0])
     columns: dict[str, Callable[[Any], float]] = {"norm of the update": lambda row: row.norm}
     _grouped(columns, energies, every_layer, shares={"share of energy": lambda row: row.share})
     if place is None:
         return None
     curves = {"norm of update": {names[0]: [row.norm for row in energies]}}
-    return _saved(plots.layer_lines([row.layer for row in energies], curves, title=names[0]), place, overwrite)
+    return _saved(_lines([row.layer for row in energies], curves, names[0]), place, overwrite)
 
 
 def _place(paths: Sequence[str], plot: Path | None) -> Path | None:
-    """Where to draw; of two files also if nobody says so."""
+    """Where to draw; of two files also if nobody says so, provided that there is something to draw with.
+
+    Raises: ValueError, OSError: no kind of figure, or nothing can be written there; MissingExtra.
+    """
     if plot is None and len(paths) == 2:
-        return Path(f"{Path(paths[0]).stem}-{Path(paths[1]).stem}-similarity.png")
+        if hint := extras.missing("plots", reason="a plot of the two"):
+            console.warn(hint)
+            return None
+        plot = Path(f"{Path(paths[0]).stem}-{Path(paths[1]).stem}-similarity.png")
+    if plot is not None:
+        from .. import plots
+
+        plots.figure_format(plot)
+        output_files.check(plot, overwrite=True)
     return plot
 
 
-def _saved(figure: Any, place: Path | None, overwrite: bool, number: bool = False) -> Path:
+def _saved(figure: Any, place: Path, overwrite: bool, number: bool = False) -> Path:
     """Where a plot is; one that is there with these very lines is left alone. Raises as `outputs.atomic`."""
-    assert place is not None
+    from .. import plots
+
     try:
         return plots.save(figure, place, overwrite)
     except FileExistsError:
@@ -151,7 +161,7 @@ def _grouped(
     shares = shares or {}
     groups: dict[str, list[Any]] = {}
     for row in rows:
-        groups.setdefault(row.layer if every_layer else plots.block_of(row.layer), []).append(row)
+        groups.setdefault(row.layer if every_layer else block_of(row.layer), []).append(row)
     lines = []
     for name, members in [*groups.items(), ("all", list(rows))]:
         cells = [console.number(_mean([value(row) for row in members])) for value in columns.values()]
@@ -173,4 +183,11 @@ def _drawn(names: Sequence[str], rows: Sequence[analysis.Similarity]) -> Any:
         "cosine": {"updates": [r.update for r in rows], "learnt factors": [r.learned for r in rows]},
         "overlap of spans": {"inputs": [r.input_overlap for r in rows], "outputs": [r.output_overlap for r in rows]},
     }
-    return plots.layer_lines([row.layer for row in rows], curves, title=f"{names[0]} and {names[1]}")
+    return _lines([row.layer for row in rows], curves, f"{names[0]} and {names[1]}")
+
+
+def _lines(layers: Sequence[str], curves: Mapping[str, Mapping[str, Sequence[float]]], title: str) -> Any:
+    """The figure of `plots.layer_lines`."""
+    from .. import plots
+
+    return plots.layer_lines(layers, curves, title=title)

@@ -2,16 +2,19 @@
 
 from pathlib import Path
 
-from ..families import BUILT_IN, FAMILIES, built_in_names, read_json
+from ..built_in_bases import SEPARATE, built_in_bases, installation_hint
+from ..families import FAMILIES, read_json
 from . import console
 
 
 def bases() -> None:
     """Print the built-in bases with their own settings, and what else can be a base."""
-    folders = [BUILT_IN / name for name in built_in_names()]
+    folders = list(built_in_bases().values())
     columns = ("built in", "family", "size", "pixels", "rank", "steps", "about")
     if folders:
         console.table(columns, [_row(folder) for folder in folders], numbers=False)
+    for hint in filter(None, map(installation_hint, SEPARATE)):
+        console.say(hint)
     console.say("Any of these can be a base too: a hub name, a diffusers folder, one .safetensors checkpoint.")
     rows = [(name, x.layout.variants[x.layout.example].hub, ", ".join(x.targets)) for name, x in FAMILIES.items()]
     console.table(("family", "such as", "targets"), rows, numbers=False)

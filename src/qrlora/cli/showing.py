@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from .. import plots
-from ..families import built_in_names
+from ..built_in_bases import built_in_bases
 from ..training import Progress
 from ..world.classified_images import ClassifiedImages
 from ..world.classifiers import Classification
@@ -72,7 +72,7 @@ def drawn(rows: list[ClassifiedImages], footer: str) -> Any:
 
 def limits(base: str) -> str:
     """What cannot be expected of a built-in base with one's own pictures; "" of another."""
-    if base not in built_in_names():
+    if base not in built_in_bases():
         return ""
     return f"{base} knows drawings only and has never seen a photograph; what yours should become, nobody judges"
 

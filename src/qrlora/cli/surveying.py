@@ -1,6 +1,5 @@
 """`qrlora survey`: rating studies. Heavy rooms are imported when one runs."""
 
-import importlib.util
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -44,7 +43,6 @@ def new(
     seed: Annotated[int, typer.Option(help="Of the sheets.")] = 0,
 ) -> None:
     """Plan a study: copies the pictures under random names, writes plan.toml for you to read and edit."""
-    _installed()
     with console.progress("power") as bar:
         from ..survey.making import new as make
 
@@ -76,7 +74,6 @@ def serve(
     database: Database = "",
 ) -> None:
     """Serve a study until Ctrl-C. Nothing that was answered is lost, however it ends."""
-    _installed()
     from ..survey.serving import serve_study
 
     def on_ready(raters: str, researcher: str) -> None:
@@ -140,14 +137,6 @@ def erase(
 
 
 def _opened(folder: Path, database: str) -> "Study":
-    _installed()
     from ..survey.store import Study
 
     return Study(folder, database)
-
-
-def _installed() -> None:
-    """Raises: ValueError: the extra is not installed; says how."""
-    for name in ("sqlalchemy", "alembic", "fastapi", "uvicorn", "jinja2", "python_multipart"):
-        if importlib.util.find_spec(name) is None:
-            raise ValueError(f"{name} is not installed: pip install 'qrlora[survey]'")

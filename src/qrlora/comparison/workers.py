@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from multiprocessing.connection import Connection, wait
 from typing import Any
 
+from .. import extras
 from .jobs import Job
 from .run_job import JobFailure, JobOutput, run_job
 
@@ -94,11 +95,10 @@ def _serve(connection: Connection) -> None:
 @contextlib.contextmanager
 def on_ray(address: str) -> Iterator[Do]:
     """One CPU, and one GPU where the cluster has any, for each job; twice as many are on their way as can run."""
-    try:
-        import ray
-        from ray.exceptions import RayError
-    except ImportError as error:
-        raise ValueError("Ray is not installed: pip install 'qrlora[ray]'") from error
+    extras.require("ray", reason="--ray")
+    import ray
+    from ray.exceptions import RayError
+
     own: dict[str, Any] = {"include_dashboard": False} if address == "local" else {}  # a running one takes no settings
     try:
         ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, **own)

@@ -4,21 +4,18 @@ FAMILIES, beside those in layouts/."""
 from ..devices import choose_device, number_type
 from .base import Base
 from .folder import read_json
-from .locating import BUILT_IN, built_in_names
 from .messages import SlowDevice
 from .opening import open_base
 from .record import Condition, Family, Framing
 from .table import FAMILIES
 
 __all__ = [
-    "BUILT_IN",
     "FAMILIES",
     "Base",
     "Condition",
     "Family",
     "Framing",
     "SlowDevice",
-    "built_in_names",
     "choose_device",
     "number_type",
     "open_base",

@@ -6,8 +6,8 @@ from torch import nn
 
 from ..adapter import Adapter
 from ..basis import fingerprint, same_base
+from ..built_in_bases import built_in_bases
 from .base import Base
-from .locating import built_in_names
 
 
 def check(base: Base, adapter: Adapter) -> None:
@@ -24,7 +24,7 @@ def check(base: Base, adapter: Adapter) -> None:
         role, made_for = _names(adapter)
         lack = f"; {len(wrong)} of its {len(adapter.layers)} layers are not there" if wrong else ""
         raise ValueError(f"{role} belongs to another base, {made_for}, not to {_name(base)}{lack}: choose its own base")
-    if adapter.header.base == base.name and base.name in built_in_names() and unlike(base, adapter):
+    if adapter.header.base == base.name and base.name in built_in_bases() and unlike(base, adapter):
         raise ValueError(
             f"{_names(adapter)[0]} was trained on {base.name} of another version of qrlora, whose weights were others: "
             "train it again, which takes half a minute, or draw with the version that it was made with"

@@ -11,10 +11,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..built_in_bases import built_in_bases, installation_hint
 from . import quantized
 from .base import Base
 from .folder import read_json
-from .locating import BUILT_IN, own_settings, place_of
+from .locating import own_settings, place_of
 from .messages import configured, quiet
 from .public import PUBLIC, Public, near
 from .record import Condition, Tokens
@@ -32,7 +33,9 @@ def blank_base(name: str) -> tuple[Base, dict[str, nn.Module], Tokens]:
              ValueError: not of a known family, or a single file.
     """
     public = next((x for short, x in PUBLIC.items() if name in (short, x.hub)), None)
-    if not public and not any(place.exists() for place in (BUILT_IN / name, Path(name).expanduser())):
+    if not public and name not in built_in_bases() and not Path(name).expanduser().exists():
+        if hint := installation_hint(name):
+            raise FileNotFoundError(hint)
         hint = f"did you mean {' or '.join(near(name))}? " if near(name) else ""
         known = f"{hint}Known by heart are {', '.join(PUBLIC)}; else give a built-in name or a local folder"
         raise FileNotFoundError(f"no base {name!r}: {known}")

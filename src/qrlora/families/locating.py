@@ -7,26 +7,19 @@ from pathlib import Path
 
 import torch
 
+from ..built_in_bases import built_in_bases, installation_hint
 from ..config import FamilyDefaults
 from . import hub, public
 from .folder import needed_parts, read_json
 from .table import family_of_folder
 from .weight_files import file_variant
 
-BUILT_IN = Path(__file__).parents[1] / "world" / "bases"
-"""Folder of the base models in the package, each under its name."""
-
-
-def built_in_names() -> list[str]:
-    """The names of the bases in the package; a path, wherever it leads, is none."""
-    return sorted(path.name for path in BUILT_IN.iterdir() if path.is_dir()) if BUILT_IN.is_dir() else []
-
 
 def place_of(name: str, dtype: torch.dtype = torch.float32) -> Path:
     """The folder or file of a base, which is fetched, to be read in a dtype, if its name is a hub's."""
-    built_in = built_in_names()
+    built_in = built_in_bases()
     if name in built_in:
-        return BUILT_IN / name
+        return built_in[name]
     path = Path(name).expanduser()
     if path.is_file() and path.suffix != ".safetensors":
         raise ValueError(f"{path} is not a base model: give a pipeline's folder or a .safetensors checkpoint")
@@ -37,6 +30,8 @@ def place_of(name: str, dtype: torch.dtype = torch.float32) -> Path:
         raise ValueError(f"{here} is on this machine and has no revision {revision!r}: that is of a hub's OWNER/NAME")
     if found := hub.split(name):
         return _fetched(*found, dtype)
+    if hint := installation_hint(name):
+        raise FileNotFoundError(hint)
     close = difflib.get_close_matches(name, built_in, n=1, cutoff=0.5) + public.near_hubs(name)
     hint = f"did you mean {' or '.join(map(repr, close))}?" if close else f"built in: {', '.join(built_in) or 'none'}"
     raise FileNotFoundError(f"neither a built-in name, a file or folder, nor a hub's OWNER/NAME; {hint}")
@@ -56,8 +51,8 @@ def _fetched(repository: str, revision: str | None, dtype: torch.dtype) -> Path:
 def own_settings(place: Path, defaults: FamilyDefaults) -> tuple[FamilyDefaults, bool]:
     """A family's defaults with the base's own on top, and whether the base knows one framing only, from the
     `qrlora.json` in its folder if there is one: {"defaults": {"train": {...}, "sample": {...}}, "framing": "plain"}.
-    Bases in the package know one framing only."""
-    path, plain = place / "qrlora.json", place.parent == BUILT_IN
+    Built-in bases know one framing only."""
+    path, plain = place / "qrlora.json", place in built_in_bases().values()
     if not path.is_file():
         return defaults, plain
     settings = read_json(path)

@@ -32,7 +32,7 @@ def open_base(
 ) -> Base:
     """A base model, ready to train or sample.
 
-    Args:    name: a built-in name (a folder of BUILT_IN), a local folder of a diffusers pipeline, one `.safetensors`
+    Args:    name: a built-in name (see `built_in_bases`), a local folder of a diffusers pipeline, one `.safetensors`
              checkpoint, or a hub name OWNER/NAME. Files of the variant fp16 are read where they are and 16 bits are
              kept, or where there are no others.
              device: auto, or a torch device.  dtype: float32, bfloat16, float16, or auto, see `number_type`.

@@ -6,7 +6,6 @@ nor two copies are ever in memory. Text encoders and VAE keep their number type:
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
+from .. import extras
 from ..devices import give_back
 from ..safetensors_files import places, read_rows
 from .weight_files import weight_files
@@ -33,8 +33,7 @@ def check(quantize: str, device: torch.device) -> None:
         raise ValueError(f"quantize must be one of {', '.join(LIBRARIES)} or empty, got {quantize!r}")
     if quantize == "nf4" and device.type != "cuda":
         raise ValueError(f"quantize=nf4 needs a GPU with CUDA, the device is {device}: use quantize=int8 or float8")
-    if importlib.util.find_spec(LIBRARIES[quantize]) is None:
-        raise ValueError(f"quantize={quantize} needs {LIBRARIES[quantize]}: pip install 'qrlora[quantize]'")
+    extras.require("quantize", LIBRARIES[quantize], reason=f"quantize={quantize}")
 
 
 def instructions(part: str, quantize: str, dtype: torch.dtype) -> dict[str, Any]:

@@ -14,10 +14,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import regex
 import torch
 from torch import Tensor
 
+from .. import extras
 from ..adapter import Pair
 from ..keys import PEFT_PREFIX
 
@@ -204,6 +204,9 @@ def _compiled(pattern: str) -> Any:
     """PEFT's pattern of a layer's end. Raises ValueError: too long, or no regular expression."""
     if len(pattern) > LONGEST:
         raise ValueError(f"an alpha_pattern of {len(pattern)} characters, {LONGEST} are read: {pattern[:80]!r}...")
+    extras.require("cli", "regex", reason="alpha_pattern")
+    import regex
+
     try:
         return regex.compile(rf"(.*\.)?({pattern})$")
     except regex.error as error:

@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .. import extras
 from ..adapter import Adapter, Header, Pair
 from ..linalg import compress
 from .apply_adapter import refuse_passed_by
@@ -90,7 +91,9 @@ class PeftAdapter:
 
 
 def check(method: str) -> str:
-    """The KIND of `peft:KIND`. Raises ValueError: PEFT has no such kind, or it cannot be a method here."""
+    """The KIND of `peft:KIND`. Raises ValueError: PEFT has no such kind, or it cannot be a method here;
+    MissingExtra."""
+    extras.require("peft", "peft", reason=f"method={method}")
     from peft.mapping import PEFT_TYPE_TO_TUNER_MAPPING
 
     kind = method.removeprefix(PREFIX).lower()

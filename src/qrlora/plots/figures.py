@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 from PIL import Image
 
+from ..layouts.blocks import block_of
+
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
@@ -261,11 +263,3 @@ def _name_blocks(axis: Axes, layers: Sequence[str]) -> None:
     axis.set_xticks(starts[::step], [literal(blocks[k]) for k in starts[::step]], rotation=40, ha="right", fontsize=7)
     axis.set_xlim(-0.5, max(len(layers) - 0.5, 0.5))
     axis.set_xlabel("layer, in the model's order", fontsize=8, color=INK)
-
-
-def block_of(layer: str) -> str:
-    """ "down_blocks.1.attentions.0.transformer_blocks.0.attn1.to_q" -> "down 1.0"; elsewhere the first three parts."""
-    parts = layer.split(".")
-    if parts[0] in ("down_blocks", "up_blocks") and len(parts) > 3:
-        return f"{parts[0].split('_')[0]} {parts[1]}.{parts[3]}"
-    return "mid" if parts[0] == "mid_block" else ".".join(parts[:2])

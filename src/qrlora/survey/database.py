@@ -13,6 +13,8 @@ from alembic import command
 from alembic.config import Config
 from sqlalchemy import event, exc
 
+from .. import extras
+
 MIGRATIONS = Path(__file__).parent / "migrations"
 WAIT = 30
 """Seconds to wait for another writer, or for a free connection."""
@@ -95,14 +97,14 @@ class Database:
                 raise ValueError(f"a study's database is SQLite or PostgreSQL, not {kind.get_backend_name()}")
             if kind.drivername == "postgresql":
                 kind = kind.set(drivername="postgresql+psycopg")
+            if kind.drivername == "postgresql+psycopg":
+                extras.require("postgres", reason="a database of PostgreSQL")
             # PostgreSQL allows 100 connections unless told otherwise: four servers fit
             self.engine = sa.create_engine(kind, pool_size=20, max_overflow=0, pool_timeout=WAIT, pool_pre_ping=True)
         except exc.ArgumentError as error:
             raise ValueError(
                 f"{url!r} is no database's URL; such as sqlite:///a.db, postgresql://user@host/name"
             ) from error
-        except ModuleNotFoundError as error:
-            raise ValueError(f"{error.name} is not installed: pip install 'qrlora[postgres]'") from error
         self.sqlite = kind.get_backend_name() == "sqlite"
         if self.sqlite:
             event.listen(self.engine, "connect", _sqlite_settings)

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Callable
 
 import torch
 from torch import nn
+
+from .. import extras
 
 LIBRARIES = {"adam8bit": "bitsandbytes", "prodigy": "prodigyopt"}
 """Optimizer -> the library that it comes from; the others are torch's."""
@@ -60,9 +61,8 @@ def check(name: str, device: torch.device) -> None:
     """Raises ValueError with the way out: the optimizer's library is not installed, or it needs a GPU."""
     if name == "adam8bit" and device.type != "cuda":
         raise ValueError(f"optimizer=adam8bit needs a GPU with CUDA, the device is {device}: use optimizer=adam")
-    library = LIBRARIES.get(name)
-    if library and importlib.util.find_spec(library) is None:
-        raise ValueError(f"optimizer={name} needs {library}: pip install 'qrlora[optimizers]'")
+    if library := LIBRARIES.get(name):
+        extras.require("optimizers", library, reason=f"optimizer={name}")
 
 
 def _fused(parameters: list[nn.Parameter]) -> bool:

@@ -21,6 +21,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
+from .. import extras
 from ..config import TrainConfig
 from ..families import Base
 from ..noising import Noising, noising_of
@@ -208,14 +209,13 @@ def _remedy(config: TrainConfig) -> str:
 def tensorboard(config: TrainConfig) -> Iterator[Callable[[float, int], None]]:
     """Yields (loss, step) -> None, which logs to a folder beside the output if asked for, in the main process.
 
-    Raises: ValueError: tensorboard is not installed.
+    Raises: MissingExtra: tensorboard is not installed.
     """
     if not config.tensorboard or not is_rank_zero():
         yield lambda _loss, _step: None
         return
-    try:
-        from torch.utils.tensorboard import SummaryWriter
-    except ImportError as error:
-        raise ValueError("tensorboard is not installed: pip install 'qrlora[tensorboard]'") from error
+    extras.require("tensorboard", reason="tensorboard=true")
+    from torch.utils.tensorboard import SummaryWriter
+
     with SummaryWriter(str(Path(config.output).with_suffix(".tensorboard"))) as writer:
         yield lambda loss, step: writer.add_scalar("loss", loss, step)

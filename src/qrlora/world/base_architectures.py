@@ -2,7 +2,6 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -27,6 +26,7 @@ from transformers import (
     T5EncoderModel,
 )
 
+from ..built_in_bases import folder_of
 from .drawings import SIZE
 from .tokenizers import TEXT_LENGTH, clip_tokenizer, t5_tokenizer
 
@@ -102,7 +102,7 @@ def t5_config(vocabulary: int, width: int) -> T5Config:
 
 def load_trained_vae(base: str) -> AutoencoderTiny:
     """The base's VAE, which `vae_training` has trained before the base itself."""
-    return AutoencoderTiny.from_pretrained(BASES / base / "vae").float()
+    return AutoencoderTiny.from_pretrained(folder_of(base) / "vae").float()
 
 
 def tiny_sdxl() -> StableDiffusionXLPipeline:
@@ -279,5 +279,3 @@ ARCHITECTURES = {
         tiny_flux, ("transformer", *ENCODERS), "logit-normal", clip_and_t5_tokens, encode_flux
     ),
 }
-BASES = Path(__file__).parent / "bases"
-"""Folder of the pre-trained bases in the package, with a folder for each."""

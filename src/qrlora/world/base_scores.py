@@ -17,12 +17,12 @@ from typing import Any
 import torch
 
 from ..adapter import Adapter
+from ..built_in_bases import folder_of
 from ..config import TrainConfig
 from ..families import Base, open_base
 from ..files import load
 from ..sampling import generate
 from ..training import train
-from .base_architectures import BASES
 from .captions import CONTENT, CONTENT_TRAINING_PROMPT, STYLE, caption
 from .classifiers import classify
 from .drawings import held_out_contents, known_contents
@@ -154,7 +154,7 @@ def learning_curve_scores(name: str, checkpoints: list[Path], captions: int) -> 
         run.load(path)
         with TemporaryDirectory() as folder:
             write_pipeline(run, Path(folder))
-            shutil.copy(BASES / name / "qrlora.json", folder)
+            shutil.copy(folder_of(name) / "qrlora.json", folder)
             scores = base_scores(open_base(folder, dtype="float32"), captions)
         rows.append({"samples": run.step * run.settings.batch_size, **scores})
     return sorted(rows, key=lambda row: row["samples"])
@@ -181,7 +181,7 @@ def main() -> None:
         scores["curve"] = learning_curve_scores(args.base, args.curve, args.captions)
         print(scores["curve"])
     if args.write:
-        path = BASES / args.base / "scores.json"
+        path = folder_of(args.base) / "scores.json"
         kept = json.loads(path.read_text()) if path.exists() else {}
         path.write_text(json.dumps(kept | scores, indent=2) + "\n")
         print(write_card(path.parent))

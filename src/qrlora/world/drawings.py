@@ -1,8 +1,8 @@
 """The drawings of the synthetic benchmark: 460 contents, each drawn by several hands, read from sheets of tiles.
 
 A *hand* is whose drawing it is: an emoji set by one maker (NOTICE has sources and licences).  One sheet holds one
-hand's tiles of 128 x 128 pixels, with their names in its metadata.  The package ships the sheets that users need: all
-held-out contents and enough known ones to train styles on.  ``python -m qrlora.world.render_sheets`` renders the full
+hand's tiles of 128 x 128 pixels, with their names in its metadata.  Shipped are all held-out contents and enough known
+ones to train styles on: the first hand's in this package, the others' in `qrlora-bases`.  ``python -m qrlora.world.render_sheets`` renders the full
 sheets, which pre-training reads.
 """
 
@@ -19,12 +19,13 @@ from PIL import Image
 from torch import Tensor
 
 from ..basis import cache_folder
+from ..built_in_bases import data_package, in_data_package
 from .styles import UNIT
 
 SIZE = 64 * UNIT
 """Side of every image of the benchmark, in pixels."""
 SHEET_FOLDER = Path(__file__).parent / "sheets"
-"""The package's own sheets and ``contents.json``, the names of all contents in their order."""
+"""The first hand's sheet and ``contents.json``, the names of all contents in their order."""
 HELD_OUT_COUNT = 60
 """Count of contents that no built-in base was trained on: evenly spaced in the list, so as diverse as the others."""
 SHEET_COLUMNS = 20
@@ -111,8 +112,21 @@ def contents_drawn_by(hand: str = PLAIN_HAND) -> tuple[str, ...]:
 def _tiles_by_hand(hand: str) -> dict[str, Tensor]:
     if hand not in HANDS:
         raise ValueError(f"no hand {hand!r} in the world; it has {', '.join(HANDS)}")
-    full = full_sheet_folder() / f"{hand}.webp"
-    return _read_sheet(full if full.is_file() else SHEET_FOLDER / f"{hand}.webp")
+    return _read_sheet(sheet_file(hand))
+
+
+def sheet_file(hand: str) -> Path:
+    """A hand's sheet: the full one if it was rendered here, else the shipped one.
+
+    Raises: FileNotFoundError: the package that has it is not installed.
+    """
+    more = data_package()
+    folders = [full_sheet_folder(), SHEET_FOLDER, *([more / "sheets"] if more else [])]
+    files = [folder / f"{hand}.webp" for folder in folders]
+    found = next((path for path in files if path.is_file()), None)
+    if found is None:
+        raise FileNotFoundError(in_data_package(f"the sheet of drawings by {hand}"))
+    return found
 
 
 def load_drawings(names: Sequence[str], hand: str = PLAIN_HAND) -> Tensor:

@@ -21,7 +21,7 @@ from torch import nn
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 from transformers.utils import logging
 
-from .base_architectures import ARCHITECTURES, BASES
+from .base_architectures import ARCHITECTURES
 from .pretraining_run import (
     Batch,
     PretrainingRun,
@@ -189,7 +189,7 @@ def main() -> None:
     folder = folder or Path("runs") / base
     run = pretrain(base, folder, PretrainingSettings(**args), **options)
     if run.step >= run.settings.steps or options["within"]:
-        export_base(run, folder / "log.jsonl", BASES / base)
+        export_base(run, folder / "log.jsonl", folder_of(base))
 
 
 if __name__ == "__main__":

@@ -8,11 +8,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..built_in_bases import built_in_bases
 from ..families import FAMILIES
 from ..families.record import Condition
 from ..noising import noising_of
 from ..training import denoising_loss
-from .base_architectures import ARCHITECTURES, BASES, Tokens
+from .base_architectures import ARCHITECTURES, Tokens
 from .captions import training_caption
 from .muon import Muon
 from .pretraining_set import TrainingSet
@@ -72,7 +73,7 @@ def optimizers(weights: dict[str, Tensor], learning_rate: float, dtype: torch.dt
 
 def trained_base_folder(start: str) -> Path:
     """Folder of a trained base, from the setting `start`: a built-in name or a folder."""
-    return BASES / start if (BASES / start).is_dir() else Path(start)
+    return built_in_bases().get(start, Path(start))
 
 
 class PretrainingRun:

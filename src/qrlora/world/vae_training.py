@@ -17,7 +17,8 @@ import torch.nn.functional as F
 from diffusers import AutoencoderTiny
 from torch import Generator, Tensor, nn
 
-from .base_architectures import AUTOENCODERS, BASES
+from ..built_in_bases import folder_of
+from .base_architectures import AUTOENCODERS
 from .drawings import HANDS, contents_drawn_by, known_contents, load_drawings
 from .random_styles import random_style
 from .styles import STYLES
@@ -207,7 +208,7 @@ def main() -> None:
     args = parser.parse_args()
     train_vae(
         args.base,
-        args.output or BASES / args.base / "vae",
+        args.output or folder_of(args.base) / "vae",
         args.taef2,
         args.seconds,
         args.batch,
