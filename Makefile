@@ -44,15 +44,15 @@ bench: $(VENV)/.run ## Print the measured claims: out/bench; BENCH="--device cud
 	for script in $(filter-out bench/harness.py,$(wildcard bench/*.py)); do $(BIN)/python $$script $(BENCH) || exit 1; done
 
 clean: ## Remove what runs have written, not .venv
-	rm -rf out build dist .pytest_cache .ruff_cache
+	rm -rf out build dist packages/qrlora-bases/dist .pytest_cache .ruff_cache
 
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
 
 # torch alone and first: another request for it may fetch gigabytes of GPU libraries.
-$(VENV)/.run: pyproject.toml constraints.txt | $(BIN)/python
+$(VENV)/.run: pyproject.toml packages/qrlora-bases/pyproject.toml constraints.txt | $(BIN)/python
 	$(INSTALL) $(TORCH)
-	$(INSTALL) -e .
+	$(INSTALL) -e '.[diffusers]' -e packages/qrlora-bases
 	touch $@
 
 $(VENV)/.test: $(VENV)/.run

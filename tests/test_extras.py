@@ -16,9 +16,7 @@ from qrlora import __version__, built_in_bases, doctor, extras
 ROOT = Path(__file__).parents[1]
 SRC = ROOT / "src" / "qrlora"
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
-IMPORTED_AS = {"pillow": "PIL", "huggingface-hub": "huggingface_hub", "python-multipart": "python_multipart"}
-INDIRECT = {"click", "numpy", "packaging"}
-"""Libraries that come with one that is declared."""
+IMPORTED_AS = {"pillow": "PIL"}
 AT_CALL = {  # file -> the extra that it checks itself before it imports
     "training/optimizers.py": {"optimizers"},
     "training/training_loop.py": {"tensorboard"},
@@ -28,6 +26,10 @@ AT_CALL = {  # file -> the extra that it checks itself before it imports
     "files/peft.py": {"cli"},
     "world/render_sheets.py": {"world"},
 }
+
+
+def import_name(distribution: str) -> str:
+    return IMPORTED_AS.get(distribution, distribution.replace("-", "_"))
 
 
 def distributions(extra: str) -> set[str]:
@@ -40,7 +42,7 @@ def distributions(extra: str) -> set[str]:
                 found |= distributions(name)
         else:
             name = re.split(r"[>=<\[; ]", line)[0]
-            found.add(IMPORTED_AS.get(name, name))
+            found.add(import_name(name))
     return found
 
 
@@ -63,7 +65,7 @@ def needed(path: Path) -> set[str]:
 
 @pytest.mark.parametrize("path", sorted(SRC.rglob("*.py")), ids=lambda path: str(path.relative_to(SRC)))
 def test_a_module_imports_the_core_s_libraries_and_those_of_the_extras_checked_before(path):
-    allowed = distributions("") | INDIRECT
+    allowed = distributions("")
     for extra in needed(path) | AT_CALL.get(path.relative_to(SRC).as_posix(), set()):
         allowed |= distributions(extra)
     assert third_party(path) <= allowed
@@ -84,8 +86,7 @@ def test_every_module_that_needs_an_extra_exists_and_so_does_the_extra():
 
 @pytest.mark.parametrize("extra", ["", *PROJECT["optional-dependencies"]])
 def test_requirements_are_those_of_pyproject(extra):
-    names = [IMPORTED_AS.get(name, name) for name, _ in extras.requirements(extra)]
-    assert set(names) == {name.split("[")[0] for name in distributions(extra)}
+    assert {import_name(name) for name, _ in extras.requirements(extra)} == distributions(extra)
 
 
 def without(monkeypatch, *names: str, **versions: str) -> None:
@@ -162,10 +163,8 @@ metadata.version = version
 def bare(script: str, *keep: str) -> subprocess.CompletedProcess[str]:
     """Run a script where the core's libraries and `keep` are there, and nothing else that any extra has."""
     there = distributions("") | {name for extra in keep for name in distributions(extra)}
-    blocked = {
-        name.split("[")[0] for extra in PROJECT["optional-dependencies"] for name in distributions(extra)
-    } - there
-    text = BARE.format(blocked=sorted(blocked)) + script
+    optional = {name for extra in PROJECT["optional-dependencies"] for name in distributions(extra)}
+    text = BARE.format(blocked=sorted(optional - there)) + script
     return subprocess.run([sys.executable, "-c", text], capture_output=True, text=True)
 
 
@@ -181,14 +180,14 @@ qrlora.save(injected.extract(base="mine"), {str(tmp_path / "a.safetensors")!r})
 a = qrlora.load({str(tmp_path / "a.safetensors")!r})
 qrlora.save(qrlora.merge([a, a], [1.0, 0.5]), {str(tmp_path / "b.safetensors")!r})
 qrlora.similarity(a, a), qrlora.compute_basis, qrlora.read_header({str(tmp_path / "b.safetensors")!r})
-import qrlora.networks, qrlora.compat, qrlora.trainers
+import qrlora.compat, qrlora.trainers
 try:
     qrlora.train
 except qrlora.extras.MissingExtra as error:
     print(error)
 """)
     assert done.returncode == 0, done.stderr
-    assert re.match(r'qrlora.training needs typer, .*diffusers.*: pip install "qrlora\[diffusers\]"$', done.stdout)
+    assert re.match(r'qrlora.training needs .*, diffusers.*: pip install "qrlora\[diffusers\]"$', done.stdout)
 
 
 def test_the_extra_for_commands_alone_merges_converts_checks_and_inspects(tmp_path):
@@ -229,27 +228,24 @@ def test_without_the_extra_for_commands_there_is_one_line_and_a_doctor():
     script = "import sys; sys.argv = ['qrlora', {!r}]\nfrom qrlora.__main__ import main\nmain()"
     done = bare(script.format("merge"))
     assert done.returncode == 2 and not done.stdout
-    assert done.stderr == 'error: the command line needs typer, rich, regex: pip install "qrlora[cli]"\n'
+    assert done.stderr == 'error: the command line needs regex, rich, typer: pip install "qrlora[cli]"\n'
     done = bare(script.format("doctor"))
-    assert done.returncode == 0 and "\nproblem: every command but doctor needs typer, rich, regex: pip" in done.stdout
+    assert done.returncode == 0 and "\nproblem: every command but doctor needs regex, rich, typer: pip" in done.stdout
 
 
 def test_without_the_data_package_its_bases_and_drawings_name_it(monkeypatch):
     from qrlora.families.locating import place_of
-    from qrlora.world import true_pictures
+    from qrlora.world import drawings
 
     monkeypatch.setattr(built_in_bases, "data_package", lambda: None)
-    monkeypatch.setattr("qrlora.world.drawings.data_package", lambda: None)
-    monkeypatch.setattr("qrlora.world.drawings.full_sheets", lambda: Path("nowhere"))
-    monkeypatch.setattr(
-        "qrlora.world.drawings._tiles", importlib.import_module("qrlora.world.drawings")._tiles.__wrapped__
-    )
+    monkeypatch.setattr(drawings, "data_package", lambda: None)
+    monkeypatch.setattr(drawings, "full_sheet_folder", lambda: Path("nowhere"))
     line = f"comes in a package of its own: pip install qrlora-bases=={__version__}"
     with pytest.raises(FileNotFoundError, match=f"^tiny-sdxl {line}$"):
         place_of("tiny-sdxl")
     assert place_of("tiny-flux").is_dir()
     with pytest.raises(FileNotFoundError, match=f"^the sheet of drawings by twemoji {line}$"):
-        true_pictures(["robot"], hand="twemoji")
+        drawings.sheet_file("twemoji")
 
 
 def test_every_base_of_the_data_package_is_found():

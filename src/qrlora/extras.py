@@ -11,6 +11,9 @@ from collections.abc import Iterator, Sequence
 from importlib.machinery import ModuleSpec
 
 NEEDS = {
+    "cli.drawing": "diffusers",
+    "cli.learning": "diffusers",
+    "cli.showing": "diffusers",
     "plots": "plots",
     "training_example": "plots",
     "families": "diffusers",

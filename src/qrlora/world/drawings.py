@@ -2,8 +2,8 @@
 
 A *hand* is whose drawing it is: an emoji set by one maker (NOTICE has sources and licences).  One sheet holds one
 hand's tiles of 128 x 128 pixels, with their names in its metadata.  Shipped are all held-out contents and enough known
-ones to train styles on: the first hand's in this package, the others' in `qrlora-bases`.  ``python -m qrlora.world.render_sheets`` renders the full
-sheets, which pre-training reads.
+ones to train styles on: the first hand's in this package, the others' in `qrlora-bases`.
+``python -m qrlora.world.render_sheets`` renders the full sheets, which pre-training reads.
 """
 
 import json

@@ -21,6 +21,7 @@ from torch import nn
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 from transformers.utils import logging
 
+from ..built_in_bases import folder_of
 from .base_architectures import ARCHITECTURES
 from .pretraining_run import (
     Batch,
