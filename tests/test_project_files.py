@@ -1,0 +1,99 @@
+"""What stands around the code agrees with it: version, address, licences, workflows, citation, the notebook."""
+
+import json
+import re
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+import pico
+from qrlora import __version__
+
+ROOT = Path(__file__).parents[1]
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
+BASES = ROOT / "packages" / "qrlora-bases"
+NOTEBOOK = ROOT / "examples" / "qrlora.ipynb"
+WORKFLOWS = sorted((ROOT / ".github" / "workflows").glob("*.yml"))
+
+
+def test_the_version_stands_in_one_place_and_its_changelog_section_is_dated():
+    for folder in (ROOT, BASES):
+        built = tomllib.loads((folder / "pyproject.toml").read_text("utf-8"))
+        assert "version" in built["project"]["dynamic"] and "version" not in built["project"]
+        path = folder / built["tool"]["hatch"]["version"]["path"]
+        assert path.resolve() == (ROOT / "src" / "qrlora" / "__init__.py").resolve()
+    changelog = (ROOT / "CHANGELOG.md").read_text("utf-8")
+    assert re.search(rf"^## {re.escape(__version__)} - \d{{4}}-\d\d-\d\d$", changelog, re.M)
+    assert f"\nversion: {__version__}\n" in (ROOT / "CITATION.cff").read_text("utf-8")
+
+
+def test_every_file_that_names_the_project_s_address_names_that_of_pyproject():
+    """One place to set it: whoever moves the project is told by this test where else it stands."""
+    home = PROJECT["urls"]["Repository"]
+    name = home.removeprefix("https://github.com/")
+    assert f"repository-code: {home}\n" in (ROOT / "CITATION.cff").read_text("utf-8")
+    assert tomllib.loads((BASES / "pyproject.toml").read_text("utf-8"))["project"]["urls"]["Repository"] == home
+    notebook = NOTEBOOK.read_text("utf-8")
+    assert f"git+{home}" in notebook and f"colab.research.google.com/github/{name}/blob/main/{'examples'}" in notebook
+    assert all(url.startswith(home) or "arxiv.org" in url for url in PROJECT["urls"].values())
+
+
+def test_the_data_package_has_the_licences_of_the_code_s():
+    for path in [ROOT / "LICENSE", ROOT / "NOTICE", *(ROOT / "LICENSES").iterdir()]:
+        assert (BASES / path.relative_to(ROOT)).read_bytes() == path.read_bytes(), path.name
+
+
+@pytest.mark.parametrize("path", WORKFLOWS, ids=lambda path: path.stem)
+def test_a_workflow_names_files_targets_and_extras_that_exist(path):
+    text = path.read_text("utf-8")
+    targets = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text("utf-8"), re.M))
+    assert set(re.findall(r"run: make (\w+)", text)) <= targets
+    for name in re.findall(r"\b(?:tests|packages|src)/[\w./-]+", text):
+        assert (ROOT / name).exists(), name
+    extras = {x for names in re.findall(r"[}.)]\"?\[([a-z,]+)\]", text) for x in names.split(",")}
+    assert extras <= set(PROJECT["optional-dependencies"])
+    assert "contents: write" not in text and "secrets." not in text
+
+
+def cells() -> list[str]:
+    notebook = json.loads(NOTEBOOK.read_text("utf-8"))
+    assert notebook["nbformat"] == 4 and not any(cell.get("outputs") for cell in notebook["cells"])
+    return ["".join(cell["source"]) for cell in notebook["cells"] if cell["cell_type"] == "code"]
+
+
+def test_the_notebook_makes_an_image_and_a_file_on_a_stand_in_for_its_base(tmp_path):
+    """As it stands but for its base, which is pico's, with fewer and smaller steps; its shell lines are run as such."""
+    for name in ("content", "style"):
+        Image.effect_noise((40, 40), 80).convert("RGB").save(tmp_path / f"{name}.png")
+    lines = []
+    for cell in cells():
+        for line in cell.splitlines():
+            if line.startswith("%pip"):
+                continue
+            if line.startswith("!"):
+                words = [sys.executable, "-m", *line[1:].split()]
+                line = f"import subprocess; subprocess.run({words!r}, check=True)"
+            lines.append(line)
+    text, count = re.subn(r'^BASE = ".*"$', f"BASE = {str(pico.folder())!r}", "\n".join(lines), flags=re.M)
+    text, settings = re.subn(r"^SETTINGS = .*$", "SETTINGS = dict(steps=2)", text, flags=re.M)
+    assert (count, settings) == (1, 1)
+    done = subprocess.run([sys.executable, "-c", text], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert {"merged.safetensors", "merged-0.png", "merged-1.png"} <= {path.name for path in tmp_path.iterdir()}
+
+
+def test_the_notebook_s_own_drawings_and_settings_are_there():
+    """What the rehearsal replaces: the drawings for who uploads nothing, and settings of a training."""
+    from qrlora import TrainConfig
+
+    (setup,) = (cell for cell in cells() if "SETTINGS =" in cell)
+    (settings,) = re.findall(r"^SETTINGS = (dict\(.*?\))", setup, re.M)
+    TrainConfig(image=Path("a.png"), output=Path("a.safetensors"), **eval(settings))
+    assert "true_image" in setup
+    from qrlora.world.ground_truth import true_image
+
+    assert true_image("robot", "plain").size == true_image("panda", "dusk").size == (128, 128)
