@@ -21,7 +21,7 @@ from torch import Tensor
 from harness import Row, above, arguments, compare, laps, report, seconds
 from qrlora.basis import compute_basis
 from qrlora.families import open_base
-from qrlora.families.blank import blank_base
+from qrlora.families.base_without_weights import blank_base
 from qrlora.linalg import all_directions, leading_subspace, measured_subspace, principal_angles
 
 RANK = 64

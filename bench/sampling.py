@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from harness import Row, above, arguments, compare, extra, laps, report, seconds
 from qrlora.adapter import Adapter, Header, Pair
 from qrlora.families import Base, Framing, open_base
-from qrlora.families.messages import quiet
+from qrlora.families.library_messages import quiet
 from qrlora.files import save
 from qrlora.injection import applied, apply
 from qrlora.sampling import generate, grid

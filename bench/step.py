@@ -22,7 +22,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from harness import FLOOR, Row, above, arguments, extra, laps, report, seconds
 from qrlora.config import TrainConfig
 from qrlora.families import Base, Framing, open_base
-from qrlora.families.blank import blank_base, blank_example, materialise
+from qrlora.families.base_without_weights import blank_base, blank_example, materialise
 from qrlora.injection import initialise
 from qrlora.methods import METHODS
 from qrlora.rehearsal.live import Live

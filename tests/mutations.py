@@ -199,7 +199,7 @@ def pipeline(place: Path, chance: random.Random) -> Callable[[], Any]:
     """A base whose configs have changed: its shapes are counted; one in four is opened."""
     import pico
     from qrlora.families import open_base
-    from qrlora.families.blank import blank_base
+    from qrlora.families.base_without_weights import blank_base
 
     base = place / "base"
     shutil.copytree(pico.folder(chance.choice(("sdxl", "sd3", "flux"))), base)

@@ -16,7 +16,7 @@ LAYERS = (
     ("extras", "devices", "layouts", "temporary_files", "trigger_words"),
     ("built_in_bases",),
     ("lanczos", "output_files"),
-    ("linalg", "noising", "config", "safetensors_files", "keys", "parallel_map"),
+    ("linalg", "noising", "config", "safetensors_files", "lora_keys", "parallel_map"),
     ("basis",),
     ("methods", "adapter"),
     ("merging", "analysis", "files", "doctor"),
@@ -173,7 +173,7 @@ def test_a_planted_violation_is_caught(path, source, caught):
     ("path", "source"),
     [
         ("training.py", "from .injection import initialise\nimport torch"),
-        ("families/sdxl.py", "from ..config import TrainConfig\nfrom .record import Family\nimport diffusers"),
+        ("families/sdxl.py", "from ..config import TrainConfig\nfrom .family import Family\nimport diffusers"),
         ("families/__init__.py", "from . import sdxl\nfrom .sdxl import SDXL"),
         ("families/sdxl.py", "if family == 'sdxl': pass"),
         ("cli/a.py", 'def f(base=\'tiny-sdxl\'):\n    """For SDXL."""\n    return \'content_sdxl.toml\''),

@@ -15,7 +15,7 @@ from qrlora.config import TrainConfig
 from qrlora.families import FAMILIES, open_base
 from qrlora.sampling import generate
 from qrlora.training import train
-from test_families import single_file
+from test_families import write_single_file
 
 HALF = ("bfloat16", "float16")
 KINDS = {
@@ -97,7 +97,7 @@ def test_the_vae_is_the_checkpoints_to_the_last_bit_whatever_the_base_is_in(fami
 @pytest.mark.parametrize("family", ["sdxl", "sd3"])
 def test_the_vae_within_a_single_file_is_its_own_in_float32(family, tmp_path):
     shutil.copytree(pico.folder(family), tmp_path / "model", ignore=shutil.ignore_patterns("vae/*.safetensors"))
-    half = open_base(single_file(family, tmp_path), "cpu", "bfloat16")
+    half = open_base(write_single_file(family, tmp_path), "cpu", "bfloat16")
     full = open_base(pico.folder(family), "cpu")
     assert torch.equal(half.encode_image(pixels()), full.encode_image(pixels()))
 

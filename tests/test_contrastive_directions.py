@@ -21,7 +21,7 @@ from qrlora.contrastive_directions import (
     shared_inputs,
 )
 from qrlora.families import FAMILIES, open_base
-from qrlora.families.blank import blank_base
+from qrlora.families.base_without_weights import blank_base
 from qrlora.injection.inject_adapter import inject
 from qrlora.linalg import leading_subspace, principal_angles
 from qrlora.merging import merge

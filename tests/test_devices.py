@@ -12,8 +12,8 @@ import torch
 import pico
 from commands import run
 from qrlora import devices
-from qrlora.families import SlowDevice, messages, open_base
-from qrlora.families.messages import tell_start
+from qrlora.families import SlowDevice, library_messages, open_base
+from qrlora.families.library_messages import tell_start
 from qrlora.safetensors_files import Checkpoint
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda", 1)
@@ -78,7 +78,7 @@ def test_neither_a_gpu_nor_a_small_base_is_warned_of(monkeypatch, large):
 
 
 def test_a_warning_is_one_line_of_a_command(capsys, tmp_path, monkeypatch):
-    monkeypatch.setattr(messages, "LARGE", 1000)
+    monkeypatch.setattr(library_messages, "LARGE", 1000)
     with warnings.catch_warnings():
         warnings.simplefilter("always")
         code, _, err = run(capsys, "generate", "a dog", "--base", pico.folder(), "-o", tmp_path / "p.png", "--steps", 1)

@@ -20,10 +20,10 @@ IMPORTED_AS = {"pillow": "PIL"}
 AT_CALL = {  # file -> the extra that it checks itself before it imports
     "training/optimizers.py": {"optimizers"},
     "training/training_loop.py": {"tensorboard"},
-    "families/quantized.py": {"quantize"},
+    "families/quantization.py": {"quantize"},
     "comparison/workers.py": {"ray"},
     "injection/peft_methods.py": {"peft"},
-    "files/peft.py": {"cli"},
+    "files/peft_config.py": {"cli"},
     "world/render_sheets.py": {"world"},
 }
 
@@ -234,7 +234,7 @@ def test_without_the_extra_for_commands_there_is_one_line_and_a_doctor():
 
 
 def test_without_the_data_package_its_bases_and_drawings_name_it(monkeypatch):
-    from qrlora.families.locating import place_of
+    from qrlora.families.base_location import place_of
     from qrlora.world import drawings
 
     monkeypatch.setattr(built_in_bases, "data_package", lambda: None)

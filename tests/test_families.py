@@ -11,7 +11,7 @@ from torch.nn import functional
 import checkpoint
 import pico
 from qrlora.families import FAMILIES, Base, Framing, choose_device, flux, number_type, open_base
-from qrlora.families.messages import quiet
+from qrlora.families.library_messages import quiet
 from qrlora.training import denoising_loss
 
 SDXL_UNET = {  # unet/config.json of stabilityai/stable-diffusion-xl-base-1.0
@@ -393,7 +393,7 @@ def test_a_hub_name_without_a_network_is_refused_in_one_line():
     refused("nobody/no-such-model", OSError, "not on this machine, and the hub cannot be reached")
 
 
-def single_file(family, folder, without=()):
+def write_single_file(family, folder, without=()):
     """A checkpoint in the names of the original release, without the parts whose names begin so; its path."""
     pipe = open_base(pico.folder(family), "cpu").pipe
     tensors = {name: x for name, x in getattr(checkpoint, family)(pipe).items() if not name.startswith(without)}
@@ -414,7 +414,7 @@ def assert_same_base(single, base):
 @pytest.mark.parametrize("family", ["sdxl", "sd3"])
 def test_a_single_file_checkpoint_is_the_same_base(family, tmp_path):
     """In the names of the original release; configs and tokenizers from the folder beside it."""
-    path = single_file(family, tmp_path)
+    path = write_single_file(family, tmp_path)
     without_weights = shutil.ignore_patterns("*.safetensors", "qrlora.json")
     shutil.copytree(pico.folder(family), tmp_path / "model", ignore=without_weights)
     single, base = open_base(path, "cpu"), open_base(pico.folder(family), "cpu")
@@ -428,7 +428,7 @@ PARTS = {**FAMILIES["sd3"].text_parts, "vae": "first_stage_model."}
 @pytest.mark.parametrize("part", PARTS)
 def test_what_a_single_file_lacks_comes_from_the_folder_beside_it(tmp_path, part):
     """As SD3's and FLUX's transformer alone are shared. What is in neither is named, in one line with the way out."""
-    path, base = single_file("sd3", tmp_path, tuple(PARTS.values())), open_base(pico.folder("sd3"), "cpu")
+    path, base = write_single_file("sd3", tmp_path, tuple(PARTS.values())), open_base(pico.folder("sd3"), "cpu")
     shutil.copytree(pico.folder("sd3"), tmp_path / "model")
     assert_same_base(open_base(path, "cpu"), base)
     (weights,) = (tmp_path / "model" / part).glob("*.safetensors")
@@ -440,7 +440,7 @@ def test_what_a_single_file_lacks_comes_from_the_folder_beside_it(tmp_path, part
 
 
 def test_a_single_file_is_without_t5_if_the_folder_beside_it_is(tmp_path):
-    path = single_file("sd3", tmp_path, "text_encoders.t5xxl")
+    path = write_single_file("sd3", tmp_path, "text_encoders.t5xxl")
     without_weights = shutil.ignore_patterns("*.safetensors", "qrlora.json")
     shutil.copytree(pico.folder("sd3", with_t5=False), tmp_path / "model", ignore=without_weights)
     assert_same_base(open_base(path, "cpu"), open_base(pico.folder("sd3", with_t5=False), "cpu"))
@@ -458,7 +458,7 @@ def test_a_transformer_alone_is_known_by_its_names(family, prefix, tmp_path):
 
 
 def test_a_cut_or_lonely_single_file_is_refused(tmp_path):
-    single_file("sdxl", tmp_path)
+    write_single_file("sdxl", tmp_path)
     whole = (tmp_path / "model.safetensors").read_bytes()
     for share in (0.0, 0.001, 0.3, 0.999):
         (tmp_path / "model.safetensors").write_bytes(whole[: int(share * len(whole))])

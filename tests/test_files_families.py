@@ -10,7 +10,7 @@ from loras import TARGETS, assert_same, assert_updates, part_of, random_adapter,
 from qrlora.adapter import Adapter, Header, Pair, ends_in, linear_layers
 from qrlora.families import FAMILIES
 from qrlora.files import load, save, size_in_bytes
-from qrlora.files.fusing import fuse, split
+from qrlora.files.fused_layers import fuse, split
 from qrlora.layouts import LAYOUTS
 from qrlora.safetensors_files import read
 

@@ -11,7 +11,7 @@ from torch import nn
 import foreign_files
 from foreign_files import energy, listed, small, tensors
 from qrlora.compat import TOOLS, File, judge, notes
-from qrlora.families.public import PUBLIC
+from qrlora.families.public_configs import PUBLIC
 from qrlora.files import load, save
 from qrlora.merging import merge
 from qrlora.safetensors_files import read, write

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from qrlora.adapter import Adapter, Header, Pair
-from qrlora.files.fusing import fuse, split
+from qrlora.files.fused_layers import fuse, split
 from qrlora.layouts import LAYOUTS
 from qrlora.merging import merge
 

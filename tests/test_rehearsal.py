@@ -16,8 +16,8 @@ from qrlora import rehearsal
 from qrlora.built_in_bases import folder_of
 from qrlora.config import TrainConfig
 from qrlora.families import FAMILIES, Framing, open_base
-from qrlora.families.blank import blank_base, blank_example, materialise_quantised
-from qrlora.families.public import PUBLIC
+from qrlora.families.base_without_weights import blank_base, blank_example, materialise_quantised
+from qrlora.families.public_configs import PUBLIC
 from qrlora.injection import initialise
 from qrlora.methods import METHODS
 from qrlora.rehearsal import CARDS, MARGIN, RESERVED, rehearse

@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
-import qrlora.trainers.freezing
+import qrlora.trainers.freeze_lora
 from qrlora.trainers.kohya import weight_of
 
 TRAINER = Path(__file__).parent / "trainer"
@@ -335,9 +335,9 @@ def test_directions_are_looked_for_on_a_gpu_if_there_is_one(monkeypatch):
 
     def find(weights, rank, progress=None, device=None):
         asked.append(device)
-        return qrlora.trainers.freezing.Weights, 1 / 0
+        return qrlora.trainers.freeze_lora.Weights, 1 / 0
 
-    monkeypatch.setattr(qrlora.trainers.freezing, "cached_basis", find)
+    monkeypatch.setattr(qrlora.trainers.freeze_lora, "cached_basis", find)
     for there in (True, False):
         monkeypatch.setattr(torch.cuda, "is_available", lambda there=there: there)
         with pytest.raises(ZeroDivisionError):

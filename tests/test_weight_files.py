@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import pico
-from qrlora.families import FAMILIES, hub, open_base, quantized
+from qrlora.families import FAMILIES, hub_download, open_base, quantization
 from qrlora.families.weight_files import file_variant, weight_files
 
 F32, BF16, F16 = torch.float32, torch.bfloat16, torch.float16
@@ -95,7 +95,7 @@ def test_shards_of_a_variant_are_one_checkpoint(both, tmp_path):
     assert [x.name for x in weight_files(tmp_path / "b" / "unet", "bf16")] == ["diffusion_pytorch_model.safetensors"]
     base = open_base(tmp_path / "b", "cpu", "float16")
     same(base.model, model, 1)
-    original = quantized.original_weights(tmp_path / "b" / "unet", "fp16")
+    original = quantization.original_weights(tmp_path / "b" / "unet", "fp16")
     for name, weight in base.weights("self"):
         assert torch.equal(original(name), weight)
 
@@ -211,6 +211,6 @@ def test_a_revision_that_is_not_there_is_refused_in_one_line(served):
 
 
 def test_names_of_the_hub_are_told_from_others():
-    assert hub.split("a/b") == ("a/b", None) and hub.split("a/b@refs/pr/3") == ("a/b", "refs/pr/3")
+    assert hub_download.split("a/b") == ("a/b", None) and hub_download.split("a/b@refs/pr/3") == ("a/b", "refs/pr/3")
     for other in ("tiny-sd3", "./a/b", "~/a", "/a/b", "a/b/c", "a/b.safetensors", ""):
-        assert hub.split(other) is None
+        assert hub_download.split(other) is None

@@ -13,7 +13,7 @@ from qrlora import world
 from qrlora.adapter import Adapter, Header, Pair
 from qrlora.basis import fingerprint
 from qrlora.built_in_bases import built_in_bases, folder_of
-from qrlora.families import FAMILIES, Framing, belongs, open_base
+from qrlora.families import FAMILIES, Framing, adapter_compatibility, open_base
 from qrlora.world import base_scores, classifier_training, classifiers, demo, drawings, muon, pretrain, pretraining_set
 from qrlora.world.base_architectures import ARCHITECTURES, AUTOENCODERS
 from qrlora.world.captions import SYNONYMS, caption, training_caption
@@ -388,7 +388,7 @@ def test_an_adapter_of_an_earlier_edition_of_a_built_in_base_is_refused_with_the
     layers = {layer: Pair(torch.zeros(2, i), torch.zeros(o, 2))}
     own = fingerprint([(layer, base.weight(layer))])
     header = Header(family="flux", part="transformer", base="tiny-flux", role="content", fingerprint=own)
-    belongs.check(base, Adapter(layers, header))
+    adapter_compatibility.check(base, Adapter(layers, header))
     other = dataclasses.replace(header, fingerprint={layer: 1.1 * own[layer]})
     with pytest.raises(ValueError, match="content adapter was trained on tiny-flux of another version.*train it again"):
-        belongs.check(base, Adapter(layers, other))
+        adapter_compatibility.check(base, Adapter(layers, other))

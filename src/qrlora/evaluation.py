@@ -20,7 +20,7 @@ from PIL import Image
 from torch import Tensor
 
 from .devices import choose_device
-from .families.messages import one_clear_line, quiet
+from .families.library_messages import one_clear_line, quiet
 from .safetensors_files import places, raw_bytes, read
 from .world.classifiers import load_classifiers, probabilities_by_style
 from .world.drawings import contents

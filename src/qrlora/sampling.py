@@ -12,7 +12,7 @@ from torch import Tensor
 from .adapter import Adapter
 from .config.type_checks import check_strengths
 from .devices import free_memory, spills
-from .families import Base, belongs
+from .families import Base, adapter_compatibility
 from .injection import applied, set_strengths
 from .trigger_words import says
 
@@ -55,7 +55,7 @@ def generate(
     if check_triggers:
         _check_triggers(prompts, adapters)
     for adapter, _ in adapters:
-        belongs.check(base, adapter)
+        adapter_compatibility.check(base, adapter)
     draw = _drawer(base, prompts, negative_prompt, seeds, steps, guidance, size)
     pictures: list[Image.Image] = []
     with base.on_device(), applied(base.model, adapters, not base.offload):
@@ -97,7 +97,7 @@ def grid(
     if check_triggers:
         _check_triggers([prompt], [(content, 1.0), (style, 1.0)])
     for adapter in (content, style):
-        belongs.check(base, adapter)
+        adapter_compatibility.check(base, adapter)
     cells = torch.cartesian_prod(*(torch.tensor(x, dtype=torch.float32) for x in (content_strengths, style_strengths)))
     pictures: list[Image.Image] = []
     draw = _drawer(base, [prompt] * len(cells), negative_prompt, [seed] * len(cells), steps, guidance, size)

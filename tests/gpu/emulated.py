@@ -18,7 +18,7 @@ from qrlora.adapter import Adapter, Header, Pair
 from qrlora.built_in_bases import built_in_bases
 from qrlora.config import TrainConfig
 from qrlora.families import FAMILIES, open_base
-from qrlora.families.base import moved
+from qrlora.families.base_model import moved
 from qrlora.injection import applied
 from qrlora.merging import merge
 from qrlora.rehearsal import live, rehearse

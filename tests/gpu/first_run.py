@@ -562,8 +562,8 @@ def decode() -> None:
     import diffusers
     import torch
 
-    from qrlora.families.blank import materialise
-    from qrlora.families.public import VAE
+    from qrlora.families.base_without_weights import materialise
+    from qrlora.families.public_configs import VAE
 
     side = 128 if DRY else 1024
     for dtype in (torch.float32,) if DEVICE == "cpu" else (torch.bfloat16, torch.float32):
@@ -607,7 +607,7 @@ def cards() -> None:
 
     import step
     from qrlora.config import TrainConfig
-    from qrlora.families.blank import blank_base, blank_example, materialise
+    from qrlora.families.base_without_weights import blank_base, blank_example, materialise
     from qrlora.injection import initialise
     from qrlora.training.distributed import Processes
     from qrlora.training.training_loop import make_loss, recomputing

@@ -26,7 +26,7 @@ from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn
 from rich.table import Table
 from rich.text import Text
 
-from ..keys import printable
+from ..lora_keys import printable
 
 out = Console(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else 160)
 """Results: standard output; wide where that is a file or a pipe, for other programs to read."""

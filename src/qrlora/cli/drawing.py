@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 from .. import output_files, plots, sampling
 from ..adapter import Adapter
 from ..config import SampleConfig, as_dict
-from ..families import Base, belongs, open_base
+from ..families import Base, adapter_compatibility, open_base
 from ..merging.roles import doubts, swapped
 from . import console, filing
 
@@ -123,8 +123,8 @@ def _opened(config: SampleConfig, leave: Leave) -> tuple[SampleConfig, Base, lis
     how = (config.device, config.dtype, config.quantize, config.offload, config.revision)
     base = open_base(config.base, *how)
     for adapter in adapters:
-        belongs.check(base, adapter)
-        if doubt := belongs.unlike(base, adapter):
+        adapter_compatibility.check(base, adapter)
+        if doubt := adapter_compatibility.unlike(base, adapter):
             console.warn(doubt)
     return config.filled(base.defaults), base, adapters
 

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ..keys import WRITTEN
 from ..layouts import TOOLS
+from ..lora_keys import WRITTEN
 from . import console, hints
 
 if TYPE_CHECKING:
@@ -113,7 +113,7 @@ def project(
     from .. import basis as bases
     from .. import files, merging, output_files
     from ..adapter import Header
-    from ..families import belongs
+    from ..families import adapter_compatibility
 
     there = already(output)
     if there and not _may_be_projected(output, base, side, rank):
@@ -121,7 +121,7 @@ def project(
     opened = _opened(base)
     one_thread()
     adapter = read(source, skip_text_encoders, opened.weight)
-    belongs.check(opened, adapter)
+    adapter_compatibility.check(opened, adapter)
     layers = ",".join(adapter.layers)
     weights = {layer: weight for layer, weight in opened.weights(layers) if layer in adapter.layers}
     known = Header(

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 from rich.text import Text
 
-from ..keys import printable
+from ..lora_keys import printable
 from .console import LONGEST, err, warn
 
 

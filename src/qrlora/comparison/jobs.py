@@ -10,7 +10,7 @@ from typing import Any
 
 from .. import __version__
 from ..families import Base
-from ..families.identity import identity as base_identity
+from ..families.base_digest import identity as base_identity
 from ..world.classifiers import CLASSIFIER_FILE
 from . import code_digest
 from .image_pairs import CaptionedImage, Pair

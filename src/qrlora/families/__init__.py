@@ -2,12 +2,12 @@
 FAMILIES, beside those in layouts/."""
 
 from ..devices import choose_device, number_type
-from .base import Base
-from .folder import read_json
-from .messages import SlowDevice
+from .base_model import Base
+from .family import Condition, Family, Framing
+from .family_table import FAMILIES
+from .library_messages import SlowDevice
 from .opening import open_base
-from .record import Condition, Family, Framing
-from .table import FAMILIES
+from .pipeline_folder import read_json
 
 __all__ = [
     "FAMILIES",

@@ -17,8 +17,8 @@ from torch.nn import functional
 
 from ..config import FamilyDefaults
 from ..layouts.flux import FLUX as LAYOUT
-from .record import Condition, Family, Framing, Tokens
-from .stock import draw, text_length
+from .family import Condition, Family, Framing, Tokens
+from .pipeline_steps import draw, text_length
 
 TEXT_LENGTH, SCHNELL_TEXT_LENGTH = 512, 256
 """Tokens of T5: the pipeline's own choice, and what FLUX.1-schnell was made for (its model card)."""

@@ -12,13 +12,13 @@ from torch import Tensor
 
 from ..devices import choose_device, number_type
 from ..safetensors_files import Checkpoint
-from . import hub, quantized, single, variants
-from .base import Base
-from .folder import check_parts, check_weights, files_of_part, needed_parts, read_json, without
-from .locating import own_settings, place_of
-from .messages import configured, one_clear_line, quiet, tell_start
-from .record import Family
-from .table import family_of_folder, family_of_tensors
+from . import component_checks, hub_download, quantization, single_file
+from .base_location import own_settings, place_of
+from .base_model import Base
+from .family import Family
+from .family_table import family_of_folder, family_of_tensors
+from .library_messages import configured, one_clear_line, quiet, tell_start
+from .pipeline_folder import check_parts, check_weights, files_of_part, needed_parts, read_json, without
 from .weight_files import file_variant, variant_of
 
 
@@ -48,7 +48,7 @@ def open_base(
     numbers = number_type(dtype, home)
     name = f"{name}@{revision}" if revision else str(name)
     with one_clear_line(name):
-        quantized.check(quantize, home)
+        quantization.check(quantize, home)
         place = place_of(name, numbers)
         one_file = Checkpoint.of(place) if place.is_file() else None
         family = family_of_tensors(place, one_file.places) if one_file else family_of_folder(place)
@@ -77,19 +77,19 @@ def _opened_folder(
     """
     with configured(place):
         check_parts(place)
-        variant = file_variant(dtype, hub.names_in(place), needed_parts(place, family)) or ""
-        absent, how = without(place, family), quantized.instructions(family.part, quantize, dtype)
+        variant = file_variant(dtype, hub_download.names_in(place), needed_parts(place, family)) or ""
+        absent, how = without(place, family), quantization.instructions(family.part, quantize, dtype)
         types = {"default": dtype, "vae": torch.float32}
         texts = {part: _part(place, part, dtype, variant) for part in family.text_parts if part not in absent}
         told = {**absent, **texts, **how, **_files(variant)}
         pipe = _pipeline(family).from_pretrained(str(place), torch_dtype=types, **told)
         for part in needed_parts(place, family):
             check_weights(place, part, getattr(pipe, part), variant)
-    variants.check(pipe, family)
+    component_checks.check(pipe, family)
     if not quantize:
         return pipe, None
-    quantized.keep_no_copies(getattr(pipe, family.part))
-    return pipe, quantized.original_weights(place / family.part, variant)
+    quantization.keep_no_copies(getattr(pipe, family.part))
+    return pipe, quantization.original_weights(place / family.part, variant)
 
 
 def _opened_file(
@@ -110,10 +110,10 @@ def _opened_file(
     with configured(place):
         told = _from_beside(file, beside, family, dtype)
         if not told:  # named to diffusers, too, which would not know every spelling
-            told = {"config": single.config_repository(file, family.respelt)}
-        vae = {} if "vae" in told else single.own_vae(file, told["config"])
-        config = single.config_file(told["config"], family.part)
-        model, read = single.blank_part(file, read_json(config), dtype, family.respelt)
+            told = {"config": single_file.config_repository(file, family.respelt)}
+        vae = {} if "vae" in told else single_file.own_vae(file, told["config"])
+        config = single_file.config_file(told["config"], family.part)
+        model, read = single_file.blank_part(file, read_json(config), dtype, family.respelt)
         try:
             pipe = _pipeline(family).from_single_file(
                 str(place), torch_dtype=dtype, **told, **vae, **{family.part: model}
@@ -122,10 +122,10 @@ def _opened_file(
             lacking = str(error).strip().splitlines()[0]
             way_out = f"put a whole diffusers pipeline of its kind beside it, as the folder {beside}"
             raise ValueError(f"{place} is not a whole base model ({lacking}): {way_out}") from error
-    variants.complete(pipe, family)
-    pipe.register_modules(scheduler=variants.own_scheduler(file, family, pipe.scheduler))
-    variants.check(pipe, family)
-    quantized.fill(model, lambda name: read(name).to(device, dtype), quantize, device)
+    component_checks.complete(pipe, family)
+    pipe.register_modules(scheduler=component_checks.own_scheduler(file, family, pipe.scheduler))
+    component_checks.check(pipe, family)
+    quantization.fill(model, lambda name: read(name).to(device, dtype), quantize, device)
     return pipe, (lambda layer: read(f"{layer}.weight")) if quantize else None
 
 
@@ -139,10 +139,10 @@ def _from_beside(file: Checkpoint, beside: Path, family: Family, dtype: torch.dt
         raise ValueError(f"{file.path} is a {family.name} base, the folder beside it, {beside}, is of another family")
     check_parts(beside)
     told: dict[str, Any] = {"config": str(beside), **without(beside, family)}
-    for part, beginning in {**family.text_parts, "vae": single.VAE_BEGINNINGS}.items():
+    for part, beginning in {**family.text_parts, "vae": single_file.VAE_BEGINNINGS}.items():
         in_file = any(name.startswith(beginning) for name in file.places)
         if part not in told and not in_file and any((beside / part).glob("*.safetensors")):
-            variant = file_variant(dtype, hub.names_in(beside), [part]) or ""
+            variant = file_variant(dtype, hub_download.names_in(beside), [part]) or ""
             told[part] = _part(beside, part, torch.float32 if part == "vae" else dtype, variant)
             check_weights(beside, part, told[part], variant)
     return told

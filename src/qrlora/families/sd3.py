@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from ..config import FamilyDefaults
 from ..layouts.sd3 import SD3 as LAYOUT
-from .record import Condition, Family, Framing, Tokens
-from .stock import EMBEDDED, draw, negative, text_length
+from .family import Condition, Family, Framing, Tokens
+from .pipeline_steps import EMBEDDED, draw, negative, text_length
 
 T5_LENGTH = 256
 """Tokens of T5, or zeros in their place, beside CLIP's 77: the pipeline's own choice."""

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from ..config import FamilyDefaults
 from ..layouts.sdxl import SDXL as LAYOUT
-from .record import Condition, Family, Framing, Tokens
-from .stock import EMBEDDED, draw, negative
+from .family import Condition, Family, Framing, Tokens
+from .pipeline_steps import EMBEDDED, draw, negative
 
 PREDICTIONS = {
     **dict.fromkeys(("v", "v_prediction", "v-prediction", "v_pred"), "v_prediction"),

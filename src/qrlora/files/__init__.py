@@ -8,7 +8,7 @@ them (a missing alpha means scale 1 everywhere; present ones break some readers)
 no other tool mistakes it for a LoRA).
 """
 
-from .convention import CONTENTS, layout_of
+from .metadata import CONTENTS, layout_of
 from .reading import count_text_encoder_keys, load, read_header
 from .writing import save, size_in_bytes
 

@@ -15,12 +15,12 @@ from torch import Tensor
 
 from ..adapter import Adapter, Header, Pair
 from ..basis import cache_folder, load_basis
-from ..keys import is_text_encoder, natural, printable
+from ..lora_keys import is_text_encoder, natural, printable
 from ..safetensors_files import read, read_metadata
-from .convention import CONTENT, FUSED, HEADER
-from .fusing import split, turned
-from .names import Names, factors_of, refuse, understand
-from .peft import as_object, number, read_config, refusal, without_start
+from .fused_layers import split, turned
+from .layer_names import Names, factors_of, refuse, understand
+from .metadata import CONTENT, FUSED, HEADER
+from .peft_config import as_object, number, read_config, refusal, without_start
 
 FOLDERS = ("adapter_model.safetensors", "pytorch_lora_weights.safetensors")
 """What PEFT's and diffusers' own savers call the file in the folder that they write."""

@@ -14,12 +14,12 @@ from torch import Tensor
 from .. import safetensors_files
 from ..adapter import Adapter, Header, Pair
 from ..basis import Basis, save_basis
-from ..keys import WRITTEN
 from ..layouts import Layout
 from ..linalg import is_finite
+from ..lora_keys import WRITTEN
 from ..methods import METHODS
-from .convention import CONTENTS, layout_of, metadata
-from .fusing import fuse, turned
+from .fused_layers import fuse, turned
+from .metadata import CONTENTS, layout_of, metadata
 
 DIGEST_LENGTH = 64
 """Characters of a basis' digest."""

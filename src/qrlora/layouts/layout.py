@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import NamedTuple
 
-from .templates import Templates, filled
+from .name_templates import Templates, filled
 
 SWAPPED = "~"
 """Before a layer in a table: where it has two outputs for each input, its halves lie the other way round there."""

@@ -1,7 +1,7 @@
 """SDXL: a UNet of three levels, the lower two with transformers."""
 
 from .layout import Layout, Reader, Variant
-from .unet import unet_names
+from .unet_names import unet_names
 
 SELF = ("attn1.to_q", "attn1.to_k", "attn1.to_v", "attn1.to_out.0")
 CROSS = ("attn2.to_q", "attn2.to_k", "attn2.to_v", "attn2.to_out.0")

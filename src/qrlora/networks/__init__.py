@@ -4,6 +4,6 @@ There is a module here for every module that the trainer has: `import qrlora.net
 `networks.lora_flux` and hands on what it holds, but for the functions that make networks.
 """
 
-from .trainer_modules import TrainerModules
+from .import_hook import TrainerModules
 
 __all__ = ["TrainerModules"]

@@ -18,8 +18,8 @@ from torch import nn
 from ..adapter import Header
 from ..config import TrainConfig
 from ..devices import DTYPES, choose_device
-from ..families import quantized
-from ..families.blank import blank_base
+from ..families import quantization
+from ..families.base_without_weights import blank_base
 from ..files import size_in_bytes
 from ..injection import detach
 from ..methods import METHODS
@@ -54,7 +54,7 @@ def rehearse(
 ) -> Report:
     """What training and sampling with a base take.
 
-    Args:    name: as `families.blank.blank_base`.  against: another method to compare with, or "".
+    Args:    name: as `families.base_without_weights.blank_base`.  against: another method to compare with, or "".
              how: as How; auto: the whole model if it fits, else blocks.  steps: timed runs, after one that warms up.
              settings: rank, targets, resolution, quantize and others of TrainConfig; None for the base's own.
     Raises:  OSError: no such base.  ValueError: an unknown method, dtype, device or target; a rank or resolution that
@@ -101,7 +101,7 @@ def rehearse(
 def _why_not(report: Report, methods: list[str], device: torch.device) -> str:
     """What keeps the whole model from being run on a device, or ""."""
     try:
-        quantized.check(report.quantize, device)
+        quantization.check(report.quantize, device)
     except ValueError as error:
         return str(error)
     need = max(report.training(*report.chosen, method) for method in methods)

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_iter, tree_map
 
-from ..families.blank import materialise
+from ..families.base_without_weights import materialise
 from ..injection import detach
 from ..linalg import leading_subspace
 from ..methods import METHODS

@@ -10,8 +10,8 @@ from torch import Tensor
 
 from ..config import TrainConfig
 from ..families import Base
-from ..families.blank import blank_example
-from ..families.record import Tokens
+from ..families.base_without_weights import blank_example
+from ..families.family import Tokens
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..families.base import AT_ONCE
+from ..families.base_model import AT_ONCE
 from ..methods import METHODS
 from .live import Live, flash
 from .report import MARGIN

@@ -18,7 +18,7 @@ from .. import merging
 from ..adapter import Adapter, Header
 from ..basis import Basis, compute_basis
 from ..devices import give_back
-from ..families.blank import materialise, materialise_quantised
+from ..families.base_without_weights import materialise, materialise_quantised
 from ..injection import applied, detach, extract, initialise
 from ..methods import METHODS
 from ..training.distributed import Processes

@@ -7,7 +7,7 @@ from ..basis import Basis, Weights
 from ..comparison.figure_data import ReproducedResult
 from ..comparison.summary_tables import Row
 from ..families import Base
-from ..families.blank import blank_base
+from ..families.base_without_weights import blank_base
 from ..injection import initialise
 from ..layouts import LAYOUTS
 from ..linalg import leading_subspace

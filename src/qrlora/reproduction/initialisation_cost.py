@@ -9,8 +9,8 @@ from torch import Tensor
 from ..comparison.figure_data import ReproducedResult
 from ..comparison.summary_tables import Row
 from ..devices import choose_device
-from ..families.blank import blank_base
-from ..families.public import PUBLIC
+from ..families.base_without_weights import blank_base
+from ..families.public_configs import PUBLIC
 from ..linalg import leading_subspace
 from ..methods import METHODS
 from ..rehearsal.blocks import seconds

@@ -9,7 +9,7 @@ import functools
 import importlib
 from typing import Any
 
-from .freezing import AdaptedLayer, freeze_layers
+from .freeze_lora import AdaptedLayer, freeze_layers
 from .kohya import check, pairs_of
 from .peft import weight_of
 

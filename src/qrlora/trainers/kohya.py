@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .freezing import AdaptedLayer, freeze_layers
+from .freeze_lora import AdaptedLayer, freeze_layers
 
 MAKERS = (
     "create_network",

@@ -18,8 +18,8 @@ from peft.tuners.lora import LoraLayer, LoraModel
 from peft.utils.integrations import dequantize_module_weight
 from torch import Tensor, nn
 
-from ..files.peft import BESIDE
-from .freezing import AdaptedLayer, freeze_layers
+from ..files.peft_config import BESIDE
+from .freeze_lora import AdaptedLayer, freeze_layers
 
 
 def freeze(model: nn.Module, adapter: str = "default") -> None:

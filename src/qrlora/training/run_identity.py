@@ -13,7 +13,7 @@ import torch
 from .. import __version__
 from ..config import TrainConfig, as_dict
 from ..families import Base
-from ..families.identity import identity as base_identity
+from ..families.base_digest import identity as base_identity
 from ..injection import strengths
 from ..training_example import Picture
 

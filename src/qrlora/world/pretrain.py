@@ -31,13 +31,7 @@ from .pretraining_run import (
     trained_base_folder,
     training_step,
 )
-from .pretraining_set import (
-    TrainingSet,
-    build_training_set,
-    load_training_set,
-    save_training_set,
-    training_set_digest,
-)
+from .pretraining_set import TrainingSet, build_training_set, load_training_set, save_training_set, training_set_digest
 
 PREFETCHED_BATCHES = 4
 """Batches that each worker prepares ahead while the device computes."""

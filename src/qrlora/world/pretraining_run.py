@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from ..built_in_bases import built_in_bases
 from ..families import FAMILIES
-from ..families.record import Condition
+from ..families.family import Condition
 from ..noising import noising_of
 from ..training import denoising_loss
 from .base_architectures import ARCHITECTURES, Tokens

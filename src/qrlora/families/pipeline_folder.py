@@ -11,8 +11,8 @@ from torch import nn
 
 from ..safetensors_files import FLOATS, places, read_metadata
 from ..trigger_words import read_text
-from . import hub
-from .record import Family
+from . import hub_download
+from .family import Family
 from .weight_files import file_variant, weight_files
 
 
@@ -97,5 +97,5 @@ def files_of_part(place: Path, family: Family, dtype: torch.dtype) -> list[Path]
     """The files that hold the trainable part."""
     if place.is_file():
         return [place]
-    variant = file_variant(dtype, hub.names_in(place), needed_parts(place, family))
+    variant = file_variant(dtype, hub_download.names_in(place), needed_parts(place, family))
     return weight_files(place / family.part, variant or "")

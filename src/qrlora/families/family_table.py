@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Collection
 from pathlib import Path
 
+from .family import Family
 from .flux import FLUX
-from .folder import read_json
-from .record import Family
+from .pipeline_folder import read_json
 from .sd3 import SD3
 from .sdxl import SDXL
 

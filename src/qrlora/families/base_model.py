@@ -18,8 +18,8 @@ from ..adapter import linear_layers
 from ..basis import Weights
 from ..config import FamilyDefaults
 from ..noising import Noising, noising_of
-from .record import Condition, Family, Framing
-from .stock import decode_image, encode_image
+from .family import Condition, Family, Framing
+from .pipeline_steps import decode_image, encode_image
 
 T = TypeVar("T")
 AT_ONCE = 8

@@ -9,9 +9,9 @@ import torch
 
 from ..built_in_bases import built_in_bases, installation_hint
 from ..config import FamilyDefaults
-from . import hub, public
-from .folder import needed_parts, read_json
-from .table import family_of_folder
+from . import hub_download, public_configs
+from .family_table import family_of_folder
+from .pipeline_folder import needed_parts, read_json
 from .weight_files import file_variant
 
 
@@ -28,11 +28,11 @@ def place_of(name: str, dtype: torch.dtype = torch.float32) -> Path:
     here, _, revision = name.rpartition("@")
     if here in built_in or (here and Path(here).expanduser().exists()):
         raise ValueError(f"{here} is on this machine and has no revision {revision!r}: that is of a hub's OWNER/NAME")
-    if found := hub.split(name):
+    if found := hub_download.split(name):
         return _fetched(*found, dtype)
     if hint := installation_hint(name):
         raise FileNotFoundError(hint)
-    close = difflib.get_close_matches(name, built_in, n=1, cutoff=0.5) + public.near_hubs(name)
+    close = difflib.get_close_matches(name, built_in, n=1, cutoff=0.5) + public_configs.near_hubs(name)
     hint = f"did you mean {' or '.join(map(repr, close))}?" if close else f"built in: {', '.join(built_in) or 'none'}"
     raise FileNotFoundError(f"neither a built-in name, a file or folder, nor a hub's OWNER/NAME; {hint}")
 
@@ -40,12 +40,12 @@ def place_of(name: str, dtype: torch.dtype = torch.float32) -> Path:
 def _fetched(repository: str, revision: str | None, dtype: torch.dtype) -> Path:
     """The folder of a hub repository in the hub's cache. Its index alone is fetched first, to learn the family. Weights
     that are there already are not fetched again in another variant, unless those would be coarser than `dtype`."""
-    folder = hub.index_of(repository, revision).parent
+    folder = hub_download.index_of(repository, revision).parent
     needed = needed_parts(folder, family_of_folder(folder))
-    variant = file_variant(dtype, hub.names_in(folder), needed)
+    variant = file_variant(dtype, hub_download.names_in(folder), needed)
     if variant is None or (variant and dtype == torch.float32):
-        variant = file_variant(dtype, hub.files_of(repository, revision, folder), needed)
-    return hub.fetch(repository, revision, variant or "")
+        variant = file_variant(dtype, hub_download.files_of(repository, revision, folder), needed)
+    return hub_download.fetch(repository, revision, variant or "")
 
 
 def own_settings(place: Path, defaults: FamilyDefaults) -> tuple[FamilyDefaults, bool]:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from ..noising import process_of
 from ..safetensors_files import raw_bytes
-from .base import Base
+from .base_model import Base
 
 ROW, ROWS = 1 << 16, 16
 """32-bit words of a tensor that are summed into one number, and sums that are asked for at once."""

@@ -12,13 +12,13 @@ from typing import NamedTuple
 from torch import Tensor
 
 from ..adapter import Header
-from ..files.convention import HEADER
-from ..files.names import Key, Names, factors_of, understand
-from ..files.peft import read_config, refusal
+from ..files.layer_names import Key, Names, factors_of, understand
+from ..files.metadata import HEADER
+from ..files.peft_config import read_config, refusal
 from ..files.reading import alpha_in, grouped
-from ..keys import printable
 from ..layouts import Layout
 from ..linalg import is_finite
+from ..lora_keys import printable
 
 
 class Verdict(NamedTuple):

@@ -7,7 +7,7 @@ from torch import nn
 from ..adapter import Adapter
 from ..basis import fingerprint, same_base
 from ..built_in_bases import built_in_bases
-from .base import Base
+from .base_model import Base
 
 
 def check(base: Base, adapter: Adapter) -> None:

@@ -13,7 +13,7 @@ import pico
 from qrlora import safetensors_files
 from qrlora.basis import cached_basis, fingerprint
 from qrlora.config import SampleConfig, TrainConfig
-from qrlora.families import FAMILIES, Framing, open_base, quantized
+from qrlora.families import FAMILIES, Framing, open_base, quantization
 from qrlora.files import load
 from qrlora.injection import applied, detach, initialise
 from qrlora.methods import METHODS
@@ -92,7 +92,7 @@ def test_no_two_original_weights_are_in_memory_at_once(tmp_path, monkeypatch):
         alive.append(weakref.ref(tensor))
         return tensor
 
-    monkeypatch.setattr(quantized, "read_rows", read_rows)
+    monkeypatch.setattr(quantization, "read_rows", read_rows)
     train(settings(tmp_path, steps=1), base=base)
     layers = len(base.target_layers("self"))
     assert len(alive) >= layers + 16  # for the basis's name, and the basis if it is new; some for the fingerprint
@@ -188,19 +188,19 @@ def test_what_cannot_be_quantised_is_refused_with_the_way_out(monkeypatch):
 
     refused("needs a GPU with CUDA, the device is cpu: use quantize=int8 or float8", quantize="nf4")
     refused("quantize must be one of nf4, int8, float8 or empty, got 'int4'", quantize="int4")
-    monkeypatch.setitem(quantized.LIBRARIES, "int8", "no_such_library")
+    monkeypatch.setitem(quantization.LIBRARIES, "int8", "no_such_library")
     refused(r"quantize=int8 needs no_such_library: pip install 'qrlora\[quantize\]'")
 
 
 def test_a_checkpoint_that_lacks_a_layer_is_named(tmp_path):
     folder = tmp_path / "unet"
     with pytest.raises(FileNotFoundError, match="has no weights as safetensors: the original ones are needed"):
-        quantized.original_weights(folder)
+        quantization.original_weights(folder)
     folder.mkdir()
     file = folder / "diffusion_pytorch_model-00001-of-00001.safetensors"
     safetensors_files.write(file, {"b.weight": torch.zeros(1)}, {})
     with pytest.raises(ValueError, match="00001.safetensors has no tensor 'a.weight'"):
-        quantized.original_weights(folder)("a")
+        quantization.original_weights(folder)("a")
 
 
 def kept(work, known):
@@ -244,7 +244,7 @@ def test_a_quantised_layer_answers_and_hands_back_as_if_its_weight_were_unpacked
     values = {name: value.bfloat16() for name, value in model.state_dict().items()}
     with torch.device("meta"):
         blank = type(model).from_config(model.config).bfloat16()
-    quantized.fill(blank, values.__getitem__, quantize, torch.device("cpu"))
+    quantization.fill(blank, values.__getitem__, quantize, torch.device("cpu"))
     layers = {n: x for n, x in blank.named_modules() if isinstance(x, torch.nn.Linear)}
     for name, layer in layers.items():
         x = torch.randn(3, layer.in_features, dtype=torch.bfloat16, requires_grad=True)

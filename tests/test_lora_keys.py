@@ -2,8 +2,8 @@
 
 import pytest
 
-from qrlora.keys import factor_of, natural
 from qrlora.layouts import LAYOUTS
+from qrlora.lora_keys import factor_of, natural
 
 SDXL, SD3, FLUX = (LAYOUTS[name] for name in ("sdxl", "sd3", "flux"))
 LAYER = "down_blocks.1.attentions.0.transformer_blocks.10.attn1.to_q"

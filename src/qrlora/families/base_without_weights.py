@@ -12,15 +12,15 @@ import torch
 from torch import Tensor, nn
 
 from ..built_in_bases import built_in_bases, installation_hint
-from . import quantized
-from .base import Base
-from .folder import read_json
-from .locating import own_settings, place_of
-from .messages import configured, quiet
-from .public import PUBLIC, Public, near
-from .record import Condition, Tokens
-from .table import FAMILIES, family_of_folder
-from .variants import check_channels, check_config, check_length
+from . import quantization
+from .base_location import own_settings, place_of
+from .base_model import Base
+from .component_checks import check_channels, check_config, check_length
+from .family import Condition, Tokens
+from .family_table import FAMILIES, family_of_folder
+from .library_messages import configured, quiet
+from .pipeline_folder import read_json
+from .public_configs import PUBLIC, Public, near
 
 
 def blank_base(name: str) -> tuple[Base, dict[str, nn.Module], Tokens]:
@@ -98,7 +98,7 @@ def materialise_quantised(base: Base, quantize: str, device: torch.device) -> No
         return _draw(name, torch.empty(shape, dtype=dtype, device=device))
 
     with quiet():
-        quantized.fill(base.model, draw, quantize, device)
+        quantization.fill(base.model, draw, quantize, device)
     base.original = lambda layer: draw(f"{layer}.weight")
 
 

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from .. import extras
 from ..adapter import Pair
-from ..keys import PEFT_PREFIX
+from ..lora_keys import PEFT_PREFIX
 
 BESIDE = ("true", "false", "none", "gaussian", "eva", "orthogonal", "mica", "default", "kaiming")
 """Starts that leave the base's weight as it is (peft 0.21: tuners/lora/layer.py; the last two are kohya's words)."""

@@ -10,11 +10,11 @@ from safetensors.torch import load_file, save_file
 
 import pico
 from qrlora.families import FAMILIES, open_base
-from qrlora.families.blank import blank_base
+from qrlora.families.base_without_weights import blank_base
 from qrlora.noising import noising_of
 from qrlora.sampling import generate
 from test_families import assert_same_base, refused
-from test_single import changed, narrow_flux, one_file  # noqa: F401
+from test_single_file import changed, narrow_flux, one_file  # noqa: F401
 
 
 def with_metadata(path, **metadata):

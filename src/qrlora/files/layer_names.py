@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from ..adapter import Header
-from ..keys import PEFT_PREFIX, Factor, UnreadableKey, factor_of, is_text_encoder, natural, printable
 from ..layouts import LAYOUTS, Layout, excluded, layouts_of, told
+from ..lora_keys import PEFT_PREFIX, Factor, UnreadableKey, factor_of, is_text_encoder, natural, printable
 
 PARTS = ("unet", "transformer")
 VERBATIM = "{unknown}"

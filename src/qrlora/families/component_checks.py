@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from ..safetensors_files import Checkpoint
-from .record import Family, Tokens
+from .family import Family, Tokens
 
 
 def check(pipe: Any, family: Family) -> None:

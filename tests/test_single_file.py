@@ -13,12 +13,12 @@ import checkpoint
 import pico
 from qrlora import safetensors_files
 from qrlora.basis import cached_basis, fingerprint
-from qrlora.families import FAMILIES, open_base, single
-from qrlora.families.blank import blank_base
-from qrlora.families.public import PUBLIC
+from qrlora.families import FAMILIES, open_base, single_file
+from qrlora.families.base_without_weights import blank_base
+from qrlora.families.public_configs import PUBLIC
 from qrlora.files import load
 from qrlora.training import train
-from test_families import assert_same_base, refused, single_file
+from test_families import assert_same_base, refused, write_single_file
 from test_training import settings
 
 
@@ -39,7 +39,7 @@ def one_file(tmp_path):
         (tmp_path / "model" / FAMILIES[family].part).mkdir()
         config = f"{FAMILIES[family].part}/config.json"
         shutil.copy(pico.folder(family) / config, tmp_path / "model" / config)
-        return single_file(family, tmp_path)
+        return write_single_file(family, tmp_path)
 
     return made
 
@@ -111,7 +111,7 @@ def test_no_two_weights_of_a_file_are_in_memory_at_once(one_file, tmp_path, monk
         alive.append(weakref.ref(tensor))
         return tensor
 
-    monkeypatch.setattr(single, "read_rows", read_rows)
+    monkeypatch.setattr(single_file, "read_rows", read_rows)
     base = open_base(one_file(family), "cpu", "bfloat16", "int8")
     opened = len(alive)
     assert opened == len(base.model.state_dict())
@@ -131,8 +131,8 @@ def test_every_weight_of_a_public_base_has_its_rows(name, monkeypatch):
     tensors = checkpoint.unet(state, base.model.config) if family == "sdxl" else checkpoint.transformer(state, family)
     held = {key: safetensors_files.TensorLocation("BF16", tuple(x.shape), 0) for key, x in tensors.items()}
     conversion = SINGLE_FILE_LOADABLE_CLASSES[type(base.model).__name__]["checkpoint_mapping_fn"]
-    sources = single._sources(held, base.model.config, conversion)
-    single._check(held, sources, {key: tuple(x.shape) for key, x in state.items()})
+    sources = single_file._sources(held, base.model.config, conversion)
+    single_file._check(held, sources, {key: tuple(x.shape) for key, x in state.items()})
     if family == "flux":
         assert sources["single_transformer_blocks.3.attn.to_v.weight"] == [
             ("single_blocks.3.linear1.weight", 6144, 9216)
@@ -165,16 +165,18 @@ def test_a_conversion_that_computes_is_refused_since_its_rows_cannot_be_told(com
             else {"x.weight": computed(checkpoint["a.weight"], checkpoint["b.weight"])}
         )
 
-    assert single._sources(held, {"moves": True}, convert) == {"x.weight": [("b.weight", 0, 6), ("a.weight", 0, 6)]}
+    assert single_file._sources(held, {"moves": True}, convert) == {
+        "x.weight": [("b.weight", 0, 6), ("a.weight", 0, 6)]
+    }
     with pytest.raises(ValueError, match="computes x.weight instead of moving rows"):
-        single._sources(held, {}, convert)
+        single_file._sources(held, {}, convert)
 
 
 def test_diffusers_still_keeps_its_conversions_where_we_look_them_up():
     """What an upgrade of diffusers may rename: if this fails, `single.conversion_of` is the one place to mend."""
     for kind in ("UNet2DConditionModel", "SD3Transformer2DModel", "FluxTransformer2DModel"):
-        assert callable(single.conversion_of(kind)), kind
-    assert single.conversion_of("NoSuchModel") is None
+        assert callable(single_file.conversion_of(kind)), kind
+    assert single_file.conversion_of("NoSuchModel") is None
 
 
 def test_numbers_of_eight_bits_are_read_and_their_directions_are_those_of_the_values(one_file):
@@ -245,5 +247,5 @@ def test_a_lonely_file_finds_its_configuration_in_the_hub_s_cache(tmp_path, monk
     (hub / "refs").mkdir()
     (hub / "refs" / "main").write_text("a")
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
-    base = open_base(single_file("sdxl", tmp_path), "cpu", quantize="int8")
+    base = open_base(write_single_file("sdxl", tmp_path), "cpu", quantize="int8")
     assert_same_originals(base, open_base(pico.folder(), "cpu"), "attention")

@@ -10,8 +10,8 @@ import collections
 from collections.abc import Callable
 from typing import NamedTuple
 
-from ..keys import is_text_encoder
-from .seen import File
+from ..lora_keys import is_text_encoder
+from .adapter_file import File
 
 LORA_UNET = "lora_unet_"
 SGM = ("input_blocks", "middle_block", "output_blocks")

@@ -4,10 +4,10 @@ from os import PathLike
 
 from .. import safetensors_files
 from ..files.reading import file_in
-from ..keys import is_text_encoder
 from ..layouts import TOOLS, Reader
-from .quirks import EVERY_FILE, QUIRKS, STRENGTHS, TEXT_ENCODERS
-from .seen import File, Verdict
+from ..lora_keys import is_text_encoder
+from .adapter_file import File, Verdict
+from .loader_rules import EVERY_FILE, QUIRKS, STRENGTHS, TEXT_ENCODERS
 
 UNKNOWN = "of a model whose names qrlora does not know"
 
