@@ -98,7 +98,8 @@ def main(extra: str) -> None:
         return
     cli()
     if extra == "cli":
-        missing("diffusers", "train", "image=a.png", "output=a.safetensors")
+        Path("a.png").touch()  # a file that is not there is what would be said first
+        missing("diffusers", "train", "image=a.png", "output=new.safetensors")
         missing("diffusers", "generate", "a <c>", "a.safetensors")
         return
     diffusers()
