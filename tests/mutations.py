@@ -33,9 +33,9 @@ from qrlora.adapter import Adapter, Header, Pair
 from qrlora.cli.inspecting import facts, parents
 from qrlora.comparison.image_pairs import file_pairs
 from qrlora.config import read_recipe
+from qrlora.image_loading import load_image
 from qrlora.merging import merge
 from qrlora.safetensors_files import read, write
-from qrlora.training_example import load_picture
 
 SECONDS = 60
 """After so long an input hangs: a file of these sizes takes well under one."""
@@ -244,7 +244,7 @@ def picture(place: Path, chance: random.Random) -> Callable[[], Any]:
     buffer = io.BytesIO()
     image.save(buffer, {"jpg": "jpeg"}.get(kind, kind), **told)
     (place / f"x.{kind}").write_bytes(bytes_changed(buffer.getvalue(), chance))
-    return lambda: load_picture(place / f"x.{kind}", 32)
+    return lambda: load_image(place / f"x.{kind}", 32)
 
 
 @contextlib.contextmanager

@@ -10,7 +10,7 @@ from torch import nn
 
 def initialise(model, starts):
     """A method's start on PEFT's layers; {"LAYER.A" or "LAYER.B": parameter} of what learns, sorted."""
-    rank, learns = max(len(start.A) for start in starts.values()), {}
+    rank, trainable = max(len(start.A) for start in starts.values()), {}
     config = LoraConfig(r=rank, lora_alpha=rank, target_modules=list(starts), bias="none")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -24,12 +24,12 @@ def initialise(model, starts):
         if start.subtract_start:
             _fill(layer, "beneath", start.A, -start.B)
             layer.set_adapter(["run", "beneath"], inference_mode=True)
-        for factor in start.learns:
+        for factor in start.trainable:
             weight = getattr(layer, f"lora_{factor}")["run"].weight.requires_grad_(True)
             if start.mask is not None:
                 weight.register_hook(lambda gradient, mask=start.mask: gradient * mask)
-            learns[f"{name}.{factor}"] = weight
-    return {key: learns[key] for key in sorted(learns)}
+            trainable[f"{name}.{factor}"] = weight
+    return {key: trainable[key] for key in sorted(trainable)}
 
 
 def apply(model, adapters, dtype=torch.float32):

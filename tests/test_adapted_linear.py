@@ -84,8 +84,8 @@ def test_in_bfloat16_twenty_updates_are_as_near_to_float32_as_plain_peft_layers_
 
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize("rows", [5, 50])  # fewer than the inputs, and more: beside the weight, and formed with it
-@pytest.mark.parametrize("learns", ["B", "A", "AB"])
-def test_gradients_are_those_of_the_formula(learns, rows, bias):
+@pytest.mark.parametrize("trainable", ["B", "A", "AB"])
+def test_gradients_are_those_of_the_formula(trainable, rows, bias):
     """x, A and B against float64 differences."""
     from torch.autograd import gradcheck
 
@@ -95,7 +95,7 @@ def test_gradients_are_those_of_the_formula(learns, rows, bias):
     shapes = {"x": (2, rows, WIDTH), "W": (9, WIDTH), "b": (9,), "A": (3, WIDTH), "B": (9, 3)}
     tensors = {n: torch.randn(s, generator=generator, dtype=torch.float64) for n, s in shapes.items()}
     x, W, b, A, B = tensors.values()
-    for name in ["x", *learns]:
+    for name in ["x", *trainable]:
         tensors[name].requires_grad_(True)
     assert gradcheck(LinearWithUpdate.apply, (x, W, b if bias else None, A, B))
     y = torch.nn.functional.linear(x, W + B @ A, b if bias else None)
@@ -204,7 +204,7 @@ def test_each_picture_of_a_batch_may_have_its_own_strengths(shared, copies):
         for copy in range(copies):
             torch.testing.assert_close(together[k + 3 * copy], model(x[k : k + 1])[0], rtol=1e-5, atol=1e-5)
     set_strengths(model, {"one": torch.ones(2)})
-    with pytest.raises(ValueError, match="strengths for 2 pictures cannot act on a batch of 3 rows"):
+    with pytest.raises(ValueError, match="strengths for 2 images cannot act on a batch of 3 rows"):
         model(x)
 
 
@@ -254,7 +254,7 @@ def test_what_rounding_would_take_is_told_from_norms_before_anything_is_formed(d
     monkeypatch.setattr(torch, "addmm", None)
     for lost, W, A, B in measured:
         if not 0.0093 < lost < 0.0107:  # too close to call
-            assert weight_folding.keeps(W, A, B) == (lost < 0.01)
+            assert weight_folding.rounding_is_negligible(W, A, B) == (lost < 0.01)
 
 
 def test_an_update_stays_beside_its_weight_where_memory_runs_out(monkeypatch):
@@ -298,9 +298,9 @@ def test_ctrl_c_or_an_error_restores_everything(monkeypatch, error, moment):
             raise error
         return put(self, *arguments)
 
-    put = AdaptedLinear.put
+    put = AdaptedLinear.add_update
     if moment == "attaching":
-        monkeypatch.setattr(AdaptedLinear, "put", interrupted)
+        monkeypatch.setattr(AdaptedLinear, "add_update", interrupted)
     with pytest.raises(error), applied(model, [(adapter(1), 1.0), (adapter(2), 1.0)]):
         raise error
     assert adapter_names(model) == [] and list(model) == layers

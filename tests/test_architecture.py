@@ -13,7 +13,7 @@ from qrlora.layouts import LAYOUTS, VARIANTS
 
 SRC = Path(__file__).parents[1] / "src" / "qrlora"
 LAYERS = (
-    ("extras", "devices", "layouts", "temporary_files", "trigger_words"),
+    ("extras", "devices", "image_loading", "layouts", "temporary_files", "text_files", "trigger_words"),
     ("built_in_bases",),
     ("lanczos", "output_files"),
     ("linalg", "noising", "config", "safetensors_files", "lora_keys", "parallel_map"),
@@ -42,7 +42,7 @@ OWNERS = {  # the synthetic benchmark makes base models and pictures, so it may 
     "prodigyopt": {"training"},
     "huggingface_hub": {"families"},
     "PIL": {
-        "training_example",
+        "image_loading",
         "sampling",
         "plots",
         "world",

@@ -20,7 +20,9 @@ def test_the_papers_settings_are_the_defaults():
 
 
 def test_what_a_person_chose_outlasts_the_bases_defaults():
-    defaults = FamilyDefaults().revised({"train": {"rank": 8, "steps": 200}, "sample": {"steps": 20, "guidance": 3}})
+    defaults = FamilyDefaults().with_base_defaults(
+        {"train": {"rank": 8, "steps": 200}, "sample": {"steps": 20, "guidance": 3}}
+    )
     config = TrainConfig(image="dog.png", rank=4).filled(defaults)
     assert (config.rank, config.steps, config.learning_rate) == (4, 200, 1e-4)
     assert SampleConfig(steps=7).filled(defaults) == SampleConfig(steps=7, guidance=3, size=1024)
@@ -28,7 +30,7 @@ def test_what_a_person_chose_outlasts_the_bases_defaults():
 
 def test_a_base_may_prefer_other_settings_for_a_role_or_a_method():
     own = {"lora": {"learning_rate": 2e-3}, "style": {"steps": 300}, "style/lora": {"steps": 100}}
-    defaults = FamilyDefaults().revised({"train": {"rank": 8, **own}})
+    defaults = FamilyDefaults().with_base_defaults({"train": {"rank": 8, **own}})
     for role, method, wanted in [
         ("content", "qr", (8, 1e-4, 500)),
         ("content", "lora", (8, 2e-3, 500)),
@@ -41,9 +43,9 @@ def test_a_base_may_prefer_other_settings_for_a_role_or_a_method():
 
 def test_a_base_with_a_misspelt_default_is_refused():
     with pytest.raises(ValueError, match="no setting 'rnk'; did you mean 'rank'"):
-        FamilyDefaults().revised({"train": {"rnk": 8}})
+        FamilyDefaults().with_base_defaults({"train": {"rnk": 8}})
     with pytest.raises(ValueError, match="steps must be a whole number, got 'many'"):
-        FamilyDefaults().revised({"train": {"style": {"steps": "many"}}})
+        FamilyDefaults().with_base_defaults({"train": {"style": {"steps": "many"}}})
 
 
 def test_a_recipe_and_overrides_make_a_config(tmp_path):
@@ -74,7 +76,7 @@ def test_text_needs_no_quotes_in_an_override_and_may_have_them():
         ("learning_rate=-1", "learning_rate must be a positive number such as 1e-4, got -1"),
         ("learning_rate=nan", "learning_rate must be a number, got nan"),
         ("learning_rate=inf", "learning_rate must be a positive number such as 1e-4, got inf"),
-        ("decay=1.5", "decay is a part of the updates, 0..1, got 1.5"),
+        ("lr_decay=1.5", "lr_decay must be a fraction of the updates, 0..1, got 1.5"),
         ("role=colour", "role must be one of content, style, got 'colour'"),
         ("dtype=int8", "dtype must be one of auto, float32, bfloat16, float16, got 'int8'"),
         ("tensorboard=yes", "tensorboard must be true or false, got 'yes'"),
@@ -102,9 +104,9 @@ def test_a_prompt_must_hold_its_trigger_word():
         TrainConfig(image="x.png", prompt="a dog").checked()
     with pytest.raises(ValueError, match="lacks its trigger word 'sks'"):
         TrainConfig(image="x.png", prompt="he asks", trigger="sks").checked()
-    with pytest.raises(ValueError, match="say what the style picture shows: prompt='a cat in <s> style'"):
+    with pytest.raises(ValueError, match="a style needs a caption of its image: prompt='a cat in <s> style'"):
         TrainConfig(image="x.png", role="style").checked()
-    with pytest.raises(ValueError, match="no picture to learn from"):
+    with pytest.raises(ValueError, match="no training image"):
         TrainConfig().checked()
 
 

@@ -86,7 +86,7 @@ def test_a_warning_is_one_line_of_a_command(capsys, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("system", "release", "spills"),
+    ("system", "release", "pages_to_host_memory"),
     [
         ("win32", "11", True),
         ("linux", "5.15.153.1-microsoft-standard-WSL2", True),
@@ -95,7 +95,7 @@ def test_a_warning_is_one_line_of_a_command(capsys, tmp_path, monkeypatch):
         ("darwin", "24.1.0", False),
     ],
 )
-def test_only_windows_and_wsl_spill_over(monkeypatch, system, release, spills):
+def test_only_windows_and_wsl_page_gpu_memory_to_the_host(monkeypatch, system, release, pages_to_host_memory):
     monkeypatch.setattr(sys, "platform", system)
     monkeypatch.setattr(platform, "release", lambda: release)
-    assert devices.spills(GPU) == spills and not devices.spills(CPU)
+    assert devices.pages_to_host_memory(GPU) == pages_to_host_memory and not devices.pages_to_host_memory(CPU)

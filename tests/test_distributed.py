@@ -106,7 +106,7 @@ def test_a_batch_that_cannot_be_shared_is_refused(tmp_path, monkeypatch):
 
 def test_shares_are_the_batch_in_order():
     rows = torch.arange(12).view(6, 2)
-    shares = [Processes(k, 3).share(rows) for k in range(3)]
+    shares = [Processes(k, 3).shard(rows) for k in range(3)]
     assert torch.equal(torch.cat(shares), rows) and {len(x) for x in shares} == {2}
 
 
@@ -120,7 +120,7 @@ def test_a_process_that_is_gone_is_named_and_not_waited_for(monkeypatch):
     with pytest.raises(
         OSError, match=r"another process .* has ended \(Connection closed by peer .*\]:1\); the same co"
     ):
-        Processes(0, 2).average([parameter], torch.tensor(1.0), False)
+        Processes(0, 2).average_gradients([parameter], torch.tensor(1.0), False)
 
 
 @pytest.mark.parametrize("gpus", [0, 1])

@@ -10,7 +10,7 @@ from torch.nn import functional
 
 import checkpoint
 import pico
-from qrlora.families import FAMILIES, Base, Framing, choose_device, flux, number_type, open_base
+from qrlora.families import FAMILIES, Base, Framing, choose_device, choose_dtype, flux, open_base
 from qrlora.families.library_messages import quiet
 from qrlora.training import denoising_loss
 
@@ -133,8 +133,8 @@ def test_the_papers_settings_are_the_familys_defaults(family):
     assert (own.rank, own.learning_rate, own.steps, own.batch_size) == (64, 1e-4, 500, 1)
     expected = {"sdxl": ("self", 50, 5.0), "sd3": ("attention", 28, 7.0), "flux": ("attention-ff", 28, 3.5)}
     assert (own.targets, own.sample_steps, own.guidance) == expected[family]
-    times = {"sdxl": "uniform", "sd3": "logit-normal", "flux": "uniform"}
-    assert own.times == times[family]
+    timestep_sampling = {"sdxl": "uniform", "sd3": "logit-normal", "flux": "uniform"}
+    assert own.timestep_sampling == timestep_sampling[family]
 
 
 def test_real_sdxl_has_280_self_attention_and_560_attention_layers(real_sdxl):
@@ -511,8 +511,8 @@ def test_numbers_are_halved_on_gpus_alone_in_the_type_they_are_fast_at(monkeypat
     cpu, gpu = torch.device("cpu"), torch.device("cuda")
     for fast in (True, False):
         monkeypatch.setattr("qrlora.devices.has_fast_bfloat16", lambda device, fast=fast: fast)
-        assert number_type("auto", gpu) == (torch.bfloat16 if fast else torch.float16)
-        assert number_type("auto", cpu) == torch.float32 and number_type("bfloat16", cpu) == torch.bfloat16
+        assert choose_dtype("auto", gpu) == (torch.bfloat16 if fast else torch.float16)
+        assert choose_dtype("auto", cpu) == torch.float32 and choose_dtype("bfloat16", cpu) == torch.bfloat16
 
 
 def test_a_device_or_dtype_that_is_not_there_is_refused(tmp_path):

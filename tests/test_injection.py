@@ -137,8 +137,8 @@ def test_only_the_learning_factor_learns(method):
     model = toy()
     first = starts(model, method)
     parameters = initialise(model, first, "run")
-    learns = {f"{name}.{factor}" for name, start in first.items() for factor in start.learns}
-    assert set(trainable_factors(model, "run")) == learns
+    trainable = {f"{name}.{factor}" for name, start in first.items() for factor in start.trainable}
+    assert set(trainable_factors(model, "run")) == trainable
     assert {id(p) for p in model.parameters() if p.requires_grad} == {id(p) for p in parameters}
     before = {key: value.clone() for key, value in model.state_dict().items()}
     optimizer = torch.optim.Adam(parameters, lr=0.1)
@@ -147,7 +147,7 @@ def test_only_the_learning_factor_learns(method):
         optimizer.step()
         optimizer.zero_grad()
     changed = {key for key, value in model.state_dict().items() if not torch.equal(value, before[key])}
-    assert changed == {f"{name}.run" for name in learns}
+    assert changed == {f"{name}.run" for name in trainable}
 
 
 @pytest.mark.parametrize("method", METHODS)

@@ -43,7 +43,7 @@ def test_gradients_beside_a_float16_base_are_those_of_float32(tmp_path, monkeypa
 
 def started_at(exponent, device, dtype):
     scale = LossScale(device, dtype)
-    scale.put_back({**scale.state(), "scale": 2.0**exponent})
+    scale.load_state_dict({**scale.state_dict(), "scale": 2.0**exponent})
     return scale
 
 
@@ -78,7 +78,9 @@ def test_other_bases_know_no_scale(dtype):
     p = torch.nn.Parameter(torch.ones(3))
     scale = LossScale(p.device, dtype)
     scale.backward(p.square().sum())
-    assert torch.equal(p.grad, 2 * torch.ones(3)) and scale.step(torch.optim.SGD([p], 0.25)) and scale.state() == {}
+    assert (
+        torch.equal(p.grad, 2 * torch.ones(3)) and scale.step(torch.optim.SGD([p], 0.25)) and scale.state_dict() == {}
+    )
     assert torch.equal(p.detach(), torch.full((3,), 0.5))
 
 
@@ -103,6 +105,6 @@ def test_a_float16_run_goes_on_with_the_scale_it_had(tmp_path, monkeypatch):
     told = json.loads(read_metadata(config.checkpoints / "state.safetensors")["loss scale"])
     assert 2.0**16 < told["scale"] < 2.0**30
     train(config, base=base)
-    assert scales[1].state()["scale"] == told["scale"]
+    assert scales[1].state_dict()["scale"] == told["scale"]
     for name, pair in load(tmp_path / "whole.safetensors").layers.items():
         assert torch.equal(load(config.output).layers[name].B, pair.B)

@@ -35,7 +35,7 @@ def trained(method, seed, weights=None, rank=5, layers=tuple(LAYERS), **header):
         Q = leading_subspace(weights[layer], rank, row.side) if row.side else None
         start = row.start(weights[layer], Q, rank, generator)
         factors = {"A": start.A, "B": start.B}
-        for name in start.learns:
+        for name in start.trainable:
             change = torch.randn(factors[name].shape, generator=generator)
             factors[name] = factors[name] + change * (1 if start.mask is None else start.mask)
         pairs[layer] = Pair(**factors)

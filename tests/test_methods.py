@@ -29,9 +29,9 @@ def test_the_first_step_is_the_base(name):
 @pytest.mark.parametrize("name", METHODS)
 def test_the_count_of_trainable_numbers_is_that_of_the_start(name):
     start = start_of(name)
-    learning = sum(getattr(start, factor).numel() for factor in start.learns)
+    learning = sum(getattr(start, factor).numel() for factor in start.trainable)
     if start.mask is not None:
-        assert start.mask.shape == getattr(start, start.learns[0]).shape
+        assert start.mask.shape == getattr(start, start.trainable[0]).shape
         learning = int(start.mask.sum())
     assert METHODS[name].trainable_parameters(24, 16, RANK) == learning
 
@@ -46,7 +46,7 @@ def test_the_frozen_parts_cancel(name, side):
     paper = (weight - Q @ R) + Q @ (R + dR)
     ours = weight + Q @ dR
     torch.testing.assert_close(paper, ours)
-    assert start.learns == (("A",) if side == "output" else ("B",))
+    assert start.trainable == (("A",) if side == "output" else ("B",))
 
 
 @pytest.mark.parametrize("name", ["qr", "qr-direct"])
@@ -61,7 +61,7 @@ def test_direct_starts_at_the_factors_of_the_core():
     u, s, vh = torch.linalg.svd(W.double())
     start = start_of("qr-direct")
     torch.testing.assert_close((start.B @ start.A).double(), (u[:, :RANK] * s[:RANK]) @ vh[:RANK], atol=1e-5, rtol=1e-5)
-    assert start.learns == ("A", "B") and start.subtract_start
+    assert start.trainable == ("A", "B") and start.subtract_start
 
 
 def test_triangular_stands_on_the_axes_where_r_is_triangular():

@@ -105,9 +105,9 @@ def test_a_flow_is_that_of_diffusers_scheduler(how):
     assert in_memory.name == ours.name == "flow"
 
 
-@pytest.mark.parametrize(("times", "scheme"), [("uniform", "none"), ("logit-normal", "logit_normal")])
+@pytest.mark.parametrize(("timestep_sampling", "scheme"), [("uniform", "none"), ("logit-normal", "logit_normal")])
 @pytest.mark.parametrize("shift", [1.0, 3.0])
-def test_a_flows_times_are_as_frequent_as_in_the_public_training(times, scheme, shift):
+def test_a_flows_times_are_as_frequent_as_in_the_public_training(timestep_sampling, scheme, shift):
     """diffusers draws u by its scheme and takes row floor(1000 u) of the scheduler's falling timesteps."""
     from diffusers import FlowMatchEulerDiscreteScheduler
     from diffusers.training_utils import compute_density_for_timestep_sampling, compute_loss_weighting_for_sd3
@@ -115,7 +115,7 @@ def test_a_flows_times_are_as_frequent_as_in_the_public_training(times, scheme, 
     scheduler, generator = FlowMatchEulerDiscreteScheduler(shift=shift), torch.Generator().manual_seed(3)
     u = compute_density_for_timestep_sampling(scheme, 40_000, logit_mean=0.0, logit_std=1.0, generator=generator)
     theirs = scheduler.timesteps[(u * 1000).long()]
-    noising = noising_of(flow(shift=shift), times=times)
+    noising = noising_of(flow(shift=shift), timestep_sampling=timestep_sampling)
     ours = noising.sample_time(40_000, generator)
     assert set(ours.tolist()) <= set(scheduler.timesteps.tolist())
     levels = torch.arange(0.05, 1, 0.05)
@@ -125,10 +125,10 @@ def test_a_flows_times_are_as_frequent_as_in_the_public_training(times, scheme, 
 
 
 def test_min_snr_is_refused_for_a_flow():
-    with pytest.raises(ValueError, match="min_snr_gamma=5 is for bases that learn by diffusion, not by flow: leave it"):
+    with pytest.raises(ValueError, match="min_snr_gamma=5 is for diffusion, this base is a rectified flow: leave it"):
         noising_of(flow(), min_snr_gamma=5.0)
 
 
 def test_an_unknown_density_of_times_is_refused_by_name():
-    with pytest.raises(ValueError, match="no density of times 'cosmap'; known: uniform, noisy, logit-normal"):
-        noising_of(flow(), times="cosmap")
+    with pytest.raises(ValueError, match="no timestep_sampling 'cosmap'; known: uniform, noisy, logit-normal"):
+        noising_of(flow(), timestep_sampling="cosmap")

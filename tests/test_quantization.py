@@ -15,12 +15,13 @@ from qrlora.basis import cached_basis, fingerprint
 from qrlora.config import SampleConfig, TrainConfig
 from qrlora.families import FAMILIES, Framing, open_base, quantization
 from qrlora.files import load
+from qrlora.image_loading import load_image
 from qrlora.injection import applied, detach, initialise
 from qrlora.methods import METHODS
 from qrlora.rehearsal.live import Live
 from qrlora.sampling import generate
 from qrlora.training import denoising_loss, train
-from qrlora.training_example import load_picture, prepare
+from qrlora.training_example import encode_training_example
 from test_training import picture, settings
 
 pytest.importorskip("torchao")
@@ -135,7 +136,10 @@ def test_what_is_learnt_on_a_quantised_base_is_learnt_for_the_full_one(tmp_path,
     )
     adapter = load(tmp_path / "out.safetensors")
     assert adapter.header.fingerprint == fingerprint(full.weights(targets(family)))
-    example, generator = prepare(full, load_picture(picture(tmp_path), pico.SIZE), "a <c>"), torch.Generator()
+    example, generator = (
+        encode_training_example(full, load_image(picture(tmp_path), pico.SIZE), "a <c>"),
+        torch.Generator(),
+    )
     noise, moment = torch.randn(16, 4, 8, 8, generator=generator.manual_seed(5)), torch.arange(16) * 60
     fixed = (example.latents.expand(16, -1, -1, -1), noise, moment, example.condition.rows([0] * 16))
     for each in (base, full):

@@ -26,8 +26,8 @@ from qrlora.rehearsal.live import Live, flash, start_on, step_bytes
 from qrlora.rehearsal.task import Task
 from qrlora.training import denoising_loss
 from qrlora.training.optimizers import OPTIMIZERS
-from qrlora.training.trainable_adapter import NAME
-from qrlora.training.training_loop import recomputing
+from qrlora.training.trainable_adapter import ADAPTER_NAME
+from qrlora.training.training_loop import gradient_checkpointing
 
 HUB_SIZES = {  # numbers in the trainable part, as the hub's pages count them
     "sdxl": 2_567_463_684,
@@ -75,13 +75,13 @@ def real_peak(base, method, recomputed):
         for n, w in weights.items()
     }
     starts = {n: METHODS[method].start(w, directions[n], 4, torch.Generator()) for n, w in weights.items()}
-    parameters = initialise(base.model, starts, NAME)
+    parameters = initialise(base.model, starts, ADAPTER_NAME)
     shapes, _, tokens = blank_base(str(pico.folder(base.family.name)))
     clean, condition = blank_example(shapes, pico.SIZE, tokens, 1, "cpu")
     optimizer = OPTIMIZERS["adam"](parameters, 1e-4)
     time, noise = torch.tensor([500.0 if base.family.name != "sdxl" else 500]), torch.randn_like(clean)
     known = [*base.model.parameters(), *base.model.buffers(), clean, noise, *condition.tensors.values()]
-    with recomputing(base.model, recomputed), Live(known) as live:
+    with gradient_checkpointing(base.model, recomputed), Live(known) as live:
         for _ in range(2):
             denoising_loss(base.family.predict, base.model, base.noising, clean, noise, time, condition).backward()
             optimizer.step()

@@ -25,7 +25,7 @@ from qrlora.files import load
 from qrlora.injection import apply, detach, set_strengths
 from qrlora.safetensors_files import read, write
 from qrlora.training import checkpoint, train, trainable_adapter
-from qrlora.training.run_identity import circumstances
+from qrlora.training.run_identity import numeric_environment
 from test_training import launch, picture, settings, steps_until
 
 METHODS = ("qr", "lora", "ortha", "olora", "peft:loha")
@@ -210,10 +210,10 @@ STEPS = [  # decay, steps of the run that was stopped after 3, steps asked for, 
 ]
 
 
-@pytest.mark.parametrize(("decay", "then", "now", "accepted"), STEPS)
-def test_other_steps_are_accepted_as_long_as_the_rate_was_the_same(tmp_path, bases, decay, then, now, accepted):
+@pytest.mark.parametrize(("lr_decay", "then", "now", "accepted"), STEPS)
+def test_other_steps_are_accepted_as_long_as_the_rate_was_the_same(tmp_path, bases, lr_decay, then, now, accepted):
     """What is accepted ends in the bytes of a run that had so many steps from the start."""
-    config = begun(settings(tmp_path, decay=decay, steps=then, save_every=1), bases["sdxl"])
+    config = begun(settings(tmp_path, lr_decay=lr_decay, steps=then, save_every=1), bases["sdxl"])
     other = dataclasses.replace(config, steps=now)
     if not accepted:
         with pytest.raises(ValueError, match=f"steps was {then}, is {now}, and by step 3 the learning rate fell"):
@@ -248,22 +248,23 @@ def test_on_another_kind_of_device_a_run_goes_on_with_its_own_directions_and_say
     (tmp_path / "out.safetensors").unlink()
     begun(config, bases["sdxl"])
 
-    def contrasted(*how, real=trainable_adapter.contrasted):
+    def compute_contrast_directions(*how, real=trainable_adapter.compute_contrast_directions):
         return {x: -Q.flip(1) for x, Q in real(*how).items()}
 
     def initialise_peft(*how, real=trainable_adapter.initialise_peft):
         put = real(*how)
-        assert put.frozen()
-        for projection in put.frozen().values():
+        assert put.frozen_tensors()
+        for projection in put.frozen_tensors().values():
             projection.data.neg_()
         return put
 
     real = trainable_adapter.cached_basis
     monkeypatch.setattr(trainable_adapter, "cached_basis", lambda *how, **named: turned(real, *how, **named))
-    monkeypatch.setattr(trainable_adapter, "contrasted", contrasted)
+    monkeypatch.setattr(trainable_adapter, "compute_contrast_directions", compute_contrast_directions)
     monkeypatch.setattr(trainable_adapter, "initialise_peft", initialise_peft)
     monkeypatch.setattr(
-        "qrlora.training.train_adapter.circumstances", lambda *of: {**circumstances(*of), "device": "Another GPU"}
+        "qrlora.training.train_adapter.numeric_environment",
+        lambda *of: {**numeric_environment(*of), "device": "Another GPU"},
     )
     with pytest.warns(UserWarning, match="begun elsewhere .device was '.*', is 'Another GPU'.: equal to rounding"):
         train(config, base=bases["sdxl"])
@@ -335,8 +336,8 @@ def test_a_signal_after_the_last_update_does_not_lose_the_adapter(tmp_path, base
     """Whatever is left to do, taking the adapter off the model and writing it, is done."""
     from qrlora.training import train_adapter as room
 
-    real = room.keep
-    monkeypatch.setattr(room, "keep", lambda *what: os.kill(os.getpid(), signal.SIGTERM) or real(*what))
+    real = room.save_adapter
+    monkeypatch.setattr(room, "save_adapter", lambda *what: os.kill(os.getpid(), signal.SIGTERM) or real(*what))
     train(settings(tmp_path), base=bases["sdxl"])
     assert load(tmp_path / "out.safetensors").layers
 
@@ -420,7 +421,7 @@ def test_a_state_that_cannot_be_removed_does_not_spoil_a_run_that_is_done(
 ):
     """Damaged by others while the run learnt, also where the command is given again; or in a folder that was closed."""
     config = settings(tmp_path, save_every=1, overwrite=False)
-    state = config.checkpoints / checkpoint.FILE
+    state = config.checkpoints / checkpoint.CHECKPOINT_FILE
 
     def meanwhile(progress):
         if progress.step == 6:
@@ -438,7 +439,7 @@ DAMAGES = {
     "no step": lambda path: rewritten(path, step=None),
     "another kind": lambda path: rewritten(path, run="null"),
     "no json": lambda path: rewritten(path, optimizer="{"),
-    "of an earlier version": lambda path: rewritten(path, circumstances=None),
+    "of an earlier version": lambda path: rewritten(path, numeric_environment=None),
     "a factor is missing": lambda path: rewritten(path, drop="factor"),
     "a frozen factor is missing": lambda path: rewritten(path, drop="frozen"),
     "the random numbers are missing": lambda path: rewritten(path, drop="generator"),
@@ -460,7 +461,7 @@ def rewritten(path, drop="", cut="", **entries):
 @pytest.mark.parametrize("damage", DAMAGES)
 def test_a_damaged_checkpoint_is_refused_with_its_name_and_the_way_out(tmp_path, bases, damage):
     config = begun(settings(tmp_path, save_every=1, steps=3), bases["sdxl"], step=2)
-    state = config.checkpoints / checkpoint.FILE
+    state = config.checkpoints / checkpoint.CHECKPOINT_FILE
     DAMAGES[damage](state)
     with pytest.raises(ValueError, match=f"{state}.*delete .*out.checkpoint or choose another checkpoint_dir"):
         train(config, base=bases["sdxl"])

@@ -12,11 +12,12 @@ from loras import random_adapter
 from qrlora.adapter import Adapter, Header, Pair
 from qrlora.families import FAMILIES, Base, open_base
 from qrlora.files import load, save
+from qrlora.image_loading import load_image
 from qrlora.injection import adapter_names
 from qrlora.merging import merge
 from qrlora.methods import METHODS
 from qrlora.sampling import generate, grid
-from qrlora.training_example import load_picture, prepare
+from qrlora.training_example import encode_training_example
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -344,7 +345,7 @@ def test_a_prompt_that_becomes_nan_is_not_learnt_from(tmp_path):
     next(x for key, x in base.pipe.text_encoder.state_dict().items() if "layers.0" in key).fill_(float("nan"))
     Image.new("RGB", (pico.SIZE, pico.SIZE), "red").save(tmp_path / "x.png")
     with pytest.raises(ValueError, match="text encoders of .* NaN or infinity.*float32"):
-        prepare(base, load_picture(tmp_path / "x.png", pico.SIZE), "a dog")
+        encode_training_example(base, load_image(tmp_path / "x.png", pico.SIZE), "a dog")
 
 
 @pytest.mark.parametrize(("free", "lots"), [(3.5, [1, 3, 3, 3]), (0.5, [1] * 10), (100, [1, 9])])
@@ -353,7 +354,7 @@ def test_on_a_gpu_that_spills_over_the_first_picture_tells_how_many_are_drawn_at
     from qrlora import sampling
 
     drawn = []
-    monkeypatch.setattr(sampling, "spills", lambda device: True)
+    monkeypatch.setattr(sampling, "pages_to_host_memory", lambda device: True)
     monkeypatch.setattr(sampling, "free_memory", lambda device: free * 1e6)
     monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", lambda device: None)
     monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda device: 11 * 10**6)

@@ -22,7 +22,7 @@ from qrlora.injection import detach, initialise
 from qrlora.linalg import leading_subspace
 from qrlora.methods import METHODS
 from qrlora.training import train
-from qrlora.training.gradient_checkpointing import kept_bytes
+from qrlora.training.gradient_checkpointing import saved_activation_bytes
 
 FRAMING = Framing.plain(pico.SIZE, pico.SIZE)
 LEARNS = {"qr": {"B"}, "qr-output": {"A"}, "qr-triangular": {"A"}, "qr-direct": {"A", "B"}, "lora": {"A", "B"}}
@@ -60,9 +60,10 @@ def settings(folder, **changes):
 @pytest.mark.parametrize(("method", "family"), [*((method, "sdxl") for method in METHODS), *NEW])
 def test_every_method_learns_and_leaves_the_base_as_it_was(tmp_path, method, family):
     """The loss on one fixed draw falls; afterwards the base's every bit is where it was."""
+    from qrlora.image_loading import load_image
     from qrlora.injection import applied
     from qrlora.training import denoising_loss
-    from qrlora.training_example import load_picture, prepare
+    from qrlora.training_example import encode_training_example
 
     base = opened(family)
     before = {key: value.clone() for key, value in base.model.state_dict().items()}
@@ -70,7 +71,7 @@ def test_every_method_learns_and_leaves_the_base_as_it_was(tmp_path, method, fam
     after = base.model.state_dict()
     assert list(after) == list(before) and all(torch.equal(after[key], before[key]) for key in before)
 
-    example = prepare(base, load_picture(picture(tmp_path), pico.SIZE), "a <c>")
+    example = encode_training_example(base, load_image(picture(tmp_path), pico.SIZE), "a <c>")
     generator = torch.Generator().manual_seed(5)
     noise, moment = torch.randn(16, 4, 8, 8, generator=generator), torch.arange(16) * 60
     fixed = (example.latents.expand(16, -1, -1, -1), noise, moment, example.condition.rows([0] * 16))
@@ -121,7 +122,7 @@ def test_a_run_is_explained_by_its_file(tmp_path, family):
     header = load(tmp_path / "out.safetensors").header
     row = FAMILIES[family]
     assert (header.family, header.part, header.targets) == (family, row.part, row.defaults.targets)
-    assert (header.method, header.rank, header.config["times"]) == ("qr", 4, row.defaults.times)
+    assert (header.method, header.rank, header.config["times"]) == ("qr", 4, row.defaults.timestep_sampling)
     assert (header.role, header.trigger, header.prompt) == ("content", "<c>", "a <c> face")
     layers = opened(family).target_layers(header.targets)
     assert header.config["basis_energy_lost"] == 0  # layers of a pico model are small: all their eigenvectors are found
@@ -143,8 +144,8 @@ def test_the_rate_falls_over_the_last_part_of_the_updates_on_torchs_own_line(tmp
         line.step()
     assert [linear_decay(step, 6, 0.5) for step in range(1, 7)] == pytest.approx([1, 1, 1, 1, 2 / 3, 1 / 3])
     losses = {0.0: [], 0.5: [], 1.0: []}
-    for decay, seen in losses.items():
-        train(settings(tmp_path, decay=decay), base=base, on_step=lambda p, seen=seen: seen.append(p.loss))
+    for lr_decay, seen in losses.items():
+        train(settings(tmp_path, lr_decay=lr_decay), base=base, on_step=lambda p, seen=seen: seen.append(p.loss))
     assert losses[0.0][:5] == losses[0.5][:5] and losses[0.0][5] != losses[0.5][5]
     assert losses[0.0][:2] == losses[1.0][:2] and losses[0.0][2] != losses[1.0][2]
 
@@ -232,7 +233,7 @@ def test_progress_tells_step_loss_and_time_left(tmp_path, base):
     train(settings(tmp_path), base=base, on_step=seen.append, on_stage=lambda what, share: stages.append(what))
     assert [(p.step, p.steps) for p in seen] == [(k, 6) for k in range(1, 7)]
     assert all(0 < p.loss < 100 and p.seconds_left >= 0 for p in seen) and seen[-1].seconds_left == 0
-    assert "reading the picture" in stages
+    assert "reading the image" in stages
 
 
 @pytest.mark.parametrize("optimizer", ["adam", "adamw", "prodigy"])
@@ -269,7 +270,7 @@ RUN = """
 import sys
 from qrlora.config import TrainConfig
 from qrlora.training import train
-from qrlora.training.gradient_checkpointing import kept_bytes
+from qrlora.training.gradient_checkpointing import saved_activation_bytes
 base, image, output = sys.argv[1:]
 config = TrainConfig(base=base, image=image, output=output, device="cpu", steps=60, batch_size=1, save_every=1)
 train(config, on_step=lambda p: print(p.step, flush=True))
@@ -392,13 +393,14 @@ def test_a_loss_that_is_no_number_stops_the_run_with_step_and_remedy(tmp_path, b
 @pytest.mark.parametrize("family", FAMILIES)
 def test_an_update_never_waits_for_the_device(tmp_path, family, monkeypatch):
     """On the meta device, where there are no numbers, whatever asks for one fails: nothing does."""
+    from qrlora.image_loading import load_image
     from qrlora.training.distributed import Processes
     from qrlora.training.training_loop import make_loss
-    from qrlora.training_example import load_picture, prepare
+    from qrlora.training_example import encode_training_example
 
     base = open_base(pico.folder(family), "cpu")
     config = settings(tmp_path).filled(base.defaults)
-    example = prepare(base, load_picture(picture(tmp_path), pico.SIZE), "a <c>")
+    example = encode_training_example(base, load_image(picture(tmp_path), pico.SIZE), "a <c>")
     row = METHODS["lora"]
     starts = {name: row.start(weight, None, 2) for name, weight in base.weights(config.targets)}
     base.model.to("meta")
@@ -446,7 +448,7 @@ def test_a_rank_above_a_layers_size_is_refused_with_the_layer(tmp_path, base):
         ({"output": "x.bin"}, "ends in .safetensors"),
         ({"preview_every": 3}, "preview_every=3 needs on_preview"),
         ({"targets": "to_qq"}, "ends in 'to_qq'"),
-        ({"times": "often"}, "no density of times 'often'; known: uniform"),
+        ({"timestep_sampling": "often"}, "no timestep_sampling 'often'; known: uniform"),
         ({"resolution": 20}, "resolution must be a multiple of 8 pixels for .*, got 20: try 16"),
     ],
 )
@@ -458,7 +460,7 @@ def test_a_setting_that_cannot_work_is_refused(tmp_path, base, changes, message)
 @pytest.mark.parametrize("family", ["sd3", "flux"])
 def test_a_flow_base_refuses_min_snr_before_anything_long(tmp_path, family):
     stages = []
-    with pytest.raises(ValueError, match="min_snr_gamma=5 is for bases that learn by diffusion, not by flow"):
+    with pytest.raises(ValueError, match="min_snr_gamma=5 is for diffusion, this base is a rectified flow"):
         train(settings(tmp_path, min_snr_gamma=5), base=opened(family), on_stage=lambda what, _: stages.append(what))
     assert stages == ["opening the base model"]
 
@@ -550,8 +552,10 @@ def test_on_a_gpu_that_spills_over_recomputing_is_decided_before_the_first_updat
     from qrlora.training import gradient_checkpointing as room
 
     plain, kept = train(settings(tmp_path), base=base), []
-    monkeypatch.setattr(room, "spills", lambda device: True)
-    monkeypatch.setattr(room, "kept_bytes", lambda *how: kept.append(kept_bytes(*how)) or kept[-1])
+    monkeypatch.setattr(room, "pages_to_host_memory", lambda device: True)
+    monkeypatch.setattr(
+        room, "saved_activation_bytes", lambda *how: kept.append(saved_activation_bytes(*how)) or kept[-1]
+    )
     monkeypatch.setattr(room, "peak_bytes", lambda work, device: work() or 1000)
     monkeypatch.setattr(room, "free_memory", lambda device: 10**9)
     seen = []
@@ -576,5 +580,5 @@ def test_what_a_forward_pass_keeps_is_counted_once_for_each_storage():
         h = x @ W.T  # keeps W alone, since W learns nothing
         return (h * h.exp()).square().sum()  # keeps h, its exponential once, their product
 
-    assert kept_bytes(work, [W]) == 3 * 10 * 30 * 4
-    assert kept_bytes(work, []) == 3 * 10 * 30 * 4 + W.nbytes
+    assert saved_activation_bytes(work, [W]) == 3 * 10 * 30 * 4
+    assert saved_activation_bytes(work, []) == 3 * 10 * 30 * 4 + W.nbytes

@@ -109,7 +109,7 @@ def test_what_a_run_was_killed_before_removing_goes_when_it_is_asked_for_again(t
         raise RuntimeError("as if the power had failed")
 
     with monkeypatch.context() as patch:
-        patch.setattr("qrlora.training.checkpoint.remove", killed)
+        patch.setattr("qrlora.training.checkpoint.remove_checkpoint", killed)
         with pytest.raises(RuntimeError):
             train(config, base=base)
     assert config.checkpoints.is_dir() and (tmp_path / "out.safetensors").is_file()

@@ -335,10 +335,10 @@ def test_a_notebook_is_seen_though_it_is_no_terminal(monkeypatch):
         monkeypatch.setitem(sys.modules, "IPython", types.SimpleNamespace(get_ipython=lambda: config))
 
     shell(types.SimpleNamespace(config={"IPKernelApp": {}}))
-    assert progress_bar.is_seen()
+    assert progress_bar.is_visible()
     for other in (None, types.SimpleNamespace(config={"TerminalIPythonApp": {}})):
         shell(other)
-        assert progress_bar.is_seen() == sys.stderr.isatty()
+        assert progress_bar.is_visible() == sys.stderr.isatty()
 
 
 @pytest.mark.processes

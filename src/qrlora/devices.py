@@ -1,4 +1,4 @@
-"""Device and dtype of a base: which there are, which suit, what this machine is fast at; memory given back."""
+"""Device and dtype: choosing them, whether bfloat16 is fast there, free memory, returning memory to the system."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 
 
 def choose_device(device: str = "auto") -> torch.device:
-    """The torch device of a name; auto takes cuda, then mps, then cpu.
+    """The torch device of a name; auto prefers cuda, then mps, then cpu.
 
     Raises: ValueError: no such device on this machine.
     """
@@ -25,7 +25,7 @@ def choose_device(device: str = "auto") -> torch.device:
         raise ValueError(f"no device {device!r} on this machine: use device=auto or device=cpu") from error
 
 
-def number_type(name: str, device: torch.device) -> torch.dtype:
+def choose_dtype(name: str, device: torch.device) -> torch.dtype:
     """The torch dtype of a name. auto: on a GPU with CUDA, where a base in float32 would take twice the memory and
     several times as long, bfloat16 if the GPU is fast at it, else float16 (T4, V100, RTX 20); float32 elsewhere.
 
@@ -40,21 +40,24 @@ def number_type(name: str, device: torch.device) -> torch.dtype:
 
 
 def has_fast_bfloat16(device: torch.device) -> bool:
-    """Whether products in bfloat16 are several times as fast there as in float32. Older GPUs (compute capability below
-    8.0) emulate them: `torch.cuda.is_bf16_supported()` says yes there, too, and knows the current GPU only."""
+    """Whether matrix products in bfloat16 are several times as fast there as in float32.
+
+    Older GPUs (compute capability below 8.0) emulate them: `torch.cuda.is_bf16_supported()` is True there, too. It
+    asks about the current GPU only.
+    """
     if device.type == "cuda":
         return torch.cuda.get_device_capability(device) >= (8, 0)
-    able = getattr(torch.cpu, "get_capabilities", dict)()  # since torch 2.10
-    return device.type == "cpu" and bool(able.get("avx512_bf16") or able.get("amx_bf16"))
+    instructions = getattr(torch.cpu, "get_capabilities", dict)()  # since torch 2.10
+    return device.type == "cpu" and bool(instructions.get("avx512_bf16") or instructions.get("amx_bf16"))
 
 
-def describe(device: torch.device) -> str:
-    """The device as a person knows it: "NVIDIA L4 (cuda:0)", "cpu"."""
+def device_label(device: torch.device) -> str:
+    """The device for messages: "NVIDIA L4 (cuda:0)", "cpu"."""
     return f"{torch.cuda.get_device_name(device)} ({device})" if device.type == "cuda" else str(device)
 
 
-def way_to_a_gpu() -> str:
-    """What brings a base that is on the CPU onto a GPU of this machine, in a few words."""
+def gpu_hint() -> str:
+    """How to get from the CPU onto a GPU of this machine, for a message."""
     if torch.backends.mps.is_available():
         return "use device=mps"
     if torch.cuda.is_available():
@@ -66,19 +69,19 @@ def way_to_a_gpu() -> str:
     return f"this torch is built for CPUs alone: with an NVIDIA GPU, {command} (others: pytorch.org/get-started)"
 
 
-def spills(device: torch.device) -> bool:
-    """Whether a full GPU spills into the computer's memory, tens of times as slow, rather than say so: NVIDIA's driver
-    does on Windows, also from within WSL."""
+def pages_to_host_memory(device: torch.device) -> bool:
+    """Whether a full GPU pages to the computer's memory, tens of times as slow, instead of raising an out-of-memory
+    error: NVIDIA's driver does on Windows, also in WSL."""
     return device.type == "cuda" and (sys.platform == "win32" or "microsoft" in platform.release().lower())
 
 
 def free_memory(device: torch.device) -> int:
-    """Bytes of a GPU that a program may still fill: what no one holds, and what torch has taken and does not use."""
+    """Bytes of a GPU that are free, including those that torch's allocator has reserved and does not use."""
     unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
     return torch.cuda.mem_get_info(device)[0] + unused
 
 
-def give_back() -> None:
-    """Have glibc return freed memory to the system; it keeps some, as much as its thresholds of the moment say."""
+def return_freed_memory() -> None:
+    """Have glibc return freed memory to the system (`malloc_trim`): by itself it keeps some, by adaptive thresholds."""
     if sys.platform == "linux" and hasattr(libc := ctypes.CDLL(None), "malloc_trim"):
         libc.malloc_trim(0)

@@ -87,10 +87,10 @@ def _machine() -> Iterator[tuple[str, str]]:
     device = devices.choose_device("auto")
     built = f"CUDA {torch.version.cuda}" if torch.version.cuda else f"ROCm {torch.version.hip}"
     yield "torch", f"{torch.__version__}, {built if torch.version.cuda or torch.version.hip else 'no CUDA or ROCm'}"
-    gpus = [devices.describe(torch.device("cuda", k)) for k in range(torch.cuda.device_count())]
+    gpus = [devices.device_label(torch.device("cuda", k)) for k in range(torch.cuda.device_count())]
     yield "gpus", ", ".join(gpus) or "none seen by torch"
-    yield "device", f"{devices.describe(device)}, {torch.get_num_threads()} threads"
-    yield "dtype", str(devices.number_type("auto", device)).removeprefix("torch.")
+    yield "device", f"{devices.device_label(device)}, {torch.get_num_threads()} threads"
+    yield "dtype", str(devices.choose_dtype("auto", device)).removeprefix("torch.")
     yield "cache", str(basis.cache_folder())
 
 
@@ -109,4 +109,4 @@ def _hidden_gpu() -> str:
     driver = Path("/proc/driver/nvidia/version").exists() or Path(r"C:\Windows\System32\nvcuda.dll").exists()
     if not driver or torch.cuda.is_available():
         return ""
-    return f"there is an NVIDIA GPU, and {devices.way_to_a_gpu()}"
+    return f"there is an NVIDIA GPU, and {devices.gpu_hint()}"

@@ -22,7 +22,7 @@ class InitialFactors:
     """(r, i), float32."""
     B: Tensor
     """(o, r), float32."""
-    learns: tuple[str, ...]
+    trainable: tuple[str, ...]
     """The factors that get a gradient: ("B",), ("A",) or ("A", "B"). The others stay frozen."""
     mask: Tensor | None = None
     """0/1, the shape of the learning factor: entries at 0 never learn. None: all learn."""
@@ -82,7 +82,7 @@ class Method:
     """(weight (o, i), Q or None, rank, generator) -> Start."""
     paper: str
     """Where it comes from."""
-    reads: bool = False
+    reads_weight: bool = False
     """True: the start looks at the weight's numbers, not at its shape alone."""
     triangular: bool = False
     """True: only the entries on and above the diagonal of the learning factor learn."""
@@ -113,8 +113,8 @@ def qr(weight: Tensor, Q: Tensor | None, rank: int, generator: torch.Generator |
     Args:    weight (o, i), Q (i, r).
     Raises:  ValueError: Q missing or of another shape.
     """
-    directions = _checked(Q, weight.shape[1], rank, "input")
-    return InitialFactors(A=directions.T.contiguous(), B=torch.zeros(weight.shape[0], rank), learns=("B",))
+    directions = _checked_directions(Q, weight.shape[1], rank, "input")
+    return InitialFactors(A=directions.T.contiguous(), B=torch.zeros(weight.shape[0], rank), trainable=("B",))
 
 
 def qr_output(weight: Tensor, Q: Tensor | None, rank: int, generator: torch.Generator | None = None) -> InitialFactors:
@@ -123,8 +123,8 @@ def qr_output(weight: Tensor, Q: Tensor | None, rank: int, generator: torch.Gene
     Args:    weight (o, i), Q (o, r).
     Raises:  ValueError: Q missing or of another shape.
     """
-    directions = _checked(Q, weight.shape[0], rank, "output")
-    return InitialFactors(A=torch.zeros(rank, weight.shape[1]), B=directions.clone(), learns=("A",))
+    directions = _checked_directions(Q, weight.shape[0], rank, "output")
+    return InitialFactors(A=torch.zeros(rank, weight.shape[1]), B=directions.clone(), trainable=("A",))
 
 
 def qr_triangular(
@@ -138,12 +138,12 @@ def qr_triangular(
     Args:    weight (o, i), Q (o, r): any orthonormal basis of the leading output directions.
     Raises:  ValueError: Q missing or of another shape.
     """
-    directions = _checked(Q, weight.shape[0], rank, "output").double()
+    directions = _checked_directions(Q, weight.shape[0], rank, "output").double()
     core = torch.linalg.qr(directions.T @ weight.detach().cpu().double())
     sign = torch.where(core.R.diagonal() < 0, -1.0, 1.0)  # QR leaves each axis's sign free
     axes = (directions @ core.Q * sign).float()
     nothing = torch.zeros(rank, weight.shape[1])
-    return InitialFactors(A=nothing, B=axes, learns=("A",), mask=torch.ones_like(nothing).triu())
+    return InitialFactors(A=nothing, B=axes, trainable=("A",), mask=torch.ones_like(nothing).triu())
 
 
 def qr_direct(weight: Tensor, Q: Tensor | None, rank: int, generator: torch.Generator | None = None) -> InitialFactors:
@@ -152,9 +152,9 @@ def qr_direct(weight: Tensor, Q: Tensor | None, rank: int, generator: torch.Gene
     Args:    weight (o, i), Q (i, r).
     Raises:  ValueError: Q missing or of another shape.
     """
-    directions = _checked(Q, weight.shape[1], rank, "input")
+    directions = _checked_directions(Q, weight.shape[1], rank, "input")
     core = weight.detach().cpu().float() @ directions
-    return InitialFactors(A=directions.T.contiguous(), B=core, learns=("A", "B"), subtract_start=True)
+    return InitialFactors(A=directions.T.contiguous(), B=core, trainable=("A", "B"), subtract_start=True)
 
 
 def lora(weight: Tensor, Q: Tensor | None, rank: int, generator: torch.Generator | None = None) -> InitialFactors:
@@ -164,7 +164,7 @@ def lora(weight: Tensor, Q: Tensor | None, rank: int, generator: torch.Generator
     """
     outputs, inputs = weight.shape
     A = (torch.rand(rank, inputs, generator=generator) * 2 - 1) * inputs**-0.5
-    return InitialFactors(A=A, B=torch.zeros(outputs, rank), learns=("A", "B"))
+    return InitialFactors(A=A, B=torch.zeros(outputs, rank), trainable=("A", "B"))
 
 
 def ortha(weight: Tensor, Q: Tensor | None, rank: int, generator: torch.Generator | None = None) -> InitialFactors:
@@ -219,11 +219,11 @@ def pissa(weight: Tensor, Q: Tensor | None, rank: int, generator: torch.Generato
     Args:    weight (o, i), Q (i, r): the leading right singular vectors.
     Raises:  ValueError: Q missing or of another shape.
     """
-    directions = _checked(Q, weight.shape[1], rank, "input")
+    directions = _checked_directions(Q, weight.shape[1], rank, "input")
     core = weight.detach().cpu().float() @ directions  # U_r S_r
     root = core.norm(dim=0).sqrt()
     shared = torch.where(root > 0, core / root, 0.0)
-    return InitialFactors(A=root[:, None] * directions.T, B=shared, learns=("A", "B"), subtract_start=True)
+    return InitialFactors(A=root[:, None] * directions.T, B=shared, trainable=("A", "B"), subtract_start=True)
 
 
 def olora(weight: Tensor, Q: Tensor | None, rank: int, generator: torch.Generator | None = None) -> InitialFactors:
@@ -233,10 +233,10 @@ def olora(weight: Tensor, Q: Tensor | None, rank: int, generator: torch.Generato
     """
     exact = torch.linalg.qr(weight.detach().cpu().double())
     A, B = exact.R[:rank].float().contiguous(), exact.Q[:, :rank].float().contiguous()
-    return InitialFactors(A=A, B=B, learns=("A", "B"), subtract_start=True)
+    return InitialFactors(A=A, B=B, trainable=("A", "B"), subtract_start=True)
 
 
-def _checked(Q: Tensor | None, size: int, rank: int, side: str) -> Tensor:
+def _checked_directions(Q: Tensor | None, size: int, rank: int, side: str) -> Tensor:
     """Q on the CPU in float32. Raises ValueError unless it is (size, rank)."""
     if Q is None or tuple(Q.shape) != (size, rank):
         found = "none" if Q is None else f"shape {tuple(Q.shape)}"
@@ -255,10 +255,10 @@ METHODS: dict[str, Method] = {
             True,
             qr_triangular,
             "arXiv 2507.04599, the authors' code",
-            reads=True,
+            reads_weight=True,
             triangular=True,
         ),
-        Method("qr-direct", "input", False, qr_direct, "arXiv 2507.04599, section 4.3 and figure 8", reads=True),
+        Method("qr-direct", "input", False, qr_direct, "arXiv 2507.04599, section 4.3 and figure 8", reads_weight=True),
         Method("lora", None, False, lora, "arXiv 2106.09685"),
         Method(
             "qr-contrast",
@@ -278,7 +278,7 @@ METHODS: dict[str, Method] = {
             directions=minor_input_directions,
         ),
         Method("ortha", "input", True, ortha, "arXiv 2312.02432", directions=orthogonal_slot, shares_basis=False),
-        Method("pissa", "input", False, pissa, "arXiv 2404.02948", reads=True),
-        Method("olora", None, False, olora, "arXiv 2406.01775", reads=True),
+        Method("pissa", "input", False, pissa, "arXiv 2404.02948", reads_weight=True),
+        Method("olora", None, False, olora, "arXiv 2406.01775", reads_weight=True),
     )
 }

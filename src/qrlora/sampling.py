@@ -11,10 +11,10 @@ from torch import Tensor
 
 from .adapter import Adapter
 from .config.type_checks import check_strengths
-from .devices import free_memory, spills
+from .devices import free_memory, pages_to_host_memory
 from .families import Base, adapter_compatibility
 from .injection import applied, set_strengths
-from .trigger_words import says
+from .trigger_words import contains_word
 
 MOST, PIXELS = 12, 1024**2
 """So many pictures are drawn at once unless the caller says otherwise; on a CPU, which says nothing before its memory
@@ -171,7 +171,7 @@ def _paired(prompt: str | Sequence[str], seed: int | Sequence[int], count: int) 
 def missing_trigger(prompt: str, adapter: Adapter) -> str:
     """The first trigger word of an adapter (or of those merged in it) that a prompt lacks as a whole word, or ""."""
     for trigger in filter(None, adapter.header.trigger.split(", ")):
-        if not says(prompt, trigger):
+        if not contains_word(prompt, trigger):
             return trigger
     return ""
 
@@ -206,7 +206,7 @@ def _batches(
     if wanted is not None and wanted < 1:
         raise ValueError(f"batch_size must be 1 or more, got {wanted}")
     side = base.defaults.resolution if size is None else size
-    on_gpu, unmeasured = base.device.type == "cuda", wanted is None and spills(base.device)
+    on_gpu, unmeasured = base.device.type == "cuda", wanted is None and pages_to_host_memory(base.device)
     done, at_once = 0, wanted or (MOST if on_gpu else min(max(PIXELS // side**2, 1), MOST))
     if unmeasured:
         at_once = 1

@@ -265,10 +265,10 @@ def facts() -> None:
         tell(f"product, {dtype}".replace("torch.", ""), 2e-12 * len(x) ** 3 / timed(lambda x=x: x @ x), "TFLOP/s")
     with trying("import"):
         import qrlora
-        from qrlora.families import choose_device, number_type
+        from qrlora.families import choose_device, choose_dtype
 
         home = choose_device(DEVICE)
-        tell("qrlora", note=f"{qrlora.__version__}, auto is {choose_device()} in {number_type('auto', home)}")
+        tell("qrlora", note=f"{qrlora.__version__}, auto is {choose_device()} in {choose_dtype('auto', home)}")
 
 
 # ---------------------------------------------------------------------------------------------------------------- smoke
@@ -610,8 +610,8 @@ def cards() -> None:
     from qrlora.families.base_without_weights import blank_base, blank_example, materialise
     from qrlora.injection import initialise
     from qrlora.training.distributed import Processes
-    from qrlora.training.training_loop import make_loss, recomputing
-    from qrlora.training_example import Example
+    from qrlora.training.training_loop import gradient_checkpointing, make_loss
+    from qrlora.training_example import TrainingExample
 
     if DRY or DEVICE == "cpu":
         tell("cards", note="needs a GPU")
@@ -622,7 +622,7 @@ def cards() -> None:
     layers = step.shapes(base, base.defaults.targets)
     learn = initialise(base.model, step.starts(layers, "qr", 64), "run")
     config = TrainConfig(base="sdxl", batch_size=1).filled(base.defaults)
-    example = Example(*blank_example(base, 1024, tokens, 1, DEVICE))
+    example = TrainingExample(*blank_example(base, 1024, tokens, 1, DEVICE))
     draw = make_loss(config, base, example, torch.Generator().manual_seed(0), Processes())
     optimizer = torch.optim.Adam(learn, lr=1e-4, fused=True)
     whole = torch.cuda.get_device_properties(0).total_memory
@@ -636,7 +636,7 @@ def cards() -> None:
                 optimizer.zero_grad()
                 draw().backward()
 
-            with recomputing(base.model, None) as with_oom_retry:
+            with gradient_checkpointing(base.model, None) as with_oom_retry:
 
                 def update() -> None:
                     with_oom_retry(work)
@@ -650,7 +650,7 @@ def cards() -> None:
                 took,
                 "s",
                 True,
-                f"{'recomputing' if fell else 'kept'}, {used:.1f} GB above the weights",
+                f"{'gradient_checkpointing' if fell else 'kept'}, {used:.1f} GB above the weights",
             )
     torch.cuda.set_per_process_memory_fraction(1.0)
 

@@ -6,7 +6,7 @@ import difflib
 from collections.abc import Callable
 from functools import partial
 
-from ..injection.peft_methods import PREFIX, check
+from ..injection.peft_methods import PREFIX, parse_peft_method
 from ..merging import merge
 from .adapter_schedules import composed, k_lora, planned, switch
 from .b_lora import b_lora
@@ -72,7 +72,7 @@ def fusion(name: str) -> FusionMethod:
     Raises: ValueError: neither, or a method of PEFT's that cannot learn here.
     """
     if name.startswith(PREFIX):
-        return FusionMethod(name, "PEFT", {"method": PREFIX + check(name)}, merged("stack"))
+        return FusionMethod(name, "PEFT", {"method": PREFIX + parse_peft_method(name)}, merged("stack"))
     if name not in FUSIONS:
         near = difflib.get_close_matches(name, FUSIONS, n=1)
         known = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(FUSIONS)} and peft:KIND"

@@ -17,10 +17,11 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from ..families import Base, Framing
+from ..image_loading import load_image
 from ..injection import applied
 from ..noising import alphas_cumprod
 from ..sampling import generate
-from ..training_example import load_picture, prepare
+from ..training_example import encode_training_example
 from .fusion_method import FusionInputs, FusionResult, TrainingImage, only
 
 FAMILIES = ("sdxl",)
@@ -153,7 +154,7 @@ def inverted(
     base_scheduler = base.pipe.scheduler
     scheduler, device = copy.deepcopy(base_scheduler), base.device
     scheduler.set_timesteps(base.defaults.sample_steps)
-    example = prepare(base, load_picture(lesson.image, base.defaults.resolution), lesson.prompt)
+    example = encode_training_example(base, load_image(lesson.image, base.defaults.resolution), lesson.prompt)
     side = base.defaults.resolution
     nothing = base.encode_prompt([""], Framing.plain(side, side)).to(device)
     if base.pipe.config.force_zeros_for_empty_prompt:  # what SDXL's pipeline takes for no prompt

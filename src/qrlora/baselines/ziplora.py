@@ -15,10 +15,11 @@ from torch import Tensor
 
 from ..adapter import Adapter, Pair
 from ..families import Base
+from ..image_loading import load_image
 from ..injection import applied, set_strengths, with_coefficients
 from ..merging import merge
 from ..noising import noising_of
-from ..training_example import Example, load_picture, prepare
+from ..training_example import TrainingExample, encode_training_example
 from .fusion_method import FusionInputs, FusionResult, TrainingImage, static
 
 PENALTY = 0.01
@@ -68,7 +69,7 @@ def learn_gates(
     """
     base, model = task.base, task.base.model
     lessons = [_example(base, lesson) for lesson in (task.content_lesson, task.style_lesson)]
-    noising = noising_of(base.pipe.scheduler.config, times=base.defaults.times)
+    noising = noising_of(base.pipe.scheduler.config, timestep_sampling=base.defaults.timestep_sampling)
     gates = [
         {x: torch.ones(p.shape[1], device=base.device) for x, p in each.layers.items()} for each in (content, style)
     ]
@@ -98,6 +99,6 @@ def learn_gates(
     return of_content, of_style
 
 
-def _example(base: Base, lesson: TrainingImage) -> Example:
-    example = prepare(base, load_picture(lesson.image, base.defaults.resolution), lesson.prompt)
+def _example(base: Base, lesson: TrainingImage) -> TrainingExample:
+    example = encode_training_example(base, load_image(lesson.image, base.defaults.resolution), lesson.prompt)
     return replace(example, latents=example.latents.to(base.device), condition=example.condition.to(base.device))

@@ -26,7 +26,7 @@ def _row(folder: Path) -> tuple[str, ...]:
     family = next((x for x in FAMILIES.values() if index.get("_class_name") in (x.pipeline, *x.same_parts)), None)
     path = folder / "qrlora.json"
     own = read_json(path) if path.is_file() else {}
-    defaults = family.defaults.revised(own.get("defaults", {})) if family else None
+    defaults = family.defaults.with_base_defaults(own.get("defaults", {})) if family else None
     megabytes = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file()) / 1e6
     told = (str(x) for x in (defaults.resolution, defaults.rank, defaults.steps)) if defaults else ("", "", "")
     return folder.name, family.name if family else "unknown", f"{megabytes:.1f} MB", *told, own.get("about", "")

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from ..training_example import MIN_SIDE, load_picture
-from ..trigger_words import read_text
+from ..image_loading import MIN_SIDE, load_image
+from ..text_files import read_text
 from ..world.captions import CONTENT, CONTENT_TRAINING_PROMPT, STYLE, caption
 from ..world.drawings import held_out_contents, known_contents
 from ..world.ground_truth import true_image
@@ -99,7 +99,7 @@ def file_pairs(table: Path, style_word: str = STYLE) -> list[Pair]:
         content, style = (table.parent / row[name] for name in COLUMNS[:2])
         for path in (content, style):
             try:
-                load_picture(path, MIN_SIDE)  # refused before anything long begins
+                load_image(path, MIN_SIDE)  # refused before anything long begins
             except (OSError, ValueError) as error:
                 raise ValueError(f"{table}, line {line}: {error}") from error
         name = f"{content.stem} in {style.stem}"

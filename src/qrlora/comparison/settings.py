@@ -9,16 +9,17 @@ from typing import Any, Literal
 
 from ..baselines import FusionMethod
 from ..config import TrainConfig, as_dict
-from ..config.type_checks import check_types, parsed
+from ..config.renamed_settings import new_setting_name
+from ..config.type_checks import check_types, parse_override
 from ..families import Base
-from ..injection.peft_methods import check, initialise_peft
+from ..injection.peft_methods import initialise_peft, parse_peft_method
 from ..methods import METHODS
 from ..world.captions import CONTENT, STYLE
 from .run_job import ENDS, fusion_of
 
 REFERENCE = "qr"
 """The method whose rank, steps and layers on a base all others are given."""
-SHARED = ("rank", "targets", "steps", "decay", "batch_size", "times", "resolution")
+SHARED = ("rank", "targets", "steps", "lr_decay", "batch_size", "timestep_sampling", "resolution")
 CHOSEN = (*SHARED, "learning_rate", "optimizer", "min_snr_gamma")
 """What "NAME:SETTING=VALUE" may set, for both roles or, as "NAME:style/SETTING=VALUE", for one."""
 ROLES = ("content", "style")
@@ -91,10 +92,11 @@ def parse_method_spec(spec: str) -> FusionMethod:
         role, of_one, key = key.rpartition("/")
         if of_one and role not in ROLES:
             raise ValueError(f"{spec}: {role!r} is no role; before a slash stands {' or '.join(ROLES)}")
+        key = new_setting_name(TrainConfig, key)
         if key not in CHOSEN:
             raise ValueError(f"{spec}: {key!r} is no setting of a method here; choose among {', '.join(CHOSEN)}")
         for of_role in [role] if role else ROLES:
-            told[of_role][key] = parsed(TrainConfig, key, text)
+            told[of_role][key] = parse_override(TrainConfig, key, text)
     for of_role in told.values():
         check_types(TrainConfig, of_role)
         one_or_more(of_role, "rank", "steps", "batch_size")
@@ -161,8 +163,8 @@ def _trained(base: Base, method: str, targets: str, rank: int) -> int:
     """How many numbers learn; what PEFT has is put on for it, since its kinds share some between layers."""
     if method in METHODS:
         return sum(METHODS[method].trainable_parameters(o, i, rank) for o, i in _shapes(base, targets))
-    put = initialise_peft(base.model, list(base.target_layers(targets)), check(method), rank, seed=0)
+    put = initialise_peft(base.model, list(base.target_layers(targets)), parse_peft_method(method), rank, seed=0)
     try:
-        return sum(factor.numel() for factor in put.factors().values())
+        return sum(factor.numel() for factor in put.trainable_factors().values())
     finally:
         put.detach()

@@ -1,7 +1,7 @@
 """How each backbone encodes, predicts and decodes, and opening a base of one. A new family is a file and a row in
 FAMILIES, beside those in layouts/."""
 
-from ..devices import choose_device, number_type
+from ..devices import choose_device, choose_dtype
 from .base_model import Base
 from .family import Condition, Family, Framing
 from .family_table import FAMILIES
@@ -17,7 +17,7 @@ __all__ = [
     "Framing",
     "SlowDevice",
     "choose_device",
-    "number_type",
+    "choose_dtype",
     "open_base",
     "read_json",
 ]

@@ -57,6 +57,6 @@ def own_settings(place: Path, defaults: FamilyDefaults) -> tuple[FamilyDefaults,
         return defaults, plain
     settings = read_json(path)
     try:
-        return defaults.revised(settings.get("defaults", {})), plain or settings.get("framing") == "plain"
+        return defaults.with_base_defaults(settings.get("defaults", {})), plain or settings.get("framing") == "plain"
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator
 
 import torch
 
-from ..devices import describe, way_to_a_gpu
+from ..devices import device_label, gpu_hint
 from ..safetensors_files import Checkpoint
 
 LARGE = 1_000_000_000
@@ -27,12 +27,12 @@ def tell_start(name: str, files: Iterable[Checkpoint], device: torch.device, dty
     Args: files: of weights, which are counted.  device: where it computes.
     """
     numbers = " and ".join(x for x in (quantize, str(dtype).removeprefix("torch.")) if x)
-    logging.getLogger("qrlora").info("%s on %s, in %s", name, describe(device), numbers)
+    logging.getLogger("qrlora").info("%s on %s, in %s", name, device_label(device), numbers)
     count = sum(math.prod(place.shape) for file in files for place in file.places.values())
     if device.type == "cpu" and count > LARGE:
         warnings.warn(
             f"{name} has {count / 1e9:.1f} billion parameters, and a CPU takes minutes for each of its updates and "
-            f"denoising steps: {way_to_a_gpu()}",
+            f"denoising steps: {gpu_hint()}",
             SlowDevice,
             stacklevel=3,
         )

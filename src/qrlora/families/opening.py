@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..devices import choose_device, number_type
+from ..devices import choose_device, choose_dtype
 from ..safetensors_files import Checkpoint
 from . import component_checks, hub_download, quantization, single_file
 from .base_location import own_settings, place_of
@@ -35,7 +35,7 @@ def open_base(
     Args:    name: a built-in name (see `built_in_bases`), a local folder of a diffusers pipeline, one `.safetensors`
              checkpoint, or a hub name OWNER/NAME. Files of the variant fp16 are read where they are and 16 bits are
              kept, or where there are no others.
-             device: auto, or a torch device.  dtype: float32, bfloat16, float16, or auto, see `number_type`.
+             device: auto, or a torch device.  dtype: float32, bfloat16, float16, or auto, see `choose_dtype`.
              quantize: keep the linear layers of the trainable part as nf4, int8 or float8; "": in dtype.
              offload: every part waits on the CPU for its turn on the device; else the trainable part stays there once
              its first turn has come (`Base.on_device`).
@@ -45,7 +45,7 @@ def open_base(
              library or GPU is missing.
     """
     home = choose_device(device)
-    numbers = number_type(dtype, home)
+    numbers = choose_dtype(dtype, home)
     name = f"{name}@{revision}" if revision else str(name)
     with one_clear_line(name):
         quantization.check(quantize, home)

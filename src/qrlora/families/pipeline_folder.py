@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from ..safetensors_files import FLOATS, places, read_metadata
-from ..trigger_words import read_text
+from ..text_files import read_text
 from . import hub_download
 from .family import Family
 from .weight_files import file_variant, weight_files

@@ -17,7 +17,7 @@ from torch.nn import functional
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from .. import extras
-from ..devices import give_back
+from ..devices import return_freed_memory
 from ..safetensors_files import places, read_rows
 from .weight_files import weight_files
 
@@ -77,7 +77,7 @@ def fill(model: Any, value_of: Callable[[str], Tensor], quantize: str, device: t
         if quantizer and quantizer.check_if_quantized_param(model, value, name, {}, param_device=device):
             quantizer.create_quantized_param(model, value, name, device, {}, [], dtype=dtype)
             del value
-            give_back()  # else what was freed between the weights can come to more than they are in bfloat16
+            return_freed_memory()  # else what was freed between the weights can come to more than they are in bfloat16
         else:
             set_module_tensor_to_device(model, name, device, value=value)
     if quantizer:

@@ -82,7 +82,7 @@ SD3 = Family(
     pipeline="StableDiffusion3Pipeline",
     same_parts=("StableDiffusion3Img2ImgPipeline", "StableDiffusion3InpaintPipeline", "StableDiffusion3PAGPipeline"),
     checkpoint_keys=("joint_blocks.0.context_block.adaLN_modulation.1.weight",),
-    defaults=FamilyDefaults(targets="attention", times="logit-normal", sample_steps=28, guidance=7.0),
+    defaults=FamilyDefaults(targets="attention", timestep_sampling="logit-normal", sample_steps=28, guidance=7.0),
     text_parts={
         "text_encoder": "text_encoders.clip_l.",
         "text_encoder_2": "text_encoders.clip_g.",

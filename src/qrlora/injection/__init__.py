@@ -1,4 +1,4 @@
-"""Adapters on a live model: applied beside its linear layers, trained, extracted, removed."""
+"""Adapters on a live model: applied beside its linear layers, trained, extracted, detached."""
 
 from .apply_adapter import adapter_names as adapter_names
 from .apply_adapter import applied as applied

@@ -1,11 +1,11 @@
-"""A linear layer with updates beside it: W x + sum_k s_k B_k A_k x, computed with as little as the frozen parts allow.
+"""A linear layer with LoRA updates: W x + sum_k s_k B_k A_k x, with frozen updates summed and the forward pass fused.
 
-PEFT's layer does the same with four products and as many passes over the layer's output for each adapter; it is what
-the tests compare with. Letters: o outputs, i inputs, r rank, n rows (tokens of all pictures), b pictures.
+PEFT's LoRA layer, which the tests compare with, takes four operations for each adapter, each a pass over the layer's
+output. Letters: o outputs, i inputs, r rank, n rows (tokens of all images), b images.
 
-Number types, decided here and nowhere else. A and B are kept in float32. Their products are computed in the base's own
-type, as the base's are, but in float32 where that is too coarse: beside a float16 base, whose range gradients leave,
-and where B A is a small difference of large terms, as in the method qr-direct.
+dtypes are decided here and nowhere else. A and B are kept in float32. Their products are computed in the base's dtype,
+but in float32 where that is too coarse: with a float16 base, whose range gradients exceed, and where B A is a small
+difference of large terms, as in the method qr-direct.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ from ..linalg import inner
 from . import weight_folding
 
 Strength = float | Tensor
-"""How strongly an adapter acts: a number, or (b,) one for each picture of a batch."""
+"""An adapter's strength: a number, or (b,) one for each image of a batch."""
 
 
 class AdaptedLinear(nn.Module):
-    """A linear layer and its updates by name."""
+    """A linear layer and the LoRA updates on it, by adapter name."""
 
     def __init__(self, base_layer: nn.Linear) -> None:
         super().__init__()
@@ -34,16 +34,16 @@ class AdaptedLinear(nn.Module):
         self.in_features, self.out_features = base_layer.in_features, base_layer.out_features
         self.A, self.B = nn.ParameterDict(), nn.ParameterDict()
         self.strengths: dict[str, Strength] = {}
-        self.gates: dict[str, Tensor] = {}
-        """(i,) by name: that A is A diag(gate). A gate may learn, so these are kept out of the sum."""
-        self.delicate: set[str] = set()
-        """Names whose products need float32."""
-        self.learning = ""
-        """The name whose factors may change at any time; "" for none. All others are frozen and kept summed."""
-        self.folds = False
-        """Whether the frozen sum is written into the weight, where rounding leaves it what it is."""
-        self._original: tuple[Any, ...] = ()  # a tuple hides it from the module's list of parameters
-        self._scales: Tensor | None = None
+        self.coefficients: dict[str, Tensor] = {}
+        """{name: (i,)} merger coefficients m: A becomes A diag(m). They may be trainable: not in the sum."""
+        self.needs_float32: set[str] = set()
+        """Names of adapters whose products need float32."""
+        self.trainable_name = ""
+        """Name of the adapter that is being trained; "" for none. All others are frozen and kept as one sum."""
+        self.fold = False
+        """Whether to fold the frozen sum into the weight, if rounding is negligible."""
+        self._original_weight: tuple[Any, ...] = ()  # in a tuple, so that nn.Module does not register it
+        self._sum_scales: Tensor | None = None
         self.register_buffer("sum_A", None, persistent=False)
         self.register_buffer("sum_B", None, persistent=False)
         self.register_buffer("coarse_A", None, persistent=False)
@@ -58,106 +58,106 @@ class AdaptedLinear(nn.Module):
         """The base's."""
         return self.base_layer.bias
 
-    def put(self, name: str, A: Tensor, B: Tensor, delicate: bool) -> None:
-        """Copies of A (r, i) and B (o, r) on the layer's device, frozen; they act once they have a strength."""
-        home = self.base_layer.weight.device
+    def add_update(self, name: str, A: Tensor, B: Tensor, needs_float32: bool) -> None:
+        """Add frozen copies of A (r, i) and B (o, r) on the layer's device. Without a strength they are inactive."""
+        device = self.base_layer.weight.device
         for factors, value in ((self.A, A), (self.B, B)):
-            copied = value.detach().to(home, torch.float32, copy=True).contiguous()
+            copied = value.detach().to(device, torch.float32, copy=True).contiguous()
             factors[name] = nn.Parameter(copied, requires_grad=False)
-        if delicate:
-            self.delicate.add(name)
+        if needs_float32:
+            self.needs_float32.add(name)
 
-    def remove(self, name: str) -> None:
-        """Forget an update."""
+    def remove_update(self, name: str) -> None:
+        """Remove an update."""
         self.strengths.pop(name, None)
-        self.delicate.discard(name)
-        self.learning = "" if self.learning == name else self.learning
-        self.refresh()
+        self.needs_float32.discard(name)
+        self.trainable_name = "" if self.trainable_name == name else self.trainable_name
+        self.update_frozen_sum()
         del self.A[name], self.B[name]
 
-    def refresh(self) -> None:
-        """Sum the frozen updates that act, and fold the sum if asked for; after every change of name or strength."""
-        self.unfold()
+    def update_frozen_sum(self) -> None:
+        """Sum the active frozen updates, and fold the sum if `fold`: after every change of adapters or strengths."""
+        self.restore_weight()
         weight: Any = self.base_layer.weight
-        coarse = weight.dtype == torch.bfloat16 and not self.delicate
-        frozen_A = self.learning and not self.A[self.learning].requires_grad
-        self.coarse_A = self.A[self.learning].detach().bfloat16() if coarse and frozen_A else None
-        apart = {self.learning, *self.gates}
-        frozen = {x: s for x, s in self.strengths.items() if x not in apart and (isinstance(s, Tensor) or s)}
+        in_bfloat16 = weight.dtype == torch.bfloat16 and not self.needs_float32
+        frozen_A = self.trainable_name and not self.A[self.trainable_name].requires_grad
+        self.bfloat16_A = self.A[self.trainable_name].detach().bfloat16() if in_bfloat16 and frozen_A else None
+        not_summed = {self.trainable_name, *self.coefficients}
+        frozen = {x: s for x, s in self.strengths.items() if x not in not_summed and (isinstance(s, Tensor) or s)}
         terms = [(self.A[name].detach(), self.B[name].detach(), s) for name, s in frozen.items()]
         if not terms:
-            self.sum_A = self.sum_B = self._scales = None
+            self.sum_A = self.sum_B = self._sum_scales = None
             return
-        sum_A, sum_B, self._scales = _summed(terms)
-        self.sum_A, self.sum_B = (sum_A.bfloat16(), sum_B.bfloat16()) if coarse else (sum_A, sum_B)
-        plain = _is_plain(self.base_layer) and weight.is_floating_point()
-        if self.folds and plain and self._scales is None and not self.learning:
-            self._fold(sum_A, sum_B)
+        sum_A, sum_B, self._sum_scales = _sum_updates(terms)
+        self.sum_A, self.sum_B = (sum_A.bfloat16(), sum_B.bfloat16()) if in_bfloat16 else (sum_A, sum_B)
+        foldable = _is_plain_linear(self.base_layer) and weight.is_floating_point()
+        if self.fold and foldable and self._sum_scales is None and not self.trainable_name:
+            self._fold_into_weight(sum_A, sum_B)
 
-    def _fold(self, A: Tensor, B: Tensor) -> None:
-        """W + B A in the weight's place, rounded to the weight's type, if that leaves the update what it is."""
+    def _fold_into_weight(self, A: Tensor, B: Tensor) -> None:
+        """Replace the weight by W + B A, rounded to its dtype, if rounding is negligible."""
         W = self.base_layer.weight.detach()
-        total = weight_folding.folded(W, A, B) if weight_folding.keeps(W, A, B) else None
+        total = weight_folding.fold_update(W, A, B) if weight_folding.rounding_is_negligible(W, A, B) else None
         if total is not None:
-            self._original = (self.base_layer.weight,)
+            self._original_weight = (self.base_layer.weight,)
             self.base_layer.weight = nn.Parameter(total, requires_grad=False)
 
     def _apply(self, fn: Any, recurse: bool = True) -> Any:
-        """Where the layer is moved to, the weight that waits for its place goes, too."""
+        """`to`, `cuda` and the like: the original of a folded weight moves with the layer."""
         super()._apply(fn, recurse)
-        for weight in self._original:
+        for weight in self._original_weight:
             weight.data = fn(weight.data)
         return self
 
-    def unfold(self) -> None:
-        """The base's own weight again, the very tensor: nothing is subtracted."""
-        if self._original:
-            self.base_layer.weight = self._original[0]
-            self._original = ()
+    def restore_weight(self) -> None:
+        """Undo folding: the original weight tensor is put back; nothing is subtracted."""
+        if self._original_weight:
+            self.base_layer.weight = self._original_weight[0]
+            self._original_weight = ()
 
     def forward(self, x: Tensor, *rest: Any, **named: Any) -> Tensor:
-        base: Any = self._modules["base_layer"]  # past nn.Module's own lookup, here and below: see `_pairs`
-        pairs = self._pairs()
+        base: Any = self._modules["base_layer"]  # not by nn.Module.__getattr__, here and below: see `_active_pairs`
+        pairs = self._active_pairs()
         if not pairs:
             return base(x, *rest, **named)
         A, B, scales = pairs[0]
-        if len(pairs) == 1 and scales is None and self._fuses(base, x):
+        if len(pairs) == 1 and scales is None and self._can_fuse(base, x):
             W, b = base._parameters["weight"], base._parameters["bias"]
-            return LinearWithUpdate.apply(x, W, b, _as(A, x.dtype), _as(B, x.dtype))  # pyright: ignore[reportReturnType]
+            return LinearWithUpdate.apply(x, W, b, _to_dtype(A, x.dtype), _to_dtype(B, x.dtype))  # pyright: ignore[reportReturnType]
         y = base(x, *rest, **named)
-        return add_updates(y, x, pairs, torch.float32 if self.delicate or y.dtype == torch.float16 else y.dtype)
+        return add_updates(y, x, pairs, torch.float32 if self.needs_float32 or y.dtype == torch.float16 else y.dtype)
 
-    def _pairs(self) -> list[tuple[Tensor, Tensor, Tensor | None]]:
-        """(A, B, scales or None) of what acts beside the weight: the frozen sum, what is gated, and what learns.
+    def _active_pairs(self) -> list[tuple[Tensor, Tensor, Tensor | None]]:
+        """(A, B, scales or None) of the active updates: frozen sum, those with merger coefficients, the trainable one.
 
-        Every layer asks at every pass. A small product takes 3 microseconds, nn.Module's lookup of a name 0.7 and
-        ParameterDict's 1.4, of which a layer would need a dozen; its dictionaries answer at once.
+        Called in every forward pass, where a small product takes 3 microseconds, nn.Module's attribute lookup 0.7 and
+        ParameterDict's 1.4. A layer would need a dozen, so its dictionaries are read directly.
         """
-        found: list[Any] = []
+        pairs: list[Any] = []
         sums: Any = self._buffers
-        if sums["sum_A"] is not None and not self._original:
-            found.append((sums["sum_A"], sums["sum_B"], self._scales))
-        for name, gate in self.gates.items():
-            found.append((self.A[name] * gate, self.B[name] * self.strengths[name], None))
-        if name := self.learning:
+        if sums["sum_A"] is not None and not self._original_weight:
+            pairs.append((sums["sum_A"], sums["sum_B"], self._sum_scales))
+        for name, coefficient in self.coefficients.items():
+            pairs.append((self.A[name] * coefficient, self.B[name] * self.strengths[name], None))
+        if name := self.trainable_name:
             factors: Any = self._modules
             A, B, strength = factors["A"]._parameters[name], factors["B"]._parameters[name], self.strengths[name]
             A = A if sums["coarse_A"] is None else sums["coarse_A"]
             if isinstance(strength, Tensor):
-                found.append((A, B, strength[:, None].expand(-1, len(A))))
+                pairs.append((A, B, strength[:, None].expand(-1, len(A))))
             else:
-                found.append((A, B if strength == 1 else B * strength, None))
-        return found
+                pairs.append((A, B if strength == 1 else B * strength, None))
+        return pairs
 
-    def _fuses(self, base: Any, x: Tensor) -> bool:
-        """Whether LinearWithUpdate computes what `add_updates` does: gradients are wanted, a plain layer."""
+    def _can_fuse(self, base: Any, x: Tensor) -> bool:
+        """Whether LinearWithUpdate can replace `add_updates`: with gradients, on a plain linear layer."""
         dtype = x.dtype
         return (
             torch.is_grad_enabled()
-            and _is_plain(base)
+            and _is_plain_linear(base)
             and dtype == base._parameters["weight"].dtype
             and dtype != torch.float16
-            and not (self.delicate and dtype != torch.float32)
+            and not (self.needs_float32 and dtype != torch.float32)
             and not base._parameters["weight"].requires_grad
             and not (torch.amp.is_autocast_available(x.device.type) and torch.is_autocast_enabled(x.device.type))
         )
@@ -169,35 +169,35 @@ def add_updates(
     """y + sum (x A^T * scales) B^T in y's dtype, computed in `dtype`; without gradients y is overwritten.
 
     Args:    x (b, ..., i), y (b, ..., o).  pairs: A (r, i), B (o, r), and None or scales (c, r), of which row k is
-             for picture k: where guidance has put several copies of a batch below each other, b is a multiple of c.
-             B (o, m r) and scales (c, m r) are m adapters of one A.
+             for image k: with classifier-free guidance, which repeats a batch, b is a multiple of c.
+             B (o, m r) and scales (c, m r) are m adapters that share A.
     Raises:  ValueError: b is no multiple of c.
     """
-    total, rows = _as(y, dtype).reshape(-1, y.shape[-1]), _as(x, dtype)
+    total, rows = _to_dtype(y, dtype).reshape(-1, y.shape[-1]), _to_dtype(x, dtype)
     for A, B, scales in pairs:
-        h = functional.linear(rows, _as(A, dtype))
+        h = functional.linear(rows, _to_dtype(A, dtype))
         if scales is not None:
             h = torch.cat([h] * (scales.shape[1] // len(A)), -1)  # once for each adapter that shares A
             if len(h) % len(scales):
-                raise ValueError(f"strengths for {len(scales)} pictures cannot act on a batch of {len(h)} rows")
+                raise ValueError(f"strengths for {len(scales)} images cannot act on a batch of {len(h)} rows")
             each = scales.to(h).repeat(len(h) // len(scales), 1)
             h = h * each.view(len(h), *[1] * (h.ndim - 2), -1)
         add = total.addmm if torch.is_grad_enabled() else total.addmm_
-        total = add(h.reshape(-1, B.shape[1]), _as(B, dtype).T)
-    return _as(total.view(y.shape), y.dtype)
+        total = add(h.reshape(-1, B.shape[1]), _to_dtype(B, dtype).T)
+    return _to_dtype(total.view(y.shape), y.dtype)
 
 
-def _as(x: Tensor, dtype: torch.dtype) -> Tensor:
-    """x in a type; `to` alone takes a microsecond to find that it is of that type."""
+def _to_dtype(x: Tensor, dtype: torch.dtype) -> Tensor:
+    """x in a dtype; `to` alone takes a microsecond to find that nothing is to be done."""
     return x if x.dtype == dtype else x.to(dtype)
 
 
 class LinearWithUpdate(torch.autograd.Function):
-    """x W^T + b + (x A^T) B^T with frozen W and b, in one node: while A is frozen it keeps of the rows x, for the
-    backward pass, x A^T alone (r numbers each), and it adds to a product's result where it lies.
+    """x W^T + b + (x A^T) B^T with frozen W and b as one autograd function, adding in place. While A is frozen it saves
+    for the backward pass x A^T (r numbers a row) instead of x.
 
-    With at least as many rows as inputs, W + B A is the cheaper way to add the update, and is formed for the moment,
-    in both passes; it loses nothing in float32, so there alone.
+    With at least as many rows as inputs it is cheaper to form W + B A, temporarily, in both passes. In float32 that
+    loses nothing, so it is done there alone.
     """
 
     @staticmethod
@@ -232,10 +232,10 @@ class LinearWithUpdate(torch.autograd.Function):
         return dx, None, None, dA, g.T @ h if B_learns else None
 
 
-def _summed(terms: Sequence[tuple[Tensor, Tensor, Strength]]) -> tuple[Tensor, Tensor, Tensor | None]:
-    """One pair for sum_k s_k B_k A_k, strengths in B: of rank r where all share A, byte for byte, else stacked.
+def _sum_updates(terms: Sequence[tuple[Tensor, Tensor, Strength]]) -> tuple[Tensor, Tensor, Tensor | None]:
+    """One pair (A, B) for sum_k s_k B_k A_k, with the strengths in B: of rank r if all share A, else stacked.
 
-    Strengths by picture stay beside the stacked B; A is one where all share it.
+    Strengths for each image stay outside, as scales of the stacked B; a shared A occurs once.
     Returns: A (R, i), B (o, R), and None; or A (R, i) or (r, i), B (o, R) and scales (b, R).
     """
     if any(isinstance(s, Tensor) for _, _, s in terms):
@@ -257,15 +257,15 @@ def _summed(terms: Sequence[tuple[Tensor, Tensor, Strength]]) -> tuple[Tensor, T
     return torch.cat([A for A, _ in distinct]), torch.cat([B for _, B in distinct], 1), None
 
 
-def cancels(A: Tensor, B: Tensor) -> bool:
-    """Whether |B A| is far below what |A| |B| lets one expect, sqrt(r) |B A| < |A| |B| / 8: rounding the factors to
-    bfloat16 (2^-9) would then cost more than some 2 % of the update. False for an update of zero."""
+def product_cancels(A: Tensor, B: Tensor) -> bool:
+    """Whether B A is a small difference of large terms, sqrt(r) |B A| < |A| |B| / 8: rounding the factors to bfloat16
+    (2^-9) would then change the update by more than about 2 %. False for a zero update."""
     size = float(A.square().sum(dtype=torch.float64) * B.square().sum(dtype=torch.float64))
     return size > 0 and len(A) * inner(A, B, A, B) < size / 64
 
 
-def _is_plain(layer: nn.Linear) -> bool:
-    """Whether a layer is torch's own with an ordinary weight, neither quantised nor replaced nor watched."""
+def _is_plain_linear(layer: nn.Linear) -> bool:
+    """Whether a layer is torch's nn.Linear with a plain weight: not quantised, subclassed or hooked."""
     return (
         type(layer) is nn.Linear
         and type(layer._parameters.get("weight")) is nn.Parameter

@@ -1,4 +1,4 @@
-"""What a method starts from: directions, and of them a start for each layer."""
+"""The initial A and B of a method for every target layer, and the basis that they are computed from."""
 
 from __future__ import annotations
 
@@ -20,17 +20,17 @@ def initial_factors(
     leading: Callable[[], Basis],
     contrast: Callable[[], Mapping[str, Tensor]] = dict,
 ) -> tuple[dict[str, InitialFactors], Basis | None]:
-    """{layer: Start}, and the basis whose digest the adapter is to name; None where no other adapter can share one.
+    """{layer: initial factors}, and the basis whose digest goes into the header; None if no other adapter can share it.
 
-    Beyond what directions need, weights are read only for methods whose start looks at their numbers: reading those
-    of a quantised base is reading its whole checkpoint.
+    Beyond the directions' needs, weights are read only for methods whose initial factors depend on their values:
+    reading those of a quantised base is reading its whole checkpoint.
 
-    Args:    leading () -> the basis of the method's side.  contrast () -> {layer: Q (i, r)} by the lesson.
+    Args:    leading () -> the basis of the method's side.  contrast () -> {layer: Q (i, r)} by the training example.
     Raises:  ValueError: as `leading` and `contrast`, and a rank or slot that does not fit a layer.
     """
     shapes = [(layer, torch.empty(shape, device="meta")) for layer, shape in weights.layers.items()]
     basis = method.directions(DirectionSources(weights, rank, slot, leading, contrast)) if method.side else None
-    each = weights if method.reads else shapes
+    each = weights if method.reads_weight else shapes
     Q = basis.Q if basis else {}
     factors = {layer: method.start(weight, Q.get(layer), rank, generator) for layer, weight in each}
     return factors, basis if method.shares_basis else None

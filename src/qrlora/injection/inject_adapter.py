@@ -1,4 +1,4 @@
-"""The method on any module in one call: `qrlora.inject(model, targets=..., rank=...)`."""
+"""Start training a method on any nn.Module in one call: `qrlora.inject(model, targets=..., rank=...)`."""
 
 from __future__ import annotations
 
@@ -19,32 +19,32 @@ from .initial_factors import initial_factors
 
 @dataclass(frozen=True)
 class InjectedAdapter:
-    """A fresh start that sits on a model and learns."""
+    """An adapter in training on a model of one's own."""
 
     model: nn.Module
     name: str
     header: Header
-    """What the adapter will say of itself."""
+    """Header of the extracted adapter."""
 
     def parameters(self) -> list[nn.Parameter]:
-        """The learning factors, float32: give them to an optimizer. Nothing else on the model gets a gradient."""
+        """The trainable factors, float32: give them to an optimizer. Nothing else on the model gets a gradient."""
         return list(trainable_factors(self.model, self.name).values())
 
-    def extract(self, **told: str) -> Adapter:
-        """A copy of what has been learnt, on the CPU, to save, merge, or put on again by `qrlora.injection.apply`.
+    def extract(self, **header_entries: str) -> Adapter:
+        """A copy of the trained adapter, on the CPU, to save, merge, or apply again by `qrlora.injection.apply`.
 
-        Args:   told: entries of the header, such as base="NAME" or role="style".
+        Args:   header_entries: entries of the header, such as base="NAME" or role="style".
         Raises: ValueError: NaN or infinity in it.
         """
-        return extract(self.model, self.name, dataclasses.replace(self.header, **told))
+        return extract(self.model, self.name, dataclasses.replace(self.header, **header_entries))
 
-    def lift(self, **told: str) -> Adapter:
+    def lift(self, **header_entries: str) -> Adapter:
         """The old name of `extract`; it goes with 0.3."""
         warnings.warn("lift is now extract; the old name goes with 0.3", DeprecationWarning, stacklevel=2)
-        return self.extract(**told)
+        return self.extract(**header_entries)
 
     def detach(self) -> None:
-        """Take it off; the model answers as it did, its own parameters still frozen."""
+        """Detach it; the model's outputs are as before, its own parameters still frozen."""
         detach(self.model, self.name)
 
 
@@ -58,32 +58,35 @@ def inject(
     original: Callable[[str], Tensor] | None = None,
     slot: int = 0,
 ) -> InjectedAdapter:
-    """Put a method's start on a model's linear layers; the model answers as before, bit for bit, until it learns.
+    """Inject an untrained adapter into a model's linear layers; before training, outputs are as before, bit for bit.
 
     All of the model's own parameters are frozen. A and B are float32 whatever the model's dtype.
 
     Args:    targets: endings of layer names in whole dotted parts, a list or with commas between: "q_proj,v_proj".
              rank: directions in each layer.  method: row of METHODS.
-             name: not a part of any layer's name.  seed: of the random start of "lora".
+             name: of the adapter, not part of any layer's name.  seed: of the random initialisation of "lora".
              slot: of "ortha": adapters that are to be added need different ones.
              original: (layer) -> its weight (o, i), where the model holds it quantised.
-    Raises:  ValueError: an ending that no linear layer has, no such method or one that needs a lesson, a rank above a
-             layer's smaller side, NaN in a weight, a name that is taken, a quantised layer without `original`.
+    Raises:  ValueError: an ending that no linear layer has, no such method or one that needs a training example, a rank
+             above a layer's smaller side, NaN in a weight, a name in use, a quantised layer without `original`.
     """
     endings = targets.split(",") if isinstance(targets, str) else targets
     layers = linear_layers(model, [ending.strip() for ending in endings])
     if not layers or method not in METHODS:
         known = f"methods: {', '.join(METHODS)}"
-        raise ValueError(f"attach needs targets and a method, got {targets!r} and {method!r}; {known}")
+        raise ValueError(f"inject needs targets and a method, got {targets!r} and {method!r}; {known}")
     if METHODS[method].needs_example:
         raise ValueError(f"{method} finds its directions by a picture and a prompt, which a lone model lacks: use qr")
     shapes = {layer: (linear.out_features, linear.in_features) for layer, linear in layers.items()}
-    row, weights = METHODS[method], Weights(shapes, original or (lambda layer: _plain(layer, layers[layer])))
+    row, weights = (
+        METHODS[method],
+        Weights(shapes, original or (lambda layer: _unquantised_weight(layer, layers[layer]))),
+    )
     generator = torch.Generator().manual_seed(seed)
-    starts, basis = initial_factors(
+    factors, basis = initial_factors(
         row, weights, rank, generator, slot, lambda: compute_basis(weights, rank, row.side or "")
     )
-    initialise(model, starts, name)
+    initialise(model, factors, name)
     header = Header(
         method=method,
         rank=rank,
@@ -95,7 +98,7 @@ def inject(
     return InjectedAdapter(model, name, header)
 
 
-def _plain(name: str, layer: nn.Linear) -> Tensor:
+def _unquantised_weight(name: str, layer: nn.Linear) -> Tensor:
     """A layer's weight. Raises ValueError: it is quantised, so that its directions would not be the model's."""
     weight = layer.weight.detach()
     if type(weight) is not Tensor or not weight.is_floating_point():

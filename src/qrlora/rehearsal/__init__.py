@@ -23,9 +23,9 @@ from ..families.base_without_weights import blank_base
 from ..files import size_in_bytes
 from ..injection import detach
 from ..methods import METHODS
-from ..training import check_against
+from ..training import check_config_fits_base
 from ..training.distributed import Processes
-from ..training.trainable_adapter import NAME
+from ..training.trainable_adapter import ADAPTER_NAME
 from . import blocks, live, turns, whole
 from .memory import free
 from .report import CARDS, MARGIN, RESERVED, How, Report
@@ -70,7 +70,7 @@ def rehearse(
     on_stage("building the model without weights", 0.0)
     base, spare, tokens = blank_base(name)
     config = config.filled(base.defaults)
-    check_against(base, config, Processes())
+    check_config_fits_base(base, config, Processes())
     for name_, part in {**spare, "": base.model}.items():
         nn.Module.to(part, torch.float32 if name_ == "vae" else DTYPES[dtype]).requires_grad_(False).eval()
     task = Task(base, tokens, config)
@@ -145,7 +145,7 @@ def _counted(task: Task, methods: list[str], tell: Tell) -> dict[str, Any]:
         for activations in ("kept", "recomputed"):
             tell(f"{method}: counting an update's memory, activations {activations}", 0.0)
             step[method][activations] = live.step_bytes(task, learning, activations == "recomputed")
-        detach(base.model, NAME)
+        detach(base.model, ADAPTER_NAME)
     return {**facts, "adapter": adapter, "step": step}
 
 

@@ -17,7 +17,7 @@ from ..families.base_without_weights import materialise
 from ..injection import detach
 from ..linalg import leading_subspace
 from ..methods import METHODS
-from ..training.trainable_adapter import NAME
+from ..training.trainable_adapter import ADAPTER_NAME
 from .live import Live, start_on
 from .memory import settle
 from .task import Stage, Task
@@ -48,7 +48,7 @@ def run(
         basis = {"basis": Stage(basis_seconds(shapes, task.rank, side, device))} if side else {}
         start_on(task.of(method))
         found[method] = {**basis, **_passes(task, device, repeats)}
-        detach(task.base.model, NAME)
+        detach(task.base.model, ADAPTER_NAME)
     return found
 
 

@@ -21,8 +21,8 @@ from ..methods import METHODS, InitialFactors
 from ..noising import Noising
 from ..training import denoising_loss
 from ..training.optimizers import OPTIMIZERS
-from ..training.trainable_adapter import NAME
-from ..training.training_loop import recomputing
+from ..training.trainable_adapter import ADAPTER_NAME
+from ..training.training_loop import gradient_checkpointing
 from .task import Task
 
 # A time is drawn on the CPU, so the meta device has no values to look up: of the same shapes, without a table.
@@ -100,7 +100,7 @@ def attend(
 def start_on(task: Task) -> list[nn.Parameter]:
     """A method's start on a base that is on the meta device; the factors that learn."""
     starts = {n: _start(w, task.config.method, task.rank) for n, w in task.base.weights(task.targets)}
-    return initialise(task.base.model, starts, NAME)
+    return initialise(task.base.model, starts, ADAPTER_NAME)
 
 
 def _start(weight: Tensor, method: str, rank: int) -> InitialFactors:
@@ -109,7 +109,7 @@ def _start(weight: Tensor, method: str, rank: int) -> InitialFactors:
     Q = torch.empty({"input": i, "output": o}[row.side], rank) if row.side else None
     start = row.start(torch.empty(o, i) if row.side and not row.frozen else weight, Q, rank, None)
     mask = None if start.mask is None else start.mask.to("meta")
-    return InitialFactors(start.A.to("meta"), start.B.to("meta"), start.learns, mask, start.subtract_start)
+    return InitialFactors(start.A.to("meta"), start.B.to("meta"), start.trainable, mask, start.subtract_start)
 
 
 def step_bytes(task: Task, parameters: list[nn.Parameter], recomputed: bool) -> int:
@@ -122,7 +122,7 @@ def step_bytes(task: Task, parameters: list[nn.Parameter], recomputed: bool) -> 
     clean, condition = task.example(task.batch_size, "meta")
     known = [*base.model.parameters(), *base.model.buffers(), clean, *condition.tensors.values()]
     optimizer = OPTIMIZERS[task.config.optimizer](parameters, 1e-4)
-    with recomputing(base.model, recomputed), torch.device("meta"), flash(), Live(known) as live:
+    with gradient_checkpointing(base.model, recomputed), torch.device("meta"), flash(), Live(known) as live:
         for parameter in parameters:  # an update of nothing: from the second on, the moments are there
             parameter.grad = torch.zeros_like(parameter)
         optimizer.step()

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 import psutil
 import torch
 
-from ..devices import give_back
+from ..devices import return_freed_memory
 
 PAUSE = 0.005
 """Seconds between two looks."""
@@ -38,7 +38,7 @@ def watched(device: torch.device) -> Iterator[Callable[[], int]]:
         torch.cuda.reset_peak_memory_stats(device)
         yield lambda: torch.cuda.max_memory_allocated(device)
         return
-    give_back()
+    return_freed_memory()
     most, over = [in_use(device)], threading.Event()
 
     def look() -> None:

@@ -17,15 +17,15 @@ from torch import nn
 from .. import merging
 from ..adapter import Adapter, Header
 from ..basis import Basis, compute_basis
-from ..devices import give_back
+from ..devices import return_freed_memory
 from ..families.base_without_weights import materialise, materialise_quantised
 from ..injection import applied, detach, extract, initialise
 from ..methods import METHODS
 from ..training.distributed import Processes
 from ..training.optimizers import OPTIMIZERS
-from ..training.trainable_adapter import NAME
-from ..training.training_loop import make_loss, recomputing
-from ..training_example import Example
+from ..training.trainable_adapter import ADAPTER_NAME
+from ..training.training_loop import gradient_checkpointing, make_loss
+from ..training_example import TrainingExample
 from .blocks import seconds
 from .memory import in_use, settle, watched
 from .task import Stage, Task
@@ -67,7 +67,7 @@ def run(
              tell: (what, share done 0..1).
     Raises:  ValueError: a rank that does not fit, NaN or infinity in what was learnt.
     """
-    give_back()
+    return_freed_memory()
     bench = Bench(device, repeats, in_use(device), tell)
     tell("filling the whole model with random numbers", 0.0)
     if task.config.quantize:
@@ -106,10 +106,10 @@ def _learning(task: Task, basis: Basis | None, bench: Bench) -> dict[str, Stage]
     directions: Any = basis.Q if basis else {}
     weights = task.base.weights(task.targets)
     starts = {layer: method.start(w, directions.get(layer), task.rank, generator) for layer, w in weights}
-    parameters = initialise(model, starts, NAME)
+    parameters = initialise(model, starts, ADAPTER_NAME)
     update = _updates(task, parameters, generator, bench)
-    adapter = extract(model, NAME, Header(family=task.base.family.name, method=method.name, rank=task.rank))
-    detach(model, NAME)
+    adapter = extract(model, ADAPTER_NAME, Header(family=task.base.family.name, method=method.name, rank=task.rank))
+    detach(model, ADAPTER_NAME)
     bench.tell(f"{method.name}: merging", 0.0)
     pair, rule = [adapter, adapter.scaled(0.5)], "sum" if method.frozen else "stack"
     merged, merge = bench.once(lambda: merging.merge(pair, [1.0, 1.0], rule))
@@ -120,7 +120,7 @@ def _updates(task: Task, parameters: list[nn.Parameter], generator: torch.Genera
     """Of an update as training makes them, on random latents and a random condition."""
     config, done = task.config, 0
     assert config.learning_rate is not None
-    draw = make_loss(config, task.base, Example(*task.example(1, bench.device)), generator, Processes())
+    draw = make_loss(config, task.base, TrainingExample(*task.example(1, bench.device)), generator, Processes())
     optimizer = OPTIMIZERS[config.optimizer](parameters, config.learning_rate)
 
     def update() -> None:
@@ -131,7 +131,7 @@ def _updates(task: Task, parameters: list[nn.Parameter], generator: torch.Genera
         optimizer.zero_grad()
         done += 1
 
-    with recomputing(task.base.model, config.gradient_checkpointing):
+    with gradient_checkpointing(task.base.model, config.gradient_checkpointing):
         return bench.often(update)
 
 

@@ -12,11 +12,12 @@ from ..comparison.result_store import readable
 from ..comparison.summary_tables import Row
 from ..config import TrainConfig
 from ..families import Base
+from ..image_loading import load_image
 from ..methods import METHODS
 from ..output_files import atomic
 from ..temporary_files import temporary_folder
 from ..training import Progress, denoising_loss, train
-from ..training_example import load_picture, prepare
+from ..training_example import encode_training_example
 from .request import ReproductionRequest
 
 EVERY = 5
@@ -88,7 +89,7 @@ def _curve(request: ReproductionRequest, job: TrainJob) -> dict[int, float]:
 def _fixed(base: Base, config: TrainConfig) -> Callable[[], float]:
     """() -> the loss of the model as it is now, with whatever learns on it."""
     assert config.resolution is not None
-    example = prepare(base, load_picture(config.image, config.resolution), config.prompt)
+    example = encode_training_example(base, load_image(config.image, config.resolution), config.prompt)
     noising, generator = base.noising, torch.Generator("cpu").manual_seed(12345)
     clean = example.latents.to(base.device).expand(DRAWS, -1, -1, -1)
     noise = torch.randn(clean.shape, generator=generator).to(base.device)

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from ..output_files import atomic
-from ..trigger_words import read_text
+from ..text_files import read_text
 
 FORMS = ("levels", "pairs")
 LEVELS = 6

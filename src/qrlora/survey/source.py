@@ -10,9 +10,9 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from ..image_loading import MIN_SIDE, load_image
 from ..temporary_files import temporary_folder
-from ..training_example import MIN_SIDE, load_picture
-from ..trigger_words import read_text
+from ..text_files import read_text
 
 LARGEST = 1024
 """Side in pixels; larger pictures are made this small, for phones."""
@@ -137,8 +137,8 @@ def of_table(path: Path) -> list[Found]:
 def _opened(path: Path, line: str) -> Image.Image:
     """A picture as people should see it: the middle square, upright, without what its file says of place and maker."""
     try:
-        size = load_picture(path, MIN_SIDE).original
-        return load_picture(path, min(LARGEST, *size)).image
+        size = load_image(path, MIN_SIDE).original
+        return load_image(path, min(LARGEST, *size)).image
     except (OSError, ValueError) as error:
         raise ValueError(f"{line}: {error}") from error
 

@@ -1,4 +1,4 @@
-"""The file that a run writes: tried beforehand, known again where it is there already, kept in any case at the end."""
+"""The adapter file of a run: checked to be writable before it, recognised if the run is done, saved at its end."""
 
 from __future__ import annotations
 
@@ -12,40 +12,40 @@ from typing import Any
 from .. import output_files
 from ..adapter import Adapter, Header
 from ..basis import cache_folder
-from ..config import TrainConfig, as_dict
+from ..config import TrainConfig, as_stored_dict
 from ..families import Base
 from ..files import load, read_header, save, size_in_bytes
 from ..methods import METHODS
-from .checkpoint import FILE
+from .checkpoint import CHECKPOINT_FILE
 from .distributed import is_rank_zero
-from .run_identity import ELSEWHERE
+from .run_identity import NOT_IN_HEADER
 
-RUN = "run"
-"""Entry of a header's config: what the run is known by."""
+RUN_ENTRY = "run"
+"""Entry of a header's config that holds the run's digest."""
 
 
-def name_of(identity: Mapping[str, Any], steps: int) -> str:
-    """What a run is known by (hex): all that it is repeated from, and its length."""
+def run_digest(identity: Mapping[str, Any], steps: int) -> str:
+    """Digest of a run (hex): of its `run_identity` and its steps."""
     return hashlib.sha256(json.dumps({**identity, "steps": steps}, sort_keys=True).encode()).hexdigest()[:16]
 
 
-def try_places(config: TrainConfig) -> None:
-    """That a run can write its files, before a base is opened; of several processes the main one tries.
+def check_outputs_writable(config: TrainConfig) -> None:
+    """Check, before a base is opened, that a run can write its files; of several processes, rank 0 does.
 
     Raises: OSError: output, checkpoint or log cannot be written.
-            FileExistsError: the output is there, of other settings, and may not be replaced.
+            FileExistsError: the output exists, is of other settings, and may not be overwritten.
     """
     output = Path(config.output)
-    if output.is_file() and not config.overwrite and not _may_be(output, config):
+    if output.is_file() and not config.overwrite and not _may_be_of_run(output, config):
         output_files.check(output)
     if is_rank_zero():
         folders = [output.with_suffix(".tensorboard")] if config.tensorboard else []
-        for path in (output, config.checkpoints / FILE, *(folder / FILE for folder in folders)):
+        for path in (output, config.checkpoints / CHECKPOINT_FILE, *(folder / CHECKPOINT_FILE for folder in folders)):
             output_files.check(path, overwrite=True)
 
 
-def try_size(config: TrainConfig, base: Base) -> None:
-    """That the adapter fits where it is to be written, once its layers are known. Raises OSError: too little space."""
+def check_adapter_fits(config: TrainConfig, base: Base) -> None:
+    """Check that the adapter fits on the disk, once its layers are known. Raises OSError: too little space."""
     if not is_rank_zero():
         return
     assert config.rank is not None and config.targets is not None
@@ -56,39 +56,41 @@ def try_size(config: TrainConfig, base: Base) -> None:
     output_files.check(config.output, overwrite=True, size=size_in_bytes(shapes, header))
 
 
-def finished(config: TrainConfig, run: str) -> Adapter | None:
-    """The adapter that this very run has written before; None: it is still to be learnt.
+def load_finished_adapter(config: TrainConfig, run: str) -> Adapter | None:
+    """The adapter if this very run has already written it; None: it is still to be trained.
 
-    Raises: FileExistsError: another file is in its place, and may not be replaced.
+    Raises: FileExistsError: another file is there and may not be overwritten.
     """
     if config.overwrite or not Path(config.output).exists():
         return None
-    if _header(Path(config.output)).config.get(RUN) == run:
+    if _header_or_empty(Path(config.output)).config.get(RUN_ENTRY) == run:
         return load(config.output)
     output_files.check(config.output)
     return None
 
 
-def keep(adapter: Adapter, config: TrainConfig) -> None:
-    """Write an adapter to its output; what was learnt is not lost where that is impossible.
+def save_adapter(adapter: Adapter, config: TrainConfig) -> None:
+    """Write an adapter to its output or, where that fails, to the checkpoint's folder, the cache or a temporary folder.
 
-    Raises: OSError: it is not there, but beside the checkpoint, in the cache or among temporary files: told where.
+    Raises: OSError: it could not be written to its output; the message names the file that has it instead.
     """
     folders = [config.checkpoints, cache_folder().parent, Path(tempfile.gettempdir())]
     output_files.rescued(lambda path: save(adapter, path, overwrite=config.overwrite), Path(config.output), folders)
 
 
-def _may_be(path: Path, config: TrainConfig) -> bool:
-    """Whether a file can be what a run with these settings wrote, as far as they say without its base."""
-    told = _header(path).config
-    own = {name: value for name, value in as_dict(config).items() if name not in ELSEWHERE and value is not None}
-    own["image"] = Path(config.image).name
-    chosen = own.items() - {("dtype", "auto")}
-    return RUN in told and all(told.get(name) == value for name, value in chosen)
+def _may_be_of_run(path: Path, config: TrainConfig) -> bool:
+    """Whether a file can be the output of a run with these settings, as far as its header shows without the base."""
+    config_in_file = _header_or_empty(path).config
+    settings = {
+        name: value for name, value in as_stored_dict(config).items() if name not in NOT_IN_HEADER and value is not None
+    }
+    settings["image"] = Path(config.image).name
+    chosen = settings.items() - {("dtype", "auto")}
+    return RUN_ENTRY in config_in_file and all(config_in_file.get(name) == value for name, value in chosen)
 
 
-def _header(path: Path) -> Header:
-    """A file's header; one that says nothing of a file that is none of ours."""
+def _header_or_empty(path: Path) -> Header:
+    """A file's adapter header; an empty one if the file is no adapter."""
     try:
         return read_header(path)
     except ValueError:

@@ -1,8 +1,8 @@
-"""One run in several processes, as `accelerate launch` or `torchrun` start them: each takes its share of every batch.
+"""Data-parallel training in several processes, as `accelerate launch` or `torchrun` start them.
 
-All draw the same noise and times from the same generator and keep their rows; the mean of their gradients is that of
-the whole batch, so the run is the one-process run, to rounding. Only the learning factors' gradients travel: the base
-and the frozen factors are equal everywhere from the start.
+Every process draws the noise and timesteps of the whole batch from the same generator and computes its shard of the
+rows; the mean of their gradients is that of the whole batch, so that the run equals the one-process run, to rounding.
+Only gradients of trainable factors are communicated: base and frozen factors are equal everywhere from the start.
 """
 
 from __future__ import annotations
@@ -18,44 +18,45 @@ from torch import Tensor, distributed, nn
 
 
 def world_size() -> int:
-    """The processes that were launched together; 1 without a launcher."""
+    """Number of processes that were launched together; 1 without a launcher."""
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 
 def is_rank_zero() -> bool:
-    """Whether this process writes the files and speaks to the person: the only one, or the first of several."""
+    """Whether this process writes the files and the messages: the only one, or rank 0 of several."""
     return int(os.environ.get("RANK", "0")) == 0
 
 
 @dataclass(frozen=True)
 class Processes:
-    """This process among those of a run."""
+    """The process group of a run, seen from this process."""
 
-    index: int = 0
-    """0..count-1; 0 is the main one."""
+    rank: int = 0
+    """0..count - 1."""
     count: int = 1
+    """The world size."""
 
     @property
-    def main(self) -> bool:
-        """Whether this one writes and speaks."""
-        return self.index == 0
+    def is_rank_zero(self) -> bool:
+        """Whether this process writes the files and the messages."""
+        return self.rank == 0
 
-    def share(self, rows: Tensor) -> Tensor:
-        """This process's rows of a batch (b, ...): (b / count, ...)."""
+    def shard(self, rows: Tensor) -> Tensor:
+        """This process's shard of a batch (b, ...): (b / count, ...)."""
         size = len(rows) // self.count
-        return rows[self.index * size : (self.index + 1) * size]
+        return rows[self.rank * size : (self.rank + 1) * size]
 
-    def average(self, parameters: Sequence[nn.Parameter], loss: Tensor, stop: bool) -> tuple[Tensor, bool]:
-        """Replace each gradient by its mean over the processes.
+    def average_gradients(self, parameters: Sequence[nn.Parameter], loss: Tensor, stop: bool) -> tuple[Tensor, bool]:
+        """All-reduce: replace each gradient by its mean over the processes.
 
-        Returns: the mean loss, and whether any process was asked to stop; equal in all of them.
+        Returns: the mean loss, and whether any process got a stop signal; equal in all of them.
         Raises:  OSError: another process has ended.
         """
         if self.count == 1:
             return loss, stop
         gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
-        told = torch.stack([loss.float(), loss.new_tensor(float(stop), dtype=torch.float32)])
-        flat = torch.cat([*(x.flatten() for x in gradients), told])
+        loss_and_stop = torch.stack([loss.float(), loss.new_tensor(float(stop), dtype=torch.float32)])
+        flat = torch.cat([*(x.flatten() for x in gradients), loss_and_stop])
         try:
             distributed.all_reduce(flat)
         except RuntimeError as error:
@@ -69,7 +70,7 @@ class Processes:
         return flat[-2], float(flat[-1]) > 0
 
     def assert_equal_across_ranks(self, basis: str) -> None:
-        """That all start from one basis, given its digest: each process has found its own.
+        """Check that all processes, each of which has computed its basis, have the one of this digest.
 
         Raises: ValueError: they differ, as on GPUs of different kinds, and the mean of gradients would mean nothing.
         """
@@ -80,25 +81,25 @@ class Processes:
         if len(set(digests)) > 1:
             raise ValueError("the processes found different directions: launch them on devices of one kind")
 
-    def wait(self) -> None:
-        """Until every process is here."""
+    def barrier(self) -> None:
+        """Wait until every process is here."""
         if self.count > 1:
             distributed.barrier()
 
     @contextlib.contextmanager
-    def main_first(self) -> Iterator[None]:
-        """The main process goes through the `with` alone, then the others, who find its caches."""
-        if not self.main:
-            self.wait()
+    def rank_zero_first(self) -> Iterator[None]:
+        """Rank 0 runs the `with` block alone, then the other processes, which find its caches."""
+        if not self.is_rank_zero:
+            self.barrier()
         try:
             yield
         finally:
-            if self.main:
-                self.wait()
+            if self.is_rank_zero:
+                self.barrier()
 
 
 def init_distributed(device: str) -> Processes:
-    """The processes that were launched together; one alone unless a launcher says otherwise.
+    """Join the process group that a launcher describes; without one, a group of this process alone.
 
     Args:    device: a torch device, or auto. With several GPUs each process gets its own.
     Raises:  ValueError: one GPU for several processes.

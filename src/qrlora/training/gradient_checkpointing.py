@@ -1,4 +1,4 @@
-"""Activations that are computed again in the backward pass, where a GPU's memory is too small to keep them."""
+"""Gradient checkpointing, on, off or once a GPU's memory has run out: activations recomputed in the backward pass."""
 
 from __future__ import annotations
 
@@ -12,28 +12,28 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
-from ..devices import free_memory, spills
+from ..devices import free_memory, pages_to_host_memory
 
 T = TypeVar("T")
-MARGIN = 1.1
-"""Times the bytes of an update: an allocator leaves gaps."""
-MOMENTS = 8
-"""Bytes of Adam's two moments of a learning number."""
+ALLOCATOR_MARGIN = 1.1
+"""Factor on the bytes of an update: the allocator leaves gaps."""
+ADAM_BYTES_PER_PARAMETER = 8
+"""Bytes of Adam's two moments of a trainable parameter."""
 
 
 @contextlib.contextmanager
-def recomputing(model: Any, wanted: bool | None) -> Iterator[Callable[[Callable[[], T]], T]]:
-    """Activations are computed again in the backward pass for the length of a `with`, if wanted.
+def gradient_checkpointing(model: Any, wanted: bool | None) -> Iterator[Callable[[Callable[[], T]], T]]:
+    """Gradient checkpointing of a diffusers model for the length of a `with`: on, off, or (None) once memory runs out.
 
-    Yields: (work) -> work(). Where `wanted` is None and a GPU's memory runs out in it, it is done once more with
-            activations computed again, and so is all that follows; work must leave no trace when it fails.
+    Yields: (work) -> work(). If `wanted` is None and the GPU's memory runs out in it, work is repeated with gradient
+            checkpointing, which stays on; work must have no side effects when it fails.
     """
     on = False
 
-    def turn(whether: bool) -> None:
+    def switch(new_state: bool) -> None:
         nonlocal on
-        if on != whether:
-            on = whether
+        if on != new_state:
+            on = new_state
             (model.enable_gradient_checkpointing if on else model.disable_gradient_checkpointing)()
 
     def with_oom_retry(work: Callable[[], T]) -> T:
@@ -42,66 +42,66 @@ def recomputing(model: Any, wanted: bool | None) -> Iterator[Callable[[Callable[
         try:
             return work()
         except torch.cuda.OutOfMemoryError:
-            pass  # the error holds what filled the memory: it must be gone before the next try
+            pass  # the error references the tensors that filled the memory: it must be gone before the retry
         warnings.warn("memory ran out: activations are computed again in backward passes, a third slower", stacklevel=2)
-        turn(True)
+        switch(True)
         torch.cuda.empty_cache()
         return work()
 
-    turn(bool(wanted))
+    switch(bool(wanted))
     try:
         yield with_oom_retry
     finally:
-        turn(False)
+        switch(False)
 
 
-def must_recompute(
+def needs_gradient_checkpointing(
     model: Any, loss: Callable[[], Tensor], parameters: Iterable[nn.Parameter], known: Iterable[Tensor]
 ) -> bool:
-    """Whether a GPU that spills over, and so would never say that its memory ran out, is too small to keep what an
-    update's forward pass leaves for its backward pass. False on other devices, which say so.
+    """Whether an update's activations do not fit a GPU whose driver pages to the computer's memory instead of raising
+    an out-of-memory error. False on other devices, which do raise it.
 
-    What would be kept is counted; what a backward pass takes beside it is no more than an update at its sparsest, which
-    is tried. Gradients are forgotten; random numbers are drawn twice.
+    The saved activations are counted; the rest of an update is bounded by its peak with gradient checkpointing, which
+    is run. Gradients are discarded; random numbers are drawn twice.
 
-    Args: loss: an update's forward pass.  parameters: what learns.  known: what is there all the time.
+    Args: loss: an update's forward pass.  parameters: the trainable ones.  known: tensors that are in memory anyway.
     """
-    learning = list(parameters)
-    device = learning[0].device
-    if not spills(device):
+    trainable = list(parameters)
+    device = trainable[0].device
+    if not pages_to_host_memory(device):
         return False
-    kept = kept_bytes(loss, known)
-    with recomputing(model, True):
-        beside = peak_bytes(lambda: loss().backward(), device)
-    for parameter in learning:
+    saved = saved_activation_bytes(loss, known)
+    with gradient_checkpointing(model, True):
+        recomputed = peak_bytes(lambda: loss().backward(), device)
+    for parameter in trainable:
         parameter.grad = None
-    need = MARGIN * (kept + beside + MOMENTS * sum(x.numel() for x in learning))
+    need = ALLOCATOR_MARGIN * (saved + recomputed + ADAM_BYTES_PER_PARAMETER * sum(x.numel() for x in trainable))
     free = free_memory(device)
     if need <= free:
         return False
-    found = f"an update needs {need / 1e9:.1f} GB, {free / 1e9:.1f} GB are free"
-    warnings.warn(f"{found}: activations are computed again in backward passes, a third slower", stacklevel=2)
+    sizes = f"an update needs {need / 1e9:.1f} GB, {free / 1e9:.1f} GB are free"
+    warnings.warn(f"{sizes}: activations are computed again in backward passes, a third slower", stacklevel=2)
     return True
 
 
 def peak_bytes(work: Callable[[], Any], device: torch.device) -> int:
-    """Most bytes of a GPU that a piece of work takes at once."""
+    """Peak GPU memory of a piece of work, in bytes."""
     torch.cuda.reset_peak_memory_stats(device)
     before = torch.cuda.memory_allocated(device)
     work()
     return torch.cuda.max_memory_allocated(device) - before
 
 
-def kept_bytes(work: Callable[[], Any], known: Iterable[Tensor]) -> int:
-    """Bytes of the storages that a forward pass leaves for its backward pass, but for those of `known`. They are
-    counted and let go, so that this takes no more memory than a pass without gradients."""
-    held = [part.untyped_storage() for x in known for part in _plain(x)]  # held, so that no other gets their ids
+def saved_activation_bytes(work: Callable[[], Any], known: Iterable[Tensor]) -> int:
+    """Bytes of the storages that autograd saves in a forward pass, but for those of `known`. They are counted and
+    released, so that this takes no more memory than a pass without gradients."""
+    held = [part.untyped_storage() for x in known for part in _inner_tensors(x)]  # so that ids are not reused
     seen: dict[int, Any] = {id(storage): None for storage in held}
     total = 0
 
     def count(x: Tensor) -> None:
         nonlocal total
-        for part in _plain(x):
+        for part in _inner_tensors(x):
             storage = part.untyped_storage()
             key = id(storage)
             if key not in seen:
@@ -113,6 +113,6 @@ def kept_bytes(work: Callable[[], Any], known: Iterable[Tensor]) -> int:
     return total
 
 
-def _plain(x: Tensor) -> list[Tensor]:
-    """The tensors with memory that one is made of: a quantised weight is several."""
+def _inner_tensors(x: Tensor) -> list[Tensor]:
+    """The tensors that a tensor subclass wraps: a quantised weight has several."""
     return [getattr(x, name) for name in x.__tensor_flatten__()[0]] if is_traceable_wrapper_subclass(x) else [x]

@@ -1,5 +1,5 @@
 """Loss scaling (arXiv 1710.03740): beside a float16 base the loss is multiplied before the backward pass and gradients
-are divided after it, since most of them lie below the smallest number that float16 has.
+are divided after it, since most of them lie below the smallest number in float16.
 """
 
 from __future__ import annotations
@@ -12,21 +12,21 @@ from torch import Tensor
 
 
 class LossScale:
-    """A power of two that is halved where gradients overflow, and doubled after 2000 updates in which none did; 1 and
-    without any effect but beside a float16 base."""
+    """A dynamic loss scale: a power of two, halved when gradients overflow, doubled after 2000 updates without. Unless
+    the base is in float16 it is 1, without effect."""
 
     def __init__(self, device: torch.device, dtype: torch.dtype) -> None:
-        """Args: device, dtype: of the base, in whose dtype activations and their gradients are."""
+        """Args: device, dtype: of the base, which are those of activations and their gradients."""
         self._scaler = torch.amp.GradScaler(device.type, enabled=dtype == torch.float16)
 
     def backward(self, loss: Tensor) -> None:
-        """Gradients of the loss, scaled."""
+        """Backward pass of the scaled loss."""
         self._scaler.scale(loss).backward()
 
     def step(self, optimizer: torch.optim.Optimizer) -> bool:
-        """An update by gradients that `backward` has left, unless they overflowed: then nothing changes but the scale.
+        """Unscale the gradients and update; if they overflowed, only the scale changes.
 
-        Returns: whether there was an update; if not, the backward pass is to be done again.
+        Returns: whether there was an update; if not, the backward pass is to be repeated.
         Raises:  ValueError: gradients overflow at a scale of 1.
         """
         before = self._scaler.get_scale()
@@ -37,11 +37,11 @@ class LossScale:
             raise ValueError("gradients leave float16's range at any scale: use dtype=bfloat16 or dtype=float32")
         return done
 
-    def state(self) -> dict[str, Any]:
-        """Numbers by name, for a checkpoint; {} where there is no scaling."""
+    def state_dict(self) -> dict[str, Any]:
+        """For a checkpoint; {} without scaling."""
         return self._scaler.state_dict()
 
-    def put_back(self, state: Mapping[str, Any]) -> None:
-        """What `state` gave. Raises: KeyError: it is another's."""
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+        """Load what `state_dict` returned. Raises: KeyError: an entry is missing."""
         if self._scaler.is_enabled():
-            self._scaler.load_state_dict({name: state[name] for name in self.state()})
+            self._scaler.load_state_dict({name: state_dict[name] for name in self.state_dict()})

@@ -1,4 +1,4 @@
-"""OPTIMIZERS: who turns gradients into updates, by name. Their state is float32, but for adam8bit's.  [bitsandbytes]"""
+"""OPTIMIZERS by name, and the learning rate schedule. Optimizer state is float32, except adam8bit's. [bitsandbytes]"""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ from torch import nn
 from .. import extras
 
 LIBRARIES = {"adam8bit": "bitsandbytes", "prodigy": "prodigyopt"}
-"""Optimizer -> the library that it comes from; the others are torch's."""
+"""Optimizer -> the library that it needs; the others are torch's."""
 
 
 def adam(parameters: list[nn.Parameter], rate: float) -> torch.optim.Optimizer:
     """The paper's (arXiv 1412.6980)."""
-    return torch.optim.Adam(parameters, lr=rate, fused=_fused(parameters))
+    return torch.optim.Adam(parameters, lr=rate, fused=_use_fused_kernel(parameters))
 
 
 def adamw(parameters: list[nn.Parameter], rate: float) -> torch.optim.Optimizer:
     """Adam with weight decay 1e-2 beside the gradient (arXiv 1711.05101)."""
-    return torch.optim.AdamW(parameters, lr=rate, fused=_fused(parameters))
+    return torch.optim.AdamW(parameters, lr=rate, fused=_use_fused_kernel(parameters))
 
 
 def adam8bit(parameters: list[nn.Parameter], rate: float) -> torch.optim.Optimizer:
@@ -31,9 +31,9 @@ def adam8bit(parameters: list[nn.Parameter], rate: float) -> torch.optim.Optimiz
 
 
 def prodigy(parameters: list[nn.Parameter], rate: float) -> torch.optim.Optimizer:
-    """Adam that finds its own step and multiplies it by `rate` (arXiv 2306.06101); the public trainings' settings.
+    """Adam with an estimated learning rate, multiplied by `rate` (arXiv 2306.06101); settings as in diffusers' scripts.
 
-    It grows its first step from 1e-6, so that the first tens of updates hardly move.
+    The estimate grows from 1e-6, so that the first tens of updates hardly move.
     """
     from prodigyopt import Prodigy
 
@@ -46,25 +46,25 @@ OPTIMIZERS: dict[str, Callable[[list[nn.Parameter], float], torch.optim.Optimize
     "adam8bit": adam8bit,
     "prodigy": prodigy,
 }
-"""Name -> (learning factors, learning rate) -> optimizer."""
+"""Name -> (trainable parameters, learning rate) -> optimizer."""
 
 
-def linear_decay(step: int, steps: int, decay: float) -> float:
-    """Factor of the learning rate in update 1..steps: 1, and over the last `decay * steps` updates a line to zero.
+def linear_decay(step: int, steps: int, lr_decay: float) -> float:
+    """Multiplier of the learning rate in update 1..steps: 1, then linear to zero over the last `lr_decay * steps`.
 
-    Adam's last steps of constant length leave noise of that length in the factors; a rate that falls takes it out.
+    At a constant rate, Adam's last steps leave noise of their own length in the factors; the decay removes it.
     """
-    return min(1.0, (steps - step + 1) / max(1.0, decay * steps))
+    return min(1.0, (steps - step + 1) / max(1.0, lr_decay * steps))
 
 
-def check(name: str, device: torch.device) -> None:
-    """Raises ValueError with the way out: the optimizer's library is not installed, or it needs a GPU."""
+def check_optimizer(name: str, device: torch.device) -> None:
+    """Raises ValueError, with a hint: the optimizer's library is not installed, or it needs a GPU."""
     if name == "adam8bit" and device.type != "cuda":
         raise ValueError(f"optimizer=adam8bit needs a GPU with CUDA, the device is {device}: use optimizer=adam")
     if library := LIBRARIES.get(name):
         extras.require("optimizers", library, reason=f"optimizer={name}")
 
 
-def _fused(parameters: list[nn.Parameter]) -> bool:
-    """One kernel for hundreds of small matrices instead of ten for each, where torch has one."""
+def _use_fused_kernel(parameters: list[nn.Parameter]) -> bool:
+    """Whether torch has a fused optimizer kernel there: one for hundreds of small matrices instead of ten for each."""
     return parameters[0].device.type in ("cpu", "cuda")

@@ -1,4 +1,4 @@
-"""A bar for whoever calls `train` where it can be seen: in a terminal or a notebook.  [tqdm]"""
+"""The progress bar of `train` in a terminal or a notebook.  [tqdm]"""
 
 from __future__ import annotations
 
@@ -9,33 +9,33 @@ from typing import Any
 
 from .training_loop import Progress
 
-Heard = tuple[Callable[[Progress], Any], Callable[[str, float], Any]]
+Callbacks = tuple[Callable[[Progress], Any], Callable[[str, float], Any]]
 """on_step and on_stage of `train`."""
 
 
-def is_seen() -> bool:
-    """Whether somebody watches: standard error is a terminal, or Python runs behind a notebook."""
+def is_visible() -> bool:
+    """Whether a progress bar would be seen: standard error is a terminal, or Python runs in a notebook."""
     shell = getattr(sys.modules.get("IPython"), "get_ipython", lambda: None)()
     return sys.stderr.isatty() or "IPKernelApp" in getattr(shell, "config", ())
 
 
 @contextlib.contextmanager
-def shown(
+def training_progress_bar(
     name: str, on_step: Callable[[Progress], Any] | None, on_stage: Callable[[str, float], Any] | None
-) -> Iterator[Heard]:
-    """A bar on standard error for the length of a `with`: what is being prepared, then updates done, time left, loss.
+) -> Iterator[Callbacks]:
+    """A progress bar on standard error for the length of a `with`: the stage, then steps, loss, time left.
 
-    Yields: on_step and on_stage that move it and call the caller's own.
+    Yields: on_step and on_stage callbacks that update it and call the caller's own.
     """
     from tqdm.auto import tqdm
 
-    # without a total there is no bar, only what is being done and since when
+    # without a total there is no bar, only the description and the time since the start
     with tqdm(desc=name, unit="step", dynamic_ncols=True, bar_format="{desc} [{elapsed}]") as line:
 
         def stage(what: str, share: float) -> None:
-            said = f"{name}: {what}{f' {share:.0%}' if share else ''}"
-            if said != line.desc:
-                line.set_description_str(said)
+            description = f"{name}: {what}{f' {share:.0%}' if share else ''}"
+            if description != line.desc:
+                line.set_description_str(description)
             if on_stage is not None:
                 on_stage(what, share)
 

@@ -1,4 +1,4 @@
-"""Whose checkpoint it is: what a run's numbers follow from, and what else their last digits hang on."""
+"""What a training run is known by in its checkpoint and output: the inputs of its result, and where it is computed."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from typing import Any
 import torch
 
 from .. import __version__
-from ..config import TrainConfig, as_dict
+from ..config import TrainConfig, as_stored_dict
 from ..families import Base
 from ..families.base_digest import identity as base_identity
+from ..image_loading import CroppedImage
 from ..injection import strengths
-from ..training_example import Picture
 
-ELSEWHERE = (
+NOT_IN_HEADER = (
     "output",
     "overwrite",
     "device",
@@ -29,32 +29,33 @@ ELSEWHERE = (
     "preview_prompt",
     "tensorboard",
 )
-"""Settings that say where a run is done and what is seen of it, not what it learns: the adapter does not keep them."""
+"""Settings that change where a run is done and what is shown of it, not the adapter: its header omits them."""
 LIBRARIES = ("torch", "diffusers", "transformers", "peft")
 
 
-def identity(config: TrainConfig, base: Base, picture: Picture) -> dict[str, Any]:
-    """What must be equal for a run to be repeated: settings, the picture as the base sees it, the base.
+def run_identity(config: TrainConfig, base: Base, picture: CroppedImage) -> dict[str, Any]:
+    """All that must be equal for a run to give the same adapter: settings, the preprocessed image, the base's weights.
 
-    Names of files stand for nothing, and nothing here was computed by a device. `steps`, which matters while the rate
-    falls, is the checkpoint's own affair.
+    File names do not count, and nothing here was computed by a device. `steps`, which changes a run only where the
+    learning rate decays, is compared by the checkpoint itself.
     """
-    own = (*ELSEWHERE, "steps", "image", "base", "revision")
-    settings = {name: value for name, value in as_dict(config).items() if name not in own}
+    omitted = (*NOT_IN_HEADER, "steps", "image", "base", "revision")
+    settings = {name: value for name, value in as_stored_dict(config).items() if name not in omitted}
     size = (picture.image.height, picture.image.width)
     framing = base.framing(original=picture.original, corner=picture.corner, target=size)
-    seen = hashlib.sha256(f"{size} {framing}".encode() + picture.image.tobytes()).hexdigest()[:16]
-    applied = strengths(base.model)  # the adapters' numbers are among the model's own
-    acts = hashlib.sha256(json.dumps(applied).encode()).hexdigest()[:16] if applied else ""
-    parts = {f"the base's {name}": value for name, value in base_identity(base).items()}
-    return {"qrlora": __version__, **settings, "picture": seen, "adapters worn": acts, **parts}
+    image_digest = hashlib.sha256(f"{size} {framing}".encode() + picture.image.tobytes()).hexdigest()[:16]
+    applied = strengths(base.model)  # the adapters' tensors are among the model's own
+    applied_digest = hashlib.sha256(json.dumps(applied).encode()).hexdigest()[:16] if applied else ""
+    components = {f"the base's {name}": value for name, value in base_identity(base).items()}
+    # checkpoints hold these keys: they stay
+    return {"qrlora": __version__, **settings, "picture": image_digest, "adapters worn": applied_digest, **components}
 
 
-def circumstances(base: Base, processes: int) -> dict[str, Any]:
-    """What changes a run's last digits: on one kind of device, with one release of the libraries, it is repeated to the
-    byte, elsewhere to rounding.
+def numeric_environment(base: Base, processes: int) -> dict[str, Any]:
+    """What changes a run's rounding only: device, libraries, processes. A run is reproduced to the byte where they are
+    equal, else to rounding.
 
-    Args: processes: how many share a batch.
+    Args: processes: the number of processes that a batch is distributed over.
     """
     device = base.device
     if device.type == "cuda":
@@ -62,6 +63,6 @@ def circumstances(base: Base, processes: int) -> dict[str, Any]:
     else:
         kind = torch.backends.cpu.get_cpu_capability() if device.type == "cpu" else device.type
         name = f"{platform.machine()} {kind}, {torch.get_num_threads()} threads"
-    release = {library: importlib.metadata.version(library) for library in LIBRARIES}
-    exactness = torch.get_float32_matmul_precision()  # TF32, which some programs ask for
-    return {"device": name, "offload": base.offload, "processes": processes, "matmul": exactness, **release}
+    versions = {library: importlib.metadata.version(library) for library in LIBRARIES}
+    precision = torch.get_float32_matmul_precision()  # TF32, which some programs switch on
+    return {"device": name, "offload": base.offload, "processes": processes, "matmul": precision, **versions}

@@ -1,4 +1,4 @@
-"""Wishes that a run should end: heard by the loop, so that an update ends whole and a checkpoint is written."""
+"""SIGINT, SIGTERM and SIGHUP during training: the update is finished and a checkpoint written before it stops."""
 
 from __future__ import annotations
 
@@ -14,26 +14,26 @@ SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if 
 
 @contextlib.contextmanager
 def catch_stop_signals() -> Iterator[Callable[[], bool]]:
-    """For the length of a `with` signals are noted, for the work to end when it is whole; a second Ctrl-C stops at
-    once. A hangup that is ignored, as under nohup, stays so. Only a main thread gets signals.
+    """Record stop signals for the length of a `with`, instead of stopping at once; a second Ctrl-C does stop at once. A
+    SIGHUP that is ignored, as under nohup, stays ignored. Python delivers signals to the main thread only.
 
-    Yields: a function that says whether there was one.
+    Yields: () -> whether a signal has come.
     """
     if threading.current_thread() is not threading.main_thread():
         yield lambda: False
         return
-    asked: list[int] = []
+    received: list[int] = []
 
-    def note(number: int, frame: Any) -> None:
-        if signal.SIGINT in asked and number == signal.SIGINT:
+    def record(number: int, frame: Any) -> None:
+        if signal.SIGINT in received and number == signal.SIGINT:
             raise KeyboardInterrupt
-        asked.append(number)
+        received.append(number)
 
     hangup = getattr(signal, "SIGHUP", None)
-    deaf = {hangup} if hangup is not None and signal.getsignal(hangup) is signal.SIG_IGN else set()
-    before = {number: signal.signal(number, note) for number in SIGNALS if number not in deaf}
+    ignored = {hangup} if hangup is not None and signal.getsignal(hangup) is signal.SIG_IGN else set()
+    before = {number: signal.signal(number, record) for number in SIGNALS if number not in ignored}
     try:
-        yield lambda: bool(asked)
+        yield lambda: bool(received)
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

@@ -1,4 +1,4 @@
-"""What sits on a model and learns: a row of METHODS, or one of PEFT's own methods."""
+"""The adapter being trained on the base's model, of a row of METHODS or of one of PEFT's own methods."""
 
 from __future__ import annotations
 
@@ -13,85 +13,91 @@ from torch import Tensor, nn
 from ..adapter import Adapter, Header
 from ..basis import cached_basis
 from ..config import TrainConfig
-from ..contrastive_directions import contrasted
+from ..contrastive_directions import compute_contrast_directions
 from ..families import Base
 from ..injection import adapter_names, detach, extract, frozen_factors, initialise, set_strengths, trainable_factors
 from ..injection.initial_factors import initial_factors
-from ..injection.peft_methods import PREFIX, check, initialise_peft
+from ..injection.peft_methods import PREFIX, initialise_peft, parse_peft_method
 from ..methods import METHODS
-from ..training_example import Example
+from ..training_example import TrainingExample
 
-NAME = "learning"
-"""Name of the adapter on the model while it learns."""
+ADAPTER_NAME = "learning"
+"""Name of the adapter on the model while it is trained. Keys of checkpoints have it, so it stays."""
 
 
 @dataclass(frozen=True)
 class TrainableAdapter:
-    """On the base's model until `detach`."""
+    """An adapter that sits on the base's model until `detach`."""
 
     factors: Mapping[str, nn.Parameter]
-    """What learns, by name."""
+    """The trainable parameters by name."""
     frozen: Mapping[str, Tensor]
-    """What else it brought onto the model."""
+    """The adapter's other tensors by name."""
     start: dict[str, Any]
-    """Of the basis that it starts from: "basis", its digest, "" without one; "lost", what it lacks (Basis.lost), None
-    without one."""
-    refresh: Callable[[], Any]
-    """Has the model look at the numbers in `factors` and `frozen` anew, after they were changed from outside."""
+    """Of the basis that training starts from: "basis", its digest, or ""; "lost", its Basis.lost, or None."""
+    reload: Callable[[], Any]
+    """To be called after `factors` or `frozen` were changed from outside: the model reads their values again."""
     extract: Callable[[Header], Adapter]
     detach: Callable[[], None]
 
 
-def prepared(
-    base: Base, config: TrainConfig, example: Example, generator: torch.Generator, stage: Callable[[str, float], Any]
+def prepare_adapter(
+    base: Base,
+    config: TrainConfig,
+    example: TrainingExample,
+    generator: torch.Generator,
+    stage: Callable[[str, float], Any],
 ) -> Callable[[], TrainableAdapter]:
-    """What can be computed before the model is touched; call the answer to put the learner on."""
+    """Compute the adapter's initial factors. The returned function then injects them into the base's model."""
     assert config.rank is not None and config.targets is not None
     if config.method.startswith(PREFIX):
-        kind, layers, rank = check(config.method), list(base.target_layers(config.targets)), config.rank
+        kind, layers, rank = parse_peft_method(config.method), list(base.target_layers(config.targets)), config.rank
 
-        def foreign() -> TrainableAdapter:
-            put = initialise_peft(base.model, layers, kind, rank, config.seed)
+        def inject_peft_method() -> TrainableAdapter:
+            peft = initialise_peft(base.model, layers, kind, rank, config.seed)
             start = {"basis": "", "lost": None}
-            return TrainableAdapter(put.factors(), put.frozen(), start, lambda: None, put.extract, put.detach)
+            return TrainableAdapter(
+                peft.trainable_factors(), peft.frozen_tensors(), start, lambda: None, peft.extract, peft.detach
+            )
 
-        return foreign
+        return inject_peft_method
     method, weights = METHODS[config.method], base.weights(config.targets)
-    done: list[str] = []
+    layers_done: list[str] = []
 
-    def count(layer: str) -> None:
-        done.append(layer)
-        stage("finding the leading directions", len(done) / len(weights))
+    def on_layer(layer: str) -> None:
+        layers_done.append(layer)
+        stage("finding the leading directions", len(layers_done) / len(weights))
 
-    starts, basis = initial_factors(
+    on_contrast = partial(stage, "comparing with ordinary prompts")
+    factors, basis = initial_factors(
         method,
         weights,
         config.rank,
         generator,
         config.slot or 0,
-        leading=lambda: cached_basis(weights, config.rank or 0, method.side or "", count),
-        contrast=lambda: contrasted(base, config, example, partial(stage, "comparing with ordinary prompts")),
+        leading=lambda: cached_basis(weights, config.rank or 0, method.side or "", on_layer),
+        contrast=lambda: compute_contrast_directions(base, config, example, on_contrast),
     )
     start = {"basis": basis.digest if basis else "", "lost": basis.lost if basis else None}
 
-    def own() -> TrainableAdapter:
+    def inject_method() -> TrainableAdapter:
         try:
-            initialise(base.model, starts, NAME)
+            initialise(base.model, factors, ADAPTER_NAME)
         except BaseException:
             _detach(base)
             raise
         return TrainableAdapter(
-            trainable_factors(base.model, NAME),
-            frozen_factors(base.model, NAME),
+            trainable_factors(base.model, ADAPTER_NAME),
+            frozen_factors(base.model, ADAPTER_NAME),
             start,
-            refresh=lambda: set_strengths(base.model, {NAME: 1.0}),
-            extract=lambda header: extract(base.model, NAME, header),
+            reload=lambda: set_strengths(base.model, {ADAPTER_NAME: 1.0}),
+            extract=lambda header: extract(base.model, ADAPTER_NAME, header),
             detach=lambda: _detach(base),
         )
 
-    return own
+    return inject_method
 
 
 def _detach(base: Base) -> None:
-    if NAME in adapter_names(base.model):
-        detach(base.model, NAME)
+    if ADAPTER_NAME in adapter_names(base.model):
+        detach(base.model, ADAPTER_NAME)

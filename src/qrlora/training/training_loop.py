@@ -1,10 +1,9 @@
-"""The loop: one for every family and method, read from top to bottom.
+"""The training loop: one for every family and method, read from top to bottom.
 
-Number types: the base computes in its own, `apply` keeps A and B in float32, the loss is float32 whatever the base
-answers in, and so are their gradients and the optimizer's state; gradients of activations are in the base's own, which
-takes a `loss_scale` in float16. There is no autocast anywhere.
+dtypes: the base computes in its own; A, B, their gradients, the loss and the optimizer's state are float32.
+Gradients of activations are in the base's dtype, which needs a `loss_scale` in float16. There is no autocast anywhere.
 
-Letters: b noisy copies of the one picture in an update, c latent channels, h w latent size.
+Letters: b noisy copies of the training image in an update, c latent channels, h w latent size.
 """
 
 from __future__ import annotations
@@ -25,113 +24,111 @@ from .. import extras
 from ..config import TrainConfig
 from ..families import Base
 from ..noising import Noising, noising_of
-from ..training_example import Example
+from ..training_example import TrainingExample
 from .checkpoint import Checkpoint
 from .distributed import Processes, is_rank_zero
-from .gradient_checkpointing import must_recompute, recomputing
+from .gradient_checkpointing import gradient_checkpointing, needs_gradient_checkpointing
 from .loss_scale import LossScale
 from .optimizers import OPTIMIZERS, linear_decay
 
 T = TypeVar("T")
 ASYNCHRONOUS_DEVICES = frozenset({"cuda"})
-"""Devices that work while the CPU goes on: there a loss is read during the next update, not waited for."""
+"""Devices that compute while the CPU goes on: there a loss is read during the next update, not waited for."""
 
 
 @dataclass(frozen=True)
 class Progress:
-    """Where a run is after an update."""
+    """Progress of a run after an update."""
 
     step: int
     """Updates done, 1..steps."""
     steps: int
-    """Updates in all."""
+    """Total updates."""
     loss: float
     """Of this update: a mean squared error, unitless."""
     seconds_left: float
     """At the mean speed since the run started or was resumed."""
 
 
-def run(
+def run_training_loop(
     config: TrainConfig,
     base: Base,
-    example: Example,
+    example: TrainingExample,
     checkpoint: Checkpoint,
     processes: Processes,
-    asked: Callable[[], bool],
+    stop_requested: Callable[[], bool],
     on_step: Callable[[Progress], Any],
     on_preview: Callable[[int], Any],
 ) -> None:
-    """From the start, or from the checkpoint of an equal run, to the last update.
+    """Train the adapter from its initial factors, or from the checkpoint of an equal run, to the last update.
 
-    Args:    config: without None.  checkpoint: what learns on the base's model, the random numbers (on the CPU), and
-             where they are kept.  asked: () -> whether the run should end after the update at hand.
-             on_step, on_preview: called in the main process; previews with the step, every `config.preview_every`.
+    Args:    config: without None.  checkpoint: the adapter on the base's model, the random generator (on the CPU), and
+             the folder of their checkpoint.  stop_requested: () -> whether to stop after the current update.
+             on_step, on_preview: called on rank 0; previews with the step, every `config.preview_every`.
     Raises:  ValueError: NaN or infinity in the loss; a checkpoint of another run.
              OSError: another process has ended.
-             KeyboardInterrupt: it was asked to end; tells from where it would go on.
+             KeyboardInterrupt: stopped on request; the message says from which step it can resume.
     """
-    steps, rate, decay, model = config.steps, config.learning_rate, config.decay, base.model
-    assert steps is not None and rate is not None and decay is not None
-    parameters, generator = list(checkpoint.learner.factors.values()), checkpoint.generator
-    draw = make_loss(config, base, example, generator, processes)
+    steps, rate, lr_decay, model = config.steps, config.learning_rate, config.lr_decay, base.model
+    assert steps is not None and rate is not None and lr_decay is not None
+    parameters, generator = list(checkpoint.adapter.factors.values()), checkpoint.generator
+    next_loss = make_loss(config, base, example, generator, processes)
     optimizer = OPTIMIZERS[config.optimizer](parameters, rate)
     scale = LossScale(base.device, model.dtype)  # pyright: ignore[reportArgumentType]
     first, started = checkpoint.resume(optimizer, scale), clock.monotonic()
-    kept = first
+    last_saved = first
     wanted = config.gradient_checkpointing
     if wanted is None and first < steps:
-        noise, there = generator.get_state(), [*model.parameters(), *model.buffers()]
-        wanted = must_recompute(model, draw, parameters, there) or None
-        generator.set_state(noise)
-    recomputed = recomputing(model, wanted)
-    with recomputed as with_oom_retry, tensorboard(config) as log:
+        generator_state, known = generator.get_state(), [*model.parameters(), *model.buffers()]
+        wanted = needs_gradient_checkpointing(model, next_loss, parameters, known) or None
+        generator.set_state(generator_state)
+    with gradient_checkpointing(model, wanted) as with_oom_retry, tensorboard_logger(config) as log:
 
-        def update(before: Tensor) -> Tensor:
-            generator.set_state(before)
+        def compute_gradients(generator_state: Tensor) -> Tensor:
+            generator.set_state(generator_state)
             optimizer.zero_grad()
-            loss = draw()
+            loss = next_loss()
             scale.backward(loss)
             return loss.detach()
 
-        def checked(step: int, value: float) -> tuple[int, float]:
+        def check_finite(step: int, value: float) -> tuple[int, float]:
             if not math.isfinite(value):
-                raise ValueError(f"the loss is {value} at step {step} of {steps}: {_remedy(config)}")
+                raise ValueError(f"the loss is {value} at step {step} of {steps}: {_nonfinite_loss_hint(config)}")
             return step, value
 
-        def tell(step: int, value: float) -> None:
+        def report(step: int, value: float) -> None:
             log(value, step)
             on_step(Progress(step, steps, value, (clock.monotonic() - started) / (step - first) * (steps - step)))
 
         unread: list[tuple[int, Callable[[], float]]] = []
         for step in range(first + 1, steps + 1):
             for group in optimizer.param_groups:
-                group["lr"] = rate * linear_decay(step, steps, decay)
-            attempt = partial(update, generator.get_state())
-            loss, stopped = processes.average(parameters, with_oom_retry(attempt), asked())
+                group["lr"] = rate * linear_decay(step, steps, lr_decay)
+            attempt = partial(compute_gradients, generator.get_state())
+            loss, stopped = processes.average_gradients(parameters, with_oom_retry(attempt), stop_requested())
             while not scale.step(optimizer):
-                checked(step, loss.item())
-                loss, stopped = processes.average(parameters, with_oom_retry(attempt), asked())
+                check_finite(step, loss.item())
+                loss, stopped = processes.average_gradients(parameters, with_oom_retry(attempt), stop_requested())
             unread.append((step, async_item(loss)))
             saving = step < steps and bool(stopped or (config.save_every and step % config.save_every == 0))
-            showing = bool(config.preview_every) and step % config.preview_every == 0
-            # nothing is written or drawn while a loss is unread
-            late = base.device.type in ASYNCHRONOUS_DEVICES and not (saving or showing or step == steps)
-            known = [checked(of, value()) for of, value in unread[: len(unread) - late]]
-            del unread[: len(known)]
-            if saving and (not processes.main or checkpoint.save(step, optimizer, scale)):
-                kept = step
-            for each in known if processes.main else ():  # after it is saved: a closed terminal takes no more words
-                tell(*each)
+            previewing = bool(config.preview_every) and step % config.preview_every == 0
+            # no checkpoint or preview while a loss is unread: it may be NaN
+            late = base.device.type in ASYNCHRONOUS_DEVICES and not (saving or previewing or step == steps)
+            losses = [check_finite(of_step, value()) for of_step, value in unread[: len(unread) - late]]
+            del unread[: len(losses)]
+            if saving and (not processes.is_rank_zero or checkpoint.save(step, optimizer, scale)):
+                last_saved = step
+            for step_and_loss in losses if processes.is_rank_zero else ():  # after saving: a closed terminal fails here
+                report(*step_and_loss)
             if stopped and step < steps:
-                processes.wait()  # for the checkpoint: who ends early would have the others killed
-                raise KeyboardInterrupt(f"stopped after step {step} of {steps}; {_goes_on(kept, step)}")
-            if processes.main and showing:
+                processes.barrier()  # for the checkpoint: a launcher kills the others when one process ends
+                raise KeyboardInterrupt(f"stopped after step {step} of {steps}; {_resume_hint(last_saved, step)}")
+            if processes.is_rank_zero and previewing:
                 on_preview(step)
 
 
 def async_item(number: Tensor) -> Callable[[], float]:
-    """() -> a number that a device is to compute, as soon as it has: what is queued behind it is not waited for, as
-    `item` would."""
+    """`number.item()` as a function that waits for this number only, not for later work in the device's queue."""
     if number.device.type != "cuda":
         return number.item
     here = torch.empty(number.shape, dtype=number.dtype, pin_memory=True)
@@ -147,29 +144,29 @@ def async_item(number: Tensor) -> Callable[[], float]:
 
 
 def make_loss(
-    config: TrainConfig, base: Base, example: Example, generator: torch.Generator, processes: Processes
+    config: TrainConfig, base: Base, example: TrainingExample, generator: torch.Generator, processes: Processes
 ) -> Callable[[], Tensor]:
-    """() -> the loss of this process's rows of the next draw of noise and times; the whole batch is drawn everywhere.
+    """() -> the loss of this process's shard of the next batch of noise and timesteps; every process draws all of it.
 
-    Drawn on the CPU, so that a seed means the same noise on every device, and sent without waiting for the device.
-    Latents and condition, which never change, are there already.
+    They are drawn on the CPU, so that a seed means the same noise on every device, and copied asynchronously. Latents
+    and conditioning never change and are on the device from the start.
     """
-    assert config.batch_size is not None and config.times is not None
+    assert config.batch_size is not None and config.timestep_sampling is not None
     device, batch, size = base.device, config.batch_size, config.batch_size // processes.count
-    noising = noising_of(base.pipe.scheduler.config, config.min_snr_gamma, config.times)
+    noising = noising_of(base.pipe.scheduler.config, config.min_snr_gamma, config.timestep_sampling)
     clean = example.latents.to(device).expand(size, -1, -1, -1)
     condition = example.condition.to(device).rows([0] * size)
 
-    def draw() -> Tensor:
+    def next_loss() -> Tensor:
         noise = torch.randn(batch, *clean.shape[1:], generator=generator)
         time = noising.sample_time(len(noise), generator)
-        noise, time = processes.share(noise), processes.share(time)
+        noise, time = processes.shard(noise), processes.shard(time)
         if device.type == "cuda":
-            noise = noise.pin_memory()  # from other memory the copy waits for the device
+            noise = noise.pin_memory()  # from pageable memory the copy would wait for the device
         noise = noise.to(device, non_blocking=True)
         return denoising_loss(base.family.predict, base.model, noising, clean, noise, time, condition)
 
-    return draw
+    return next_loss
 
 
 def denoising_loss(
@@ -183,31 +180,33 @@ def denoising_loss(
 ) -> Tensor:
     """Mean over the batch of weight(time) |prediction - target|^2 / (c h w), in float32 whatever the base's dtype.
 
-    Args:    clean, noise (b, c, h, w); time (b,), best on the CPU, where the noising looks it up; condition of b rows.
+    Args:    clean, noise (b, c, h, w); time (b,), best on the CPU, where the noising's tables are; condition of b rows.
     Returns: a scalar.
     """
-    guess = predict(model, noising.add_noise(clean, noise, time), time.to(clean.device, non_blocking=True), condition)
-    error = (guess.float() - noising.target(clean, noise, time)).square().flatten(1).mean(1)
+    prediction = predict(
+        model, noising.add_noise(clean, noise, time), time.to(clean.device, non_blocking=True), condition
+    )
+    error = (prediction.float() - noising.target(clean, noise, time)).square().flatten(1).mean(1)
     return (noising.weighting(time).to(error.device, non_blocking=True) * error).mean()
 
 
-def _goes_on(kept: int, step: int) -> str:
-    """Where the command that is given again begins, by the step of the last checkpoint (0: none)."""
-    if kept == step:
+def _resume_hint(last_saved: int, step: int) -> str:
+    """From which step the same command would resume, given the step of the last checkpoint (0: none)."""
+    if last_saved == step:
         return "the same command goes on from there"
-    way_on = f"goes on from step {kept}" if kept else "begins anew"
+    way_on = f"goes on from step {last_saved}" if last_saved else "begins anew"
     return f"no checkpoint could be written: the same command {way_on}"
 
 
-def _remedy(config: TrainConfig) -> str:
+def _nonfinite_loss_hint(config: TrainConfig) -> str:
     if config.dtype == "float16":
         return "float16 overflows, use dtype=bfloat16 or dtype=float32"
     return f"lower learning_rate, which is {config.learning_rate:g}"
 
 
 @contextlib.contextmanager
-def tensorboard(config: TrainConfig) -> Iterator[Callable[[float, int], None]]:
-    """Yields (loss, step) -> None, which logs to a folder beside the output if asked for, in the main process.
+def tensorboard_logger(config: TrainConfig) -> Iterator[Callable[[float, int], None]]:
+    """Yields (loss, step) -> None, which on rank 0 logs to a folder beside the output, if `config.tensorboard`.
 
     Raises: MissingExtra: tensorboard is not installed.
     """

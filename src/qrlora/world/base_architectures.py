@@ -261,8 +261,8 @@ class BaseArchitecture:
     """() -> the untrained pipeline, initialised from torch's global generator."""
     trained_components: tuple[str, ...]
     """Components of the pipeline that pre-training trains."""
-    times: str
-    """Row of `noise.TIMES` that pre-training samples timesteps from."""
+    timestep_sampling: str
+    """Row of `noising.TIMESTEP_SAMPLING` that pre-training samples timesteps from."""
     tokenize: Callable[[Any, list[str]], Tokens]
     """(pipe, b captions) -> their token ids."""
     encode: Callable[[Any, Tokens], dict[str, Tensor]]

@@ -12,10 +12,10 @@ from ..adapter import Adapter
 from ..config import TrainConfig
 from ..families import Base, open_base
 from ..files import save
+from ..image_loading import load_image
 from ..merging import merge
 from ..sampling import generate
 from ..training import Progress, train
-from ..training_example import load_picture
 from .captions import CONTENT, CONTENT_TRAINING_PROMPT, STYLE, caption
 from .classified_images import ClassifiedImages, classify_images
 from .drawings import SIZE, contents
@@ -89,7 +89,7 @@ def demo(
     folder.mkdir(parents=True, exist_ok=True)
     inputs = demo_inputs(folder, content, style, style_shows, overwrite)
     for one in inputs:
-        load_picture(one.image, SIZE)  # an unusable style image is refused before the content adapter is trained
+        load_image(one.image, SIZE)  # an unusable style image is refused before the content adapter is trained
     opened = open_base(base, device, "float32")  # as the model cards' scores are
     adapters = []
     for role, one in zip(("content", "style"), inputs, strict=True):
@@ -124,7 +124,7 @@ def _generate_rows(
         ("style adapter", caption(OTHER_CONTENT, STYLE), adapters[1], OTHER_CONTENT, style.style),
         ("merged by adding", caption(CONTENT, STYLE), merged, content.content, style.style),
     )
-    given = [load_picture(one.image, base.defaults.resolution).image for one in inputs]
+    given = [load_image(one.image, base.defaults.resolution).image for one in inputs]
     rows = [
         classify_images("content picture", given[:1], content.content, content.style),
         classify_images("style picture", given[1:], style.content, style.style),

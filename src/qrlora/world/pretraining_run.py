@@ -91,7 +91,7 @@ class PretrainingRun:
         if settings.start:
             self._initialise_from(trained_base_folder(settings.start))
         self.family = next(f for f in FAMILIES.values() if f.pipeline == type(self.pipe).__name__)
-        self.noising = noising_of(self.pipe.scheduler.config, times=architecture.times)
+        self.noising = noising_of(self.pipe.scheduler.config, timestep_sampling=architecture.timestep_sampling)
         self.pipe.to(device)
         for component in self.pipe.components.values():
             if isinstance(component, nn.Module):

@@ -13,7 +13,8 @@ from PIL import Image
 import pico
 import profiles
 from qrlora.families import open_base
-from qrlora.training_example import load_picture, prepare
+from qrlora.image_loading import load_image
+from qrlora.training_example import encode_training_example
 
 
 def gradient(width=40, height=40):
@@ -28,7 +29,7 @@ def saved(folder, image, name="x.png", **how):
 
 
 def test_a_picture_of_the_right_size_is_unchanged(tmp_path):
-    picture = load_picture(saved(tmp_path, gradient(32, 32)), 32)
+    picture = load_image(saved(tmp_path, gradient(32, 32)), 32)
     assert np.array_equal(picture.image, gradient(32, 32))
     pixels = picture.pixels
     assert pixels.shape == (1, 3, 32, 32) and pixels.dtype == torch.float32
@@ -37,7 +38,7 @@ def test_a_picture_of_the_right_size_is_unchanged(tmp_path):
 
 def test_the_middle_square_is_cut_out_and_where_is_told(tmp_path):
     """Shorter side to the size, middle cut: 80 x 40 at 20 becomes 40 x 20, of which columns 10..30 stay."""
-    picture = load_picture(saved(tmp_path, gradient(80, 40)), 20)
+    picture = load_image(saved(tmp_path, gradient(80, 40)), 20)
     assert picture.image.size == (20, 20)
     assert picture.original == (40, 80) and picture.corner == (0, 10)
     red = np.asarray(picture.image)[:, :, 0]
@@ -45,14 +46,14 @@ def test_the_middle_square_is_cut_out_and_where_is_told(tmp_path):
 
 
 def test_a_small_picture_is_enlarged(tmp_path):
-    assert load_picture(saved(tmp_path, gradient(17, 23)), 64).image.size == (64, 64)
+    assert load_image(saved(tmp_path, gradient(17, 23)), 64).image.size == (64, 64)
 
 
 def test_a_picture_is_turned_upright(tmp_path):
     exif = Image.Exif()
     exif[0x0112] = 6  # the camera was turned: rotate by 90 degrees to see it
     path = saved(tmp_path, gradient(40, 20), "x.jpg", exif=exif, quality=95)
-    picture = load_picture(path, 20)
+    picture = load_image(path, 20)
     assert picture.original == (40, 20)
     upright = np.asarray(gradient(40, 20).transpose(Image.Transpose.ROTATE_270).crop((0, 10, 20, 30)))
     assert np.abs(np.asarray(picture.image).astype(int) - upright).mean() < 6
@@ -66,13 +67,13 @@ def test_transparency_lies_on_white(tmp_path, mode):
         image = image.quantize(8)
     elif mode == "LA":
         image = image.convert("LA")
-    values = np.asarray(load_picture(saved(tmp_path, image), 32).image)
+    values = np.asarray(load_image(saved(tmp_path, image), 32).image)
     assert (values[:, 20:] == 255).all() and (values[:, :12] < 255).any()
 
 
 def test_cmyk_becomes_rgb(tmp_path):
     path = saved(tmp_path, Image.new("CMYK", (32, 32), (0, 255, 255, 0)), "x.jpg", quality=100)
-    assert np.abs(np.asarray(load_picture(path, 32).image).astype(int) - [255, 0, 0]).max() < 12
+    assert np.abs(np.asarray(load_image(path, 32).image).astype(int) - [255, 0, 0]).max() < 12
 
 
 @pytest.mark.parametrize("name", ["x.png", "x.tiff"])
@@ -80,13 +81,13 @@ def test_sixteen_bits_become_eight(tmp_path, name):
     values = np.linspace(0, 65535, 32 * 32).astype(np.uint16).reshape(32, 32)
     path = saved(tmp_path, Image.fromarray(values), name)
     expected = np.round(values / 65535 * 255)
-    assert np.abs(np.asarray(load_picture(path, 32).image)[:, :, 0] - expected).max() <= 1
+    assert np.abs(np.asarray(load_image(path, 32).image)[:, :, 0] - expected).max() <= 1
 
 
 def test_an_animation_gives_its_first_frame(tmp_path):
     frames = [Image.new("RGB", (32, 32), color) for color in ("red", "blue")]
     path = saved(tmp_path, frames[0], "x.gif", save_all=True, append_images=frames[1:])
-    assert load_picture(path, 32).image.getpixel((5, 5)) == (255, 0, 0)
+    assert load_image(path, 32).image.getpixel((5, 5)) == (255, 0, 0)
 
 
 def png_header(width, height):
@@ -104,25 +105,25 @@ def test_an_enormous_picture_is_refused_without_decoding_it(tmp_path):
     for side in (11_000, 30_000):
         path.write_bytes(png_header(side, side))
         with pytest.raises(ValueError, match=f"too large: Image size .{side * side} pixels.*shrink it first"):
-            load_picture(path, 64)
+            load_image(path, 64)
 
 
 def test_a_tiny_picture_is_refused_with_its_size(tmp_path):
     with pytest.raises(ValueError, match="1 x 1 pixels, at least 16 x 16"):
-        load_picture(saved(tmp_path, Image.new("RGB", (1, 1))), 64)
+        load_image(saved(tmp_path, Image.new("RGB", (1, 1))), 64)
 
 
 def test_missing_empty_and_foreign_files_are_refused(tmp_path):
     with pytest.raises(OSError, match="none.png"):
-        load_picture(tmp_path / "none.png", 64)
+        load_image(tmp_path / "none.png", 64)
     with pytest.raises(OSError, match=str(tmp_path)):
-        load_picture(tmp_path, 64)
+        load_image(tmp_path, 64)
     (tmp_path / "empty.png").write_bytes(b"")
     with pytest.raises(ValueError, match="empty"):
-        load_picture(tmp_path / "empty.png", 64)
+        load_image(tmp_path / "empty.png", 64)
     (tmp_path / "text.png").write_text("not a picture at all")
     with pytest.raises(ValueError, match="not a picture"):
-        load_picture(tmp_path / "text.png", 64)
+        load_image(tmp_path / "text.png", 64)
 
 
 @pytest.mark.parametrize("name", ["x.png", "x.jpg", "x.webp", "x.gif", "x.tiff", "x.bmp"])
@@ -133,13 +134,13 @@ def test_a_picture_cut_anywhere_is_refused(tmp_path, name):
     for share in (0.02, 0.1, 0.3, 0.6, 0.9):
         (tmp_path / name).write_bytes(whole[: int(share * len(whole))])
         with pytest.raises(ValueError, match=name):
-            load_picture(tmp_path / name, 64)
+            load_image(tmp_path / name, 64)
 
 
 def test_prepared_latents_are_the_vaes_mean_and_the_condition_has_one_row(tmp_path):
     base = open_base(pico.folder(), "cpu")
-    picture = load_picture(saved(tmp_path, gradient(32, 16)), pico.SIZE)
-    example = prepare(base, picture, "a dog")
+    picture = load_image(saved(tmp_path, gradient(32, 16)), pico.SIZE)
+    example = encode_training_example(base, picture, "a dog")
     vae = base.pipe.vae
     with torch.no_grad():
         expected = vae.encode(picture.pixels).latent_dist.mean * vae.config.scaling_factor
@@ -156,7 +157,7 @@ def test_colours_are_those_that_the_profile_means(tmp_path, space, name):
         how = {"icc_profile": profiles.rgb(space), **({"quality": 100} if name == "x.jpg" else {})}
         how |= {"lossless": True} if name == "x.webp" else {}
         path = saved(tmp_path, Image.new("RGB", (32, 32), colour), name, **how)
-        found = np.asarray(load_picture(path, 32).image)[16, 16]
+        found = np.asarray(load_image(path, 32).image)[16, 16]
         assert np.abs(found - profiles.in_srgb(space, colour)).max() <= (5 if name == "x.jpg" else 2), colour
 
 
@@ -167,23 +168,23 @@ def test_cmyk_with_a_profile_is_what_its_inks_are(tmp_path):
         colour = tuple(255 if m == k else 0 for m in range(4))
         image = Image.new("CMYK", (32, 32), colour)
         path = saved(tmp_path, image, "x.tiff", icc_profile=profiles.cmyk(inks))
-        found = np.asarray(load_picture(path, 32).image)[16, 16]
+        found = np.asarray(load_image(path, 32).image)[16, 16]
         assert np.abs(found - profiles.lab_in_srgb(lab)).max() <= 5, ink  # black points are matched, too
 
 
 def test_gray_palettes_and_transparency_have_profiles_too(tmp_path):
     gray = saved(tmp_path, Image.new("L", (32, 32), 100), "g.png", icc_profile=profiles.gray(1.0))
     linear = 255 * (1.055 * (100 / 255) ** (1 / 2.4) - 0.055)
-    assert abs(load_picture(gray, 32).image.getpixel((5, 5))[0] - linear) <= 2
+    assert abs(load_image(gray, 32).image.getpixel((5, 5))[0] - linear) <= 2
     both = saved(tmp_path, Image.new("L", (32, 32), 100), "b.png", icc_profile=profiles.rgb("adobe-rgb"))
     assert (
-        np.abs(np.array(load_picture(both, 32).image.getpixel((5, 5))) - profiles.in_srgb("adobe-rgb", [100] * 3)).max()
+        np.abs(np.array(load_image(both, 32).image.getpixel((5, 5))) - profiles.in_srgb("adobe-rgb", [100] * 3)).max()
         <= 2
     )
     image = Image.new("RGBA", (32, 32), (40, 160, 80, 255))
     image.paste((0, 0, 0, 0), (0, 0, 32, 16))
     for each, name in ((image, "t.png"), (image.quantize(4), "p.png")):
-        found = np.asarray(load_picture(saved(tmp_path, each, name, icc_profile=profiles.rgb("display-p3")), 32).image)
+        found = np.asarray(load_image(saved(tmp_path, each, name, icc_profile=profiles.rgb("display-p3")), 32).image)
         assert (found[:10] == 255).all()
         assert np.abs(found[25, 5] - profiles.in_srgb("display-p3", (40, 160, 80))).max() <= 3
 
@@ -193,7 +194,7 @@ def test_a_profile_that_cannot_be_used_is_refused_by_name(tmp_path):
     for profile in (b"junk", good[:200], profiles.gray(2.2), profiles.cmyk({})):
         path = saved(tmp_path, gradient(), icc_profile=profile)
         with pytest.raises(ValueError, match="x.png: its colour profile cannot be used .*sRGB") as error:
-            load_picture(path, 32)
+            load_image(path, 32)
         assert "\n" not in str(error.value)
 
 
@@ -203,7 +204,7 @@ def test_only_what_is_seen_is_resized_and_it_is_what_resizing_all_would_show(tmp
         100, 156, (size[1], size[0], 3)
     )  # in whose sums nothing is cut at 0 or 255
     noise = Image.fromarray(values.astype(np.uint8))
-    picture = load_picture(saved(tmp_path, noise), 48)
+    picture = load_image(saved(tmp_path, noise), 48)
     scale = 48 / min(size)
     whole = noise.resize((max(48, round(size[0] * scale)), max(48, round(size[1] * scale))), Image.Resampling.LANCZOS)
     top, left = picture.corner
@@ -218,8 +219,8 @@ def test_a_long_strip_takes_the_memory_of_what_is_seen(tmp_path):
     path = saved(tmp_path, gradient(20_000, 16))
     script = f"""
 from pathlib import Path
-from qrlora.training_example import load_picture
-assert load_picture({str(path)!r}, 1024).image.size == (1024, 1024)
+from qrlora.image_loading import load_image
+assert load_image({str(path)!r}, 1024).image.size == (1024, 1024)
 status = Path("/proc/self/status")  # getrusage would count the memory of the process that started this one, too
 if status.exists():
     print(next(line.split()[1] for line in status.read_text().splitlines() if line.startswith("VmHWM")))
@@ -235,7 +236,7 @@ def test_sixteen_bits_with_transparency_lie_on_white(tmp_path):
     values = np.full((32, 32), 30000, np.uint16)
     values[:16] = 12345
     gray = saved(tmp_path, Image.fromarray(values), "g.png", transparency=12345)
-    found = np.asarray(load_picture(gray, 32).image)
+    found = np.asarray(load_image(gray, 32).image)
     assert (found[:12] == 255).all() and np.abs(found[20:].astype(int) - round(30000 / 257)).max() <= 1
     for channels, kind in ((2, 4), (4, 6), (3, 2)):  # gray and alpha, RGBA, RGB with one clear colour
         rows = np.zeros((32, 32, channels), ">u2")
@@ -243,7 +244,7 @@ def test_sixteen_bits_with_transparency_lie_on_white(tmp_path):
         rows[..., -1] = np.where(np.arange(32)[:, None] < 16, 0, 0xFFFF) if kind != 2 else 0x9ABC
         rows[:16] = 0 if kind == 2 else rows[:16]
         (tmp_path / "x.png").write_bytes(png(32, 32, rows, kind, b"\0" * 6 if kind == 2 else b""))
-        found = np.asarray(load_picture(tmp_path / "x.png", 32).image)
+        found = np.asarray(load_image(tmp_path / "x.png", 32).image)
         assert (found[:12] == 255).all(), kind
         expected = {2: (0x12, 0x56, 0x9A), 4: (0x12,) * 3, 6: (0x12, 0x56, 0x9A)}[kind]
         assert np.abs(found[25, 5].astype(int) - expected).max() <= 1, kind
@@ -288,13 +289,13 @@ def test_every_orientation_turns_whatever_stands_beside_it(tmp_path, turn, name)
         exif = b"Exif\0\0II*\0" + struct.pack("<I", 8) + folder
         how = {"quality": 95} if name == "x.jpg" else {"lossless": True} if name == "x.webp" else {}
         path = saved(tmp_path, image, name, exif=exif, **how)
-        found = np.asarray(load_picture(path, 40).image).astype(int)
+        found = np.asarray(load_image(path, 40).image).astype(int)
         assert np.abs(found - np.asarray(upright)).mean() < 6, beside
 
 
 def test_a_tiff_is_turned_once(tmp_path):
     path = saved(tmp_path, gradient(40, 40).transpose(Image.Transpose.ROTATE_90), "x.tiff", tiffinfo={0x0112: 6})
-    assert np.array_equal(np.asarray(load_picture(path, 40).image), np.asarray(gradient(40, 40)))
+    assert np.array_equal(np.asarray(load_image(path, 40).image), np.asarray(gradient(40, 40)))
 
 
 @pytest.mark.parametrize("name", ["x.png", "x.jpg", "x.webp"])
@@ -304,5 +305,5 @@ def test_a_tiff_is_turned_once(tmp_path):
 def test_what_is_no_exif_says_no_orientation(tmp_path, name, junk):
     """Its pixels are whole, and every viewer shows them."""
     plain = saved(tmp_path, gradient(60, 40), f"plain{name}")
-    image = load_picture(saved(tmp_path, gradient(60, 40), name, exif=junk), 40).image
-    assert image.tobytes() == load_picture(plain, 40).image.tobytes()
+    image = load_image(saved(tmp_path, gradient(60, 40), name, exif=junk), 40).image
+    assert image.tobytes() == load_image(plain, 40).image.tobytes()

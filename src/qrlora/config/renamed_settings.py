@@ -1,0 +1,68 @@
+"""Settings that have been renamed: their old names in recipes, overrides, scripts and base folders, and in files."""
+
+import dataclasses
+import functools
+import warnings
+from collections.abc import Mapping
+from typing import Any, TypeVar
+
+from .type_checks import as_dict
+
+RENAMED = {"decay": "lr_decay", "times": "timestep_sampling"}
+"""Old name -> today's. The old ones are accepted with a DeprecationWarning until 0.3."""
+
+Kind = TypeVar("Kind", bound=type)
+
+
+def with_new_names(kind: type, settings: Mapping[str, Any], stacklevel: int = 3) -> dict[str, Any]:
+    """The settings under today's names; a DeprecationWarning for each that came under its old one.
+
+    Args:    kind: the dataclass that they are for; an old name whose new one it does not have stays as it is.
+    Raises:  ValueError: one setting under both of its names.
+    """
+    result: dict[str, Any] = {}
+    for name, value in settings.items():
+        new_name = new_setting_name(kind, name, stacklevel + 1)
+        if new_name != name and new_name in settings:
+            raise ValueError(f"{name} is the old name of {new_name}, and both are given: leave {name} out")
+        result[new_name] = value
+    return result
+
+
+def new_setting_name(kind: type, name: str, stacklevel: int = 2) -> str:
+    """Today's name of a setting; a DeprecationWarning if that is another one."""
+    if name not in RENAMED or RENAMED[name] not in {field.name for field in dataclasses.fields(kind)}:
+        return name
+    message = f"the setting {name} is now {RENAMED[name]}; the old name goes with 0.3"
+    warnings.warn(message, DeprecationWarning, stacklevel=stacklevel + 1)
+    return RENAMED[name]
+
+
+def accepts_old_names(kind: Kind) -> Kind:
+    """A class decorator: the constructor takes old names, and instances have them as attributes, with a warning each.
+
+    `dataclasses.replace(config, OLD=value)` passes the new name, too, with the value so far: there OLD counts.
+    """
+    init = kind.__init__
+
+    @functools.wraps(init)
+    def init_with_old_names(self: Any, *positional: Any, **settings: Any) -> None:
+        given = {name: value for name, value in settings.items() if name not in RENAMED}
+        given |= {new_setting_name(kind, name): value for name, value in settings.items() if name in RENAMED}
+        init(self, *positional, **given)
+
+    setattr(kind, "__init__", init_with_old_names)  # noqa: B010 - pyright refuses the plain assignment
+    for old_name in RENAMED:
+        setattr(kind, old_name, property(functools.partial(_by_old_name, old_name)))
+    return kind
+
+
+def _by_old_name(old_name: str, config: Any) -> Any:
+    return getattr(config, new_setting_name(type(config), old_name, stacklevel=2))
+
+
+def as_stored_dict(config: Any) -> dict[str, Any]:
+    """As `as_dict`, under the names by which adapter headers and checkpoints of format 1 hold the settings: the first
+    ones, so that files, and runs that a checkpoint continues, are the same before and after a renaming."""
+    first_names = {new: old for old, new in RENAMED.items()}
+    return {first_names.get(name, name): value for name, value in as_dict(config).items()}
