@@ -2,7 +2,7 @@
 
     python bench/fusion.py
 
-The whole table is `qrlora bench fusion` with its own 27 pairs; see its --help.
+The whole table is `qrlora compare` with its own 27 pairs; see its --help.
 """
 
 import subprocess

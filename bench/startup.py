@@ -16,7 +16,7 @@ COMMANDS = {
     "import qrlora": ["-c", "import qrlora"],
     "qrlora --help": ["-m", "qrlora", "--help"],
     "qrlora train --help": ["-m", "qrlora", "train", "--help"],
-    "import the rooms of merge": ["-c", "import qrlora.merging, qrlora.files, qrlora.cli.filing"],
+    "import the rooms of merge": ["-c", "import qrlora.merging, qrlora.files, qrlora.cli.adapter_files"],
 }
 LIMIT = 0.5
 """Seconds beyond `import torch` that an answer may take."""

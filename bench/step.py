@@ -21,11 +21,11 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from harness import FLOOR, Row, above, arguments, extra, laps, report, seconds
 from qrlora.config import TrainConfig
+from qrlora.estimate.memory_counting import LiveBytes
 from qrlora.families import Base, Framing, open_base
 from qrlora.families.base_without_weights import blank_base, blank_example, materialise
 from qrlora.injection import initialise
 from qrlora.methods import METHODS
-from qrlora.rehearsal.live import Live
 from qrlora.training import denoising_loss
 from qrlora.training.distributed import Processes
 from qrlora.training.training_loop import make_loss
@@ -154,7 +154,7 @@ def update(model: nn.Module, parameters: list[nn.Parameter], loss: TrainingImage
 
 def peak(model: nn.Module, parameters: list[nn.Parameter], loss: TrainingImage) -> int:
     """Most bytes alive in an update whose optimizer has its moments."""
-    with Live([*model.parameters(), *model.buffers()]) as live:
+    with LiveBytes([*model.parameters(), *model.buffers()]) as live:
         if parameters:
             optimizer = torch.optim.Adam(parameters, lr=1e-4, fused=True)
             for parameter in parameters:

@@ -25,14 +25,14 @@ os.environ.update(OMP_NUM_THREADS="1", TOKENIZERS_PARALLELISM="false", HF_HUB_OF
 from PIL import Image
 
 import pico
+import qrlora.training  # noqa: F401  # loaded once, not in every fork
 from qrlora import cli
-from qrlora.cli import learning  # noqa: F401  # loaded once, not in every fork
 from qrlora.families import open_base
 
 COMMANDS = {
     "train": "train {base} image=dog.png output=out.safetensors device=cpu rank=4 steps=12 save_every=1",
     "merge": "merge dog.safetensors cat.safetensors=0.5 -o out.safetensors --rule stack",
-    "convert": "convert dog.safetensors out.safetensors --to compact",
+    "convert": "convert dog.safetensors out.safetensors --content compact",
     "project": "project cat.safetensors out.safetensors --base {folder} --rank 4",
 }
 INPUTS = ("dog.png", "dog.safetensors", "cat.safetensors")

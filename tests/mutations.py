@@ -30,7 +30,7 @@ from PIL import Image
 import profiles
 from qrlora import compat, files
 from qrlora.adapter import Adapter, Header, Pair
-from qrlora.cli.inspecting import facts, parents
+from qrlora.cli.adapter_tables import file_facts, parent_rows
 from qrlora.comparison.image_pairs import file_pairs
 from qrlora.config import read_recipe
 from qrlora.image_loading import load_image
@@ -187,7 +187,7 @@ def used(path: Path) -> Any:
             results.append([str(x) for x in compat.check(path, tool)])
     adapter = files.load(path, skip_text_encoders=True)
     found = files.reading.file_in(path)
-    facts(found, adapter), parents(adapter.header.parents)
+    file_facts(found, adapter), parent_rows(adapter.header.parents)
     out = found.with_name("out.safetensors")
     files.save(adapter, out)
     again = files.load(out)

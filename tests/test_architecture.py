@@ -23,7 +23,7 @@ LAYERS = (
     ("families", "injection", "training_example", "compat", "trainers"),
     ("contrastive_directions", "networks"),
     ("training", "sampling"),
-    ("baselines", "world", "rehearsal"),
+    ("baselines", "world", "estimate"),
     ("evaluation",),
     ("plots", "comparison", "web"),
     ("reproduction",),
@@ -65,7 +65,7 @@ OWNERS = {  # the synthetic benchmark makes base models and pictures, so it may 
     "alembic": {"survey"},
     "platformdirs": {"basis"},
     "regex": {"files"},
-    "psutil": {"rehearsal"},
+    "psutil": {"estimate"},
 }
 FILES = sorted(SRC.rglob("*.py"))
 NAME_A_BACKBONE = {  # beside families/ and layouts/; why
@@ -206,7 +206,7 @@ def test_file_modules_load_no_model_library():
     """`merge`, `convert`, `check` and `inspect` must start fast on a machine that only holds adapters."""
     script = """
 import sys
-import qrlora.merging, qrlora.analysis, qrlora.files, qrlora.compat, qrlora.cli.filing
+import qrlora.merging, qrlora.analysis, qrlora.files, qrlora.compat, qrlora.cli.adapter_files
 loaded = {"diffusers", "transformers", "peft", "accelerate"} & set(sys.modules)
 assert not loaded, loaded
 """

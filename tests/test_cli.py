@@ -13,7 +13,8 @@ import pico
 from commands import run
 from qrlora import files, plots
 from qrlora.adapter import Adapter, Header, Pair, ends_in
-from qrlora.cli import console, inspecting, showing
+from qrlora.cli import adapter_tables, demo_sheet, progress_bar, tables
+from qrlora.cli.verbs import VERBS
 from qrlora.config import read_recipe
 from qrlora.families import FAMILIES
 from qrlora.layouts import LAYOUTS
@@ -21,7 +22,6 @@ from qrlora.world.classified_images import ClassifiedImages
 from qrlora.world.classifiers import Classification
 
 RECIPES = Path(__file__).parents[1] / "recipes"
-VERBS = ("train", "merge", "generate", "grid", "inspect", "convert", "check", "project", "bases", "demo")
 
 
 @pytest.mark.parametrize("verb", VERBS)
@@ -218,7 +218,8 @@ def test_qr_trains_half_of_loras_parameters_on_sdxls_real_layers(tmp_path):
     path = tmp_path / "empty"
     path.touch()
     assert (
-        dict(inspecting.facts(path, adapter))["trainable"] == "21,299,200 (21.3 M), 50.0% of LoRA's 42,598,400 (42.6 M)"
+        dict(adapter_tables.file_facts(path, adapter))["trainable"]
+        == "21,299,200 (21.3 M), 50.0% of LoRA's 42,598,400 (42.6 M)"
     )
 
 
@@ -264,7 +265,7 @@ def test_the_demos_sheet_shows_what_is_given_what_is_true_and_what_came_out():
         ClassifiedImages("merged by adding", [picture] * 2, [owl, cat], "owl", "dusk"),
         ClassifiedImages("the true picture", [picture], [owl], "owl", "dusk"),
     ]
-    figure = showing.drawn(rows, "seed 0")
+    figure = demo_sheet.contact_sheet(rows, "seed 0")
     assert [axes.get_xlabel() for axes in figure.axes] == ["", *["owl 90%\ndusk 80%"] * 2, "cat 60%\ndusk 70%"]
     colours = [axes.xaxis.label.get_color() for axes in figure.axes]
     assert colours == [plots.MUTED, plots.GOOD, plots.GOOD, plots.BAD]
@@ -272,9 +273,9 @@ def test_the_demos_sheet_shows_what_is_given_what_is_true_and_what_came_out():
 
 
 def test_only_a_base_of_the_package_is_said_to_know_drawings_only():
-    assert "knows drawings only" in showing.limits("tiny-sd3")
+    assert "knows drawings only" in demo_sheet.limits("tiny-sd3")
     for other in (str(pico.folder()), "owner/name", ""):
-        assert showing.limits(other) == ""
+        assert demo_sheet.limits(other) == ""
 
 
 def test_of_ones_own_pictures_nobody_pretends_to_know_what_they_show(tmp_path, capsys, monkeypatch):
@@ -296,19 +297,19 @@ def test_of_ones_own_pictures_nobody_pretends_to_know_what_they_show(tmp_path, c
 
 def test_time_left_counts_from_the_first_report():
     """A resumed run at 900 of 1000 has not done 900 updates in the seconds since its start."""
-    with console.progress("run") as bar:
+    with progress_bar.progress_bar("run") as bar:
         bar.stage("opening the base model")
         bar.step(900, 1000)
         task = bar._task
         task.fields.update(since=task.fields["since"] - 10, begun=task.fields["begun"] - 70)
         bar.step(950, 1000, "loss 0.1")
-        assert console.Clock().render(task).plain == "1:10, 0:10 left"
+        assert progress_bar.Clock().render(task).plain == "1:10, 0:10 left"
         bar.name("another")
-        assert "left" not in console.Clock().render(task).plain
+        assert "left" not in progress_bar.Clock().render(task).plain
 
 
 @pytest.mark.parametrize(
     ("value", "text"), [(0.12345, "0.123"), (-0.0001, "0.000"), (float("nan"), "-"), (-1.0, "-1.000")]
 )
 def test_numbers_in_tables(value, text):
-    assert console.number(value) == text
+    assert tables.format_number(value) == text

@@ -32,27 +32,48 @@ def folder(tmp_path_factory):
     return place
 
 
-@pytest.mark.parametrize("to", ["full", "kohya", "diffusers"])
+@pytest.mark.parametrize("to", [None, "kohya", "diffusers"])
 @pytest.mark.parametrize("name", ["sdxl", "flux"])
 def test_converting_changes_names_and_nothing_else(folder, tmp_path, capsys, name, to):
     before, output = files.load(folder / f"{name}.safetensors"), tmp_path / "x.safetensors"
-    code, out, err = run(capsys, "convert", folder / f"{name}.safetensors", output, "--to", to)
+    code, out, err = run(capsys, "convert", folder / f"{name}.safetensors", output, *(["--keys", to] if to else []))
     assert code == 0, err
-    assert f"{len(before.layers)} layers, rank 2, " in out and to in out
+    assert f"{len(before.layers)} layers, rank 2, " in out and (to or "full") in out
     assert_same(before, files.load(output))
     assert any(key.startswith("lora_unet_") for key in read(output)[0]) == (
-        to == "kohya" or (name, to) == ("sdxl", "full")
+        to == "kohya" or (name, to) == ("sdxl", None)
     )
 
 
 def test_converting_to_compact_and_back_is_exact(studio, tmp_path, capsys):
     compact, full = tmp_path / "compact.safetensors", tmp_path / "full.safetensors"
-    assert run(capsys, "convert", studio / "dog.safetensors", compact, "--to", "compact")[0] == 0
+    assert run(capsys, "convert", studio / "dog.safetensors", compact, "--content", "compact")[0] == 0
     assert run(capsys, "convert", compact, full)[0] == 0
     assert compact.stat().st_size < 0.8 * full.stat().st_size  # small matrices, long names
     assert_same(files.load(studio / "dog.safetensors"), files.load(full))
     assert run(capsys, "convert", full, compact, "--dtype", "bfloat16", "--overwrite")[0] == 0
     assert {x.dtype for x in read(compact)[0].values()} == {torch.bfloat16}
+
+
+@pytest.mark.parametrize("to, option", [("compact", "content"), ("full", "content"), ("diffusers", "keys")])
+def test_the_old_option_to_says_which_of_content_and_keys_it_is_now(studio, tmp_path, capsys, to, option):
+    """It writes what the new option writes, and stops where that says something else."""
+    dog, old, new = studio / "dog.safetensors", tmp_path / "old.safetensors", tmp_path / "new.safetensors"
+    code, _, err = run(capsys, "convert", dog, old, "--to", to)
+    assert code == 0 and f"--to {to} is now --{option} {to}; the old name goes with 0.3" in err
+    assert run(capsys, "convert", dog, new, f"--{option}", to)[0] == 0
+    assert new.read_bytes() == old.read_bytes()
+    other = {"content": "compact", "keys": "kohya"}[option]
+    code, _, err = run(capsys, "convert", dog, tmp_path / "x.safetensors", "--to", to, f"--{option}", other)
+    assert (code == 2 and "leave --to out" in err) if other != to else code == 0
+
+
+def test_content_and_keys_are_chosen_apart(studio, tmp_path, capsys):
+    output = tmp_path / "x.safetensors"
+    words = ["--content", "compact", "--keys", "diffusers"]
+    code, _, err = run(capsys, "convert", studio / "dog.safetensors", output, *words)
+    merged = run(capsys, "merge", studio / "dog.safetensors", "-o", tmp_path / "m.safetensors", *words)
+    assert (code, err.replace("convert", "merge")) == (merged[0], merged[2])
 
 
 def test_text_encoders_are_left_out_only_when_asked_and_counted(folder, tmp_path, capsys):
@@ -72,7 +93,7 @@ def test_check_counts_for_each_tool_and_names_a_remedy_that_works(folder, tmp_pa
     code, out, err = run(capsys, "check", path, "--for", "comfyui")
     assert code == 1, err
     assert re.search(r"comfyui +[1-9]\d* +[1-9]\d* +0 +0 *$", out, re.MULTILINE) and "under kohya's names alone" in out
-    remedy = re.search(r"qrlora (convert \S+ )(\S+)( --to \w+)", out)
+    remedy = re.search(r"qrlora (convert \S+ )(\S+)((?: --keys \w+)?)", out)
     assert remedy is not None and remedy[2].endswith("sdxl-converted.safetensors")
     words = [*remedy[1].split(), tmp_path / "fixed.safetensors", *remedy[3].split()]
     assert run(capsys, *words)[0] == 0

@@ -13,7 +13,7 @@ from commands import run
 
 ADAPTERS = {  # verb: (words before the output, how the output is named, what opens a base)
     "merge": (["merge", "DOG", "CAT=0.5", "-o", "OUT"], None),
-    "convert": (["convert", "DOG", "OUT", "--to", "diffusers"], None),
+    "convert": (["convert", "DOG", "OUT", "--keys", "diffusers"], None),
     "project": (["project", "DOG", "OUT", "--base", "BASE", "--rank", "2"], "qrlora.families.open_base"),
 }
 TRAINING = {
@@ -25,16 +25,16 @@ TRAINING = {
 PICTURES = {
     "generate": (
         ["generate", "a <c>", "DOG", "--base", "BASE", "--steps", "1", "-o", "OUT"],
-        "qrlora.cli.drawing.open_base",
+        "qrlora.cli.open_for_sampling.open_base",
     ),
     "generate two": (
         ["generate", "a <c>", "DOG", "--base", "BASE", "--steps", "1", "--count", "2", "--seed", "7", "-o", "OUT"],
-        "qrlora.cli.drawing.open_base",
+        "qrlora.cli.open_for_sampling.open_base",
     ),
     "grid": (
         ["grid", "DOG", "CAT", "--base", "BASE", "--steps", "1", "--content-strengths", "1"]
         + ["--style-strengths", "1", "-o", "OUT"],
-        "qrlora.cli.drawing.open_base",
+        "qrlora.cli.open_for_sampling.open_base",
     ),
 }
 PLOTS = {
@@ -42,7 +42,7 @@ PLOTS = {
     "inspect two": (["inspect", "DOG", "CAT", "--plot", "OUT"], None),
 }
 REPORTS = {
-    "rehearse": (["rehearse", "BASE", "--run", "count", "--against", "", "--json", "OUT"], "qrlora.rehearsal.rehearse"),
+    "estimate": (["estimate", "BASE", "--run", "count", "--against", "", "--json", "OUT"], "qrlora.estimate.estimate"),
 }
 COMMANDS = {**ADAPTERS, **TRAINING, **PICTURES, **PLOTS, **REPORTS}
 NAMES = dict.fromkeys([*ADAPTERS, *TRAINING], "out.safetensors") | dict.fromkeys([*PICTURES, *PLOTS], "out.png")

@@ -294,5 +294,5 @@ def test_names_that_kohyas_merging_script_does_not_know_are_noted():
     """sdxl_merge_lora.py looks modules up by their names in sd-scripts' own UNet, where the trainers translate."""
     file = File(tensors("diffusers-sdxl", endings=KOHYA, rename=flat), {})
     (note,) = notes(file, "kohya")
-    assert "sdxl_merge_lora.py" in note and "--to sgm" in note
+    assert "sdxl_merge_lora.py" in note and "--keys sgm" in note
     assert not listed("kohya-sdxl")[1].keys() & {flat(x) for x in listed("diffusers-sdxl")[1]}

@@ -267,15 +267,15 @@ def test_plain_is_pefts_linear_merge_and_not_the_sum():
         layer.lora_A[f"x{k}"].weight.data = adapter.layers["a.attn1.to_q"].A
         layer.lora_B[f"x{k}"].weight.data = adapter.layers["a.attn1.to_q"].B
     peft.add_weighted_adapter(["x0", "x1"], list(weights), "both", combination_type="linear")
-    ours = merge(adapters, weights, "plain")
+    ours = merge(adapters, weights, "peft-linear")
     torch.testing.assert_close(ours.dense("a.attn1.to_q"), layer.get_delta_weight("both").detach())
     assert ours.rank == 5 and ours.header.parents[0]["kept_energy"] is None
     shared = [trained("qr", seed) for seed in (1, 2)]
-    twice = merge(shared, (1, 1), "plain")
+    twice = merge(shared, (1, 1), "peft-linear")
     for name in LAYERS:
         torch.testing.assert_close(twice.dense(name).double(), 2 * exact_sum(shared, (1, 1), name), atol=1e-4, rtol=0)
     with pytest.raises(ValueError, match="the ranks are 5 and 3; use rule='stack'"):
-        merge([trained("lora", 1), trained("lora", 2, rank=3)], (1, 1), "plain")
+        merge([trained("lora", 1), trained("lora", 2, rank=3)], (1, 1), "peft-linear")
 
 
 @pytest.mark.parametrize("rule", ["ties", "dare"])

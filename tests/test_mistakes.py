@@ -78,7 +78,7 @@ BAD = {  # the words after `qrlora`, what the one line must say
     "adapters of two bases": (["merge", "DOG", "DIR/foreign.safetensors"], "base"),
     "no such form": (
         ["convert", "DOG", "DIR/a.safetensors", "--to", "pickle"],
-        "no form 'pickle'; choose one of full,",
+        "--to must be one of full, compact, kohya",
     ),
     "converted to no adapter": (["convert", "DOG", "DIR/a.pt"], "a.pt: the name must end in .safetensors"),
     "no such number": (["convert", "DOG", "DIR/a.safetensors", "--dtype", "int8"], "dtype must be one of float32"),

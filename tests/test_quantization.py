@@ -13,12 +13,12 @@ import pico
 from qrlora import safetensors_files
 from qrlora.basis import cached_basis, fingerprint
 from qrlora.config import SampleConfig, TrainConfig
+from qrlora.estimate.memory_counting import LiveBytes
 from qrlora.families import FAMILIES, Framing, open_base, quantization
 from qrlora.files import load
 from qrlora.image_loading import load_image
 from qrlora.injection import applied, detach, initialise
 from qrlora.methods import METHODS
-from qrlora.rehearsal.live import Live
 from qrlora.sampling import generate
 from qrlora.training import denoising_loss, train
 from qrlora.training_example import encode_training_example
@@ -267,6 +267,6 @@ def test_a_layer_of_bitsandbytes_keeps_no_copy_of_its_weight_either():
     layer, W = library.nn.Linear4bit(256, 512, bias=False, quant_type="nf4"), torch.randn(512, 256)
     layer.weight = library.nn.Params4bit(W, requires_grad=False, quant_type="nf4").to("cpu")
     x = torch.randn(3, 256, requires_grad=True)
-    with Live([layer.weight, x]) as live:
+    with LiveBytes([layer.weight, x]) as live:
         y = layer(x)
     assert live.now < W.nbytes / 10 and y.requires_grad

@@ -214,7 +214,7 @@ def test_an_unknown_method_language_form_or_source_is_refused(tmp_path):
         new(table, tmp_path / "s", forms=["stars"])
     with pytest.raises(ValueError, match="pairs need two methods"):
         new(table, tmp_path / "s", methods=["qr-secretname"])
-    with pytest.raises(FileNotFoundError, match="bench fusion"):
+    with pytest.raises(FileNotFoundError, match="qrlora compare"):
         new(tmp_path, tmp_path / "s")
     with pytest.raises(FileNotFoundError, match="neither a folder"):
         new(tmp_path / "none", tmp_path / "s")

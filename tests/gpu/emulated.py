@@ -17,11 +17,11 @@ import pico
 from qrlora.adapter import Adapter, Header, Pair
 from qrlora.built_in_bases import built_in_bases
 from qrlora.config import TrainConfig
+from qrlora.estimate import estimate, memory_counting
 from qrlora.families import FAMILIES, open_base
 from qrlora.families.base_model import moved
 from qrlora.injection import applied
 from qrlora.merging import merge
-from qrlora.rehearsal import live, rehearse
 from qrlora.sampling import generate, grid
 from qrlora.training import train
 
@@ -279,17 +279,17 @@ def test_pictures_of_the_built_in_bases_lose_nothing_visible_in_bfloat16(name):
 
 @pytest.mark.parametrize("how", [{}, {"gradient_checkpointing": True}, {"method": "lora"}, {"batch_size": 8}], ids=str)
 @pytest.mark.parametrize("family", FAMILIES)
-def test_a_run_fits_into_what_rehearse_says_and_a_tenth_less_is_told_beforehand(settings, family, how, monkeypatch):
+def test_a_run_fits_into_what_estimate_says_and_a_tenth_less_is_told_beforehand(settings, family, how, monkeypatch):
     """With a preview. The emulation has no driver that needs memory, and computes attention as the plain product."""
-    monkeypatch.setattr(live, "attend", live.PLAIN)
-    monkeypatch.setattr("qrlora.rehearsal.report.RESERVED", 0.0)
+    monkeypatch.setattr(memory_counting, "attend", memory_counting.ATTENTION)
+    monkeypatch.setattr("qrlora.estimate.estimate_report.RESERVED", 0.0)
     told = {"method": "qr", "batch_size": 2, "rank": 4, "gradient_checkpointing": False, **how}
 
-    def rehearsed():
-        return rehearse(str(pico.folder(family)), how="count", device="cuda:0", against="", **told)
+    def estimated():
+        return estimate(str(pico.folder(family)), how="count", device="cuda:0", against="", **told)
 
     gc.collect()
-    found, shown = rehearsed(), []
+    found, shown = estimated(), []
     need, before = found.need(*found.chosen, told["method"]), emu.live()
     emu.reset()
     emu.limit(before + int(need))
@@ -300,7 +300,7 @@ def test_a_run_fits_into_what_rehearse_says_and_a_tenth_less_is_told_beforehand(
     emu.limit(-1)
     gc.collect()
     emucuda.TOTAL[0] = emu.live() + int(0.9 * need)
-    assert "it needs" in rehearsed().short
+    assert "it needs" in estimated().short
 
 
 def test_modules_are_left_where_they_were_when_they_do_not_fit():

@@ -7,7 +7,7 @@ smoke      tiny bases: training, pictures, grid, merge on the GPU in float32 and
            again and resumed (equal bytes?), offload, previews, float16, other methods
 quantised  int8, float8 (torchao) and nf4 (bitsandbytes), where installed: what an update holds beside what is promised
 tests      tests that ask for a GPU, if there are any; then the files whose commands choose the device themselves
-rehearse   `qrlora rehearse`, whole, random weights: SDXL, SD3.5-medium, FLUX.1-dev
+estimates  `qrlora estimate`, whole, random weights: SDXL, SD3.5-medium, FLUX.1-dev
 peft       an update's extra time and memory against PEFT's LoRA, and 500 updates, SDXL and FLUX.1-dev
 bench      bases and sampling at full size, where a step's time goes
 decode     a real-sized VAE: time and memory of 1 to 12 pictures, whole and one by one
@@ -47,7 +47,7 @@ PIECE = 15_000_000
 LIMITS = {
     "facts": 30,
     "smoke": 110,
-    "rehearse": 140,
+    "estimates": 140,
     "peft": 75,
     "quantised": 55,
     "decode": 25,
@@ -90,7 +90,7 @@ def warmed() -> None:
         import torch  # noqa: F401
         import transformers  # noqa: F401
 
-        import qrlora.rehearsal  # noqa: F401
+        import qrlora.estimate  # noqa: F401
         import qrlora.sampling  # noqa: F401
         import qrlora.training  # noqa: F401
 
@@ -434,7 +434,7 @@ def quantised() -> None:
             continue
         title = f"SDXL 512 px {kind or 'bfloat16'}"
         with trying(title, 40):
-            told_of(rehearsed("sdxl", 512, title.replace(" ", "-"), quantize=kind, against="", steps=2), title)
+            told_of(estimated("sdxl", 512, title.replace(" ", "-"), quantize=kind, against="", steps=2), title)
     for kind in ("int8", "float8"):
         with trying(f"pico-sdxl {kind}", 30):
             import pico
@@ -443,17 +443,17 @@ def quantised() -> None:
             tell(f"pico-sdxl {kind}: training", heard[-1], "loss", heard[-1] == heard[-1])
 
 
-# ------------------------------------------------------------------------------------------------------------- rehearse
-def rehearsed(base: str, resolution: int, name: str, **settings: Any) -> dict[str, Any]:
-    """What `qrlora rehearse` finds: its tables are in the log, its report among the reports."""
-    from qrlora.cli.rehearsing import print_report
-    from qrlora.rehearsal import rehearse
+# ------------------------------------------------------------------------------------------------------------- estimates
+def estimated(base: str, resolution: int, name: str, **settings: Any) -> dict[str, Any]:
+    """What `qrlora estimate` finds: its tables are in the log, its report among the reports."""
+    from qrlora.cli.estimate import print_report
+    from qrlora.estimate import estimate
 
     if DRY:
         import pico
 
         base, resolution = str(pico.folder({"sdxl": "sdxl", "sd3.5-medium": "sd3"}.get(base, "flux"))), pico.SIZE
-    found = rehearse(base, resolution=resolution, device=DEVICE, **settings)
+    found = estimate(base, resolution=resolution, device=DEVICE, **settings)
     print_report(found)
     report = dataclasses.asdict(found)
     (WORK / "reports" / f"{name}.json").write_text(json.dumps(report, indent=1))
@@ -480,7 +480,7 @@ def told_of(report: dict[str, Any], title: str) -> None:
                 tell(f"{title}, {method}: {what}", seen, "GB", seen < 1.15 * counted + 0.5 if note else None, note)
 
 
-def rehearse() -> None:
+def estimates() -> None:
     runs: list[tuple[str, int, dict[str, Any]]] = [
         ("sdxl", 1024, {}),
         ("flux-dev", 512, {}),
@@ -490,7 +490,7 @@ def rehearse() -> None:
     for base, resolution, how in runs:
         title = f"{base} {resolution} px{', recomputed' if how.get('gradient_checkpointing') else ''}"
         with trying(title, 60):
-            told_of(rehearsed(base, resolution, title.replace(" ", "-").replace(",", ""), steps=3, **how), title)
+            told_of(estimated(base, resolution, title.replace(" ", "-").replace(",", ""), steps=3, **how), title)
 
 
 # ----------------------------------------------------------------------------------------------------------------- peft

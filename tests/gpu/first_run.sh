@@ -3,9 +3,9 @@
 #
 #   bash tests/gpu/first_run.sh                            # all parts in order of value, until BUDGET seconds are spent
 #   bash tests/gpu/first_run.sh pretrain                   # one part or several by name, in that order
-#   DEVICE=cpu DRY=1 BUDGET=3600 bash tests/gpu/first_run.sh   # a rehearsal on any machine: tiny sizes, the same code
+#   DEVICE=cpu DRY=1 BUDGET=3600 bash tests/gpu/first_run.sh   # a dry run on any machine: tiny sizes, the same code
 #
-# Parts: facts smoke rehearse peft quantised decode cards bench tests pretrain (first_run.py says what each does).
+# Parts: facts smoke estimates peft quantised decode cards bench tests pretrain (first_run.py says what each does).
 # Nothing stops at a failure: each part is a process with a time limit of its own, what it found so far is kept line by
 # line, and the table comes at the end whatever happened. Written to $OUT, 8 files at most, each below 16 MB:
 # summary.md, results.jsonl, logs.tar.gz, reports.tar.gz, and the pre-trained base in pieces

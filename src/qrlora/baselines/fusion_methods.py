@@ -44,7 +44,7 @@ FUSIONS: dict[str, FusionMethod] = {
         FusionMethod("qr-by-role", "docs/findings.md", BY_ROLE, merged("stack")),
         FusionMethod("qr-minor", "qr on the directions of arXiv 2406.09044", {"method": "qr-minor"}, merged("sum")),
         FusionMethod("lora", "arXiv 2106.09685, the sum of the updates", LORA, merged("stack")),
-        FusionMethod("lora-plain", "PEFT's and kohya's linear merge, A and B apart", LORA, merged("plain")),
+        FusionMethod("lora-plain", "PEFT's and kohya's linear merge, A and B apart", LORA, merged("peft-linear")),
         FusionMethod("ortha", "arXiv 2312.02432", {"method": "ortha"}, ortha),  # its slots follow the roles
         FusionMethod("pissa", "arXiv 2404.02948", {"method": "pissa"}, merged("stack")),
         FusionMethod("olora", "arXiv 2406.01775", {"method": "olora"}, merged("stack")),

@@ -1,12 +1,13 @@
 """`qrlora doctor`: versions, device, cache, what is missing, to paste into an issue."""
 
-from .. import doctor
 from . import console
 
 EXAMPLE = "qrlora doctor"
 
 
-def print_report() -> None:
+def doctor() -> None:
     """Print versions, device, dtype, cache and what is missing or wrong, ready to paste into an issue."""
-    for line in doctor.report().splitlines():
+    from ..doctor import report
+
+    for line in report().splitlines():
         console.say(line)

@@ -9,18 +9,18 @@ from collections.abc import Iterator
 from rich.text import Text
 
 from ..lora_keys import printable
-from .console import LONGEST, err, warn
+from .console import MAX_SHOWN, err, warn
 
 
 class Lines(logging.Handler):
     """A line for each record."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        err.print(Text(printable(record.getMessage(), LONGEST)))
+        err.print(Text(printable(record.getMessage(), MAX_SHOWN)))
 
 
 @contextlib.contextmanager
-def shown() -> Iterator[None]:
+def on_standard_error() -> Iterator[None]:
     """For the length of a `with`. Of several processes the first one alone shows the log; all show warnings."""
     log, lines, level = logging.getLogger("qrlora"), Lines(), logging.INFO
     before = log.level

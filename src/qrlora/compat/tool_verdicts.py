@@ -40,7 +40,7 @@ def notes(file: File, tool: str) -> list[str]:
     if tool == "kohya" and file.layout and "sgm" in file.layout.written:
         if any(key.spelling == "lora_unet_{diffusers}" for key in file.keys.values()):
             script = f"{file.layout.family}_merge_lora.py"
-            return [f"its trainers and generators translate these names, {script} knows sgm names alone: --to sgm"]
+            return [f"its trainers and generators translate these names, {script} knows sgm names alone: --keys sgm"]
     if tool in ("a1111", "forge") and file.layout and file.part == "unet":
         wanted = f"{next(iter(file.layout.variants.values())).base_version.partition('_')[0]}_"
         if not version.startswith(wanted):

@@ -86,7 +86,7 @@ class FamilyDefaults:
 class TrainConfig:
     """Settings of training one adapter on one image."""
 
-    base: str = "tiny-sdxl"
+    base: str = "tiny-flux"
     """Base model: a built-in name, a hub name, a local folder or one `.safetensors` checkpoint."""
     image: str | Path = ""
     """The training image: a file."""
@@ -207,7 +207,7 @@ class TrainConfig:
 class SampleConfig:
     """Settings of generating images with a base and any number of adapters."""
 
-    base: str = "tiny-sdxl"
+    base: str = "tiny-flux"
     """Base model: a built-in name, a hub name, a local folder or one `.safetensors` checkpoint."""
     prompt: str = ""
     """The prompt, with the adapters' trigger words in it: "a <c> in <s> style"."""

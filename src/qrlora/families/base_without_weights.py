@@ -41,7 +41,7 @@ def blank_base(name: str) -> tuple[Base, dict[str, nn.Module], Tokens]:
         raise FileNotFoundError(f"no base {name!r}: {known}")
     place = Path() if public else place_of(name)
     if place.is_file():
-        raise ValueError(f"{name} is one file: rehearse its kind by name ({', '.join(PUBLIC)})")
+        raise ValueError(f"{name} is one file: estimate its kind by name ({', '.join(PUBLIC)})")
     with configured(name):
         return _blank(name, place, public)
 

@@ -1,4 +1,4 @@
-"""The rules that lose nothing, sum and stack, and the plain one, which is what many tools do.
+"""The rules that lose nothing, sum and stack, and peft-linear, which is what many tools do.
 
 Letters: o outputs, i inputs, r rank, w the weight of an adapter in the merge.
 """
@@ -74,7 +74,7 @@ def stack(adapters: Sequence[Adapter], weights: Sequence[float]) -> Merged:
     return Merged(layers, "stack", [1.0] * len(adapters))
 
 
-def plain(adapters: Sequence[Adapter], weights: Sequence[float]) -> Merged:
+def peft_linear(adapters: Sequence[Adapter], weights: Sequence[float]) -> Merged:
     """A and B added apart, (sum_k sqrt(w_k) B_k) (sum_k sqrt(w_k) A_k): PEFT's and kohya's "linear" merge.
 
     It is not the sum of the updates: the cross terms sqrt(w_k w_m) B_k A_m come on top, which for two adapters of one
@@ -87,10 +87,12 @@ def plain(adapters: Sequence[Adapter], weights: Sequence[float]) -> Merged:
         parts = [(w, x.layers[layer]) for w, x in zip(weights, adapters, strict=True) if layer in x.layers]
         if len({pair.rank for _, pair in parts}) > 1:
             ranks = " and ".join(str(pair.rank) for _, pair in parts)
-            raise ValueError(f"{layer}: rule='plain' adds A and B apart, but the ranks are {ranks}; use rule='stack'")
+            raise ValueError(
+                f"{layer}: rule='peft-linear' adds A and B apart, but the ranks are {ranks}; use rule='stack'"
+            )
         A = _weighted_sum([(math.copysign(math.sqrt(abs(w)), w), pair.A) for w, pair in parts])
         layers[layer] = Pair(A, _weighted_sum([(math.sqrt(abs(w)), pair.B) for w, pair in parts]))
-    return Merged(layers, "plain", None)
+    return Merged(layers, "peft-linear", None)
 
 
 def _layers_of(adapters: Sequence[Adapter]) -> dict[str, None]:

@@ -2,45 +2,58 @@
 
 Letters: o outputs, i inputs, r rank, w the weight of an adapter in the merge.
 
-`sum` and `stack` give sum_k w_k B_k A_k. `plain`, which is PEFT's and kohya's "linear" merge, does not: it weighs and
-adds A and B separately, which for two adapters of one basis is twice the update at weights (1, 1). `ties`, `dare` and
-`knots` work on the updates B A themselves.
+`sum` and `stack` give sum_k w_k B_k A_k. `peft-linear`, which is PEFT's and kohya's "linear" merge, does not: it weighs
+and adds A and B separately, which for two adapters of one basis is twice the update at weights (1, 1). `ties`, `dare`
+and `knots` work on the updates B A themselves.
 """
 
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from typing import Any
 
 from ..adapter import Adapter, Header
 from ..basis import Basis, same_base
 from ..config.type_checks import check_strengths
 from ..methods import METHODS
-from .exact import Merged, add, energy_kept, plain, stack
+from .exact import Merged, add, peft_linear, stack
+from .rule_parameters import check_parameters
 from .sources import sources
 from .sparse import dare, knots, ties
 
-__all__ = ["RULES", "energy_kept", "merge", "project"]
 
-
-def merge(adapters: Sequence[Adapter], weights: Sequence[float], rule: str = "sum") -> Adapter:
+def merge(adapters: Sequence[Adapter], weights: Sequence[float], rule: str = "sum", **parameters: Any) -> Adapter:
     """One adapter whose update is the weighted sum of the adapters' updates.
 
     Args:    adapters: one or more; a layer may be missing in some.  weights: one finite number each,
              0 and negative ones too.  rule: a name of RULES.
+             parameters: of the rule: density=0.3 of "ties" and "knots", drop=0.9 and seed=0 of "dare".
     Returns: an adapter of role "merged"; header.parents are the headers of all that went into it, see
              `sources.sources`; header.config has the rule's own settings, by adapter "weights" and "kept_energy" (None:
              the rule's result is no sum of the updates), and what a truncation lost.
-    Raises:  ValueError: no adapters, wrong count of weights, unknown rule, another family or base
-             model, layers of another shape, and what the rule refuses.
+    Raises:  ValueError: no adapters, wrong count of weights, unknown rule or parameter of it, another family or
+             base model, layers of another shape, and what the rule refuses.
     """
     if not adapters or len(adapters) != len(weights):
         raise ValueError(f"a merge needs one weight for each adapter, got {len(adapters)} adapters, weights {weights}")
     check_strengths(weights, "weights")
-    if rule not in RULES:
-        raise ValueError(f"no merging rule {rule!r}; choose one of {', '.join(RULES)}")
+    if rule in OLD_RULES:
+        message = f"rule={rule!r} is now {OLD_RULES[rule]!r}; the old name goes with 0.3"
+        warnings.warn(message, DeprecationWarning, stacklevel=2)
+    rule, function = find_rule(rule)
+    check_parameters(rule, function, parameters)
     for other in adapters[1:]:
         _check_same_base(adapters[0], other)
-    merged = RULES[rule](adapters, weights)
+    merged = function(adapters, weights, **parameters)
     return Adapter(merged.layers, _header(adapters, weights, rule, merged))
+
+
+def find_rule(name: str) -> tuple[str, Callable[..., Merged]]:
+    """The name of today and the function of a merging rule. Raises ValueError: no such rule."""
+    name = OLD_RULES.get(name, name)
+    if name not in RULES:
+        raise ValueError(f"no merging rule {name!r}; choose one of {', '.join(RULES)}")
+    return name, RULES[name]
 
 
 def project(adapter: Adapter, basis: Basis, base: Header) -> tuple[Adapter, dict[str, float]]:
@@ -68,14 +81,18 @@ def project(adapter: Adapter, basis: Basis, base: Header) -> tuple[Adapter, dict
     ), kept
 
 
-RULES: dict[str, Callable[[Sequence[Adapter], Sequence[float]], Merged]] = {
+RULES: dict[str, Callable[..., Merged]] = {
     "sum": add,  # arXiv 2507.04599, eq. 7
     "stack": stack,  # exact for any LoRA; PEFT's "cat", with the weight on one factor only
-    "plain": plain,  # PEFT's and kohya's "linear"
+    "peft-linear": peft_linear,  # PEFT's and kohya's "linear"
     "ties": ties,  # arXiv 2306.01708
     "dare": dare,  # arXiv 2311.03099
     "knots": knots,  # arXiv 2410.19735
 }
+"""Name -> (adapters, weights, the rule's own parameters by keyword) -> the merged layers."""
+
+OLD_RULES = {"plain": "peft-linear"}
+"""Names of rules that go with 0.3 -> those of today."""
 
 
 def _header(adapters: Sequence[Adapter], weights: Sequence[float], rule: str, merged: Merged) -> Header:

@@ -23,36 +23,51 @@ NOISE = 1e-5
 """Singular values up to this are none (KnOTS' code)."""
 
 
-def ties(adapters: Sequence[Adapter], weights: Sequence[float]) -> Merged:
+def ties(adapters: Sequence[Adapter], weights: Sequence[float], *, density: float = DENSITY) -> Merged:
     """Trim each update to its largest entries, elect a sign for each entry, average those that have it.
 
     See `elected`. The result is dense; it is cut to rank r_1 + r_2 + ..., and header.config says the relative error.
+
+    Args:    density: fraction of each update's entries that stay, above 0 and up to 1.
+    Raises:  ValueError: another density.
     """
-    layers, error = _dense(adapters, weights, lambda updates, w: elected(trimmed(updates, DENSITY), w))
-    return Merged(layers, "ties", None, {"density": DENSITY, "truncation_error": error})
+    _check_density(density)
+    layers, error = _dense(adapters, weights, lambda updates, w: elected(trimmed(updates, density), w))
+    return Merged(layers, "ties", None, {"density": density, "truncation_error": error})
 
 
-def dare(adapters: Sequence[Adapter], weights: Sequence[float], seed: int = 0) -> Merged:
+def dare(adapters: Sequence[Adapter], weights: Sequence[float], *, drop: float = DROP, seed: int = 0) -> Merged:
     """Drop entries of each update at random, with probability p, and divide the others by 1 - p; then the sum.
 
     Its mean over seeds is the sum of the updates. Dense and cut to a rank as `ties`.
+
+    Args:    drop: p, the fraction of entries that are dropped, from 0 to below 1.
+    Raises:  ValueError: another p; a negative seed.
     """
+    if not 0 <= drop < 1:
+        raise ValueError(f"drop is the fraction of entries that are dropped, 0 <= drop < 1, got {drop:g}")
+    if seed < 0:
+        raise ValueError(f"seed must be 0 or more, got {seed}")
     generator = torch.Generator().manual_seed(seed)
 
     def thinned(updates: Tensor, w: Tensor) -> Tensor:
-        kept = torch.rand(updates.shape, generator=generator) >= DROP
-        return (w * updates * kept / (1 - DROP)).sum(0)
+        kept = torch.rand(updates.shape, generator=generator) >= drop
+        return (w * updates * kept / (1 - drop)).sum(0)
 
     layers, error = _dense(adapters, weights, thinned)
-    return Merged(layers, "dare", None, {"drop": DROP, "seed": seed, "truncation_error": error})
+    return Merged(layers, "dare", None, {"drop": drop, "seed": seed, "truncation_error": error})
 
 
-def knots(adapters: Sequence[Adapter], weights: Sequence[float]) -> Merged:
+def knots(adapters: Sequence[Adapter], weights: Sequence[float], *, density: float = DENSITY) -> Merged:
     """TIES in a common space: [dW_1 .. dW_n] = U S [V_1 .. V_n]; merge S V_k by TIES and return U (merged).
 
     With the thin QR [B_1 .. B_n] = P K, dW_k = P K_k A_k, so the SVD of the small [K_1 A_1 .. K_n A_n] suffices. The
     rank is at most r_1 + r_2 + ..., and nothing is cut.
+
+    Args:    density: as of `ties`.
+    Raises:  ValueError: another density.
     """
+    _check_density(density)
     layers = {}
     for layer in _layers_of(adapters):
         pairs = [x.layers.get(layer) for x in adapters]
@@ -64,8 +79,14 @@ def knots(adapters: Sequence[Adapter], weights: Sequence[float]) -> Merged:
         u, s, _ = torch.linalg.svd(torch.cat(within, 1), full_matrices=False)
         u = u[:, : max(1, int((s > NOISE).sum()))]
         tasks = torch.stack([u.T @ x for x in within])  # S V_k
-        layers[layer] = Pair(elected(trimmed(tasks, DENSITY), _column(weights, tasks)).float(), (P @ u).float())
-    return Merged(layers, "knots", None, {"density": DENSITY})
+        layers[layer] = Pair(elected(trimmed(tasks, density), _column(weights, tasks)).float(), (P @ u).float())
+    return Merged(layers, "knots", None, {"density": density})
+
+
+def _check_density(density: float) -> None:
+    """Raises ValueError unless 0 < density <= 1."""
+    if not 0 < density <= 1:
+        raise ValueError(f"density is the fraction of entries that stay, 0 < density <= 1, got {density:g}")
 
 
 def trimmed(updates: Tensor, density: float) -> Tensor:

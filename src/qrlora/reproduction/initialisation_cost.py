@@ -9,11 +9,11 @@ from torch import Tensor
 from ..comparison.figure_data import ReproducedResult
 from ..comparison.summary_tables import Row
 from ..devices import choose_device
+from ..estimate.time_blocks import median_seconds
 from ..families.base_without_weights import blank_base
 from ..families.public_configs import PUBLIC
 from ..linalg import leading_subspace
 from ..methods import METHODS
-from ..rehearsal.blocks import seconds
 from .published_numbers import INITIALISATION
 from .request import ReproductionRequest
 
@@ -33,7 +33,7 @@ def initialisation(request: ReproductionRequest) -> ReproducedResult:
     took = dict.fromkeys((STARTS[0], AS_WRITTEN, *STARTS[1:]), 0.0)
     for k, (weight, count) in enumerate(weights):
         for way in took:
-            took[way] += count * seconds(partial(begin, way, weight, rank), device, 1)
+            took[way] += count * median_seconds(partial(begin, way, weight, rank), device, 1)
         if request.on_job is not None:
             request.on_job(k + 1, len(set(layers)) if public else len(layers), f"{tuple(weight.shape)}", "")
     about = {"base": request.base, "layers": len(layers), "rank": rank}

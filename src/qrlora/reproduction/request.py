@@ -54,7 +54,7 @@ class ReproductionRequest:
         return world_pairs(self.pairs)
 
     def study(self, methods: Sequence[str]) -> RunSummary:
-        """The study of fusion with some methods, of which `bench fusion` in the same folder would find all jobs done.
+        """The study of fusion with some methods, of which `qrlora compare` in the same folder would find all jobs done.
 
         Raises: ValueError: some jobs failed; the others are kept, and the same command tries again.
         """

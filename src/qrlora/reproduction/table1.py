@@ -34,10 +34,10 @@ def table1(request: ReproductionRequest) -> ReproducedResult:
     count = len(found.pictures) // len(account.study.variants)
     notes = (
         f"{account.counts}. Mean ± standard deviation over {count} pictures of each method; the paper has 64. "
-        "For intervals over pairs and paired differences run `qrlora bench fusion` in this folder with the same "
+        "For intervals over pairs and paired differences run `qrlora compare` in this folder with the same "
         "settings: it finds the same jobs done.",
         "DINO and CLIP need --encoders. They compare with the style (-S) and the content picture (-C), so that a copy "
-        "of either scores 1. The other scores are those of `bench fusion`. "
+        "of either scores 1. The other scores are those of `qrlora compare`. "
         + (f"User study: mean levels [95 % interval], {request.ratings}." if request.ratings else "Nobody was asked."),
     )
     title = f"Table 1, figures 5 and 20: methods on {request.base}"

@@ -48,7 +48,7 @@ class Picture:
     seed: int
     sha256: str
     scores: dict[str, float] = field(default_factory=dict)
-    """What machines said of it, where it comes from `bench fusion`."""
+    """What machines said of it, where it comes from `qrlora compare`."""
 
 
 @dataclass(frozen=True, kw_only=True)

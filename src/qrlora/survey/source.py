@@ -1,4 +1,4 @@
-"""Where a study's pictures come from: a folder of `qrlora bench fusion`, or a table of one's own. [PIL]"""
+"""Where a study's pictures come from: a folder of `qrlora compare`, or a table of one's own. [PIL]"""
 
 import csv
 import io
@@ -34,7 +34,7 @@ class Found:
 def find(source: Path, methods: Sequence[str], seeds: int) -> tuple[list[Found], tuple[str, ...]]:
     """All pictures of a source, of one size, and the methods in their order.
 
-    Args:    source: a folder of `bench fusion`, or a CSV file with the columns COLUMNS and perhaps seed.
+    Args:    source: a folder of `qrlora compare`, or a CSV file with the columns COLUMNS and perhaps seed.
              methods: which; none: all but the ends of the scale.  seeds: how many pictures of a pair and method.
     Raises:  OSError, ValueError: not such a source, no such method, a picture that is none.
     """
@@ -51,7 +51,7 @@ def find(source: Path, methods: Sequence[str], seeds: int) -> tuple[list[Found],
 
 
 def of_study(folder: Path, seeds: int) -> list[Found]:
-    """The pictures of `bench fusion`: results from its folder, inputs and true fusions as they were made for it.
+    """The pictures of `qrlora compare`: results from its folder, inputs and true fusions as they were made for it.
 
     Raises: OSError, ValueError: the folder holds no such study, or one that is not done.
     """
@@ -59,7 +59,7 @@ def of_study(folder: Path, seeds: int) -> list[Found]:
 
     page = next((path for path in (folder / "rank.md", folder / "parameters.md") if path.is_file()), None)
     if page is None:
-        raise FileNotFoundError(f"{folder} holds no study: `qrlora bench fusion` writes rank.md into its folder")
+        raise FileNotFoundError(f"{folder} holds no study: `qrlora compare` writes rank.md into its folder")
     told = dict(re.findall(r"\b(pairs|split|style_word|pictures)=(.*?)(?=, [a-z_]+=|$)", _settings(page)))
     word = told["style_word"]
     own = told["pictures"]
@@ -106,7 +106,7 @@ def of_table(path: Path) -> list[Found]:
     Raises: OSError, ValueError, with the line: a column or cell is missing, a picture is none.
     """
     if not path.is_file():
-        raise FileNotFoundError(f"{path} is neither a folder of `qrlora bench fusion` nor a CSV file of pictures")
+        raise FileNotFoundError(f"{path} is neither a folder of `qrlora compare` nor a CSV file of pictures")
     reader = csv.DictReader(io.StringIO(read_text(path), newline=""))
     if missing := [name for name in COLUMNS if name not in (reader.fieldnames or ())]:
         raise ValueError(f"{path} lacks the column {missing[0]!r}; it needs {', '.join(COLUMNS)}, and may have seed")

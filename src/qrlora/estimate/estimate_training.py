@@ -1,4 +1,4 @@
-"""rehearse(base) -> Report: what a training at full size takes, before anything is downloaded.
+"""estimate(base) -> Report: what a training at full size takes, before anything is downloaded.
 
 Parameters, file sizes and memory are counted with the real code on the meta device: nothing about them is guessed but
 MARGIN and RESERVED. Where the whole model fits it is then built with random weights and run for real: basis, updates,
@@ -26,21 +26,19 @@ from ..methods import METHODS
 from ..training import check_config_fits_base
 from ..training.distributed import Processes
 from ..training.trainable_adapter import ADAPTER_NAME
-from . import blocks, live, turns, whole
-from .memory import free
-from .report import CARDS, MARGIN, RESERVED, How, Report
-from .task import Stage, Task
-
-__all__ = ["CARDS", "MARGIN", "RESERVED", "How", "Report", "Stage", "rehearse"]
+from . import component_memory, memory_counting, run_whole_model, time_blocks
+from .device_memory import free_bytes
+from .estimate_report import How, Report
+from .training_task import TrainingTask
 
 LINEAR_BYTES = {"": None, "int8": 1.0, "float8": 1.0, "nf4": 0.5 + 4 / 64}
 """Bytes of one number in a quantised linear layer; nf4 has one float32 scale for 64 numbers."""
 
-Tell = Callable[[str, float], Any]
+OnStage = Callable[[str, float], Any]
 """(what, share done 0..1)."""
 
 
-def rehearse(
+def estimate(
     name: str,
     *,
     method: str = "qr",
@@ -49,7 +47,7 @@ def rehearse(
     steps: int = 3,
     device: str = "auto",
     dtype: str = "bfloat16",
-    on_stage: Tell = lambda _what, _share: None,
+    on_stage: OnStage = lambda _what, _share: None,
     **settings: Any,
 ) -> Report:
     """What training and sampling with a base take.
@@ -60,32 +58,34 @@ def rehearse(
     Raises:  OSError: no such base.  ValueError: an unknown method, dtype, device or target; a rank or resolution that
              does not fit; the whole model is wanted and does not fit.
     """
-    home, methods = choose_device(device), [x for x in dict.fromkeys((method, against)) if x]
+    execution_device, methods = choose_device(device), [x for x in dict.fromkeys((method, against)) if x]
     for wrong in (x for x in methods if x not in METHODS):
         raise ValueError(f"no method {wrong!r}; known: {', '.join(METHODS)}")
     if how not in ("auto", *get_args(How)) or steps < 1:
         known = ", ".join(("auto", *get_args(How)))
-        raise ValueError(f"a rehearsal runs one of {known}, with 1 step or more; got {how!r} and {steps}")
+        raise ValueError(f"an estimate runs one of {known}, with 1 step or more; got {how!r} and {steps}")
     config = TrainConfig(base=name, method=method, device=device, **{"dtype": dtype, **settings})
     on_stage("building the model without weights", 0.0)
     base, spare, tokens = blank_base(name)
     config = config.filled(base.defaults)
     check_config_fits_base(base, config, Processes())
-    for name_, part in {**spare, "": base.model}.items():
-        nn.Module.to(part, torch.float32 if name_ == "vae" else DTYPES[dtype]).requires_grad_(False).eval()
-    task = Task(base, tokens, config)
-    told = ("base", "method", "rank", "targets", "resolution", "batch_size", "dtype", "quantize")
+    for component, module in {**spare, "": base.model}.items():
+        nn.Module.to(module, torch.float32 if component == "vae" else DTYPES[dtype]).requires_grad_(False).eval()
+    task = TrainingTask(base, tokens, config)
+    settings_shown = ("base", "method", "rank", "targets", "resolution", "batch_size", "dtype", "quantize")
     report = Report(
-        **{x: getattr(config, x) for x in told},
+        **{x: getattr(config, x) for x in settings_shown},
         gradient_checkpointing=bool(config.gradient_checkpointing),
-        device=torch.cuda.get_device_name(home) if home.type == "cuda" else home.type,
-        free=free(home),
-        spare={part: turns.size([module]) for part, module in spare.items()},
-        opening=turns.opening(task, spare),
-        drawing=turns.drawing(task, spare),
-        **_counted(task, methods, on_stage),
+        device=torch.cuda.get_device_name(execution_device)
+        if execution_device.type == "cuda"
+        else execution_device.type,
+        free=free_bytes(execution_device),
+        spare={part: component_memory.module_bytes([module]) for part, module in spare.items()},
+        opening=component_memory.encoding_bytes(task, spare),
+        drawing=component_memory.sampling_bytes(task, spare),
+        **_counted_from_shapes(task, methods, on_stage),
     )
-    why_not = _why_not(report, methods, home)
+    why_not = _why_not_whole(report, methods, execution_device)
     if how == "whole" and why_not:
         raise ValueError(
             f"{why_not}: gradient checkpointing or a smaller resolution needs less, 'blocks' runs anywhere"
@@ -94,11 +94,13 @@ def rehearse(
         how, report = "blocks" if why_not else "whole", replace(report, why=why_not)
     if how == "count":
         return report
-    stages = {"whole": whole.run, "blocks": blocks.run}[how](task, methods, home, steps, on_stage)
+    stages = {"whole": run_whole_model.run_whole_model, "blocks": time_blocks.estimate_from_blocks}[how](
+        task, methods, execution_device, steps, on_stage
+    )
     return replace(report, how=how, stages=stages)
 
 
-def _why_not(report: Report, methods: list[str], device: torch.device) -> str:
+def _why_not_whole(report: Report, methods: list[str], device: torch.device) -> str:
     """What keeps the whole model from being run on a device, or ""."""
     try:
         quantization.check(report.quantize, device)
@@ -110,7 +112,7 @@ def _why_not(report: Report, methods: list[str], device: torch.device) -> str:
     return f"the whole model needs {need / 1e9:.1f} GB, {report.device} has {report.free / 1e9:.1f} GB free"
 
 
-def _counted(task: Task, methods: list[str], tell: Tell) -> dict[str, Any]:
+def _counted_from_shapes(task: TrainingTask, methods: list[str], on_stage: OnStage) -> dict[str, Any]:
     """What Report has of model, adapter, files and memory. The base is left as it was."""
     base, rank = task.base, task.rank
     shapes = {layer: (int(w.shape[0]), int(w.shape[1])) for layer, w in base.weights(task.targets)}
@@ -127,7 +129,7 @@ def _counted(task: Task, methods: list[str], tell: Tell) -> dict[str, Any]:
     step: dict[str, dict[str, int]] = {}
     own = {id(x) for x in (*base.model.parameters(), *base.model.buffers())}
     latents, condition = task.example(1, "meta")
-    asked = sum(x.nbytes for x in (latents, *condition.tensors.values())) * (1 + task.batch_size)
+    inputs = sum(x.nbytes for x in (latents, *condition.tensors.values())) * (1 + task.batch_size)
     facts = {
         "family": base.family.name,
         "parameters": sum(p.numel() for p in base.model.parameters()),
@@ -135,16 +137,16 @@ def _counted(task: Task, methods: list[str], tell: Tell) -> dict[str, Any]:
         "trained": {x: sum(METHODS[x].trainable_parameters(*s, rank) for s in shapes.values()) for x in methods},
         "files": {x: size_in_bytes(shapes, header, x, dtype=torch.bfloat16) for x in contents},
         "weights": weight_bytes(base.model, task.config.dtype),
-        "buffers": asked + sum(x.nbytes for x in base.model.buffers()),
+        "buffers": inputs + sum(x.nbytes for x in base.model.buffers()),
     }
     for method in methods:
-        learning = live.start_on(task.of(method))
+        parameters = memory_counting.initialise_on_meta(task.with_method(method))
         held = (*base.model.parameters(), *base.model.buffers())
         adapter[method] = sum(x.nbytes for x in held if id(x) not in own)
         step[method] = {}
         for activations in ("kept", "recomputed"):
-            tell(f"{method}: counting an update's memory, activations {activations}", 0.0)
-            step[method][activations] = live.step_bytes(task, learning, activations == "recomputed")
+            on_stage(f"{method}: counting an update's memory, activations {activations}", 0.0)
+            step[method][activations] = memory_counting.step_bytes(task, parameters, activations == "recomputed")
         detach(base.model, ADAPTER_NAME)
     return {**facts, "adapter": adapter, "step": step}
 

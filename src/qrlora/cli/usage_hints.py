@@ -1,6 +1,5 @@
 """What a person meant whose words are read otherwise: for each verb one sentence with the command that does it."""
 
-import difflib
 import inspect
 import itertools
 import re
@@ -10,6 +9,7 @@ from typing import Any
 
 from ..config import TrainConfig
 from . import console
+from .named_values import nearest_setting
 
 PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".heic", ".avif")
 SETTINGS = tuple(TrainConfig.__dataclass_fields__)
@@ -36,8 +36,8 @@ def check_settings(words: Sequence[str]) -> None:
             raise ValueError(f"a name with spaces needs quotes: {console.command('train', f'{before} {word}')}")
         if is_picture(word):
             output = f"{Path(word).stem}.safetensors"
-            way_out = console.command("train", f"image={word}", f"output={output}")
-            raise ValueError(f"{word} is no setting, pictures are given as image=FILE: {way_out}")
+            hint = console.command("train", f"image={word}", f"output={output}")
+            raise ValueError(f"{word} is no setting, pictures are given as image=FILE: {hint}")
         if word in SETTINGS:
             raise ValueError(f"{word} has no value: write {word}=VALUE, without spaces around the sign")
         if "=" in before:
@@ -48,9 +48,9 @@ def check_settings(words: Sequence[str]) -> None:
 def check_prompt(prompt: str, adapters: Sequence[str]) -> None:
     """Refuse words of `generate` that stand in each other's place. Raises ValueError with the right order."""
     if is_adapter(prompt):
-        said = next((word for word in adapters if not is_adapter(word)), "a <c>")
-        others = [word for word in adapters if word != said]
-        right = console.command("generate", said, prompt, *others)
+        given = next((word for word in adapters if not is_adapter(word)), "a <c>")
+        others = [word for word in adapters if word != given]
+        right = console.command("generate", given, prompt, *others)
         raise ValueError(f"{prompt} is a file, the prompt comes first: {right}")
     for word in adapters:
         if " " in word and not is_adapter(word):
@@ -74,8 +74,8 @@ def check_adapters(words: Sequence[str], verb: Callable[..., Any]) -> None:
             raise ValueError(f"a strength is joined to its file by =: {_quoted(f'{before}={word}')}")
         if split := re.fullmatch(r"(.+)[:@]([-+]?\d*\.?\d+)", word):
             raise ValueError(f"a strength is joined to its file by =: {_quoted(f'{split[1]}={split[2]}')}")
-        if equals and name in options:
-            raise ValueError(f"{word} is no file; options are written {_quoted(f'--{name}', value)}")
+        if equals and "parameters" in options and re.fullmatch(r"[a-z_]+", name):
+            raise ValueError(f"{word} is no file; a parameter of the rule is written {_quoted('--set', word)}")
         if k == len(words) - 1 and k and is_adapter(word) and verb.__name__ == "merge":
             raise ValueError(f"{word} does not exist; to write to it: {_quoted('-o', word)}")
 
@@ -84,20 +84,20 @@ def check_kind(word: str) -> None:
     """Refuse a picture where an adapter is wanted. Raises ValueError with what makes one of it."""
     if is_picture(word) and Path(word).is_file():
         output = f"{Path(word).stem}.safetensors"
-        way_out = console.command("train", f"image={word}", f"output={output}")
-        raise ValueError(f"{word} is a picture, not an adapter; learn one from it: {way_out}")
+        hint = console.command("train", f"image={word}", f"output={output}")
+        raise ValueError(f"{word} is a picture, not an adapter; train one on it: {hint}")
 
 
 def for_usage(error: Exception, words: Sequence[str]) -> str:
     """Typer's complaint about options, arguments or a verb, with what was meant or the command's example."""
     context = getattr(error, "ctx", None)
-    path = context.command_path.split()[1:] if context else []  # of "qrlora bench fusion"
+    path = context.command_path.split()[1:] if context else []  # of "qrlora survey new"
     rest = list(words)
     for verb in path:
         if verb in rest:
             rest.remove(verb)
     message = error.format_message().rstrip(".")  # pyright: ignore[reportAttributeAccessIssue]
-    hint = MEANT.get(path[0] if path else "")
+    hint = HINTS.get(path[0] if path else "")
     meant = hint(rest) if hint and "Did you mean" not in message else ""
     example = _example(context)
     seen = console.command(*path, "--help")
@@ -112,25 +112,32 @@ def _example(context: object) -> str:
 def _verb(words: Sequence[str]) -> str:
     """For `qrlora` itself: a picture, an adapter or a prompt in place of a verb."""
     word = next((x for x in words if not x.startswith("-")), "")
+    if word == "bench":
+        return _compare(words[1:])
     if is_picture(word):
-        return f"To learn from it: {console.command('train', f'image={word}', f'output={Path(word).stem}.safetensors')}"
+        return f"To train on it: {console.command('train', f'image={word}', f'output={Path(word).stem}.safetensors')}"
     if is_adapter(word):
         return f"To see what is in it: {console.command('inspect', word)}"
     return ""
 
 
 def _train(words: Sequence[str]) -> str:
-    """`train --steps 800`, `train -o FILE`: its settings are no options."""
-    k, word = next(((k, x) for k, x in enumerate(words) if x.startswith("-") and x != "--settings"), (0, ""))
+    """`train --lr 1e-3`: an option that is no setting, but near one."""
+    k, word = next(((k, x) for k, x in enumerate(words) if _is_unknown_setting(x)), (0, ""))
     name, equals, value = word.lstrip("-").partition("=")
-    name = {"o": "output", "lr": "learning_rate"}.get(name, name.replace("-", "_"))
-    near = difflib.get_close_matches(name, SETTINGS, n=1)
+    near = nearest_setting(name)
     value = value if equals else next(iter(words[k + 1 : k + 2]), "VALUE")
-    return f"Settings of train are NAME=VALUE: {_quoted(f'{near[0]}={value}')}" if near else ""
+    return f"Did you mean {_quoted(f'{near}={value}')}?" if near else ""
+
+
+def _is_unknown_setting(word: str) -> bool:
+    """Whether a word is an option that is neither train's own nor one of its settings."""
+    name = word.partition("=")[0].lstrip("-").replace("-", "_")
+    return word.startswith("-") and name not in (*SETTINGS, "settings", "o")
 
 
 def _demo(words: Sequence[str]) -> str:
-    """`demo cat.jpg`, `demo cat.jpg ink.jpg`, `demo content=cat.jpg`."""
+    """`demo cat.jpg`, `demo cat.jpg ink.jpg`."""
     found = [x.rpartition("=")[2] for x in words if is_picture(x)]
     if not found:
         return ""
@@ -142,28 +149,28 @@ def _demo(words: Sequence[str]) -> str:
 def _grid(words: Sequence[str]) -> str:
     """`grid "a <c>" A B`, `grid A`."""
     found = [x for x in words if is_adapter(x)]
-    said = next((x for x in words if " " in x and x not in found), "")
-    if said:
-        return f"The prompt is an option: {console.command('grid', *found[:2], '--prompt', said)}"
+    given = next((x for x in words if " " in x and x not in found), "")
+    if given:
+        return f"The prompt is an option: {console.command('grid', *found[:2], '--prompt', given)}"
     return "" if len(found) > 1 else "A grid takes two adapters, the content's and the style's"
 
 
-def _bench(words: Sequence[str]) -> str:
-    """`bench` alone, `bench table4`, `bench tiny-flux`."""
-    said = [x for x in words if not x.startswith("-")]
-    if said and re.fullmatch(r"(table|figure)\d+", said[0]):
-        return f"The paper's results: {console.command('reproduce', said[0])}"
-    base = next((x for x in said if x.startswith("tiny-")), "")
-    right = ("--base", base) if base else ("--methods", ",".join(said) or "qr,lora")
-    return f"To compare methods: {console.command('bench', 'fusion', *right)}"
+def _compare(words: Sequence[str]) -> str:
+    """`compare table4`, `compare tiny-sd3`, `compare qr pissa`."""
+    names = [x for x in words if not x.startswith("-")]
+    if names and re.fullmatch(r"(table|figure)\d+", names[0]):
+        return f"The paper's results: {console.command('reproduce', names[0])}"
+    base = next((x for x in names if x.startswith("tiny-")), "")
+    right = ("--base", base) if base else ("--methods", ",".join(names) or "qr,lora")
+    return f"To compare methods: {console.command('compare', *right)}"
 
 
-MEANT: dict[str, Callable[[Sequence[str]], str]] = {
+HINTS: dict[str, Callable[[Sequence[str]], str]] = {
     "": _verb,
     "train": _train,
     "demo": _demo,
     "grid": _grid,
-    "bench": _bench,
+    "compare": _compare,
 }
 """Verb -> (its words) -> what was meant, "" if that is not clear."""
 

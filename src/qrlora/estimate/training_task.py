@@ -1,4 +1,4 @@
-"""What is rehearsed, and what is found of each stage of it."""
+"""The training that is estimated, and what each stage of it takes."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from ..families.family import Tokens
 
 
 @dataclass(frozen=True)
-class Task:
+class TrainingTask:
     """A training's settings, and its base without weights."""
 
     base: Base
@@ -39,17 +39,17 @@ class Task:
         return self.config.batch_size
 
     @property
-    def side(self) -> int:
-        """Of the latents."""
+    def latent_side(self) -> int:
+        """Side of the latents."""
         assert self.config.resolution is not None
         return self.config.resolution // self.base.pipe.vae_scale_factor
 
-    def of(self, method: str) -> Task:
+    def with_method(self, method: str) -> TrainingTask:
         """The same with another method: rank, layers and all else stay."""
         return replace(self, config=replace(self.config, method=method))
 
     def example(self, rows: int, device: torch.device | str) -> tuple[Tensor, Any]:
-        """As `blank_example`, at the resolution that is learnt."""
+        """As `blank_example`, at the resolution of the training."""
         assert self.config.resolution is not None
         return blank_example(self.base, self.config.resolution, self.tokens, rows, device)
 

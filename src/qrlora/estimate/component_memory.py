@@ -1,4 +1,4 @@
-"""What each part takes of a device in its turn: text encoders, VAE, and the trainable part as it draws.
+"""What each component takes of a device in its turn: text encoders, VAE, and the trainable part as it draws.
 
 Counted as updates are, by running the real parts where tensors have shapes and no bytes; activations times MARGIN.
 """
@@ -13,56 +13,56 @@ from torch import Tensor, nn
 
 from ..families.base_model import AT_ONCE
 from ..methods import METHODS
-from .live import Live, flash
-from .report import MARGIN
-from .task import Task
+from .estimate_report import MARGIN
+from .memory_counting import LiveBytes, flash_attention
+from .training_task import TrainingTask
 
 
-def opening(task: Task, spare: Mapping[str, nn.Module]) -> dict[str, int]:
+def encoding_bytes(task: TrainingTask, spare: Mapping[str, nn.Module]) -> dict[str, int]:
     """{"text encoders", "VAE": most bytes on the device while prompt and picture are encoded}; nothing else is there.
 
     Args: spare: the text encoders in their dtype and the VAE, on the meta device.
     """
     texts = [spare[name] for name in task.base.family.text_parts if name in spare]
-    side = task.side * task.base.pipe.vae_scale_factor
+    side = task.latent_side * task.base.pipe.vae_scale_factor
     method = METHODS.get(task.config.method)
     rows = AT_ONCE if method and method.needs_example else 1
-    read = max((_alive([part], lambda p=part: p(_words(task, p, rows))) for part in texts), default=0)
+    read = max((_peak_bytes([part], lambda p=part: p(_token_ids(task, p, rows))) for part in texts), default=0)
     vae: Any = spare["vae"]
-    seen = _alive([vae], lambda: vae.encode(torch.empty(1, 3, side, side)))
-    return {"text encoders": size(texts) + read, "VAE": size([vae]) + seen}
+    seen = _peak_bytes([vae], lambda: vae.encode(torch.empty(1, 3, side, side)))
+    return {"text encoders": module_bytes(texts) + read, "VAE": module_bytes([vae]) + seen}
 
 
-def drawing(task: Task, spare: Mapping[str, nn.Module]) -> dict[str, int]:
+def sampling_bytes(task: TrainingTask, spare: Mapping[str, nn.Module]) -> dict[str, int]:
     """{"denoising", "decoding": most bytes beside the trainable part and its adapter while one picture is drawn}."""
     vae: Any = spare["vae"]
     base = task.base
     rows = base.family.rows_drawn(base.pipe, base.defaults.guidance)
     latents, condition = task.example(rows, "meta")
-    asked = [latents, *condition.tensors.values()]
+    inputs = [latents, *condition.tensors.values()]
     own = [base.model]
-    answer = _alive(own, lambda: base.family.predict(base.model, latents, torch.empty(rows), condition))
-    pixels = _alive([vae], lambda: vae.decode(torch.empty(1, *latents.shape[1:])))
-    told = sum(x.nbytes for x in asked)
-    return {"denoising": told + answer, "decoding": told + size([vae]) + pixels}
+    prediction = _peak_bytes(own, lambda: base.family.predict(base.model, latents, torch.empty(rows), condition))
+    pixels = _peak_bytes([vae], lambda: vae.decode(torch.empty(1, *latents.shape[1:])))
+    held = sum(x.nbytes for x in inputs)
+    return {"denoising": held + prediction, "decoding": held + module_bytes([vae]) + pixels}
 
 
-def size(parts: Iterable[nn.Module]) -> int:
+def module_bytes(parts: Iterable[nn.Module]) -> int:
     """Bytes of parameters and buffers."""
     return sum(x.nbytes for part in parts for x in (*part.parameters(), *part.buffers()))
 
 
-def _words(task: Task, encoder: nn.Module, rows: int) -> Tensor:
+def _token_ids(task: TrainingTask, encoder: nn.Module, rows: int) -> Tensor:
     """Numbers of the tokens of prompts, (rows, n): as many as CLIP takes, or as T5's states are padded to."""
     config: Any = encoder.config
     longest = getattr(config, "max_position_embeddings", None)
-    padded = task.base.family.shapes(task.base.pipe, task.side, task.tokens)["text"][1]
+    padded = task.base.family.shapes(task.base.pipe, task.latent_side, task.tokens)["text"][1]
     return torch.zeros(rows, min(longest, task.tokens.clip) if longest else padded, dtype=torch.long)
 
 
-def _alive(parts: Iterable[nn.Module], work: Callable[[], Any]) -> int:
+def _peak_bytes(parts: Iterable[nn.Module], work: Callable[[], Any]) -> int:
     """Most bytes alive at once in a piece of work, beyond the parts that do it, times MARGIN."""
     known = [x for part in parts for x in (*part.parameters(), *part.buffers())]
-    with torch.no_grad(), torch.device("meta"), flash(), Live(known) as live:
+    with torch.no_grad(), torch.device("meta"), flash_attention(), LiveBytes(known) as live:
         work()
     return round(MARGIN * live.peak)

@@ -23,7 +23,7 @@ from ..training import denoising_loss
 from ..training.optimizers import OPTIMIZERS
 from ..training.trainable_adapter import ADAPTER_NAME
 from ..training.training_loop import gradient_checkpointing
-from .task import Task
+from .training_task import TrainingTask
 
 # A time is drawn on the CPU, so the meta device has no values to look up: of the same shapes, without a table.
 SHAPES_ONLY = Noising(
@@ -35,7 +35,7 @@ SHAPES_ONLY = Noising(
 )
 
 
-class Live(TorchDispatchMode):
+class LiveBytes(TorchDispatchMode):
     """Bytes of the storages that operations have made and that still live: `now`, and the most there were: `peak`."""
 
     def __init__(self, known: Iterable[Tensor] = ()) -> None:
@@ -49,35 +49,35 @@ class Live(TorchDispatchMode):
         result = func(*args, **(kwargs or {}))
         for value in tree_iter(result):
             if isinstance(value, Tensor):
-                self._note(value.untyped_storage())
+                self._count(value.untyped_storage())
         return result
 
-    def _note(self, storage: Any) -> None:
+    def _count(self, storage: Any) -> None:
         key, size = id(storage), storage.nbytes()
         if key in self._seen:
             return
 
-        def gone(_: Any) -> None:
+        def on_freed(_: Any) -> None:
             del self._seen[key]
             self.now -= size
 
-        self._seen[key] = weakref.ref(storage, gone)
+        self._seen[key] = weakref.ref(storage, on_freed)
         self.now += size
         self.peak = max(self.peak, self.now)
 
 
-PLAIN = nn.functional.scaled_dot_product_attention
+ATTENTION = nn.functional.scaled_dot_product_attention
 
 
 @contextlib.contextmanager
-def flash() -> Iterator[None]:
+def flash_attention() -> Iterator[None]:
     """Attention of tensors on the meta device by the kernel that a CPU runs: no n x n matrix is kept, but the inputs,
     the answer and one float32 per query (arXiv 2205.14135). The meta device alone would take the plain product."""
     nn.functional.scaled_dot_product_attention = attend  # a TorchFunctionMode would be off while a backward recomputes
     try:
         yield
     finally:
-        nn.functional.scaled_dot_product_attention = PLAIN
+        nn.functional.scaled_dot_product_attention = ATTENTION
 
 
 def attend(
@@ -90,20 +90,20 @@ def attend(
     scale: float | None = None,
     enable_gqa: bool = False,
 ) -> Tensor:
-    """torch.nn.functional.scaled_dot_product_attention; see flash."""
+    """torch.nn.functional.scaled_dot_product_attention; see flash_attention."""
     if not query.is_meta or enable_gqa:
-        return PLAIN(query, key, value, attn_mask, dropout_p, is_causal, scale=scale, enable_gqa=enable_gqa)
+        return ATTENTION(query, key, value, attn_mask, dropout_p, is_causal, scale=scale, enable_gqa=enable_gqa)
     kernel = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
     return kernel(query, key, value, dropout_p, is_causal, attn_mask=attn_mask, scale=scale)[0]
 
 
-def start_on(task: Task) -> list[nn.Parameter]:
-    """A method's start on a base that is on the meta device; the factors that learn."""
-    starts = {n: _start(w, task.config.method, task.rank) for n, w in task.base.weights(task.targets)}
+def initialise_on_meta(task: TrainingTask) -> list[nn.Parameter]:
+    """Initialise a method's LoRA factors on a base that is on the meta device; returns the trainable ones."""
+    starts = {n: _meta_factors(w, task.config.method, task.rank) for n, w in task.base.weights(task.targets)}
     return initialise(task.base.model, starts, ADAPTER_NAME)
 
 
-def _start(weight: Tensor, method: str, rank: int) -> InitialFactors:
+def _meta_factors(weight: Tensor, method: str, rank: int) -> InitialFactors:
     o, i = weight.shape
     row = METHODS[method]
     Q = torch.empty({"input": i, "output": o}[row.side], rank) if row.side else None
@@ -112,17 +112,22 @@ def _start(weight: Tensor, method: str, rank: int) -> InitialFactors:
     return InitialFactors(start.A.to("meta"), start.B.to("meta"), start.trainable, mask, start.subtract_start)
 
 
-def step_bytes(task: Task, parameters: list[nn.Parameter], recomputed: bool) -> int:
+def step_bytes(task: TrainingTask, parameters: list[nn.Parameter], recomputed: bool) -> int:
     """Most bytes alive at once in an update beyond model and adapter: activations, gradients, Adam's two moments.
 
-    Args:   task: its base on the meta device, with a start on it whose learning factors are `parameters`.
+    Args:   task: its base on the meta device, with a start on it whose trainable factors are `parameters`.
             recomputed: activations are computed again in the backward pass, whatever the task's settings say.
     """
     base = task.base
     clean, condition = task.example(task.batch_size, "meta")
     known = [*base.model.parameters(), *base.model.buffers(), clean, *condition.tensors.values()]
     optimizer = OPTIMIZERS[task.config.optimizer](parameters, 1e-4)
-    with gradient_checkpointing(base.model, recomputed), torch.device("meta"), flash(), Live(known) as live:
+    with (
+        gradient_checkpointing(base.model, recomputed),
+        torch.device("meta"),
+        flash_attention(),
+        LiveBytes(known) as live,
+    ):
         for parameter in parameters:  # an update of nothing: from the second on, the moments are there
             parameter.grad = torch.zeros_like(parameter)
         optimizer.step()

@@ -1,7 +1,7 @@
 """The whole model with random weights, for real: basis, updates, merge and a denoising step by the code that trains.
 
 Random latents and conditions of the right shapes stand in for what text encoders and VAE would give; those are not
-built. Of a random model nothing can be learnt: only its times and memory mean something.
+built. A random model trains to nothing: only its times and memory mean something.
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ from ..training.optimizers import OPTIMIZERS
 from ..training.trainable_adapter import ADAPTER_NAME
 from ..training.training_loop import gradient_checkpointing, make_loss
 from ..training_example import TrainingExample
-from .blocks import seconds
-from .memory import in_use, settle, watched
-from .task import Stage, Task
+from .device_memory import bytes_in_use, peak_memory, wait_for_device
+from .time_blocks import median_seconds
+from .training_task import Stage, TrainingTask
 
 
 @dataclass(frozen=True)
-class Bench:
+class Stopwatch:
     """Where and how often things are measured."""
 
     device: torch.device
@@ -40,46 +40,49 @@ class Bench:
     """Runs whose median counts, after one that warms up."""
     before: int
     """Bytes in use before the model was there."""
-    tell: Callable[[str, float], Any]
+    on_stage: Callable[[str, float], Any]
     """(what, share done 0..1)."""
 
     def once(self, work: Callable[[], Any]) -> tuple[Any, Stage]:
         """What a piece of work returns, and what it took."""
-        with watched(self.device) as peak:
+        with peak_memory(self.device) as peak:
             begun = clock.perf_counter()
             result = work()
-            settle(self.device)
+            wait_for_device(self.device)
             return result, Stage(clock.perf_counter() - begun, peak() - self.before)
 
     def often(self, work: Callable[[], Any]) -> Stage:
         """What one of `repeats` runs took, and the peak of all."""
-        with watched(self.device) as peak:
-            took = seconds(work, self.device, self.repeats)
+        with peak_memory(self.device) as peak:
+            took = median_seconds(work, self.device, self.repeats)
             return Stage(took, peak() - self.before)
 
 
-def run(
-    task: Task, methods: list[str], device: torch.device, repeats: int, tell: Callable[[str, float], Any]
+def run_whole_model(
+    task: TrainingTask, methods: list[str], device: torch.device, repeats: int, on_stage: Callable[[str, float], Any]
 ) -> dict[str, dict[str, Stage]]:
     """{method: {stage: what it took}}; the base of the task is on the device afterwards.
 
     Args:    task: its base on the meta device, without adapters.  repeats: timed updates and denoising steps.
-             tell: (what, share done 0..1).
-    Raises:  ValueError: a rank that does not fit, NaN or infinity in what was learnt.
+             on_stage: (what, share done 0..1).
+    Raises:  ValueError: a rank that does not fit, NaN or infinity in the trained factors.
     """
     return_freed_memory()
-    bench = Bench(device, repeats, in_use(device), tell)
-    tell("filling the whole model with random numbers", 0.0)
+    stopwatch = Stopwatch(device, repeats, bytes_in_use(device), on_stage)
+    on_stage("filling the whole model with random numbers", 0.0)
     if task.config.quantize:
         materialise_quantised(task.base, task.config.quantize, device)
     else:
         materialise(task.base.model, device)
-    bases = {side: bench.once(lambda s=side: _basis(task, s, tell)) for side in sides_of(methods)}
+    bases = {side: stopwatch.once(lambda s=side: _timed_basis(task, s, on_stage)) for side in sides_of(methods)}
     found = {}
     for method in methods:
         side = METHODS[method].side
         basis, spent = bases[side] if side else (None, None)
-        found[method] = {**({"basis": spent} if spent else {}), **_learning(task.of(method), basis, bench)}
+        found[method] = {
+            **({"basis": spent} if spent else {}),
+            **_stages_of_method(task.with_method(method), basis, stopwatch),
+        }
     return found
 
 
@@ -88,18 +91,18 @@ def sides_of(methods: list[str]) -> list[str]:
     return list(dict.fromkeys(side for method in methods if (side := METHODS[method].side)))
 
 
-def _basis(task: Task, side: str, tell: Callable[[str, float], Any]) -> Basis:
+def _timed_basis(task: TrainingTask, side: str, on_stage: Callable[[str, float], Any]) -> Basis:
     weights = task.base.weights(task.targets)
     done: list[str] = []
 
     def count(layer: str) -> None:
         done.append(layer)
-        tell("finding the leading directions", len(done) / len(weights))
+        on_stage("finding the leading directions", len(done) / len(weights))
 
     return compute_basis(weights, task.rank, side, count)
 
 
-def _learning(task: Task, basis: Basis | None, bench: Bench) -> dict[str, Stage]:
+def _stages_of_method(task: TrainingTask, basis: Basis | None, stopwatch: Stopwatch) -> dict[str, Stage]:
     """Updates, a merge, and a denoising step with what was merged; the model is left without adapter."""
     model, method = task.base.model, METHODS[task.config.method]
     generator = torch.Generator().manual_seed(task.config.seed)
@@ -107,40 +110,46 @@ def _learning(task: Task, basis: Basis | None, bench: Bench) -> dict[str, Stage]
     weights = task.base.weights(task.targets)
     starts = {layer: method.start(w, directions.get(layer), task.rank, generator) for layer, w in weights}
     parameters = initialise(model, starts, ADAPTER_NAME)
-    update = _updates(task, parameters, generator, bench)
+    update = _timed_updates(task, parameters, generator, stopwatch)
     adapter = extract(model, ADAPTER_NAME, Header(family=task.base.family.name, method=method.name, rank=task.rank))
     detach(model, ADAPTER_NAME)
-    bench.tell(f"{method.name}: merging", 0.0)
+    stopwatch.on_stage(f"{method.name}: merging", 0.0)
     pair, rule = [adapter, adapter.scaled(0.5)], "sum" if method.frozen else "stack"
-    merged, merge = bench.once(lambda: merging.merge(pair, [1.0, 1.0], rule))
-    return {"update": update, "merge": Stage(merge.seconds), "denoising step": _denoising(task, merged, bench)}
+    merged, merge = stopwatch.once(lambda: merging.merge(pair, [1.0, 1.0], rule))
+    return {
+        "update": update,
+        "merge": Stage(merge.seconds),
+        "denoising step": _timed_denoising(task, merged, stopwatch),
+    }
 
 
-def _updates(task: Task, parameters: list[nn.Parameter], generator: torch.Generator, bench: Bench) -> Stage:
+def _timed_updates(
+    task: TrainingTask, parameters: list[nn.Parameter], generator: torch.Generator, stopwatch: Stopwatch
+) -> Stage:
     """Of an update as training makes them, on random latents and a random condition."""
     config, done = task.config, 0
     assert config.learning_rate is not None
-    draw = make_loss(config, task.base, TrainingExample(*task.example(1, bench.device)), generator, Processes())
+    loss = make_loss(config, task.base, TrainingExample(*task.example(1, stopwatch.device)), generator, Processes())
     optimizer = OPTIMIZERS[config.optimizer](parameters, config.learning_rate)
 
-    def update() -> None:
+    def one_update() -> None:
         nonlocal done
-        bench.tell(f"{config.method}: update {done} of {bench.repeats}, after one that warms up", 0.0)
-        draw().backward()
+        stopwatch.on_stage(f"{config.method}: update {done} of {stopwatch.repeats}, after one that warms up", 0.0)
+        loss().backward()
         optimizer.step()
         optimizer.zero_grad()
         done += 1
 
     with gradient_checkpointing(task.base.model, config.gradient_checkpointing):
-        return bench.often(update)
+        return stopwatch.often(one_update)
 
 
-def _denoising(task: Task, adapter: Adapter, bench: Bench) -> Stage:
-    """Of the model's answer as sampling asks for it, for one picture, with an adapter on it."""
+def _timed_denoising(task: TrainingTask, adapter: Adapter, stopwatch: Stopwatch) -> Stage:
+    """Of the model's prediction in a denoising step, for one picture, with an adapter on it."""
     base = task.base
     rows = base.family.rows_drawn(base.pipe, base.defaults.guidance)
-    latents, condition = task.example(rows, bench.device)
-    time = base.noising.sample_time(rows, torch.Generator().manual_seed(task.config.seed)).to(bench.device)
-    bench.tell(f"{task.config.method}: denoising", 0.0)
+    latents, condition = task.example(rows, stopwatch.device)
+    time = base.noising.sample_time(rows, torch.Generator().manual_seed(task.config.seed)).to(stopwatch.device)
+    stopwatch.on_stage(f"{task.config.method}: denoising", 0.0)
     with torch.no_grad(), applied(base.model, [(adapter, 1.0)]):
-        return bench.often(lambda: base.family.predict(base.model, latents, time, condition))
+        return stopwatch.often(lambda: base.family.predict(base.model, latents, time, condition))

@@ -5,34 +5,34 @@ from pathlib import Path
 from typing import Any
 
 from ..config.type_checks import check_strengths
-from . import hints
+from . import usage_hints
 
 
 def recipe_and_settings(words: Sequence[str]) -> tuple[str | None, list[str]]:
     """The one recipe among the words of `train`, and the others, NAME=VALUE each. Raises ValueError: anything else."""
     recipes = [x for x in words if x.lower().endswith(".toml") and ("=" not in x or Path(x).is_file())]
     settings = [x for x in words if x not in recipes]
-    hints.check_settings(settings)
+    usage_hints.check_settings(settings)
     if len(recipes) > 1:
         raise ValueError(f"one recipe at a time, got {', '.join(recipes)}")
     return recipes[0] if recipes else None, settings
 
 
-def with_strengths(adapters: Sequence[str], verb: Callable[..., Any]) -> tuple[list[str], list[float]]:
+def files_with_strengths(adapters: Sequence[str], verb: Callable[..., Any]) -> tuple[list[str], list[float]]:
     """FILE or FILE=STRENGTH each; a name that exists as it stands is a file, whatever signs it holds.
 
     Raises: ValueError: a strength that is no number; words that a person puts in that place by mistake.
     """
-    hints.check_adapters(adapters, verb)
+    usage_hints.check_adapters(adapters, verb)
     paths, strengths = [], []
     for text in adapters:
         path, equals, strength = (text, "", "1") if Path(text).exists() else text.rpartition("=")
         paths.append(path if equals else text)
-        strengths.extend(numbers(strength) if equals else [1.0])
+        strengths.extend(parse_strengths(strength) if equals else [1.0])
     return paths, strengths
 
 
-def numbers(text: str) -> list[float]:
+def parse_strengths(text: str) -> list[float]:
     """ "0,0.5,1" as numbers. Raises ValueError with the text, or for a strength that is none."""
     try:
         found = [float(part) for part in text.split(",")]

@@ -1,4 +1,4 @@
-"""`qrlora rehearse`: what is trained, the files, memory by item, which card is enough, and what a real run took."""
+"""`qrlora estimate`: what is trained, the files, memory by item, which card is enough, and what a real run took."""
 
 import dataclasses
 import json
@@ -8,16 +8,18 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ..layouts import VARIANTS
-from . import console
+from . import console, options, tables
+from .progress_bar import progress_bar
 
 if TYPE_CHECKING:
-    from ..rehearsal import Report
+    from ..estimate import Report
 
-EXAMPLE = f"qrlora rehearse {next(iter(VARIANTS))} --resolution 512"
-WORDS = {"kept": "no", "recomputed": "yes"}
+EXAMPLE = f"qrlora estimate {next(iter(VARIANTS))} --resolution 512"
+CHECKPOINTING = {"kept": "no", "recomputed": "yes"}
+"""What becomes of activations -> whether that is gradient_checkpointing."""
 
 
-def rehearse(
+def estimate(
     base: Annotated[
         str,
         typer.Argument(help=f"{', '.join(VARIANTS)}, built-in, a folder."),
@@ -26,30 +28,33 @@ def rehearse(
         str, typer.Option(help="whole: the whole model; blocks: one of each kind; count: nothing; auto: what fits.")
     ] = "auto",
     steps: Annotated[int, typer.Option(help="Timed updates, after one that warms up.")] = 3,
-    method: Annotated[str, typer.Option(help="qr, qr-output, qr-triangular, qr-direct or lora.")] = "qr",
+    method: options.Method = "qr",
     against: Annotated[str, typer.Option(help="Another method to compare with; empty: none.")] = "lora",
-    rank: Annotated[int | None, typer.Option(help="Directions.", show_default="the base's own")] = None,
-    targets: Annotated[str | None, typer.Option(help="Layers.", show_default="the base's own")] = None,
+    rank: options.Rank = None,
+    targets: Annotated[
+        str | None, typer.Option(help="{presets}, or name endings.", show_default="the base's own")
+    ] = None,
     resolution: Annotated[int | None, typer.Option(help="Pixels.", show_default="the base's own")] = None,
-    dtype: Annotated[str, typer.Option(help="Numbers of the base: float32, bfloat16 or float16.")] = "bfloat16",
+    dtype: Annotated[str, typer.Option(help="dtype of the base: float32, bfloat16 or float16.")] = "bfloat16",
     quantize: Annotated[str, typer.Option(help="Run it in fewer bits: nf4, int8 or float8.", show_default="no")] = "",
     gradient_checkpointing: Annotated[bool, typer.Option("--gradient-checkpointing", help="Run it so.")] = False,
     report: Annotated[Path | None, typer.Option("--json", help="Write the report to this file, too.")] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1.")] = "auto",
-    overwrite: console.Overwrite = False,
+    overwrite: options.Overwrite = False,
 ) -> None:
-    """Say what learning on a base takes, and which card is enough, before downloading it.
+    """Say what training on a base takes, and which card is enough, before downloading it.
 
     Memory is counted from shapes. If the whole model fits the device, it is built with random weights and run by the
     code that trains: basis, updates, merge, a denoising step. If not, seconds are extrapolated from one block of each
     kind.
     """
-    from .. import output_files, rehearsal
+    from .. import estimate as estimates
+    from .. import output_files
 
     if report is not None:
         output_files.check(report, overwrite)
-    with console.progress("rehearsing") as bar:
-        found = rehearsal.rehearse(
+    with progress_bar("estimating") as bar:
+        found = estimates.estimate(
             base,
             how=run,  # pyright: ignore[reportArgumentType] # checked there
             steps=steps,
@@ -72,14 +77,14 @@ def rehearse(
 
 def print_report(report: "Report") -> None:
     """What is trained, what it needs, and what a run took."""
-    from .. import rehearsal
+    from ..estimate import MARGIN, RESERVED
 
-    about = [("trainable part", console.count(report.parameters)), ("layers with an adapter", str(report.layers))]
-    about += [(f"numbers that learn, {method}", console.count(n)) for method, n in report.trained.items()]
+    about = [("trainable part", tables.format_count(report.parameters)), ("layers with an adapter", str(report.layers))]
+    about += [(f"trainable parameters, {method}", tables.format_count(n)) for method, n in report.trained.items()]
     about += [(f"file, {content}, bfloat16", _megabytes(size)) for content, size in report.files.items()]
-    about += [(f"{part}, on the CPU while learning", _megabytes(size)) for part, size in report.spare.items()]
+    about += [(f"{part}, on the CPU while training", _megabytes(size)) for part, size in report.spare.items()]
     settings = f"rank {report.rank}, targets {report.targets}, {report.resolution} px, batch {report.batch_size}"
-    console.table(("", "counted"), about, f"{report.base}: {settings}, {report.dtype}")
+    tables.print_table(("", "counted"), about, f"{report.base}: {settings}, {report.dtype}")
     rows = []
     for method, steps in report.step.items():
         for weights in report.weights:
@@ -88,13 +93,13 @@ def print_report(report: "Report") -> None:
                 card = report.fits(weights, activations, method)
                 need = _gigabytes(report.need(weights, activations, method))
                 verdict = f"{card} GB" if card else "none"
-                rows.append((method, weights, WORDS[activations], *map(_gigabytes, items), need, verdict))
+                rows.append((method, weights, CHECKPOINTING[activations], *map(_gigabytes, items), need, verdict))
     columns = ("method", "weights", "gradient_checkpointing", "model", "adapter", "update", "need", "smallest card")
-    assumed = f"need: update times {rehearsal.MARGIN:g}, and {rehearsal.RESERVED / 1e9:g} GB for the driver, assumed"
-    console.table(columns, rows, f"Memory in GB, counted without running the model; {assumed}")
+    assumed = f"need: update times {MARGIN:g}, and {RESERVED / 1e9:g} GB for the driver, assumed"
+    tables.print_table(columns, rows, f"Memory in GB, counted without running the model; {assumed}")
     turns = [(f"{part}, before the model is there", _gigabytes(size)) for part, size in report.opening.items()]
     turns += [(f"{what}, beside model and adapter", _gigabytes(size)) for what, size in report.drawing.items()]
-    console.table(("turn", "GB"), turns, "Beside updates; need is the most at any time")
+    tables.print_table(("turn", "GB"), turns, "Beside updates; need is the most at any time")
     if report.short:
         console.say(f"Too little memory here: {report.short}.")
     _print_run(report)
@@ -112,10 +117,10 @@ def _print_run(report: "Report") -> None:
     settings = f"activations {activations}; text encoders and VAE absent"
     if report.how == "whole":
         title = f"Measured: the whole model with random weights on {report.device}, {weights}, {settings}"
-        console.table(("method", "stage", "seconds", "most GB in use", "GB counted"), rows, title)
+        tables.print_table(("method", "stage", "seconds", "most GB in use", "GB counted"), rows, title)
     elif report.how == "blocks":
         title = f"Extrapolated from a block of each kind on {report.device}, {report.dtype}, {settings}"
-        console.table(("method", "stage", "seconds"), [row[:3] for row in rows], title)
+        tables.print_table(("method", "stage", "seconds"), [row[:3] for row in rows], title)
     if report.why:
         console.say(f"The whole model was not run: {report.why}.")
 

@@ -18,13 +18,13 @@ from ..injection import detach
 from ..linalg import leading_subspace
 from ..methods import METHODS
 from ..training.trainable_adapter import ADAPTER_NAME
-from .live import Live, start_on
-from .memory import settle
-from .task import Stage, Task
+from .device_memory import wait_for_device
+from .memory_counting import LiveBytes, initialise_on_meta
+from .training_task import Stage, TrainingTask
 
 
 @dataclass
-class Kind:
+class BlockKind:
     """Blocks of one class, with weights and inputs of equal shapes, on the meta device."""
 
     block: nn.Module
@@ -33,46 +33,47 @@ class Kind:
     count: int
 
 
-def run(
-    task: Task, methods: list[str], device: torch.device, repeats: int, tell: Callable[[str, float], Any]
+def estimate_from_blocks(
+    task: TrainingTask, methods: list[str], device: torch.device, repeats: int, on_stage: Callable[[str, float], Any]
 ) -> dict[str, dict[str, Stage]]:
     """{method: {stage: seconds of the whole model}}: those of one block of each kind times how many there are.
 
-    Args:   task: its base on the meta device, without adapters.  repeats: timed runs.  tell: (what, share done 0..1).
+    Args:   task: its base on the meta device, without adapters.  repeats: timed runs.
+            on_stage: (what, share done 0..1).
     """
     shapes = [(int(w.shape[0]), int(w.shape[1])) for _, w in task.base.weights(task.targets)]
     found = {}
     for method in methods:
         side = METHODS[method].side
-        tell(f"{method}: timing a basis and a block of each kind", 0.0)
+        on_stage(f"{method}: timing a basis and a block of each kind", 0.0)
         basis = {"basis": Stage(basis_seconds(shapes, task.rank, side, device))} if side else {}
-        start_on(task.of(method))
-        found[method] = {**basis, **_passes(task, device, repeats)}
+        initialise_on_meta(task.with_method(method))
+        found[method] = {**basis, **_update_and_denoising(task, device, repeats)}
         detach(task.base.model, ADAPTER_NAME)
     return found
 
 
-def _passes(task: Task, device: torch.device, repeats: int) -> dict[str, Stage]:
+def _update_and_denoising(task: TrainingTask, device: torch.device, repeats: int) -> dict[str, Stage]:
     """Of an update and a denoising step of the adapter that is on the base."""
     base = task.base
-    times = [(kind.count, *block_seconds(kind, device, repeats)) for kind in kinds_of(task)]
-    learning, looking = (sum(row[0] * row[k] for row in times) for k in (1, 2))
-    again = looking if task.config.gradient_checkpointing else 0
+    times = [(kind.count, *block_seconds(kind, device, repeats)) for kind in block_kinds(task)]
+    update, forward = (sum(row[0] * row[k] for row in times) for k in (1, 2))
+    again = forward if task.config.gradient_checkpointing else 0
     rows = base.family.rows_drawn(base.pipe, base.defaults.guidance)
-    return {"update": Stage(learning + again), "denoising step": Stage(looking * rows / task.batch_size)}
+    return {"update": Stage(update + again), "denoising step": Stage(forward * rows / task.batch_size)}
 
 
-def kinds_of(task: Task) -> list[Kind]:
+def block_kinds(task: TrainingTask) -> list[BlockKind]:
     """Every kind of block that the model runs in an update, with how often."""
     base = task.base
-    found: dict[Any, Kind] = {}
+    found: dict[Any, BlockKind] = {}
 
     def note(module: nn.Module, arguments: tuple[Any, ...], named: dict[str, Any]) -> None:
         weights = tuple((n, tuple(p.shape)) for n, p in module.named_parameters())
         read = tuple(tuple(x.shape) for x in tree_iter((arguments, named)) if isinstance(x, Tensor))
         key = (type(module).__name__, weights, read)
         count = found[key].count if key in found else 0
-        found[key] = Kind(module, arguments, named, count + 1)  # the last: its inputs carry gradients
+        found[key] = BlockKind(module, arguments, named, count + 1)  # the last: its inputs carry gradients
 
     hooks = [
         module.register_forward_pre_hook(note, with_kwargs=True)
@@ -81,7 +82,7 @@ def kinds_of(task: Task) -> list[Kind]:
     ]
     latents, condition = task.example(task.batch_size, "meta")
     try:
-        with torch.device("meta"), Live():
+        with torch.device("meta"), LiveBytes():
             base.family.predict(base.model, latents, torch.empty(len(latents)), condition)
     finally:
         for hook in hooks:
@@ -89,7 +90,7 @@ def kinds_of(task: Task) -> list[Kind]:
     return list(found.values())
 
 
-def block_seconds(kind: Kind, device: torch.device, repeats: int) -> tuple[float, float]:
+def block_seconds(kind: BlockKind, device: torch.device, repeats: int) -> tuple[float, float]:
     """Median seconds of a block's forward with backward pass, and of its forward pass without gradients."""
     block = copy.deepcopy(kind.block)
     materialise(block, device)
@@ -102,25 +103,25 @@ def block_seconds(kind: Kind, device: torch.device, repeats: int) -> tuple[float
 
     arguments, named = tree_map(real, (kind.arguments, kind.named))
 
-    def learn() -> None:
-        answers = [x for x in tree_iter(block(*arguments, **named)) if isinstance(x, Tensor) and x.requires_grad]
-        torch.autograd.backward(answers, [torch.ones_like(x) for x in answers])
+    def train_step() -> None:
+        outputs = [x for x in tree_iter(block(*arguments, **named)) if isinstance(x, Tensor) and x.requires_grad]
+        torch.autograd.backward(outputs, [torch.ones_like(x) for x in outputs])
 
-    def look() -> None:
+    def forward() -> None:
         with torch.no_grad():
             block(*arguments, **named)
 
-    return seconds(learn, device, repeats), seconds(look, device, repeats)
+    return median_seconds(train_step, device, repeats), median_seconds(forward, device, repeats)
 
 
-def seconds(work: Callable[[], Any], device: torch.device, repeats: int) -> float:
+def median_seconds(work: Callable[[], Any], device: torch.device, repeats: int) -> float:
     """Median of `repeats` runs after one that warms up; waits for a GPU to be done."""
     times = []
     for _ in range(repeats + 1):
-        settle(device)
+        wait_for_device(device)
         begun = clock.perf_counter()
         work()
-        settle(device)
+        wait_for_device(device)
         times.append(clock.perf_counter() - begun)
     return statistics.median(times[1:])
 
@@ -132,6 +133,6 @@ def basis_seconds(shapes: Sequence[tuple[int, int]], rank: int, side: str, devic
         weight = torch.randn(shape, device=device)
         begun = clock.perf_counter()
         leading_subspace(weight, rank, side)
-        settle(device)
+        wait_for_device(device)
         total += (clock.perf_counter() - begun) * shapes.count(shape)
     return total

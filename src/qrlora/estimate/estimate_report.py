@@ -1,4 +1,4 @@
-"""What a rehearsal finds, and which graphics card is enough for it."""
+"""What an estimate finds, and which graphics card is enough for it."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
-from .task import Stage
+from .training_task import Stage
 
 How = Literal["whole", "blocks", "count"]
 """The whole model for real; one block of each kind for real, the rest extrapolated; nothing is run."""
@@ -15,12 +15,12 @@ CARDS = (12, 16, 24, 48, 80)
 RESERVED = 1.0e9
 """Bytes that a driver's context, the allocator's gaps and work space are taken to need: an assumption."""
 MARGIN = 1.1
-"""Times an update's count: on pico bases a real update took up to 1.06 of it (tests/test_rehearsal.py)."""
+"""Times an update's count: on pico bases a real update took up to 1.06 of it (tests/test_estimate.py)."""
 
 
 @dataclass(frozen=True)
 class Report:
-    """What a rehearsal found. Bytes and seconds."""
+    """What an estimate found. Bytes and seconds."""
 
     base: str
     family: str
@@ -42,13 +42,13 @@ class Report:
     layers: int
     """That an adapter sits on."""
     trained: Mapping[str, int]
-    """{method: numbers that learn}."""
+    """{method: trainable parameters}."""
     files: Mapping[str, int]
     """{"full", "compact": bytes in bfloat16}."""
     weights: Mapping[str, int]
     """{dtype or quantisation: bytes of the trainable part}."""
     spare: Mapping[str, int]
-    """{text encoder or VAE: bytes}; they wait in the CPU's memory while an adapter learns."""
+    """{text encoder or VAE: bytes}; they wait in the CPU's memory while an adapter is trained."""
     buffers: int
     """Bytes of the trainable part's buffers, of the picture's latents and of the prompt's condition."""
     opening: Mapping[str, int]
@@ -75,7 +75,7 @@ class Report:
 
     @property
     def chosen(self) -> tuple[str, str]:
-        """(weights, activations) of the settings that were rehearsed."""
+        """(weights, activations) of the settings that were estimated."""
         return self.quantize or self.dtype, "recomputed" if self.gradient_checkpointing else "kept"
 
     def training(self, weights: str, activations: str, method: str) -> float:
@@ -83,7 +83,7 @@ class Report:
         return self.counted(weights, activations, method) + (MARGIN - 1) * self.step[method][activations] + RESERVED
 
     def need(self, weights: str, activations: str, method: str) -> float:
-        """Most bytes at any time of a training with a picture of what it has learnt: opening, update, drawing."""
+        """Most bytes at any time of a training with a preview: opening, update, drawing."""
         stays = 3 * 4 * self.trained[method]  # gradients and Adam's moments, while a preview is drawn
         beside = self.weights[weights] + self.buffers + self.adapter[method] + stays
         others = max(beside + max(self.drawing.values()), *self.opening.values())
@@ -91,7 +91,7 @@ class Report:
 
     @property
     def short(self) -> str:
-        """What the device lacks for the settings that were rehearsed, or ""."""
+        """What the device lacks for the settings that were estimated, or ""."""
         need = max(self.need(*self.chosen, method) for method in self.step)
         if need <= self.free:
             return ""

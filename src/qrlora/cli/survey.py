@@ -5,13 +5,15 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from . import console
+from . import console, options, tables
+from .named_values import VerbCommand
+from .progress_bar import progress_bar
 
 if TYPE_CHECKING:
     from ..survey.store import Study
 
-EXAMPLE = "Example: [bold]qrlora survey new out/fusion --methods qr,lora --raters 60[/bold]"
-survey = typer.Typer(help="Rating studies with people.", epilog=EXAMPLE, rich_markup_mode="rich")
+EXAMPLE = "qrlora survey new out/fusion --methods qr,lora --raters 60"
+app = typer.Typer(help="Rating studies with people.", rich_markup_mode="rich")
 
 Folder = Annotated[Path, typer.Argument(help="The study's folder.")]
 Database = Annotated[
@@ -22,15 +24,15 @@ Database = Annotated[
 ]
 
 
-@survey.callback()
+@app.callback()
 def _survey() -> None:
     """Ask people which pictures are better: levels 0 to 5 as in the paper, and paired comparisons."""
 
 
-@survey.command(epilog=EXAMPLE)
+@app.command(cls=VerbCommand, epilog=f"Example: [bold]{EXAMPLE}[/bold]")
 def new(
     source: Annotated[
-        Path, typer.Argument(help="Folder of bench fusion, or a CSV file: method,pair,content,style,picture.")
+        Path, typer.Argument(help="Folder of compare, or a CSV file: method,pair,content,style,picture.")
     ],
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder to write.")] = Path("out/survey"),
     methods: Annotated[str, typer.Option(help="With commas between.", show_default="all of the source")] = "",
@@ -43,10 +45,10 @@ def new(
     seed: Annotated[int, typer.Option(help="Of the sheets.")] = 0,
 ) -> None:
     """Plan a study: copies the pictures under random names, writes plan.toml for you to read and edit."""
-    with console.progress("power") as bar:
+    with progress_bar("power") as bar:
         from ..survey.making import new as make
 
-        names = [[name.strip() for name in text.split(",") if name.strip()] for text in (methods, form)]
+        names = [list(options.split_names(text)) for text in (methods, form)]
         told = {
             "raters": raters,
             "seeds": seeds,
@@ -60,11 +62,13 @@ def new(
         columns = ["raters", *plan.forms]
         rows = [[str(row[name]) for name in columns] for row in plan.power]
         what = f"Power: chance to see {plan.effect:g} levels, {plan.win_rate:.0%} wins"
-        console.table(columns, rows, what)
+        tables.print_table(columns, rows, what)
     console.say(f"{output / 'plan.toml'}: read and edit it, then: {console.command('survey', 'serve', str(output))}")
 
 
-@survey.command(epilog="Example: [bold]qrlora survey serve out/survey --public https://ratings.example.org[/bold]")
+@app.command(
+    cls=VerbCommand, epilog="Example: [bold]qrlora survey serve out/survey --public https://ratings.example.org[/bold]"
+)
 def serve(
     folder: Folder = Path("out/survey"),
     port: Annotated[int, typer.Option(help="For raters; 0: any.")] = 8800,
@@ -84,7 +88,7 @@ def serve(
     serve_study(folder, database, **places, address=listen, public=public, on_ready=on_ready)
 
 
-@survey.command(epilog="Example: [bold]qrlora survey report out/survey[/bold]")
+@app.command(cls=VerbCommand, epilog="Example: [bold]qrlora survey report out/survey[/bold]")
 def report(
     folder: Folder = Path("out/survey"),
     output: Annotated[Path | None, typer.Option("--output", "-o", help="Folder.", show_default="FOLDER/report")] = None,
@@ -95,18 +99,18 @@ def report(
     from ..survey.findings import TABLES
     from ..survey.report import cell, report
 
-    tables, written = report(study, output or folder / "report")
+    found, written = report(study, output or folder / "report")
     for name in ("levels", "differences", "wins", "agreement"):
-        if rows := tables[name]:
+        if rows := found[name]:
             columns = [x for x in rows[0] if x not in ("low", "high", "answers", "inputs", "all")]
-            console.table(columns, [[cell(row, x) for x in columns] for row in rows], TABLES[name])
-    finished = next(row["raters"] for row in tables["raters"] if row["what"] == "finished")
+            tables.print_table(columns, [[cell(row, x) for x in columns] for row in rows], TABLES[name])
+    finished = next(row["raters"] for row in found["raters"] if row["what"] == "finished")
     if finished < study.plan.raters:
         console.warn(f"{finished} of {study.plan.raters} raters have finished: the stopping rule is not met")
     console.say(str(written[-1]))
 
 
-@survey.command(epilog="Example: [bold]qrlora survey export out/survey --to label-studio[/bold]")
+@app.command(cls=VerbCommand, epilog="Example: [bold]qrlora survey export out/survey --to label-studio[/bold]")
 def export(
     folder: Folder = Path("out/survey"),
     to: Annotated[str, typer.Option(help="csv, or label-studio.")] = "csv",
@@ -121,7 +125,7 @@ def export(
         console.say(str(path))
 
 
-@survey.command(epilog="Example: [bold]qrlora survey erase out/survey 3f9c2a71d5e80b46[/bold]")
+@app.command(cls=VerbCommand, epilog="Example: [bold]qrlora survey erase out/survey 3f9c2a71d5e80b46[/bold]")
 def erase(
     folder: Folder,
     rater: Annotated[str, typer.Argument(help="The number that the rater was shown, or the platform's.")],

@@ -1,4 +1,4 @@
-"""A rehearsal tells what a training takes before it begins: held against real trainings of pico bases."""
+"""An estimate says what a training takes before it begins: held against real trainings of pico bases."""
 
 import functools
 import json
@@ -12,18 +12,17 @@ from torch.utils.checkpoint import checkpoint
 
 import pico
 from commands import run
-from qrlora import rehearsal
 from qrlora.built_in_bases import folder_of
 from qrlora.config import TrainConfig
+from qrlora.estimate import CARDS, MARGIN, RESERVED, estimate, estimate_training
+from qrlora.estimate.memory_counting import LiveBytes, flash_attention, initialise_on_meta, step_bytes
+from qrlora.estimate.time_blocks import block_kinds
+from qrlora.estimate.training_task import TrainingTask
 from qrlora.families import FAMILIES, Framing, open_base
 from qrlora.families.base_without_weights import blank_base, blank_example, materialise_quantised
 from qrlora.families.public_configs import PUBLIC
 from qrlora.injection import initialise
 from qrlora.methods import METHODS
-from qrlora.rehearsal import CARDS, MARGIN, RESERVED, rehearse
-from qrlora.rehearsal.blocks import kinds_of
-from qrlora.rehearsal.live import Live, flash, start_on, step_bytes
-from qrlora.rehearsal.task import Task
 from qrlora.training import denoising_loss
 from qrlora.training.optimizers import OPTIMIZERS
 from qrlora.training.trainable_adapter import ADAPTER_NAME
@@ -63,7 +62,7 @@ def task_of(family, **settings):
     """On a pico base without weights, with what training a rank of 4 takes."""
     base, _, tokens = blank_base(str(pico.folder(family)))
     base.model.requires_grad_(False)
-    return Task(base, tokens, TrainConfig(batch_size=1, **settings).filled(base.defaults))
+    return TrainingTask(base, tokens, TrainConfig(batch_size=1, **settings).filled(base.defaults))
 
 
 def real_peak(base, method, recomputed):
@@ -81,7 +80,7 @@ def real_peak(base, method, recomputed):
     optimizer = OPTIMIZERS["adam"](parameters, 1e-4)
     time, noise = torch.tensor([500.0 if base.family.name != "sdxl" else 500]), torch.randn_like(clean)
     known = [*base.model.parameters(), *base.model.buffers(), clean, noise, *condition.tensors.values()]
-    with gradient_checkpointing(base.model, recomputed), Live(known) as live:
+    with gradient_checkpointing(base.model, recomputed), LiveBytes(known) as live:
         for _ in range(2):
             denoising_loss(base.family.predict, base.model, base.noising, clean, noise, time, condition).backward()
             optimizer.step()
@@ -97,7 +96,7 @@ def test_memory_counted_without_memory_is_that_of_the_real_update(family, method
     margin that a need is told with covers the difference."""
     real = real_peak(open_base(pico.folder(family), "cpu"), method, recomputed)
     task = task_of(family, method=method, targets="attention" if family != "sdxl" else "self")
-    counted = step_bytes(task, start_on(task), recomputed)
+    counted = step_bytes(task, initialise_on_meta(task), recomputed)
     assert counted == pytest.approx(real, rel=0.08) and MARGIN * counted >= real
 
 
@@ -107,7 +106,7 @@ def test_attention_counts_no_square_of_its_tokens():
     for tokens in (512, 1024):
         x = torch.empty(1, 2, tokens, 8, device="meta", requires_grad=True)
         attention = lambda x: nn.functional.scaled_dot_product_attention(x, x, x)  # noqa: E731
-        with torch.device("meta"), flash(), Live([x]) as live:
+        with torch.device("meta"), flash_attention(), LiveBytes([x]) as live:
             checkpoint(attention, x, use_reentrant=False).sum().backward()
         peaks.append(live.peak)
     assert 1.9 < peaks[1] / peaks[0] < 2.1
@@ -117,7 +116,7 @@ def test_attention_counts_no_square_of_its_tokens():
 def test_the_kinds_of_blocks_are_all_blocks_of_the_model(family):
     """Kinds times their counts hold as many numbers as the model's blocks: exactly, since it is a sum."""
     task = task_of(family)
-    kinds = kinds_of(task)
+    kinds = block_kinds(task)
     in_blocks = [m for m in task.base.model.modules() if type(m).__name__ in task.base.family.blocks]
     count = lambda module: sum(p.numel() for p in module.parameters())  # noqa: E731
     assert sum(kind.count * count(kind.block) for kind in kinds) == sum(map(count, in_blocks))
@@ -139,9 +138,9 @@ def test_adapter_files_of_the_real_bases_are_as_small_as_promised():
 
 @pytest.mark.parametrize("how", ["whole", "blocks", "count"])
 @pytest.mark.parametrize("family", FAMILIES)
-def test_rehearse_prints_and_writes_what_a_base_takes(family, how, tmp_path, capsys):
+def test_estimate_prints_and_writes_what_a_base_takes(family, how, tmp_path, capsys):
     words = ("--run", how, "--steps", 1, "--device", "cpu", "--json", tmp_path / "r.json", "--gradient-checkpointing")
-    code, out, err = run(capsys, "rehearse", pico.folder(family), *words)
+    code, out, err = run(capsys, "estimate", pico.folder(family), *words)
     assert code == 0, err
     report = json.loads((tmp_path / "r.json").read_text())
     model = open_base(pico.folder(family), "cpu").model
@@ -168,7 +167,7 @@ def wide_sdxl(folder):
 def test_the_memory_of_the_whole_model_is_what_was_counted(tmp_path):
     """No second copy of the weights is made, and a need covers what the process takes; it has no files to read."""
     settings = {"dtype": "float32", "resolution": 64, "device": "cpu", "steps": 1}
-    report = rehearse(wide_sdxl(tmp_path / "wide"), how="whole", against="", **settings)
+    report = estimate(wide_sdxl(tmp_path / "wide"), how="whole", against="", **settings)
     assert report.weights["float32"] > 150e6
     counted, need = report.counted(*report.chosen, "qr"), report.need(*report.chosen, "qr")
     assert 0.9 * counted < report.stages["qr"]["update"].peak < min(1.5 * counted, need)
@@ -177,7 +176,7 @@ def test_the_memory_of_the_whole_model_is_what_was_counted(tmp_path):
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_quantised_base_is_run_whole(family):
     pytest.importorskip("torchao")
-    report = rehearse(str(pico.folder(family)), how="whole", quantize="int8", device="cpu", steps=1)
+    report = estimate(str(pico.folder(family)), how="whole", quantize="int8", device="cpu", steps=1)
     assert report.chosen == ("int8", "kept") and report.stages["qr"]["update"].seconds > 0
     base, _, _ = blank_base(str(pico.folder(family)))
     nn.Module.to(base.model, torch.bfloat16)
@@ -190,11 +189,11 @@ def test_a_quantised_base_is_run_whole(family):
 
 
 def test_what_does_not_fit_is_said_and_extrapolated(monkeypatch, capsys):
-    monkeypatch.setattr(rehearsal, "free", lambda device: int(RESERVED))
-    code, out, _ = run(capsys, "rehearse", pico.folder(), "--steps", 1, "--device", "cpu")
+    monkeypatch.setattr(estimate_training, "free_bytes", lambda device: int(RESERVED))
+    code, out, _ = run(capsys, "estimate", pico.folder(), "--steps", 1, "--device", "cpu")
     assert code == 0 and "Extrapolated" in out and "Measured" not in out
     assert "The whole model was not run: the whole model needs 1.0 GB, cpu has 1.0 GB free." in out
-    code, out, err = run(capsys, "rehearse", pico.folder(), "--run", "whole", "--device", "cpu")
+    code, out, err = run(capsys, "estimate", pico.folder(), "--run", "whole", "--device", "cpu")
     assert code == 2 and not out and err.count("error: ") == 1 and "'blocks' runs anywhere" in err
 
 
@@ -221,18 +220,18 @@ def test_a_denoising_step_answers_as_many_rows_as_the_stock_pipeline_asks_for(fa
     assert sum(rows) == 3 * base.family.rows_drawn(base.pipe, guidance)
 
 
-def test_a_rehearsal_refuses_what_training_would():
+def test_an_estimate_refuses_what_training_would():
     refused = {"method": "qrr", "dtype": "int8", "resolution": 17, "targets": "nothing", "rank": 99, "steps": 0}
     for name, wrong in {**refused, "how": "all", "quantize": "int2"}.items():
         with pytest.raises(
             ValueError, match="16" if name == "resolution" else "rank 99" if name == "rank" else str(wrong)
         ):
-            rehearse(str(pico.folder()), **{"how": "count", name: wrong})
+            estimate(str(pico.folder()), **{"how": "count", name: wrong})
     with pytest.raises(ValueError, match="nf4 needs a GPU with CUDA"):
-        rehearse(str(pico.folder()), how="whole", quantize="nf4", device="cpu")
+        estimate(str(pico.folder()), how="whole", quantize="nf4", device="cpu")
     for nothing in ("nobody/nothing", "sdxll"):
         with pytest.raises(FileNotFoundError, match=f"no base '{nothing}'.*nown by heart are sdxl, sd3-medium"):
-            rehearse(nothing, how="count")
+            estimate(nothing, how="count")
 
 
 def test_quantised_bytes_are_those_of_linear_layers_in_blocks():

@@ -19,42 +19,42 @@ PAUSE = 0.005
 """Seconds between two looks."""
 
 
-def free(device: torch.device) -> int:
+def free_bytes(device: torch.device) -> int:
     """Bytes that a device has left for us; of RAM, what can be had without swapping."""
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
     return psutil.virtual_memory().available
 
 
-def in_use(device: torch.device) -> int:
+def bytes_in_use(device: torch.device) -> int:
     """Bytes that this process uses on a device."""
     return torch.cuda.memory_allocated(device) if device.type == "cuda" else psutil.Process().memory_info().rss
 
 
 @contextlib.contextmanager
-def watched(device: torch.device) -> Iterator[Callable[[], int]]:
+def peak_memory(device: torch.device) -> Iterator[Callable[[], int]]:
     """Yields a function that says the most bytes in use at once since the `with` began."""
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
         yield lambda: torch.cuda.max_memory_allocated(device)
         return
     return_freed_memory()
-    most, over = [in_use(device)], threading.Event()
+    most, over = [bytes_in_use(device)], threading.Event()
 
     def look() -> None:
         while not over.wait(PAUSE):
-            most[0] = max(most[0], in_use(device))
+            most[0] = max(most[0], bytes_in_use(device))
 
     watcher = threading.Thread(target=look, daemon=True)
     watcher.start()
     try:
-        yield lambda: max(most[0], in_use(device))
+        yield lambda: max(most[0], bytes_in_use(device))
     finally:
         over.set()
         watcher.join()
 
 
-def settle(device: torch.device) -> None:
-    """Wait until a GPU has done what it was told."""
+def wait_for_device(device: torch.device) -> None:
+    """Wait until a GPU has finished its kernels."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)

@@ -1,0 +1,85 @@
+"""Adapter files that verbs read and write: opening with a count of what is left out, trying an output, reporting."""
+
+import contextlib
+import functools
+import gc
+import warnings
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from . import console, tables, usage_hints
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from ..adapter import Adapter
+
+
+def read_adapter(
+    path: str | Path, skip_text_encoders: bool, weights: "Callable[[str], Tensor] | None" = None
+) -> "Adapter":
+    """An adapter from a file; what is left out is counted aloud. Args and errors as files.load."""
+    from .. import files
+
+    usage_hints.check_kind(str(path))
+    adapter = files.load(path, skip_text_encoders, weights)
+    left_out = files.count_text_encoder_keys(path) if skip_text_encoders else 0
+    if left_out:
+        console.say(f"{path}: {left_out} keys of text encoders left out")
+    return adapter
+
+
+def base_weights(base: str) -> "Callable[[str], Tensor]":
+    """(layer) -> its weight in a base, which is opened for the first one."""
+    opened = functools.cache(lambda: open_base_for_weights(base))
+    return lambda layer: opened().weight(layer)
+
+
+def open_base_for_weights(base: str) -> Any:
+    """A base of which nothing but its weights is wanted, for which a CPU is fast enough."""
+    from .. import families
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", families.SlowDevice)
+        return families.open_base(base, device="cpu")
+
+
+def check_output(output: Path) -> bool:
+    """Whether an adapter's file is there before it is written; that it can be is tried.
+
+    Raises: ValueError: no name of an adapter's file.  OSError: see `output_files.check`.
+    """
+    from .. import output_files
+
+    if output.suffix != ".safetensors":
+        raise ValueError(f"{output}: the name must end in .safetensors")
+    output_files.check(output, overwrite=True)
+    return output.exists()
+
+
+def report_written(output: Path, adapter: "Adapter", more: str, done_before: bool) -> None:
+    """The line about an adapter's file that was written, or that was there with this very content."""
+    known = ", done before: the file is left as it is" if done_before else ""
+    size = tables.file_size(output)
+    console.say(f"{output}: {len(adapter.layers)} layers, rank {adapter.rank}, {size}{more}{known}")
+
+
+def use_one_thread() -> None:
+    """Work on files is many small products: on a busy machine, threads wait for each other far longer than they work
+    (a merge of two 560-layer files, two busy cores: 10.8 s with two threads, 0.3 s with one)."""
+    import torch
+
+    torch.set_num_threads(1)
+
+
+@contextlib.contextmanager
+def no_garbage_collection() -> Iterator[None]:
+    """No search for cycles of dead objects in a command that is over in seconds: what it loads lives to the end, and
+    looking through it again and again takes a seventh of `inspect`."""
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.freeze()  # or Python would look through it all once more on its way out
+        gc.enable()

@@ -1,0 +1,116 @@
+"""Tables of one adapter file and of two: what the header says, energy by layer, similarity by layer."""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from .. import analysis
+from ..adapter import Adapter, Header
+from ..layouts.blocks import block_of
+from ..methods import METHODS
+from .tables import file_size, format_count, format_number, print_table
+
+RUN_SETTINGS = ("steps", "learning_rate", "batch_size", "resolution", "optimizer", "seed", "dtype", "image")
+"""Settings of a run that say how an adapter was made; the header holds all."""
+
+
+def file_facts(path: Path, adapter: Adapter) -> list[tuple[str, str]]:
+    """(name, value) lines about one file, those that are known."""
+    header = adapter.header
+    run = [f"{name} {header.config[name]}" for name in RUN_SETTINGS if header.config.get(name) not in (None, "")]
+    paper = f" ({METHODS[header.method].paper})" if header.method in METHODS else ""
+    held = sum(pair.A.numel() + pair.B.numel() for pair in adapter.layers.values())
+    lines = [
+        ("role", header.role or "unknown: not written by qrlora"),
+        ("trigger", header.trigger),
+        ("prompt", header.prompt),
+        ("base", f"{header.base} ({header.family}, {header.part})" if header.base else header.family),
+        ("method", header.method + paper),
+        ("rank", str(adapter.rank)),
+        ("layers", f"{len(adapter.layers)}{f', targets {header.targets}' if header.targets else ''}"),
+        ("trainable", trained_parameters_text(adapter)),
+        ("in the file", f"{file_size(path)}, {format_count(held)} numbers as A and B"),
+        ("basis", header.basis[:16] + lost_energy_text(header)),
+        ("run", ", ".join(run)),
+    ]
+    return [(name, value) for name, value in lines if value]
+
+
+def lost_energy_text(header: Header) -> str:
+    """What the basis lacks, in the layer where it is most."""
+    lost = header.config.get("basis_energy_lost")
+    return "" if lost is None else ", all eigenvectors" if lost == 0 else f", lacks {lost:.1g} of its energy at most"
+
+
+def trained_parameters_text(adapter: Adapter) -> str:
+    """How many parameters were trained, and LoRA's at the same rank beside it; "" for a merge, which trained none."""
+    header = adapter.header
+    if header.parents or header.method not in METHODS or not header.rank:
+        return ""
+    trained = analysis.trainable_parameters(adapter)
+    of_lora = sum(METHODS["lora"].trainable_parameters(o, i, header.rank) for o, i in adapter.shapes.values())
+    return f"{format_count(trained)}, {trained / of_lora:.1%} of LoRA's {format_count(of_lora)}"
+
+
+def parent_rows(headers: Sequence[Mapping[str, Any]], depth: int = 0) -> list[tuple[str, str, str]]:
+    """One line for each adapter that went into a merge, and for those that went into it, indented."""
+    lines = []
+    for header in headers:
+        made = " ".join(str(header[name]) for name in ("role", "trigger", "method") if header.get(name))
+        image = header.get("config", {}).get("image", "")
+        what = "  " * depth + made + (f" from {image}" if image else "")
+        kept = "" if header["kept_energy"] is None else f"{header['kept_energy']:.2%}"
+        lines.append((what, f"{header['weight']:g}", kept))
+        lines += parent_rows(header.get("parents", ()), depth + 1)
+    return lines
+
+
+def print_similarity(names: Sequence[str], rows: Sequence[analysis.Similarity], every_layer: bool) -> None:
+    """The table of two adapters: norms, cosines, overlaps."""
+    columns: dict[str, Callable[[Any], float]] = {
+        f"|{names[0]}|": lambda row: row.first_norm,
+        f"|{names[1]}|": lambda row: row.second_norm,
+        "cos updates": lambda row: row.update,
+        "cos learnt": lambda row: row.learned,
+        "in overlap": lambda row: row.input_overlap,
+        "out overlap": lambda row: row.output_overlap,
+    }
+    print_grouped(columns, rows, every_layer)
+
+
+def print_grouped(
+    columns: Mapping[str, Callable[[Any], float]],
+    rows: Sequence[Any],
+    every_layer: bool,
+    shares: Mapping[str, Callable[[Any], float]] | None = None,
+) -> None:
+    """Rows as they are, or means (of `shares`: sums) over the layers of each block, and over all."""
+    shares = shares or {}
+    groups: dict[str, list[Any]] = {}
+    for row in rows:
+        groups.setdefault(row.layer if every_layer else block_of(row.layer), []).append(row)
+    lines = []
+    for name, members in [*groups.items(), ("all", list(rows))]:
+        cells = [format_number(mean_of_known([value(row) for row in members])) for value in columns.values()]
+        cells += [f"{sum(value(row) for row in members):.1%}" for value in shares.values()]
+        lines.append((name, *cells) if every_layer else (name, str(len(members)), *cells))
+    print_table((*(["layer"] if every_layer else ["block", "layers"]), *columns, *shares), lines)
+
+
+def mean_of_known(values: Sequence[float]) -> float:
+    """The mean of the numbers that have a meaning, NaN if none has."""
+    known = [value for value in values if not math.isnan(value)]
+    return sum(known) / len(known) if known else math.nan
+
+
+def similarity_plot(names: Sequence[str], rows: Sequence[analysis.Similarity]) -> Any:
+    """The plot of two adapters, layer by layer."""
+    curves = {
+        "norm of update": {names[0]: [r.first_norm for r in rows], names[1]: [r.second_norm for r in rows]},
+        "cosine": {"updates": [r.update for r in rows], "learnt factors": [r.learned for r in rows]},
+        "overlap of spans": {"inputs": [r.input_overlap for r in rows], "outputs": [r.output_overlap for r in rows]},
+    }
+    from .. import plots
+
+    return plots.layer_lines([row.layer for row in rows], curves, title=f"{names[0]} and {names[1]}")

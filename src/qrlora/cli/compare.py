@@ -1,0 +1,115 @@
+"""`qrlora compare`: ways to fuse a subject and a style, compared on held-out image pairs with intervals."""
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from ..config import TrainConfig
+from . import console, options, tables
+from .progress_bar import progress_bar
+
+if TYPE_CHECKING:
+    from ..comparison.fusion_comparison import RunSummary
+    from ..comparison.summary_tables import Findings
+
+EXAMPLE = "qrlora compare --methods qr,lora --workers 2"
+
+
+def compare(
+    base: options.Base = TrainConfig.base,
+    methods: Annotated[
+        str,
+        typer.Option(
+            help="With commas between: {fusions}, peft:KIND; lora:rank=8:style/learning_rate=0.001 trains with other "
+            "settings."
+        ),
+    ] = "qr,lora",
+    pairs: Annotated[int, typer.Option(help="Held-out subjects in held-out styles.")] = 27,
+    seeds: Annotated[int, typer.Option(help="Images of each pair and method.")] = 4,
+    first_seed: Annotated[int, typer.Option(help="Seed of training and of each pair's first image.")] = 0,
+    split: Annotated[str, typer.Option(help="test, or dev: other subjects, to tune on.")] = "test",
+    style_word: Annotated[
+        str, typer.Option(help="What stands for the style in prompts: <s>, or a known word.")
+    ] = "<s>",
+    equal: Annotated[str, typer.Option(help="rank, or parameters: equally many trained parameters.")] = "rank",
+    rank: options.Rank = None,
+    steps: options.TrainSteps = None,
+    encoders: Annotated[
+        str,
+        typer.Option(
+            help="dino-vits16,clip-vit-base-patch32,csd-vit-l ...", show_default="none; the first two with --pictures"
+        ),
+    ] = "",
+    pictures: Annotated[
+        str, typer.Option(help="A CSV file of your own pairs: content,style,style_shows.", show_default="the world's")
+    ] = "",
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder; what is done in it is kept.")] = Path(
+        "out/fusion"
+    ),
+    workers: options.Workers = 1,
+    ray: options.Ray = "",
+    device: options.Device = "auto",
+    dtype: Annotated[str, typer.Option(help="dtype of the base: float32, bfloat16 or float16.")] = "float32",
+    overwrite: options.Overwrite = False,
+) -> None:
+    """Compare ways to fuse a subject and a style, each trained on one image.
+
+    Every method sees the same images, prompts, layers, rank and number of updates.
+    Beside them stand the ends of the scale: none (the prompt alone) and oracle (an adapter of the true image).
+    What is done is kept: the same command goes on where it was stopped, and tries again what failed.
+    """
+    from .. import plots
+    from ..comparison import contact_sheet, report, summary_tables
+    from ..comparison.fusion_comparison import plan, work
+    from ..comparison.settings import ComparisonSettings
+    from .result_figures import sheet_of_cells
+
+    if workers < 1:
+        raise ValueError(f"--workers must be 1 or more, got {workers}")
+    listed = {"methods": options.split_names(methods), "encoders": options.split_names(encoders)}
+    chosen: dict[str, Any] = {"pairs": pairs, "seeds": seeds, "first_seed": first_seed, "split": split, "equal": equal}
+    chosen |= {"rank": rank, "steps": steps, "pictures": pictures, "device": device, "dtype": dtype}
+    chosen["style_word"] = style_word
+    settings = ComparisonSettings(base=base, **listed, **chosen)
+    report.check(settings, output, overwrite)
+    with progress_bar("fusion") as bar:
+        bar.stage("opening the base model")
+        study = plan(settings)
+
+        def on_job(done: int, total: int, title: str, failure: str) -> None:
+            bar.step(done, total, title)
+            if failure:
+                console.warn(f"{title}: {failure}")
+
+        account = work(study, output, workers, ray, on_job)
+    found = summary_tables.findings(account)
+    command = console.command(*sys.argv[1:])
+    written = report.write(account, found, output, equal, command)
+    if found.table:
+        sheet = sheet_of_cells(
+            contact_sheet.lines(account), f"{base}, equal {equal}: the first picture of each", account.counts
+        )
+        written.append(plots.save(sheet, output / f"{equal}.png"))
+    print_findings(account, found)
+    for path in written:
+        console.say(str(path))
+    if account.missing:
+        raise ValueError(f"{len(account.missing)} jobs are missing; the same command tries them again")
+
+
+def print_findings(account: "RunSummary", found: "Findings") -> None:
+    """The tables and the counts."""
+    from ..comparison.report import compact
+    from ..comparison.summary_tables import SPAN
+
+    titles = {
+        "value": "Mean over pairs [95 % interval], in hundredths",
+        SPAN: "Share of the span none..oracle, in hundredths",
+    }
+    for kind, title in titles.items():
+        columns, rows = compact(found, kind)
+        if rows and len(columns) > 3:
+            tables.print_table(columns, rows, title)
+    console.say(account.counts)

@@ -1,0 +1,68 @@
+"""`qrlora demo`: a subject and a style trained, merged and drawn, as one contact sheet and three adapter files."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from ..config import TrainConfig
+from . import console, options
+from .progress_bar import progress_bar
+
+if TYPE_CHECKING:
+    from ..training import Progress
+
+EXAMPLE = "qrlora demo --content my-dog.png --style painting.png --style-shows cat"
+
+
+def demo(
+    content: Annotated[Path | None, typer.Option(help="An image of a subject.", show_default="one of ours")] = None,
+    style: Annotated[Path | None, typer.Option(help="An image in a style.", show_default="one of ours")] = None,
+    style_shows: Annotated[str, typer.Option(help="What your style image shows, in a word: cat, house.")] = "thing",
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder to write.")] = Path("out/demo"),
+    base: options.Base = TrainConfig.base,
+    method: options.Method = "qr",
+    steps: options.TrainSteps = None,
+    count: Annotated[int, typer.Option(help="Images of each kind.")] = 4,
+    seed: options.Seed = 0,
+    quick: Annotated[bool, typer.Option("--quick", help="Few updates: shows the workings, not the method.")] = False,
+    device: options.Device = "auto",
+    overwrite: options.Overwrite = False,
+) -> None:
+    """Train a subject and a style on two images, merge them, draw: one contact sheet, three adapter files."""
+    if quick:
+        steps, count = steps or 10, min(count, 2)
+    settings = {"base": base, "method": method, "steps": steps, "count": count, "seed": seed}
+    run_demo(output, content, style, style_shows=style_shows, **settings, device=device, overwrite=overwrite)
+
+
+def run_demo(output: Path, content: Path | None, style: Path | None, *, base: str, **settings: Any) -> None:
+    """Run the demonstration and draw its sheet, `demo.png`, in the folder.
+
+    Args:   settings: of `world.demo.demo`.
+    Raises: as `world.demo.demo`.
+    """
+    from .. import plots
+    from ..world import demo as world_demo
+    from . import demo_sheet
+
+    limit = demo_sheet.limits(base) if content or style else ""
+    if limit:
+        real = console.command("train", "recipes/content_sdxl.toml", f"image={content or 'my_dog.jpg'}")
+        console.warn(f"{limit}; for photographs learn on a real base, such as {real}")
+    with progress_bar("demo") as bar:
+
+        def on_step(what: str, progress: "Progress") -> None:
+            bar.name(f"learning {what}")
+            bar.step(progress.step, progress.steps, f"loss {progress.loss:.4f}")
+
+        rows = world_demo.demo(output, content, style, base=base, **settings, on_step=on_step, on_stage=bar.stage)
+    made_with = f"{settings['method']} on {base}, seed {settings['seed']}"
+    sheet = demo_sheet.contact_sheet(rows, "\n".join(filter(None, (made_with, limit))))
+    plots.save(sheet, output / "demo.png", overwrite=True)
+    merged = [(row, prediction) for row in rows if row.title.startswith("merged") for prediction in row.predictions]
+    right = [row.is_correct(prediction) for row, prediction in merged]
+    if right and not limit:
+        console.say(f"merged: {sum(map(bool, right))} of {len(right)} pictures show the right thing in the right style")
+    for name in ("content.safetensors", "style.safetensors", "merged.safetensors", "demo.png"):
+        console.say(str(output / name))

@@ -1,0 +1,83 @@
+"""`qrlora generate`: images from a base model and any number of adapters."""
+
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from ..config import SampleConfig, as_dict
+from . import console, options, usage_hints
+from .arguments import files_with_strengths
+from .progress_bar import progress_bar
+
+EXAMPLE = 'qrlora generate "a <c> in <s> style" dog.safetensors ink.safetensors=0.8'
+
+
+def generate(
+    prompt: Annotated[str, typer.Argument(help="What to draw, with the adapters' trigger words in it.")],
+    adapters: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="FILE[=STRENGTH]", help="Strength 1 if none is given.", show_default=False),
+    ] = None,
+    output: Annotated[Path, options.File] = Path("picture.png"),
+    count: Annotated[int, typer.Option(help="How many images; more than one also make a sheet.")] = 1,
+    seed: Annotated[int, typer.Option(help="Seed of the first image; each further one adds 1.")] = 0,
+    base: options.AdaptersBase = "",
+    revision: options.Revision = "",
+    negative: options.Negative = "",
+    steps: options.SampleSteps = None,
+    guidance: options.Guidance = None,
+    size: options.Size = None,
+    device: options.Device = "auto",
+    dtype: options.Dtype = "auto",
+    quantize: options.Quantize = "",
+    offload: options.Offload = False,
+    skip_text_encoders: options.SkipTextEncoders = False,
+    any_prompt: options.AnyPrompt = False,
+    overwrite: options.Overwrite = False,
+) -> None:
+    """Draw images with a base model and any number of adapters."""
+    usage_hints.check_prompt(prompt, adapters or [])
+    paths, strengths = files_with_strengths(adapters or [], generate)
+    settings: dict[str, Any] = dict(prompt=prompt, negative_prompt=negative, steps=steps, guidance=guidance, seed=seed)
+    settings |= dict(count=count, size=size, adapters=tuple(paths), strengths=tuple(strengths))
+    settings |= dict(device=device, dtype=dtype, quantize=quantize, offload=offload, revision=revision)
+    config = SampleConfig(**settings, base=base, output=output, overwrite=overwrite)
+    draw_images(config, skip_text_encoders, any_prompt)
+
+
+def draw_images(config: SampleConfig, skip_text_encoders: bool = False, any_prompt: bool = False) -> None:
+    """Draw `count` images: one file, or a sheet and each image beside it.
+
+    Args:   skip_text_encoders: layers of text encoders in the files are left out.
+            any_prompt: a prompt without a trigger word is warned of, not refused.
+    Raises: ValueError, OSError: a bad file, base or setting; a trigger word missing in the prompt; see
+            `image_files.write_where_free`.
+    """
+    from .. import plots, sampling
+    from . import image_files, open_for_sampling
+
+    seeds = [config.seed + k for k in range(config.count)]
+    plots.picture_format(config.output)
+    if config.count > 1:
+        plots.figure_format(config.output)
+    image_files.try_output(config, seeds)
+    config, base, adapters = open_for_sampling.open_base_and_adapters(config, skip_text_encoders, any_prompt)
+    weighted = list(zip(adapters, config.strengths, strict=True))
+    with progress_bar("drawing") as bar:
+        common = open_for_sampling.sampling_settings(config, any_prompt)
+        images = sampling.generate(base, config.prompt, weighted, **common, count=config.count, on_picture=bar.step)
+    made_with = json.dumps(as_dict(config))
+
+    def write(output: Path) -> None:
+        if len(images) == 1:
+            plots.save_picture(images[0], output, made_with, config.overwrite)
+            return
+        for image, path in zip(images, image_files.single_images(output, seeds), strict=True):
+            plots.save_picture(image, path, made_with, config.overwrite)
+        panels = [plots.Panel("", [x], [f"seed {s}"]) for x, s in zip(images, seeds, strict=True)]
+        footer = image_files.footer(config)
+        plots.save(plots.sheet(panels, min(4, len(panels)), config.prompt, footer), output, config.overwrite)
+
+    console.say(str(image_files.write_where_free(write, config, seeds)))

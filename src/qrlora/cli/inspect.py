@@ -1,0 +1,131 @@
+"""`qrlora inspect`: what is in an adapter file; with two files, how alike they are, as a table and a plot."""
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from . import adapter_files, console, options, tables
+
+if TYPE_CHECKING:
+    from ..adapter import Adapter
+
+EXAMPLE = "qrlora inspect dog.safetensors ink.safetensors"
+
+
+def inspect(
+    adapters: Annotated[list[str], typer.Argument(metavar="FILE", help="One file, or two to compare.")],
+    plot: Annotated[
+        Path | None, typer.Option(help="Where to draw.", show_default="two files: A-B-similarity.png")
+    ] = None,
+    layers: Annotated[bool, typer.Option("--layers", help="A line for each layer instead of each block.")] = False,
+    skip_text_encoders: options.SkipTextEncoders = False,
+    overwrite: options.Overwrite = False,
+) -> None:
+    """Show what is in an adapter file; with two files, also how alike they are."""
+    with adapter_files.no_garbage_collection():
+        adapter_files.use_one_thread()
+        drawn = inspect_files(adapters, plot, layers, overwrite, skip_text_encoders)
+    if drawn:
+        console.say(f"plot: {drawn}")
+
+
+def inspect_files(
+    paths: Sequence[str],
+    plot: Path | None,
+    every_layer: bool,
+    overwrite: bool = False,
+    skip_text_encoders: bool = False,
+) -> Path | None:
+    """Print what is in one or two files; with two, or if asked, draw energy and similarity.
+
+    Args:    overwrite: whether another plot at that place may be replaced; where no place is given it is numbered.
+    Returns: where the plot is, None without one.
+    Raises:  ValueError: another number of files, or what files.load and analysis.similarity refuse.
+    """
+    from . import adapter_tables
+
+    if not 1 <= len(paths) <= 2:
+        raise ValueError(f"inspect shows one file or compares two, got {len(paths)}")
+    place = plot_path(paths, plot)
+    adapters = [adapter_files.read_adapter(path, skip_text_encoders) for path in paths]
+    for path, adapter in zip(paths, adapters, strict=True):
+        facts = adapter_tables.file_facts(Path(path), adapter)
+        tables.print_table(("", ""), facts, title=str(path), numbers=False)
+        if adapter.header.parents:
+            parents = adapter_tables.parent_rows(adapter.header.parents)
+            tables.print_table(("merged from", "strength", "energy kept"), parents)
+    names = [Path(path).stem for path in paths]
+    if len(adapters) == 2:
+        return compare_two(names, adapters, place, every_layer, overwrite, given=plot is not None)
+    return describe_one(names[0], adapters[0], place, every_layer, overwrite)
+
+
+def compare_two(
+    names: list[str], adapters: "list[Adapter]", place: Path | None, every_layer: bool, overwrite: bool, given: bool
+) -> Path | None:
+    """The table and the plot of two adapters' similarity; no plot where they share no layer."""
+    from .. import analysis
+    from . import adapter_tables
+
+    names = names if names[0] != names[1] else [f"{name} {k}" for k, name in enumerate(names, 1)]
+    if not adapters[0].layers.keys() & adapters[1].layers.keys():
+        counts = " and ".join(str(len(adapter.layers)) for adapter in adapters)
+        plotless = ", and there is nothing to draw" if given else ""
+        console.say(f"no shared layer, nothing interferes ({counts} layers){plotless}")
+        return None
+    rows = analysis.similarity(*adapters)
+    adapter_tables.print_similarity(names, rows, every_layer)
+    if place is None:
+        return None
+    return save_plot(adapter_tables.similarity_plot(names, rows), place, overwrite, number=not given)
+
+
+def describe_one(name: str, adapter: "Adapter", place: Path | None, every_layer: bool, overwrite: bool) -> Path | None:
+    """The table of an adapter's energy by block or layer, and its plot where one is asked for."""
+    from .. import analysis
+    from . import adapter_tables
+
+    energies = analysis.energy(adapter)
+    shares = {"share of energy": lambda row: row.share}
+    adapter_tables.print_grouped({"norm of the update": lambda row: row.norm}, energies, every_layer, shares)
+    if place is None:
+        return None
+    from .. import plots
+
+    curves = {"norm of update": {name: [row.norm for row in energies]}}
+    return save_plot(plots.layer_lines([row.layer for row in energies], curves, title=name), place, overwrite)
+
+
+def plot_path(paths: Sequence[str], plot: Path | None) -> Path | None:
+    """Where to draw; of two files also if nobody says so, provided that there is something to draw with.
+
+    Raises: ValueError, OSError: no kind of figure, or nothing can be written there; MissingExtra.
+    """
+    from .. import extras, output_files
+
+    if plot is None and len(paths) == 2:
+        if hint := extras.missing("plots", reason="a plot of the two"):
+            console.warn(hint)
+            return None
+        plot = Path(f"{Path(paths[0]).stem}-{Path(paths[1]).stem}-similarity.png")
+    if plot is not None:
+        from .. import plots
+
+        plots.figure_format(plot)
+        output_files.check(plot, overwrite=True)
+    return plot
+
+
+def save_plot(figure: Any, place: Path, overwrite: bool, number: bool = False) -> Path:
+    """Where a plot is; one that is there with these very lines is left alone. Raises as `output_files.atomic`."""
+    from .. import output_files, plots
+
+    try:
+        return plots.save(figure, place, overwrite)
+    except FileExistsError:
+        if not number:
+            raise
+    return plots.save(figure, output_files.numbered(place, os.path.lexists))

@@ -1,0 +1,50 @@
+"""Opens the base model and the adapters' files that `generate` and `grid` sample from, and warns where they clash."""
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+from .. import sampling
+from ..adapter import Adapter
+from ..config import SampleConfig
+from ..families import Base, adapter_compatibility, open_base
+from ..merging.roles import doubts
+from . import adapter_files, console
+
+
+def open_base_and_adapters(
+    config: SampleConfig, skip_text_encoders: bool, any_prompt: bool
+) -> tuple[SampleConfig, Base, list[Adapter]]:
+    """The config with nothing left open, its base and its adapters."""
+    adapters = [adapter_files.read_adapter(path, skip_text_encoders) for path in config.adapters]
+    acting = [(adapter, x) for adapter, x in zip(adapters, config.strengths, strict=True) if x]
+    missing = sampling.missing_triggers([config.prompt], acting) if any_prompt else []
+    for doubt in (*missing, *doubts([adapter.header for adapter, _ in acting])):
+        console.warn(doubt)
+    config = dataclasses.replace(config, base=config.base or base_of_adapters(adapters))
+    base = open_base(config.base, config.device, config.dtype, config.quantize, config.offload, config.revision)
+    for adapter in adapters:
+        adapter_compatibility.check(base, adapter)
+        if doubt := adapter_compatibility.unlike(base, adapter):
+            console.warn(doubt)
+    return config.filled(base.defaults), base, adapters
+
+
+def sampling_settings(config: SampleConfig, any_prompt: bool) -> dict[str, Any]:
+    """The settings that `sampling.generate` and `sampling.grid` share."""
+    names = ("negative_prompt", "seed", "steps", "guidance", "size")
+    return {"check_triggers": not any_prompt, **{name: getattr(config, name) for name in names}}
+
+
+def base_of_adapters(adapters: Sequence[Adapter]) -> str:
+    """The base that the adapters were made for; the built-in one without adapters.
+
+    Raises: ValueError: they name different bases, or none.
+    """
+    names = sorted({adapter.header.base for adapter in adapters})
+    if not adapters:
+        return SampleConfig.base
+    if len(names) > 1 or not names[0]:
+        found = ", ".join(name or "none" for name in names)
+        raise ValueError(f"the adapters' files name these base models: {found}; choose one with --base")
+    return names[0]

@@ -1,0 +1,79 @@
+"""The progress bar of a command on standard error: time since it began and time left."""
+
+import contextlib
+import math
+import time
+from collections.abc import Iterator
+from typing import Any
+
+from rich.markup import escape
+from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn
+from rich.text import Text
+
+from .console import err
+
+
+class Clock(ProgressColumn):
+    """Time since the bar appeared, and time left at the mean speed since the first report: loading a model and a
+    resumed run's past do not count. rich's own clock stops when a stage before the work reaches its end."""
+
+    def render(self, task: Task) -> Text:
+        now, done = time.monotonic(), task.completed - task.fields["origin"]
+        text = Text(_clock(now - task.fields["begun"]), style="cyan")
+        if task.total and done > 0:
+            text.append(f", {_clock((now - task.fields['since']) * (task.total - task.completed) / done)} left")
+        return text
+
+
+def _clock(seconds: float) -> str:
+    """ "1:02:03" or "2:03"."""
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes // 60}:{minutes % 60:02}:{rest:02}" if minutes >= 60 else f"{minutes}:{rest:02}"
+
+
+class Bar:
+    """One line of progress: first what is being prepared, then how far the work is."""
+
+    def __init__(self, bars: Progress, what: str) -> None:
+        self._bars, self._what, self._shown = bars, what, time.monotonic()
+        clock: dict[str, Any] = {"begun": self._shown, "origin": math.inf, "since": 0.0}
+        self._name = bars.add_task(escape(what), total=None, note="", count="", **clock)
+        self._task = bars.tasks[0]
+
+    def name(self, what: str) -> None:
+        """Another piece of work begins; its time left is counted anew."""
+        if what != self._what:
+            self._what = what
+            self._task.fields["origin"] = math.inf
+
+    def stage(self, what: str, share: float = 0.0) -> None:
+        """What is being prepared, and which share of it (0..1) is done."""
+        self._show(escape(f"{self._what}: {what}"), share, 1.0 if share else None, f"{share:.0%}" if share else "", "")
+
+    def step(self, done: int, total: int, note: str = "") -> None:
+        """How many of how many, and a few words such as the loss."""
+        if self._task.fields["origin"] > done:
+            self._task.fields.update(origin=done, since=time.monotonic())
+        self._show(escape(self._what), done, total, f"{done}/{total}", note)
+        if not err.is_terminal and (time.monotonic() - self._shown > 30 or done == total):
+            self._shown = time.monotonic()
+            err.print(escape(f"{self._what} {done}/{total} {note}".rstrip()))
+
+    def _show(self, what: str, done: float, total: float | None, count: str, note: str) -> None:
+        self._task.fields.update(count=count, note=note)
+        self._task.total = total  # update() takes None for "as it was"
+        self._bars.update(self._name, description=what, completed=done)
+
+
+@contextlib.contextmanager
+def progress_bar(what: str) -> Iterator[Bar]:
+    """A bar on standard error for the length of a `with`; where that is no terminal, a line now and then."""
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(bar_width=32),
+        TextColumn("{task.fields[count]}", markup=False),
+        TextColumn("{task.fields[note]}", markup=False),
+        Clock(),
+    )
+    with Progress(*columns, console=err, disable=not err.is_terminal) as bars:
+        yield Bar(bars, what)

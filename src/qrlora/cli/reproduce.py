@@ -1,0 +1,68 @@
+"""`qrlora reproduce`: one table or figure of the paper made anew, beside the paper's own numbers."""
+
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from ..config import TrainConfig
+from . import console, options, tables
+from .progress_bar import progress_bar
+
+EXAMPLE = "qrlora reproduce table4 --pairs 4"
+
+
+def reproduce(
+    name: Annotated[str, typer.Argument(help="table1 to 4; figure2, 3, 5, 7 to 10, 14 to 20, 26; initialisation.")],
+    base: Annotated[
+        str, typer.Option(help="Base model.", show_default=f"{TrainConfig.base}, or that of the figure's backbone")
+    ] = "",
+    pairs: Annotated[int, typer.Option(help="Pairs of pictures, where the result is over pairs.")] = 27,
+    seed: options.Seed = 0,
+    rank: options.Rank = None,
+    steps: options.TrainSteps = None,
+    encoders: Annotated[
+        str, typer.Option(help="For table1: dino-vits16, clip-vit-base-patch32, csd-vit-l ...", show_default="none")
+    ] = "",
+    ratings: Annotated[str, typer.Option(help="For table1: levels.csv of qrlora survey report.")] = "",
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder; adapters in it are kept.")] = Path(
+        "out/reproduce"
+    ),
+    workers: options.Workers = 1,
+    ray: options.Ray = "",
+    device: options.Device = "auto",
+    overwrite: options.Overwrite = False,
+) -> None:
+    """Make one table or figure of the paper anew, beside the paper's own numbers where it has any.
+
+    Writes a CSV file, a Markdown page and, where the paper has a picture, a picture.
+    The pictures are those of the built-in world and the default base is tiny: read the page's notes before comparing.
+    """
+    from .. import plots
+    from ..reproduction import paper_results
+    from .result_figures import figure_of
+
+    with progress_bar(name) as bar:
+        bar.stage("opening the base model")
+
+        def on_job(done: int, total: int, title: str, failure: str) -> None:
+            bar.step(done, total, title)
+            if failure:
+                console.warn(f"{title}: {failure}")
+
+        settings: dict[str, Any] = {"rank": rank, "steps": steps, "workers": workers, "ray": ray, "device": device}
+        settings |= {"encoders": options.split_names(encoders), "ratings": ratings}
+        request = paper_results.ReproductionRequest(
+            base=base, pairs=pairs, seed=seed, folder=output, on_job=on_job, **settings
+        )
+        found = paper_results.reproduce(name, request, overwrite)
+    written = paper_results.write(name, found, request, console.command(*sys.argv[1:]))
+    if (figure := figure_of(found)) is not None:
+        written.append(plots.save(figure, output / f"{name}.png"))
+    columns = list(found.rows[0])
+    tables.print_table(
+        columns, [[paper_results.shown(row[name]) for name in columns] for row in found.rows], found.title
+    )
+    for line in (*found.notes, *map(str, written)):
+        console.say(line)

@@ -1,0 +1,86 @@
+"""`qrlora train`: an adapter from one image, with a progress bar, previews and the command that samples with it."""
+
+import json
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from ..config import TrainConfig, as_dict, read_recipe
+from . import console, options, tables
+from .arguments import recipe_and_settings
+from .progress_bar import progress_bar
+
+if TYPE_CHECKING:
+    from ..training import Progress
+
+EXAMPLE = "qrlora train image=dog.png output=dog.safetensors"
+
+
+def train(
+    settings: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[RECIPE.toml] [NAME=VALUE]...", help="A recipe, settings, or both.", show_default=False
+        ),
+    ] = None,
+    show: Annotated[bool, typer.Option("--settings", help="List every setting with its meaning, and stop.")] = False,
+    overwrite: options.Overwrite = False,
+) -> None:
+    """Train an adapter on one image.
+
+    A subject:
+    [bold]qrlora train image=dog.png output=dog.safetensors[/bold]
+
+    A style; say what the image shows, so that only the style is left to train:
+    [bold]qrlora train role=style image=cat.png "prompt=a cat in <s> style" output=ink.safetensors[/bold]
+
+    Settings may stand in a recipe; those on the command line win. Each of them reads --steps 800 or steps=800:
+    [bold]qrlora train recipes/content_sdxl.toml image=dog.png steps=800[/bold]
+    """
+    if show:
+        tables.print_table(("setting", "default", "meaning"), tables.settings_rows(TrainConfig), numbers=False)
+        return
+    recipe, overrides = recipe_and_settings(settings or ())
+    run_training(read_recipe(recipe, overrides + ["overwrite=true"] * overwrite).checked())
+
+
+def run_training(config: TrainConfig) -> None:
+    """Train with a bar, and say how to sample with the adapter. Of several processes, the main one speaks.
+
+    Raises: as `training.train`.
+    """
+    from .. import output_files, training
+
+    if not training.is_rank_zero():
+        training.train(config, on_preview=lambda _step, _image: None)
+        return
+    output, updates = Path(config.output), []
+    with progress_bar(output.stem) as bar:
+
+        def on_step(progress: "Progress") -> None:
+            updates.append(progress.step)
+            bar.step(progress.step, progress.steps, f"loss {progress.loss:.4f}")
+
+        def on_preview(step: int, image: Any) -> None:
+            with output_files.dispensable("the training goes on without this preview"):
+                save_preview(config, step, image)
+
+        adapter = training.train(config, on_step=on_step, on_preview=on_preview, on_stage=bar.stage)
+    done_before = "" if updates else ", done before: the file is left as it is (--overwrite learns it anew)"
+    size = tables.file_size(output)
+    console.say(f"{output}: {len(adapter.layers)} layers, rank {adapter.rank}, {size}{done_before}")
+    if updates and training.world_size() > 1:
+        console.say(f"trained by {training.world_size()} processes")
+    console.say(f"draw with it: {console.command('generate', config.prompt, output)}")
+
+
+def save_preview(config: TrainConfig, step: int, image: Any) -> None:
+    """Beside the output; over the one that this very command drew before it was stopped, but over no other."""
+    from .. import output_files, plots
+
+    output, made_with = Path(config.output), json.dumps(as_dict(config))
+    path = output.with_name(f"{output.stem}-{step:05}.png")
+    replaces = config.overwrite or plots.made_with(path) == made_with
+    plots.save_picture(image, path if replaces else output_files.numbered(path, os.path.lexists), made_with)
