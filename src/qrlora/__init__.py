@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 if sys.version_info < (3, 11):  # noqa: UP036 - pip keeps to requires-python, a checkout on the path does not
     raise ImportError(f"qrlora needs Python 3.11 or newer, this is {sys.version.split()[0]} in {sys.prefix}")
 
-from .extras import Door
+from .extras import MissingExtraFinder
 
 if TYPE_CHECKING:
     from .adapter import Adapter as Adapter
@@ -60,8 +60,8 @@ _MODULE_OF = {name: module for module, names in _EXPORTS.items() for name in nam
 __version__ = "0.2.0"
 __all__ = sorted(_MODULE_OF)  # pyright: ignore[reportUnsupportedDunderAll]
 
-if not any(isinstance(finder, Door) for finder in sys.meta_path):
-    sys.meta_path.insert(0, Door())
+if not any(isinstance(finder, MissingExtraFinder) for finder in sys.meta_path):
+    sys.meta_path.insert(0, MissingExtraFinder())
 
 
 def __getattr__(name: str) -> Any:

@@ -116,7 +116,7 @@ def _numbers(version: str) -> tuple[int, ...]:
     return tuple(numbers)
 
 
-class Door(importlib.abc.MetaPathFinder):
+class MissingExtraFinder(importlib.abc.MetaPathFinder):
     """Asked by Python before a module of `NEEDS` is looked for; finds nothing itself."""
 
     def find_spec(self, fullname: str, path: Sequence[str] | None, target: object = None) -> ModuleSpec | None:
