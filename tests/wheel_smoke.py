@@ -98,7 +98,7 @@ def main(extra: str) -> None:
         return
     cli()
     if extra == "cli":
-        Path("a.png").touch()  # a file that is not there is what would be said first
+        Path("a.png").touch()
         missing("diffusers", "train", "image=a.png", "output=new.safetensors")
         missing("diffusers", "generate", "a <c>", "a.safetensors")
         return

@@ -15,6 +15,7 @@ NEEDS = {
     "cli.learning": "diffusers",
     "cli.showing": "diffusers",
     "plots": "plots",
+    "image_loading": "plots",
     "training_example": "plots",
     "families": "diffusers",
     "training": "diffusers",
