@@ -1,9 +1,9 @@
-"""musubi-tuner's own zimage_train_network.py at pico size on CPU, `networks.lora_zimage` against
-`qrlora.networks.lora_zimage`, one row a way.
+"""musubi-tuner's own zimage_train_network.py and krea2_train_network.py at pico size on CPU, `networks.lora_...`
+against `qrlora.networks.lora_...`, one row a way.
 
     PYTHONPATH=src PYTHON_OF_MUSUBI bench/inside/musubi.py FOLDER_OF_MUSUBI_TUNER [ways]
 
-The model is narrow by the constants that it is made from; what loads, quantises, swaps, trains and saves is theirs.
+The models are narrow by their own constants; what loads, quantises, swaps, trains and saves is theirs.
 """
 
 import importlib
@@ -25,10 +25,21 @@ torch.set_num_threads(1)
 
 from musubi_tuner.dataset import cache_io  # noqa: E402
 from musubi_tuner.dataset.image_video_dataset import ItemInfo  # noqa: E402
+from musubi_tuner.krea2 import krea2_utils  # noqa: E402
+from musubi_tuner.krea2.krea2_mmdit import SingleMMDiTConfig, SingleStreamDiT  # noqa: E402
 from musubi_tuner.zimage import zimage_config, zimage_model  # noqa: E402
 
 WIDTH, WORDS, RANK = 128, 32, "4"
+TAKEN = 3
+"""Hidden states of the text encoder that Krea 2 takes."""
+KREA2 = SingleMMDiTConfig(
+    features=64, tdim=32, txtdim=WORDS, heads=2, kvheads=1, multiplier=2, layers=3, patch=2, channels=16, txtheads=2,
+    txtkvheads=2, txtlayers=TAKEN,
+)  # fmt: skip
 HELD: dict[str, Any] = {}
+
+
+LOADERS = {"zimage": (zimage_model, "load_zimage_model"), "krea2": (krea2_utils, "load_krea2_dit")}
 
 
 def narrow() -> None:
@@ -38,11 +49,10 @@ def narrow() -> None:
     zimage_config.DEFAULT_TRANSFORMER_CAP_FEAT_DIM = WORDS
 
 
-def checkpoint(path: Path) -> None:
+def checkpoint(model: torch.nn.Module, path: Path) -> None:
     """A file of random weights, as --dit names it."""
     from safetensors.torch import save_file
 
-    model = zimage_model.create_model("torch", False, torch.float32)
     torch.manual_seed(0)
     shapes = {name: x.shape for name, x in model.state_dict().items()}
     save_file(
@@ -65,6 +75,10 @@ def dataset(folder: Path) -> None:
         item.text_encoder_output_cache_path = str(folder / "caches" / f"{k}_zi_te.safetensors")
         cache_io.save_latent_cache_z_image(item, torch.randn(16, 16, 16))
         cache_io.save_text_encoder_output_cache_z_image(item, torch.randn(5, WORDS))
+        item.latent_cache_path = str(folder / "caches" / f"{k}_0128x0128_kr2.safetensors")
+        item.text_encoder_output_cache_path = str(folder / "caches" / f"{k}_kr2_te.safetensors")
+        cache_io.save_latent_cache_krea2(item, torch.randn(16, 1, 16, 16))
+        cache_io.save_text_encoder_output_cache_krea2(item, torch.randn(5, TAKEN, WORDS))
     (folder / "data.toml").write_text(
         f"""[general]
 resolution = [128, 128]
@@ -77,13 +91,14 @@ cache_directory = "{folder / "caches"}"
     )
 
 
-def remember() -> None:
+def remember(kind: str) -> None:
     """Hold the model that theirs loads, and its numbers. Swapping blocks asks for CUDA's device, here there is none."""
     torch.cuda.set_device, torch.cuda.current_device = lambda device: None, lambda: 0
-    plain = zimage_model.load_zimage_model
+    module, name = LOADERS[kind]
+    plain = getattr(module, name)
 
     def load(*arguments: Any, **settings: Any) -> Any:
-        HELD["model"] = plain(*arguments, **settings)
+        HELD["model"] = plain(*arguments, **settings, **({"config": KREA2} if kind == "krea2" else {}))
         return HELD["model"]
 
     def look() -> None:
@@ -91,9 +106,9 @@ def remember() -> None:
         named = {f"lora_unet_{name.replace('.', '_')}": x for name, x in HELD["model"].named_modules()}
         HELD["weights"] = {name: plainly(x) for name, x in named.items() if getattr(x, "weight", None) is not None}
 
-    zimage_model.load_zimage_model = load
+    setattr(module, name, load)
     sys.path.append(str(SOURCE))  # as theirs does
-    before_networks(importlib.import_module("networks.lora_zimage"), look)
+    before_networks(importlib.import_module(f"networks.lora_{kind}"), look)
 
 
 def plainly(module: Any) -> Tensor:
@@ -122,8 +137,9 @@ def judge(file: Path) -> tuple[float, bool]:
 
 def run(module: str, arguments: list[str], place: Path, out: Path) -> dict[str, Any]:
     """One run of their script, with what is the same for all."""
+    kind = module.rpartition("_")[2]
     common = {
-        "dit": place / "dit.safetensors", "dataset_config": place / "data.toml", "network_module": module,
+        "dit": place / f"{kind}.safetensors", "dataset_config": place / "data.toml", "network_module": module,
         "network_dim": RANK, "network_alpha": RANK, "learning_rate": "1e-3", "seed": "1", "max_train_steps": "4",
         "output_dir": out.parent, "output_name": out.name, "optimizer_type": "AdamW", "timestep_sampling": "sigmoid",
         "max_data_loader_n_workers": "0",
@@ -134,11 +150,13 @@ def run(module: str, arguments: list[str], place: Path, out: Path) -> dict[str, 
     def after() -> Any:
         return judge(file)
 
-    return script(SOURCE / "zimage_train_network.py", [*line, *arguments], remember, after)
+    return script(SOURCE / f"{kind}_train_network.py", [*line, *arguments], lambda: remember(kind), after)
 
 
 BF16 = "--mixed_precision bf16"
 FP8 = f"{BF16} --fp8_base --fp8_scaled"
+NO_PROJECTOR = r"--network_args exclude_patterns=['.*txtfusion\.projector']"
+"""Krea 2 mixes the text encoder's states in a layer of one output, which has one direction."""
 WAYS = {
     "z-image, float32": "--mixed_precision no",
     "z-image, bf16": BF16,
@@ -150,6 +168,8 @@ WAYS = {
     "z-image, LoRA+": f"{BF16} --network_args loraplus_lr_ratio=4",
     "z-image, network_weights": f"{BF16} --network_weights FIRST",
     "z-image, base_weights": f"{BF16} --base_weights FIRST",
+    "krea 2": f"{BF16} {NO_PROJECTOR}",
+    "krea 2, scaled fp8": f"{FP8} {NO_PROJECTOR}",
 }
 
 
@@ -168,7 +188,9 @@ def main(wanted: list[str]) -> None:
     with tempfile.TemporaryDirectory() as folder:
         place = Path(folder)
         os.environ["QRLORA_CACHE"] = str(place / "cache")
-        narrow(), checkpoint(place / "dit.safetensors"), dataset(place)
+        narrow(), dataset(place)
+        checkpoint(zimage_model.create_model("torch", False, torch.float32), place / "zimage.safetensors")
+        checkpoint(SingleStreamDiT(KREA2).bfloat16(), place / "krea2.safetensors")
         first = place / "out" / "first"
         if not wanted or any("weights" in way for way in wanted):
             apart(run, f"qrlora.{module}", BF16.split(), place, first)
@@ -180,7 +202,8 @@ def main(wanted: list[str]) -> None:
         def one(way: str, ours: bool) -> dict[str, Any]:
             line = WAYS[way].replace("FIRST", f"{first}.safetensors").split()
             out = place / "out" / ("ours" if ours else "theirs")
-            return apart(run, f"{'qrlora.' if ours else ''}{module}", line, place, out)
+            named = "networks.lora_krea2" if way.startswith("krea 2") else module
+            return apart(run, f"{'qrlora.' if ours else ''}{named}", line, place, out)
 
         ways(WAYS, wanted, one)
 

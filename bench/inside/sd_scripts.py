@@ -6,9 +6,11 @@
 What loads a checkpoint is replaced by what makes a pico model with random weights; all else is theirs.
 """
 
+import hashlib
 import importlib
 import json
 import os
+import subprocess
 import sys
 import tempfile
 from pathlib import Path
@@ -17,7 +19,7 @@ from typing import Any
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 import torch
 from torch import Tensor, nn
-from watch import apart, before_networks, numbers, script, span_error, ways
+from watch import PATIENCE, apart, before_networks, numbers, script, span_error, ways
 
 FOLDER = Path(sys.argv[1]).resolve()
 sys.path.insert(0, str(FOLDER))
@@ -190,13 +192,14 @@ def run(kind: str, module: str, arguments: list[str], place: Path, out: Path) ->
     before_networks(importlib.import_module(module.removeprefix("qrlora.")), remember)
     split = any("split_qkv" in word for word in arguments)
 
-    def after() -> Any:
-        return judge(file, split)
+    def after() -> Any:  # the first of several processes writes the file
+        return judge(file, split) if os.environ.get("RANK", "0") == "0" else None
 
     return script(FOLDER / name, [*line, *arguments], patch, after)
 
 
 UNET = "--network_train_unet_only"
+TWO = "sdxl, two processes"
 BLOCKS = ",".join("2" * 11 + "4" * 12)
 WAYS: dict[str, tuple[str, str]] = {
     "sdxl, both text encoders": ("sdxl", ""),
@@ -214,6 +217,7 @@ WAYS: dict[str, tuple[str, str]] = {
     "sdxl, network_weights": ("sdxl", f"{UNET} --network_weights FIRST"),
     "sdxl, dim_from_weights": ("sdxl", f"{UNET} --network_weights FIRST --dim_from_weights"),
     "sdxl, base_weights": ("sdxl", f"{UNET} --base_weights FIRST"),
+    TWO: ("sdxl", UNET),
     "flux": ("flux", ""),
     "flux, bf16": ("flux", "--mixed_precision bf16"),
     "flux, fp8 base": ("flux", "--mixed_precision bf16 --fp8_base"),
@@ -236,14 +240,70 @@ def main(wanted: list[str]) -> None:
             apart(run, "sdxl", "qrlora.networks.lora", [UNET], place, first)
         if not wanted or "refused" in wanted:
             refused(place)
+        if not wanted or "resume" in wanted:
+            for name in ("qrlora.networks.lora", "networks.lora"):
+                whole, broken = resumed(name, place)
+                same = "bit for bit" if whole == broken else (whole, broken)
+                print(f"sdxl, {name}, resume: losses of the unbroken run {same}", flush=True)
 
         def one(way: str, ours: bool) -> dict[str, Any]:
             kind, words = WAYS[way]
             line = words.replace("FIRST", f"{first}.safetensors").split()
             out = place / "out" / ("ours" if ours else "theirs")
-            return apart(run, kind, f"{'qrlora.' if ours else ''}{module[kind]}", line, place, out)
+            named = f"{'qrlora.' if ours else ''}{module[kind]}"
+            return two_processes(named, line, place, out) if way == TWO else apart(run, kind, named, line, place, out)
 
         ways(WAYS, wanted, one)
+
+
+def resumed(module: str, place: Path) -> tuple[list[float], list[float]]:
+    """Losses of an unbroken run, and of one that was stopped after two of six steps, an epoch, and resumed."""
+    out = place / "resumed" / module
+    whole = apart(run, "sdxl", module, [UNET], place, out / "whole")["losses"]
+    half = [UNET, "--max_train_steps", "2", "--save_state_on_train_end"]
+    first = apart(run, "sdxl", module, half, place, out / "half")["losses"]
+    state = [UNET, "--resume", str(out / "half-state"), "--skip_until_initial_step"]
+    return whole, first + apart(run, "sdxl", module, state, place, out / "rest")["losses"]
+
+
+def two_processes(module: str, arguments: list[str], place: Path, out: Path) -> dict[str, Any]:
+    """A run in two processes on the CPU, each with this script's `process`, started by torchrun as `accelerate launch`
+    does on GPUs; on CPUs it would ask for MPI.
+
+    Returns: what the first one tells. Raises RuntimeError: one failed, or their networks differ at the end.
+    """
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", "29517"]
+    words = [__file__, str(FOLDER), "process", module, str(place), str(out), *arguments]
+    cpu = os.environ | {"ACCELERATE_USE_CPU": "true"}
+    done = subprocess.run([*torchrun, *words], env=cpu, capture_output=True, text=True, timeout=PATIENCE)
+    if done.returncode:
+        raise RuntimeError(done.stderr)
+    told = [json.loads(out.with_suffix(f".{rank}.json").read_text()) for rank in range(2)]
+    if told[0]["network"] != told[1]["network"] or told[0]["losses"] == told[1]["losses"]:
+        raise RuntimeError(f"the processes' networks are not the same, or their pictures are: {told}")
+    return told[0]
+
+
+def process(module: str, place: str, out: str, *arguments: str) -> None:
+    """One of several processes: its run, told in a file beside the adapter."""
+    from accelerate import Accelerator
+
+    plain = Accelerator.prepare_model
+
+    def prepared(self: Any, model: nn.Module, **settings: Any) -> nn.Module:
+        """Theirs, which puts DDP around a frozen UNet on CPUs, where DDP refuses it, and does not on GPUs."""
+        frozen = not any(x.requires_grad for x in model.parameters())
+        result = plain(self, model, **settings | ({"evaluation_mode": True} if frozen else {}))
+        HELD.update({"network": result} if hasattr(model, "unet_loras") else {})
+        return result
+
+    Accelerator.prepare_model = prepared
+    told = run("sdxl", module, list(arguments), Path(place), Path(out))
+    digest = hashlib.sha256()
+    for x in HELD["network"].state_dict().values():
+        digest.update(x.detach().numpy().tobytes())
+    path = Path(out).with_suffix(f".{os.environ['RANK']}.json")
+    path.write_text(json.dumps(told | {"network": digest.hexdigest()}))
 
 
 def refused(place: Path) -> None:
@@ -263,4 +323,4 @@ def refused(place: Path) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[2:])
+    process(*sys.argv[3:]) if sys.argv[2:3] == ["process"] else main(sys.argv[2:])
