@@ -217,7 +217,7 @@ def vae(model) -> dict[str, torch.Tensor]:
 
 
 def unet(state: dict[str, torch.Tensor], config) -> dict[str, torch.Tensor]:
-    """SDXL's UNet in its original names."""
+    """SDXL's or SD 1.5's UNet in its original names."""
     layers, levels = config.layers_per_block, len(config.block_out_channels)
     return {f"model.diffusion_model.{unet_name(name, layers, levels)}": x for name, x in state.items()}
 
@@ -229,6 +229,14 @@ def sdxl(pipe) -> dict[str, torch.Tensor]:
         tensors[f"conditioner.embedders.0.transformer.text_model.{name.removeprefix('text_model.')}"] = x
     for name, x in open_clip(pipe.text_encoder_2.state_dict()).items():
         tensors[f"conditioner.embedders.1.model.{name}"] = x
+    return {**tensors, **vae(pipe.vae)}
+
+
+def sd15(pipe) -> dict[str, torch.Tensor]:
+    """Everything of an SD 1.5 pipeline but configs and tokenizers, as in `v1-5-pruned-emaonly.safetensors`."""
+    tensors = unet(pipe.unet.state_dict(), pipe.unet.config)
+    for name, x in pipe.text_encoder.state_dict().items():
+        tensors[f"cond_stage_model.transformer.text_model.{name.removeprefix('text_model.')}"] = x
     return {**tensors, **vae(pipe.vae)}
 
 

@@ -176,6 +176,56 @@ def sdxl(prediction_type: str = "epsilon", **scheduler):
     )
 
 
+def sd15(version: int = 1, prediction_type: str = "epsilon", **scheduler):
+    """A whole pico StableDiffusionPipeline, the same weights at every call: as 1.5's, or as version 2's.
+
+    Its VAE keeps the sides: of 8 x 8 latents the UNet's middle would see one place, in which attention does nothing.
+    """
+    from diffusers import PNDMScheduler, StableDiffusionPipeline
+
+    words, width = tokenizer(), {1: 12, 2: 16}[version]
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        parts = dict(
+            vae=vae(
+                scaling_factor=0.18215,
+                block_out_channels=(8,),
+                down_block_types=("DownEncoderBlock2D",),
+                up_block_types=("UpDecoderBlock2D",),
+            ),
+            text_encoder=text_encoder(width, len(words)),
+            unet=unet(
+                sample_size=SIZE,
+                block_out_channels=(8, 12, 16, 16),
+                down_block_types=("CrossAttnDownBlock2D",) * 3 + ("DownBlock2D",),
+                up_block_types=("UpBlock2D",) + ("CrossAttnUpBlock2D",) * 3,
+                layers_per_block=2,
+                transformer_layers_per_block=1,
+                attention_head_dim={1: 2, 2: (1, 2, 4, 4)}[version],
+                cross_attention_dim=width,
+                use_linear_projection=version == 2,
+                addition_embed_type=None,
+                projection_class_embeddings_input_dim=None,
+            ),
+        )
+    return StableDiffusionPipeline(
+        **parts,  # pyright: ignore[reportArgumentType]
+        tokenizer=words,
+        scheduler=PNDMScheduler(
+            beta_start=0.00085,
+            beta_end=0.012,
+            beta_schedule="scaled_linear",
+            prediction_type=prediction_type,
+            skip_prk_steps=True,
+            steps_offset=1,
+            **scheduler,
+        ),
+        safety_checker=None,  # pyright: ignore[reportArgumentType]
+        feature_extractor=None,  # pyright: ignore[reportArgumentType]
+        requires_safety_checker=False,
+    )
+
+
 def sd3(with_t5: bool = True):
     """A whole pico StableDiffusion3Pipeline, the same weights at every call."""
     from diffusers import FlowMatchEulerDiscreteScheduler, SD3Transformer2DModel, StableDiffusion3Pipeline
@@ -259,5 +309,5 @@ def folder(family: str = "sdxl", **changes) -> Path:
     return path
 
 
-BASES = {"sdxl": sdxl, "sd3": sd3, "flux": flux}
+BASES = {"sdxl": sdxl, "sd3": sd3, "flux": flux, "sd15": sd15}
 """One pico pipeline per family: a new family is tested by a line here."""

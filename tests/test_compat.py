@@ -96,8 +96,8 @@ def many_ranks(layer):
     return 2 if layer.endswith(("to_q", "ff.net.2")) else 4
 
 
-def sdxl_files(pipe):
-    one, many = random_adapter(pipe, "sdxl"), random_adapter(pipe, "sdxl", rank=many_ranks)
+def unet_files(pipe, family="sdxl"):
+    one, many = random_adapter(pipe, family), random_adapter(pipe, family, rank=many_ranks)
     half = {**kohya(one), **dotted(one.select(["to_k"]), "unet.")}
     mixed = kohya(one.select(["attn1.to_q"])) | sgm(kohya(one.select(["attn1.to_k"])))
     return {
@@ -188,10 +188,11 @@ def assert_diffusers_does_as_judged(pipe, path):
 @pytest.mark.parametrize("family", pico.BASES)
 def test_diffusers_does_with_every_file_what_the_rules_say(pipes, tmp_path, family):
     pipe = pipes[family]
-    files = {"sdxl": sdxl_files, "sd3": sd3_files, "flux": flux_files}[family](pipe)
+    made = {"sdxl": unet_files, "sd3": sd3_files, "flux": flux_files, "sd15": lambda pipe: unet_files(pipe, "sd15")}
+    files = made[family](pipe)
     for name, contents in files.items():
         tensors, metadata = contents if isinstance(contents, tuple) else (contents, {})
-        version = {"sdxl": "sdxl_", "sd3": "medium", "flux": "flux1"}[family]
+        version = {"sdxl": "sdxl_", "sd3": "medium", "flux": "flux1", "sd15": "sd_v1"}[family]
         write(tmp_path / f"{name}.safetensors", tensors, {**metadata, "ss_base_model_version": version})
     for path in sorted(tmp_path.glob("*.safetensors")):
         print(path.stem)  # shown where the assertion fails
@@ -203,6 +204,7 @@ def test_diffusers_does_with_our_kohya_files_what_the_rules_say(pipes, tmp_path,
     flux = random_adapter(pipes["flux"], "flux")
     adapters = {
         "sdxl": random_adapter(pipes["sdxl"], "sdxl"),
+        "sd15": random_adapter(pipes["sd15"], "sd15"),
         "sd3": random_adapter(pipes["sd3"], "sd3"),
         "flux": flux.select(lambda layer: layer.startswith("transformer_blocks")),
     }
@@ -231,9 +233,7 @@ def count(verdicts, state):
 def test_the_default_names_are_loaded_whole_by_all_tools_that_have_names_for_it(pipes, tmp_path, family):
     adapter = random_adapter(pipes[family], family)
     save(adapter, tmp_path / "x.safetensors")
-    for tool in {"sdxl": TOOLS, "sd3": ("comfyui", "diffusers", "forge"), "flux": ("comfyui", "diffusers", "forge")}[
-        family
-    ]:
+    for tool in TOOLS if family in ("sdxl", "sd15") else ("comfyui", "diffusers", "forge"):
         assert states(tmp_path / "x.safetensors", tool) == {"loaded": 2 * len(adapter.layers)}, tool
 
 
@@ -251,9 +251,10 @@ def test_kohyas_names_are_loaded_whole_by_kohya_and_comfyui(pipes, tmp_path, fam
     assert "demands alpha keys" in check(tmp_path / "x.safetensors", "kohya")[0].reason
 
 
-def test_comfyui_ignores_the_attention_of_an_sdxl_lora_in_diffusers_names(pipes, tmp_path):
+@pytest.mark.parametrize("family", ["sdxl", "sd15"])
+def test_comfyui_ignores_the_attention_of_a_unets_lora_in_diffusers_names(pipes, tmp_path, family):
     """Comfy-Org/ComfyUI issue 9753; the feed-forward layers do load."""
-    adapter = random_adapter(pipes["sdxl"], "sdxl")
+    adapter = random_adapter(pipes[family], family)
     save(adapter, tmp_path / "x.safetensors", keys="diffusers")
     ff = sum(".ff." in layer for layer in adapter.layers)
     for tool, rest in (("comfyui", ff), ("forge", 0), ("a1111", 0), ("kohya", 0)):

@@ -131,10 +131,13 @@ def test_real_flux_has_342_layers_of_table_3(real_flux):
 def test_the_papers_settings_are_the_familys_defaults(family):
     own = FAMILIES[family].defaults
     assert (own.rank, own.learning_rate, own.steps, own.batch_size) == (64, 1e-4, 500, 1)
-    expected = {"sdxl": ("self", 50, 5.0), "sd3": ("attention", 28, 7.0), "flux": ("attention-ff", 28, 3.5)}
-    assert (own.targets, own.sample_steps, own.guidance) == expected[family]
-    timestep_sampling = {"sdxl": "uniform", "sd3": "logit-normal", "flux": "uniform"}
-    assert own.timestep_sampling == timestep_sampling[family]
+    expected = {
+        "sdxl": ("self", 50, 5.0, 1024, "uniform"),
+        "sd3": ("attention", 28, 7.0, 1024, "logit-normal"),
+        "flux": ("attention-ff", 28, 3.5, 1024, "uniform"),
+        "sd15": ("attention", 50, 7.5, 512, "uniform"),
+    }
+    assert (own.targets, own.sample_steps, own.guidance, own.resolution, own.timestep_sampling) == expected[family]
 
 
 def test_real_sdxl_has_280_self_attention_and_560_attention_layers(real_sdxl):
@@ -411,7 +414,7 @@ def assert_same_base(single, base):
         torch.testing.assert_close(told[key], expected[key])
 
 
-@pytest.mark.parametrize("family", ["sdxl", "sd3"])
+@pytest.mark.parametrize("family", ["sdxl", "sd3", "sd15"])
 def test_a_single_file_checkpoint_is_the_same_base(family, tmp_path):
     """In the names of the original release; configs and tokenizers from the folder beside it."""
     path = write_single_file(family, tmp_path)

@@ -13,6 +13,7 @@ from foreign_files import energy, listed, small, tensors
 from qrlora.compat import TOOLS, File, judge, notes
 from qrlora.families.public_configs import PUBLIC
 from qrlora.files import load, save
+from qrlora.layouts import LAYOUTS
 from qrlora.merging import merge
 from qrlora.safetensors_files import read, write
 
@@ -65,6 +66,11 @@ READ = {  # (list, how it is made from it, metadata, model whose layers they mus
     ),
     "diffusers SDXL, unet. twice": ("diffusers-sdxl", {"rename": doubled}, {}, "sdxl", None),
     "diffusers SDXL, bare": ("diffusers-sdxl", {"rename": bare, "endings": PAIRS}, {}, "sdxl", None),
+    "diffusers SD 1.5": ("diffusers-sd15", {}, {}, "sd15", None),
+    "sd-scripts SD 1.5": ("kohya-sd15", {}, {"ss_base_model_version": "sd_v1"}, "sd15", 0.5),
+    "sd-scripts SD 1.5 without metadata": ("kohya-sd15", {}, {}, "sd15", 0.5),
+    "sd-scripts SD 1.5 with convolutions": ("kohya-sd15-locon", {}, {}, "sd15", 0.5),
+    "sd-scripts SD 2.1": ("kohya-sd21", {}, {"ss_base_model_version": "sd_v2_v"}, "sd21", 0.5),
     "diffusers SD3-medium": ("diffusers-sd3-medium", {"unit": 1}, {}, "sd3-medium", None),
     "diffusers SD3.5-large": ("diffusers-sd3-large", {"unit": 1}, {}, "sd3.5-large", None),
     "diffusers FLUX.1": ("diffusers-flux", {}, {}, "flux-dev", None),
@@ -89,8 +95,6 @@ KEPT = {
     "diffusers FLUX.2 klein": ("diffusers-flux2-klein", {}, {}),
     "diffusers Wan": ("diffusers-wan", {}, {}),
     "diffusers Krea 2": ("diffusers-krea2", {}, {}),
-    "diffusers SD 1.5": ("diffusers-sd15", {}, {}),
-    "sd-scripts SD 1.5": ("diffusers-sd15", {"rename": flat, "endings": KOHYA}, {"ss_base_model_version": "sd_v1"}),
     "ai-toolkit Z-Image": ("diffusers-z-image", {"rename": lambda x: f"diffusion_model.{bare(x)}"}, {}),
     "sd-scripts Chroma": ("kohya-flux", {}, {"ss_base_model_version": "chroma"}),
     "sd-scripts Chroma, by ModelSpec": ("kohya-flux", {}, {**FLUX, "modelspec.architecture": "chroma/lora"}),
@@ -127,6 +131,10 @@ def layers_of():
     return of
 
 
+def family_of(model):
+    return next(x.family for x in LAYOUTS.values() if model in x.variants)
+
+
 def written(tmp_path, made, metadata):
     write(tmp_path / "x.safetensors", made, metadata)
     return tmp_path / "x.safetensors"
@@ -142,7 +150,7 @@ def test_a_file_is_read_into_the_real_models_layers_at_its_strength(layers_of, t
         outputs, inputs, *kernel = real[layer]
         assert (o, i) == (small(outputs, unit), small(inputs, unit) * int(torch.tensor(kernel).prod())), layer
         assert adapter.header.kernels.get(layer, []) == kernel
-    assert adapter.header.family == model.partition("-")[0].partition(".")[0] and adapter.header.method == "lora"
+    assert adapter.header.family == family_of(model) and adapter.header.method == "lora"
     found = sum(pair.energy for pair in adapter.layers.values())
     assert found == pytest.approx(energy(made, None if scale is None else 2 * scale), rel=1e-4)
     if "original" not in case and name.startswith(("diffusers", "ai-toolkit", "onetrainer", "lycoris")):
@@ -261,7 +269,13 @@ def test_an_sdxl_file_without_metadata_is_written_in_the_names_that_comfyui_take
     assert {key.rpartition(".lora_")[0] for key in back} == listed("kohya-sdxl-locon")[1].keys()
 
 
-COMFYUI = {"sdxl": "sdxl", "sd3-medium": "sd3-medium", "sd3.5-medium": "sd3.5-medium", "flux-dev": "flux"}
+COMFYUI = {
+    "sd15": "sd15",
+    "sdxl": "sdxl",
+    "sd3-medium": "sd3-medium",
+    "sd3.5-medium": "sd3.5-medium",
+    "flux-dev": "flux",
+}
 """Public model -> the list of names that ComfyUI's own key map takes for it."""
 
 
@@ -275,7 +289,17 @@ def test_what_check_says_of_comfyui_is_what_its_key_map_takes(case):
 
 
 @pytest.mark.parametrize(
-    "name", ["kohya-sdxl", "kohya-sdxl-locon", "kohya-flux", "kohya-sd3-medium", "kohya-sd3.5-large"]
+    "name",
+    [
+        "kohya-sdxl",
+        "kohya-sdxl-locon",
+        "kohya-sd15",
+        "kohya-sd15-locon",
+        "kohya-sd21",
+        "kohya-flux",
+        "kohya-sd3-medium",
+        "kohya-sd3.5-large",
+    ],
 )
 def test_kohyas_own_files_are_loaded_whole_by_kohya(name):
     file = File(tensors(name), {})

@@ -105,8 +105,9 @@ def test_the_original_names_of_sdxl_are_translated(original, diffusers):
 @pytest.mark.parametrize(
     "name",
     [
-        "lora_unet_input_blocks_1_1_proj_in",  # Stable Diffusion 1.5's: SDXL has no transformer there
-        "lora_unet_output_blocks_9_0_emb_layers_1",  # the refiner's: SDXL has nine output blocks
+        "lora_unet_input_blocks_10_1_proj_in",  # no UNet has a transformer there
+        "lora_unet_output_blocks_12_0_emb_layers_1",  # Stable Diffusion 1.5 has twelve output blocks, SDXL nine
+        "lora_unet_input_blocks_1_1_transformer_blocks_1_attn1_to_q",  # one block in each of 1.5's transformers
         "lora_unet_layers_0_attention_qkv",
         "lora_unet_down_blocks_1_attentions_0",
         "lora_unet_double_blocks_#_img_attn_qkv",

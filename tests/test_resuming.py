@@ -29,7 +29,7 @@ from qrlora.training.run_identity import numeric_environment
 from test_training import launch, picture, settings, steps_until
 
 METHODS = ("qr", "lora", "ortha", "olora", "peft:loha")
-FAMILIES = ("sdxl", "sd3", "flux")
+FAMILIES = tuple(pico.BASES)
 
 
 class Killed(Exception):

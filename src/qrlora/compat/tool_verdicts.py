@@ -41,10 +41,9 @@ def notes(file: File, tool: str) -> list[str]:
         if any(key.spelling == "lora_unet_{diffusers}" for key in file.keys.values()):
             script = f"{file.layout.family}_merge_lora.py"
             return [f"its trainers and generators translate these names, {script} knows sgm names alone: --keys sgm"]
-    if tool in ("a1111", "forge") and file.layout and file.part == "unet":
-        wanted = f"{next(iter(file.layout.variants.values())).base_version.partition('_')[0]}_"
-        if not version.startswith(wanted):
-            return [f"its gallery takes the file for another model's: its ss_base_model_version is not {wanted}..."]
+    if tool in ("a1111", "forge") and file.layout and not version.startswith(file.layout.gallery):
+        wanted = f"its ss_base_model_version is not {file.layout.gallery}..."
+        return [f"its gallery takes the file for another model's: {wanted}"]
     return []
 
 

@@ -10,7 +10,7 @@ from .training_task import Stage
 
 How = Literal["whole", "blocks", "count"]
 """The whole model for real; one block of each kind for real, the rest extrapolated; nothing is run."""
-CARDS = (12, 16, 24, 48, 80)
+CARDS = (6, 8, 12, 16, 24, 48, 80)
 """Memory of graphics cards, GB."""
 RESERVED = 1.0e9
 """Bytes that a driver's context, the allocator's gaps and work space are taken to need: an assumption."""

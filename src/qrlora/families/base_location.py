@@ -11,7 +11,7 @@ from ..built_in_bases import built_in_bases, installation_hint
 from ..config import FamilyDefaults
 from . import hub_download, public_configs
 from .family_table import family_of_folder
-from .pipeline_folder import needed_parts, read_json
+from .pipeline_folder import needed_parts, read_json, without
 from .weight_files import file_variant
 
 
@@ -41,11 +41,12 @@ def _fetched(repository: str, revision: str | None, dtype: torch.dtype) -> Path:
     """The folder of a hub repository in the hub's cache. Its index alone is fetched first, to learn the family. Weights
     that are there already are not fetched again in another variant, unless those would be coarser than `dtype`."""
     folder = hub_download.index_of(repository, revision).parent
-    needed = needed_parts(folder, family_of_folder(folder))
+    family = family_of_folder(folder)
+    needed = needed_parts(folder, family)
     variant = file_variant(dtype, hub_download.names_in(folder), needed)
     if variant is None or (variant and dtype == torch.float32):
         variant = file_variant(dtype, hub_download.files_of(repository, revision, folder), needed)
-    return hub_download.fetch(repository, revision, variant or "")
+    return hub_download.fetch(repository, revision, variant or "", without(folder, family))
 
 
 def own_settings(place: Path, defaults: FamilyDefaults) -> tuple[FamilyDefaults, bool]:

@@ -9,9 +9,10 @@ from .family import Family
 from .flux import FLUX
 from .pipeline_folder import read_json
 from .sd3 import SD3
+from .sd15 import SD15
 from .sdxl import SDXL
 
-FAMILIES: dict[str, Family] = {family.name: family for family in (SDXL, SD3, FLUX)}
+FAMILIES: dict[str, Family] = {family.name: family for family in (SDXL, SD3, FLUX, SD15)}
 
 
 def family_of_folder(place: Path) -> Family:

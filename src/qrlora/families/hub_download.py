@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -44,12 +44,12 @@ def names_in(folder: Path) -> list[str]:
     return [path.relative_to(folder).as_posix() for path in folder.glob("*/*") if path.is_file()]
 
 
-def fetch(repository: str, revision: str | None, variant: str) -> Path:
+def fetch(repository: str, revision: str | None, variant: str, absent: Mapping[str, None]) -> Path:
     """The folder of a pipeline in the hub's cache, with all that it lacked fetched: weights as safetensors, of one
-    variant where a part has it."""
+    variant where a part has it, without the parts that are absent."""
     import diffusers
 
-    told = {"revision": revision, "variant": variant or None, "use_safetensors": True}
+    told = {"revision": revision, "variant": variant or None, "use_safetensors": True, **absent}
     return Path(diffusers.DiffusionPipeline.download(repository, **told))
 
 

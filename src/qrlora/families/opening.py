@@ -76,7 +76,7 @@ def _opened_folder(
     Raises: ValueError: a part is not there.
     """
     with configured(place):
-        check_parts(place)
+        check_parts(place, family)
         variant = file_variant(dtype, hub_download.names_in(place), needed_parts(place, family)) or ""
         absent, how = without(place, family), quantization.instructions(family.part, quantize, dtype)
         types = {"default": dtype, "vae": torch.float32}
@@ -137,7 +137,7 @@ def _from_beside(file: Checkpoint, beside: Path, family: Family, dtype: torch.dt
         return {}
     if family_of_folder(beside) is not family:
         raise ValueError(f"{file.path} is a {family.name} base, the folder beside it, {beside}, is of another family")
-    check_parts(beside)
+    check_parts(beside, family)
     told: dict[str, Any] = {"config": str(beside), **without(beside, family)}
     for part, beginning in {**family.text_parts, "vae": single_file.VAE_BEGINNINGS}.items():
         in_file = any(name.startswith(beginning) for name in file.places)

@@ -27,14 +27,15 @@ def read_json(path: Path) -> dict[str, Any]:
     return values
 
 
-def check_parts(place: Path) -> None:
-    """Every part that a pipeline's index names is there and whole; without a tokenizer's folder transformers would
-    make up an empty one, and a cut file is reported without its name.
+def check_parts(place: Path, family: Family) -> None:
+    """Every part that a pipeline's index names and a base needs is there and whole; without a tokenizer's folder
+    transformers would make up an empty one, and a cut file is reported without its name.
 
     Raises: OSError: a part is missing.  ValueError: a file is cut short; a part's class is not named.
     """
+    absent = without(place, family)
     for name, kind in read_json(place / "model_index.json").items():
-        if name.startswith("_") or not isinstance(kind, list) or kind == [None, None]:
+        if name.startswith("_") or not isinstance(kind, list) or name in absent:
             continue
         if len(kind) != 2 or not all(isinstance(x, str) for x in kind):
             raise ValueError(f"{place / 'model_index.json'}: {name:.80} must name library and class, got {kind!r:.80}")
@@ -45,7 +46,8 @@ def check_parts(place: Path) -> None:
 
 
 def without(place: Path, family: Family) -> dict[str, None]:
-    """{part: None} of the optional parts that a folder's index does not name: diffusers would call them missing.
+    """{part: None} of the optional parts that a folder's index does not name, which diffusers would call missing, and
+    of the parts that it names and a base here does without, such as a checker of finished images.
 
     Raises: ValueError: the index does not name a part that every base of the family needs, or a text encoder's
             tokenizer.
@@ -53,13 +55,14 @@ def without(place: Path, family: Family) -> dict[str, None]:
     index = read_json(place / "model_index.json")
     tokenizers = {part: part.replace("text_encoder", "tokenizer") for part in family.text_parts}
     needed = {*family.text_parts, *tokenizers.values(), family.part, "vae", "scheduler"}
-    named = {part for part in needed if isinstance(index.get(part), list) and index[part] not in ([], [None, None])}
+    listed = {part for part, kind in index.items() if not part.startswith("_") and isinstance(kind, list)}
+    named = {part for part in needed & listed if index[part] not in ([], [None, None])}
     for part in sorted(needed - named - {*family.optional_parts}):
         raise ValueError(f"{place} has no {part}, which every {family.name} base needs")
     for part, tokenizer in tokenizers.items():
         if part in named and tokenizer not in named:
             raise ValueError(f"{place} has {part} without {tokenizer}: name both, or none, in its model_index.json")
-    return dict.fromkeys(sorted(needed - named))
+    return dict.fromkeys(sorted((needed | listed) - named))
 
 
 def needed_parts(place: Path, family: Family) -> list[str]:

@@ -47,6 +47,17 @@ CLIP_G = {
     "projection_dim": 1280,
     "hidden_act": "gelu",
 }
+# text_encoder/config.json of SD 2.1: OpenCLIP's ViT-H without its last layer
+CLIP_H = {
+    "architectures": ["CLIPTextModel"],
+    "model_type": "clip_text_model",
+    "hidden_size": 1024,
+    "intermediate_size": 4096,
+    "num_hidden_layers": 23,
+    "num_attention_heads": 16,
+    "projection_dim": 512,
+    "hidden_act": "gelu",
+}
 # google/t5-v1_1-xxl, the encoder alone
 T5_XXL = {
     "architectures": ["T5EncoderModel"],
@@ -83,6 +94,8 @@ SDXL_UNET = {
     "up_block_types": ["CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"],
     "use_linear_projection": True,
 }
+SD21_UNET = {"attention_head_dim": [5, 10, 20, 20], "use_linear_projection": True}
+PNDM = {"_class_name": "PNDMScheduler", "skip_prk_steps": True}
 SDXL_SCHEDULER = {
     "_class_name": "EulerDiscreteScheduler",
     "beta_start": 0.00085,
@@ -91,6 +104,21 @@ SDXL_SCHEDULER = {
     "steps_offset": 1,
     "timestep_spacing": "leading",
 }
+
+
+def _sd15(name: str, encoder: dict[str, Any], scheduler: dict[str, Any], side: int, **unet: Any) -> Public:
+    """A base of the family SD 1.5; side: of its latents."""
+    part = {"_class_name": "UNet2DConditionModel", "cross_attention_dim": encoder["hidden_size"], "sample_size": side}
+    training = {k: SDXL_SCHEDULER[k] for k in ("beta_start", "beta_end", "beta_schedule", "steps_offset")}
+    vae = {**VAE, "sample_size": 8 * side}
+    return Public(
+        VARIANTS[name].hub,
+        "StableDiffusionPipeline",
+        {**part, **unet},
+        {**training, **scheduler},
+        {"text_encoder": encoder},
+        vae,
+    )
 
 
 def _sd3(name: str, layers: int, **changes: Any) -> Public:
@@ -134,6 +162,16 @@ PUBLIC: dict[str, Public] = {
     "sd3.5-large": _sd3("sd3.5-large", 38, qk_norm="rms_norm"),
     "flux-dev": _flux("flux-dev", True),
     "flux-schnell": _flux("flux-schnell", False),
+    "sd15": _sd15("sd15", CLIP_L, PNDM, 64),
+    "sd21": _sd15(
+        "sd21",
+        CLIP_H,
+        {"_class_name": "DDIMScheduler", "prediction_type": "v_prediction"},
+        96,
+        upcast_attention=True,
+        **SD21_UNET,
+    ),
+    "sd21-base": _sd15("sd21-base", CLIP_H, PNDM, 64, **SD21_UNET),
 }
 """Short name -> public base model."""
 

