@@ -35,7 +35,8 @@ def family_of_tensors(path: Path, tensors: Collection[str]) -> Family:
     """
     names = {name.removeprefix("model.diffusion_model.") for name in tensors}
     for family in FAMILIES.values():
-        if {family.respelt(name) for name in names}.issuperset(family.checkpoint_keys):
+        own = family.checkpoint_keys
+        if own and {family.respelt(name) for name in names}.issuperset(own):
             return family
     known = ", ".join(FAMILIES)
     raise ValueError(f"{path} is not a whole base model of a known family ({known}); an adapter is no base model")
