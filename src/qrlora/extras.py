@@ -28,7 +28,7 @@ NEEDS = {
     "comparison.contact_sheet": "plots",
     "comparison.run_job": "diffusers",
     "reproduction": "diffusers",
-    "trainers.freezing": "trainers",
+    "trainers.freeze_lora": "trainers",
     "trainers.peft": "peft",
     "web": "survey",
     "survey": "survey",
