@@ -206,7 +206,7 @@ import os
 os.chdir({str(tmp_path)!r})
 from qrlora.cli import main
 for words in (["merge", "a.safetensors", "b.safetensors", "-o", "m.safetensors", "--rule", "stack"],
-              ["convert", "m.safetensors", "d.safetensors", "--to", "diffusers"],
+              ["convert", "m.safetensors", "d.safetensors", "--keys", "diffusers"],
               ["check", "a.safetensors"], ["inspect", "a.safetensors"], ["inspect", "a.safetensors", "b.safetensors"],
               ["doctor"]):
     try:

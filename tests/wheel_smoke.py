@@ -63,8 +63,8 @@ def cli() -> None:
     """The commands that work on adapter files."""
     adapter_files()
     command("merge", "a.safetensors", "b.safetensors=0.5", "-o", "m.safetensors", "--rule", "stack")
-    command("convert", "m.safetensors", "d.safetensors", "--to", "diffusers")
-    command("convert", "d.safetensors", "k.safetensors", "--to", "kohya")
+    command("convert", "m.safetensors", "d.safetensors", "--keys", "diffusers")
+    command("convert", "d.safetensors", "k.safetensors", "--keys", "kohya")
     command("check", "m.safetensors")
     command("inspect", "m.safetensors")
     command("inspect", "a.safetensors", "b.safetensors")

@@ -11,9 +11,6 @@ from collections.abc import Iterator, Sequence
 from importlib.machinery import ModuleSpec
 
 NEEDS = {
-    "cli.drawing": "diffusers",
-    "cli.learning": "diffusers",
-    "cli.showing": "diffusers",
     "plots": "plots",
     "image_loading": "plots",
     "training_example": "plots",
@@ -23,7 +20,7 @@ NEEDS = {
     "contrastive_directions": "diffusers",
     "baselines": "diffusers",
     "world": "diffusers",
-    "rehearsal": "diffusers",
+    "estimate": "diffusers",
     "evaluation": "diffusers",
     "comparison.contact_sheet": "plots",
     "comparison.run_job": "diffusers",

@@ -55,6 +55,9 @@ def draw_images(config: SampleConfig, skip_text_encoders: bool = False, any_prom
     Raises: ValueError, OSError: a bad file, base or setting; a trigger word missing in the prompt; see
             `image_files.write_where_free`.
     """
+    from .. import extras
+
+    extras.require("diffusers", reason="qrlora generate")
     from .. import plots, sampling
     from . import image_files, open_for_sampling
 

@@ -57,6 +57,9 @@ def draw_grid(
     Args:   config: its adapters are the content's and the style's file.  others: as `generate.draw_images`.
     Raises: as `generate.draw_images`.
     """
+    from .. import extras
+
+    extras.require("diffusers", reason="qrlora grid")
     from .. import plots, sampling
     from ..merging.roles import swapped
     from . import image_files, open_for_sampling
