@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Self, TypeVar
 
+from ..layouts import current_preset
 from ..text_files import read_text
 from ..trigger_words import contains_word
 from .renamed_settings import accepts_old_names, new_setting_name, with_new_names
@@ -65,12 +66,15 @@ class FamilyDefaults:
             if not isinstance(table, Mapping):
                 raise ValueError(f"{name} must be a table of settings, got {table!r:.80}")
         train = dict(tables.get("train", {}))
-        special = {name: train.pop(name) for name in list(train) if isinstance(train[name], Mapping)}
+        special = {name: dict(train.pop(name)) for name in list(train) if isinstance(train[name], Mapping)}
         sample = {"sample_steps" if k == "steps" else k: v for k, v in dict(tables.get("sample", {})).items()}
         train = with_new_names(FamilyDefaults, train)
         special = {name: with_new_names(FamilyDefaults, values) for name, values in special.items()}
         for values in (train | sample, *special.values()):
             check_types(FamilyDefaults, values)
+        for values in (train, *special.values()):
+            if "targets" in values:
+                values["targets"] = current_preset(values["targets"])
         return dataclasses.replace(self, **train, **sample, special={**self.special, **special})
 
     def for_run(self, role: str, method: str) -> "FamilyDefaults":
@@ -159,6 +163,8 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         check_types(TrainConfig, as_dict(self))
+        if self.targets is not None:
+            object.__setattr__(self, "targets", current_preset(self.targets, stacklevel=4))
         for name in ("image", "output", "checkpoint_dir"):
             object.__setattr__(self, name, str(getattr(self, name)))
         if not self.trigger:

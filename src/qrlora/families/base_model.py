@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from ..adapter import linear_layers
 from ..basis import Weights
 from ..config import FamilyDefaults
+from ..layouts import current_preset
 from ..noising import Noising, noising_of
 from .family import Condition, Family, Framing
 from .pipeline_steps import decode_image, encode_image
@@ -88,6 +89,7 @@ class Base:
                  Endings match whole dotted parts: "to_q" does not match "add_to_q".
         Raises:  ValueError: an ending that matches no linear layer.
         """
+        targets = current_preset(targets)
         endings = self.family.targets.get(targets) or tuple(x.strip() for x in targets.split(",") if x.strip())
         presets = f"presets of targets: {', '.join(self.family.targets)}"
         if not endings:

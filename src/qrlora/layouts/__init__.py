@@ -2,8 +2,10 @@
 
 from .layout import Layout, Named, Reader, Variant
 from .layout_table import LAYOUTS, STYLES, TOOLS, VARIANTS, excluded, layouts_of, told
+from .target_presets import DEPRECATED_PRESETS, current_preset
 
 __all__ = [
+    "DEPRECATED_PRESETS",
     "LAYOUTS",
     "STYLES",
     "TOOLS",
@@ -12,6 +14,7 @@ __all__ = [
     "Named",
     "Reader",
     "Variant",
+    "current_preset",
     "excluded",
     "layouts_of",
     "told",

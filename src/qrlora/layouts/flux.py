@@ -3,9 +3,9 @@
 from .layout import Layout, Reader, Variant, within
 
 QKV, ADDED = "attn.to_q attn.to_k attn.to_v", "attn.add_q_proj attn.add_k_proj attn.add_v_proj"
-ON_PICTURE = ("attn.to_q", "attn.to_k", "attn.to_v", "attn.to_out.0")
-ON_WORDS = ("attn.add_q_proj", "attn.add_k_proj", "attn.add_v_proj", "attn.to_add_out")
-PICTURE_FF, WORDS_FF = ("ff.net.0.proj", "ff.net.2"), ("ff_context.net.0.proj", "ff_context.net.2")
+IMAGE_ATTENTION = ("attn.to_q", "attn.to_k", "attn.to_v", "attn.to_out.0")
+TEXT_ATTENTION = ("attn.add_q_proj", "attn.add_k_proj", "attn.add_v_proj", "attn.to_add_out")
+IMAGE_FEED_FORWARD, TEXT_FEED_FORWARD = ("ff.net.0.proj", "ff.net.2"), ("ff_context.net.0.proj", "ff_context.net.2")
 EMBEDDERS = tuple(f"{told}_embedder.linear_{k}" for told in ("timestep", "text") for k in (1, 2))
 
 DOUBLE = {
@@ -52,12 +52,21 @@ FLUX = Layout(
     },
     # Table 3 of the paper, 342 layers: the eight names of attention (266, in both kinds of block) and the feed-forward
     # layers of the blocks with two streams.
-    # "words" and "picture" are ours: what a content is learnt in, and a style, on the built-in base (docs/findings.md).
+    # "text-stream" and "image-stream" are ours: the layers in which a content and a style train best on the built-in
+    # base (docs/findings.md).
     targets={
-        "attention-ff": ON_PICTURE + ON_WORDS + PICTURE_FF + WORDS_FF,
-        "attention": ON_PICTURE + ON_WORDS,
-        "words": (*ON_WORDS, *WORDS_FF, "context_embedder"),
-        "picture": (*ON_PICTURE, *PICTURE_FF, "proj_mlp", "proj_out", "norm1.linear", "norm.linear", *EMBEDDERS),
+        "attention-ff": IMAGE_ATTENTION + TEXT_ATTENTION + IMAGE_FEED_FORWARD + TEXT_FEED_FORWARD,
+        "attention": IMAGE_ATTENTION + TEXT_ATTENTION,
+        "text-stream": (*TEXT_ATTENTION, *TEXT_FEED_FORWARD, "context_embedder"),
+        "image-stream": (
+            *IMAGE_ATTENTION,
+            *IMAGE_FEED_FORWARD,
+            "proj_mlp",
+            "proj_out",
+            "norm1.linear",
+            "norm.linear",
+            *EMBEDDERS,
+        ),
     },
     # kohya's names would cost three times the rank for q, k and v.
     written={"diffusers": "transformer.{diffusers}", "kohya": "lora_unet_{original}"},

@@ -1,7 +1,7 @@
 """Stable Diffusion 1.x and 2.x: a UNet of four levels, the upper three with transformers of one block."""
 
 from .layout import Layout, Reader, Variant
-from .sdxl import BARE, CROSS, DIFFUSERS, KOHYA, LYCORIS, ORIGINAL, SELF, WORDS
+from .sdxl import BARE, CROSS, DIFFUSERS, KOHYA, LYCORIS, ORIGINAL, PROMPT_READERS, SELF
 from .unet_names import unet_names
 
 BLOCK, ONLY = "transformer_blocks.#", "transformer_blocks.0"
@@ -33,7 +33,7 @@ SD15 = Layout(
         ),
     },
     example="sd15",
-    sized_by=WORDS,
+    sized_by=PROMPT_READERS,
     names={
         original.replace(BLOCK, ONLY): layers.replace(BLOCK, ONLY)
         for original, layers in unet_names(4, (0, 1, 2)).items()
@@ -43,7 +43,7 @@ SD15 = Layout(
     targets={
         "attention": SELF + CROSS,
         "self": SELF,
-        "text-stream": WORDS,
+        "text-stream": PROMPT_READERS,
         "time-embedding": ("time_emb_proj", "time_embedding.linear_1", "time_embedding.linear_2"),
     },
     # ComfyUI ignores all attention layers in diffusers' names, as SDXL's, so kohya's.

@@ -3,9 +3,9 @@
 from .layout import Layout, Reader, Variant, within
 
 QKV, ADDED = "attn.to_q attn.to_k attn.to_v", "attn.add_q_proj attn.add_k_proj attn.add_v_proj"
-ON_PICTURE = ("attn.to_q", "attn.to_k", "attn.to_v", "attn.to_out.0")
-ON_WORDS = ("attn.add_q_proj", "attn.add_k_proj", "attn.add_v_proj", "attn.to_add_out")
-ON_PICTURE_ALONE = ("attn2.to_q", "attn2.to_k", "attn2.to_v", "attn2.to_out.0")
+IMAGE_ATTENTION = ("attn.to_q", "attn.to_k", "attn.to_v", "attn.to_out.0")
+TEXT_ATTENTION = ("attn.add_q_proj", "attn.add_k_proj", "attn.add_v_proj", "attn.to_add_out")
+IMAGE_ATTENTION_ALONE = ("attn2.to_q", "attn2.to_k", "attn2.to_v", "attn2.to_out.0")
 EMBEDDERS = tuple(f"{told}_embedder.linear_{k}" for told in ("timestep", "text") for k in (1, 2))
 
 BLOCK = {
@@ -52,12 +52,13 @@ SD3 = Layout(
     # Table 3 of the paper: 191 layers of SD3-medium, with the last add_q_proj, which no answer depends on.
     # SD3.5-medium has a second attention in its first 13 blocks, on the picture alone; the paper and the public
     # trainings leave it out, "attention-dual" (243 layers) takes it in.
-    # "words" and "picture" are ours: what a content is learnt in, and a style, on the built-in base (docs/findings.md).
+    # "text-stream" and "image-stream" are ours: the layers in which a content and a style train best on the built-in
+    # base (docs/findings.md).
     targets={
-        "attention": ON_PICTURE + ON_WORDS,
-        "attention-dual": ON_PICTURE + ON_WORDS + ON_PICTURE_ALONE,
-        "words": (*ON_WORDS, "ff_context.net.0.proj", "ff_context.net.2", "context_embedder"),
-        "picture": (*ON_PICTURE, "ff.net.0.proj", "ff.net.2", "proj_out", "norm1.linear", *EMBEDDERS),
+        "attention": IMAGE_ATTENTION + TEXT_ATTENTION,
+        "attention-dual": IMAGE_ATTENTION + TEXT_ATTENTION + IMAGE_ATTENTION_ALONE,
+        "text-stream": (*TEXT_ATTENTION, "ff_context.net.0.proj", "ff_context.net.2", "context_embedder"),
+        "image-stream": (*IMAGE_ATTENTION, "ff.net.0.proj", "ff.net.2", "proj_out", "norm1.linear", *EMBEDDERS),
     },
     # diffusers cannot read kohya's names for SD3, ComfyUI reads both.
     written={"diffusers": "transformer.{diffusers}", "kohya": "lora_unet_{original}"},

@@ -5,7 +5,7 @@ from .unet_names import unet_names
 
 SELF = ("attn1.to_q", "attn1.to_k", "attn1.to_v", "attn1.to_out.0")
 CROSS = ("attn2.to_q", "attn2.to_k", "attn2.to_v", "attn2.to_out.0")
-WORDS = ("attn2.to_k", "attn2.to_v")
+PROMPT_READERS = ("attn2.to_k", "attn2.to_v")
 EMBEDDINGS = tuple(f"{told}_embedding.linear_{k}" for told in ("time", "add") for k in (1, 2))
 
 B_LORA = {"content": "up_blocks.0.attentions.0", "style": "up_blocks.0.attentions.1"}
@@ -26,15 +26,16 @@ SDXL = Layout(
         )
     },
     example="sdxl",
-    sized_by=WORDS,
+    sized_by=PROMPT_READERS,
     names=unet_names(3, (1, 2)),
     # The paper's text (B.1) says self-attention, its table 3 reads as all attention: 280 or 560 layers.
-    # "words" and "time" are ours: what a content is learnt in, and a style, on the built-in base (docs/findings.md).
+    # "text-stream" and "time-embedding" are ours: the layers in which a content and a style train best on the built-in
+    # base (docs/findings.md).
     targets={
         "self": SELF,
         "attention": SELF + CROSS,
-        "words": WORDS,
-        "time": ("time_emb_proj", *EMBEDDINGS),
+        "text-stream": PROMPT_READERS,
+        "time-embedding": ("time_emb_proj", *EMBEDDINGS),
         "b-lora": tuple(f"{block}.*.{ending}" for block in B_LORA.values() for ending in SELF + CROSS),
     },
     # ComfyUI ignores all attention layers of an SDXL LoRA in diffusers' names, so kohya's.
