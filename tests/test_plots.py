@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from qrlora import plots
-from qrlora.plots import Panel, letters
+from qrlora.plots import Panel, missing_glyphs
 
 
 def picture(colour, size=8):
@@ -152,7 +152,7 @@ def drawn(figure, path):
 
 def test_letters_that_no_font_has_are_numbers_and_not_boxes(tmp_path, monkeypatch):
     """Whatever is installed here; a warning of a letter that is missing would be an error."""
-    monkeypatch.setattr(letters, "_fonts", lambda: iter(()))
+    monkeypatch.setattr(missing_glyphs, "_installed_fonts", lambda: iter(()))
     told = {"猫の in <s>": "[732B 306E] in <s>", "été 🦊!": "été [1F98A]!", "แมว": "[0E41 0E21 0E27]"}
     for text, shown in told.items():
         figure = plots.sheet([Panel(text, [picture("red")], [text])], title=text)

@@ -1,4 +1,4 @@
-"""Everything that is drawn, and how it is written to files. The door to matplotlib."""
+"""Figures and their files: contact sheets, strength grids, curves, intervals. The only package with matplotlib."""
 
 from .figures import (
     BAD,
@@ -10,8 +10,8 @@ from .figures import (
     sheet,
     strength_grid,
 )
-from .intervals import intervals
-from .saving import figure_format, made_with, picture_format, save, save_picture
+from .interval_plot import intervals
+from .save_figure import figure_format, made_with, picture_format, save, save_picture
 
 __all__ = [
     "BAD",

@@ -1,4 +1,4 @@
-"""Letters that a figure's font lacks: drawn in an installed font that has them, else told by their number."""
+"""Glyphs missing in a figure's font: a fallback font that is installed, or else the Unicode code points as text."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
-def complete(figure: Figure) -> None:
-    """Each text of a figure in fonts that together have its letters, its own font first.
+def add_fallback_fonts(figure: Figure) -> None:
+    """Give each text of a figure a list of fonts that together have its glyphs, its own font first.
 
-    A run of letters that no font here has is written as their numbers in Unicode, "[732B 306E]": matplotlib would draw
+    A run of letters that no installed font has is replaced by its code points, as "[732B 306E]": matplotlib would draw
     the same box for each of them.
     """
     from matplotlib import font_manager
@@ -21,25 +21,25 @@ def complete(figure: Figure) -> None:
     for text in figure.findobj(Text):
         assert isinstance(text, Text)
         own = font_manager.get_font(font_manager.findfont(text.get_fontproperties()))
-        lacking = {ord(x) for x in text.get_text() if not x.isspace()} - own.get_charmap().keys()
-        if not lacking:
+        missing = {ord(x) for x in text.get_text() if not x.isspace()} - own.get_charmap().keys()
+        if not missing:
             continue
         names = []
-        for name, has in _fonts():
-            if lacking & has:
+        for name, has in _installed_fonts():
+            if missing & has:
                 names.append(name)
-                lacking -= has
-            if not lacking:
+                missing -= has
+            if not missing:
                 break
         text.set_fontfamily([*text.get_fontfamily(), *names])
-        text.set_text(numbered(text.get_text(), [chr(x) for x in lacking]))
+        text.set_text(with_code_points(text.get_text(), [chr(x) for x in missing]))
 
 
-def numbered(text: str, lacking: Sequence[str]) -> str:
-    """A text in which runs of the letters that are lacking are their numbers in Unicode, in brackets."""
+def with_code_points(text: str, missing: Sequence[str]) -> str:
+    """A text in which each run of missing letters is replaced by their Unicode code points in brackets."""
     parts: list[str | list[str]] = []
     for letter in text:
-        if letter not in lacking:
+        if letter not in missing:
             parts.append(letter)
         elif parts and isinstance(parts[-1], list):
             parts[-1].append(f"{ord(letter):04X}")
@@ -48,7 +48,7 @@ def numbered(text: str, lacking: Sequence[str]) -> str:
     return "".join(x if isinstance(x, str) else f"[{' '.join(x)}]" for x in parts)
 
 
-def _fonts() -> Iterator[tuple[str, set[int]]]:
+def _installed_fonts() -> Iterator[tuple[str, set[int]]]:
     """(name, numbers of its letters) of each upright font that is installed. Left out are those of pixels alone, as of
     emoji, which matplotlib cannot draw, and Unicode's Last Resort, which has one box for all letters of a script."""
     from matplotlib import font_manager

@@ -1,4 +1,4 @@
-"""Figures and pictures to files: whole or not at all, in formats that were tried beforehand. [PIL]"""
+"""Write figures and images to files, whole or not at all, and check their formats beforehand. [PIL]"""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from PIL import Image, PngImagePlugin
 
 from ..output_files import atomic
-from . import letters
+from . import missing_glyphs
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -21,16 +21,16 @@ def save(figure: Figure, path: str | Path, overwrite: bool = True) -> Path:
     Raises: OSError: see `outputs.atomic`. ValueError: a suffix that is no format of figures.
     """
     kind = figure_format(path)
-    letters.complete(figure)
+    missing_glyphs.add_fallback_fonts(figure)
     with atomic(path, overwrite) as file:
         figure.savefig(file, format=kind)
     return Path(path)
 
 
 def save_picture(picture: Image.Image, path: str | Path, made_with: str = "", overwrite: bool = True) -> Path:
-    """Write a picture pixel by pixel, whole or not at all; a PNG also says what it was made with.
+    """Write an image without a figure around it, whole or not at all; a PNG's metadata also hold `made_with`.
 
-    Raises: OSError: see `outputs.atomic`. ValueError: a suffix that is no format of pictures.
+    Raises: OSError: see `outputs.atomic`. ValueError: a suffix that is no format of images.
     """
     kind = picture_format(path)
     info = PngImagePlugin.PngInfo()
@@ -41,7 +41,7 @@ def save_picture(picture: Image.Image, path: str | Path, made_with: str = "", ov
 
 
 def made_with(path: str | Path) -> str:
-    """What a picture of ours says that it was made with; "" if it says nothing, or is none."""
+    """The `made_with` in a PNG's metadata, as `save_picture` wrote it; "" if there is none, or it is no image."""
     try:
         with Image.open(path) as picture:
             return str(picture.info.get("qrlora", ""))
@@ -50,7 +50,7 @@ def made_with(path: str | Path) -> str:
 
 
 def figure_format(path: str | Path) -> str:
-    """The format that matplotlib writes for a name. Raises ValueError: none."""
+    """The format that matplotlib writes for a file name. Raises ValueError: none."""
     from matplotlib.backend_bases import FigureCanvasBase
 
     path = Path(path)
@@ -61,7 +61,7 @@ def figure_format(path: str | Path) -> str:
 
 
 def picture_format(path: str | Path) -> str:
-    """The format that PIL writes for a name: some it only reads, and some hold no colours, which a try tells.
+    """The format that PIL writes for a file name; tested by writing, for some formats are read-only or without colour.
 
     Raises: ValueError: none.
     """

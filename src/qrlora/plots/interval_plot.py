@@ -6,12 +6,12 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from .figures import CONTENT, INK, MUTED, _blank, literal
+from .figures import CONTENT, INK, MUTED, empty_figure, escape_dollars
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-ROW = 0.32
+ROW_HEIGHT = 0.32
 """Inches for a line."""
 
 
@@ -28,13 +28,13 @@ def intervals(
           limits: of x; None: what the estimates need.
     """
     rows = [len(panel) for panel in panels.values()]
-    height = sum(rows) * ROW + len(rows) * 0.4 + (0.8 if title else 0.5)
-    figure = _blank(7, height, layout="constrained")
+    height = sum(rows) * ROW_HEIGHT + len(rows) * 0.4 + (0.8 if title else 0.5)
+    figure = empty_figure(7, height, layout="constrained")
     if title:
-        figure.suptitle(literal(title), fontsize=11, color=INK, weight="bold")
+        figure.suptitle(escape_dollars(title), fontsize=11, color=INK, weight="bold")
     axes = figure.subplots(len(rows), 1, sharex=True, squeeze=False, height_ratios=[n + 0.8 for n in rows])[:, 0]
     for ax, (name, panel) in zip(axes, panels.items(), strict=True):
-        ax.set_title(literal(name), fontsize=9, color=INK, loc="left")
+        ax.set_title(escape_dollars(name), fontsize=9, color=INK, loc="left")
         for k, (value, low, high) in enumerate(panel.values()):
             if not math.isnan(low):
                 ax.plot([low, high], [k, k], color=CONTENT, linewidth=2.4, solid_capstyle="butt")
@@ -43,7 +43,7 @@ def intervals(
             ax.annotate(shown, (1.01, k), xycoords=("axes fraction", "data"), fontsize=8, va="center", color=INK)
         if null is not None:
             ax.axvline(null, color=MUTED, linewidth=1, linestyle="--")
-        ax.set_yticks(range(len(panel)), [literal(text) for text in panel], fontsize=8)
+        ax.set_yticks(range(len(panel)), [escape_dollars(text) for text in panel], fontsize=8)
         ax.set_ylim(len(panel) - 0.5, -0.5)
         ax.grid(axis="x", color="#e5e5e5", linewidth=0.8)
         ax.set_axisbelow(True)
