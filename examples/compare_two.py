@@ -1,4 +1,4 @@
-"""How much two adapters are in each other's way: cosines and shared directions, layer by layer.
+"""Interference of two adapters: cosines and shared directions, layer by layer.
 
 python examples/compare_two.py content.safetensors style.safetensors
 """

@@ -1,4 +1,4 @@
-"""The same two adapters, brought together in several ways: one picture of each, side by side.
+"""Two adapters fused by several methods: one image of each, side by side.
 
 python examples/other_ways.py content.safetensors style.safetensors dog.png cat.png --ways lora,ziplora,k-lora
 """
@@ -16,7 +16,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("adapters", nargs=2, type=Path, help="of a content and of a style")
     parser.add_argument(
-        "pictures", nargs=2, type=Path, help="that they were learnt from; ZipLoRA learns from them again"
+        "pictures", nargs=2, type=Path, help="the training images of both; ZipLoRA trains on them again"
     )
     parser.add_argument("--shows", default="cat", help="what the style picture shows")
     parser.add_argument("--base", default="tiny-sdxl")
@@ -24,11 +24,11 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=Path("out/other_ways.png"))
     wanted = parser.parse_args()
 
-    lessons = [
+    images = [
         TrainingImage(wanted.pictures[0], "a <c>"),
         TrainingImage(wanted.pictures[1], f"a {wanted.shows} in <s> style"),
     ]
-    task = FusionInputs(qrlora.open_base(wanted.base), *(qrlora.load(path) for path in wanted.adapters), *lessons)
+    task = FusionInputs(qrlora.open_base(wanted.base), *(qrlora.load(path) for path in wanted.adapters), *images)
     drawn = [fusion(way).fuse(task).draw(["a <c> in <s> style"], [0])[0] for way in wanted.ways.split(",")]
 
     width, height = drawn[0].size

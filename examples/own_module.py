@@ -35,7 +35,7 @@ def main() -> None:
     assert torch.equal(model(inputs), before)  # the base was never touched
     qrlora.injection.apply(model, adapter, "mine")
     torch.testing.assert_close(model(inputs), after)
-    print(f"{count} parameters learnt; loss {losses[0]:.4f} -> {losses[-1]:.4f}")
+    print(f"{count} parameters trained; loss {losses[0]:.4f} -> {losses[-1]:.4f}")
 
 
 if __name__ == "__main__":

@@ -1,9 +1,9 @@
-"""The method on models of transformers: one learns a sentence, one to tell two pictures apart.
+"""The method on two models of transformers: a language model trained on a sentence, a ViT on two images.
 
     python examples/transformers_models.py
 
 A language model and a vision transformer, tiny and with random weights, so that this takes seconds; `from_pretrained`
-gives you real ones. The adapters go through a file each and come back.
+gives you real ones. Each adapter is saved to a file and loaded again.
 """
 
 import argparse
@@ -18,7 +18,7 @@ import qrlora
 
 
 def fine_tune(what: str, model: nn.Module, targets: str, loss: Callable[[], Tensor], path: Path) -> None:
-    """Learn, save, and check that the file on the untouched model is what was learnt."""
+    """Train, save, and check that the file applied to the untouched model predicts as the trained one."""
     learning = qrlora.inject(model, targets=targets, rank=8)
     optimizer = torch.optim.Adam(learning.parameters(), lr=2e-2)
     first = loss().item()

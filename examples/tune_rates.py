@@ -8,7 +8,7 @@ from itertools import product
 from pathlib import Path
 
 from qrlora.comparison import summary_tables
-from qrlora.comparison.fusion_comparison import plan, work
+from qrlora.comparison.fusion_comparison import plan_comparison, run_comparison
 from qrlora.comparison.settings import ComparisonSettings
 
 
@@ -21,7 +21,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=2)
     parser.add_argument("--steps", type=int, help="updates of each adapter; the base's own where it is not given")
     parser.add_argument("--workers", type=int, default=1)
-    parser.add_argument("--output", type=Path, default=Path("out/rates"), help="what is learnt in it is kept")
+    parser.add_argument("--output", type=Path, default=Path("out/rates"), help="folder; results in it are reused")
     wanted = parser.parse_args()
 
     rates = wanted.rates.split(",")
@@ -29,14 +29,14 @@ def main() -> None:
         (content, style): f"{wanted.method}:content/learning_rate={content}:style/learning_rate={style}"
         for content, style in product(rates, rates)
     }
-    told = {"pairs": wanted.pairs, "seeds": wanted.seeds, "steps": wanted.steps}
-    settings = ComparisonSettings(base=wanted.base, methods=tuple(specs.values()), split="dev", **told)
-    account = work(plan(settings), wanted.output, wanted.workers)
-    table = summary_tables.findings(account).table
+    counts = {"pairs": wanted.pairs, "seeds": wanted.seeds, "steps": wanted.steps}
+    settings = ComparisonSettings(base=wanted.base, methods=tuple(specs.values()), split="dev", **counts)
+    summary = run_comparison(plan_comparison(settings), wanted.output, wanted.workers)
+    table = summary_tables.summarise(summary).table
     both = {row["method"]: row["value"] for row in table if row["score"] == "both"}
     likeness = {row["method"]: row["value"] for row in table if row["score"] == "style_likeness"}
 
-    print(f"{account.counts}; both right in hundredths (likeness to the style), {wanted.method} on {wanted.base}")
+    print(f"{summary.counts}; both correct in hundredths (likeness to the style), {wanted.method} on {wanted.base}")
     print("content \\ style", *(f"{style:>10}" for style in rates))
     for content in rates:
         cells = (f"{100 * both[specs[content, x]]:.0f} ({100 * likeness[specs[content, x]]:.0f})" for x in rates)

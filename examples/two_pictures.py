@@ -1,4 +1,4 @@
-"""From two pictures to one: learn a thing and a style, add them, draw the thing in the style.
+"""Content and style from one image each: train two adapters, add them, generate the content in the style.
 
 python examples/two_pictures.py dog.png painting.png --shows cat
 """
@@ -11,7 +11,7 @@ import qrlora
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("content", type=Path, help="a picture of the thing")
+    parser.add_argument("content", type=Path, help="an image of the subject")
     parser.add_argument("style", type=Path, help="a picture in the style")
     parser.add_argument("--shows", default="cat", help="what the style picture shows")
     parser.add_argument("--base", default="tiny-sdxl", help="or stabilityai/stable-diffusion-xl-base-1.0")
@@ -29,7 +29,7 @@ def main() -> None:
             base=wanted.base,
             image=wanted.style,
             role="style",
-            prompt=f"a {wanted.shows} in <s> style",  # the thing is named, so that only the manner is left to learn
+            prompt=f"a {wanted.shows} in <s> style",  # the subject is named, so that only the style is left to learn
             output=wanted.folder / "style.safetensors",
         ),
         base=base,

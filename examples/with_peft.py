@@ -2,8 +2,8 @@
 
     python examples/with_peft.py
 
-Two sentences are learnt apart, on one tiny Llama with random weights; `from_pretrained` gives you a real one. What PEFT
-saves are ordinary LoRAs that share A, so that qrlora adds them at the rank of one; PEFT loads the sum.
+Two adapters are trained on a sentence each, on one tiny Llama with random weights; `from_pretrained` gives you a real
+one. What PEFT saves are ordinary LoRAs that share A, so that qrlora adds them at the rank of one; PEFT loads the sum.
 """
 
 import argparse

@@ -31,7 +31,7 @@ import profiles
 from qrlora import compat, files
 from qrlora.adapter import Adapter, Header, Pair
 from qrlora.cli.adapter_tables import file_facts, parent_rows
-from qrlora.comparison.image_pairs import file_pairs
+from qrlora.comparison.image_pairs import pairs_from_csv
 from qrlora.config import read_recipe
 from qrlora.image_loading import load_image
 from qrlora.merging import merge
@@ -226,7 +226,7 @@ def table(place: Path, chance: random.Random) -> Callable[[], Any]:
         Image.new("RGB", (16, 16), "red").save(place / name)
     text = b'content,style,style_shows\na.png,b.png,cat\n"a.png",b.png,"a, b"\n'
     (place / "x.csv").write_bytes(bytes_changed(text, chance))
-    return lambda: file_pairs(place / "x.csv")
+    return lambda: pairs_from_csv(place / "x.csv")
 
 
 def picture(place: Path, chance: random.Random) -> Callable[[], Any]:

@@ -73,7 +73,7 @@ NAME_A_BACKBONE = {  # beside families/ and layouts/; why
     "baselines/b_lora.py": "B-LoRA: which blocks of one backbone",
     "baselines/style_aligned.py": "StyleAligned: the attention of one backbone",
     "reproduction/published_numbers.py": "the paper's tables",
-    "reproduction/gradient_formulas.py": "notes under the paper's tables",
+    "reproduction/trained_layers.py": "notes under the paper's tables",
     "reproduction/initialisation_cost.py": "notes under the paper's tables",
     "reproduction/matrix_similarity.py": "notes under the paper's tables",
     "world/base_architectures.py": "the built-in bases",

@@ -13,9 +13,15 @@ from PIL import Image
 import pico
 from qrlora.adapter import Adapter, Header, Pair
 from qrlora.baselines import FUSIONS, FusionInputs, TrainingImage
-from qrlora.baselines.adapter_schedules import composite, explain, following, k_lora, switch
-from qrlora.baselines.style_aligned import Shared, adain, inverted, reference, style_aligned
-from qrlora.baselines.ziplora import overlap, zipped
+from qrlora.baselines.adapter_schedules import (
+    apply_schedule,
+    average_predictions,
+    k_lora_schedule,
+    strengths_by_layer,
+    switch_schedule,
+)
+from qrlora.baselines.style_aligned import SharedAttentionProcessor, adain, invert_image, reference_rows, style_aligned
+from qrlora.baselines.ziplora import coefficient_overlap, merge_with_coefficients
 from qrlora.families import Framing, open_base
 from qrlora.injection import applied, set_strengths, with_coefficients
 from qrlora.sampling import generate
@@ -60,7 +66,7 @@ def test_zipped_updates_are_scaled_by_column_exactly_at_the_sum_of_the_ranks():
     base = opened()
     adapters = [adapter(base, 1), adapter(base, 2)]
     gates = [{x: torch.randn(p.shape[1]) for x, p in each.layers.items()} for each in adapters]
-    merged = zipped(*adapters, *gates)
+    merged = merge_with_coefficients(*adapters, *gates)
     for layer in merged.layers:
         exact = sum(
             each.dense(layer).double() @ torch.diag(m[layer].double()) for each, m in zip(adapters, gates, strict=True)
@@ -68,7 +74,7 @@ def test_zipped_updates_are_scaled_by_column_exactly_at_the_sum_of_the_ranks():
         torch.testing.assert_close(merged.dense(layer).double(), exact, atol=1e-5, rtol=1e-5)
     assert merged.rank == 4
     means = [float((gates[0][x] * gates[1][x]).abs().mean()) for x in merged.layers]
-    assert float(overlap(*gates)) == pytest.approx(sum(means), rel=1e-5)
+    assert float(coefficient_overlap(*gates)) == pytest.approx(sum(means), rel=1e-5)
 
 
 def test_a_gate_is_a_diagonal_on_the_right_of_a():
@@ -110,7 +116,7 @@ def test_ziploras_published_learning_rate_is_the_direct_merge_and_ours_moves(tmp
 
 def test_switch_takes_turns_of_five_steps():
     one, two = adapter(opened(), 1), adapter(opened(), 2)
-    table = explain(switch([one, two], (0.8, 0.6)), 12)
+    table = strengths_by_layer(switch_schedule([one, two], (0.8, 0.6)), 12)
     assert set(table) == set(one.layers)
     assert set(map(tuple, table.values())) == {((0.8, 0.0),) * 5 + ((0.0, 0.6),) * 5 + ((0.8, 0.0),) * 2}
 
@@ -122,7 +128,7 @@ def test_k_lora_chooses_by_the_largest_entries_of_the_updates(alternating):
     style = dataclasses.replace(
         style, layers={x: Pair(p.A * (1 + k % 3), p.B) for k, (x, p) in enumerate(style.layers.items())}
     )
-    table = explain(k_lora([content, style], (1.0, 0.7), alternating), 10)
+    table = strengths_by_layer(k_lora_schedule([content, style], (1.0, 0.7), alternating), 10)
     ratios = {x: float(content.dense(x).abs().sum() / style.dense(x).abs().sum()) for x in content.layers}
     mean = sum(ratios.values()) / len(ratios)
     inner = [x for x in ratios.values() if x < 3 * mean]
@@ -146,7 +152,7 @@ def test_a_plan_is_told_the_pipelines_own_steps_for_every_picture(family):
         told.append((step, steps))
         return []
 
-    with following(base, [], plan):
+    with apply_schedule(base, [], plan):
         generate(base, "a dog", count=2, batch_size=1, steps=3, guidance=2.0)
         generate(base, "a dog", steps=1, guidance=1.0)
     assert told[:6] == [(0, 3), (1, 3), (2, 3)] * 2 and told[6:] in ([(0, 1)], [])
@@ -154,7 +160,7 @@ def test_a_plan_is_told_the_pipelines_own_steps_for_every_picture(family):
 
 def test_flux_with_two_calls_a_step_counts_steps_and_not_calls():
     base, told = opened("flux", guidance_embeds=False), []
-    with following(base, [], lambda step, steps: told.append(step) or []):
+    with apply_schedule(base, [], lambda step, steps: told.append(step) or []):
         generate(base, "a dog", steps=3, guidance=4.0)
     assert told == [0, 1, 2]
 
@@ -162,8 +168,8 @@ def test_flux_with_two_calls_a_step_counts_steps_and_not_calls():
 def test_switch_with_one_endless_turn_is_the_first_adapter_alone():
     base = opened()
     one, two = adapter(base, 1), adapter(base, 2)
-    plan = switch([one, two], (1.0, 1.0), turn=100)
-    with applied(base.model, [(one, 0.0), (two, 0.0)]) as names, following(base, names, plan):
+    plan = switch_schedule([one, two], (1.0, 1.0), turn=100)
+    with applied(base.model, [(one, 0.0), (two, 0.0)]) as names, apply_schedule(base, names, plan):
         ours = generate(base, "a dog")
     assert np.abs(values(ours) - values(generate(base, "a dog", [(one, 1.0)]))).max() <= 1
     assert np.abs(values(ours) - values(generate(base, "a dog", [(two, 1.0)]))).max() > 1
@@ -178,7 +184,7 @@ def test_composite_answers_the_mean_of_each_adapters_answer(family):
         with applied(base.model, [(each, strength)]):
             alone.append(answer(base, asked))
     with applied(base.model, [(one, 0.0), (two, 0.0)]) as names:
-        with composite(base, dict(zip(names, (0.8, 0.6), strict=True))):
+        with average_predictions(base, dict(zip(names, (0.8, 0.6), strict=True))):
             ours = answer(base, asked)
         set_strengths(base.model, dict.fromkeys(names, 0.0))
         torch.testing.assert_close(answer(base, asked), answer(base, asked))
@@ -195,7 +201,7 @@ def test_shared_attention_is_the_papers_for_each_picture_and_head(halves, shift,
     base = opened()
     attn = next(m for name, m in base.model.named_modules() if name.endswith("attn1") and m.heads > 1)
     x = torch.randn(halves * 3, 7, attn.to_q.in_features, generator=torch.Generator().manual_seed(1))
-    ours = Shared(3, shift, scale)(attn, x)
+    ours = SharedAttentionProcessor(3, shift, scale)(attn, x)
     q, k, v = (layer(x).detach().double() for layer in (attn.to_q, attn.to_k, attn.to_v))
 
     def moved(z, of):
@@ -220,14 +226,14 @@ def test_shared_attention_is_the_papers_for_each_picture_and_head(halves, shift,
 
 def test_sharing_layer_norm_would_change_nothing_and_group_norm_does():
     x = torch.randn(3, 8, 5, 5)
-    both = torch.cat([x, reference(x, 3)], 2)
+    both = torch.cat([x, reference_rows(x, 3)], 2)
     layer = torch.nn.LayerNorm(5)
     torch.testing.assert_close(layer(both)[:, :, :5], layer(x))
     group = torch.nn.GroupNorm(2, 8)
     assert torch.dist(group(both)[1:, :, :5], group(x)[1:]) > 0.1
     torch.testing.assert_close(group(both)[0, :, :5], group(x)[0])
-    moved = adain(x.flatten(2).mT, reference(x, 3).flatten(2).mT)
-    torch.testing.assert_close(moved.mean(1), reference(x, 3).flatten(2).mean(2), atol=1e-5, rtol=1e-4)
+    moved = adain(x.flatten(2).mT, reference_rows(x, 3).flatten(2).mT)
+    torch.testing.assert_close(moved.mean(1), reference_rows(x, 3).flatten(2).mean(2), atol=1e-5, rtol=1e-4)
 
 
 @pytest.mark.parametrize(
@@ -239,9 +245,6 @@ def test_ddim_steps_lead_back_from_the_inverted_noise_to_the_picture(tmp_path, c
     """diffusers' own DDIM, step by step along the trajectory; its last picture is the latents that we began with."""
     from diffusers import DDIMScheduler
 
-    from qrlora.image_loading import load_image
-    from qrlora.training_example import encode_training_example
-
     base = opened("sdxl", **changes)
     Image.effect_noise((16, 16), 60).convert("RGB").save(tmp_path / "x.png")
     base = dataclasses.replace(base, defaults=dataclasses.replace(base.defaults, sample_steps=4))
@@ -251,7 +254,7 @@ def test_ddim_steps_lead_back_from_the_inverted_noise_to_the_picture(tmp_path, c
     base.pipe = pipe  # and a field that is smooth enough for asking again to find the very x' (a random UNet is not)
     base.family = dataclasses.replace(base.family, predict=lambda _model, x, time, _told: 0.3 * x.roll(1, 2) + 0.1)
     lesson = TrainingImage(tmp_path / "x.png", "a cat")
-    trajectory = inverted(base, lesson, repeats=60)
+    trajectory = invert_image(base, lesson, repeats=60)
     example = encode_training_example(base, load_image(lesson.image, pico.SIZE), lesson.prompt)
     ddim = DDIMScheduler.from_config(config, clip_sample=False, set_alpha_to_one=True)
     ddim.set_timesteps(4)
@@ -277,7 +280,10 @@ def test_pictures_look_at_the_first_one_with_and_without_guidance(guidance):
 
 def test_a_batch_of_another_size_and_fused_layers_are_refused():
     base = opened()
-    with style_aligned(base, 2), pytest.raises(ValueError, match="told of 2 pictures, the model sees 6 rows"):
+    with (
+        style_aligned(base, 2),
+        pytest.raises(ValueError, match="set up for 2 images, and the model's batch has 6 rows"),
+    ):
         generate(base, ["a dog"] * 3, seed=[1, 2, 3])
     pipe = copy.copy(base.pipe)
     pipe.unet = copy.deepcopy(base.model)
@@ -303,7 +309,7 @@ def test_b_lora_takes_content_from_one_block_and_style_from_the_other():
         exact = 0.5 * one.dense(layer) if of_content else 2.0 * two.dense(layer)
         torch.testing.assert_close(merged.dense(layer), exact)
     elsewhere = adapter(base, 1, targets="down_blocks.1.attentions.0.transformer_blocks.0.attn1.to_q")
-    with pytest.raises(ValueError, match="the content adapter has no layer in up_blocks.0.attentions.0: learn it with"):
+    with pytest.raises(ValueError, match="the content adapter has no layer in up_blocks.0.attentions.0: train it with"):
         FUSIONS["b-lora"].fuse(FusionInputs(base, elsewhere, two, None, None))
     with pytest.raises(ValueError, match="no linear layer ends in 'b-lora'"):
         opened("flux").target_layers("b-lora")

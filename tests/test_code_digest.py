@@ -41,10 +41,10 @@ def package(tmp_path, monkeypatch):
 
 
 def test_a_closure_holds_whatever_is_imported_on_the_way_and_nothing_else(package):
-    assert names(code_digest.closure("maker")) == package - {"alone.py"}
-    assert names(code_digest.closure("alone")) == {"__init__.py", "alone.py"}
+    assert names(code_digest.imported_files("maker")) == package - {"alone.py"}
+    assert names(code_digest.imported_files("alone")) == {"__init__.py", "alone.py"}
     with pytest.raises(ValueError, match="no module gone"):
-        code_digest.closure("gone")
+        code_digest.imported_files("gone")
 
 
 def test_code_is_another_when_it_does_something_else_not_when_it_says_something_else(package):
@@ -52,16 +52,16 @@ def test_code_is_another_when_it_does_something_else_not_when_it_says_something_
     digests = []
     for text in ('"""Says."""\nx = 1  # so\n', '"""Says more."""\n\nx = 1\n', '"""Says."""\nx = 2\n'):
         (code_digest.PACKAGE / "absolute.py").write_text(text)
-        code_digest.digest.cache_clear()
-        digests.append(code_digest.digest("maker"))
-    code_digest.digest.cache_clear()
+        code_digest.digest_of_code.cache_clear()
+        digests.append(code_digest.digest_of_code("maker"))
+    code_digest.digest_of_code.cache_clear()
     assert digests[0] == digests[1] != digests[2]
 
 
-@pytest.mark.parametrize("module", [jobs.LEARNING, jobs.DRAWING, "reproduction.convergence"])
+@pytest.mark.parametrize("module", [jobs.TRAINING_MODULE, jobs.SAMPLING_MODULE, "reproduction.convergence"])
 def test_what_the_files_of_a_closure_import_is_in_it(module):
     """By the imports that the plan of the house finds; a name behind the last dot may be no module."""
-    held = names(code_digest.closure(module))
+    held = names(code_digest.imported_files(module))
     for path in sorted(held - {"__init__.py"}):
         tree = ast.parse((SRC / path).read_text(encoding="utf-8"))
         for name in imports(tree, tuple(path.split("/")[:-1])):
@@ -83,7 +83,7 @@ print(*(x.__file__ for name, x in sys.modules.items() if name.split(".")[0] == "
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     loaded = {line.removeprefix(f"{SRC}/") for line in done.stdout.splitlines()}
-    assert len(loaded) > 30 and loaded <= names(code_digest.closure(jobs.LEARNING))
+    assert len(loaded) > 30 and loaded <= names(code_digest.imported_files(jobs.TRAINING_MODULE))
 
 
 @pytest.mark.parametrize("entry", ["timestep_spacing", "prediction_type"])

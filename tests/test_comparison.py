@@ -18,8 +18,8 @@ import pico
 from commands import run
 from qrlora import baselines
 from qrlora.comparison import jobs, report, summary_tables
-from qrlora.comparison.fusion_comparison import plan, work
-from qrlora.comparison.image_pairs import file_pairs, unrelated_prompts, world_pairs
+from qrlora.comparison.fusion_comparison import plan_comparison, run_comparison
+from qrlora.comparison.image_pairs import pairs_from_csv, unrelated_prompts, world_pairs
 from qrlora.comparison.run_job import run_job
 from qrlora.comparison.settings import ComparisonSettings
 from qrlora.files import load
@@ -38,17 +38,17 @@ def settings(**changes):
 def whole(tmp_path_factory):
     """A study that was done from first to last in this process, and its folder."""
     folder = tmp_path_factory.mktemp("whole")
-    account = work(plan(settings()), folder)
-    assert account.failed == {} and account.missing == []
-    return account, folder
+    summary = run_comparison(plan_comparison(settings()), folder)
+    assert summary.failed == {} and summary.missing == []
+    return summary, folder
 
 
 @pytest.fixture(scope="module")
 def small(tmp_path_factory):
     """The smallest study, done in this process: its plan and the bytes of its files."""
-    folder, study = tmp_path_factory.mktemp("small"), plan(settings(**SMALL))
-    assert work(study, folder).missing == []
-    return study, files(folder)
+    folder, comparison = tmp_path_factory.mktemp("small"), plan_comparison(settings(**SMALL))
+    assert run_comparison(comparison, folder).missing == []
+    return comparison, files(folder)
 
 
 SMALL = {"methods": ("qr",), "pairs": 1, "seeds": 1}
@@ -93,81 +93,88 @@ def test_unrelated_prompts_hold_nothing_that_was_learnt():
 
 
 def test_every_method_learns_from_the_same_pictures_at_the_same_rank_layers_and_steps(whole):
-    study = whole[0].study
+    comparison = whole[0].comparison
     for role in ("content", "style"):
-        told = [study.learning[method][role] for method in ("qr", "lora")]
+        told = [comparison.training_settings[method][role] for method in ("qr", "lora")]
         differing = {name for name in told[0] if told[0][name] != told[1][name]}
         assert differing <= {"method", "learning_rate"}
-    assert [x.pair.name for x in study.draws[:2]] == [x.pair.name for x in study.draws[2:4]]
-    assert len({(x.seeds, x.unrelated, x.pair.prompt) for x in study.draws}) == 1
+    assert [x.pair.name for x in comparison.sample_jobs[:2]] == [x.pair.name for x in comparison.sample_jobs[2:4]]
+    assert len({(x.seeds, x.unrelated, x.pair.prompt) for x in comparison.sample_jobs}) == 1
 
 
 def test_a_style_goes_by_its_word_in_every_prompt_and_by_no_other_in_unrelated_ones(whole):
-    usual, named = whole[0].study, plan(settings(style_word="chalk"))
-    assert all("chalk" in x for x in whole[0].study.draws[0].unrelated[1:2]), "this word would stand in both"
-    for before, after in zip(usual.draws, named.draws, strict=True):
+    usual, named = whole[0].comparison, plan_comparison(settings(style_word="chalk"))
+    assert all("chalk" in x for x in whole[0].comparison.sample_jobs[0].unrelated[1:2]), "this word would stand in both"
+    for before, after in zip(usual.sample_jobs, named.sample_jobs, strict=True):
         assert after.pair.prompt == "a <c> in chalk style" and not any("chalk" in x for x in after.unrelated)
         if before.variant not in ("none", "oracle"):
             assert before.content and after.content and after.content.identity == before.content.identity
-            assert after.style and after.style.settings["trigger"] == "chalk" and "chalk" in after.style.shown.prompt
+            assert (
+                after.style
+                and after.style.settings["trigger"] == "chalk"
+                and "chalk" in after.style.training_image.prompt
+            )
         elif before.variant == "oracle":
-            assert after.content and after.content.shown.prompt == "a <c> in chalk style"
+            assert after.content and after.content.training_image.prompt == "a <c> in chalk style"
 
 
 def test_the_ends_of_the_scale_stand_in_every_table(whole):
-    found = summary_tables.findings(whole[0])
-    rows = {(row["method"], row["score"]): row for row in found.table}
+    tables = summary_tables.summarise(whole[0])
+    rows = {(row["method"], row["score"]): row for row in tables.table}
     assert {method for method, _ in rows} == {"qr", "lora", "none", "oracle"}
     assert rows["none", "preserved"]["value"] == pytest.approx(1) and rows["qr", "preserved"]["value"] < 1
-    assert found.trained["none"] == 0 and found.trained["lora"] > found.trained["qr"] > 0
+    assert (
+        tables.trainable_parameters["none"] == 0
+        and tables.trainable_parameters["lora"] > tables.trainable_parameters["qr"] > 0
+    )
 
 
 def test_a_setting_may_be_of_one_role_alone_and_the_last_word_counts():
     spec = "qr-by-role:learning_rate=0.01:style/learning_rate=0.002:content/steps=7"
-    learning = plan(settings(methods=(spec,))).learning[spec]
-    assert [learning[role]["learning_rate"] for role in ("content", "style")] == [0.01, 0.002]
-    assert (learning["content"]["steps"], learning["style"]["steps"]) == (7, 2)
-    assert [learning[role]["method"] for role in ("content", "style")] == ["qr-contrast", "qr"]
+    training_settings = plan_comparison(settings(methods=(spec,))).training_settings[spec]
+    assert [training_settings[role]["learning_rate"] for role in ("content", "style")] == [0.01, 0.002]
+    assert (training_settings["content"]["steps"], training_settings["style"]["steps"]) == (7, 2)
+    assert [training_settings[role]["method"] for role in ("content", "style")] == ["qr-contrast", "qr"]
 
 
 def test_methods_with_equal_learning_share_what_was_learnt():
     """Three methods on two pairs: four adapters of qr, whoever uses them, four of lora, two oracles."""
-    twice = plan(settings(methods=("qr", "lora", "qr:rank=4")))
-    assert len(twice.learns) == 4 + 4 + 2
-    assert len({draw.identity for draw in twice.draws}) == len(twice.draws) - 2
+    twice = plan_comparison(settings(methods=("qr", "lora", "qr:rank=4")))
+    assert len(twice.train_jobs) == 4 + 4 + 2
+    assert len({draw.identity for draw in twice.sample_jobs}) == len(twice.sample_jobs) - 2
 
 
 def test_a_study_that_is_done_does_nothing_again_and_finds_the_same(whole):
-    account, folder = whole
+    summary, folder = whole
     before, told = files(folder), []
-    again = work(plan(settings()), folder, on_job=lambda *job: told.append(job))
-    assert told == [] and again.kept == len(account.study.learns) + len(account.study.draws)
+    again = run_comparison(plan_comparison(settings()), folder, on_job=lambda *job: told.append(job))
+    assert told == [] and again.found_done == len(summary.comparison.train_jobs) + len(summary.comparison.sample_jobs)
     assert files(folder) == before
-    assert repr(summary_tables.findings(again)) == repr(
-        summary_tables.findings(account)
+    assert repr(summary_tables.summarise(again)) == repr(
+        summary_tables.summarise(summary)
     )  # NaN equals no NaN, but its repr does
 
 
 def test_results_of_another_seed_or_version_are_neither_used_nor_counted(small, tmp_path, monkeypatch):
-    first = work(small[0], tmp_path)
-    other = work(plan(settings(**SMALL, first_seed=5)), tmp_path)
-    assert other.kept == 0 and len(other.done) == len(first.done) == 3
+    first = run_comparison(small[0], tmp_path)
+    other = run_comparison(plan_comparison(settings(**SMALL, first_seed=5)), tmp_path)
+    assert other.found_done == 0 and len(other.done) == len(first.done) == 3
     assert "3 of 3 jobs done, 0 missing" in other.counts and "3 results of other settings" in other.counts
     monkeypatch.setattr(jobs, "__version__", "9.9")
     jobs.versions.cache_clear()
     try:
-        newer = plan(settings(**SMALL))
-        assert not {x.identity for x in newer.draws} & {x.identity for x in first.done}
-        assert not {x.identity for x in newer.learns} & {x.identity for x in first.study.learns}
+        newer = plan_comparison(settings(**SMALL))
+        assert not {x.identity for x in newer.sample_jobs} & {x.identity for x in first.done}
+        assert not {x.identity for x in newer.train_jobs} & {x.identity for x in first.comparison.train_jobs}
     finally:
         jobs.versions.cache_clear()
 
 
 @pytest.mark.processes
 def test_two_processes_give_the_bytes_of_one(small, tmp_path):
-    study, wanted = small
-    account = work(study, tmp_path, workers=2)
-    assert account.failed == {} and files(tmp_path) == wanted
+    comparison, wanted = small
+    summary = run_comparison(comparison, tmp_path, workers=2)
+    assert summary.failed == {} and files(tmp_path) == wanted
 
 
 @pytest.mark.processes
@@ -182,14 +189,14 @@ def test_workers_end_without_a_word(tmp_path):
 @pytest.mark.processes
 def test_a_ray_cluster_gives_the_bytes_of_one_process(small, tmp_path):
     pytest.importorskip("ray")
-    study, wanted = small
-    account = work(study, tmp_path, ray="local")
-    assert account.failed == {} and files(tmp_path) == wanted
+    comparison, wanted = small
+    summary = run_comparison(comparison, tmp_path, ray="local")
+    assert summary.failed == {} and files(tmp_path) == wanted
 
 
 @pytest.mark.processes
 def test_a_worker_that_dies_takes_one_job_with_it_which_is_reported_and_done_next_time(small, tmp_path):
-    study, wanted = small
+    comparison, wanted = small
     killed = []
 
     def kill_one(*_):
@@ -198,28 +205,28 @@ def test_a_worker_that_dies_takes_one_job_with_it_which_is_reported_and_done_nex
             killed.append(victim.pid)
             os.kill(victim.pid, signal.SIGKILL)
 
-    account = work(study, tmp_path, workers=2, on_job=kill_one)
-    reasons = list(account.failed.values())
+    summary = run_comparison(comparison, tmp_path, workers=2, on_job=kill_one)
+    reasons = list(summary.failed.values())
     assert len([r for r in reasons if "its worker died (exit code -9)" in r]) == 1
     assert all("worker died" in r or "its adapter failed" in r for r in reasons)
-    assert len(account.done) + len(account.missing) == len(account.study.draws)
-    assert work(study, tmp_path).missing == [] and files(tmp_path) == wanted
+    assert len(summary.done) + len(summary.missing) == len(summary.comparison.sample_jobs)
+    assert run_comparison(comparison, tmp_path).missing == [] and files(tmp_path) == wanted
 
 
 def test_a_job_that_fails_is_reported_and_the_rest_goes_on(tmp_path):
     wild = "lora:learning_rate=1e30:steps=5"
-    account = work(plan(settings(methods=("qr", wild), pairs=1, seeds=1)), tmp_path)
-    assert {x.variant for x in account.done} == {"qr", "none", "oracle"}
-    assert [x.variant for x in account.missing] == [wild]
-    assert any("the loss is" in reason for reason in account.failed.values())
-    assert "3 of 4 jobs done, 1 missing" in account.counts
-    page = report.page(account, summary_tables.findings(account), "test")
+    summary = run_comparison(plan_comparison(settings(methods=("qr", wild), pairs=1, seeds=1)), tmp_path)
+    assert {x.variant for x in summary.done} == {"qr", "none", "oracle"}
+    assert [x.variant for x in summary.missing] == [wild]
+    assert any("the loss is" in reason for reason in summary.failed.values())
+    assert "3 of 4 jobs done, 1 missing" in summary.counts
+    page = report.markdown_page(summary, summary_tables.summarise(summary), "test")
     assert "## Missing" in page and wild in page.split("## Missing")[1]
 
 
 @pytest.mark.processes
 def test_a_killed_run_goes_on_to_the_same_bytes(small, tmp_path):
-    study, wanted = small
+    comparison, wanted = small
     words = f"--base {pico.folder('flux')} --methods qr --pairs 1 --seeds 1 --steps 2 --device cpu -o {tmp_path}"
     command = [sys.executable, "-m", "qrlora", "bench", "fusion", *words.split()]
     process = subprocess.Popen(command, stderr=subprocess.DEVNULL)
@@ -228,14 +235,14 @@ def test_a_killed_run_goes_on_to_the_same_bytes(small, tmp_path):
     process.kill()
     process.wait()
     assert 1 <= len(files(tmp_path)) < len(wanted)
-    account = work(study, tmp_path)
-    assert account.missing == [] and account.failed == {}
+    summary = run_comparison(comparison, tmp_path)
+    assert summary.missing == [] and summary.failed == {}
     assert {name: data for name, data in files(tmp_path).items() if ".partial" not in name} == wanted
 
 
 def test_a_full_disk_stops_the_study_and_the_next_run_does_what_is_left(small, tmp_path):
     """The operating system refuses files above 1 kB, as a full disk does, from the second result on."""
-    study, wanted = small
+    comparison, wanted = small
     allowed = resource.getrlimit(resource.RLIMIT_FSIZE)
     before = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 
@@ -244,24 +251,24 @@ def test_a_full_disk_stops_the_study_and_the_next_run_does_what_is_left(small, t
 
     try:
         with pytest.raises(OSError, match="style of .*File too large.*make room and start again"):
-            work(study, tmp_path, on_job=fill)
+            run_comparison(comparison, tmp_path, on_job=fill)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, allowed)
         signal.signal(signal.SIGXFSZ, before)
     assert len(files(tmp_path)) == 1
-    assert work(study, tmp_path).missing == [] and files(tmp_path) == wanted
+    assert run_comparison(comparison, tmp_path).missing == [] and files(tmp_path) == wanted
 
 
 def test_a_damaged_result_is_named(small, tmp_path):
-    account = work(small[0], tmp_path)
+    summary = run_comparison(small[0], tmp_path)
     path = next((tmp_path / "results").glob("*.json"))
     path.write_text("{")
     with pytest.raises(ValueError, match=f"{path.name} is damaged.*delete it"):
-        summary_tables.findings(account)
+        summary_tables.summarise(summary)
     path = next((tmp_path / "adapters").iterdir())
     path.write_bytes(path.read_bytes()[:5000])
     with pytest.raises(ValueError, match=f"{path.name} is damaged.*delete it"):
-        work(small[0], tmp_path)
+        run_comparison(small[0], tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -289,60 +296,66 @@ def test_a_damaged_result_is_named(small, tmp_path):
 )
 def test_what_cannot_be_compared_is_refused_before_anything_is_learnt(changes, said):
     with pytest.raises(ValueError, match=said):
-        plan(settings(**changes))
+        plan_comparison(settings(**changes))
 
 
 def test_a_method_that_does_not_fit_the_base_is_refused_by_both_names(monkeypatch):
     only = dataclasses.replace(baselines.FUSIONS["qr"], name="only-sdxl", families=("sdxl",))
     monkeypatch.setitem(baselines.FUSIONS, "only-sdxl", only)
     with pytest.raises(ValueError, match="only-sdxl exists for sdxl only, and .*pico-flux is of flux"):
-        plan(settings(methods=("qr", "only-sdxl")))
+        plan_comparison(settings(methods=("qr", "only-sdxl")))
 
 
 def test_every_fusion_goes_through_a_study(tmp_path):
-    """Those that learn alike share what was learnt; each draws, with thing and style, and unrelated prompts."""
+    """Those that learn alike share what was trained; each draws, with thing and style, and unrelated prompts."""
     methods = tuple(name for name in baselines.FUSIONS if name != "ziplora-published")  # but for its step as ziplora
     told = settings(base=str(pico.folder("sdxl")), methods=methods, pairs=1, seeds=1, rank=2)
-    account = work(plan(told), tmp_path)
-    assert account.failed == {} and account.missing == []
-    assert len(account.study.learns) < 2 * len(methods)
+    summary = run_comparison(plan_comparison(told), tmp_path)
+    assert summary.failed == {} and summary.missing == []
+    assert len(summary.comparison.train_jobs) < 2 * len(methods)
 
 
 def test_any_of_pefts_methods_is_a_row_of_a_study_by_its_name(tmp_path):
-    account = work(plan(settings(methods=("peft:vera", "peft:dora:style/steps=3", "dora"), pairs=1)), tmp_path)
-    assert account.failed == {} and account.missing == []
-    steps = {spec: roles["style"]["steps"] for spec, roles in account.study.learning.items() if "style" in roles}
+    summary = run_comparison(
+        plan_comparison(settings(methods=("peft:vera", "peft:dora:style/steps=3", "dora"), pairs=1)), tmp_path
+    )
+    assert summary.failed == {} and summary.missing == []
+    steps = {
+        spec: roles["style"]["steps"]
+        for spec, roles in summary.comparison.training_settings.items()
+        if "style" in roles
+    }
     assert steps == {"peft:vera": 2, "peft:dora:style/steps=3": 3, "dora": 2}
-    contents = [draw.content for draw in account.study.draws if draw.variant != "none"]
+    contents = [draw.content for draw in summary.comparison.sample_jobs if draw.variant != "none"]
     assert contents[1] and contents[2] and contents[1].identity == contents[2].identity, "peft:dora is what dora is"
 
 
 def test_what_a_files_rank_cuts_off_is_told(tmp_path):
     """Of adapters by their files' headers, of a merge by its own; where nothing is cut, nothing is said."""
-    account = work(plan(settings(methods=("qr", "dora", "ties"), pairs=1)), tmp_path)
-    found = summary_tables.findings(account)
-    draw = next(x for x in account.study.draws if x.variant == "dora")
+    summary = run_comparison(plan_comparison(settings(methods=("qr", "dora", "ties"), pairs=1)), tmp_path)
+    tables = summary_tables.summarise(summary)
+    draw = next(x for x in summary.comparison.sample_jobs if x.variant == "dora")
     headers = [
         load(tmp_path / "adapters" / f"{x.identity}.safetensors").header for x in (draw.content, draw.style) if x
     ]
-    assert set(found.cut) == {"dora", "ties"}
-    assert found.cut["dora"] == max(header.config["truncation_error"] for header in headers)
-    page = report.page(account, found, "command")
-    assert f"- `ties`: {found.cut['ties']:.1%}" in page and 0.01 < found.cut["ties"] < 1
+    assert set(tables.truncation_errors) == {"dora", "ties"}
+    assert tables.truncation_errors["dora"] == max(header.config["truncation_error"] for header in headers)
+    page = report.markdown_page(summary, tables, "command")
+    assert f"- `ties`: {tables.truncation_errors['ties']:.1%}" in page and 0.01 < tables.truncation_errors["ties"] < 1
 
 
 def test_an_unknown_base_is_one_line():
     with pytest.raises(OSError, match="neither a built-in name"):
-        plan(settings(base="tiny-fluks"))
+        plan_comparison(settings(base="tiny-fluks"))
 
 
 def test_equal_parameters_gives_the_rank_with_the_nearest_count():
     """pico-flux: qr trains r numbers for each output, lora r for each output and each input; PEFT's are counted."""
-    study = plan(settings(equal="parameters", rank=8, methods=("qr", "lora", "dora")))
-    ranks = {m: study.learning[m]["content"]["rank"] for m in ("qr", "lora", "dora")}
+    comparison = plan_comparison(settings(equal="parameters", rank=8, methods=("qr", "lora", "dora")))
+    ranks = {m: comparison.training_settings[m]["content"]["rank"] for m in ("qr", "lora", "dora")}
     shapes = [
         (x.out_features, x.in_features)
-        for x in _base().target_layers(study.learning["qr"]["content"]["targets"]).values()
+        for x in _base().target_layers(comparison.training_settings["qr"]["content"]["targets"]).values()
     ]
     wanted, both = sum(8 * o for o, _ in shapes), sum(o + i for o, i in shapes)
     magnitudes = sum(o for o, _ in shapes)  # DoRA learns one for each output beside A and B
@@ -414,27 +427,27 @@ def test_own_pictures_are_measured_by_encoders_that_every_row_names(tmp_path):
     true_image("owl", "plain").save(tmp_path / "owl.png")
     true_image("robot", "neon").save(tmp_path / "ink.jpg")
     (tmp_path / "mine.csv").write_text("content,style,style_shows\nowl.png,ink.jpg,robot\n")
-    (pair,) = file_pairs(tmp_path / "mine.csv")
+    (pair,) = pairs_from_csv(tmp_path / "mine.csv")
     assert (pair.content.prompt, pair.style.prompt) == ("a <c>", caption("robot", "<s>")) and pair.truth is None
     own = settings(pictures=str(tmp_path / "mine.csv"), encoders=(str(tmp_path / "dino-pico"),), methods=("qr",))
     assert dataclasses.replace(own, encoders=()).encoders == ("dino-vits16", "clip-vit-base-patch32")
-    account = work(plan(own), tmp_path / "out")
-    found = summary_tables.findings(account)
-    assert {row["method"] for row in found.table} == {"qr", "none"}
-    assert {row["score"] for row in found.table} == {"preserved", "dino-pico-C", "dino-pico-S"}
-    assert all("dino-pico@sha256:" in row["encoders"] and "bicubic" in row["encoders"] for row in found.pictures)
+    summary = run_comparison(plan_comparison(own), tmp_path / "out")
+    tables = summary_tables.summarise(summary)
+    assert {row["method"] for row in tables.table} == {"qr", "none"}
+    assert {row["score"] for row in tables.table} == {"preserved", "dino-pico-C", "dino-pico-S"}
+    assert all("dino-pico@sha256:" in row["encoders"] and "bicubic" in row["encoders"] for row in tables.pictures)
     with torch.no_grad():
         vit.embeddings.cls_token += 1
     vit.save_pretrained(tmp_path / "dino-pico")
-    (before, *_), (after, *_) = account.study.draws, plan(own).draws
+    (before, *_), (after, *_) = summary.comparison.sample_jobs, plan_comparison(own).sample_jobs
     assert after.identity != before.identity and after.content.identity == before.content.identity
     shutil.rmtree(tmp_path / "dino-pico")
     vit.save_pretrained(tmp_path / "moved" / "dino-pico")
-    moved = plan(dataclasses.replace(own, encoders=(str(tmp_path / "moved" / "dino-pico"),))).draws[0]
+    moved = plan_comparison(dataclasses.replace(own, encoders=(str(tmp_path / "moved" / "dino-pico"),))).sample_jobs[0]
     assert moved.identity == after.identity
     other = dataclasses.replace(moved, encoder_identities=before.encoder_identities)
-    inputs = {job.identity: account.store.adapter(job).read_bytes() for job in (before.content, before.style)}
+    inputs = {job.identity: summary.store.adapter(job).read_bytes() for job in (before.content, before.style)}
     assert "is another encoder than the study's" in run_job(other, inputs).reason
     (tmp_path / "bad.csv").write_text("content,style\nowl.png,ink.jpg\n")
     with pytest.raises(ValueError, match="lacks the column 'style_shows'"):
-        file_pairs(tmp_path / "bad.csv")
+        pairs_from_csv(tmp_path / "bad.csv")

@@ -51,7 +51,7 @@ def test_the_true_picture_has_every_score_and_the_inputs_leak(style):
     for thing, other in zip(things, others, strict=True):
         truth = true_images([thing], style)
         pictures = torch.cat([truth, true_images([other], style), true_images([thing])])
-        scored = evaluation.known_answer(pictures, truth[0], thing, style, other, "plain")
+        scored = evaluation.ground_truth_scores(pictures, truth[0], thing, style, other, "plain")
         for kind, row in zip(rows, scored, strict=True):
             kind.append(row)
     mean = [{name: sum(row[name] for row in kind) / 8 for name in kind[0]} for kind in rows]

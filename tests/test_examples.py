@@ -74,7 +74,7 @@ def test_rates_are_tuned_role_by_role(tmp_path):
 
 def test_the_method_learns_on_a_module_of_ones_own():
     out = run("own_module.py")
-    count, first, last = re.search(r"(\d+) parameters learnt; loss ([\d.]+) -> ([\d.]+)", out).groups()
+    count, first, last = re.search(r"(\d+) parameters trained; loss ([\d.]+) -> ([\d.]+)", out).groups()
     assert int(count) == 8 * (64 + 16)  # B alone: rank times outputs
     assert float(last) < 0.5 * float(first)
 

@@ -57,7 +57,7 @@ def task(lesson, tmp_path_factory):
 
     def made(name, family="sdxl", **changes):
         fusion = FUSIONS[name]
-        style = adapter(fusion, family, "style", **changes) if fusion.learns_style else None
+        style = adapter(fusion, family, "style", **changes) if fusion.trains_style_adapter else None
         content = adapter(fusion, family, "content", **changes)
         return FusionInputs(opened(family), content, style, lesson("content"), lesson("style"))
 

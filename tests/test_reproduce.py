@@ -12,13 +12,13 @@ import torch
 import pico
 from commands import run
 from qrlora.baselines import FUSIONS
-from qrlora.comparison.summary_tables import findings
+from qrlora.comparison.summary_tables import summarise
 from qrlora.linalg import leading_subspace
-from qrlora.reproduction.initialisation_cost import AS_WRITTEN, as_written
+from qrlora.reproduction.fusion_scores import _name_in_paper
+from qrlora.reproduction.initialisation_cost import WHOLE_SVD, initialise_as_in_paper
 from qrlora.reproduction.paper_results import RESULTS, ReproductionRequest, reproduce
 from qrlora.reproduction.published_numbers import TABLE_1, TABLE_1_SCORES, TABLE_4, TABLE_4_COLUMNS
-from qrlora.reproduction.several_styles import nearest_truth, true_orders
-from qrlora.reproduction.table1 import _papers_name
+from qrlora.reproduction.several_styles import nearest_style_set, true_images_of_orders
 from qrlora.world.classifier_training import augment
 from qrlora.world.drawings import held_out_contents
 from qrlora.world.ground_truth import true_images
@@ -26,14 +26,14 @@ from qrlora.world.styles import dusk, glitch
 
 
 @pytest.fixture(scope="module")
-def asked(tmp_path_factory):
-    """One folder for all: the figures share what is learnt."""
+def small_request(tmp_path_factory):
+    """One folder for all: the figures share what is trained."""
     folder = tmp_path_factory.mktemp("reproduced")
     return ReproductionRequest(base=str(pico.folder("flux")), pairs=2, steps=4, folder=folder, device="cpu")
 
 
-def test_table2_is_what_autograd_says_and_lora_alone_starts_with_a_zero_gradient(asked):
-    rows = {row["method"]: row for row in reproduce("table2", asked).rows}
+def test_table2_is_what_autograd_says_and_lora_alone_starts_with_a_zero_gradient(small_request):
+    rows = {row["method"]: row for row in reproduce("table2", small_request).rows}
     assert all(row["error forward"] < 1e-5 and row["error gradient"] < 1e-5 for row in rows.values())
     assert rows["lora"]["gradient of A at the start"] == 0 < rows["lora"]["gradient of B at the start"]
     assert rows["qr"]["gradient of A at the start"] == "frozen" and 0 < rows["qr"]["gradient of B at the start"] <= 1
@@ -42,17 +42,17 @@ def test_table2_is_what_autograd_says_and_lora_alone_starts_with_a_zero_gradient
     assert set(rows) == {"lora", "ortha", "qr", "qr-output"}
 
 
-def test_table3_counts_the_papers_layers(asked):
-    rows = {(row["base"], row["preset"]): row for row in reproduce("table3", asked).rows}
+def test_table3_counts_the_papers_layers(small_request):
+    rows = {(row["base"], row["preset"]): row for row in reproduce("table3", small_request).rows}
     assert rows["sdxl", "self"]["layers"] == 280 and rows["sdxl", "attention"]["layers"] == 560
     assert rows["sdxl", "self"]["qr trains"] == 21_299_200 and rows["sdxl", "self"]["share"] == 0.5
     assert next(row for row in rows.values() if row["base"] == "flux-dev")["layers"] == 342
     assert next(row for row in rows.values() if row["base"] == "sd3-medium")["layers"] == 191
 
 
-def test_table4_tells_a_shared_start_from_what_was_learnt(asked):
+def test_table4_tells_a_shared_start_from_what_was_learnt(small_request):
     """Q, R and A of one seed start alike and stay alike; A of another seed is as unlike as random numbers are."""
-    found = reproduce("table4", asked)
+    found = reproduce("table4", small_request)
     pairs, mean, paper = found.rows[:2], found.rows[2], found.rows[3]
     assert len({row["pictures"] for row in pairs}) == 2
     assert all(row["A min"] > 0.9 > row["A, other seed max"] for row in pairs)
@@ -63,24 +63,24 @@ def test_table4_tells_a_shared_start_from_what_was_learnt(asked):
     assert len(TABLE_4) == 27 and all(len(row) == len(TABLE_4_COLUMNS) for row in TABLE_4)
 
 
-def test_figure3_is_table4_layer_by_layer(asked):
-    table, figure = reproduce("table4", asked), reproduce("figure3", asked)
+def test_figure3_is_table4_layer_by_layer(small_request):
+    table, figure = reproduce("table4", small_request), reproduce("figure3", small_request)
     for name in ("Q", "R", "dR"):
         assert max(row[name] for row in figure.rows) == table.rows[0][f"{name} max"]
         assert min(row[name] for row in figure.rows) == table.rows[0][f"{name} min"]
 
 
-def test_figure8_starts_at_one_loss_and_falls_for_every_method(asked):
-    rows = reproduce("figure8", asked).rows
+def test_figure8_starts_at_one_loss_and_falls_for_every_method(small_request):
+    rows = reproduce("figure8", small_request).rows
     assert {rows[0]["qr"], rows[0]["lora"], rows[0]["qr-direct"]} == {rows[0]["qr"]}
     assert rows[-1]["updates"] == 4 and all(rows[-1][m] < rows[0][m] for m in ("qr", "lora", "qr-direct"))
-    for method in ("qr", "lora", "pissa"):  # several seeds, which differ once something has been learnt
+    for method in ("qr", "lora", "pissa"):  # several seeds, which differ once something has been trained
         assert rows[0][f"{method}: low"] == rows[0][f"{method}: high"]
         assert rows[-1][f"{method}: low"] < rows[-1][method] < rows[-1][f"{method}: high"]
 
 
-def test_figure8_goes_on_after_the_last_whole_curve_and_ends_as_if_never_stopped(asked, tmp_path):
-    whole, told = reproduce("figure8", asked), []
+def test_figure8_goes_on_after_the_last_whole_curve_and_ends_as_if_never_stopped(small_request, tmp_path):
+    whole, told = reproduce("figure8", small_request), []
 
     def stopped(done, total, title, failure):
         told.append(title)
@@ -88,41 +88,41 @@ def test_figure8_goes_on_after_the_last_whole_curve_and_ends_as_if_never_stopped
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        reproduce("figure8", replace(asked, folder=tmp_path, on_job=stopped))
+        reproduce("figure8", replace(small_request, folder=tmp_path, on_job=stopped))
     again: list[str] = []
-    found = reproduce("figure8", replace(asked, folder=tmp_path, on_job=lambda *x: again.append(x[2])))
+    found = reproduce("figure8", replace(small_request, folder=tmp_path, on_job=lambda *x: again.append(x[2])))
     assert {"qr, seed 0", "qr, seed 1", "qr, seed 2"} == set(told) and not {"qr, seed 0", "qr, seed 1"} & set(again)
     assert found.rows == whole.rows
     damaged = next((tmp_path / "curves").iterdir())
     damaged.write_text("[[0, 1.")
     with pytest.raises(ValueError, match=f"{damaged.name} is damaged .*delete it, and the same command does it anew"):
-        reproduce("figure8", replace(asked, folder=tmp_path))
+        reproduce("figure8", replace(small_request, folder=tmp_path))
 
 
-def test_table1_has_the_means_of_the_study_beside_the_papers_of_the_same_backbone(asked):
-    rows = {row["score"]: row for row in reproduce("table1", asked).rows}
-    measured = findings(asked.study(("lora", "qr")))
+def test_table1_has_the_means_of_the_study_beside_the_papers_of_the_same_backbone(small_request):
+    rows = {row["score"]: row for row in reproduce("table1", small_request).rows}
+    measured = summarise(small_request.run_fusion_comparison(("lora", "qr")))
     for method in ("lora", "qr", "none", "oracle"):
         values = [row["ssim"] for row in measured.pictures if row["method"] == method]
         assert len(values) == 2 * 4
         assert rows["ssim"][method] == f"{statistics.fmean(values):.3f} ± {statistics.pstdev(values):.3f}"
     assert rows["DINO-S"]["paper: qr"] == "0.744 ± 0.077" and rows["user study"]["paper: lora"] == "2.86"
     assert rows["DINO-S"]["qr"] == "" == rows["ssim"]["paper: qr"]
-    assert _papers_name("dino-vits16-S") == "DINO-S" and _papers_name("clip-vit-base-patch32-C") == "CLIP-C"
+    assert _name_in_paper("dino-vits16-S") == "DINO-S" and _name_in_paper("clip-vit-base-patch32-C") == "CLIP-C"
     for methods in TABLE_1.values():
         assert set(methods) <= set(FUSIONS) and all(len(x) == len(TABLE_1_SCORES) for x in methods.values())
 
 
-def test_table1_takes_the_levels_of_a_survey_into_its_user_study_line(asked, tmp_path):
+def test_table1_takes_the_levels_of_a_survey_into_its_user_study_line(small_request, tmp_path):
     levels = "question,method,value,low,high\noverall,qr,3.5,3.1,3.9\noverall,lora,2.25,,\nstyle,qr,1,0,2\n"
     (tmp_path / "levels.csv").write_text(levels)
-    found = reproduce("table1", replace(asked, ratings=str(tmp_path / "levels.csv")), overwrite=True)
+    found = reproduce("table1", replace(small_request, ratings=str(tmp_path / "levels.csv")), overwrite=True)
     row = next(row for row in found.rows if row["score"] == "user study")
     assert (row["qr"], row["lora"], row["none"]) == ("3.50 [3.10, 3.90]", "2.25", "")
     assert row["paper: lora"] == "2.86" and "levels.csv" in found.notes[1]
     (tmp_path / "levels.csv").write_text("a,b\n1,2\n")
     with pytest.raises(ValueError, match="is not levels.csv of `qrlora survey report`"):
-        reproduce("table1", replace(asked, ratings=str(tmp_path / "levels.csv")), overwrite=True)
+        reproduce("table1", replace(small_request, ratings=str(tmp_path / "levels.csv")), overwrite=True)
 
 
 @pytest.mark.parametrize("name", ["rank", "steps", "workers", "pairs"])
@@ -131,48 +131,48 @@ def test_a_count_below_one_is_refused_before_anything_is_made(name):
         ReproductionRequest(**{name: 0})
 
 
-def test_a_table_of_which_jobs_failed_is_refused_with_the_reason(asked, monkeypatch):
+def test_a_table_of_which_jobs_failed_is_refused_with_the_reason(small_request, monkeypatch):
     def broken(task):
         raise ValueError("no such fusion")
 
     monkeypatch.setitem(FUSIONS, "lora", replace(FUSIONS["lora"], fuse=broken))
     with pytest.raises(ValueError, match=r"3 of 4 jobs done, 1 missing;.*such as lora: .*: ValueError: no such fusion"):
-        reproduce("table1", replace(asked, pairs=1, steps=1))
+        reproduce("table1", replace(small_request, pairs=1, steps=1))
 
 
-def test_figure14_begins_with_figure3(asked):
-    figure3, figure14 = reproduce("figure3", asked), reproduce("figure14", asked)
+def test_figure14_begins_with_figure3(small_request):
+    figure3, figure14 = reproduce("figure3", small_request), reproduce("figure14", small_request)
     assert len({row["pictures"] for row in figure14.rows}) == 2
     assert figure14.rows[: len(figure3.rows)] == figure3.rows
 
 
 def test_the_truth_of_several_styles_is_one_after_the_other_in_any_order():
-    assert torch.allclose(true_orders("robot", ("dusk",)), true_images(["robot"], "dusk"), atol=1 / 255)
+    assert torch.allclose(true_images_of_orders("robot", ("dusk",)), true_images(["robot"], "dusk"), atol=1 / 255)
     dusk_then_glitch = glitch(dusk(true_images(["robot"])))
-    both = true_orders("robot", ("dusk", "glitch"))
+    both = true_images_of_orders("robot", ("dusk", "glitch"))
     assert torch.allclose(both[:1], dusk_then_glitch, atol=1e-6) and not torch.allclose(both[1:], both[:1], atol=0.1)
 
 
 def test_the_nearest_truth_tells_which_styles_a_picture_is_in():
-    """True pictures, moved, blurred and noisy: three in four, where guessing names one in eight."""
+    """True images, moved, blurred and noisy: three in four, where guessing names one in eight."""
     sets = [some for count in range(4) for some in itertools.combinations(("dusk", "glitch", "checker"), count)]
     generator, right = torch.Generator().manual_seed(0), 0
     things = held_out_contents()[::10]
     for thing in things:
-        truths = {some: true_orders(thing, some) for some in sets}
-        assert nearest_truth(torch.cat([x[:1] for x in truths.values()]), truths) == sets
-        right += sum(nearest_truth(augment(truths[x][:1], generator), truths) == [x] for x in sets)
+        truths = {some: true_images_of_orders(thing, some) for some in sets}
+        assert nearest_style_set(torch.cat([x[:1] for x in truths.values()]), truths) == sets
+        right += sum(nearest_style_set(augment(truths[x][:1], generator), truths) == [x] for x in sets)
     assert right / (8 * len(things)) > 0.7
 
 
-def test_figure9_has_every_set_of_three_styles_for_each_method(asked):
-    rows = reproduce("figure9", asked).rows
+def test_figure9_has_every_set_of_three_styles_for_each_method(small_request):
+    rows = reproduce("figure9", small_request).rows
     assert len(rows) == 2 * 8 and {row["attributes"] for row in rows} == {1, 2, 3, 4}
     assert rows[0]["styles"] == "plain" and rows[7]["styles"].count(" + ") == 2
 
 
-def test_figure26_asks_for_what_was_learnt_and_for_what_the_base_knows(asked):
-    found = reproduce("figure26", asked)
+def test_figure26_asks_for_what_was_learnt_and_for_what_the_base_knows(small_request):
+    found = reproduce("figure26", small_request)
     rows = [row for row in found.rows if row["method"] == "qr"]
     learnt = rows[0]["thing"], rows[0]["style"]
     asked_for = [(row["thing"] == learnt[0], row["style"] == learnt[1]) for row in rows]
@@ -183,16 +183,18 @@ def test_figure26_asks_for_what_was_learnt_and_for_what_the_base_knows(asked):
 
 def test_the_papers_way_to_begin_gives_our_directions_and_leaves_the_weight_whole():
     W = torch.randn(48, 32, generator=torch.Generator().manual_seed(0))
-    Q, R, rest = as_written(W, 8)
+    Q, R, rest = initialise_as_in_paper(W, 8)
     assert torch.allclose(rest + (Q @ R).T, W, atol=1e-5)
     assert torch.allclose((Q.T @ leading_subspace(W, 8)).abs(), torch.eye(8), atol=1e-3)  # to signs
     assert torch.linalg.matrix_norm(rest, 2) == pytest.approx(float(torch.linalg.svdvals(W)[8]), rel=1e-4)
 
 
-def test_beginning_is_timed_beside_the_papers_seconds(asked):
-    rows = {(row["base"], row["start"]): row for row in reproduce("initialisation", asked).rows}
-    assert rows[asked.base, "qr"]["times qr"] == 1 and rows["FLUX.1-dev", "the paper's figure"]["seconds"] == 300
-    assert 0 < rows[asked.base, "lora"]["seconds"] < rows[asked.base, AS_WRITTEN]["seconds"]
+def test_beginning_is_timed_beside_the_papers_seconds(small_request):
+    rows = {(row["base"], row["start"]): row for row in reproduce("initialisation", small_request).rows}
+    assert (
+        rows[small_request.base, "qr"]["times qr"] == 1 and rows["FLUX.1-dev", "the paper's figure"]["seconds"] == 300
+    )
+    assert 0 < rows[small_request.base, "lora"]["seconds"] < rows[small_request.base, WHOLE_SVD]["seconds"]
 
 
 def test_results_of_one_backbone_are_made_on_its_built_in_base():
@@ -206,16 +208,29 @@ NAMES = {result.make: name for name, result in reversed(RESULTS.items())}.values
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_every_result_is_a_table_and_a_page_with_the_command_and_a_picture_where_the_paper_has_one(name, asked, capsys):
+def test_every_result_is_a_table_and_a_page_with_the_command_and_a_picture_where_the_paper_has_one(
+    name, small_request, capsys
+):
     pairs = 1 if name == "figure10" else 2  # seven ranks are enough to wait for
-    words = ["--base", asked.base, "--pairs", pairs, "--steps", 4, "--device", "cpu", "-o", asked.folder]
+    words = [
+        "--base",
+        small_request.base,
+        "--pairs",
+        pairs,
+        "--steps",
+        4,
+        "--device",
+        "cpu",
+        "-o",
+        small_request.folder,
+    ]
     code, out, err = run(capsys, "reproduce", name, *words)
     assert code == 0, err
-    with (asked.folder / f"{name}.csv").open() as file:
+    with (small_request.folder / f"{name}.csv").open() as file:
         assert len(list(csv.DictReader(file))) >= 2
-    assert "qrlora " in (asked.folder / f"{name}.md").read_text()
-    assert (asked.folder / f"{name}.png").is_file() == (name not in ("table2", "table3", "initialisation"))
-    assert str(asked.folder / f"{name}.md") in out
+    assert "qrlora " in (small_request.folder / f"{name}.md").read_text()
+    assert (small_request.folder / f"{name}.png").is_file() == (name not in ("table2", "table3", "initialisation"))
+    assert str(small_request.folder / f"{name}.md") in out
 
 
 def test_an_unknown_result_is_named_with_the_nearest(capsys, tmp_path):

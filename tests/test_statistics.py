@@ -5,21 +5,28 @@ import math
 import numpy as np
 import pytest
 
-from qrlora.comparison.statistics import correlation, difference, mean, rank_correlation, ranks, share
+from qrlora.comparison.statistics import (
+    correlation_over_pairs,
+    fraction_of_span,
+    mean_over_pairs,
+    paired_difference,
+    rank_correlation,
+    ranks,
+)
 
 
 def test_a_95_percent_interval_holds_the_true_mean_about_95_times_in_100():
     """27 pairs from a skewed population of mean 1; the percentile bootstrap is a little short on so few."""
     drawn = np.random.default_rng(0).gamma(4.0, 0.25, size=(300, 27))
-    held = [estimate.low <= 1 <= estimate.high for estimate in map(mean, drawn)]
+    held = [estimate.low <= 1 <= estimate.high for estimate in map(mean_over_pairs, drawn)]
     assert 0.89 <= sum(held) / len(held) <= 0.97
 
 
 def test_the_mean_is_the_mean_and_one_pair_has_no_interval():
-    assert mean([0.0, 1.0, 0.5]).value == 0.5 and mean([0.0, 1.0, 0.5]).count == 3
-    assert mean([2.0]).value == 2.0 and math.isnan(mean([2.0]).low)
-    assert math.isnan(mean([]).value) and mean([]).count == 0
-    assert mean([0.25] * 5)[:3] == (0.25, 0.25, 0.25)
+    assert mean_over_pairs([0.0, 1.0, 0.5]).value == 0.5 and mean_over_pairs([0.0, 1.0, 0.5]).count == 3
+    assert mean_over_pairs([2.0]).value == 2.0 and math.isnan(mean_over_pairs([2.0]).low)
+    assert math.isnan(mean_over_pairs([]).value) and mean_over_pairs([]).count == 0
+    assert mean_over_pairs([0.25] * 5)[:3] == (0.25, 0.25, 0.25)
 
 
 def test_a_paired_difference_does_not_see_what_the_pairs_share():
@@ -27,23 +34,23 @@ def test_a_paired_difference_does_not_see_what_the_pairs_share():
     generator = np.random.default_rng(1)
     of_pair = generator.normal(0, 10, 27)
     first, second = of_pair + 0.1 + generator.normal(0, 0.02, 27), of_pair
-    assert mean(first).low < mean(second).high
-    apart = difference(first, second)
+    assert mean_over_pairs(first).low < mean_over_pairs(second).high
+    apart = paired_difference(first, second)
     assert 0 < apart.low < 0.1 < apart.high < 0.12
     with pytest.raises(ValueError, match="27 and 26"):
-        difference(first, second[:-1])
+        paired_difference(first, second[:-1])
 
 
 def test_the_ends_of_the_scale_stand_at_0_and_1_and_half_way_at_a_half():
     none, oracle = [0.1, 0.0, 0.2, 0.1], [0.9, 1.0, 0.8, 0.9]
     middle = [(a + b) / 2 for a, b in zip(none, oracle, strict=True)]
-    assert share(none, none, oracle)[:3] == (0, 0, 0)
-    assert share(oracle, none, oracle)[:3] == (1, 1, 1)
-    assert share(middle, none, oracle)[:3] == pytest.approx((0.5, 0.5, 0.5))
+    assert fraction_of_span(none, none, oracle)[:3] == (0, 0, 0)
+    assert fraction_of_span(oracle, none, oracle)[:3] == (1, 1, 1)
+    assert fraction_of_span(middle, none, oracle)[:3] == pytest.approx((0.5, 0.5, 0.5))
 
 
 def test_a_share_of_a_span_that_may_be_empty_is_no_number():
-    assert math.isnan(share([0.5, 0.5], [0.4, 0.6], [0.6, 0.4]).value)
+    assert math.isnan(fraction_of_span([0.5, 0.5], [0.4, 0.6], [0.6, 0.4]).value)
 
 
 def test_ranks_share_ties_and_rho_is_the_textbooks():
@@ -64,8 +71,8 @@ def test_a_correlation_resamples_pairs_with_all_their_points():
     points = [
         (float(x), float(x + e)) for x, e in zip(generator.normal(size=20), generator.normal(size=20), strict=True)
     ]
-    once = correlation([([x], [y]) for x, y in points])
-    twice = correlation([([x, x], [y, y]) for x, y in points])
+    once = correlation_over_pairs([([x], [y]) for x, y in points])
+    twice = correlation_over_pairs([([x, x], [y, y]) for x, y in points])
     assert once.low < once.value < once.high and once.count == twice.count == 20
     assert twice.value == pytest.approx(once.value) and twice[1:3] == pytest.approx(once[1:3], abs=0.02)
-    assert math.isnan(correlation([([0.0], [1.0]), ([0.0], [2.0])]).value)
+    assert math.isnan(correlation_over_pairs([([0.0], [1.0]), ([0.0], [2.0])]).value)

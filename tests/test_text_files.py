@@ -7,7 +7,7 @@ import pytest
 import pico
 from commands import run
 from qrlora import files
-from qrlora.comparison.image_pairs import file_pairs
+from qrlora.comparison.image_pairs import pairs_from_csv
 from qrlora.config import read_recipe
 from qrlora.families import open_base
 
@@ -22,8 +22,8 @@ def test_a_recipe_pairs_and_settings_are_read_as_editors_write_them(encoding, st
     assert (config.prompt, config.steps) == ("ein <c> für Jürgen", 7)
     table = tmp_path / "pairs.csv"
     table.write_text(f"content,style,style_shows\n{studio / 'dog.png'},{studio / 'cat.png'},Büste\n", encoding=encoding)
-    (pair,) = file_pairs(table)
-    assert pair.content.picture == (studio / "dog.png").read_bytes() and "Büste" in pair.style.prompt
+    (pair,) = pairs_from_csv(table)
+    assert pair.content.file == (studio / "dog.png").read_bytes() and "Büste" in pair.style.prompt
 
 
 def test_a_base_with_its_own_settings_and_a_peft_folder_open_whether_their_json_has_a_mark_or_not(tmp_path):
@@ -56,7 +56,7 @@ def test_text_in_another_encoding_is_refused_by_name(studio, tmp_path, capsys):
     assert code == 2 and "recipe.toml is not text in UTF-8" in err
     table.write_text("content,style,style_shows\na,b,Büste\n", encoding="cp1252")
     with pytest.raises(ValueError, match=r"pairs\.csv is not text in UTF-8"):
-        file_pairs(table)
+        pairs_from_csv(table)
 
 
 ROWS = {  # rows after the head, what the one line says

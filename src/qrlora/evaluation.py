@@ -1,6 +1,6 @@
-"""Pictures -> scores: likeness to a true picture, what the world's judges see, DINO and CLIP features. [transformers]
+"""Scores of images: SSIM, the benchmark's classifiers, and features of DINO, CLIP and CSD. [transformers]
 
-Functions of pictures alone: they do not know how a picture was made. Letters: b pictures, h w their size.
+Functions of images alone, however they were made. Letters: b images, h w their size.
 """
 
 from __future__ import annotations
@@ -36,55 +36,55 @@ ENCODERS = {
     "clip-vit-large-patch14": "openai/clip-vit-large-patch14",
     "csd-vit-l": "yuxi-liu-wired/CSD",
 }
-"""Short name -> checkpoint on the hub. DreamBooth measured with the first and the fifth, B-LoRA with the third. The
-last holds the weights of CSD's authors as safetensors."""
+"""Short name -> checkpoint on the hub. DreamBooth evaluates with the first and the fifth, B-LoRA with the third. The
+last has the weights of CSD's authors as safetensors."""
 STYLE_HEAD = "last_layer_style"
-"""What tells CSD's weights from others."""
+"""A tensor's name by which CSD's weights are recognised."""
 
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 CLIP = ((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711))
 
 
 @torch.no_grad()
-def known_answer(
-    pictures: Tensor, truth: Tensor, content: str, style: str, other_content: str, other_style: str
+def ground_truth_scores(
+    images: Tensor, truth: Tensor, content: str, style: str, other_content: str, other_style: str
 ) -> list[dict[str, float]]:
-    """What can be said of pictures when the right one is known.
+    """Scores of images whose true image is known.
 
-    Args:    pictures (b, 3, 128, 128), truth (3, 128, 128), in 0..1.
-             content, style: what should be seen; other_content: the thing in the style picture; other_style: the
-             style of the content picture. Neither of these should be seen.
-    Returns: for each picture: "content", "style", "both": 1 if the judges name it, among all of the world, else 0;
-             "content_likeness", "style_likeness": cosine of the judges' features with the true picture's, -1..1;
-             "ssim": with the true picture; "leaked_content", "leaked_style": the judges' probability of the other
-             thing and of the other style, 0..1.
+    Args:    images (b, 3, 128, 128), truth (3, 128, 128), in 0..1.  content, style: the true labels.
+             other_content: the content of the style image; other_style: the style of the content image, neither of
+             which should leak.
+    Returns: for each image: "content", "style", "both": 1 if classified correctly among all, else 0;
+             "content_likeness", "style_likeness": cosine of the classifiers' features with the true image's, -1..1;
+             "ssim": with the true image; "leaked_content", "leaked_style": the classifiers' probability of the other
+             content and of the other style, 0..1.
     """
-    batch = torch.cat([pictures, truth[None]])
-    seen, likeness = {}, {}
+    batch = torch.cat([images, truth[None]])
+    probabilities, likeness = {}, {}
     for kind, classify in load_classifiers().items():
         scores = classify(batch)[:-1]
-        seen[kind] = probabilities_by_style(scores) if kind == "style" else scores.softmax(1)
+        probabilities[kind] = probabilities_by_style(scores) if kind == "style" else scores.softmax(1)
         features = classify.features(batch)  # pyright: ignore[reportCallIssue]
         likeness[kind] = F.cosine_similarity(features[:-1], features[-1:])
-    things, manners = contents(), tuple(ALL_STYLES)
-    right = seen["content"].argmax(1) == things.index(content)
-    in_style = seen["style"].argmax(1) == manners.index(style)
+    content_names, style_names = contents(), tuple(ALL_STYLES)
+    right = probabilities["content"].argmax(1) == content_names.index(content)
+    in_style = probabilities["style"].argmax(1) == style_names.index(style)
     columns = {
         "content": right,
         "style": in_style,
         "both": right & in_style,
         "content_likeness": likeness["content"],
         "style_likeness": likeness["style"],
-        "ssim": ssim(pictures, truth[None].expand_as(pictures)),
-        "leaked_content": seen["content"][:, things.index(other_content)],
-        "leaked_style": seen["style"][:, manners.index(other_style)],
+        "ssim": ssim(images, truth[None].expand_as(images)),
+        "leaked_content": probabilities["content"][:, content_names.index(other_content)],
+        "leaked_style": probabilities["style"][:, style_names.index(other_style)],
     }
-    return [{name: float(values[k]) for name, values in columns.items()} for k in range(len(pictures))]
+    return [{name: float(values[k]) for name, values in columns.items()} for k in range(len(images))]
 
 
 @dataclass(frozen=True)
 class Encoder:
-    """A network that turns pictures into features, and all that a reader needs to measure the same."""
+    """A vision encoder with its checkpoint, revision and preprocessing, so that its scores can be reproduced."""
 
     name: str
     """Short: "dino-vits16"."""
@@ -93,39 +93,39 @@ class Encoder:
     revision: str
     """The hub's commit; of a folder the first 12 digits of its weights' SHA-256."""
     preprocessing: str
-    """How pictures are brought to the network's size, in words."""
+    """Description of how images are resized, cropped and normalised."""
     features: Callable[[Sequence[Image.Image]], Tensor]
-    """Pictures -> (b, features), float32, unit length."""
+    """Images -> (b, features), float32, unit length."""
 
     def __str__(self) -> str:
         return f"{self.name}: {self.checkpoint}@{self.revision}, {self.preprocessing}"
 
     @property
     def identity(self) -> str:
-        """What decides its features, wherever its checkpoint lies."""
+        """All that its features depend on, wherever its checkpoint lies."""
         return f"{self.name}@{self.revision}, {self.preprocessing}"
 
-    def likeness(self, pictures: Sequence[Image.Image], reference: Image.Image) -> list[float]:
-        """Cosine of each picture's features with the reference's, -1..1."""
-        return (self.features(pictures) @ self.features([reference])[0]).tolist()
+    def likeness(self, images: Sequence[Image.Image], reference: Image.Image) -> list[float]:
+        """Cosine of each image's features with the reference's, -1..1."""
+        return (self.features(images) @ self.features([reference])[0]).tolist()
 
 
 def open_encoder(name: str, device: str = "auto") -> Encoder:
     """A vision network by its short name (ENCODERS), its hub name or its folder.
 
     DINO: the class token of the last layer, without transformers' pooler, which DINO's checkpoints have no weights for.
-    CLIP: the projected embedding. CSD: the style descriptor, see `style_tower`. Pictures: RGB, the shorter side to 8/7
+    CLIP: the projected embedding. CSD: the style descriptor, see `csd_model`. Images: RGB, the shorter side to 8/7
     of the network's side for DINO (256 for 224) and to that side for CLIP and CSD, bicubic; the middle square;
     ImageNet's or CLIP's mean and deviation.
 
-    Raises: OSError: it cannot be had, in one line.  ValueError: a network of another kind.
+    Raises: OSError: it cannot be loaded, in one line.  ValueError: a network of another kind.
     """
     import transformers
 
-    checkpoint, home = ENCODERS.get(name, name), choose_device(device)
+    checkpoint, execution_device = ENCODERS.get(name, name), choose_device(device)
     with one_clear_line(checkpoint, "vision network"), quiet():
-        if weights := _style_weights(name, checkpoint):
-            model = style_tower(read(weights)[0])
+        if weights := _csd_weight_file(name, checkpoint):
+            model = csd_model(read(weights)[0])
             config: Any = model.config
             config._commit_hash = weights.parent.name if weights.parents[1].name == "snapshots" else None
         else:
@@ -140,26 +140,28 @@ def open_encoder(name: str, device: str = "auto") -> Encoder:
                 raise ValueError(f"{checkpoint} is a {config.model_type}, not one of {', '.join(kinds)}")
             kind, told = kinds[config.model_type]
             model: Any = kind.from_pretrained(checkpoint, **told)  # pyright: ignore[reportAttributeAccessIssue]
-    model = model.float().eval().to(home)
+    model = model.float().eval().to(execution_device)
     clip = config.model_type.startswith("clip")
     size = getattr(config, "vision_config", config).image_size
     size = 224 if config.model_type == "dinov2" else size  # trained at 518, used at 224 throughout the literature
     shorter, (mean, deviation) = (size, CLIP) if clip else (round(size * 8 / 7), IMAGENET)
 
     @torch.no_grad()
-    def features(pictures: Sequence[Image.Image]) -> Tensor:
-        pixels = torch.cat([_fitted(picture, shorter, size) for picture in pictures])
+    def features(images: Sequence[Image.Image]) -> Tensor:
+        pixels = torch.cat([_resized_and_cropped(image, shorter, size) for image in images])
         pixels = (pixels - torch.tensor(mean)[:, None, None]) / torch.tensor(deviation)[:, None, None]
-        answer = model(pixels.to(home))
+        answer = model(pixels.to(execution_device))
         vectors = answer.image_embeds if clip else answer.last_hidden_state[:, 0]
         return F.normalize(vectors.float().cpu(), dim=1)
 
     words = f"RGB, shorter side {shorter} bicubic, middle {size} x {size}, {'CLIP' if clip else 'ImageNet'} mean"
-    return Encoder(name if name in ENCODERS else Path(name).name, checkpoint, _revision(config, model), words, features)
+    return Encoder(
+        name if name in ENCODERS else Path(name).name, checkpoint, _checkpoint_revision(config, model), words, features
+    )
 
 
-def _style_weights(name: str, checkpoint: str) -> Path | None:
-    """CSD's file of weights, in a folder or from the hub; None: the checkpoint is another network's.
+def _csd_weight_file(name: str, checkpoint: str) -> Path | None:
+    """CSD's weight file, in a folder or from the hub; None: the checkpoint is another network's.
 
     Raises: what the hub raises.
     """
@@ -171,10 +173,10 @@ def _style_weights(name: str, checkpoint: str) -> Path | None:
     return local if local.is_file() and STYLE_HEAD in places(local) else None
 
 
-def style_tower(weights: Mapping[str, Tensor]) -> Any:
-    """CSD (arXiv 2404.01292), contrastive style descriptors: CLIP's vision tower, trained to tell styles.
+def csd_model(weights: Mapping[str, Tensor]) -> Any:
+    """CSD (arXiv 2404.01292), contrastive style descriptors: CLIP's vision tower, trained to distinguish styles.
 
-    The file has the tower in the names of CLIP's first code beside two heads, of which only that of style is used.
+    The file has the tower in the names of CLIP's original code and two heads, of which only the style head is used.
 
     Args:    weights: {name: tensor}.
     Returns: a CLIPVisionModelWithProjection; `image_embeds` is the descriptor.
@@ -222,17 +224,17 @@ def style_tower(weights: Mapping[str, Tensor]) -> Any:
     return model
 
 
-def _fitted(picture: Image.Image, shorter: int, size: int) -> Tensor:
-    """(1, 3, size, size) in 0..1."""
-    scale = shorter / min(picture.size)
-    width, height = (max(shorter, round(side * scale)) for side in picture.size)
-    picture = picture.convert("RGB").resize((width, height), Image.Resampling.BICUBIC)
+def _resized_and_cropped(image: Image.Image, shorter: int, size: int) -> Tensor:
+    """An image resized so that its shorter side is `shorter`, and centre-cropped: (1, 3, size, size) in 0..1."""
+    scale = shorter / min(image.size)
+    width, height = (max(shorter, round(side * scale)) for side in image.size)
+    image = image.convert("RGB").resize((width, height), Image.Resampling.BICUBIC)
     left, top = (width - size) // 2, (height - size) // 2
-    cut = picture.crop((left, top, left + size, top + size))
+    cut = image.crop((left, top, left + size, top + size))
     return torch.from_numpy(np.asarray(cut, dtype=np.float32).copy()).permute(2, 0, 1)[None] / 255
 
 
-def _revision(config: Any, model: torch.nn.Module) -> str:
+def _checkpoint_revision(config: Any, model: torch.nn.Module) -> str:
     commit = getattr(config, "_commit_hash", None)
     if commit:
         return commit

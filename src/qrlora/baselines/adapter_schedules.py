@@ -1,6 +1,6 @@
-"""Adapters that take turns while a picture is drawn: K-LoRA, LoRA Switch, LoRA Composite. Nothing is merged.
+"""Adapters that alternate during sampling, without merging: K-LoRA, LoRA Switch, LoRA Composite.
 
-A plan says how strongly each adapter acts in each layer at each denoising step; `following` keeps a model to it.
+A schedule gives each adapter's strength in each layer at each denoising step; `apply_schedule` applies it to a model.
 """
 
 from __future__ import annotations
@@ -19,34 +19,34 @@ from ..injection import applied, set_layer_strengths, set_strengths
 from ..sampling import generate
 from .fusion_method import FusionInputs, FusionResult
 
-Plan = Callable[[int, int], Sequence[Mapping[str, float]]]
+Schedule = Callable[[int, int], Sequence[Mapping[str, float]]]
 """(step 0, 1, ..., steps) -> for each adapter {layer: strength}."""
 
-TURN = 5
-"""Steps that an adapter acts before the next one does (ComposLoRA)."""
+STEPS_PER_TURN = 5
+"""Denoising steps for which one adapter is active before the next one is (ComposLoRA)."""
 ALPHA, BETA = 1.5, 0.5
 """K-LoRA's scale S = ALPHA t / T + BETA."""
-OUTLIER = 3.0
-"""K-LoRA leaves layers out of gamma whose ratio is that many times the mean."""
+OUTLIER_RATIO = 3.0
+"""K-LoRA's gamma leaves out layers whose ratio is at least this many times the mean."""
 
 
-def switch(adapters: Sequence[Adapter], weights: Sequence[float], turn: int = TURN) -> Plan:
+def switch_schedule(adapters: Sequence[Adapter], weights: Sequence[float], turn: int = STEPS_PER_TURN) -> Schedule:
     """LoRA Switch (arXiv 2402.16843): adapter floor(t / turn) mod n acts at step t, alone.
 
     Its code changes in a callback that comes after the step, so that there the first adapter has turn + 1 steps.
     """
 
-    def plan(step: int, steps: int) -> list[dict[str, float]]:
+    def schedule(step: int, steps: int) -> list[dict[str, float]]:
         acts = step // turn % len(adapters)
         return [
             dict.fromkeys(x.layers, w if k == acts else 0.0)
             for k, (x, w) in enumerate(zip(adapters, weights, strict=True))
         ]
 
-    return plan
+    return schedule
 
 
-def k_lora(adapters: Sequence[Adapter], weights: Sequence[float], alternating: bool = False) -> Plan:
+def k_lora_schedule(adapters: Sequence[Adapter], weights: Sequence[float], alternating: bool = False) -> Schedule:
     """K-LoRA (arXiv 2502.18461): in each layer, at each step, the content or the style acts, never both.
 
     The content does where top_K |dW_c| / gamma > S(t) top_K |dW_s|: sums over the K = r_c r_s largest magnitudes;
@@ -57,9 +57,9 @@ def k_lora(adapters: Sequence[Adapter], weights: Sequence[float], alternating: b
              style first, content in the middle, style last.
     """
     content, style = adapters
-    ratio = _ratios(content, style)
+    ratio = _top_magnitude_ratios(content, style)
 
-    def plan(step: int, steps: int) -> list[dict[str, float]]:
+    def schedule(step: int, steps: int) -> list[dict[str, float]]:
         scale = ALPHA * step / steps + BETA
         if alternating:
             scale = (ALPHA * step / steps + 0.85 * ALPHA) % ALPHA
@@ -69,10 +69,10 @@ def k_lora(adapters: Sequence[Adapter], weights: Sequence[float], alternating: b
             {layer: weights[1] * (not wins.get(layer, False)) for layer in style.layers},
         ]
 
-    return plan
+    return schedule
 
 
-def _ratios(content: Adapter, style: Adapter) -> dict[str, float]:
+def _top_magnitude_ratios(content: Adapter, style: Adapter) -> dict[str, float]:
     """{layer of both: top_K |dW_c| / (gamma top_K |dW_s|)}; infinite where the style changes nothing."""
     tops, sums = {}, {}
     for layer in content.layers.keys() & style.layers.keys():
@@ -82,23 +82,23 @@ def _ratios(content: Adapter, style: Adapter) -> dict[str, float]:
         sums[layer] = [float(x.sum()) for x in sizes]
     of_layers = [c / s for c, s in sums.values() if s]
     mean = statistics.fmean(of_layers) if of_layers else 1.0
-    gamma = statistics.fmean([x for x in of_layers if x < OUTLIER * mean] or [mean]) or 1.0
+    gamma = statistics.fmean([x for x in of_layers if x < OUTLIER_RATIO * mean] or [mean]) or 1.0
     return {layer: c / gamma / s if s else math.inf for layer, (c, s) in tops.items()}
 
 
-def explain(plan: Plan, steps: int) -> dict[str, list[tuple[float, ...]]]:
-    """{layer: the adapters' strengths at each step}; 0 for an adapter that is not on the layer."""
-    rows = [plan(step, steps) for step in range(steps)]
+def strengths_by_layer(schedule: Schedule, steps: int) -> dict[str, list[tuple[float, ...]]]:
+    """{layer: the adapters' strengths at each step of a schedule}; 0 for an adapter that is not on the layer."""
+    rows = [schedule(step, steps) for step in range(steps)]
     layers = dict.fromkeys(layer for each in rows[0] for layer in each)
     return {layer: [tuple(each.get(layer, 0.0) for each in row) for row in rows] for layer in layers}
 
 
 @contextlib.contextmanager
-def following(base: Base, names: Sequence[str], plan: Plan) -> Iterator[None]:
-    """Adapters on the base's model, by name, act as planned while the pipeline draws, for the length of a `with`.
+def apply_schedule(base: Base, names: Sequence[str], schedule: Schedule) -> Iterator[None]:
+    """Context manager that sets the strengths of named adapters on the base's model by a schedule during sampling.
 
-    Steps are counted by the time that the model is asked at: guidance may ask twice at one step; a time that rises is
-    the first of another picture.
+    Steps are counted by the timesteps of the model's calls: guidance may call twice at one step; a timestep that rises
+    is the first of another image.
     """
     last: list[float] = []
     done = [0]
@@ -109,7 +109,7 @@ def following(base: Base, names: Sequence[str], plan: Plan) -> Iterator[None]:
             return
         done[0] = done[0] + 1 if last and time < last[0] else 0
         last[:] = [time]
-        for name, strengths in zip(names, plan(done[0], base.pipe.num_timesteps), strict=True):
+        for name, strengths in zip(names, schedule(done[0], base.pipe.num_timesteps), strict=True):
             set_layer_strengths(base.model, name, strengths)
 
     handle = base.model.register_forward_pre_hook(note, with_kwargs=True)
@@ -120,19 +120,19 @@ def following(base: Base, names: Sequence[str], plan: Plan) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def composite(base: Base, strengths: Mapping[str, float]) -> Iterator[None]:
-    """LoRA Composite (arXiv 2402.16843): for the length of a `with`, the model's answer is the mean of its answers with
-    each of the named adapters alone. Guidance is linear, so this is the mean of the guided answers.
+def average_predictions(base: Base, strengths: Mapping[str, float]) -> Iterator[None]:
+    """LoRA Composite (arXiv 2402.16843), as a context manager: the model predicts the mean of its predictions with each
+    of the named adapters alone. Guidance is linear, so this is the mean of the guided predictions.
     """
     model = base.model
     own, replaced = model.forward, model.__dict__.get("forward")
 
     def averaged(*arguments: Any, **named: Any) -> tuple[Any]:
-        answers = []
+        predictions = []
         for name in strengths:
             set_strengths(model, {other: strengths[other] * (other == name) for other in strengths})
-            answers.append(own(*arguments, **{**named, "return_dict": False})[0])
-        return (torch.stack(answers).mean(0),)
+            predictions.append(own(*arguments, **{**named, "return_dict": False})[0])
+        return (torch.stack(predictions).mean(0),)
 
     model.forward = averaged
     try:
@@ -144,14 +144,20 @@ def composite(base: Base, strengths: Mapping[str, float]) -> Iterator[None]:
             model.forward = replaced
 
 
-def planned(plan_of: Callable[[Sequence[Adapter], Sequence[float]], Plan]) -> Callable[[FusionInputs], FusionResult]:
-    """A fusion that draws by a plan."""
+def scheduled_fusion(
+    schedule_of: Callable[[Sequence[Adapter], Sequence[float]], Schedule],
+) -> Callable[[FusionInputs], FusionResult]:
+    """A fusion method that samples with the adapters' strengths set by a schedule."""
 
     def fuse(task: FusionInputs) -> FusionResult:
-        base, plan, off = task.base, plan_of(task.both, task.weights), [(x, 0.0) for x in task.both]
+        base, schedule, off = task.base, schedule_of(task.both, task.weights), [(x, 0.0) for x in task.both]
 
         def draw(prompts: Sequence[str], seeds: Sequence[int]) -> list[Any]:
-            with base.on_device(), applied(base.model, off, not base.offload) as names, following(base, names, plan):
+            with (
+                base.on_device(),
+                applied(base.model, off, not base.offload) as names,
+                apply_schedule(base, names, schedule),
+            ):
                 return generate(base, list(prompts), seed=list(seeds))
 
         return FusionResult(draw, None)
@@ -159,13 +165,13 @@ def planned(plan_of: Callable[[Sequence[Adapter], Sequence[float]], Plan]) -> Ca
     return fuse
 
 
-def composed(task: FusionInputs) -> FusionResult:
-    """LoRA Composite as a fusion."""
+def composite_fusion(task: FusionInputs) -> FusionResult:
+    """LoRA Composite as a fusion method."""
     base, off = task.base, [(x, 0.0) for x in task.both]
 
     def draw(prompts: Sequence[str], seeds: Sequence[int]) -> list[Any]:
         with base.on_device(), applied(base.model, off, not base.offload) as names:
-            with composite(base, dict(zip(names, task.weights, strict=True))):
+            with average_predictions(base, dict(zip(names, task.weights, strict=True))):
                 return generate(base, list(prompts), seed=list(seeds))
 
     return FusionResult(draw, None)

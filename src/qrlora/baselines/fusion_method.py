@@ -1,4 +1,4 @@
-"""The shape of a fusion: what it may read, what it gives back, and how its two adapters are learnt."""
+"""FusionMethod: a way to fuse content and style, with its inputs, its result and its adapters' training settings."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from ..sampling import generate
 
 @dataclass(frozen=True)
 class TrainingImage:
-    """What an adapter was learnt from."""
+    """The image file and the prompt that an adapter was trained on."""
 
     image: Path
     prompt: str
@@ -22,18 +22,18 @@ class TrainingImage:
 
 @dataclass(frozen=True)
 class FusionInputs:
-    """All that a fusion may read."""
+    """The inputs of a fusion method."""
 
     base: Base
     content: Adapter
     style: Adapter | None
-    """None: the fusion learns no style, see `FusionMethod.learns_style`."""
-    content_lesson: TrainingImage
-    style_lesson: TrainingImage
+    """None: the method has no style adapter, see `FusionMethod.trains_style_adapter`."""
+    content_image: TrainingImage
+    style_image: TrainingImage
     weights: tuple[float, float] = (1.0, 1.0)
     """The strengths of content and style."""
     seed: int = 0
-    """Of what the fusion itself draws at random."""
+    """Seed of the method's own random numbers."""
 
     @property
     def both(self) -> list[Adapter]:
@@ -45,10 +45,10 @@ class FusionInputs:
 
 @dataclass(frozen=True)
 class FusionResult:
-    """A content and a style, brought together."""
+    """A fused content and style, ready to sample from."""
 
     draw: Callable[[Sequence[str], Sequence[int]], list[Any]]
-    """(prompts, seeds) -> one PIL picture each; leaves the base as it was."""
+    """(prompts, seeds) -> one PIL image each; leaves the base as it was."""
     adapter: Adapter | None
     """The merged adapter, where the result is static."""
 
@@ -61,13 +61,13 @@ class FusionMethod:
     paper: str
     """Where it comes from."""
     learn: Mapping[str, Any]
-    """Settings of TrainConfig by which both adapters are learnt; a table "content" or "style" is for that role."""
+    """Settings of TrainConfig by which both adapters are trained; a table "content" or "style" is for that role."""
     fuse: Callable[[FusionInputs], FusionResult]
-    """Task -> Fused.  Raises ValueError: a base or adapters that it cannot work with."""
+    """FusionInputs -> FusionResult.  Raises ValueError: a base or adapters that it does not support."""
     families: tuple[str, ...] | None = None
-    """Families of bases that it works on; None: all."""
-    learns_style: bool = True
-    """False: the style is read from the style picture itself, and `FusionInputs.style` is None."""
+    """Families of bases that it supports; None: all."""
+    trains_style_adapter: bool = True
+    """False: the style comes from the style image itself, and `FusionInputs.style` is None."""
 
     def settings(self, role: str) -> dict[str, Any]:
         """The settings of TrainConfig for one role."""
@@ -75,14 +75,14 @@ class FusionMethod:
         return {**common, "role": role, **self.learn.get(role, {})}
 
 
-def static(base: Base, adapter: Adapter) -> FusionResult:
-    """A merged adapter, drawn at strength 1."""
+def sample_with_adapter(base: Base, adapter: Adapter) -> FusionResult:
+    """The result of a method that merges: samples with the merged adapter at strength 1."""
     return FusionResult(
         lambda prompts, seeds: generate(base, list(prompts), [(adapter, 1.0)], seed=list(seeds)), adapter
     )
 
 
-def only(name: str, families: Sequence[str], base: Base) -> None:
-    """Raises ValueError: a fusion does not work on bases of this one's family."""
+def check_family(name: str, families: Sequence[str], base: Base) -> None:
+    """Raises ValueError: a fusion method does not support this base's family."""
     if base.family.name not in families:
         raise ValueError(f"{name} exists for {', '.join(families)} only, and {base.name} is of {base.family.name}")

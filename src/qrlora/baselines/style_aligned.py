@@ -1,7 +1,7 @@
-"""StyleAligned (arXiv 2312.02133): pictures that look at a reference picture while they are drawn. SDXL's UNet only.
+"""StyleAligned (arXiv 2312.02133): self-attention shared with a reference image during sampling. SDXL's UNet only.
 
-Letters: b pictures in a batch, the first of them the reference; n tokens, h heads, d numbers in a head. With
-classifier-free guidance the model sees 2 b rows, [without prompt 1..b, with prompt 1..b]; without it b rows.
+Letters: b images in a batch, the first of them the reference; n tokens, h heads, d channels of a head. With
+classifier-free guidance the model's batch has 2 b rows, [without prompt 1..b, with prompt 1..b]; without it b rows.
 """
 
 from __future__ import annotations
@@ -22,38 +22,38 @@ from ..injection import applied
 from ..noising import alphas_cumprod
 from ..sampling import generate
 from ..training_example import encode_training_example
-from .fusion_method import FusionInputs, FusionResult, TrainingImage, only
+from .fusion_method import FusionInputs, FusionResult, TrainingImage, check_family
 
 FAMILIES = ("sdxl",)
 SHIFT = math.log(2)
-"""Added to the logits of the reference's tokens, as the authors do to transfer a given picture's style."""
+"""Added to the logits of the reference's tokens, as the authors do to transfer a given image's style."""
 INVERSION_GUIDANCE = 2.0
-AT_ONCE = 8
-"""Pictures in a batch, the reference among them."""
+MAX_BATCH = 8
+"""Images in a batch, with the reference."""
 
 
-def fuse(task: FusionInputs) -> FusionResult:
-    """The style picture is inverted to noise, and pictures drawn with the content LoRA on look at its way back.
+def fuse_style_aligned(task: FusionInputs) -> FusionResult:
+    """Invert the style image to noise, and sample images with the content LoRA that attend to its denoising.
 
     Guidance, steps and scheduler are the base's own; the authors' transfer uses DDIM, 50 steps and guidance 10.
     """
-    only("style-aligned", FAMILIES, task.base)
+    check_family("style-aligned", FAMILIES, task.base)
     base = task.base
-    trajectory = inverted(base, task.style_lesson)
+    trajectory = invert_image(base, task.style_image)
 
     def draw(prompts: Sequence[str], seeds: Sequence[int]) -> list[Any]:
-        pictures: list[Any] = []
-        for first in range(0, len(prompts), AT_ONCE - 1):
-            part = slice(first, first + AT_ONCE - 1)
-            asked, drawn = [task.style_lesson.prompt, *prompts[part]], [task.seed, *seeds[part]]
+        images: list[Any] = []
+        for first in range(0, len(prompts), MAX_BATCH - 1):
+            part = slice(first, first + MAX_BATCH - 1)
+            all_prompts, all_seeds = [task.style_image.prompt, *prompts[part]], [task.seed, *seeds[part]]
             alone = [(task.content, task.weights[0])]
             with (
                 base.on_device(),
                 applied(base.model, alone, not base.offload),
-                style_aligned(base, len(asked), trajectory),
+                style_aligned(base, len(all_prompts), trajectory),
             ):
-                pictures += generate(base, asked, seed=drawn, batch_size=len(asked))[1:]
-        return pictures
+                images += generate(base, all_prompts, seed=all_seeds, batch_size=len(all_prompts))[1:]
+        return images
 
     return FusionResult(draw, None)
 
@@ -61,38 +61,41 @@ def fuse(task: FusionInputs) -> FusionResult:
 @contextlib.contextmanager
 def style_aligned(
     base: Base,
-    pictures: int,
+    images: int,
     trajectory: Mapping[float, Tensor] | None = None,
     shift: float = SHIFT,
     share_norm: bool = True,
     scale: float = 1.0,
 ) -> Iterator[None]:
-    """Every self-attention of the UNet also looks at the batch's first picture, for the length of a `with`.
+    """Context manager: every self-attention of the UNet also attends to the batch's first image.
 
-    What was there comes back afterwards: the very processors, and no hook. Sharing LayerNorm as well, as the authors'
-    code may, changes nothing, because its statistics are each token's own; so it is left out.
+    Processors are restored and hooks removed afterwards. Sharing LayerNorm as well, as the authors' code may, changes
+    nothing, because its statistics are each token's own; so it is left out.
 
-    Args:    pictures: b, the reference among them.
-             trajectory: `inverted`'s, which the first picture then follows; None: it is drawn as well.
-             shift, share_norm: SHIFT and True transfer the style of a given picture; the authors draw sets of pictures
+    Args:    images: b, with the reference.
+             trajectory: `invert_image`'s, which the first image then follows; None: it is sampled as well.
+             shift, share_norm: SHIFT and True transfer the style of a given image; the authors sample sets of images
              from prompts alone with 0 and False.
-             scale: of the reference's keys as others see them; the authors take 0.5, and shift 0, where the reference
-             is so well known to the model that it would be copied.
+             scale: of the reference's keys for the other images; the authors take 0.5, and shift 0, where the model
+             knows the reference so well that it would be copied.
     Raises:  ValueError: not SDXL; q, k and v fused in one layer; within, a batch of another size.
     """
-    only("style-aligned", FAMILIES, base)
+    check_family("style-aligned", FAMILIES, base)
     unet: Any = base.model
     before = dict(unet.attn_processors)
     fused = [name for name, module in unet.named_modules() if getattr(module, "fused_projections", False)]
     if fused:
         raise ValueError(f"{fused[0]}: q, k and v are fused in one layer: call unfuse_qkv_projections() first")
-    handles = [unet.register_forward_pre_hook(_follower(pictures, trajectory or {}), with_kwargs=True)]
+    handles = [unet.register_forward_pre_hook(_trajectory_hook(images, trajectory or {}), with_kwargs=True)]
     try:
         if share_norm:
             for norm in (module for module in unet.modules() if isinstance(module, nn.GroupNorm)):
-                handles.append(norm.register_forward_pre_hook(_joined(pictures)))
-                handles.append(norm.register_forward_hook(_cut))
-        shared = {x: Shared(pictures, shift, scale) if "attn1." in x else processor for x, processor in before.items()}
+                handles.append(norm.register_forward_pre_hook(_append_reference_hook(images)))
+                handles.append(norm.register_forward_hook(_drop_reference))
+        shared = {
+            x: SharedAttentionProcessor(images, shift, scale) if "attn1." in x else processor
+            for x, processor in before.items()
+        }
         unet.set_attn_processor(shared)
         yield
     finally:
@@ -101,33 +104,35 @@ def style_aligned(
             handle.remove()
 
 
-class Shared:
+class SharedAttentionProcessor:
     """An attention processor: softmax([q k^T / sqrt(d) | scale q k_ref^T / sqrt(d) + shift]) [v; v_ref], after AdaIN of
     q and k. The reference looks at its own copy unscaled."""
 
-    def __init__(self, pictures: int, shift: float, scale: float = 1.0) -> None:
-        self.pictures, self.shift, self.scale = pictures, shift, scale
+    def __init__(self, images: int, shift: float, scale: float = 1.0) -> None:
+        self.images, self.shift, self.scale = images, shift, scale
 
     def __call__(self, attn: Any, hidden_states: Tensor, *_arguments: Any, **_named: Any) -> Tensor:
         """(rows, n, width) -> (rows, n, width)."""
         rows, n, _ = hidden_states.shape
         query, key, value = (layer(hidden_states) for layer in (attn.to_q, attn.to_k, attn.to_v))
-        query, key = (adain(x, reference(x, self.pictures)) for x in (query, key))
-        of_reference = reference(key, self.pictures)
-        others = torch.arange(rows, device=key.device) % self.pictures > 0
+        query, key = (adain(x, reference_rows(x, self.images)) for x in (query, key))
+        of_reference = reference_rows(key, self.images)
+        others = torch.arange(rows, device=key.device) % self.images > 0
         of_reference = torch.where(others[:, None, None], self.scale * of_reference, of_reference)
         key = torch.cat([key, of_reference], 1)
-        value = torch.cat([value, reference(value, self.pictures)], 1)
+        value = torch.cat([value, reference_rows(value, self.images)], 1)
         query, key, value = (x.unflatten(2, (attn.heads, -1)).transpose(1, 2) for x in (query, key, value))
         mask = query.new_zeros(2 * n)
         mask[n:] = self.shift
-        answer = functional.scaled_dot_product_attention(query, key, value, attn_mask=mask.expand(rows, 1, n, 2 * n))
-        return attn.to_out[1](attn.to_out[0](answer.transpose(1, 2).flatten(2)))
+        prediction = functional.scaled_dot_product_attention(
+            query, key, value, attn_mask=mask.expand(rows, 1, n, 2 * n)
+        )
+        return attn.to_out[1](attn.to_out[0](prediction.transpose(1, 2).flatten(2)))
 
 
-def reference(x: Tensor, pictures: int) -> Tensor:
+def reference_rows(x: Tensor, images: int) -> Tensor:
     """Each row's reference: the first row of its half.  x (b or 2 b, ...) -> the same shape."""
-    return x.unflatten(0, (-1, pictures))[:, :1].expand(-1, pictures, *x.shape[1:]).flatten(0, 1)
+    return x.unflatten(0, (-1, images))[:, :1].expand(-1, images, *x.shape[1:]).flatten(0, 1)
 
 
 def adain(x: Tensor, of: Tensor) -> Tensor:
@@ -138,10 +143,10 @@ def adain(x: Tensor, of: Tensor) -> Tensor:
     return (x - mean) / spread * other + other_mean
 
 
-def inverted(
-    base: Base, lesson: TrainingImage, guidance: float = INVERSION_GUIDANCE, repeats: int = 1
+def invert_image(
+    base: Base, training_image: TrainingImage, guidance: float = INVERSION_GUIDANCE, repeats: int = 1
 ) -> dict[float, Tensor]:
-    """DDIM inversion (arXiv 2010.02502) of a picture at the base's own steps, without adapters.
+    """DDIM inversion (arXiv 2010.02502) of an image at the base's own steps, without adapters.
 
     A step of the sampler from time t' down to t is x = a / a' (x' - s' n) + s n, with the noise n asked at (x', t'), or
     x = (a a' + s s') x' - (a s' - s a') v where the base answers v; it is solved for x'. `repeats` 1 asks at x in place
@@ -154,21 +159,25 @@ def inverted(
     base_scheduler = base.pipe.scheduler
     scheduler, device = copy.deepcopy(base_scheduler), base.device
     scheduler.set_timesteps(base.defaults.sample_steps)
-    example = encode_training_example(base, load_image(lesson.image, base.defaults.resolution), lesson.prompt)
+    example = encode_training_example(
+        base, load_image(training_image.image, base.defaults.resolution), training_image.prompt
+    )
     side = base.defaults.resolution
     nothing = base.encode_prompt([""], Framing.plain(side, side)).to(device)
     if base.pipe.config.force_zeros_for_empty_prompt:  # what SDXL's pipeline takes for no prompt
         zeros = {name: x if name == "time_ids" else torch.zeros_like(x) for name, x in nothing.tensors.items()}
         nothing = type(nothing)(zeros)
-    told = example.condition.to(device)
+    prompt_condition = example.condition.to(device)
     squared = alphas_cumprod(base_scheduler.config).double()
     kind = base_scheduler.config.get("prediction_type", "epsilon")
 
     def guided(x: Tensor, time: Tensor) -> Tensor:
-        asked = (base.model, x, time[None].to(device))
+        model_inputs = (base.model, x, time[None].to(device))
         with torch.no_grad(), base.on_device():
-            answers = [base.family.predict(*asked, condition).float() for condition in (nothing, told)]
-        return answers[0] + guidance * (answers[1] - answers[0])
+            predictions = [
+                base.family.predict(*model_inputs, condition).float() for condition in (nothing, prompt_condition)
+            ]
+        return predictions[0] + guidance * (predictions[1] - predictions[0])
 
     x, a, s = example.latents.to(device), 1.0, 0.0
     trajectory = {}
@@ -177,44 +186,46 @@ def inverted(
         noisier_a, noisier_s = share**0.5, (1 - share) ** 0.5
         found = x
         for _ in range(repeats):
-            answer = guided(found, time)
+            prediction = guided(found, time)
             if kind == "v_prediction":
-                found = (x + (a * noisier_s - s * noisier_a) * answer) / (a * noisier_a + s * noisier_s)
+                found = (x + (a * noisier_s - s * noisier_a) * prediction) / (a * noisier_a + s * noisier_s)
             else:
-                found = noisier_a / a * (x - s * answer) + noisier_s * answer
+                found = noisier_a / a * (x - s * prediction) + noisier_s * prediction
         x, a, s = found, noisier_a, noisier_s
         trajectory[float(time)] = x
     return trajectory
 
 
-def _follower(pictures: int, trajectory: Mapping[float, Tensor]) -> Any:
-    """A hook that checks the batch and puts the first picture of each half on the trajectory."""
+def _trajectory_hook(images: int, trajectory: Mapping[float, Tensor]) -> Any:
+    """A forward hook that checks the batch size and sets the first image of each half to the trajectory's latents."""
 
     def hook(_unet: Any, arguments: tuple[Any, ...], named: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
         latents, time = arguments[:2]
-        if len(latents) not in (pictures, 2 * pictures):
-            raise ValueError(f"StyleAligned was told of {pictures} pictures, the model sees {len(latents)} rows")
+        if len(latents) not in (images, 2 * images):
+            raise ValueError(
+                f"StyleAligned was set up for {images} images, and the model's batch has {len(latents)} rows"
+            )
         if trajectory:
             if float(time) not in trajectory:
                 known = f"{len(trajectory)} steps from {max(trajectory):g} to {min(trajectory):g}"
-                raise ValueError(f"the inverted picture has {known}, and the model is asked at {float(time):g}")
+                raise ValueError(f"the inverted image has {known}, and the model is called at {float(time):g}")
             latents = latents.clone()
-            latents[::pictures] = trajectory[float(time)].to(latents)
+            latents[::images] = trajectory[float(time)].to(latents)
         return (latents, *arguments[1:]), named
 
     return hook
 
 
-def _joined(pictures: int) -> Any:
-    """A hook that puts the reference under each picture (rows, c, h, ...) before a GroupNorm."""
+def _append_reference_hook(images: int) -> Any:
+    """A forward hook that concatenates the reference to each image (rows, c, h, ...) before a GroupNorm."""
 
     def hook(_norm: nn.Module, arguments: tuple[Any, ...]) -> tuple[Any, ...]:
         (x,) = arguments
-        return (torch.cat([x, reference(x, pictures)], 2),)
+        return (torch.cat([x, reference_rows(x, images)], 2),)
 
     return hook
 
 
-def _cut(_norm: nn.Module, _arguments: Any, x: Tensor) -> Tensor:
-    """Of a GroupNorm's answer, the picture's own half."""
+def _drop_reference(_norm: nn.Module, _arguments: Any, x: Tensor) -> Tensor:
+    """The image's own half of a GroupNorm's output."""
     return x[:, :, : x.shape[2] // 2]

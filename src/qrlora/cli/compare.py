@@ -12,7 +12,7 @@ from .progress_bar import progress_bar
 
 if TYPE_CHECKING:
     from ..comparison.fusion_comparison import RunSummary
-    from ..comparison.summary_tables import Findings
+    from ..comparison.summary_tables import SummaryTables
 
 EXAMPLE = "qrlora compare --methods qr,lora --workers 2"
 
@@ -62,7 +62,7 @@ def compare(
     """
     from .. import plots
     from ..comparison import contact_sheet, report, summary_tables
-    from ..comparison.fusion_comparison import plan, work
+    from ..comparison.fusion_comparison import plan_comparison, run_comparison
     from ..comparison.settings import ComparisonSettings
     from .result_figures import sheet_of_cells
 
@@ -73,35 +73,35 @@ def compare(
     chosen |= {"rank": rank, "steps": steps, "pictures": pictures, "device": device, "dtype": dtype}
     chosen["style_word"] = style_word
     settings = ComparisonSettings(base=base, **listed, **chosen)
-    report.check(settings, output, overwrite)
+    report.check_outputs_writable(settings, output, overwrite)
     with progress_bar("fusion") as bar:
         bar.stage("opening the base model")
-        study = plan(settings)
+        comparison = plan_comparison(settings)
 
         def on_job(done: int, total: int, title: str, failure: str) -> None:
             bar.step(done, total, title)
             if failure:
                 console.warn(f"{title}: {failure}")
 
-        account = work(study, output, workers, ray, on_job)
-    found = summary_tables.findings(account)
+        summary = run_comparison(comparison, output, workers, ray, on_job)
+    found = summary_tables.summarise(summary)
     command = console.command(*sys.argv[1:])
-    written = report.write(account, found, output, equal, command)
+    written = report.write_report(summary, found, output, equal, command)
     if found.table:
         sheet = sheet_of_cells(
-            contact_sheet.lines(account), f"{base}, equal {equal}: the first picture of each", account.counts
+            contact_sheet.sheet_rows(summary), f"{base}, equal {equal}: the first picture of each", summary.counts
         )
         written.append(plots.save(sheet, output / f"{equal}.png"))
-    print_findings(account, found)
+    print_findings(summary, found)
     for path in written:
         console.say(str(path))
-    if account.missing:
-        raise ValueError(f"{len(account.missing)} jobs are missing; the same command tries them again")
+    if summary.missing:
+        raise ValueError(f"{len(summary.missing)} jobs are missing; the same command tries them again")
 
 
-def print_findings(account: "RunSummary", found: "Findings") -> None:
+def print_findings(summary: "RunSummary", found: "SummaryTables") -> None:
     """The tables and the counts."""
-    from ..comparison.report import compact
+    from ..comparison.report import compact_table
     from ..comparison.summary_tables import SPAN
 
     titles = {
@@ -109,7 +109,7 @@ def print_findings(account: "RunSummary", found: "Findings") -> None:
         SPAN: "Share of the span none..oracle, in hundredths",
     }
     for kind, title in titles.items():
-        columns, rows = compact(found, kind)
+        columns, rows = compact_table(found, kind)
         if rows and len(columns) > 3:
             tables.print_table(columns, rows, title)
-    console.say(account.counts)
+    console.say(summary.counts)

@@ -57,12 +57,12 @@ def reproduce(
             base=base, pairs=pairs, seed=seed, folder=output, on_job=on_job, **settings
         )
         found = paper_results.reproduce(name, request, overwrite)
-    written = paper_results.write(name, found, request, console.command(*sys.argv[1:]))
+    written = paper_results.write_result(name, found, request, console.command(*sys.argv[1:]))
     if (figure := figure_of(found)) is not None:
         written.append(plots.save(figure, output / f"{name}.png"))
     columns = list(found.rows[0])
     tables.print_table(
-        columns, [[paper_results.shown(row[name]) for name in columns] for row in found.rows], found.title
+        columns, [[paper_results.format_value(row[name]) for name in columns] for row in found.rows], found.title
     )
     for line in (*found.notes, *map(str, written)):
         console.say(line)

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from .. import plots
-from ..comparison.figure_data import Cell, Curves, Grid, Layers, ReproducedResult, Sheet
+from ..comparison.figure_data import Cell, ContactSheet, Curves, LayerCurves, ReproducedResult, StrengthGrid
 
 
 def figure_of(found: ReproducedResult) -> Any:
@@ -12,16 +12,16 @@ def figure_of(found: ReproducedResult) -> Any:
     match found.figure:
         case Curves(panels, x_label, y_label, bands):
             return plots.curves(panels, x_label, y_label, found.title, bands)
-        case Grid(pictures, content_strengths, style_strengths):
+        case StrengthGrid(pictures, content_strengths, style_strengths):
             return plots.strength_grid(pictures, content_strengths, style_strengths, found.title)
-        case Layers(layers, curves):
+        case LayerCurves(layers, curves):
             return plots.layer_lines(layers, curves, found.title, spread="cosine")
-        case Sheet(lines):
+        case ContactSheet(lines):
             return sheet_of_cells(lines, found.title)
     return None
 
 
 def sheet_of_cells(lines: Sequence[Sequence[Cell]], title: str, footer: str = "") -> Any:
     """A contact sheet."""
-    panels = [plots.Panel(x.title, [x.picture], [x.note], [x.right]) for line in lines for x in line]
+    panels = [plots.Panel(x.title, [x.image], [x.note], [x.correct]) for line in lines for x in line]
     return plots.sheet(panels, len(lines[0]), title, footer)

@@ -1,1 +1,1 @@
-"""Comparisons of fusion methods: jobs that are kept, counted and reported."""
+"""Comparisons of fusion methods on pairs of images: jobs, workers, stored results, statistics, reports."""

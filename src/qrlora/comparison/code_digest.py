@@ -1,4 +1,4 @@
-"""The code that a result depends on: modules of this package and all of it that they import, as the sources say."""
+"""A digest of the source code that a result depends on: modules of this package and all that they import."""
 
 import ast
 import hashlib
@@ -10,46 +10,46 @@ PACKAGE = Path(__file__).parents[1]
 
 
 @cache
-def digest(*modules: str) -> str:
-    """SHA-256 (hex) of the code of a closure, without comments and docstrings: in development a version says little.
+def digest_of_code(*modules: str) -> str:
+    """SHA-256 (hex) of the code of `imported_files`, without comments and docstrings: finer than a version number.
 
     Args: modules: dotted names inside the package, such as "training" or "comparison.run_job".
     """
     state = hashlib.sha256()
-    for path in closure(*modules):
+    for path in imported_files(*modules):
         tree = ast.parse(path.read_text(encoding="utf-8"))
         for node in ast.walk(tree):
             body = getattr(node, "body", None)
             if isinstance(body, list):
-                said = [x for x in body if isinstance(x, ast.Expr) and isinstance(x.value, ast.Constant)]
-                node.body = [x for x in body if x not in said]  # pyright: ignore[reportAttributeAccessIssue]
+                docstrings = [x for x in body if isinstance(x, ast.Expr) and isinstance(x.value, ast.Constant)]
+                node.body = [x for x in body if x not in docstrings]  # pyright: ignore[reportAttributeAccessIssue]
         state.update(f"{path.relative_to(PACKAGE).as_posix()} {ast.dump(tree)}".encode())
     return state.hexdigest()
 
 
-def closure(*modules: str) -> list[Path]:
-    """The files of modules and of whatever of the package is imported when they work, inside functions, too; sorted.
+def imported_files(*modules: str) -> list[Path]:
+    """The files of modules and of all modules of this package that they import, in functions, too; sorted.
 
     Raises: ValueError: no such module.
     """
     found: set[Path] = set()
     waiting = [tuple(module.split(".")) for module in modules]
     for name in waiting:
-        if _file(name) is None:
+        if _module_file(name) is None:
             raise ValueError(f"no module {'.'.join(name)} in {PACKAGE}")
     while waiting:
         name = waiting.pop()
-        path = _file(name)
+        path = _module_file(name)
         if path is not None and path not in found:
             found.add(path)
             waiting += [name[:k] for k in range(len(name))]  # Python runs the __init__ of every package on the way
-            waiting += _imported(path)
+            waiting += _imported_names(path)
     return sorted(found)
 
 
-def _imported(path: Path) -> Iterator[tuple[str, ...]]:
-    """The parts of the dotted names, inside the package, that a file imports; some are not of modules but of what is in
-    them. What is imported for type checkers alone is left out."""
+def _imported_names(path: Path) -> Iterator[tuple[str, ...]]:
+    """The dotted names, inside the package and split at the dots, that a file imports: modules and objects in them.
+    Imports for type checkers alone are left out."""
     folder = path.relative_to(PACKAGE).parts[:-1]
     waiting: list[ast.AST] = [ast.parse(path.read_text(encoding="utf-8"))]
     while waiting:
@@ -75,8 +75,8 @@ def _imported(path: Path) -> Iterator[tuple[str, ...]]:
             yield from ((*module, alias.name) for alias in node.names)
 
 
-def _file(name: tuple[str, ...]) -> Path | None:
-    """The file of a module; None: it is no module."""
-    place = PACKAGE.joinpath(*name)
-    files = (place / "__init__.py", place.with_suffix(".py")) if name else (place / "__init__.py",)
+def _module_file(name: tuple[str, ...]) -> Path | None:
+    """The file of a module; None if the name is no module's."""
+    path = PACKAGE.joinpath(*name)
+    files = (path / "__init__.py", path.with_suffix(".py")) if name else (path / "__init__.py",)
     return next((path for path in files if path.is_file()), None)

@@ -1,4 +1,4 @@
-"""What a study's contact sheet shows: a line for each pair, from the two inputs to the true picture. [PIL]"""
+"""The contact sheet of a comparison: a row of images for each pair, from the two inputs to the true image. [PIL]"""
 
 import io
 
@@ -9,36 +9,35 @@ from .fusion_comparison import RunSummary
 from .image_pairs import CaptionedImage, Pair
 from .jobs import SampleJob
 
-LINES = 9
-"""Pairs that are shown."""
+MAX_PAIRS = 9
+"""Rows of a sheet at most."""
 
 
-def lines(account: RunSummary) -> list[list[Cell]]:
-    """The first pairs: content, style, the first picture of each method, the truth where it is known."""
-    done = {(job.variant, job.pair.name): job for job in account.done}
-    return [_line(account, pair, done) for pair in account.study.pairs[:LINES]]
+def sheet_rows(summary: RunSummary) -> list[list[Cell]]:
+    """Rows of the first pairs: content, style, the first image of each method, the true image where it is known."""
+    done = {(job.variant, job.pair.name): job for job in summary.done}
+    return [_sheet_row(summary, pair, done) for pair in summary.comparison.pairs[:MAX_PAIRS]]
 
 
-def _line(account: RunSummary, pair: Pair, done: dict[tuple[str, str], SampleJob]) -> list[Cell]:
-    cells = [Cell("content", _picture(pair.content)), Cell("style", _picture(pair.style))]
-    for variant in account.study.variants:
+def _sheet_row(summary: RunSummary, pair: Pair, done: dict[tuple[str, str], SampleJob]) -> list[Cell]:
+    cells = [Cell("content", _open_image(pair.content)), Cell("style", _open_image(pair.style))]
+    for variant in summary.comparison.variants:
         job = done.get((variant, pair.name))
         if job is None:
             cells.append(Cell(f"{variant}: missing", Image.new("RGB", (64, 64), "white")))
             continue
-        strip = Image.open(account.store.pictures(job))
+        strip = Image.open(summary.store.pictures(job))
         first = strip.crop((0, 0, strip.width // len(job.seeds), strip.height))
-        cells.append(Cell(variant, first, *_verdict(account.store.result(job)["rows"][0])))
-    return cells + ([Cell(pair.name, _picture(pair.truth))] if pair.truth else [])
+        cells.append(Cell(variant, first, *_recognised(summary.store.result(job)["rows"][0])))
+    return cells + ([Cell(pair.name, _open_image(pair.truth))] if pair.truth else [])
 
 
-def _verdict(row: dict[str, float]) -> tuple[str, bool | None]:
-    """What the judges recognised."""
+def _recognised(row: dict[str, float]) -> tuple[str, bool | None]:
+    """(which of content and style the classifiers recognised, whether both); ("", None) without ground truth."""
     if "both" not in row:
         return "", None
-    seen = [word for word, score in (("thing", "content"), ("style", "style")) if row[score]]
-    return " and ".join(seen) or "neither", bool(row["both"])
+    return " and ".join(name for name in ("content", "style") if row[name]) or "neither", bool(row["both"])
 
 
-def _picture(shown: CaptionedImage) -> Image.Image:
-    return Image.open(io.BytesIO(shown.picture))
+def _open_image(image: CaptionedImage) -> Image.Image:
+    return Image.open(io.BytesIO(image.file))

@@ -1,18 +1,18 @@
-"""What a reproduced result is, as values: rows for its table, and what its picture shows. Who draws is another room."""
+"""A reproduced result as data: the rows of its table and the content of its figure, which `plots` draws."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from .summary_tables import Row
+from .summary_tables import TableRow
 
 Line = tuple[Sequence[float], Sequence[float]]
-"""x and y, equally many."""
+"""x and y, of equal length."""
 
 
 @dataclass(frozen=True)
 class Curves:
-    """Panels side by side, each with lines over one x."""
+    """A figure of panels side by side, with lines over a common x."""
 
     panels: Mapping[str, Mapping[str, Line]]
     """{title: {name: line}}."""
@@ -23,8 +23,8 @@ class Curves:
 
 
 @dataclass(frozen=True)
-class Layers:
-    """Curves over a model's layers, and how their values are distributed."""
+class LayerCurves:
+    """A figure of curves over a model's layers, with histograms of their values."""
 
     layers: Sequence[str]
     curves: Mapping[str, Mapping[str, Sequence[float]]]
@@ -32,38 +32,38 @@ class Layers:
 
 
 @dataclass(frozen=True)
-class Grid:
-    """A picture for each pair of strengths."""
+class StrengthGrid:
+    """A figure of images, one for each pair of strengths."""
 
-    pictures: Sequence[Sequence[Any]]
+    images: Sequence[Sequence[Any]]
     content_strengths: Sequence[float]
     style_strengths: Sequence[float]
 
 
 @dataclass(frozen=True)
 class Cell:
-    """One picture of a sheet."""
+    """One image of a contact sheet."""
 
     title: str
-    picture: Any
+    image: Any
     note: str = ""
-    right: bool | None = None
-    """Whether the note is good news; None: neither good nor bad."""
+    correct: bool | None = None
+    """Whether the note is shown as correct or as wrong; None: neither."""
 
 
 @dataclass(frozen=True)
-class Sheet:
-    """Lines of pictures under each other, equally many in each."""
+class ContactSheet:
+    """A figure of rows of images, equally many in each."""
 
-    lines: Sequence[Sequence[Cell]]
+    rows: Sequence[Sequence[Cell]]
 
 
 @dataclass(frozen=True)
 class ReproducedResult:
-    """One result of the paper."""
+    """A table or figure of the paper, reproduced."""
 
     title: str
-    rows: Sequence[Row]
+    rows: Sequence[TableRow]
     notes: Sequence[str]
     """What a reader must know to compare it with the paper's."""
-    figure: Curves | Layers | Grid | Sheet | None = None
+    figure: Curves | LayerCurves | StrengthGrid | ContactSheet | None = None

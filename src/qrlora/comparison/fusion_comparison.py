@@ -1,4 +1,4 @@
-"""The study of content-style fusion: base x methods x pairs -> learn, fuse, draw, judge -> rows."""
+"""Plan and run a comparison of fusion methods: train adapters, fuse each pair, sample images, score them."""
 
 import dataclasses
 import json
@@ -7,67 +7,69 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ..baselines.fusion_method import only
+from ..baselines.fusion_method import check_family
 from ..evaluation import open_encoder
-from .image_pairs import CaptionedImage, Pair, file_pairs, unrelated_prompts, world_pairs
+from .image_pairs import CaptionedImage, Pair, pairs_from_csv, unrelated_prompts, world_pairs
 from .jobs import BaseSpec, Job, SampleJob, TrainJob, base_digest
-from .result_store import Store
-from .run_job import ENDS, JobFailure, opened
-from .settings import ComparisonSettings, learning, parse_method_spec
-from .workers import Do, worker_pool
+from .method_specs import parse_method_spec
+from .result_store import ResultStore
+from .run_job import BOUNDS, JobFailure, open_base_once
+from .settings import ComparisonSettings
+from .training_settings import training_settings
+from .workers import RunJobs, worker_pool
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """All jobs of a study."""
+    """A planned comparison: all its jobs."""
 
     settings: ComparisonSettings
     variants: tuple[str, ...]
-    """The rows of the table, the ends of the scale last."""
+    """The table's rows: methods as they were given, then the bounds."""
     pairs: tuple[Pair, ...]
-    draws: tuple[SampleJob, ...]
-    learning: dict[str, dict[str, dict[str, Any]]]
-    """{variant: {role: settings}}, for the report."""
+    sample_jobs: tuple[SampleJob, ...]
+    training_settings: dict[str, dict[str, dict[str, Any]]]
+    """{variant: {role: settings of TrainConfig}}, for the report."""
 
     @property
-    def learns(self) -> list[TrainJob]:
-        """Every adapter that some Draw needs, once."""
-        needed = (x for draw in self.draws for x in (draw.content, draw.style) if x)
+    def train_jobs(self) -> list[TrainJob]:
+        """The training of every adapter that some sample job needs, once each."""
+        needed = (x for job in self.sample_jobs for x in (job.content, job.style) if x)
         return list({x.identity: x for x in needed}.values())
 
 
 @dataclass
 class RunSummary:
-    """What came of a run: nothing counts twice, nothing is missing silently."""
+    """Which jobs of a comparison are done, which failed, and which are missing."""
 
-    study: Comparison
-    store: Store
+    comparison: Comparison
+    store: ResultStore
     done: list[SampleJob] = field(default_factory=list)
     failed: dict[str, str] = field(default_factory=dict)
-    """{title: reason} of jobs of this run."""
-    kept: int = 0
-    """Jobs, of both kinds, that were found done."""
+    """{title: reason} of jobs that failed in this run."""
+    found_done: int = 0
+    """Count of jobs, of both kinds, whose results were in the folder before this run."""
 
     @property
     def missing(self) -> list[SampleJob]:
-        """Draws without a result, whatever the reason."""
+        """Sample jobs without a result, for whatever reason."""
         done = {job.identity for job in self.done}
-        return [job for job in self.study.draws if job.identity not in done]
+        return [job for job in self.comparison.sample_jobs if job.identity not in done]
 
     @property
     def counts(self) -> str:
-        """The sentence that every report begins with."""
-        learns, total = len(self.study.learns), len(self.study.draws)
-        text = f"{len(self.done)} of {total} jobs done, {len(self.missing)} missing; {learns} adapters"
+        """The counts of jobs as a sentence, with which every report begins."""
+        adapters, total = len(self.comparison.train_jobs), len(self.comparison.sample_jobs)
+        text = f"{len(self.done)} of {total} jobs done, {len(self.missing)} missing; {adapters} adapters"
         if self.failed:
             text += f"; {len(self.failed)} failed in this run"
-        if foreign := self.store.foreign(self.study.draws):
-            text += f"; {foreign} results of other settings, seeds or versions lie in the folder, not counted"
+        if others := self.store.count_other_results(self.comparison.sample_jobs):
+            text += f"; {others} results of other settings, seeds or versions lie in the folder, not counted"
         return text
 
 
-def plan(settings: ComparisonSettings) -> Comparison:
-    """The jobs. Opens the base and the encoders; all that can be refused is refused here.
+def plan_comparison(settings: ComparisonSettings) -> Comparison:
+    """The jobs of a comparison. Opens the base and the encoders; whatever can be refused is refused here.
 
     Raises: ValueError: an unknown method, or one that does not fit the base's family; more pairs than there are.
             OSError: no such base, encoder or file.
@@ -75,91 +77,95 @@ def plan(settings: ComparisonSettings) -> Comparison:
     named = {spec: parse_method_spec(spec) for spec in settings.methods}
     known = not settings.pictures
     word = settings.style_word
-    pairs = world_pairs(settings.pairs, settings.split, word) if known else file_pairs(Path(settings.pictures), word)
-    base = opened(settings.base, settings.device, settings.dtype)
+    pairs = (
+        world_pairs(settings.pairs, settings.split, word) if known else pairs_from_csv(Path(settings.pictures), word)
+    )
+    base = open_base_once(settings.base, settings.device, settings.dtype)
     for fusion in named.values():
         if fusion.families is not None:
-            only(fusion.name, fusion.families, base)
-    seen_by = tuple(open_encoder(name, settings.device).identity for name in settings.encoders)
-    named |= {name: end for name, end in ENDS.items() if known or name != "oracle"}
-    place = BaseSpec(settings.base, settings.device, settings.dtype, base_digest(base))
-    told = {spec: learning(base, spec, fusion, settings) for spec, fusion in named.items()}
+            check_family(fusion.name, fusion.families, base)
+    encoder_identities = tuple(open_encoder(name, settings.device).identity for name in settings.encoders)
+    named |= {name: bound for name, bound in BOUNDS.items() if known or name != "oracle"}
+    base_spec = BaseSpec(settings.base, settings.device, settings.dtype, base_digest(base))
+    by_variant = {spec: training_settings(base, spec, fusion, settings) for spec, fusion in named.items()}
     seeds = tuple(range(settings.first_seed, settings.first_seed + settings.seeds))
     common: dict[str, Any] = {
-        "place": place,
+        "base_spec": base_spec,
         "seeds": seeds,
         "unrelated": tuple(unrelated_prompts(len(seeds), known, word)),
         "encoders": settings.encoders,
-        "encoder_identities": seen_by,
-        "learn_seed": settings.first_seed,
+        "encoder_identities": encoder_identities,
+        "training_seed": settings.first_seed,
         "defaults": json.loads(json.dumps(dataclasses.asdict(base.defaults), default=dict)),
     }
-    draws = []
+    sample_jobs = []
     for spec, fusion in named.items():
         for pair in pairs:
             adapters = {
-                role: TrainJob(place, shown, told[spec][role], f"{role} of {pair.name}, {spec}")
-                for role, shown in _lessons(spec, pair).items()
-                if role in told[spec]
+                role: TrainJob(base_spec, image, by_variant[spec][role], f"{role} of {pair.name}, {spec}")
+                for role, image in _training_images(spec, pair).items()
+                if role in by_variant[spec]
             }
-            sides = {"content": adapters.get("content"), "style": adapters.get("style")}
-            draws.append(SampleJob(method=fusion.name, variant=spec, pair=pair, **sides, **common))
-    return Comparison(settings, tuple(named), tuple(pairs), tuple(draws), told)
+            both = {"content": adapters.get("content"), "style": adapters.get("style")}
+            sample_jobs.append(SampleJob(method=fusion.name, variant=spec, pair=pair, **both, **common))
+    return Comparison(settings, tuple(named), tuple(pairs), tuple(sample_jobs), by_variant)
 
 
-def work(
-    study: Comparison,
+def run_comparison(
+    comparison: Comparison,
     folder: Path,
     workers: int = 1,
     ray: str = "",
     on_job: Callable[[int, int, str, str], Any] | None = None,
 ) -> RunSummary:
-    """Do what is not done yet: all adapters first, then all pictures. A job that fails is reported, the rest goes on.
+    """Run the jobs that have no result yet: first all training, then all sampling. A failed job does not stop the rest.
 
-    Args:    on_job: (jobs done, of how many, title, reason of its failure or "") after each.
-    Raises:  OSError: the folder cannot be written (a full disk): what is done is kept, start again.
+    Args:    folder: where results are stored.  workers, ray: see `workers.worker_pool`.
+             on_job: (jobs done, of how many, title, reason of its failure or "") after each job.
+    Raises:  OSError: the folder cannot be written (a full disk): results are kept, the same call continues.
              ValueError: a damaged file in the folder; no Ray.
     """
-    store = Store(folder)
-    account = RunSummary(study, store)
-    draws = list({draw.identity: draw for draw in study.draws}.values())
-    total, ended = len(study.learns) + len(draws), 0
-    broken: dict[str, str] = {}
+    store = ResultStore(folder)
+    summary = RunSummary(comparison, store)
+    sample_jobs = list({job.identity: job for job in comparison.sample_jobs}.values())
+    total, ended = len(comparison.train_jobs) + len(sample_jobs), 0
+    failed_adapters: set[str] = set()
 
-    def through(jobs: Sequence[Job], do: Do) -> None:
+    def run_jobs(jobs: Sequence[Job], run_on_workers: RunJobs) -> None:
         nonlocal ended
         left = [job for job in jobs if not store.has(job)]
-        account.kept += len(jobs) - len(left)
+        summary.found_done += len(jobs) - len(left)
         ended += len(jobs) - len(left)
-        for job, came in do(left, store.inputs):
+        for job, outcome in run_on_workers(left, store.inputs):
             ended += 1
-            reason = came.reason if isinstance(came, JobFailure) else ""
-            if isinstance(came, JobFailure) and came.full:
+            reason = outcome.reason if isinstance(outcome, JobFailure) else ""
+            if isinstance(outcome, JobFailure) and outcome.disk_full:
                 raise OSError(f"{job.title}: {reason}; what is done is kept, make room and start again")
-            if isinstance(came, JobFailure):
-                account.failed[job.title] = broken[job.identity] = reason
+            if isinstance(outcome, JobFailure):
+                summary.failed[job.title] = reason
+                failed_adapters.add(job.identity)
             else:
-                store.write(job, came)
+                store.write(job, outcome)
             if on_job is not None:
                 on_job(ended, total, job.title, reason)
 
-    finished = all(store.has(job) for job in (*study.learns, *draws))
-    with worker_pool(1 if finished else workers, "" if finished else ray) as do:
-        through(study.learns, do)
+    finished = all(store.has(job) for job in (*comparison.train_jobs, *sample_jobs))
+    with worker_pool(1 if finished else workers, "" if finished else ray) as run_on_workers:
+        run_jobs(comparison.train_jobs, run_on_workers)
         ready = []
-        for draw in draws:
-            lacking = next((x for x in (draw.content, draw.style) if x and x.identity in broken), None)
-            if lacking is None:
-                ready.append(draw)
+        for job in sample_jobs:
+            failed = next((x for x in (job.content, job.style) if x and x.identity in failed_adapters), None)
+            if failed is None:
+                ready.append(job)
             else:
-                account.failed[draw.title] = f"its adapter failed: {lacking.title}"
-        through(ready, do)
-    account.done = [draw for draw in study.draws if store.has(draw)]
-    return account
+                summary.failed[job.title] = f"its adapter failed: {failed.title}"
+        run_jobs(ready, run_on_workers)
+    summary.done = [job for job in comparison.sample_jobs if store.has(job)]
+    return summary
 
 
-def _lessons(spec: str, pair: Pair) -> dict[str, CaptionedImage]:
-    """{role: what is learnt of}; the oracle's only lesson is the truth."""
+def _training_images(spec: str, pair: Pair) -> dict[str, CaptionedImage]:
+    """{role: its training image}; the oracle is trained on the true fused image alone."""
     if spec == "oracle":
         assert pair.truth is not None
         return {"content": pair.truth}

@@ -1,4 +1,4 @@
-"""The jobs of a study: small values that say all that a result depends on, and are named by a hash of it."""
+"""The jobs of a comparison, as values that hold everything a result depends on and are identified by a hash of it."""
 
 import hashlib
 import importlib.metadata
@@ -16,104 +16,113 @@ from . import code_digest
 from .image_pairs import CaptionedImage, Pair
 
 FORMAT = 1
-"""Of a result's file; raised when its meaning changes."""
-LEARNING, DRAWING = "training", "comparison.run_job"
-"""Modules that, with all that they import, make an adapter, and a measured picture."""
+"""Version of the result files; raised when their meaning changes."""
+TRAINING_MODULE, SAMPLING_MODULE = "training", "comparison.run_job"
+"""The modules whose code, with all that they import, an adapter and a scored image depend on."""
 LIBRARIES = ("torch", "diffusers", "transformers", "tokenizers", "peft", "numpy", "pillow")
 
 
 @dataclass(frozen=True)
 class BaseSpec:
-    """A base model as every worker opens it, and what it must find."""
+    """The base model that every worker opens, with its expected digest."""
 
     base: str
     device: str
     dtype: str
     digest: str
-    """Of all that tells it from others: `base_digest`."""
+    """`base_digest` of it, which every worker checks."""
 
 
 @dataclass(frozen=True)
 class TrainJob:
-    """Learn one adapter from one picture."""
+    """Train one adapter on one image."""
 
-    place: BaseSpec
-    shown: CaptionedImage
+    base_spec: BaseSpec
+    training_image: CaptionedImage
     settings: Mapping[str, Any]
-    """Of `TrainConfig`, without None, base and files."""
+    """Settings of `TrainConfig`, without None, base and files."""
     title: str
-    """For people: "content robot, lora"."""
+    """For progress and messages: "content of robot in dusk, lora"."""
 
     @cached_property
     def identity(self) -> str:
-        """Equal for jobs with equal results."""
-        told = {"settings": dict(self.settings), "prompt": self.shown.prompt, "picture": _sha(self.shown.picture)}
-        return job_identity("learn", self.place, LEARNING, told)
+        """`job_identity`: equal for jobs with equal results."""
+        inputs = {
+            "settings": dict(self.settings),
+            "prompt": self.training_image.prompt,
+            "picture": _sha256(self.training_image.file),
+        }
+        return job_identity("learn", self.base_spec, TRAINING_MODULE, inputs)
 
 
 @dataclass(frozen=True)
 class SampleJob:
-    """Fuse, draw and judge one pair with one method."""
+    """Fuse one pair's adapters with one method, sample images and score them."""
 
-    place: BaseSpec
+    base_spec: BaseSpec
     method: str
-    """A row of FUSIONS, or one of the ends of the scale."""
+    """A row of FUSIONS, or one of `run_job.BOUNDS`."""
     variant: str
-    """The method as it was asked for: "lora:learning_rate=0.001"."""
+    """The method's spec as the user wrote it: "lora:learning_rate=0.001"."""
     pair: Pair
     content: TrainJob | None
     """The content adapter's job; the oracle's adapter; None: the method uses none."""
     style: TrainJob | None
     seeds: tuple[int, ...]
     unrelated: tuple[str, ...]
-    """One prompt for each seed, of which the adapters should change nothing."""
+    """One prompt for each seed, whose images the adapters should leave unchanged."""
     encoders: tuple[str, ...]
-    """As they are opened: by short name, hub name or folder."""
+    """Vision encoders by short name, hub name or folder."""
     encoder_identities: tuple[str, ...]
-    """What each of them is, and every worker must find: `Encoder.identity`."""
-    learn_seed: int
+    """`Encoder.identity` of each, which every worker checks."""
+    training_seed: int
     defaults: Mapping[str, Any]
-    """The base's own settings, which drawing uses."""
+    """The base's default settings, which sampling uses."""
 
     @property
     def title(self) -> str:
-        """For people."""
+        """For progress and messages."""
         return f"{self.variant}: {self.pair.name}"
 
     @cached_property
     def identity(self) -> str:
-        """Equal for jobs with equal results."""
-        pictures = [self.pair.content, self.pair.style, *([self.pair.truth] if self.pair.truth else [])]
-        told = {
+        """`job_identity`: equal for jobs with equal results."""
+        images = [self.pair.content, self.pair.style, *([self.pair.truth] if self.pair.truth else [])]
+        inputs = {
             "method": self.method,
             "adapters": [job and job.identity for job in (self.content, self.style)],
-            "pictures": [(_sha(x.picture), x.prompt, x.content, x.style) for x in pictures],
+            "pictures": [(_sha256(x.file), x.prompt, x.content, x.style) for x in images],
             "prompts": [self.pair.prompt, *self.unrelated],
-            "seeds": [*self.seeds, self.learn_seed],
+            "seeds": [*self.seeds, self.training_seed],
             "encoders": self.encoder_identities,
             "defaults": dict(self.defaults),
-            "judges": _judges(),
+            "judges": _classifiers_digest(),
         }
-        return job_identity("draw", self.place, DRAWING, told)
+        return job_identity("draw", self.base_spec, SAMPLING_MODULE, inputs)
 
 
 Job = TrainJob | SampleJob
 
 
-def job_identity(kind: str, place: BaseSpec, module: str, told: Mapping[str, Any]) -> str:
-    """24 hex digits of everything that decides a result: the versions and code that make it, the base, what is told.
+def job_identity(kind: str, base_spec: BaseSpec, module: str, inputs: Mapping[str, Any]) -> str:
+    """Hash (24 hex digits) of all that a result depends on: library versions, code, base and the job's inputs.
 
-    The device is not among it: on another one the same result comes out, to rounding. Each row says which it was.
+    The device is left out: on another one the result is the same, to rounding. Each row of a result names its device.
 
-    Args: module: that makes it, with all that it imports (`code.digest`).
+    Args: module: the module that makes the result; its code and all that it imports counts (`digest_of_code`).
     """
-    whole = {"versions": versions(), "code": code_digest.digest(module), "base": place.digest, "dtype": place.dtype}
-    return _sha(json.dumps({"kind": kind, **whole, **told}, sort_keys=True, default=list).encode())[:24]
+    common = {
+        "versions": versions(),
+        "code": code_digest.digest_of_code(module),
+        "base": base_spec.digest,
+        "dtype": base_spec.dtype,
+    }
+    return _sha256(json.dumps({"kind": kind, **common, **inputs}, sort_keys=True, default=list).encode())[:24]
 
 
 @cache
 def versions() -> dict[str, str]:
-    """Of this program and of the libraries that compute."""
+    """{name: version} of qrlora and of the libraries that results depend on."""
     return {
         "qrlora": f"{__version__}, format {FORMAT}",
         **{name: importlib.metadata.version(name) for name in LIBRARIES},
@@ -121,17 +130,17 @@ def versions() -> dict[str, str]:
 
 
 def base_digest(base: Base) -> str:
-    """What tells an open base from others of its name, for learning and drawing (hex)."""
+    """SHA-256 (hex) of everything of an open base that training and sampling depend on."""
     sampler = {"sampler": type(base.pipe.scheduler).__name__, **base.pipe.scheduler.config}
-    told = {**base_identity(base), "plain framing": base.plain_framing}
-    told["sampling"] = {name: value for name, value in sampler.items() if not name.startswith("_")}
-    return _sha(json.dumps(told, sort_keys=True, default=str).encode())
+    inputs = {**base_identity(base), "plain framing": base.plain_framing}
+    inputs["sampling"] = {name: value for name, value in sampler.items() if not name.startswith("_")}
+    return _sha256(json.dumps(inputs, sort_keys=True, default=str).encode())
 
 
 @cache
-def _judges() -> str:
-    return _sha(CLASSIFIER_FILE.read_bytes())
+def _classifiers_digest() -> str:
+    return _sha256(CLASSIFIER_FILE.read_bytes())
 
 
-def _sha(data: bytes) -> str:
+def _sha256(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()

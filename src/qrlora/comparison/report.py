@@ -1,4 +1,4 @@
-"""What a study found, for people and programs: one Markdown page, a CSV file for each table."""
+"""Write a comparison's report: one Markdown page, and a CSV file for each table."""
 
 import csv
 import io
@@ -13,98 +13,101 @@ from ..world.classifiers import classifier_accuracy
 from .fusion_comparison import RunSummary
 from .jobs import versions
 from .settings import ComparisonSettings
-from .summary_tables import SCORES, SPAN, Findings, Row
+from .summary_tables import SCORE_MEANINGS, SPAN, SummaryTables, TableRow
 
 TABLES = ("pictures", "table", "differences", "interference", "layers")
-"""What a study's page is made of, each a CSV file beside it."""
+"""Fields of `SummaryTables`, each written as a CSV file beside the page."""
 
 
-def check(settings: ComparisonSettings, folder: Path, overwrite: bool) -> None:
-    """That a study's files can be written, before its base is opened. Raises as `check_page`."""
+def check_outputs_writable(settings: ComparisonSettings, folder: Path, overwrite: bool) -> None:
+    """Check that a comparison's files can be written, before its base is opened. Raises as `check_page_writable`."""
     page = folder / f"{settings.equal}.md"
     beside = [folder / f"{settings.equal}-{name}.csv" for name in TABLES] + [page.with_suffix(".png")]
-    check_page(page, beside, settings_line(as_dict(settings)), overwrite)
-    for room in ("adapters", "results"):
-        output_files.check(folder / room / page.name, overwrite=True)
+    check_page_writable(page, beside, settings_line(as_dict(settings)), overwrite)
+    for subfolder in ("adapters", "results"):
+        output_files.check(folder / subfolder / page.name, overwrite=True)
 
 
-def check_page(page: Path, beside: Iterable[Path], line: str, overwrite: bool) -> None:
-    """That a page and the files beside it can be written, before anything is computed: they are not there, or the page
-    has this line, which says what they were made with, and they are made anew.
+def check_page_writable(page: Path, beside: Iterable[Path], line: str, overwrite: bool) -> None:
+    """Check that a page and the files beside it can be written, before anything is computed: either they do not exist,
+    or the page has this settings line, so that they are of the same settings.
 
-    Raises: FileExistsError: they are of other settings, and may not be replaced.  OSError: see `outputs.check`.
+    Raises: FileExistsError: they are of other settings, and may not be replaced.  OSError: see `output_files.check`.
     """
     ours = page.is_file() and line in page.read_text(encoding="utf-8", errors="replace").splitlines()
     for path in (page, *beside):
         output_files.check(path, overwrite or ours)
 
 
-def settings_line(told: Mapping[str, Any]) -> str:
-    """The line of a page that says what it was made with."""
-    return "Settings: " + ", ".join(f"{name}={value}" for name, value in told.items())
+def settings_line(settings: Mapping[str, Any]) -> str:
+    """The line of a page that holds the settings it was made with."""
+    return "Settings: " + ", ".join(f"{name}={value}" for name, value in settings.items())
 
 
-def write(account: RunSummary, found: Findings, folder: Path, stem: str, command: str) -> list[Path]:
-    """`stem`.md with everything, and a CSV file for each table. Returns the files.
+def write_report(summary: RunSummary, tables: SummaryTables, folder: Path, stem: str, command: str) -> list[Path]:
+    """Write `stem`.md and a CSV file for each table; returns the paths.
 
     Raises: OSError: a full disk; files that are not whole are not left.
     """
-    written = [folder / f"{stem}.md"]  # first: it says whose the others are
-    _write(written[0], page(account, found, command))
+    written = [folder / f"{stem}.md"]  # first: its settings line is what the other files are checked by
+    _write_text(written[0], markdown_page(summary, tables, command))
     for name in TABLES:
-        if rows := getattr(found, name):
+        if rows := getattr(tables, name):
             written.append(folder / f"{stem}-{name}.csv")
-            _write(written[-1], as_csv(rows))
+            _write_text(written[-1], csv_text(rows))
     return written
 
 
-def page(account: RunSummary, found: Findings, command: str) -> str:
-    """The Markdown page."""
-    study, settings = account.study, account.study.settings
+def markdown_page(summary: RunSummary, tables: SummaryTables, command: str) -> str:
+    """The report's Markdown page. Args: command: the command line that made it."""
+    comparison, settings = summary.comparison, summary.comparison.settings
     accuracy = classifier_accuracy()
-    judged = (
-        f"The judges name true pictures that they have not seen with {accuracy['content']:.1%} (thing) and "
-        f"{accuracy['style']:.1%} (style) accuracy."
+    classifiers = (
+        f"The classifiers' accuracy on held-out true images: content {accuracy['content']:.1%}, "
+        f"style {accuracy['style']:.1%}."
     )
     lines = [
         f"# Content-style fusion on {settings.base}, equal {settings.equal}",
         "",
         f"`{command}`",
         "",
-        f'{account.counts}. {len(study.pairs)} pairs of the split "{settings.split}", {settings.seeds} pictures each; '
-        "a pair's pictures are averaged, and intervals (95 %, bootstrap) are over pairs.",
-        "Pictures of one's own: nobody knows the true ones." if settings.pictures else judged,
+        f'{summary.counts}. {len(comparison.pairs)} pairs of the split "{settings.split}", {settings.seeds} images '
+        "each. A pair's images are averaged; intervals (95 %, bootstrap) are over pairs.",
+        "Own images: there is no ground truth." if settings.pictures else classifiers,
         "",
-        "In hundredths, with the interval. Trained: the numbers of both adapters, without what a method learns when it "
-        "fuses.",
+        "In hundredths, with the interval. Trained: the trainable parameters of both adapters, without those of a "
+        "method that trains while it fuses.",
         "",
-        *_rows(*compact(found)),
+        *_markdown_rows(*compact_table(tables)),
         "",
-        *(f"- `{name}`: {meaning}" for name, meaning in SCORES.items()),
+        *(f"- `{name}`: {meaning}" for name, meaning in SCORE_MEANINGS.items()),
         "",
         "## Share of the span between *none* and *oracle*",
         "",
-        "(score - none) / (oracle - none), in hundredths; a dash where the two ends are not clearly apart.",
+        "(score - none) / (oracle - none), in hundredths; a dash where the interval of oracle - none holds 0.",
         "",
-        *_rows(*compact(found, SPAN)),
+        *_markdown_rows(*compact_table(tables, SPAN)),
         "",
         "## Paired differences",
         "",
-        *markdown([_shown(row, "value", 3) for row in found.differences]),
+        *markdown_table([_row_with_interval(row, "value", 3) for row in tables.differences]),
         "",
         "## Does interference predict leakage?",
         "",
-        "Measures of the two adapters' factors alone; Spearman's rank correlation with the leakage in the pictures.",
+        "Measures of the two adapters' factors alone; Spearman's rank correlation with the leakage in the images.",
         "",
-        *_prediction(found),
+        *_leakage_section(tables),
         "",
-        "## Learning",
+        "## Training",
         "",
-        *markdown(_settings(account)),
+        *markdown_table(_training_settings_rows(summary)),
         "",
-        *_listed("Cut to a file's rank, largest relative error", [f"`{m}`: {x:.1%}" for m, x in found.cut.items()]),
-        *_listed("Failed", [f"{title}: {reason}" for title, reason in account.failed.items()]),
-        *_listed("Missing", [job.title for job in account.missing]),
+        *_bullet_section(
+            "Cut to a file's rank, largest relative error",
+            [f"`{m}`: {x:.1%}" for m, x in tables.truncation_errors.items()],
+        ),
+        *_bullet_section("Failed", [f"{title}: {reason}" for title, reason in summary.failed.items()]),
+        *_bullet_section("Missing", [job.title for job in summary.missing]),
         settings_line(as_dict(settings)),
         "",
         "Versions: " + ", ".join(f"{k} {v}" for k, v in versions().items()),
@@ -113,23 +116,23 @@ def page(account: RunSummary, found: Findings, command: str) -> str:
     return "\n".join(lines)
 
 
-def compact(found: Findings, kind: str = "value") -> tuple[list[str], list[list[str]]]:
-    """(columns, rows) with a row for each method: "62 [50, 73]", in hundredths, "-" where there is no figure.
+def compact_table(tables: SummaryTables, kind: str = "value") -> tuple[list[str], list[list[str]]]:
+    """(columns, rows) with a row for each method and cells such as "62 [50, 73]", in hundredths; "-": no estimate.
 
-    "trained" is how many numbers its adapters train, together.
+    The column "trained" holds the trainable parameters of its two adapters.
     """
-    scores = list(dict.fromkeys(row["score"] for row in found.table if not math.isnan(row.get(kind, math.nan))))
-    methods = dict.fromkeys(row["method"] for row in found.table)
-    cells = {(row["method"], row["score"]): row for row in found.table}
+    scores = list(dict.fromkeys(row["score"] for row in tables.table if not math.isnan(row.get(kind, math.nan))))
+    methods = dict.fromkeys(row["method"] for row in tables.table)
+    cells = {(row["method"], row["score"]): row for row in tables.table}
     rows = []
     for method in methods:
-        pairs = max(row["pairs"] for row in found.table if row["method"] == method)
-        figures = [cell(cells[method, score], kind) for score in scores]
-        rows.append([method, str(pairs), f"{found.trained[method]:,}", *figures])
+        pairs = max(row["pairs"] for row in tables.table if row["method"] == method)
+        figures = [estimate_cell(cells[method, score], kind) for score in scores]
+        rows.append([method, str(pairs), f"{tables.trainable_parameters[method]:,}", *figures])
     return ["method", "pairs", "trained", *scores], rows
 
 
-def cell(row: Row, kind: str) -> str:
+def estimate_cell(row: TableRow, kind: str) -> str:
     """One estimate in hundredths."""
     value, low, high = (row.get(name, math.nan) for name in (kind, f"{kind}: low", f"{kind}: high"))
     if math.isnan(value):
@@ -137,8 +140,8 @@ def cell(row: Row, kind: str) -> str:
     return f"{100 * value:.0f}" if math.isnan(low) else f"{100 * value:.0f} [{100 * low:.0f}, {100 * high:.0f}]"
 
 
-def as_csv(rows: Sequence[Row]) -> str:
-    """Rows with the keys of all as columns; NaN is left empty."""
+def csv_text(rows: Sequence[TableRow]) -> str:
+    """Rows as CSV, with the union of their keys as columns; NaN becomes an empty cell."""
     buffer = io.StringIO()
     columns = list(dict.fromkeys(name for row in rows for name in row))
     writer = csv.DictWriter(buffer, columns, lineterminator="\n")
@@ -147,42 +150,42 @@ def as_csv(rows: Sequence[Row]) -> str:
     return buffer.getvalue()
 
 
-def _rows(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
-    return markdown([dict(zip(columns, row, strict=True)) for row in rows])
+def _markdown_rows(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    return markdown_table([dict(zip(columns, row, strict=True)) for row in rows])
 
 
-def _listed(title: str, lines: Sequence[str]) -> list[str]:
-    """A section, if there is anything in it."""
+def _bullet_section(title: str, lines: Sequence[str]) -> list[str]:
+    """A Markdown section with a bullet list; nothing if the list is empty."""
     return [f"## {title}", "", *(f"- {line}" for line in lines), ""] if lines else []
 
 
-def _prediction(found: Findings) -> list[str]:
-    if found.interference and not found.layers:
-        return ["Content and style are learnt on different layers of this base, so their factors never meet."]
-    return markdown([_shown(row, "rank correlation", 2) for row in found.interference])
+def _leakage_section(tables: SummaryTables) -> list[str]:
+    if tables.interference and not tables.layers:
+        return ["Content and style adapters are on different layers of this base, so their factors do not interfere."]
+    return markdown_table([_row_with_interval(row, "rank correlation", 2) for row in tables.interference])
 
 
-def _settings(account: RunSummary) -> list[Row]:
-    """What each method was learnt with, and how many numbers that trains."""
+def _training_settings_rows(summary: RunSummary) -> list[TableRow]:
+    """A row for each adapter's main settings."""
     rows = []
-    for spec, roles in account.study.learning.items():
-        for role, told in roles.items():
+    for spec, roles in summary.comparison.training_settings.items():
+        for role, settings in roles.items():
             names = ("method", "rank", "steps", "learning_rate", "batch_size", "targets")
-            rows.append({"variant": spec, "role": role, **{name: told.get(name, "") for name in names}})
+            rows.append({"variant": spec, "role": role, **{name: settings.get(name, "") for name in names}})
     return rows
 
 
-def _shown(row: Row, kind: str, digits: int) -> Row:
-    """A row for a page: its estimate in one cell."""
+def _row_with_interval(row: TableRow, kind: str, digits: int) -> TableRow:
+    """A row with its estimate and interval merged into one cell."""
     estimate = {kind, f"{kind}: low", f"{kind}: high"}
-    told = {k: v for k, v in row.items() if k not in estimate}
+    others = {k: v for k, v in row.items() if k not in estimate}
     value, low, high = (row[name] for name in (kind, f"{kind}: low", f"{kind}: high"))
     text = "-" if math.isnan(value) else f"{value:.{digits}f} [{low:.{digits}f}, {high:.{digits}f}]"
-    return {**told, kind: text}
+    return {**others, kind: text}
 
 
-def markdown(rows: Sequence[Row]) -> list[str]:
-    """A table's lines; all rows have the first one's keys."""
+def markdown_table(rows: Sequence[TableRow]) -> list[str]:
+    """The lines of a Markdown table; all rows have the first one's keys."""
     if not rows:
         return ["(nothing was measured)"]
     head = list(rows[0])
@@ -190,6 +193,6 @@ def markdown(rows: Sequence[Row]) -> list[str]:
     return lines + [f"| {' | '.join(str(row[name]) for name in head)} |" for row in rows]
 
 
-def _write(path: Path, text: str) -> None:
+def _write_text(path: Path, text: str) -> None:
     with output_files.atomic(path) as file:
         file.write(text.encode())

@@ -1,4 +1,4 @@
-"""What a worker does with a job: bytes in, bytes out, so that it may be this process, another or another machine."""
+"""Run one job in any process or on any machine, from bytes to bytes: train an adapter, or fuse, sample and score."""
 
 import errno
 import io
@@ -16,7 +16,7 @@ from .. import evaluation
 from ..adapter import Adapter
 from ..analysis import interference, similarity, trainable_parameters
 from ..baselines import FusionInputs, FusionMethod, FusionResult, TrainingImage, fusion
-from ..baselines.fusion_method import static
+from ..baselines.fusion_method import sample_with_adapter
 from ..config import TrainConfig
 from ..families import Base, open_base
 from ..files import load
@@ -28,146 +28,156 @@ from .image_pairs import CaptionedImage
 from .jobs import BaseSpec, Job, SampleJob, TrainJob, base_digest
 
 JobOutput = dict[str, bytes]
-"""What a job makes: {file ending: content}."""
-FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-ADAPTER, RESULT, PICTURES = ".safetensors", ".json", ".png"
+"""A job's output: {file ending: bytes}."""
+DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+ADAPTER, RESULT, IMAGES = ".safetensors", ".json", ".png"
 
 
 @dataclass(frozen=True)
 class JobFailure:
-    """A job that came to nothing, and why, in one line."""
+    """The output of a job that failed."""
 
     reason: str
-    full: bool = False
-    """A full disk, which the next job would meet as well."""
+    """The error, in one line."""
+    disk_full: bool = False
+    """Whether the disk was full, which the next job would meet as well."""
 
 
-def none(task: FusionInputs) -> FusionResult:
-    """The lower end of the scale: the base with the prompt alone."""
+def base_alone(task: FusionInputs) -> FusionResult:
+    """The lower bound: the base without an adapter."""
     return FusionResult(lambda prompts, seeds: generate(task.base, list(prompts), seed=list(seeds)), None)
 
 
 def oracle(task: FusionInputs) -> FusionResult:
-    """The upper end: one adapter that learnt the true fused picture, in place of the content's."""
-    return static(task.base, task.content)
+    """The upper bound: one adapter trained on the true fused image, in place of the content's."""
+    return sample_with_adapter(task.base, task.content)
 
 
-ENDS = {
-    "none": FusionMethod("none", "the base with the prompt alone", {}, none),
+BOUNDS = {
+    "none": FusionMethod("none", "the base with the prompt alone", {}, base_alone),
     "oracle": FusionMethod("oracle", "one adapter of the true fused picture", {"method": "qr"}, oracle),
 }
-"""The ends of the scale; they belong in every table."""
+"""The lower and the upper bound of the scores, which are in every table."""
 
 
-def fusion_of(name: str) -> FusionMethod:
-    """A way to fuse by its name, or an end of the scale. Raises: ValueError: neither."""
-    return ENDS.get(name) or fusion(name)
+def find_fusion_or_bound(name: str) -> FusionMethod:
+    """The fusion method or bound of a name. Raises: ValueError: neither has this name."""
+    return BOUNDS.get(name) or fusion(name)
 
 
 def run_job(job: Job, inputs: Mapping[str, bytes]) -> JobOutput | JobFailure:
-    """Do a job; whatever goes wrong in it is its result, for the others to go on.
+    """Run a job; an error in it is returned as its output, so that other jobs go on.
 
-    On one thread: more would change the last digits from machine to machine, and a tiny base gains nothing by them.
+    It runs on one thread: more would change the last digits from machine to machine, and do not speed up a tiny base.
 
-    Args: inputs: {identity: adapter file} of the adapters that a Draw needs.
+    Args: inputs: {identity: adapter file} of the adapters that a sample job needs.
     """
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        return _learn(job) if isinstance(job, TrainJob) else _draw(job, inputs)
+        return _run_train_job(job) if isinstance(job, TrainJob) else _run_sample_job(job, inputs)
     except Exception as error:
-        full = isinstance(error, OSError) and error.errno in FULL
-        return JobFailure(f"{type(error).__name__}: {' '.join(str(error).split())}", full)
+        disk_full = isinstance(error, OSError) and error.errno in DISK_FULL
+        return JobFailure(f"{type(error).__name__}: {' '.join(str(error).split())}", disk_full)
     finally:
         torch.set_num_threads(threads)
 
 
 @cache
-def opened(name: str, device: str, dtype: str) -> Base:
-    """A base, opened once in a process."""
+def open_base_once(name: str, device: str, dtype: str) -> Base:
+    """A base, opened once per process."""
     return open_base(name, device, dtype)
 
 
 @cache
-def _found(name: str, device: str, dtype: str) -> str:
-    return base_digest(opened(name, device, dtype))
+def _base_digest_once(name: str, device: str, dtype: str) -> str:
+    return base_digest(open_base_once(name, device, dtype))
 
 
-def _base(place: BaseSpec) -> Base:
-    """Raises: ValueError: this worker has another base of that name."""
-    if _found(place.base, place.device, place.dtype) != place.digest:
-        raise ValueError(f"this worker's {place.base} is another base than the study's: give all the same one")
-    return opened(place.base, place.device, place.dtype)
+def _checked_base(base_spec: BaseSpec) -> Base:
+    """The open base. Raises: ValueError: this worker has another base of that name."""
+    if _base_digest_once(base_spec.base, base_spec.device, base_spec.dtype) != base_spec.digest:
+        raise ValueError(f"this worker's {base_spec.base} is another base than the comparison's: give all the same one")
+    return open_base_once(base_spec.base, base_spec.device, base_spec.dtype)
 
 
-def _learn(job: TrainJob) -> JobOutput:
-    base = _base(job.place)
+def _run_train_job(job: TrainJob) -> JobOutput:
+    base = _checked_base(job.base_spec)
     with temporary_folder() as folder:
-        output = folder / "learnt.safetensors"
-        lesson = _lesson(job.shown, folder, "lesson")
-        config = TrainConfig(base=base.name, image=lesson.image, prompt=lesson.prompt, output=output, **job.settings)
+        output = folder / "adapter.safetensors"
+        source = _write_training_image(job.training_image, folder, "lesson")  # stands in the adapter's header
+        config = TrainConfig(base=base.name, image=source.image, prompt=source.prompt, output=output, **job.settings)
         train(config, base=base, progress=False)
         return {ADAPTER: output.read_bytes()}
 
 
-def _draw(job: SampleJob, inputs: Mapping[str, bytes]) -> JobOutput:
-    base = _base(job.place)
+def _run_sample_job(job: SampleJob, inputs: Mapping[str, bytes]) -> JobOutput:
+    base = _checked_base(job.base_spec)
     with temporary_folder() as folder:
-        content, style = (_adapter(x, inputs, folder) for x in (job.content, job.style))
+        content, style = (_load_adapter(x, inputs, folder) for x in (job.content, job.style))
         task = FusionInputs(
             base=base,
-            content=content,  # pyright: ignore[reportArgumentType]  # none of it where the method uses none
+            content=content,  # pyright: ignore[reportArgumentType]  # None where the method uses no adapter
             style=style,
-            content_lesson=_lesson(job.pair.content, folder, "content"),
-            style_lesson=_lesson(job.pair.style, folder, "style"),
-            seed=job.learn_seed,
+            content_image=_write_training_image(job.pair.content, folder, "content"),
+            style_image=_write_training_image(job.pair.style, folder, "style"),
+            seed=job.training_seed,
         )
-        fused = fusion_of(job.method).fuse(task)
-        pictures = fused.draw([job.pair.prompt] * len(job.seeds), job.seeds)
-        kept = _changes(fused.draw(job.unrelated, job.seeds), _untouched(job.place, job.unrelated, job.seeds))
-    rows = _rows(job, pictures)
-    for row, likeness in zip(rows, kept, strict=True):
-        row["preserved"] = likeness
-    met, layers = _met(content, style)
-    learnt = sum(trainable_parameters(adapter) for adapter in (content, style) if adapter)
-    told: dict[str, Any] = {"rows": rows, "interference": met, "layers": layers, "parameters": learnt}
-    cut = [adapter.header.config.get("truncation_error", 0.0) for adapter in (content, style, fused.adapter) if adapter]
-    told["truncation_error"] = max(cut, default=0.0)
-    told["device"] = str(base.device)
-    told["encoders"] = [str(encoder) for encoder in _encoders(job)]
-    return {PICTURES: _strip(pictures), RESULT: json.dumps(told).encode()}
+        fused = find_fusion_or_bound(job.method).fuse(task)
+        images = fused.draw([job.pair.prompt] * len(job.seeds), job.seeds)
+        unrelated = fused.draw(job.unrelated, job.seeds)
+    rows = _image_scores(job, images)
+    preserved = _ssim_of_images(unrelated, _base_images(job.base_spec, job.unrelated, job.seeds))
+    for row, score in zip(rows, preserved, strict=True):
+        row["preserved"] = score
+    whole, layers = _adapter_interference(content, style)
+    adapters = [adapter for adapter in (content, style) if adapter]
+    merged = [fused.adapter] if fused.adapter else []
+    errors = [adapter.header.config.get("truncation_error", 0.0) for adapter in (*adapters, *merged)]
+    result: dict[str, Any] = {
+        "rows": rows,
+        "interference": whole,
+        "layers": layers,
+        "parameters": sum(map(trainable_parameters, adapters)),
+        "truncation_error": max(errors, default=0.0),
+        "device": str(base.device),
+        "encoders": [str(encoder) for encoder in _checked_encoders(job)],
+    }
+    return {IMAGES: _images_side_by_side(images), RESULT: json.dumps(result).encode()}
 
 
-def _met(content: Adapter | None, style: Adapter | None) -> tuple[dict[str, float], list[dict[str, Any]]]:
-    """What the factors of two adapters say of each other: as wholes, and layer by layer where both are."""
+def _adapter_interference(
+    content: Adapter | None, style: Adapter | None
+) -> tuple[dict[str, float], list[dict[str, Any]]]:
+    """(`analysis.interference` of two adapters, `analysis.similarity` for each layer that both have)."""
     if content is None or style is None:
         return {}, []
     both = content.layers.keys() & style.layers.keys()
     return interference(content, style)._asdict(), [x._asdict() for x in similarity(content, style)] if both else []
 
 
-def _rows(job: SampleJob, pictures: Sequence[Image.Image]) -> list[dict[str, float]]:
-    """A row of scores for each picture."""
+def _image_scores(job: SampleJob, images: Sequence[Image.Image]) -> list[dict[str, float]]:
+    """A row of scores for each image: by the classifiers, if there is ground truth, and by the vision encoders."""
     pair = job.pair
-    rows: list[dict[str, float]] = [{} for _ in pictures]
+    rows: list[dict[str, float]] = [{} for _ in images]
     if pair.truth is not None:
-        truth = tensor_from_pil([_picture(pair.truth)])[0]
+        truth = tensor_from_pil([_open_image(pair.truth)])[0]
         known = (pair.truth.content, pair.truth.style, pair.style.content, pair.content.style)
-        rows = evaluation.known_answer(tensor_from_pil(pictures), truth, *known)
-    for encoder in _encoders(job):
-        for letter, shown in (("C", pair.content), ("S", pair.style)):
-            for row, likeness in zip(rows, encoder.likeness(pictures, _picture(shown)), strict=True):
+        rows = evaluation.ground_truth_scores(tensor_from_pil(images), truth, *known)
+    for encoder in _checked_encoders(job):
+        for letter, given in (("C", pair.content), ("S", pair.style)):
+            for row, likeness in zip(rows, encoder.likeness(images, _open_image(given)), strict=True):
                 row[f"{encoder.name}-{letter}"] = likeness
     return [{"seed": seed, **row} for seed, row in zip(job.seeds, rows, strict=True)]
 
 
-def _encoders(job: SampleJob) -> list[evaluation.Encoder]:
-    """Raises: ValueError: this worker has another encoder of that name."""
-    found = [_encoder(name, job.place.device) for name in job.encoders]
-    for name, encoder, wanted in zip(job.encoders, found, job.encoder_identities, strict=True):
+def _checked_encoders(job: SampleJob) -> list[evaluation.Encoder]:
+    """The open encoders. Raises: ValueError: this worker has another encoder of that name."""
+    opened = [_encoder(name, job.base_spec.device) for name in job.encoders]
+    for name, encoder, wanted in zip(job.encoders, opened, job.encoder_identities, strict=True):
         if encoder.identity != wanted:
-            raise ValueError(f"this worker's {name} is another encoder than the study's: give all the same one")
-    return found
+            raise ValueError(f"this worker's {name} is another encoder than the comparison's: give all the same one")
+    return opened
 
 
 @cache
@@ -176,43 +186,43 @@ def _encoder(name: str, device: str) -> evaluation.Encoder:
 
 
 @cache
-def _untouched(place: BaseSpec, prompts: tuple[str, ...], seeds: tuple[int, ...]) -> list[Image.Image]:
-    """What the base alone draws; the same for every method and pair."""
-    return generate(_base(place), prompts, seed=seeds)
+def _base_images(base_spec: BaseSpec, prompts: tuple[str, ...], seeds: tuple[int, ...]) -> list[Image.Image]:
+    """Images of the base without adapters; the same for every method and pair."""
+    return generate(_checked_base(base_spec), prompts, seed=seeds)
 
 
-def _changes(pictures: Sequence[Image.Image], before: Sequence[Image.Image]) -> list[float]:
-    """SSIM of each picture with what it was before."""
-    return evaluation.ssim(tensor_from_pil(pictures), tensor_from_pil(before)).tolist()
+def _ssim_of_images(first: Sequence[Image.Image], second: Sequence[Image.Image]) -> list[float]:
+    """SSIM of each image with its counterpart."""
+    return evaluation.ssim(tensor_from_pil(first), tensor_from_pil(second)).tolist()
 
 
-def _adapter(job: TrainJob | None, inputs: Mapping[str, bytes], folder: Path) -> Adapter | None:
+def _load_adapter(job: TrainJob | None, inputs: Mapping[str, bytes], folder: Path) -> Adapter | None:
     if job is None:
         return None
     path = folder / f"{job.identity}.safetensors"
     path.write_bytes(inputs[job.identity])
     adapter = load(path)
-    # unrelated prompts lack the trigger on purpose, and drawing would refuse them
+    # unrelated prompts lack the trigger word on purpose, and `generate` would refuse them
     return replace(adapter, header=replace(adapter.header, trigger=""))
 
 
-def _lesson(shown: CaptionedImage, folder: Path, name: str) -> TrainingImage:
-    image = _picture(shown)
+def _write_training_image(training_image: CaptionedImage, folder: Path, name: str) -> TrainingImage:
+    image = _open_image(training_image)
     path = folder / f"{name}.{(image.format or 'png').lower()}"
-    path.write_bytes(shown.picture)
-    return TrainingImage(path, shown.prompt)
+    path.write_bytes(training_image.file)
+    return TrainingImage(path, training_image.prompt)
 
 
-def _picture(shown: CaptionedImage) -> Image.Image:
-    return Image.open(io.BytesIO(shown.picture))
+def _open_image(training_image: CaptionedImage) -> Image.Image:
+    return Image.open(io.BytesIO(training_image.file))
 
 
-def _strip(pictures: Sequence[Image.Image]) -> bytes:
-    """The pictures side by side, as a PNG."""
-    width, height = pictures[0].size
-    strip = Image.new("RGB", (width * len(pictures), height))
-    for k, picture in enumerate(pictures):
-        strip.paste(picture, (k * width, 0))
+def _images_side_by_side(images: Sequence[Image.Image]) -> bytes:
+    """The images side by side, as a PNG."""
+    width, height = images[0].size
+    strip = Image.new("RGB", (width * len(images), height))
+    for k, image in enumerate(images):
+        strip.paste(image, (k * width, 0))
     buffer = io.BytesIO()
     strip.save(buffer, "PNG")
     return buffer.getvalue()

@@ -1,6 +1,6 @@
-"""Means over pairs with their uncertainty, paired differences, rank correlation. Plain numbers in, plain numbers out.
+"""Means over pairs with bootstrap intervals, paired differences and rank correlation, as functions of plain numbers.
 
-A pair's pictures (seeds) are averaged first: pairs are what was drawn at random, so pairs are what is resampled.
+A pair's images (seeds) are averaged first: pairs were sampled at random, so pairs are resampled.
 """
 
 import math
@@ -10,23 +10,23 @@ from typing import NamedTuple
 import numpy as np
 
 RESAMPLES = 10_000
-LEVEL = 0.95
+CONFIDENCE_LEVEL = 0.95
 
 
 class Estimate(NamedTuple):
-    """A figure with its 95 % bootstrap interval; NaN where there is no figure."""
+    """An estimate with its 95 % bootstrap interval; NaN where there is none."""
 
     value: float
     low: float
     high: float
     count: int
-    """Pairs it rests on."""
+    """Pairs that it is estimated from."""
 
 
-NOTHING = Estimate(math.nan, math.nan, math.nan, 0)
+NO_ESTIMATE = Estimate(math.nan, math.nan, math.nan, 0)
 
 
-def mean(values: Sequence[float], seed: int = 0) -> Estimate:
+def mean_over_pairs(values: Sequence[float], seed: int = 0) -> Estimate:
     """The mean of one value for each pair, with the percentile bootstrap over pairs (Efron 1979).
 
     Of a single pair the interval is NaN: nothing is known of how it varies.
@@ -34,27 +34,27 @@ def mean(values: Sequence[float], seed: int = 0) -> Estimate:
     return bootstrap(lambda x: x[..., 0].mean(-1), np.asarray(values, dtype=float)[:, None], seed)
 
 
-def difference(first: Sequence[float], second: Sequence[float], seed: int = 0) -> Estimate:
+def paired_difference(first: Sequence[float], second: Sequence[float], seed: int = 0) -> Estimate:
     """The mean of first - second over pairs that both were measured on, in the same order.
 
     Raises: ValueError: not equally many.
     """
     if len(first) != len(second):
         raise ValueError(f"a paired difference needs equally many values, got {len(first)} and {len(second)}")
-    return mean([a - b for a, b in zip(first, second, strict=True)], seed)
+    return mean_over_pairs([a - b for a, b in zip(first, second, strict=True)], seed)
 
 
-def share(score: Sequence[float], none: Sequence[float], oracle: Sequence[float], seed: int = 0) -> Estimate:
-    """(mean score - mean none) / (mean oracle - mean none): where a score stands between the two ends of its scale.
+def fraction_of_span(score: Sequence[float], none: Sequence[float], oracle: Sequence[float], seed: int = 0) -> Estimate:
+    """(mean score - mean none) / (mean oracle - mean none): a score relative to its lower and upper bound.
 
-    Each resample of the pairs gives its own quotient. NaN where the ends are not clearly apart: where the interval of
-    oracle - none holds 0, the quotient means nothing.
+    Each resample of the pairs gives its own quotient. NaN where the interval of oracle - none holds 0: there the
+    quotient has no meaning.
 
     Args: one value for each pair, the same pairs in the same order.
     """
-    span = difference(oracle, none, seed)
+    span = paired_difference(oracle, none, seed)
     if not span.low > 0:
-        return NOTHING._replace(count=len(score))
+        return NO_ESTIMATE._replace(count=len(score))
     rows = np.asarray([score, none, oracle], dtype=float).T
 
     def quotient(x: np.ndarray) -> np.ndarray:
@@ -72,13 +72,13 @@ def bootstrap(statistic: Callable[[np.ndarray], np.ndarray], rows: np.ndarray, s
     """
     count = len(rows)
     if count == 0:
-        return NOTHING
+        return NO_ESTIMATE
     value = float(statistic(rows))
     if count == 1:
         return Estimate(value, math.nan, math.nan, 1)
     chosen = np.random.default_rng(seed).integers(count, size=(RESAMPLES, count))
     drawn = statistic(rows[chosen])
-    low, high = np.quantile(drawn[np.isfinite(drawn)], [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+    low, high = np.quantile(drawn[np.isfinite(drawn)], [(1 - CONFIDENCE_LEVEL) / 2, (1 + CONFIDENCE_LEVEL) / 2])
     return Estimate(value, float(low), float(high), count)
 
 
@@ -103,7 +103,7 @@ def rank_correlation(first: Sequence[float], second: Sequence[float]) -> float:
     return float(a @ b) / size if size else math.nan
 
 
-def correlation(groups: Sequence[tuple[Sequence[float], Sequence[float]]], seed: int = 0) -> Estimate:
+def correlation_over_pairs(groups: Sequence[tuple[Sequence[float], Sequence[float]]], seed: int = 0) -> Estimate:
     """Spearman's rho over all points, with the interval from resampling pairs; a pair comes with all its points.
 
     Args: groups: for each pair, its predictions and what was measured, one each for every method.
@@ -115,8 +115,8 @@ def correlation(groups: Sequence[tuple[Sequence[float], Sequence[float]]], seed:
 
     value = rho(range(len(groups)))
     if len(groups) < 2 or math.isnan(value):
-        return NOTHING._replace(value=value, count=len(groups))
+        return NO_ESTIMATE._replace(value=value, count=len(groups))
     generator = np.random.default_rng(seed)
     drawn = np.array([rho(generator.integers(len(groups), size=len(groups)).tolist()) for _ in range(RESAMPLES // 10)])
-    low, high = np.quantile(drawn[np.isfinite(drawn)], [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+    low, high = np.quantile(drawn[np.isfinite(drawn)], [(1 - CONFIDENCE_LEVEL) / 2, (1 + CONFIDENCE_LEVEL) / 2])
     return Estimate(value, float(low), float(high), len(groups))

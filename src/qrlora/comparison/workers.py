@@ -1,8 +1,8 @@
-"""Where jobs are done: in this process, in processes of this machine, on a Ray cluster; with the same results. [ray]
+"""Run jobs in this process, in processes of this machine, or on a Ray cluster, with the same results. [ray]
 
-Each way is a `with` that yields a function (jobs, inputs) -> (job, what came of it) as jobs end; workers live as long
-as the `with`. Inputs are read when a job's turn comes, so that they need not all be in memory; nothing but bytes
-travels, so that machines need not share a disk.
+Each is a context manager that yields a function (jobs, inputs) -> iterator of (job, its output) as jobs end; workers
+live as long as the `with`. A job's inputs are read when it starts, so that they need not all be in memory; only bytes
+are sent to workers, so that machines need not share a disk.
 """
 
 import contextlib
@@ -18,73 +18,73 @@ from .. import extras
 from .jobs import Job
 from .run_job import JobFailure, JobOutput, run_job
 
-Inputs = Callable[[Job], Mapping[str, bytes]]
-Do = Callable[[Iterable[Job], Inputs], Iterator[tuple[Job, JobOutput | JobFailure]]]
+AdapterFiles = Callable[[Job], Mapping[str, bytes]]
+RunJobs = Callable[[Iterable[Job], AdapterFiles], Iterator[tuple[Job, JobOutput | JobFailure]]]
 
 
-def worker_pool(workers: int = 1, ray: str = "") -> contextlib.AbstractContextManager[Do]:
-    """The Ray cluster at an address ("local": one of this machine, started for it), else so many processes, else this.
+def worker_pool(workers: int = 1, ray: str = "") -> contextlib.AbstractContextManager[RunJobs]:
+    """The Ray cluster at an address ("local": started on this machine), else so many processes, else this process.
 
-    Raises: ValueError: Ray is not installed or not there.
+    Raises: ValueError: Ray is not installed, or there is no cluster at the address.
     """
-    return on_ray(ray) if ray else in_processes(workers) if workers > 1 else here()
+    return on_ray_cluster(ray) if ray else in_processes(workers) if workers > 1 else in_this_process()
 
 
 @contextlib.contextmanager
-def here() -> Iterator[Do]:
+def in_this_process() -> Iterator[RunJobs]:
     """This process, one job after the other."""
     yield lambda jobs, inputs: ((job, run_job(job, inputs(job))) for job in jobs)
 
 
 @contextlib.contextmanager
-def in_processes(workers: int) -> Iterator[Do]:
+def in_processes(workers: int) -> Iterator[RunJobs]:
     """A worker that dies (out of memory, killed) takes its own job with it and no other; a new one takes its place."""
     context = multiprocessing.get_context("spawn")  # a fork would copy this process's threads' locks
-    staff: dict[Connection, Any] = {}
-    """{our end: process}, idle and busy."""
+    processes: dict[Connection, Any] = {}
+    """{our end of its pipe: process}, idle and busy."""
 
-    def hire() -> Connection:
+    def start_worker() -> Connection:
         ours, theirs = context.Pipe()
-        staff[ours] = context.Process(target=_serve, args=(theirs,), daemon=True)
-        staff[ours].start()
+        processes[ours] = context.Process(target=_worker_loop, args=(theirs,), daemon=True)
+        processes[ours].start()
         theirs.close()  # so that the worker's end closes with the worker
         return ours
 
-    def do(jobs: Iterable[Job], inputs: Inputs) -> Iterator[tuple[Job, JobOutput | JobFailure]]:
+    def run_jobs(jobs: Iterable[Job], inputs: AdapterFiles) -> Iterator[tuple[Job, JobOutput | JobFailure]]:
         waiting, busy = iter(jobs), {}
-        idle = list(staff)
+        idle = list(processes)
         while True:
-            while (idle or len(staff) < workers) and (job := next(waiting, None)) is not None:
-                worker = idle.pop() if idle else hire()
+            while (idle or len(processes) < workers) and (job := next(waiting, None)) is not None:
+                worker = idle.pop() if idle else start_worker()
                 busy[worker] = job
-                with contextlib.suppress(OSError):  # it died before it began: that shows when its answer is awaited
+                with contextlib.suppress(OSError):  # it died before it began, which recv below reports
                     worker.send((job, inputs(job)))
             if not busy:
                 return
             for worker in wait(list(busy)):
                 assert isinstance(worker, Connection)
                 try:
-                    came = worker.recv()
+                    outcome = worker.recv()
                     idle.append(worker)
                 except (EOFError, OSError):
-                    process = staff.pop(worker)
+                    process = processes.pop(worker)
                     process.join()
-                    came = JobFailure(
+                    outcome = JobFailure(
                         f"its worker died (exit code {process.exitcode}); out of memory? Use fewer --workers"
                     )
-                yield busy.pop(worker), came
+                yield busy.pop(worker), outcome
 
     try:
-        yield do
+        yield run_jobs
     finally:
-        for process in staff.values():
+        for process in processes.values():
             process.terminate()
             process.join()
 
 
-def _serve(connection: Connection) -> None:
-    """A worker: jobs come, results go, until the other end is closed."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the one who started it
+def _worker_loop(connection: Connection) -> None:
+    """A worker process: receives jobs and sends their outputs until the other end is closed."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent process
     signal.signal(signal.SIGTERM, lambda *_: sys.exit())  # an ordinary end, which gives back what libraries hold
     with contextlib.suppress(EOFError, BrokenPipeError):
         while True:
@@ -93,8 +93,8 @@ def _serve(connection: Connection) -> None:
 
 
 @contextlib.contextmanager
-def on_ray(address: str) -> Iterator[Do]:
-    """One CPU, and one GPU where the cluster has any, for each job; twice as many are on their way as can run."""
+def on_ray_cluster(address: str) -> Iterator[RunJobs]:
+    """One CPU, and one GPU if the cluster has any, for each job; twice as many jobs are submitted as can run."""
     extras.require("ray", reason="--ray")
     import ray
     from ray.exceptions import RayError
@@ -106,7 +106,7 @@ def on_ray(address: str) -> Iterator[Do]:
         reason = str(error).strip().splitlines()[0]
         raise ValueError(f"no Ray cluster at {address!r} ({reason}); --ray local starts one") from error
 
-    def do(jobs: Iterable[Job], inputs: Inputs) -> Iterator[tuple[Job, JobOutput | JobFailure]]:
+    def run_jobs(jobs: Iterable[Job], inputs: AdapterFiles) -> Iterator[tuple[Job, JobOutput | JobFailure]]:
         has = ray.cluster_resources()
         gpus = 1 if has.get("GPU") else 0
         # a crash is a result, to be reported; a second try would hide it
@@ -121,12 +121,12 @@ def on_ray(address: str) -> Iterator[Do]:
             (ready, *_), _ = ray.wait(list(busy), num_returns=1)
             job = busy.pop(ready)
             try:
-                came = ray.get(ready)
+                outcome = ray.get(ready)
             except RayError as error:
-                came = JobFailure(f"its Ray worker died: {str(error).strip().splitlines()[0]}")
-            yield job, came
+                outcome = JobFailure(f"its Ray worker died: {str(error).strip().splitlines()[0]}")
+            yield job, outcome
 
     try:
-        yield do
+        yield run_jobs
     finally:
         ray.shutdown()

@@ -1,1 +1,1 @@
-"""The paper's tables and figures, made anew on any base."""
+"""The paper's tables and figures (arXiv 2507.04599), reproduced on any base."""

@@ -1,15 +1,12 @@
-"""Tables 2 and 3: what each method computes and trains, checked on a base's own layers."""
+"""Table 2: forward pass and gradient of each method, checked by autograd on a base's layers."""
 
 import torch
 from torch import Tensor, nn
 
 from ..basis import Basis, Weights
 from ..comparison.figure_data import ReproducedResult
-from ..comparison.summary_tables import Row
-from ..families import Base
-from ..families.base_without_weights import blank_base
+from ..comparison.summary_tables import TableRow
 from ..injection import initialise
-from ..layouts import LAYOUTS
 from ..linalg import leading_subspace
 from ..methods import METHODS, DirectionSources
 from .request import ReproductionRequest
@@ -31,16 +28,16 @@ GRADIENT = {
 
 def table2(request: ReproductionRequest) -> ReproducedResult:
     """Forward and gradient of LoRA, Ortha and QR-LoRA in both readings, by autograd on every layer of a base against
-    the formulas in float64; in the middle of learning, and at its first update."""
-    base = request.opened
+    the formulas in float64; during training, and at its first update."""
+    base = request.base_model
     rank = request.rank or base.defaults.rank
     weights = dict(base.weights(base.defaults.targets))
     errors: dict[str, list[dict[str, float]]] = {name: [] for name in FORWARD}
     generator = torch.Generator().manual_seed(request.seed)
     for weight in weights.values():
         for name, found in errors.items():
-            found.append(_checked(name, weight.cpu().float(), min(rank, *weight.shape), generator))
-    rows: list[Row] = []
+            found.append(_layer_errors(name, weight.cpu().float(), min(rank, *weight.shape), generator))
+    rows: list[TableRow] = []
     for name, found in errors.items():
         learns = {f"d{factor}": formula for factor, formula in GRADIENT[name].items()}
         rows.append(
@@ -63,7 +60,7 @@ def table2(request: ReproductionRequest) -> ReproducedResult:
     return ReproducedResult("Table 2: forward pass and gradient", rows, notes)
 
 
-def _checked(method: str, weight: Tensor, rank: int, generator: torch.Generator) -> dict[str, float]:
+def _layer_errors(method: str, weight: Tensor, rank: int, generator: torch.Generator) -> dict[str, float]:
     """Relative errors of one layer, W (o, i)."""
     outputs, inputs = weight.shape
     x, target = (torch.randn(16, size, generator=generator) for size in (inputs, outputs))
@@ -82,7 +79,7 @@ def _checked(method: str, weight: Tensor, rank: int, generator: torch.Generator)
     W, X, T = weight.double(), x.double(), target.double()
 
     def gradients() -> tuple[Tensor, Tensor, dict[str, Tensor]]:
-        """The layer's answer, dL/dW by hand for L = |Y - T|^2 / 2, and what autograd gives the factors."""
+        """The layer's output, dL/dW in float64 for L = |Y - T|^2 / 2, and autograd's gradients of the factors."""
         answer = model["layer"](x)
         ((answer - target).square().sum() / 2).backward()
         effective = W + B.detach().double() @ A.detach().double()
@@ -98,13 +95,13 @@ def _checked(method: str, weight: Tensor, rank: int, generator: torch.Generator)
     a, b = A.detach().double(), B.detach().double()
     told = {"A": b.T @ of_weight_then, "B": of_weight_then @ a.T}
     return {
-        "forward": _error(answer, _forward(method, X, W, a, b, Q)),
-        "gradient": max(_error(then[name], told[name]) for name in then),
+        "forward": _relative_error(answer, _paper_forward(method, X, W, a, b, Q)),
+        "gradient": max(_relative_error(then[name], told[name]) for name in then),
         **{f"{k} at the start": float(first[k].norm() / of_weight.norm()) if k in first else 0.0 for k in "AB"},
     }
 
 
-def _forward(method: str, X: Tensor, W: Tensor, A: Tensor, B: Tensor, Q: Tensor | None) -> Tensor:
+def _paper_forward(method: str, X: Tensor, W: Tensor, A: Tensor, B: Tensor, Q: Tensor | None) -> Tensor:
     """The paper's forward, with its W_comp and R, which the library never forms."""
     if Q is None:
         return X @ (W + B @ A).T
@@ -118,37 +115,5 @@ def _forward(method: str, X: Tensor, W: Tensor, A: Tensor, B: Tensor, Q: Tensor 
     return X @ (W - basis @ R + basis @ (R + A)).T
 
 
-def _error(found: Tensor, true: Tensor) -> float:
+def _relative_error(found: Tensor, true: Tensor) -> float:
     return float((found - true).norm() / true.norm())
-
-
-def table3(request: ReproductionRequest) -> ReproducedResult:
-    """The layers that learn, and how many numbers that is: the public models and a base, by their shapes alone."""
-    rows: list[Row] = []
-    names: list[str] = [next(iter(layout.variants)) for layout in LAYOUTS.values() if layout.paper_presets]
-    for name in names if request.base in names else [*names, request.base]:
-        base, _, _ = blank_base(name)
-        presets = base.family.layout.paper_presets if name in names else (base.defaults.targets,)
-        for preset in presets:
-            rows.append(_counted(name, base, preset, request.rank or base.defaults.rank))
-    notes = (
-        "Rank 64 for the public models, as in the paper. For SDXL the paper's text says self-attention only, its table "
-        "names no attention: both readings. The paper prints the names of the layers, no counts; it says that half of "
-        "LoRA's numbers are trained, which is so where layers are square.",
-    )
-    return ReproducedResult("Table 3: layers and trained numbers", rows, notes)
-
-
-def _counted(name: str, base: Base, preset: str, rank: int) -> Row:
-    endings = base.family.targets.get(preset, preset.split(","))
-    shapes = [(x.out_features, x.in_features) for x in base.target_layers(preset).values()]
-    counts = {m: sum(METHODS[m].trainable_parameters(o, i, rank) for o, i in shapes) for m in ("qr", "lora")}
-    return {
-        "base": name,
-        "preset": preset if len(preset) < 20 else "its own",
-        "layer types": " ".join(endings),
-        "layers": len(shapes),
-        "rank": rank,
-        **{f"{m} trains": n for m, n in counts.items()},
-        "share": counts["qr"] / counts["lora"],
-    }

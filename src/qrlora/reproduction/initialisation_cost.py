@@ -1,4 +1,4 @@
-"""Section 5: what it costs to begin, in seconds: our way, the paper's as it is written, and other methods."""
+"""Section 5: seconds of initialising each method's adapter: ours, the paper's equations literally, other methods."""
 
 from collections.abc import Iterator
 from functools import partial
@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from ..comparison.figure_data import ReproducedResult
-from ..comparison.summary_tables import Row
+from ..comparison.summary_tables import TableRow
 from ..devices import choose_device
 from ..estimate.time_blocks import median_seconds
 from ..families.base_without_weights import blank_base
@@ -17,27 +17,32 @@ from ..methods import METHODS
 from .published_numbers import INITIALISATION
 from .request import ReproductionRequest
 
-STARTS = ("qr", "qr-direct", "pissa", "olora", "lora")
-AS_WRITTEN = "qr, by a whole SVD"
+METHODS_TIMED = ("qr", "qr-direct", "pissa", "olora", "lora")
+WHOLE_SVD = "qr, by a whole SVD"
 
 
 def initialisation(request: ReproductionRequest) -> ReproducedResult:
-    """Seconds to start all layers of the content's targets. Of a public model by name no weight is needed."""
+    """Seconds to initialise all target layers of a content adapter. A public model's name needs no download."""
     device = choose_device(request.device)
     public = request.base in PUBLIC
-    base = blank_base(request.base)[0] if public else request.opened
+    base = blank_base(request.base)[0] if public else request.base_model
     own = base.defaults.for_run("content", "qr")
     layers = [(x.out_features, x.in_features) for x in base.target_layers(own.targets).values()]
-    weights = _random(layers, device) if public else ((w.float(), 1) for _, w in base.weights(own.targets))
+    weights = _gaussian_weights(layers, device) if public else ((w.float(), 1) for _, w in base.weights(own.targets))
     rank = request.rank or own.rank
-    took = dict.fromkeys((STARTS[0], AS_WRITTEN, *STARTS[1:]), 0.0)
+    seconds_by_method = dict.fromkeys((METHODS_TIMED[0], WHOLE_SVD, *METHODS_TIMED[1:]), 0.0)
     for k, (weight, count) in enumerate(weights):
-        for way in took:
-            took[way] += count * median_seconds(partial(begin, way, weight, rank), device, 1)
+        for method in seconds_by_method:
+            seconds_by_method[method] += count * median_seconds(
+                partial(initialise_layer, method, weight, rank), device, 1
+            )
         if request.on_job is not None:
             request.on_job(k + 1, len(set(layers)) if public else len(layers), f"{tuple(weight.shape)}", "")
     about = {"base": request.base, "layers": len(layers), "rank": rank}
-    rows: list[Row] = [{**about, "start": way, "seconds": s, "times qr": s / took["qr"]} for way, s in took.items()]
+    rows: list[TableRow] = [
+        {**about, "start": method, "seconds": s, "times qr": s / seconds_by_method["qr"]}
+        for method, s in seconds_by_method.items()
+    ]
     for name, paper in INITIALISATION.items():
         rows.append(
             {"base": name, "layers": "", "rank": 64, "start": "the paper's figure", "seconds": paper, "times qr": ""}
@@ -49,23 +54,23 @@ def initialisation(request: ReproductionRequest) -> ReproducedResult:
             if public
             else "Each layer's own weight. "
         )
-        + f'"{AS_WRITTEN}": equations 3 to 6, with the rest of the weight, which the library never forms.',
+        + f'"{WHOLE_SVD}": equations 3 to 6, with the rest of the weight, which the library never forms.',
         "Each once, after one run to warm up. A base's directions are kept on disk, so that qr pays once for a base. "
         "The paper says about 1, 2 and 5 minutes and trains on an A800 GPU. `--base flux-dev` needs no download.",
     )
     return ReproducedResult(f"Section 5: the cost of initialisation, {request.base}", rows, notes)
 
 
-def begin(way: str, weight: Tensor, rank: int) -> None:
-    """All that one layer needs before its first update, with its directions if it has any."""
-    if way == AS_WRITTEN:
-        as_written(weight, rank)
+def initialise_layer(method: str, weight: Tensor, rank: int) -> None:
+    """Initialise one layer's factors, with the singular directions if the method needs them."""
+    if method == WHOLE_SVD:
+        initialise_as_in_paper(weight, rank)
         return
-    side = METHODS[way].side
-    METHODS[way].start(weight, None if side is None else leading_subspace(weight, rank, side), rank, None)
+    side = METHODS[method].side
+    METHODS[method].start(weight, None if side is None else leading_subspace(weight, rank, side), rank, None)
 
 
-def as_written(weight: Tensor, rank: int) -> tuple[Tensor, Tensor, Tensor]:
+def initialise_as_in_paper(weight: Tensor, rank: int) -> tuple[Tensor, Tensor, Tensor]:
     """Q (i, r), R (r, o) and W_comp (o, i) of W (o, i): arXiv 2507.04599, eq. 3-6, in float32."""
     U, S, Vh = torch.linalg.svd(weight, full_matrices=False)
     Q, triangle = torch.linalg.qr(Vh[:rank].T * S[:rank])
@@ -73,6 +78,6 @@ def as_written(weight: Tensor, rank: int) -> tuple[Tensor, Tensor, Tensor]:
     return Q, R, weight - (Q @ R).T
 
 
-def _random(layers: list[tuple[int, int]], device: torch.device) -> Iterator[tuple[Tensor, int]]:
+def _gaussian_weights(layers: list[tuple[int, int]], device: torch.device) -> Iterator[tuple[Tensor, int]]:
     """(a Gaussian weight, how many layers have its shape) for each shape."""
     return ((torch.randn(shape, device=device), layers.count(shape)) for shape in dict.fromkeys(layers))

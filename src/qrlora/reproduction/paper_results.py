@@ -1,4 +1,4 @@
-"""RESULTS: the paper's tables and figures, one name each, on any base."""
+"""RESULTS: the paper's tables and figures by name; run one, and write its page and CSV file."""
 
 import difflib
 import math
@@ -9,24 +9,25 @@ from typing import Any, NamedTuple
 
 from ..comparison.figure_data import ReproducedResult
 from ..comparison.jobs import versions
-from ..comparison.report import as_csv, check_page, markdown, settings_line
+from ..comparison.report import check_page_writable, csv_text, markdown_table, settings_line
 from ..output_files import atomic
 from .convergence import figure8
-from .gradient_formulas import table2, table3
+from .fusion_scores import table1
+from .gradient_formulas import table2
 from .initialisation_cost import initialisation
 from .matrix_similarity import figure3, figure14, table4
 from .request import ReproductionRequest
 from .several_styles import figure9, figure26
 from .strengths_and_ranks import figure7, figure10
-from .table1 import table1
+from .trained_layers import table3
 
 
 class PaperResult(NamedTuple):
-    """How one result is made."""
+    """The function that reproduces a table or figure, and the base it runs on by default."""
 
     make: Callable[[ReproductionRequest], ReproducedResult]
     base: str = "tiny-flux"
-    """Where no other is asked for; the built-in one of the paper's own where the result is of one backbone."""
+    """The default base: of the backbone that the paper's result is of, if it is of one."""
 
 
 RESULTS = {
@@ -36,7 +37,7 @@ RESULTS = {
     "table4": PaperResult(table4),
     "figure2": PaperResult(table4),  # the same measurement, drawn
     "figure3": PaperResult(figure3),
-    "figure5": PaperResult(table1),  # the same pictures, shown
+    "figure5": PaperResult(table1),  # the same images, shown
     "figure7": PaperResult(figure7),
     "figure8": PaperResult(figure8),
     "figure9": PaperResult(figure9),
@@ -54,10 +55,10 @@ RESULTS = {
 
 
 def reproduce(name: str, request: ReproductionRequest, overwrite: bool = False) -> ReproducedResult:
-    """One result of the paper.
+    """Reproduce one table or figure of the paper.
 
     Args:   overwrite: whether the result of other settings, in the folder, may be replaced.
-    Raises: ValueError: an unknown name; a job that failed.  OSError: no such base, a full disk; see `check_page`.
+    Raises: ValueError: an unknown name; a failed job.  OSError: no such base, a full disk; see `check_page_writable`.
     """
     if name not in RESULTS:
         near = difflib.get_close_matches(name, RESULTS, n=1)
@@ -65,32 +66,34 @@ def reproduce(name: str, request: ReproductionRequest, overwrite: bool = False) 
         raise ValueError(f"no result {name!r} of the paper; {hint} are {', '.join(RESULTS)}")
     make, base = RESULTS[name]
     page = request.folder / f"{name}.md"
-    check_page(page, [page.with_suffix(".csv"), page.with_suffix(".png")], _settings(name, request), overwrite)
+    check_page_writable(
+        page, [page.with_suffix(".csv"), page.with_suffix(".png")], _settings_line(name, request), overwrite
+    )
     return make(request if request.base else replace(request, base=base))
 
 
-def write(name: str, found: ReproducedResult, request: ReproductionRequest, command: str) -> list[Path]:
-    """NAME.md and NAME.csv in the folder; returns the files."""
-    page = [f"# {found.title}", "", f"`{command}`", "", *(line for note in found.notes for line in (note, ""))]
-    page += [*markdown([{k: shown(v) for k, v in row.items()} for row in found.rows]), ""]
-    page += [_settings(name, request), "", "Versions: " + ", ".join(f"{k} {v}" for k, v in versions().items()), ""]
+def write_result(name: str, result: ReproducedResult, request: ReproductionRequest, command: str) -> list[Path]:
+    """Write NAME.md and NAME.csv to the folder; returns the paths."""
+    page = [f"# {result.title}", "", f"`{command}`", "", *(line for note in result.notes for line in (note, ""))]
+    page += [*markdown_table([{k: format_value(v) for k, v in row.items()} for row in result.rows]), ""]
+    page += [_settings_line(name, request), "", "Versions: " + ", ".join(f"{k} {v}" for k, v in versions().items()), ""]
     written = []
-    for ending, text in ((".md", "\n".join(page)), (".csv", as_csv(found.rows))):  # it says whose the others are
+    for ending, text in ((".md", "\n".join(page)), (".csv", csv_text(result.rows))):  # it says whose the others are
         written.append(request.folder / f"{name}{ending}")
         with atomic(written[-1]) as file:
             file.write(text.encode())
     return written
 
 
-def _settings(name: str, request: ReproductionRequest) -> str:
-    """What a result was made with."""
+def _settings_line(name: str, request: ReproductionRequest) -> str:
+    """The line of a result's page with its settings."""
     told = {key: getattr(request, key) for key in ("base", "pairs", "seed", "rank", "steps", "encoders", "device")}
     told |= {"ratings": request.ratings} if request.ratings else {}
     return settings_line({**told, "base": request.base or RESULTS[name].base})
 
 
-def shown(value: Any) -> str:
-    """A value for a page: numbers short, NaN as a dash."""
+def format_value(value: Any) -> str:
+    """A value as a page's cell: numbers rounded, NaN as a dash."""
     if not isinstance(value, float):
         return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value)
     if math.isnan(value):

@@ -30,7 +30,7 @@ TABLE_4 = (
     (0.9998, 0.9053, 0.9996, 0.8207, 0.1686, -0.0851, 1.0, 0.8147, 0.2685, -0.0401),
     (0.9998, 0.9053, 0.9996, 0.8134, 0.1719, -0.085, 1.0, 0.8108, 0.2691, -0.0488),
 )
-"""Cosines of matrices learnt from the two pictures of a pair: the largest and the smallest of all layers of SDXL; a row
+"""Cosines of matrices trained from the two images of a pair: the largest and the smallest of all layers of SDXL; a row
 for each of 27 pairs. Q and R: of qr-direct; dR: of qr; A and B: of LoRA."""
 
 TABLE_1_SCORES: tuple[str, ...] = ("DINO-S", "DINO-C", "CLIP-S", "CLIP-C", "user study")
@@ -50,8 +50,8 @@ TABLE_1 = {
         "qr": ("0.744 ± 0.077", "0.687 ± 0.086", "0.690 ± 0.069", "0.709 ± 0.096", "3.96"),
     },
 }
-"""{family: {method, in our words: its scores}}: 64 pictures; cosines of features with the style (-S) and the content
-picture (-C); ratings of 47 people from 0 to 5. The paper names no checkpoints of DINO and CLIP."""
+"""{family: {method, in our words: its scores}}: 64 images; cosines of features with the style (-S) and the content
+image (-C); ratings of 47 people from 0 to 5. The paper names no checkpoints of DINO and CLIP."""
 
 INITIALISATION = {"SDXL": 60, "SD3": 120, "FLUX.1-dev": 300}
 """Seconds, from the paper's words "about 1, 2 and 5 minutes" (section 5); its training ran on an A800 GPU."""

@@ -1,4 +1,4 @@
-"""What every reproduction needs: an open base, pairs of pictures, adapters that are learnt once and kept."""
+"""ReproductionRequest: the settings of a reproduction, with its base, image pairs and stored adapters."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -6,12 +6,13 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from ..adapter import Adapter
-from ..comparison.fusion_comparison import RunSummary, plan, work
+from ..comparison.fusion_comparison import RunSummary, plan_comparison, run_comparison
 from ..comparison.image_pairs import CaptionedImage, Pair, world_pairs
 from ..comparison.jobs import BaseSpec, TrainJob, base_digest
-from ..comparison.result_store import Store
-from ..comparison.run_job import JobFailure, opened
-from ..comparison.settings import REFERENCE, SHARED, ComparisonSettings, one_or_more
+from ..comparison.result_store import ResultStore
+from ..comparison.run_job import JobFailure, open_base_once
+from ..comparison.settings import ComparisonSettings, check_counts
+from ..comparison.training_settings import REFERENCE_METHOD, SHARED_SETTINGS
 from ..comparison.workers import worker_pool
 from ..families import Base
 from ..files import load
@@ -21,17 +22,17 @@ Key = TypeVar("Key")
 
 @dataclass(frozen=True, kw_only=True)
 class ReproductionRequest:
-    """How a result is to be reproduced."""
+    """The settings that a result of the paper is reproduced with."""
 
     base: str = ""
-    """"": the result's own."""
+    """The base model; "": the result's default."""
     pairs: int = 27
     seed: int = 0
     rank: int | None = None
-    """None: the base's own; so are the steps."""
+    """None: the base's default, as for `steps`."""
     steps: int | None = None
     encoders: tuple[str, ...] = ()
-    """DINO, CLIP, where a result has their scores: see `evaluation.ENCODERS`."""
+    """Vision encoders (DINO, CLIP), for results with their scores: see `evaluation.ENCODERS`."""
     ratings: str = ""
     """For table 1: levels.csv of a survey's report, whose first question stands in the row "user study"."""
     folder: Path = Path("out/reproduce")
@@ -42,62 +43,62 @@ class ReproductionRequest:
     """(jobs done, of how many, title, reason of a failure or "")."""
 
     def __post_init__(self) -> None:
-        one_or_more(vars(self), "pairs", "rank", "steps", "workers")
+        check_counts(vars(self), "pairs", "rank", "steps", "workers")
 
     @property
-    def opened(self) -> Base:
-        """The base, opened once in a process."""
-        return opened(self.base, self.device, "float32")
+    def base_model(self) -> Base:
+        """The open base, one per process."""
+        return open_base_once(self.base, self.device, "float32")
 
-    def world(self) -> list[Pair]:
-        """The pairs of held-out pictures. Raises: ValueError: more than there are."""
+    def benchmark_pairs(self) -> list[Pair]:
+        """The benchmark's image pairs. Raises: ValueError: more than there are."""
         return world_pairs(self.pairs)
 
-    def study(self, methods: Sequence[str]) -> RunSummary:
-        """The study of fusion with some methods, of which `qrlora compare` in the same folder would find all jobs done.
+    def run_fusion_comparison(self, methods: Sequence[str]) -> RunSummary:
+        """The fusion comparison of some methods; `qrlora compare` in the same folder finds its jobs done.
 
         Raises: ValueError: some jobs failed; the others are kept, and the same command tries again.
         """
-        told: dict[str, Any] = {"base": self.base, "pairs": self.pairs, "rank": self.rank, "steps": self.steps}
-        told |= {"first_seed": self.seed, "encoders": self.encoders, "device": self.device}
-        account = work(
-            plan(ComparisonSettings(methods=tuple(methods), **told)), self.folder, self.workers, self.ray, self.on_job
-        )
-        if account.missing:
-            title, reason = next(iter(account.failed.items()))
-            raise ValueError(f"{account.counts}; such as {title}: {reason}")
-        return account
+        own: dict[str, Any] = {"base": self.base, "pairs": self.pairs, "rank": self.rank, "steps": self.steps}
+        own |= {"first_seed": self.seed, "encoders": self.encoders, "device": self.device}
+        comparison = plan_comparison(ComparisonSettings(methods=tuple(methods), **own))
+        summary = run_comparison(comparison, self.folder, self.workers, self.ray, self.on_job)
+        if summary.missing:
+            title, reason = next(iter(summary.failed.items()))
+            raise ValueError(f"{summary.counts}; such as {title}: {reason}")
+        return summary
 
-    def lesson(self, shown: CaptionedImage, role: str, method: str, seed: int = 0, layers_of: str = "") -> TrainJob:
-        """The job of learning from one picture.
+    def train_job(self, image: CaptionedImage, role: str, method: str, seed: int = 0, layers_of: str = "") -> TrainJob:
+        """The job that trains one adapter on one image.
 
-        Args: layers_of: the role whose layers and steps are taken, where both are to be the same; "": its own.
+        Args: seed: added to the request's.  layers_of: the role whose layers and steps are used, where two adapters
+              must have the same; "": its own.
         """
-        base = self.opened
-        own = base.defaults.for_run(layers_of or role, REFERENCE)
-        told: dict[str, Any] = {name: getattr(own, name) for name in SHARED}
-        told |= {name: value for name in ("rank", "steps") if (value := getattr(self, name)) is not None}
+        base = self.base_model
+        default = base.defaults.for_run(layers_of or role, REFERENCE_METHOD)
+        settings: dict[str, Any] = {name: getattr(default, name) for name in SHARED_SETTINGS}
+        settings |= {name: value for name in ("rank", "steps") if (value := getattr(self, name)) is not None}
         rate = base.defaults.for_run(layers_of or role, method).learning_rate
-        told |= {"role": role, "method": method, "learning_rate": rate, "seed": self.seed + seed}
-        place = BaseSpec(self.base, self.device, "float32", base_digest(base))
-        return TrainJob(place, shown, told, f"{method}, {role} of {shown.content} in {shown.style}")
+        settings |= {"role": role, "method": method, "learning_rate": rate, "seed": self.seed + seed}
+        base_spec = BaseSpec(self.base, self.device, "float32", base_digest(base))
+        return TrainJob(base_spec, image, settings, f"{method}, {role} of {image.content} in {image.style}")
 
-    def learnt(self, jobs: Mapping[Key, TrainJob]) -> dict[Key, Adapter]:
-        """The adapters of some jobs; those that are in the folder are not learnt again.
+    def train_or_load_adapters(self, jobs: Mapping[Key, TrainJob]) -> dict[Key, Adapter]:
+        """The adapters of train jobs, loaded from the folder or trained and stored there.
 
         Raises: ValueError: some failed; the others are kept, and the same command tries again.
         """
-        store, failed = Store(self.folder), {}
+        store, failed = ResultStore(self.folder), {}
         unique = {job.identity: job for job in jobs.values()}
         left = [job for job in unique.values() if not store.has(job)]
         ended = len(unique) - len(left)
-        with worker_pool(self.workers if left else 1, self.ray if left else "") as do:
-            for job, came in do(left, store.inputs):
+        with worker_pool(self.workers if left else 1, self.ray if left else "") as run_on_workers:
+            for job, outcome in run_on_workers(left, store.inputs):
                 ended += 1
-                if isinstance(came, JobFailure):
-                    failed[job.title] = came.reason
+                if isinstance(outcome, JobFailure):
+                    failed[job.title] = outcome.reason
                 else:
-                    store.write(job, came)
+                    store.write(job, outcome)
                 if self.on_job is not None:
                     self.on_job(ended, len(unique), job.title, failed.get(job.title, ""))
         if failed:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 from xml.sax.saxutils import quoteattr
 
-from ..comparison.report import as_csv
+from ..comparison.report import csv_text
 from ..output_files import atomic
 from .answers import Answers, Given, collect
 from .plan import PICTURES, Plan
@@ -35,7 +35,7 @@ def export(study: Study, target: str, folder: Path) -> list[Path]:
             for x in answers.given
         ]
         head = [{f.name: "" for f in fields(Given)}]
-        told = {"answers.csv": as_csv(rows or head), "raters.csv": as_csv([asdict(x) for x in answers.people])}
+        told = {"answers.csv": csv_text(rows or head), "raters.csv": csv_text([asdict(x) for x in answers.people])}
     else:
         told = {
             "tasks.json": json.dumps(tasks(study, answers), ensure_ascii=False, indent=1),

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from .. import __version__, plots
-from ..comparison.report import as_csv
+from ..comparison.report import csv_text
 from ..output_files import atomic
 from ..web.pages import Pages
 from .answers import collect
@@ -32,7 +32,7 @@ def report(study: Study, folder: Path) -> tuple[dict[str, list[Row]], list[Path]
     written = []
     for name, rows in tables.items():
         if rows:
-            written.append(_write(folder / f"{name}.csv", as_csv(rows)))
+            written.append(_write(folder / f"{name}.csv", csv_text(rows)))
     drawn = _drawn(study.plan, tables)
     written += [plots.save(figure, folder / f"{name}.png") for name, figure in drawn.items()]
     pages = Pages([Path(__file__).parent])

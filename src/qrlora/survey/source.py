@@ -55,7 +55,7 @@ def of_study(folder: Path, seeds: int) -> list[Found]:
 
     Raises: OSError, ValueError: the folder holds no such study, or one that is not done.
     """
-    from ..comparison.image_pairs import file_pairs, world_pairs  # loads torch and the world
+    from ..comparison.image_pairs import pairs_from_csv, world_pairs  # loads torch and the world
 
     page = next((path for path in (folder / "rank.md", folder / "parameters.md") if path.is_file()), None)
     if page is None:
@@ -63,11 +63,11 @@ def of_study(folder: Path, seeds: int) -> list[Found]:
     told = dict(re.findall(r"\b(pairs|split|style_word|pictures)=(.*?)(?=, [a-z_]+=|$)", _settings(page)))
     word = told["style_word"]
     own = told["pictures"]
-    pairs = file_pairs(Path(own), word) if own else world_pairs(int(told["pairs"]), _split(told["split"]), word)
+    pairs = pairs_from_csv(Path(own), word) if own else world_pairs(int(told["pairs"]), _split(told["split"]), word)
     found = []
     for pair in pairs:
         shown = {"content": pair.content, "style": pair.style, "truth": pair.truth}
-        found += [Found(kind, "", pair.name, 0, _squared(x.picture)) for kind, x in shown.items() if x is not None]
+        found += [Found(kind, "", pair.name, 0, _squared(x.file)) for kind, x in shown.items() if x is not None]
     rows = list(csv.DictReader(io.StringIO(read_text(page.with_name(f"{page.stem}-pictures.csv")))))
     order = {job: sorted({int(row["seed"]) for row in rows if row["job"] == job}) for job in {r["job"] for r in rows}}
     known = {"method", "pair", "seed", "device", "job", "encoders"}
