@@ -245,6 +245,9 @@ def test_ddim_steps_lead_back_from_the_inverted_noise_to_the_picture(tmp_path, c
     """diffusers' own DDIM, step by step along the trajectory; its last picture is the latents that we began with."""
     from diffusers import DDIMScheduler
 
+    from qrlora.image_loading import load_image
+    from qrlora.training_example import encode_training_example
+
     base = opened("sdxl", **changes)
     Image.effect_noise((16, 16), 60).convert("RGB").save(tmp_path / "x.png")
     base = dataclasses.replace(base, defaults=dataclasses.replace(base.defaults, sample_steps=4))

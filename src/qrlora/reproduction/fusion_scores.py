@@ -8,7 +8,7 @@ from pathlib import Path
 from ..comparison import contact_sheet
 from ..comparison.figure_data import ContactSheet, ReproducedResult
 from ..comparison.summary_tables import SummaryTables, TableRow, summarise
-from ..trigger_words import read_text
+from ..text_files import read_text
 from .published_numbers import TABLE_1, TABLE_1_SCORES
 from .request import ReproductionRequest
 
