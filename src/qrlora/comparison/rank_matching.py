@@ -36,6 +36,6 @@ def trainable_parameter_count(base: Base, method: str, targets: str, rank: int) 
         return sum(METHODS[method].trainable_parameters(o, i, rank) for o, i in layer_shapes(base, targets))
     injected = initialise_peft(base.model, list(base.target_layers(targets)), parse_peft_method(method), rank, seed=0)
     try:
-        return sum(factor.numel() for factor in injected.factors().values())
+        return sum(factor.numel() for factor in injected.trainable_factors().values())
     finally:
         injected.detach()
