@@ -62,7 +62,7 @@ def files(folder):
 KEPT = ("adapters", "results")
 
 
-def test_27_pairs_are_27_things_and_every_style_in_turn():
+def test_27_pairs_are_27_contents_and_every_style_in_turn():
     pairs = world_pairs(27)
     assert len({pair.content.content for pair in pairs}) == 27
     assert len({pair.style.content for pair in pairs}) == 27
@@ -74,7 +74,7 @@ def test_27_pairs_are_27_things_and_every_style_in_turn():
         assert (pair.truth.content, pair.truth.style) == (pair.content.content, pair.style.style)
 
 
-def test_no_thing_of_the_development_split_is_in_the_test_split():
+def test_no_content_of_the_development_split_is_in_the_test_split():
     everything = {split: world_pairs(120, split) for split in ("test", "dev")}
     things = {s: {x.content.content for x in p} | {x.style.content for x in p} for s, p in everything.items()}
     assert not things["test"] & things["dev"]
@@ -84,7 +84,7 @@ def test_no_thing_of_the_development_split_is_in_the_test_split():
         world_pairs(121, "dev")
 
 
-def test_unrelated_prompts_hold_nothing_that_was_learnt():
+def test_unrelated_prompts_hold_nothing_that_was_trained():
     known = {caption(thing, style) for thing in known_contents() for style in STYLES}
     prompts = unrelated_prompts(4, world=True)
     assert len(set(prompts)) == 4 and set(prompts) <= known
@@ -92,7 +92,7 @@ def test_unrelated_prompts_hold_nothing_that_was_learnt():
     assert not any(caption(thing, style) in prompts for thing in learnt for style in STYLES)
 
 
-def test_every_method_learns_from_the_same_pictures_at_the_same_rank_layers_and_steps(whole):
+def test_every_method_is_trained_on_the_same_images_at_the_same_rank_layers_and_steps(whole):
     comparison = whole[0].comparison
     for role in ("content", "style"):
         told = [comparison.training_settings[method][role] for method in ("qr", "lora")]
@@ -137,14 +137,14 @@ def test_a_setting_may_be_of_one_role_alone_and_the_last_word_counts():
     assert [training_settings[role]["method"] for role in ("content", "style")] == ["qr-contrast", "qr"]
 
 
-def test_methods_with_equal_learning_share_what_was_learnt():
+def test_methods_with_equal_training_share_their_adapters():
     """Three methods on two pairs: four adapters of qr, whoever uses them, four of lora, two oracles."""
     twice = plan_comparison(settings(methods=("qr", "lora", "qr:rank=4")))
     assert len(twice.train_jobs) == 4 + 4 + 2
     assert len({draw.identity for draw in twice.sample_jobs}) == len(twice.sample_jobs) - 2
 
 
-def test_a_study_that_is_done_does_nothing_again_and_finds_the_same(whole):
+def test_a_comparison_that_is_done_does_nothing_again_and_finds_the_same(whole):
     summary, folder = whole
     before, told = files(folder), []
     again = run_comparison(plan_comparison(settings()), folder, on_job=lambda *job: told.append(job))
@@ -294,7 +294,7 @@ def test_a_damaged_result_is_named(small, tmp_path):
         ({"split": "train"}, "split must be one of test, dev"),
     ],
 )
-def test_what_cannot_be_compared_is_refused_before_anything_is_learnt(changes, said):
+def test_what_cannot_be_compared_is_refused_before_anything_is_trained(changes, said):
     with pytest.raises(ValueError, match=said):
         plan_comparison(settings(**changes))
 
@@ -306,7 +306,7 @@ def test_a_method_that_does_not_fit_the_base_is_refused_by_both_names(monkeypatc
         plan_comparison(settings(methods=("qr", "only-sdxl")))
 
 
-def test_every_fusion_goes_through_a_study(tmp_path):
+def test_every_fusion_method_goes_through_a_comparison(tmp_path):
     """Those that learn alike share what was trained; each draws, with thing and style, and unrelated prompts."""
     methods = tuple(name for name in baselines.FUSIONS if name != "ziplora-published")  # but for its step as ziplora
     told = settings(base=str(pico.folder("sdxl")), methods=methods, pairs=1, seeds=1, rank=2)
@@ -315,7 +315,7 @@ def test_every_fusion_goes_through_a_study(tmp_path):
     assert len(summary.comparison.train_jobs) < 2 * len(methods)
 
 
-def test_any_of_pefts_methods_is_a_row_of_a_study_by_its_name(tmp_path):
+def test_any_of_pefts_methods_is_a_row_of_a_comparison_by_its_name(tmp_path):
     summary = run_comparison(
         plan_comparison(settings(methods=("peft:vera", "peft:dora:style/steps=3", "dora"), pairs=1)), tmp_path
     )
@@ -330,7 +330,7 @@ def test_any_of_pefts_methods_is_a_row_of_a_study_by_its_name(tmp_path):
     assert contents[1] and contents[2] and contents[1].identity == contents[2].identity, "peft:dora is what dora is"
 
 
-def test_what_a_files_rank_cuts_off_is_told(tmp_path):
+def test_the_truncation_error_of_a_files_rank_is_reported(tmp_path):
     """Of adapters by their files' headers, of a merge by its own; where nothing is cut, nothing is said."""
     summary = run_comparison(plan_comparison(settings(methods=("qr", "dora", "ties"), pairs=1)), tmp_path)
     tables = summary_tables.summarise(summary)
@@ -416,7 +416,7 @@ def test_a_survey_finds_the_pictures_the_inputs_and_what_the_classifiers_said(wh
     assert first.image.tobytes() == true.tobytes()
 
 
-def test_own_pictures_are_measured_by_encoders_that_every_row_names(tmp_path):
+def test_own_images_are_scored_by_encoders_that_every_row_names(tmp_path):
     import torch
     import transformers
 
@@ -447,7 +447,7 @@ def test_own_pictures_are_measured_by_encoders_that_every_row_names(tmp_path):
     assert moved.identity == after.identity
     other = dataclasses.replace(moved, encoder_identities=before.encoder_identities)
     inputs = {job.identity: summary.store.adapter(job).read_bytes() for job in (before.content, before.style)}
-    assert "is another encoder than the study's" in run_job(other, inputs).reason
+    assert "is another encoder than the comparison's" in run_job(other, inputs).reason
     (tmp_path / "bad.csv").write_text("content,style\nowl.png,ink.jpg\n")
     with pytest.raises(ValueError, match="lacks the column 'style_shows'"):
         pairs_from_csv(tmp_path / "bad.csv")
