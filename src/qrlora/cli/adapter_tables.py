@@ -20,12 +20,13 @@ def file_facts(path: Path, adapter: Adapter) -> list[tuple[str, str]]:
     header = adapter.header
     run = [f"{name} {header.config[name]}" for name in RUN_SETTINGS if header.config.get(name) not in (None, "")]
     paper = f" ({METHODS[header.method].paper})" if header.method in METHODS else ""
+    kind = ", ".join(filter(None, (header.family, header.part)))
     held = sum(pair.A.numel() + pair.B.numel() for pair in adapter.layers.values())
     lines = [
         ("role", header.role or "unknown: not written by qrlora"),
         ("trigger", header.trigger),
         ("prompt", header.prompt),
-        ("base", f"{header.base} ({header.family}, {header.part})" if header.base else header.family),
+        ("base", f"{header.base} ({kind})" if header.base and kind else header.base or header.family),
         ("method", header.method + paper),
         ("rank", str(adapter.rank)),
         ("layers", f"{len(adapter.layers)}{f', targets {header.targets}' if header.targets else ''}"),
