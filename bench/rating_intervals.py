@@ -5,12 +5,13 @@ by levels and 8 comparisons each. Levels are compared with the population's mean
 shares of wins with the share in a study that has every rater compare every pair. Should be 93 to 97 %.
 """
 
-import argparse
 import math
 import sys
 from pathlib import Path
 
 import numpy as np
+
+from harness import arguments
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 import ratings
@@ -68,10 +69,10 @@ def held(levels: np.ndarray, duels: np.ndarray, sizes: tuple[float, ...], studie
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = arguments(__doc__)
     parser.add_argument("--studies", type=int, default=400)
-    parser.add_argument("--device", help="without effect: other benches know it")
-    studies = parser.parse_args().studies
+    options = parser.parse_args()
+    studies = min(options.studies, 20) if options.quick else options.studies
     plan = ratings.plan(methods=2, inputs=5, comparisons=8, raters=60, sheets=60)
     stuff = material(plan, ratings.pictures(methods=2, pairs=27))
     sheets = make(plan, stuff)

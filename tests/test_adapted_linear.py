@@ -272,7 +272,7 @@ def test_an_update_stays_beside_its_weight_where_memory_runs_out(monkeypatch):
         expected = model(x)
     monkeypatch.setattr(torch, "addmm", out_of_memory)
     with applied(model, [(adapter(1), 0.8)]):
-        assert sum(bool(layer._original) for layer in model) == 1
+        assert sum(bool(layer._original_weight) for layer in model) == 1
         monkeypatch.setattr(torch, "addmm", addmm)
         torch.testing.assert_close(model(x), expected)
     assert {k: id(v) for k, v in model.named_parameters()} == before
@@ -282,7 +282,7 @@ def test_a_weight_that_is_folded_away_moves_with_its_layer():
     model = model_of()
     with applied(model, [(adapter(1), 0.8)]):
         model.to(torch.float64)
-        assert all(layer._original[0].dtype == torch.float64 for layer in model)
+        assert all(layer._original_weight[0].dtype == torch.float64 for layer in model)
     assert all(p.dtype == torch.float64 for p in model.parameters())
 
 

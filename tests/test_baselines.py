@@ -91,7 +91,7 @@ def test_what_has_a_strength_for_each_picture_cannot_be_gated():
     base, one = opened(), adapter(opened(), 1)
     with applied(base.model, [(one, 1.0)]) as (name,):
         set_strengths(base.model, {name: torch.ones(2)})
-        with pytest.raises(ValueError, match="cannot be gated"), with_coefficients(base.model, name, {}):
+        with pytest.raises(ValueError, match="takes no coefficients"), with_coefficients(base.model, name, {}):
             pass
 
 
@@ -155,7 +155,8 @@ def test_a_plan_is_told_the_pipelines_own_steps_for_every_picture(family):
     with apply_schedule(base, [], plan):
         generate(base, "a dog", count=2, batch_size=1, steps=3, guidance=2.0)
         generate(base, "a dog", steps=1, guidance=1.0)
-    assert told[:6] == [(0, 3), (1, 3), (2, 3)] * 2 and told[6:] in ([(0, 1)], [])
+    count = 4 if family == "sd15" else 3  # its sampler, PNDM, evaluates the second time twice
+    assert told[:6] == [(0, count), (1, count), (2, count)] * 2 and [step for step, _ in told[6:]] in ([0], [])
 
 
 def test_flux_with_two_calls_a_step_counts_steps_and_not_calls():

@@ -6,7 +6,7 @@ import json
 import pytest
 
 import pico
-from qrlora.comparison.settings import parse_method_spec
+from qrlora.comparison.method_specs import parse_method_spec
 from qrlora.config import FamilyDefaults, TrainConfig, as_dict, as_stored_dict, read_recipe
 from qrlora.config.renamed_settings import RENAMED
 from qrlora.families import open_base

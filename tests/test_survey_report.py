@@ -159,12 +159,3 @@ def test_the_commands_go_from_pictures_to_a_report(tmp_path, capsys):
     assert code == 2 and "without encryption" in err
     code, _, err = run(capsys, "survey", "serve", tmp_path)
     assert code == 2 and "holds no plan.toml" in err
-
-
-def test_without_the_extra_the_commands_say_what_to_install(tmp_path, capsys, monkeypatch):
-    import importlib.util
-
-    found = importlib.util.find_spec
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "sqlalchemy" else found(name))
-    code, _, err = run(capsys, "survey", "serve", tmp_path)
-    assert code == 2 and "pip install 'qrlora[survey]'" in err

@@ -73,7 +73,8 @@ def test_every_method_learns_and_leaves_the_base_as_it_was(tmp_path, method, fam
 
     example = encode_training_example(base, load_image(picture(tmp_path), pico.SIZE), "a <c>")
     generator = torch.Generator().manual_seed(5)
-    noise, moment = torch.randn(16, 4, 8, 8, generator=generator), torch.arange(16) * 60
+    noise = torch.randn(16, *example.latents.shape[1:], generator=generator)
+    moment = torch.arange(16) * 60
     fixed = (example.latents.expand(16, -1, -1, -1), noise, moment, example.condition.rows([0] * 16))
     with torch.no_grad():
         plain = denoising_loss(base.family.predict, base.model, base.noising, *fixed)
@@ -368,7 +369,7 @@ def test_an_optimizer_that_is_not_there_is_refused_with_the_way_out(tmp_path, ba
         train(settings(tmp_path, optimizer="adam8bit"), base=base)
     monkeypatch.setitem(LIBRARIES, "prodigy", "no_such_library")
     with pytest.raises(
-        ValueError, match=r"optimizer=prodigy needs no_such_library: pip install 'qrlora\[optimizers\]'"
+        ValueError, match=r'optimizer=prodigy needs no_such_library: pip install "qrlora\[optimizers\]"'
     ):
         train(settings(tmp_path, optimizer="prodigy"), base=base)
 
@@ -529,7 +530,7 @@ def test_a_method_of_pefts_that_cannot_work_is_refused_by_name(tmp_path, kind, m
 
 
 def test_a_layer_that_does_not_answer_linearly_is_not_taken_for_a_lora():
-    from qrlora.injection.peft_methods import measured
+    from qrlora.injection.peft_methods import measure_update
 
     class Bent(torch.nn.Module):
         def __init__(self):
@@ -543,7 +544,7 @@ def test_a_layer_that_does_not_answer_linearly_is_not_taken_for_a_lora():
             return self.base(x).relu()
 
     with pytest.raises(ValueError, match="peft:bent, to_q: the layer does not answer linearly"):
-        measured(Bent(), "peft:bent, to_q")
+        measure_update(Bent(), "peft:bent, to_q")
 
 
 def test_on_a_gpu_that_spills_over_recomputing_is_decided_before_the_first_update(tmp_path, base, monkeypatch):
