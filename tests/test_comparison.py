@@ -80,7 +80,7 @@ def test_no_content_of_the_development_split_is_in_the_test_split():
     assert not things["test"] & things["dev"]
     for pairs in everything.values():
         assert len({pair.name for pair in pairs}) == 120
-    with pytest.raises(ValueError, match=r"1..120 pairs of 20 things and 6 styles"):
+    with pytest.raises(ValueError, match=r"1..120 pairs of 20 contents and 6 styles"):
         world_pairs(121, "dev")
 
 
