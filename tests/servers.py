@@ -6,7 +6,6 @@ import re
 import shutil
 import signal
 import socket
-import signal
 import subprocess
 import sys
 import tempfile
