@@ -43,7 +43,8 @@ def sampling_bytes(task: TrainingTask, spare: Mapping[str, nn.Module]) -> dict[s
     own = [base.model]
     prediction = _peak_bytes(own, lambda: base.family.predict(base.model, latents, torch.empty(rows), condition))
     pixels = _peak_bytes([vae], lambda: vae.decode(torch.empty(1, *latents.shape[1:])))
-    held = sum(x.nbytes for x in inputs)
+    trained_on, its_condition = task.example(task.config.batch_size or 1, "meta")  # stay there during a preview
+    held = sum(x.nbytes for x in (*inputs, trained_on, *its_condition.tensors.values()))
     return {"denoising": held + prediction, "decoding": held + module_bytes([vae]) + pixels}
 
 
