@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from os import PathLike
 from typing import Any
 
 import torch
@@ -10,9 +11,11 @@ from PIL import Image
 from torch import Tensor
 
 from .adapter import Adapter
+from .config import SampleConfig
 from .config.type_checks import check_strengths
 from .devices import free_memory, pages_to_host_memory
-from .families import Base, adapter_compatibility
+from .families import Base, adapter_compatibility, open_base
+from .files import load
 from .injection import applied, set_strengths
 from .trigger_words import contains_word
 
@@ -21,11 +24,15 @@ MOST, PIXELS = 12, 1024**2
 is full, no more than fill so many pixels."""
 
 
+AdapterOrFile = Adapter | str | PathLike[str]
+
+
 def generate(
-    base: Base,
-    prompt: str | Sequence[str],
-    adapters: Sequence[tuple[Adapter, float]] = (),
+    base: Base | str | SampleConfig | None = None,
+    prompt: str | Sequence[str] = "",
+    adapters: Sequence[AdapterOrFile | tuple[AdapterOrFile, float]] = (),
     *,
+    config: SampleConfig | None = None,
     negative_prompt: str = "",
     seed: int | Sequence[int] = 0,
     count: int = 1,
@@ -35,14 +42,18 @@ def generate(
     batch_size: int | None = None,
     check_triggers: bool = True,
     on_picture: Callable[[int, int], Any] | None = None,
+    **opening: Any,
 ) -> list[Image.Image]:
     """Pictures from the base with the sum of the adapters' updates on it, by the stock pipeline.
 
     Every picture has its own generator: picture k of seed s is, to rounding, picture 0 of seed s + k, whatever the
     batch. The base is left as it was; adapters that were on it before act too.
 
-    Args:    prompt: one for all `count` pictures, or one for each picture.
-             adapters: (adapter, strength) pairs.
+    Args:    base: an open one; or a name, which is opened as device, dtype, quantize, offload and revision say; None:
+             the default of SampleConfig.
+             prompt: one for all `count` pictures, or one for each picture.
+             adapters: adapters or files, or (adapter or file, strength) pairs; strength 1 where none is given.
+             config: all settings at once, instead of keywords; an open base may stand beside it. Nothing is written.
              seed: of the first picture, each further one adds 1; or one for each picture.
              steps, guidance, size: None for the base's own; size is the side in pixels.
              batch_size: pictures at once; None: MOST, fewer where a GPU's memory runs out or a CPU has large ones.
@@ -51,19 +62,60 @@ def generate(
     Returns: one RGB picture of size x size for each.
     Raises:  ValueError: counts or sizes that do not fit, a missing trigger word, an adapter of another base.
     """
+    if isinstance(base, SampleConfig):
+        base, config = None, base
+    if config is not None:
+        own = {"prompt": prompt, "negative_prompt": negative_prompt, "steps": steps, "guidance": guidance, "size": size}
+        _check_nothing_beside(config, {**own, "seed": seed, "count": count, "adapters": tuple(adapters)} | opening)
+        prompt, negative_prompt, seed, count = config.prompt, config.negative_prompt, config.seed, config.count
+        steps, guidance, size = config.steps, config.guidance, config.size
+        adapters = list(zip(config.adapters, config.strengths, strict=True))
+        if not isinstance(base, Base):
+            base = base or config.base
+            opening = {name: getattr(config, name) for name in OPENING}
+    opened, weighted = _opened(base, opening), [_weighted(x) for x in adapters]
     prompts, seeds = _paired(prompt, seed, count)
     if check_triggers:
-        _check_triggers(prompts, adapters)
-    for adapter, _ in adapters:
-        adapter_compatibility.check(base, adapter)
-    draw = _drawer(base, prompts, negative_prompt, seeds, steps, guidance, size)
+        _check_triggers(prompts, weighted)
+    for adapter, _ in weighted:
+        adapter_compatibility.check(opened, adapter)
+    draw = _drawer(opened, prompts, negative_prompt, seeds, steps, guidance, size)
     pictures: list[Image.Image] = []
-    with base.on_device(), applied(base.model, adapters, not base.offload):
-        for some in _batches(base, draw, len(prompts), size, batch_size):
-            pictures += base.decode_image(some)
+    with opened.on_device(), applied(opened.model, weighted, not opened.offload):
+        for some in _batches(opened, draw, len(prompts), size, batch_size):
+            pictures += opened.decode_image(some)
             if on_picture is not None:
                 on_picture(len(pictures), len(prompts))
     return pictures
+
+
+OPENING = ("device", "dtype", "quantize", "offload", "revision")
+"""Settings that say how a base is opened."""
+
+
+def _opened(base: Base | str | None, opening: dict[str, Any]) -> Base:
+    """An open base, or the one of a name. Raises ValueError: settings that open one beside an open one, or unknown."""
+    if unknown := sorted(opening.keys() - set(OPENING)):
+        raise ValueError(f"no setting {', '.join(unknown)}; a base is opened by {', '.join(OPENING)}")
+    if base is not None and not isinstance(base, Base | str | PathLike):
+        raise ValueError(f"base must be an open base or a name, got {type(base).__name__}")
+    if not isinstance(base, Base):
+        return open_base(base or SampleConfig.base, **opening)
+    if opening:
+        raise ValueError(f"{', '.join(opening)} say how a base is opened, and this one is open: pass its name")
+    return base
+
+
+def _weighted(item: AdapterOrFile | tuple[AdapterOrFile, float]) -> tuple[Adapter, float]:
+    """An adapter with its strength; a file is read."""
+    adapter, strength = item if isinstance(item, tuple) else (item, 1.0)
+    return adapter if isinstance(adapter, Adapter) else load(str(adapter)), strength
+
+
+def _check_nothing_beside(config: SampleConfig, values: dict[str, Any]) -> None:
+    """Raises ValueError: a setting is given beside the config that has it."""
+    if given := [name for name, value in values.items() if value != getattr(SampleConfig, name, None)]:
+        raise ValueError(f"{', '.join(given)} beside a config: give a config or keywords")
 
 
 def grid(

@@ -1,5 +1,6 @@
 """Settings of a run: dataclasses, TOML recipes, `name=value` overrides."""
 
+from .keyword_settings import config_from_arguments as config_from_arguments
 from .renamed_settings import as_stored_dict as as_stored_dict
 from .settings import TRIGGERS as TRIGGERS
 from .settings import FamilyDefaults as FamilyDefaults

@@ -13,7 +13,7 @@ import torch
 
 from ..adapter import Adapter, Header
 from ..basis import fingerprint
-from ..config import TrainConfig, as_stored_dict
+from ..config import TrainConfig, as_stored_dict, config_from_arguments
 from ..contrastive_directions import ordinary_prompts
 from ..devices import choose_device
 from ..families import Base, open_base
@@ -42,13 +42,14 @@ from .training_loop import Progress, run_training_loop
 
 
 def train(
-    config: TrainConfig,
+    config: TrainConfig | None = None,
     *,
-    base: Base | None = None,
+    base: Base | str | None = None,
     on_step: Callable[[Progress], Any] | None = None,
     on_preview: Callable[[int, Any], Any] | None = None,
     on_stage: Callable[[str, float], Any] | None = None,
     progress: bool | None = None,
+    **settings: Any,
 ) -> Adapter:
     """Train one adapter on one image and write it to `config.output`, unless this very run has done so before.
 
@@ -56,9 +57,10 @@ def train(
     checkpoint of its own settings. Ctrl-C finishes the current update, writes a checkpoint and raises
     KeyboardInterrupt. Launched in several processes, each computes its shard of the batch; rank 0 calls back.
 
-    Args:    base: an open base to use instead of opening `config.base`; it is left unchanged. Without one the base is
+    Args:    config: or its settings as keywords: train(image="dog.png", steps=800).
+             base: an open base to use instead of opening `config.base`; it is left unchanged. Without one the base is
              opened, and its text encoders and VAE are released before the first update; the VAE stays, offloaded
-             between its calls, if there are previews.
+             between its calls, if there are previews. A name is the setting of that name.
              on_step: called after every update.
              on_preview: (step, PIL image) every `config.preview_every` updates.
              on_stage: (stage, fraction done 0..1) during preparation.
@@ -69,6 +71,9 @@ def train(
              opened; an adapter that cannot be written at the end is saved elsewhere, and the message says where.
              FileExistsError: the output is another run's, and `config.overwrite` is not set.
     """
+    if isinstance(base, str):
+        base, settings = None, {**settings, "base": base}
+    config = config_from_arguments(TrainConfig, config, settings)
     if progress is None:
         progress = on_stage is None and is_visible()
     if not (progress and is_rank_zero()):
