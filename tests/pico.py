@@ -176,7 +176,7 @@ def sdxl(prediction_type: str = "epsilon", **scheduler):
     )
 
 
-def sd15(version: int = 1, prediction_type: str = "epsilon", **scheduler):
+def sd15(version: int = 1, prediction_type: str = "epsilon", layers: int = 1, **scheduler):
     """A whole pico StableDiffusionPipeline, the same weights at every call: as 1.5's, or as version 2's.
 
     Its VAE keeps the sides: of 8 x 8 latents the UNet's middle would see one place, in which attention does nothing.
@@ -199,7 +199,7 @@ def sd15(version: int = 1, prediction_type: str = "epsilon", **scheduler):
                 block_out_channels=(8, 12, 16, 16),
                 down_block_types=("CrossAttnDownBlock2D",) * 3 + ("DownBlock2D",),
                 up_block_types=("UpBlock2D",) + ("CrossAttnUpBlock2D",) * 3,
-                layers_per_block=2,
+                layers_per_block=layers,
                 transformer_layers_per_block=1,
                 attention_head_dim={1: 2, 2: (1, 2, 4, 4)}[version],
                 cross_attention_dim=width,
@@ -296,6 +296,12 @@ def flux(guidance_embeds: bool = True):
             shift=3.0 if guidance_embeds else 1.0, use_dynamic_shifting=guidance_embeds
         ),
     )
+
+
+def latents(base, rows: int, generator: torch.Generator | None = None) -> torch.Tensor:
+    """Random latents (b, c, h, w) of so many images of a pico base, whose VAE may keep the sides."""
+    side = SIZE // base.pipe.vae_scale_factor
+    return torch.randn(rows, 4, side, side, generator=generator)
 
 
 @functools.cache

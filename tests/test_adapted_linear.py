@@ -41,11 +41,11 @@ SUBTRACTED = ("qr-direct", "pissa", "olora")
 def trajectory(base, parameters, steps=20):
     """The losses of updates on drawn noise, and the factors after the last."""
     generator = torch.Generator().manual_seed(2)
-    clean = torch.randn(1, 4, 8, 8, generator=generator).expand(3, -1, -1, -1)
+    clean = pico.latents(base, 1, generator).expand(3, -1, -1, -1)
     condition = base.encode_prompt(["a <c>"] * 3, Framing.plain(16, 16))
     optimizer, losses = torch.optim.Adam(parameters, lr=1e-2), []
     for _ in range(steps):
-        noise, time = torch.randn(3, 4, 8, 8, generator=generator), base.noising.sample_time(3, generator)
+        noise, time = pico.latents(base, 3, generator), base.noising.sample_time(3, generator)
         loss = denoising_loss(base.family.predict, base.model, base.noising, clean, noise, time, condition)
         loss.backward()
         optimizer.step()

@@ -45,7 +45,7 @@ def adapter(base, seed, size=0.3, targets=None):
 
 
 def question(base, seed=0):
-    noisy = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(seed))
+    noisy = pico.latents(base, 2, torch.Generator().manual_seed(seed))
     told = base.encode_prompt(["a dog", "a cat"], Framing.plain(pico.SIZE, pico.SIZE))
     return noisy, torch.tensor([500, 500]), told
 

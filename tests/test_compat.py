@@ -17,11 +17,12 @@ FACTORS = ("A", "B")
 
 @pytest.fixture(scope="module")
 def pipes():
-    """Pico pipelines; SDXL's UNet has two layers a block, as the real one, which its original names presuppose."""
+    """Pico pipelines; UNets have two layers a block, as the real ones, which its original names presuppose."""
     found = {family: make() for family, make in pico.BASES.items()}
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         found["sdxl"].unet = pico.unet(layers_per_block=2)
+        found["sd15"] = pico.sd15(layers=2)
     return found
 
 

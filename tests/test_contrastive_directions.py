@@ -79,7 +79,7 @@ def test_input_moments_are_the_mean_outer_products_of_a_layers_inputs(family):
     base = open_base(pico.folder(family), "cpu")
     layers = list(base.target_layers("attention"))
     latents, condition = (
-        torch.randn(1, 4, 8, 8),
+        pico.latents(base, 1),
         base.encode_prompt(["a dog", "a <c>"], base.framing((16, 16), (0, 0), (16, 16))),
     )
     rows = {layer: [] for layer in layers}
@@ -103,10 +103,10 @@ def test_layers_that_share_an_input_tensor_are_found(family):
     base = open_base(pico.folder(family), "cpu")
     layers = list(base.target_layers("attention"))
     condition = base.encode_prompt(["a dog"], base.framing((16, 16), (0, 0), (16, 16)))
-    first_readers = shared_inputs(base, layers, TrainingExample(torch.randn(1, 4, 8, 8), condition), "uniform")
+    first_readers = shared_inputs(base, layers, TrainingExample(pico.latents(base, 1), condition), "uniform")
     inputs = {}
     with torch.no_grad(), input_hooks(base.model, layers, lambda layer, x: inputs.__setitem__(layer, x.clone())):
-        base.family.predict(base.model, torch.randn(1, 4, 8, 8), torch.tensor([500.0]), condition)
+        base.family.predict(base.model, pico.latents(base, 1), torch.tensor([500.0]), condition)
     for layer, leader in first_readers.items():
         assert torch.equal(inputs[layer], inputs[leader])
     assert 1 < len(set(first_readers.values())) < len(layers)

@@ -105,7 +105,7 @@ def test_no_two_original_weights_are_in_memory_at_once(tmp_path, monkeypatch):
 @pytest.mark.parametrize("family", FAMILIES)
 def test_step_0_is_the_quantised_base_and_only_the_learning_factor_hears_the_loss(family, quantize, dtype):
     base, generator = opened(family, quantize, dtype), torch.Generator().manual_seed(3)
-    noisy = torch.randn(2, 4, 8, 8, generator=generator)
+    noisy = pico.latents(base, 2, generator)
     condition = base.encode_prompt(["a <c>"] * 2, Framing.plain(pico.SIZE, pico.SIZE))
     weights = base.weights(targets(family))
     directions = cached_basis(weights, 4).Q
@@ -236,7 +236,7 @@ def test_a_backward_pass_keeps_no_copy_of_a_quantised_weight(family, quantize):
         condition = base.encode_prompt(["a <c>"], Framing.plain(pico.SIZE, pico.SIZE))
         initialise(base.model, starts, "fresh")
         try:
-            noisy = torch.ones(1, 4, 8, 8)
+            noisy = torch.ones_like(pico.latents(base, 1))
             told = (base.model, noisy, torch.tensor([500]), condition)
             known = [*base.model.parameters(), *base.model.buffers(), *condition.tensors.values()]
             _, counted[kind] = kept(lambda told=told, base=base: base.family.predict(*told), known)

@@ -9,12 +9,12 @@ import torch
 import pico
 from loras import random_adapter
 from qrlora.compat import File, notes
-from qrlora.families import open_base
+from qrlora.families import Framing, open_base
 from qrlora.families.adapter_compatibility import check
 from qrlora.families.base_without_weights import blank_base
 from qrlora.files import load, save
 from qrlora.safetensors_files import read, write
-from qrlora.training import train
+from qrlora.training import denoising_loss, train
 from test_training import settings
 
 MIDDLE = "mid_block.attentions.0.transformer_blocks.0"
@@ -104,3 +104,24 @@ def test_the_checker_of_finished_images_is_neither_needed_nor_read(tmp_path):
     assert base.pipe.safety_checker is None and base.pipe.feature_extractor is None
     (image,) = base.sample(["a dog"], "", pico.SIZE, 1, 2.0, [torch.Generator().manual_seed(0)])
     assert image.size == (pico.SIZE, pico.SIZE)
+
+
+@pytest.mark.parametrize(("version", "prediction_type"), [(1, "epsilon"), (2, "epsilon"), (2, "v_prediction")])
+def test_the_loss_is_the_formula_of_the_public_training(version, prediction_type):
+    """diffusers' examples/dreambooth/train_dreambooth_lora.py, written anew: the text encoder's last states, DDPM's
+    noisy latents, the noise or the velocity as the target, the mean squared error in float32."""
+    from diffusers import DDPMScheduler
+
+    base = open_base(pico.folder("sd15", version=version, prediction_type=prediction_type), "cpu")
+    pipe, generator, prompts = base.pipe, torch.Generator().manual_seed(7), ["a dog in <s> style", "a cat"]
+    clean, noise, time = pico.latents(base, 2, generator), pico.latents(base, 2, generator), torch.tensor([17, 803])
+    scheduler = DDPMScheduler.from_config(pipe.scheduler.config)
+    noisy = scheduler.add_noise(clean, noise, time)
+    target = noise if prediction_type == "epsilon" else scheduler.get_velocity(clean, noise, time)
+    tokens = pipe.tokenizer(prompts, padding="max_length", max_length=77, truncation=True, return_tensors="pt")
+    with torch.no_grad():
+        text = pipe.text_encoder(tokens.input_ids)[0]
+        expected = (pipe.unet(noisy, time, text).sample - target).square().mean()
+        condition = base.encode_prompt(prompts, Framing.plain(pico.SIZE, pico.SIZE))
+        loss = denoising_loss(base.family.predict, base.model, base.noising, clean, noise, time, condition)
+    torch.testing.assert_close(loss, expected)

@@ -89,7 +89,7 @@ def test_every_method_learns_and_leaves_the_base_as_it_was(tmp_path, method, fam
 def test_step_0_is_the_base(method, family, targets, dtype):
     """The model's answer with a fresh start on it, bit for bit; to rounding where B A - B_0 A_0 is subtracted."""
     base, generator = opened(family, dtype), torch.Generator().manual_seed(3)
-    noisy, condition = torch.randn(2, 4, 8, 8, generator=generator), base.encode_prompt(["a <c>"] * 2, FRAMING)
+    noisy, condition = pico.latents(base, 2, generator), base.encode_prompt(["a <c>"] * 2, FRAMING)
     row = METHODS[method]
     starts = {
         name: row.start(weight, leading_subspace(weight, 4, row.side) if row.side else None, 4, generator)

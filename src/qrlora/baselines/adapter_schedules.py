@@ -109,7 +109,7 @@ def apply_schedule(base: Base, names: Sequence[str], schedule: Schedule) -> Iter
             return
         done[0] = done[0] + 1 if last and time < last[0] else 0
         last[:] = [time]
-        for name, strengths in zip(names, schedule(done[0], base.pipe.num_timesteps), strict=True):
+        for name, strengths in zip(names, schedule(done[0], len(base.pipe.scheduler.timesteps.unique())), strict=True):
             set_layer_strengths(base.model, name, strengths)
 
     handle = base.model.register_forward_pre_hook(note, with_kwargs=True)

@@ -70,7 +70,7 @@ SD15 = Family(
         "StableDiffusionInpaintPipelineLegacy",
         "StableDiffusionPAGPipeline",
     ),
-    checkpoint_keys=("output_blocks.11.1.transformer_blocks.0.attn2.to_k.weight",),
+    checkpoint_keys=("input_blocks.1.1.transformer_blocks.0.attn2.to_k.weight", "out.2.weight"),
     defaults=FamilyDefaults(targets="attention", resolution=512, guidance=7.5),
     text_parts={"text_encoder": "cond_stage_model."},
     encode_prompt=encode_prompt,
