@@ -98,7 +98,7 @@ def apply_schedule(base: Base, names: Sequence[str], schedule: Schedule) -> Iter
     """Context manager that sets the strengths of named adapters on the base's model by a schedule during sampling.
 
     Steps are counted by the timesteps of the model's calls: guidance may call twice at one step; a timestep that rises
-    is the first of another image.
+    is the first of another image. PNDM lists a timestep twice, which is one step.
     """
     last: list[float] = []
     done = [0]
