@@ -245,9 +245,9 @@ def test_an_adapter_that_is_not_there_and_weights_that_are_no_numbers_are_refuse
     model = Model()
     model.first.weight.data[0, 0] = float("nan")
     adapted = get_peft_model(model, config(target_modules=["first"]))
-    with pytest.raises(ValueError, match="wears no LoRA of PEFT named 'style'; there are: default"):
+    with pytest.raises(ValueError, match="has no LoRA of PEFT named 'style'; there are: default"):
         qrlora.freeze(adapted, "style")
-    with pytest.raises(ValueError, match="wears no LoRA of PEFT named 'default'; there are: none"):
+    with pytest.raises(ValueError, match="has no LoRA of PEFT named 'default'; there are: none"):
         qrlora.freeze(Model())
     with pytest.raises(ValueError, match="first: the weight of shape .* holds NaN or infinity"):
         qrlora.freeze(adapted)

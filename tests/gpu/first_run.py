@@ -689,102 +689,64 @@ def tests() -> None:
 
 # ------------------------------------------------------------------------------------------------------------- pretrain
 def pretrain() -> None:
-    """A calibration of a few steps says how many samples the time allows; then the project's own script."""
+    """The project's own script for the time that is left, its rate falling by the clock; the base comes back in pieces."""
     import shlex
 
     import torch
 
     from qrlora.built_in_bases import folder_of
-    from qrlora.world import pretrain as room
+    from qrlora.world import pretrain as script
+    from qrlora.world import pretraining_set
 
     base, given = os.environ.get("BASE", "tiny-sdxl"), shlex.split(os.environ.get("PRETRAIN", ""))
-    begun = time.monotonic()
-    latents = room.world_latents()
-    tell("the world's latents", time.monotonic() - begun, "s")
+    kinds = {f.name: type(f.default) for f in dataclasses.fields(script.PretrainingSettings)}
     names = [x.removeprefix("--").replace("-", "_") for x in given[::2]]
-    kinds = {f.name: type(f.default) for f in dataclasses.fields(room.PretrainingSettings)}
-    told = {name: kinds[name](value) for name, value in zip(names, given[1::2], strict=True)}
-    run = room.PretrainingRun(base, room.PretrainingSettings(**told), DEVICE)
-    steps = 2 if DRY else 40
-    for _ in range(2 if DRY else 10):
-        room.training_step(run, latents)
-    settle()
-    begun = time.monotonic()
-    for _ in range(steps):
-        room.training_step(run, latents)
-    settle()
-    rate = steps * run.settings.batch_size / (time.monotonic() - begun)
-    begun = time.monotonic()
-    for _ in range(steps):
-        room.lesson(run, latents)
-    of_lessons = (time.monotonic() - begun) / steps
-    tell(
-        f"{base}: pictures",
-        rate,
-        "a second",
-        note=f"batch {run.settings.batch_size}; drawing a batch on the CPU {1e3 * of_lessons:.0f} ms",
-    )
-    del run
-    seconds = 1 if DRY else left() - 30  # for the export and a look at it
-    samples = told.get("samples") or int(0.97 * rate * seconds)
+    chosen = {name: kinds[name](value) for name, value in zip(names, given[1::2], strict=True)}
+    settings = script.PretrainingSettings(**{"samples": 100 * 10**6, **chosen})
+    if DRY:  # few pictures: to draw and encode all takes half an hour of a CPU
+        few, styles = pretraining_set.known_contents()[:40:10], dict(list(pretraining_set.STYLES.items())[:3])
+        pretraining_set.known_contents, pretraining_set.STYLES = lambda: few, styles
+        settings = dataclasses.replace(settings, batch_size=8, samples=8 * 60, warmup=2, styled_hands=20, random=25)
+    work, folder = WORK / "pretraining", WORK / "base" / base
     with trying("pre-training"):
-        settings = room.PretrainingSettings(
-            **{**told, "samples": samples, "warmup": min(300, samples // (told.get("batch_size", 48) * 10) + 1)}
-        )
         with contextlib.redirect_stdout(io.StringIO()) as said:
-            run = room.pretrain(base, WORK / "pretraining", settings, DEVICE, 10**9, max(seconds, 5) / 60)
+            minutes = max(left() - 40, 5) / 60  # the rest is for the export and a look at it
+            run = script.pretrain(base, work, settings, DEVICE, 10**9, float("inf"), within=minutes)
         print(said.getvalue()[-3000:])
-        rows = (
-            [json.loads(x) for x in (WORK / "pretraining" / "log.jsonl").read_text().splitlines()]
-            if (WORK / "pretraining" / "log.jsonl").is_file()
-            else []
-        )
-        tell(
-            f"{base}: pictures shown",
-            run.step * settings.batch_size,
-            "",
-            run.step >= settings.steps,
-            f"of {samples}; loss {rows[-1]['loss'] if rows else '?'}",
-        )
-        folder = WORK / "base" / base
-        if rows:
-            room.export_base(run, WORK / "pretraining" / "log.jsonl", folder)
-        else:
-            room.write_pipeline(run, folder)
-        for extra in ("qrlora.json",):
-            if (folder_of(base) / extra).is_file():
-                shutil.copy(folder_of(base) / extra, folder / extra)
+        rows = [json.loads(x) for x in (work / "log.jsonl").read_text().splitlines()]
+        tell(f"{base}: images", rows[-1]["samples_per_second"], "a second", note=f"batch {settings.batch_size}")
+        tell(f"{base}: images shown", run.step * settings.batch_size, note=f"loss {rows[-1]['loss']}")
+        script.export_base(run, work / "log.jsonl", folder)
+        shutil.copy(folder_of(base) / "qrlora.json", folder)
         packed(folder, WORK / "base")
-    with trying("loss on held-out noise, shipped base beside this one"):
-        if (folder_of(base) / "model_index.json").is_file():
-            for what, place in (("shipped", base), ("this one", str(WORK / "base" / base))):
-                tell(f"{base}: loss of a fixed batch, {what}", fixed_loss(place, latents), "")
+        data = script.load_or_build_training_set(run, work / "pretraining_set.safetensors")
+    with trying("loss on fixed noise, shipped base beside this one"):
+        for what, place in (("shipped", base), ("this one", str(folder))):
+            tell(f"{base}: loss of fixed images, {what}", fixed_loss(place, data), "")
     torch.cuda.empty_cache() if torch.cuda.is_available() else None
 
 
-def fixed_loss(place: str, latents: Any) -> float:
-    """Mean over 256 pictures of known things in known styles, the same draws for every base."""
+def fixed_loss(place: str, data: Any) -> float:
+    """Mean over 256 images of known contents in known styles, the same draws for every base."""
     import torch
 
     from qrlora.families import Framing, open_base
     from qrlora.training import denoising_loss
     from qrlora.world.captions import caption
-    from qrlora.world.drawings import SIZE, known_contents
-    from qrlora.world.styles import STYLES
+    from qrlora.world.drawings import SIZE
 
     base, generator = open_base(place, DEVICE, "float32"), torch.Generator().manual_seed(7)
-    names, styles, total, rounds = known_contents(), tuple(STYLES), 0.0, 1 if DRY else 8
+    total, rounds = 0.0, 1 if DRY else 8
     for _ in range(rounds):
-        content, style = (torch.randint(n, (32,), generator=generator) for n in (len(names), len(styles)))
-        clean = latents[style, content].to(DEVICE)
+        rows = torch.randint(*data.kinds["styles"], (32,), generator=generator)
+        clean = data.latents[rows.to(data.latents.device)].to(DEVICE).float()
         noise = torch.randn(clean.shape, generator=generator).to(DEVICE)
         moment = base.noising.sample_time(32, generator)
-        words = [caption(names[c], styles[s]) for c, s in zip(content, style, strict=True)]
-        condition = base.encode_prompt(words, Framing.plain(SIZE, SIZE)).to(DEVICE)
+        prompts = [caption(*data.labels(row)[:2]) for row in rows.tolist()]
+        condition = base.encode_prompt(prompts, Framing.plain(SIZE, SIZE)).to(DEVICE)
         with torch.no_grad(), base.on_device():
-            total += float(
-                denoising_loss(base.family.predict, base.model, base.noising, clean, noise, moment, condition)
-            )
+            loss = denoising_loss(base.family.predict, base.model, base.noising, clean, noise, moment, condition)
+        total += float(loss)
     return total / rounds
 
 

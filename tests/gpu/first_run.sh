@@ -15,31 +15,20 @@
 # BASE      the base to pre-train, tiny-sdxl by default
 # PRETRAIN  arguments of `python -m qrlora.world.pretrain`, such as "--batch-size 192 --learning-rate 0.0015"
 #
-# A lent machine has torch, transformers, peft and accelerate, but neither diffusers nor platformdirs, and 64 MiB is all
-# that travels: the tracked files alone are 75 MiB, 70 of them the three built-in bases. So, here, in the checkout's root:
+# Where the machine has torch, transformers, peft and accelerate but no network, take the rest along as wheels:
 #
-#   printf '%s\n' /.whl/ /.site/ /src/qrlora/world/bases/ >>.git/info/exclude
-#   git rm -r -q --cached src/qrlora/world/bases      # out of the index only; `git reset -q` brings it back afterwards
 #   python3 -m pip download -q --no-deps --only-binary=:all: --python-version 3.12 --implementation cp \
 #     $(for n in 2_28 2_27 2_24 2_17; do echo --platform manylinux_${n}_x86_64; done) --platform manylinux2014_x86_64 \
 #     -d .whl diffusers==0.42.1 platformdirs importlib_metadata torchao==0.18.0 prodigyopt
-#
-# then one call of `run` with carry [".whl", "src/qrlora/world/bases/tiny-sdxl", "src/qrlora/world/bases/tiny-flux"]
-# (63 MB; the second may stay at home) and timeout_s 600:
-#
-#   python3 -m pip install -q --no-index --no-deps --no-compile --no-cache-dir --target .site .whl/*.whl &&
+#   python3 -m pip install -q --no-index --no-deps --no-compile --no-cache-dir --target .site .whl/*.whl
 #   PYTHONPATH=.site bash tests/gpu/first_run.sh
 #
-# and with the minutes that are left a second one, at once, while the machine is warm:
-#
-#   PYTHONPATH=.site BUDGET=200 bash tests/gpu/first_run.sh pretrain
-#
-# nf4 needs bitsandbytes (43 MB), which fits where no base travels: .whl with it, `first_run.sh quantised cards`.
+# nf4 needs bitsandbytes, too. Of the bases, src/qrlora/world/bases and packages/qrlora-bases, BASE and tiny-flux are used.
 set -uo pipefail
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 export OUT=${OUT:-out/gpu} DEVICE=${DEVICE:-cuda} DRY=${DRY:-} BUDGET=${BUDGET:-560}
 export BASE=${BASE:-tiny-sdxl} PRETRAIN=${PRETRAIN:-}
-export PYTHONPATH="src:tests:bench${PYTHONPATH:+:$PYTHONPATH}" PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1
+export PYTHONPATH="src:packages/qrlora-bases/src:tests:bench${PYTHONPATH:+:$PYTHONPATH}" PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1
 export HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false PYTORCH_NVML_BASED_CUDA_CHECK=1 # no CUDA before a part begins
 mkdir -p "$OUT"
 WORK=$(mktemp -d)

@@ -11,6 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .family import Condition
+
 
 def encode_image(pipe: Any, pixels: Tensor, generator: torch.Generator | None = None) -> Tensor:
     """Latents as the backbone sees them: those of the VAE, moved and scaled as its config says.
@@ -82,6 +84,13 @@ def draw(pipe: Any, size: int, steps: int, generators: Sequence[torch.Generator]
         **told,
     )
     return drawn.images
+
+
+def draw_guided(
+    pipe: Any, told: Condition, size: int, steps: int, guidance: float, generators: Sequence[torch.Generator]
+) -> Tensor:
+    """`Family.sample` of pipelines with classifier-free guidance of this strength; told: what `embed` found."""
+    return draw(pipe, size, steps, generators, guidance_scale=guidance, **told.tensors)
 
 
 EMBEDDED = ("prompt_embeds", "negative_prompt_embeds", "pooled_prompt_embeds", "negative_pooled_prompt_embeds")

@@ -5,13 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from ..config import FamilyDefaults
 from ..layouts.sd15 import SD15 as LAYOUT
 from .family import Condition, Family, Framing, Tokens
-from .pipeline_steps import EMBEDDED, draw, negative
+from .pipeline_steps import EMBEDDED, draw_guided, negative
 from .sdxl import SDXL, size_step, told_by
 
 
@@ -36,13 +35,6 @@ def embed(pipe: Any, prompts: Sequence[str], negative_prompt: str, guidance: flo
         list(prompts), pipe.text_encoder.device, 1, guidance > 1, negative(negative_prompt, prompts)
     )
     return Condition({name: x for name, x in zip(EMBEDDED, found, strict=False) if x is not None})
-
-
-def sample(
-    pipe: Any, told: Condition, size: int, steps: int, guidance: float, generators: Sequence[torch.Generator]
-) -> Tensor:
-    """Latents of images with classifier-free guidance of this strength."""
-    return draw(pipe, size, steps, generators, guidance_scale=guidance, **told.tensors)
 
 
 def shapes(pipe: Any, side: int, tokens: Tokens) -> dict[str, tuple[int, ...]]:
@@ -76,7 +68,7 @@ SD15 = Family(
     encode_prompt=encode_prompt,
     predict=predict,
     embed=embed,
-    sample=sample,
+    sample=draw_guided,
     size_step=size_step,
     blocks=SDXL.blocks,
     shapes=shapes,

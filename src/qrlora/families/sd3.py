@@ -6,13 +6,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from ..config import FamilyDefaults
 from ..layouts.sd3 import SD3 as LAYOUT
 from .family import Condition, Family, Framing, Tokens
-from .pipeline_steps import EMBEDDED, draw, negative, text_length
+from .pipeline_steps import EMBEDDED, draw_guided, negative, text_length
 
 T5_LENGTH = 256
 """Tokens of T5, or zeros in their place, beside CLIP's 77: the pipeline's own choice."""
@@ -51,13 +50,6 @@ def embed(pipe: Any, prompts: Sequence[str], negative_prompt: str, guidance: flo
     return Condition({name: x for name, x in zip(EMBEDDED, found, strict=True) if x is not None})
 
 
-def sample(
-    pipe: Any, told: Condition, size: int, steps: int, guidance: float, generators: Sequence[torch.Generator]
-) -> Tensor:
-    """Latents of pictures with classifier-free guidance of this strength."""
-    return draw(pipe, size, steps, generators, guidance_scale=guidance, **told.tensors)
-
-
 def shapes(pipe: Any, side: int, tokens: Tokens) -> dict[str, tuple[int, ...]]:
     """What `predict` reads for one picture."""
     config = pipe.transformer.config
@@ -92,7 +84,7 @@ SD3 = Family(
     encode_prompt=encode_prompt,
     predict=predict,
     embed=embed,
-    sample=sample,
+    sample=draw_guided,
     size_step=size_step,
     blocks=("JointTransformerBlock",),
     shapes=shapes,

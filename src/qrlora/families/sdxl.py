@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from ..config import FamilyDefaults
 from ..layouts.sdxl import SDXL as LAYOUT
 from .family import Condition, Family, Framing, Tokens
-from .pipeline_steps import EMBEDDED, draw, negative
+from .pipeline_steps import EMBEDDED, draw_guided, negative
 
 PREDICTIONS = {
     **dict.fromkeys(("v", "v_prediction", "v-prediction", "v_pred"), "v_prediction"),
@@ -50,13 +50,6 @@ def embed(pipe: Any, prompts: Sequence[str], negative_prompt: str, guidance: flo
         negative_prompt=negative(negative_prompt, prompts),
     )
     return Condition({name: x for name, x in zip(EMBEDDED, found, strict=True) if x is not None})
-
-
-def sample(
-    pipe: Any, told: Condition, size: int, steps: int, guidance: float, generators: Sequence[torch.Generator]
-) -> Tensor:
-    """Latents of pictures with classifier-free guidance of this strength."""
-    return draw(pipe, size, steps, generators, guidance_scale=guidance, **told.tensors)
 
 
 def shapes(pipe: Any, side: int, tokens: Tokens) -> dict[str, tuple[int, ...]]:
@@ -109,7 +102,7 @@ SDXL = Family(
     encode_prompt=encode_prompt,
     predict=predict,
     embed=embed,
-    sample=sample,
+    sample=draw_guided,
     size_step=size_step,
     blocks=("BasicTransformerBlock", "ResnetBlock2D"),
     shapes=shapes,

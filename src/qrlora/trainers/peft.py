@@ -25,22 +25,22 @@ from .freeze_lora import AdaptedLayer, freeze_layers
 def freeze(model: nn.Module, adapter: str = "default") -> None:
     """Make a QR-LoRA of an adapter that PEFT has just added: A = Q^T frozen, a buffer, and B zero, both float32.
 
-    Call it after `get_peft_model` or `add_adapter` and before the optimizer is made. An adapter that has learnt, such
-    as a loaded one, keeps its A and B if it was a QR-LoRA of this base.
+    Call it after `get_peft_model` or `add_adapter` and before the optimizer is made. A trained adapter, such as a
+    loaded one, keeps its A and B if it was a QR-LoRA of this base.
 
     Args:   model: of any library; its base may be quantised, if PEFT can dequantise it.
     Raises: ValueError: no such adapter, a layer with more than a plain A and B or that began within the weight, naming
-            it; and as `freezing.freeze_layers`.
+            it; and as `freeze_lora.freeze_layers`.
     """
     config = getattr(model, "peft_config", {}).get(adapter)
     begun = getattr(config, "init_lora_weights", True)
     if str(begun).lower() not in BESIDE:
         raise ValueError(f"init_lora_weights={begun!r} has changed the base's weights; use init_lora_weights=True")
-    worn = {name: module for name, module in model.named_modules() if isinstance(module, LoraLayer)}
-    layers = [_layer(name, module, adapter) for name, module in worn.items() if adapter in _adapters(module)]
+    adapted = {name: module for name, module in model.named_modules() if isinstance(module, LoraLayer)}
+    layers = [_layer(name, module, adapter) for name, module in adapted.items() if adapter in _adapters(module)]
     if not layers:
-        others = sorted({other for module in worn.values() for other in _adapters(module)})
-        raise ValueError(f"the model wears no LoRA of PEFT named {adapter!r}; there are: {', '.join(others) or 'none'}")
+        others = sorted({other for module in adapted.values() for other in _adapters(module)})
+        raise ValueError(f"the model has no LoRA of PEFT named {adapter!r}; there are: {', '.join(others) or 'none'}")
     freeze_layers(layers)
 
 
