@@ -2,6 +2,7 @@
 
 import ctypes
 import os
+import signal
 import sys
 import zlib
 
@@ -9,6 +10,7 @@ import pytest
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # both before the libraries that read them are imported, here or by a test
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job hands on that it is ignored
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -62,11 +62,7 @@ def survey(folder: Path, *options: str) -> Iterator[tuple[str, str, subprocess.P
     """`qrlora survey serve` on free ports: (address for raters, for the researcher, process)."""
     words = [sys.executable, "-m", "qrlora", "survey", "serve", str(folder), *options]
     words += ["--researcher-port", "0", *([] if "--port" in options else ["--port", "0"])]
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # whoever runs the tests may have it ignored
-    try:
-        server = subprocess.Popen(words, stdout=subprocess.PIPE, text=True, env={**os.environ, "COLUMNS": "200"})
-    finally:
-        signal.signal(signal.SIGINT, before)
+    server = subprocess.Popen(words, stdout=subprocess.PIPE, text=True, env={**os.environ, "COLUMNS": "200"})
     try:
         assert server.stdout is not None
         addresses = [re.search(r"http\S+", server.stdout.readline()) for _ in range(2)]

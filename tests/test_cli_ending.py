@@ -12,8 +12,7 @@ MERGE = """
 import signal, sys, time
 from qrlora import cli, safetensors_files
 
-signal.signal(signal.SIGINT, signal.default_int_handler)  # whoever runs the tests may have it ignored, and SIGHUP
-signal.signal(signal.SIGHUP, signal.SIG_DFL)
+signal.signal(signal.SIGHUP, signal.SIG_DFL)  # whoever runs the tests may have it ignored
 
 def slowly(tensor, real=safetensors_files.raw_bytes):
     print("writing", flush=True)

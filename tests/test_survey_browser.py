@@ -69,7 +69,9 @@ def begin(page, address):
     page.goto(address)
     page.check("input[name=consent]")
     page.click("main button")
+    page.wait_for_url("**/about-you")
     page.click("main button")  # tells nothing about oneself
+    page.wait_for_url("**/item/1")
 
 
 def place(page):

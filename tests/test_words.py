@@ -341,7 +341,6 @@ def test_ctrl_c_while_the_commands_are_imported_is_quiet(tmp_path):
     """At whatever import of ours it comes: one word, 130, no trace."""
     program = """
 import sys, signal, os, builtins
-signal.signal(signal.SIGINT, signal.default_int_handler)  # a suite in the background hands on that it is ignored
 real, wanted = builtins.__import__, sys.argv[1]
 def once(name, *told, **named):
     if name.split(".")[0] == wanted and not done:
