@@ -13,9 +13,9 @@ from qrlora.layouts import LAYOUTS, VARIANTS
 
 SRC = Path(__file__).parents[1] / "src" / "qrlora"
 LAYERS = (
-    ("extras", "devices", "image_loading", "layouts", "temporary_files", "text_files", "trigger_words"),
-    ("built_in_bases",),
-    ("lanczos", "output_files"),
+    ("extras", "devices", "image_loading", "layouts", "temporary_files", "trigger_words"),
+    ("built_in_bases", "output_files"),
+    ("lanczos", "text_files"),
     ("linalg", "noising", "config", "safetensors_files", "lora_keys", "parallel_map"),
     ("basis",),
     ("methods", "adapter"),

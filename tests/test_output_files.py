@@ -3,6 +3,7 @@
 import errno
 import os
 import shutil
+import threading
 from pathlib import Path
 
 import pytest
@@ -183,6 +184,40 @@ def test_a_file_that_may_not_be_replaced_stays_even_if_it_appears_while_another_
     with pytest.raises(FileExistsError):
         check(path)
     assert path.read_bytes() == b"another run's" and list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("hard_links", [True, False])
+def test_of_writers_that_end_at_one_moment_one_is_whole_and_the_others_are_told(tmp_path, monkeypatch, hard_links):
+    """Without hard links only those that end one after another can be told."""
+
+    def refused(*_):
+        raise PermissionError(errno.EPERM, "no hard links here")
+
+    if not hard_links:
+        monkeypatch.setattr(os, "link", refused)
+    count = 8 if hard_links else 1
+    for turn in range(20):
+        path, together, told = tmp_path / f"{turn}.bin", threading.Barrier(count), []
+
+        def write(content, path=path, together=together, told=told):
+            try:
+                with atomic(path, overwrite=False) as file:
+                    file.write(content)
+                    together.wait()
+            except FileExistsError as error:
+                told.append(str(error))
+
+        writers = [threading.Thread(target=write, args=[bytes([k]) * 4096]) for k in range(count)]
+        for writer in writers:
+            writer.start()
+        for writer in writers:
+            writer.join()
+        if not hard_links:
+            write(b"x" * 4096)
+        content = path.read_bytes()
+        assert len(told) == len(writers) - 1 + (not hard_links) and len(content) == 4096 and len(set(content)) == 1
+        assert all("--overwrite" in line for line in told)
+    assert len(list(tmp_path.iterdir())) == 20
 
 
 def test_a_result_that_cannot_be_written_is_kept_where_writing_works(tmp_path, permissions_count):

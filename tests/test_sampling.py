@@ -262,6 +262,8 @@ def test_a_prompt_without_its_trigger_word_is_refused(base):
         generate(base, "a sksdog", [(adapter(base, 1, "sks"), 1.0)])
     with pytest.raises(ValueError, match="lacks '<s>'"):
         grid(base, "a <c>", adapter(base, 1, "<c>"), adapter(base, 2, "<s>"), [1], [1])
+    with pytest.raises(ValueError, match="lacks '<s>'"):  # said before a base is looked for
+        generate("/no/such/base", "a <c>", [(both, 1.0)])
     generate(base, "a dog", [(both, 0.0)], steps=1)
     generate(base, "a dog", [(both, 1.0)], steps=1, check_triggers=False)
 

@@ -39,6 +39,7 @@ def test_a_run_that_is_done_is_not_done_again(tmp_path, base):
     again = train(asked(tmp_path, save_every=1, gradient_checkpointing=True), base=base, on_step=pytest.fail)
     opened = train(asked(tmp_path), on_step=pytest.fail)
     assert again.header == opened.header == first.header and again.layers.keys() == first.layers.keys()
+    train(asked(tmp_path, checkpoint_dir=str(picture(tmp_path) / "no folder")), base=base, on_step=pytest.fail)
     (tmp_path / "elsewhere").mkdir()
     moved = shutil.move(picture(tmp_path), tmp_path / "elsewhere")
     train(asked(tmp_path, image=moved), base=base, on_step=pytest.fail)

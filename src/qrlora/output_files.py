@@ -46,9 +46,9 @@ def atomic(path: str | os.PathLike, overwrite: bool = True) -> Iterator[BinaryIO
                 yield file
                 file.flush()
                 _sync(file)
-            if overwrite or not target.exists():
+            if overwrite:
                 _put(partial, target)
-            elif not filecmp.cmp(partial, target, shallow=False):
+            elif not _put_where_nothing_is(partial, target) and not filecmp.cmp(partial, target, shallow=False):
                 raise FileExistsError(errno.EEXIST, IN_THE_WAY)
     except BaseException as error:
         for folder in made:
@@ -175,6 +175,23 @@ def _sync(file: BinaryIO) -> None:
     except OSError as error:
         if error.errno not in UNSUPPORTED:
             raise
+
+
+def _put_where_nothing_is(partial: Path, path: Path) -> bool:
+    """Give a whole file its name unless there is a file of that name; whether it was given.
+
+    A hard link is made or refused in one step, so that of two writers who end at one moment one is told. A file system
+    without hard links is looked at first, which is as safe as it allows.
+    """
+    try:
+        os.link(partial, path)
+    except FileExistsError:
+        return False
+    except OSError:
+        if path.exists():
+            return False
+        _put(partial, path)
+    return True
 
 
 def _put(partial: Path, path: Path) -> None:

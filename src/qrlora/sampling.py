@@ -73,10 +73,11 @@ def generate(
         if not isinstance(base, Base):
             base = base or config.base
             opening = {name: getattr(config, name) for name in OPENING}
-    opened, weighted = _opened(base, opening), [_weighted(x) for x in adapters]
+    weighted = [_weighted(x) for x in adapters]
     prompts, seeds = _paired(prompt, seed, count)
     if check_triggers:
-        _check_triggers(prompts, weighted)
+        refuse_missing_triggers(prompts, weighted)  # before a base is opened, which takes long
+    opened = _opened(base, opening)
     for adapter, _ in weighted:
         adapter_compatibility.check(opened, adapter)
     draw = _drawer(opened, prompts, negative_prompt, seeds, steps, guidance, size)
@@ -147,7 +148,7 @@ def grid(
         raise ValueError("a grid needs at least one content strength and one style strength")
     check_strengths([*content_strengths, *style_strengths])
     if check_triggers:
-        _check_triggers([prompt], [(content, 1.0), (style, 1.0)])
+        refuse_missing_triggers([prompt], [(content, 1.0), (style, 1.0)])
     for adapter in (content, style):
         adapter_compatibility.check(base, adapter)
     cells = torch.cartesian_prod(*(torch.tensor(x, dtype=torch.float32) for x in (content_strengths, style_strengths)))
@@ -240,7 +241,7 @@ def missing_triggers(prompts: Sequence[str], adapters: Sequence[tuple[Adapter, f
     return found
 
 
-def _check_triggers(prompts: Sequence[str], adapters: Sequence[tuple[Adapter, float]]) -> None:
+def refuse_missing_triggers(prompts: Sequence[str], adapters: Sequence[tuple[Adapter, float]]) -> None:
     """Raises ValueError: an adapter acts, and a prompt does not call it."""
     if missing := missing_triggers(prompts, adapters):
         raise ValueError(f"{missing[0]}: add it, or draw all the same with --any-prompt (check_triggers=False)")

@@ -18,7 +18,9 @@ def open_base_and_adapters(
     """The config with nothing left open, its base and its adapters."""
     adapters = [adapter_files.read_adapter(path, skip_text_encoders) for path in config.adapters]
     acting = [(adapter, x) for adapter, x in zip(adapters, config.strengths, strict=True) if x]
-    missing = sampling.missing_triggers([config.prompt], acting) if any_prompt else []
+    if not any_prompt:
+        sampling.refuse_missing_triggers([config.prompt], acting)
+    missing = sampling.missing_triggers([config.prompt], acting)
     for doubt in (*missing, *doubts([adapter.header for adapter, _ in acting])):
         console.warn(doubt)
     config = dataclasses.replace(config, base=config.base or base_of_adapters(adapters))

@@ -9,6 +9,7 @@ from typing import Any
 
 from .. import output_files
 from ..config import as_dict
+from ..text_files import write_text
 from ..world.classifiers import classifier_accuracy
 from .fusion_comparison import RunSummary
 from .jobs import versions
@@ -50,11 +51,11 @@ def write_report(summary: RunSummary, tables: SummaryTables, folder: Path, stem:
     Raises: OSError: a full disk; files that are not whole are not left.
     """
     written = [folder / f"{stem}.md"]  # first: its settings line is what the other files are checked by
-    _write_text(written[0], markdown_page(summary, tables, command))
+    write_text(written[0], markdown_page(summary, tables, command))
     for name in TABLES:
         if rows := getattr(tables, name):
             written.append(folder / f"{stem}-{name}.csv")
-            _write_text(written[-1], csv_text(rows))
+            write_text(written[-1], csv_text(rows))
     return written
 
 
@@ -191,8 +192,3 @@ def markdown_table(rows: Sequence[TableRow]) -> list[str]:
     head = list(rows[0])
     lines = [f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
     return lines + [f"| {' | '.join(str(row[name]) for name in head)} |" for row in rows]
-
-
-def _write_text(path: Path, text: str) -> None:
-    with output_files.atomic(path) as file:
-        file.write(text.encode())

@@ -36,8 +36,10 @@ def check_outputs_writable(config: TrainConfig) -> None:
             FileExistsError: the output exists, is of other settings, and may not be overwritten.
     """
     output = Path(config.output)
-    if output.is_file() and not config.overwrite and not _may_be_of_run(output, config):
-        output_files.check(output)
+    if output.is_file() and not config.overwrite:
+        if not _may_be_of_run(output, config):
+            output_files.check(output)
+        return  # this very run has ended, or is refused once its base is open: nothing will be written
     if is_rank_zero():
         folders = [output.with_suffix(".tensorboard")] if config.tensorboard else []
         for path in (output, config.checkpoints / CHECKPOINT_FILE, *(folder / CHECKPOINT_FILE for folder in folders)):

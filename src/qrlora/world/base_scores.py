@@ -22,6 +22,7 @@ from ..config import TrainConfig
 from ..families import Base, open_base
 from ..files import load
 from ..sampling import generate
+from ..text_files import write_text
 from ..training import train
 from .captions import CONTENT, CONTENT_TRAINING_PROMPT, STYLE, caption
 from .classifiers import classify
@@ -183,7 +184,7 @@ def main() -> None:
     if args.write:
         path = folder_of(args.base) / "scores.json"
         kept = json.loads(path.read_text()) if path.exists() else {}
-        path.write_text(json.dumps(kept | scores, indent=2) + "\n")
+        write_text(path, json.dumps(kept | scores, indent=2) + "\n")
         print(write_card(path.parent))
 
 

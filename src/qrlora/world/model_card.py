@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from ..safetensors_files import read
+from ..text_files import write_text
 from .classifiers import classifier_accuracy, measured_quality
 from .drawings import HANDS, SIZE, contents, held_out_contents, known_contents
 from .pretrain import PretrainingSettings
@@ -61,7 +62,7 @@ def write_card(folder: Path) -> Path:
         *_personalisation_tables(scores, methods),
     ]
     path = folder / "README.md"
-    path.write_text("\n".join(lines))
+    write_text(path, "\n".join(lines))
     return path
 
 

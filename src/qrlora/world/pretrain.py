@@ -22,6 +22,7 @@ from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 from transformers.utils import logging
 
 from ..built_in_bases import folder_of
+from ..text_files import write_text
 from .base_architectures import ARCHITECTURES
 from .pretraining_run import (
     Batch,
@@ -133,7 +134,7 @@ def write_pipeline(run: PretrainingRun, folder: Path) -> None:
     logging.disable_progress_bar()
     pipe.save_pretrained(folder)
     for config in folder.glob("text_encoder*/config.json"):  # transformers opens in the dtype that is written here
-        config.write_text(config.read_text().replace('"dtype": "float16"', '"dtype": "float32"'))
+        write_text(config, config.read_text().replace('"dtype": "float16"', '"dtype": "float32"'))
 
 
 def device_name(device: str) -> str:
@@ -159,7 +160,7 @@ def export_base(run: PretrainingRun, log: Path, folder: Path) -> None:
         "loss": [[r["samples"], r["loss"]] for r in rows[:: max(1, len(rows) // 12)]],
         **before,
     }
-    (folder / "training.json").write_text(json.dumps(record) + "\n")
+    write_text(folder / "training.json", json.dumps(record) + "\n")
 
 
 def main() -> None:
