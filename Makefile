@@ -19,7 +19,7 @@ demo: $(VENV)/.run ## Learn a thing and a style from two pictures, merge them, d
 	$(BIN)/qrlora demo --output out/demo $(DEMO)
 
 test: $(VENV)/.test ## Run the tests
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto -m "not processes" $(TESTS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile -m "not processes" $(TESTS)
 
 processes: $(VENV)/.test ## Run the tests that start, interrupt and kill whole commands, or launch several processes
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto -m processes $(TESTS)

@@ -28,6 +28,8 @@ from qrlora.training import train
 WAYS = {
     "bfloat16": {"dtype": "bfloat16"},
     "float32": {"dtype": "float32"},
+    "float16": {"dtype": "float16"},
+    "float16, offload": {"dtype": "float16", "offload": True},
     "offload": {"dtype": "bfloat16", "offload": True},
     "int8": {"dtype": "bfloat16", "quantize": "int8"},
     "float8": {"dtype": "bfloat16", "quantize": "float8"},
