@@ -317,3 +317,11 @@ def folder(family: str = "sdxl", **changes) -> Path:
 
 BASES = {"sdxl": sdxl, "sd3": sd3, "flux": flux, "sd15": sd15}
 """One pico pipeline per family: a new family is tested by a line here."""
+
+
+def in_turn(*dimensions):
+    """Tuples in which each value of each dimension comes at least once, and not all their product: where what one
+    value does and what another does meet in one place of the code, the product shows no more and takes long."""
+    values = [list(dimension) for dimension in dimensions]
+    longest = max(map(len, values))
+    return [tuple(column[k % len(column)] for column in values) for k in range(longest)]

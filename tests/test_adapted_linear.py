@@ -64,8 +64,7 @@ def both_trajectories(family, method, dtype):
     return ours, theirs
 
 
-@pytest.mark.parametrize("family", pico.BASES)
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize(("method", "family"), pico.in_turn(METHODS, pico.BASES))
 def test_twenty_updates_are_those_of_plain_peft_layers(family, method):
     """Losses and factors to float32 rounding, which twenty updates of Adam carry on."""
     (losses, factors), (plain_losses, plain_factors) = both_trajectories(family, method, "float32")

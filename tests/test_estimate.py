@@ -91,9 +91,10 @@ def real_peak(base, method, recomputed):
     return live.peak
 
 
-@pytest.mark.parametrize("recomputed", [False, True])
-@pytest.mark.parametrize("method", ["qr", "lora"])
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize(
+    ("family", "method", "recomputed"),
+    [*pico.in_turn(FAMILIES, ["qr", "lora"], [False, True, True, False]), ("sdxl", "lora", True)],
+)
 def test_memory_counted_without_memory_is_that_of_the_real_update(family, method, recomputed):
     """A real update on the CPU against shapes alone: what a kernel takes for itself, and frees, is not counted. The
     margin that a need is told with covers the difference."""
@@ -139,8 +140,7 @@ def test_adapter_files_of_the_real_bases_are_as_small_as_promised():
             assert 0.98 * most < size_in_bytes(shapes, header, content, dtype=torch.bfloat16) / 1e6 < most
 
 
-@pytest.mark.parametrize("how", ["whole", "blocks", "count"])
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize(("family", "how"), pico.in_turn(FAMILIES, ["whole", "blocks", "count"]))
 def test_estimate_prints_and_writes_what_a_base_takes(family, how, tmp_path, capsys):
     words = ("--run", how, "--steps", 1, "--device", "cpu", "--json", tmp_path / "r.json", "--gradient-checkpointing")
     code, out, err = run(capsys, "estimate", pico.folder(family), *words)

@@ -10,6 +10,7 @@ from PIL import Image
 
 import pico
 
+pytestmark = pytest.mark.processes
 EXAMPLES = Path(__file__).parents[1] / "examples"
 
 

@@ -65,6 +65,7 @@ def cells() -> list[str]:
     return ["".join(cell["source"]) for cell in notebook["cells"] if cell["cell_type"] == "code"]
 
 
+@pytest.mark.processes
 def test_the_notebook_makes_an_image_and_a_file_on_a_stand_in_for_its_base(tmp_path):
     """As it stands but for its base, which is pico's, with fewer and smaller steps; its shell lines are run as such."""
     for name in ("content", "style"):

@@ -126,8 +126,7 @@ def test_step_0_is_the_quantised_base_and_only_the_learning_factor_hears_the_los
     assert all(x.grad is None for x in base.model.parameters())
 
 
-@pytest.mark.parametrize("quantize", KINDS)
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize(("family", "quantize"), pico.in_turn(FAMILIES, KINDS))
 def test_what_is_learnt_on_a_quantised_base_is_learnt_for_the_full_one(tmp_path, family, quantize):
     """The loss on one fixed draw falls on both, and the file loads on the full base as one of its own."""
     base, full = opened(family, quantize), open_base(pico.folder(family), "cpu")

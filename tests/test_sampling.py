@@ -161,8 +161,7 @@ def fail(done, total):
     raise RuntimeError("the caller failed")
 
 
-@pytest.mark.parametrize("family", pico.BASES)
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize(("method", "family"), pico.in_turn(METHODS, pico.BASES))
 def test_a_learnt_file_in_stock_diffusers_gives_our_picture(family, method, learn):
     """Picture -> adapter -> file -> stock pipeline -> the picture that our own sampling gives."""
     base, file = opened(family), learn(method, "content", family)

@@ -10,7 +10,10 @@ import ratings
 import servers
 from qrlora.survey.store import Study
 
-pytestmark = pytest.mark.skipif(servers.CHROMIUM is None, reason="no chromium here")
+pytestmark = [
+    pytest.mark.skipif(servers.CHROMIUM is None, reason="no chromium here"),
+    pytest.mark.processes,
+]
 PHONE = {"viewport": {"width": 390, "height": 844}, "is_mobile": True, "has_touch": True}
 
 

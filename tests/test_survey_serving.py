@@ -8,6 +8,8 @@ import rating_load
 import ratings
 import servers
 
+pytestmark = pytest.mark.processes
+
 
 @pytest.mark.parametrize("database", ["sqlite", "postgresql"])
 def test_raters_at_once_lose_nothing_though_the_server_is_killed_midway(tmp_path, request, database):

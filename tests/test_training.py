@@ -84,10 +84,19 @@ def test_every_method_learns_and_leaves_the_base_as_it_was(tmp_path, method, fam
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-@pytest.mark.parametrize(("family", "targets"), [(f, t) for f in FAMILIES for t in FAMILIES[f].targets])
-@pytest.mark.parametrize("method", METHODS)
-def test_step_0_is_the_base(method, family, targets, dtype):
+@pytest.mark.parametrize(
+    ("preset", "method"),
+    dict.fromkeys(
+        [
+            *pico.in_turn([(f, t) for f in FAMILIES for t in FAMILIES[f].targets], METHODS),
+            *((("sdxl", FAMILIES["sdxl"].defaults.targets), method) for method in METHODS),
+        ]
+    ),
+    ids=str,
+)
+def test_step_0_is_the_base(preset, method, dtype):
     """The model's answer with a fresh start on it, bit for bit; to rounding where B A - B_0 A_0 is subtracted."""
+    family, targets = preset
     base, generator = opened(family, dtype), torch.Generator().manual_seed(3)
     noisy, condition = pico.latents(base, 2, generator), base.encode_prompt(["a <c>"] * 2, FRAMING)
     row = METHODS[method]
@@ -237,11 +246,15 @@ def test_progress_tells_step_loss_and_time_left(tmp_path, base):
     assert "reading the image" in stages
 
 
-@pytest.mark.parametrize("optimizer", ["adam", "adamw", "prodigy"])
 @pytest.mark.parametrize(
-    ("method", "family"), [*((method, "sdxl") for method in ("qr", "qr-triangular", "qr-direct", "lora")), *NEW]
+    ("of", "optimizer"),
+    pico.in_turn(
+        [*((method, "sdxl") for method in ("qr", "qr-triangular", "qr-direct", "lora")), *NEW],
+        ["adam", "adamw", "prodigy"],
+    ),
 )
-def test_a_run_goes_on_from_its_checkpoint_to_the_same_bytes(tmp_path, method, family, optimizer):
+def test_a_run_goes_on_from_its_checkpoint_to_the_same_bytes(tmp_path, of, optimizer):
+    method, family = of
     if optimizer == "prodigy":
         pytest.importorskip("prodigyopt")
     base = opened(family)

@@ -158,6 +158,7 @@ def is_piece(piece, word):
     return start >= 0 and (start == 0 or word[start - 1] in "._/,-") and (word.endswith(piece) or piece[-1] in "._/,-")
 
 
+@pytest.mark.processes
 @pytest.mark.parametrize("encoding", ["ascii", "cp1252", "utf-8"])
 def test_standard_output_of_any_encoding_ends_no_command(encoding, studio, tmp_path):
     """What it cannot spell is escaped; the work is done and the exit code is 0."""
