@@ -11,7 +11,7 @@ export TOKENIZERS_PARALLELISM := false
 # Where subspaces are found and updates formed, merged and cut: what a processor's instructions could change.
 NUMERIC := $(addprefix tests/test_,$(addsuffix .py,linalg basis adapter merging analysis methods contrastive_directions adapted_linear injection noising))
 
-.PHONY: demo test processes numeric lint format bench clean help
+.PHONY: demo test processes numeric emulated lint format docs bench clean help
 help: ## Say what each target does
 	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' Makefile
 
@@ -40,6 +40,9 @@ format: $(VENV)/.dev ## Mend what lint can mend by itself
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
+docs: $(VENV)/.docs ## Build the documentation site: out/site/index.html
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict
+
 bench: $(VENV)/.run ## Print the measured claims: out/bench; BENCH="--device cuda" on a GPU, at real sizes
 	for script in $(filter-out bench/harness.py,$(wildcard bench/*.py)); do $(BIN)/python $$script $(BENCH) || exit 1; done
 
@@ -57,6 +60,10 @@ $(VENV)/.run: pyproject.toml packages/qrlora-bases/pyproject.toml constraints.tx
 
 $(VENV)/.test: $(VENV)/.run
 	$(INSTALL) -e '.[test]'
+	touch $@
+
+$(VENV)/.docs: $(VENV)/.run
+	$(INSTALL) -e '.[docs]'
 	touch $@
 
 $(VENV)/.dev: $(VENV)/.run
