@@ -29,7 +29,7 @@ from qrlora.methods import METHODS
 from qrlora.training import denoising_loss
 from qrlora.training.distributed import Processes
 from qrlora.training.training_loop import make_loss
-from qrlora.training_example import TrainingExample
+from qrlora.training_example import TrainingExamples
 
 sys.path.append(str(Path(__file__).parents[1] / "tests"))
 import plain  # noqa: E402  (PEFT's layers, as the tests compare with)
@@ -200,7 +200,7 @@ def whole(name: str, resolution: int, goal: str, device: str, rounds: int) -> li
     found = rows(title, ways(base.model, layers, rank), lesson(base, clean, condition), rounds)
     learn = initialise(base.model, starts(layers, "qr", rank), "run")
     config = TrainConfig(base=name, batch_size=1).filled(base.defaults)
-    draw = make_loss(config, base, TrainingExample(clean, condition), torch.Generator().manual_seed(0), Processes())
+    draw = make_loss(config, base, TrainingExamples(clean, condition), torch.Generator().manual_seed(0), Processes())
     work = update(base.model, learn, lambda _model: draw())
     with FlopCounterMode(display=False) as counted:
         work()

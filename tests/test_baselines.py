@@ -246,7 +246,7 @@ def test_ddim_steps_lead_back_from_the_inverted_noise_to_the_picture(tmp_path, c
     from diffusers import DDIMScheduler
 
     from qrlora.image_loading import load_image
-    from qrlora.training_example import encode_training_example
+    from qrlora.training_example import encode_training_examples
 
     base = opened("sdxl", **changes)
     Image.effect_noise((16, 16), 60).convert("RGB").save(tmp_path / "x.png")
@@ -258,7 +258,7 @@ def test_ddim_steps_lead_back_from_the_inverted_noise_to_the_picture(tmp_path, c
     base.family = dataclasses.replace(base.family, predict=lambda _model, x, time, _told: 0.3 * x.roll(1, 2) + 0.1)
     lesson = TrainingImage(tmp_path / "x.png", "a cat")
     trajectory = invert_image(base, lesson, repeats=60)
-    example = encode_training_example(base, load_image(lesson.image, pico.SIZE), lesson.prompt)
+    example = encode_training_examples(base, [load_image(lesson.image, pico.SIZE)], [lesson.prompt])
     ddim = DDIMScheduler.from_config(config, clip_sample=False, set_alpha_to_one=True)
     ddim.set_timesteps(4)
     assert [float(t) for t in ddim.timesteps] == sorted(trajectory, reverse=True)

@@ -27,7 +27,7 @@ from qrlora.injection.inject_adapter import inject
 from qrlora.linalg import leading_subspace, principal_angles
 from qrlora.merging import merge
 from qrlora.training import train
-from qrlora.training_example import TrainingExample, encode_training_example
+from qrlora.training_example import TrainingExamples, encode_training_examples
 from qrlora.world.ground_truth import true_image
 
 
@@ -45,7 +45,7 @@ def training_example(base, folder, **changes):
     config = TrainConfig(image=path, prompt="a <c> in plain style", method="qr-contrast", **changes)
     config = config.filled(base.defaults)
     picture = load_image(path, config.resolution)
-    return config, encode_training_example(base, picture, config.prompt, ordinary_prompts(config))
+    return config, encode_training_examples(base, [picture], [config.prompt], ordinary_prompts(config))
 
 
 def test_contrast_directions_solve_the_generalised_eigenproblem():
@@ -103,7 +103,7 @@ def test_layers_that_share_an_input_tensor_are_found(family):
     base = open_base(pico.folder(family), "cpu")
     layers = list(base.target_layers("attention"))
     condition = base.encode_prompt(["a dog"], base.framing((16, 16), (0, 0), (16, 16)))
-    first_readers = shared_inputs(base, layers, TrainingExample(pico.latents(base, 1), condition), "uniform")
+    first_readers = shared_inputs(base, layers, TrainingExamples(pico.latents(base, 1), condition), "uniform")
     inputs = {}
     with torch.no_grad(), input_hooks(base.model, layers, lambda layer, x: inputs.__setitem__(layer, x.clone())):
         base.family.predict(base.model, pico.latents(base, 1), torch.tensor([500.0]), condition)

@@ -14,7 +14,7 @@ import pico
 import profiles
 from qrlora.families import open_base
 from qrlora.image_loading import load_image
-from qrlora.training_example import encode_training_example
+from qrlora.training_example import encode_training_examples
 
 
 def gradient(width=40, height=40):
@@ -140,7 +140,7 @@ def test_a_picture_cut_anywhere_is_refused(tmp_path, name):
 def test_prepared_latents_are_the_vaes_mean_and_the_condition_has_one_row(tmp_path):
     base = open_base(pico.folder(), "cpu")
     picture = load_image(saved(tmp_path, gradient(32, 16)), pico.SIZE)
-    example = encode_training_example(base, picture, "a dog")
+    example = encode_training_examples(base, [picture], ["a dog"])
     vae = base.pipe.vae
     with torch.no_grad():
         expected = vae.encode(picture.pixels).latent_dist.mean * vae.config.scaling_factor

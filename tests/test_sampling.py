@@ -17,7 +17,7 @@ from qrlora.injection import adapter_names
 from qrlora.merging import merge
 from qrlora.methods import METHODS
 from qrlora.sampling import generate, grid
-from qrlora.training_example import encode_training_example
+from qrlora.training_example import encode_training_examples
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -346,7 +346,7 @@ def test_a_prompt_that_becomes_nan_is_not_learnt_from(tmp_path):
     next(x for key, x in base.pipe.text_encoder.state_dict().items() if "layers.0" in key).fill_(float("nan"))
     Image.new("RGB", (pico.SIZE, pico.SIZE), "red").save(tmp_path / "x.png")
     with pytest.raises(ValueError, match="text encoders of .* NaN or infinity.*float32"):
-        encode_training_example(base, load_image(tmp_path / "x.png", pico.SIZE), "a dog")
+        encode_training_examples(base, [load_image(tmp_path / "x.png", pico.SIZE)], ["a dog"])
 
 
 @pytest.mark.parametrize(("free", "lots"), [(3.5, [1, 3, 3, 3]), (0.5, [1] * 10), (100, [1, 9])])

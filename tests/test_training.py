@@ -63,7 +63,7 @@ def test_every_method_learns_and_leaves_the_base_as_it_was(tmp_path, method, fam
     from qrlora.image_loading import load_image
     from qrlora.injection import applied
     from qrlora.training import denoising_loss
-    from qrlora.training_example import encode_training_example
+    from qrlora.training_example import encode_training_examples
 
     base = opened(family)
     before = {key: value.clone() for key, value in base.model.state_dict().items()}
@@ -71,7 +71,7 @@ def test_every_method_learns_and_leaves_the_base_as_it_was(tmp_path, method, fam
     after = base.model.state_dict()
     assert list(after) == list(before) and all(torch.equal(after[key], before[key]) for key in before)
 
-    example = encode_training_example(base, load_image(picture(tmp_path), pico.SIZE), "a <c>")
+    example = encode_training_examples(base, [load_image(picture(tmp_path), pico.SIZE)], ["a <c>"])
     generator = torch.Generator().manual_seed(5)
     noise = torch.randn(16, *example.latents.shape[1:], generator=generator)
     moment = torch.arange(16) * 60
@@ -410,11 +410,11 @@ def test_an_update_never_waits_for_the_device(tmp_path, family, monkeypatch):
     from qrlora.image_loading import load_image
     from qrlora.training.distributed import Processes
     from qrlora.training.training_loop import make_loss
-    from qrlora.training_example import encode_training_example
+    from qrlora.training_example import encode_training_examples
 
     base = open_base(pico.folder(family), "cpu")
     config = settings(tmp_path).filled(base.defaults)
-    example = encode_training_example(base, load_image(picture(tmp_path), pico.SIZE), "a <c>")
+    example = encode_training_examples(base, [load_image(picture(tmp_path), pico.SIZE)], ["a <c>"])
     row = METHODS["lora"]
     starts = {name: row.start(weight, None, 2) for name, weight in base.weights(config.targets)}
     base.model.to("meta")

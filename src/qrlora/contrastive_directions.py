@@ -22,12 +22,12 @@ from .config import TRIGGERS, TrainConfig
 from .families import Base, Condition
 from .linalg import leading_subspace
 from .noising import noising_of
-from .training_example import TrainingExample
+from .training_example import TrainingExamples
 
 RIDGE = 1e-3
 """rho: C_u is regularised by this fraction of its mean eigenvalue."""
 NUM_PROMPTS = 48
-"""Ordinary prompts, one noisy copy of the image for each, and as many copies under the training prompt."""
+"""Ordinary prompts, one noisy copy of an image for each, and as many copies under the images' own captions."""
 SUBJECTS = (
     "tiger face,shooting star,rocket,bird,palm tree,church,chocolate bar,radio,tractor,avocado,shirt,beetle,croissant,"
     "shoe,city,fountain pen,bullet train,rooster,water wave,maple leaf,magnifying glass,child,bus stop,piano,house"
@@ -59,26 +59,29 @@ def ordinary_prompts(config: TrainConfig) -> list[str]:
 
 
 def compute_contrast_directions(
-    base: Base, config: TrainConfig, example: TrainingExample, progress: Callable[[float], Any] = lambda _: None
+    base: Base, config: TrainConfig, examples: TrainingExamples, progress: Callable[[float], Any] = lambda _: None
 ) -> dict[str, Tensor]:
     """{layer: Q (i, r)} of the target layers: the span of the r leading generalised eigenvectors of (C_x, C_u).
 
     The second moments of all layers together would be larger than the base (57 GB of FLUX.1's): layers are done in
     groups, each from the same noisy copies, so that no direction depends on the grouping.
 
-    Args: config: without None.  example: its `ordinary` conditioning is that of `ordinary_prompts`.
+    Args: config: without None.  examples: their `ordinary` conditioning is that of `ordinary_prompts`.
           progress: called with the fraction done, 0..1.
     """
     assert config.rank is not None and config.targets is not None and config.timestep_sampling is not None
     layers = list(base.target_layers(config.targets))
-    conditions = (example.condition.rows([0] * NUM_PROMPTS), example.ordinary)
+    rows = [k % len(examples) for k in range(NUM_PROMPTS)]
+    conditions = (examples.condition.rows(rows), examples.ordinary)
 
     def moments_of(group: Sequence[str]) -> list[Moments]:
         assert config.timestep_sampling is not None
         generator = torch.Generator().manual_seed(config.seed)
-        return [input_moments(base, group, example.latents, x, config.timestep_sampling, generator) for x in conditions]
+        return [
+            input_moments(base, group, examples.latents, x, config.timestep_sampling, generator) for x in conditions
+        ]
 
-    first_readers = shared_inputs(base, layers, example, config.timestep_sampling)
+    first_readers = shared_inputs(base, layers, examples, config.timestep_sampling)
     modules: dict[str, Any] = {layer: base.model.get_submodule(layer) for layer in first_readers.values()}
     sizes = {layer: module.weight.shape[1] for layer, module in modules.items()}
     directions: dict[str, Tensor] = {}
@@ -144,7 +147,7 @@ def input_moments(
 ) -> Moments:
     """{layer: the mean of x x^T over all its input rows x} in forward passes with noise and timesteps as in training.
 
-    Args: latents: (1, c, h, w).  condition: one row for each noisy copy.
+    Args: latents: (n, c, h, w); copy k is of image k modulo n.  condition: one row for each noisy copy.
           timestep_sampling: row of noising.TIMESTEP_SAMPLING.
     """
     sums: Moments = {}
@@ -160,7 +163,7 @@ def input_moments(
 
 @torch.no_grad()
 def shared_inputs(
-    base: Base, layers: Sequence[str], example: TrainingExample, timestep_sampling: str
+    base: Base, layers: Sequence[str], examples: TrainingExamples, timestep_sampling: str
 ) -> dict[str, str]:
     """{layer: the first layer with the very same input tensor}: to_q, to_k and to_v often share theirs."""
     first_readers: dict[str, str] = {}
@@ -174,19 +177,20 @@ def shared_inputs(
 
     generator = torch.Generator().manual_seed(0)
     with input_hooks(base.model, layers, note):
-        _forward_noisy_copies(base, example.latents, example.condition, timestep_sampling, generator)
+        _forward_noisy_copies(base, examples.latents, examples.condition, timestep_sampling, generator)
     return {layer: first_readers[layer] for layer in layers}
 
 
 def _forward_noisy_copies(
     base: Base, latents: Tensor, condition: Condition, timestep_sampling: str, generator: torch.Generator
 ) -> None:
-    """One forward pass of the model on a noisy copy for each row of the condition."""
+    """One forward pass of the model for each row of the condition, on a noisy copy of image k modulo n for row k."""
     noising, device = noising_of(base.pipe.scheduler.config, timestep_sampling=timestep_sampling), base.device
     for k in range(len(condition)):
-        noise = torch.randn(latents.shape, generator=generator)
+        image = latents[[k % len(latents)]]
+        noise = torch.randn(image.shape, generator=generator)
         time = noising.sample_time(1, generator)
-        noisy = noising.add_noise(latents.to(device), noise.to(device), time)
+        noisy = noising.add_noise(image.to(device), noise.to(device), time)
         base.family.predict(base.model, noisy, time.to(device), condition.rows([k]).to(device))
 
 

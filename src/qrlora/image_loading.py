@@ -47,6 +47,14 @@ class CroppedImage:
     """Size of the upright image in the file."""
     corner: tuple[int, int]
     """(top, left) of the square in the resized image."""
+    used: tuple[float, float, float, float]
+    """What of the upright image is used: x, y, width, height in its pixels."""
+
+    @property
+    def cut_off(self) -> float:
+        """Fraction 0..1 of the image's area that is not used."""
+        height, width = self.original
+        return 1 - self.used[2] * self.used[3] / (width * height)
 
     @property
     def pixels(self) -> Tensor:
@@ -55,29 +63,59 @@ class CroppedImage:
         return (values / 127.5 - 1).permute(2, 0, 1)[None].contiguous()
 
 
-def load_image(path: str | Path, size: int) -> CroppedImage:
-    """Load an image file, resize it to the base's size and crop the middle square.
+def load_image(path: str | Path, size: int, crop: tuple[int, int, int] | None = None) -> CroppedImage:
+    """Load an image file, crop a square of it, the middle one unless told otherwise, and resize it to the base's size.
 
-    The shorter side is resized to `size` (Lanczos) before the crop, as in diffusers' SDXL training script. EXIF
-    orientation is applied, colours are converted to sRGB by the ICC profile, transparency is put on white, 16 bits a
-    channel become 8; of an animation the first frame is taken.
+    Without a crop the shorter side is resized to `size` (Lanczos) and the middle is cut out, as in diffusers' SDXL
+    training script. EXIF orientation is applied, colours are converted to sRGB by the ICC profile, transparency is put
+    on white, 16 bits a channel become 8; of an animation the first frame is taken.
 
-    Args:    size: side of the square, in pixels.
+    Args:    size: side of the square, in pixels.  crop: x, y, side of the square in the upright image.
     Raises:  OSError: no such file, or it cannot be read.
-             ValueError: empty, cut short, no image, under 16 pixels a side, or too large to decode safely.
+             ValueError: empty, cut short, no image, under 16 pixels a side, or too large to decode safely; a crop
+             that is not within the image, or under 16 pixels a side.
     """
     image = _open_upright_rgb(Path(path))
     width, height = image.size
+    box, corner = _middle_square(image.size, size) if crop is None else _chosen_square(path, image.size, size, crop)
+    if crop is None:
+        square = image.resize((size, size), Image.Resampling.LANCZOS, box=box)
+    else:  # cut out first: Lanczos reads a few pixels beyond a box, and what is outside of a crop must not show
+        square = image.crop(box).resize((size, size), Image.Resampling.LANCZOS)
+    used = (box[0], box[1], box[2] - box[0], box[3] - box[1])
+    return CroppedImage(image=square, original=(height, width), corner=corner, used=used)
+
+
+Box = tuple[float, float, float, float]
+"""Left, upper, right and lower edge in an image's pixels."""
+
+
+def _middle_square(image_size: tuple[int, int], size: int) -> tuple[Box, tuple[int, int]]:
+    """The middle of an image of (width, height), and its (top, left) once the shorter side is `size`."""
+    width, height = image_size
     scale = size / min(width, height)
     fitted = (max(size, round(width * scale)), max(size, round(height * scale)))
     left, top = round((fitted[0] - size) / 2), round((fitted[1] - size) / 2)
-    x, y = (
-        width / fitted[0],
-        height / fitted[1],
-    )  # pixels of the file for one of the resized image, which is never made
-    box = (left * x, top * y, min((left + size) * x, width), min((top + size) * y, height))
-    square = image.resize((size, size), Image.Resampling.LANCZOS, box=box)
-    return CroppedImage(image=square, original=(height, width), corner=(top, left))
+    # pixels of the file for one of the resized image, which is never made
+    x, y = width / fitted[0], height / fitted[1]
+    return (left * x, top * y, min((left + size) * x, width), min((top + size) * y, height)), (top, left)
+
+
+def _chosen_square(
+    path: str | Path, image_size: tuple[int, int], size: int, crop: tuple[int, int, int]
+) -> tuple[Box, tuple[int, int]]:
+    """A crop's square, and its (top, left) in the image resized so that the square's side is `size`.
+
+    Raises: ValueError: it is not within the image of (width, height), or too small.
+    """
+    (width, height), (x, y, side) = image_size, crop
+    if side < MIN_SIDE:
+        raise ValueError(f"{path}: the side of crop={x},{y},{side} is under {MIN_SIDE} pixels: use {MIN_SIDE} or more")
+    if x + side > width or y + side > height:
+        has = f"the image has {width} x {height} pixels"
+        limits = f"x + side is at most {width}, y + side at most {height}"
+        raise ValueError(f"{path}: crop={x},{y},{side} reaches beyond it, {has}: {limits}")
+    return (x, y, x + side, y + side), (round(y * size / side), round(x * size / side))
 
 
 def _open_upright_rgb(path: Path) -> Image.Image:

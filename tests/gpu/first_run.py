@@ -611,7 +611,7 @@ def cards() -> None:
     from qrlora.injection import initialise
     from qrlora.training.distributed import Processes
     from qrlora.training.training_loop import gradient_checkpointing, make_loss
-    from qrlora.training_example import TrainingExample
+    from qrlora.training_example import TrainingExamples
 
     if DRY or DEVICE == "cpu":
         tell("cards", note="needs a GPU")
@@ -622,7 +622,7 @@ def cards() -> None:
     layers = step.shapes(base, base.defaults.targets)
     learn = initialise(base.model, step.starts(layers, "qr", 64), "run")
     config = TrainConfig(base="sdxl", batch_size=1).filled(base.defaults)
-    example = TrainingExample(*blank_example(base, 1024, tokens, 1, DEVICE))
+    example = TrainingExamples(*blank_example(base, 1024, tokens, 1, DEVICE))
     draw = make_loss(config, base, example, torch.Generator().manual_seed(0), Processes())
     optimizer = torch.optim.Adam(learn, lr=1e-4, fused=True)
     whole = torch.cuda.get_device_properties(0).total_memory

@@ -21,7 +21,7 @@ from ..image_loading import load_image
 from ..injection import applied
 from ..noising import alphas_cumprod
 from ..sampling import generate
-from ..training_example import encode_training_example
+from ..training_example import encode_training_examples
 from .fusion_method import FusionInputs, FusionResult, TrainingImage, check_family
 
 FAMILIES = ("sdxl",)
@@ -159,8 +159,8 @@ def invert_image(
     base_scheduler = base.pipe.scheduler
     scheduler, device = copy.deepcopy(base_scheduler), base.device
     scheduler.set_timesteps(base.defaults.sample_steps)
-    example = encode_training_example(
-        base, load_image(training_image.image, base.defaults.resolution), training_image.prompt
+    example = encode_training_examples(
+        base, [load_image(training_image.image, base.defaults.resolution)], [training_image.prompt]
     )
     side = base.defaults.resolution
     nothing = base.encode_prompt([""], Framing.plain(side, side)).to(device)

@@ -19,7 +19,7 @@ from ..image_loading import load_image
 from ..injection import applied, set_strengths, with_coefficients
 from ..merging import merge
 from ..noising import noising_of
-from ..training_example import TrainingExample, encode_training_example
+from ..training_example import TrainingExamples, encode_training_examples
 from .fusion_method import FusionInputs, FusionResult, TrainingImage, sample_with_adapter
 
 PENALTY = 0.01
@@ -105,8 +105,8 @@ def train_merger_coefficients(
     return of_content, of_style
 
 
-def _example(base: Base, training_image: TrainingImage) -> TrainingExample:
-    example = encode_training_example(
-        base, load_image(training_image.image, base.defaults.resolution), training_image.prompt
+def _example(base: Base, training_image: TrainingImage) -> TrainingExamples:
+    example = encode_training_examples(
+        base, [load_image(training_image.image, base.defaults.resolution)], [training_image.prompt]
     )
     return replace(example, latents=example.latents.to(base.device), condition=example.condition.to(base.device))

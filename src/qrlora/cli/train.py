@@ -28,13 +28,16 @@ def train(
     show: Annotated[bool, typer.Option("--settings", help="List every setting with its meaning, and stop.")] = False,
     overwrite: options.Overwrite = False,
 ) -> None:
-    """Train an adapter on one image.
+    """Train an adapter on one image, or on several of one subject or style.
 
     A subject:
     [bold]qrlora train image=dog.png output=dog.safetensors[/bold]
 
     A style; say what the image shows, so that only the style is left to train:
     [bold]qrlora train role=style image=cat.png "prompt=a cat in <s> style" output=ink.safetensors[/bold]
+
+    Several images, with captions in text files of their names or one prompt for all; a list reads image=a.png,b.png:
+    [bold]qrlora train role=style image=paintings/ "prompt=a picture in <s> style" output=ink.safetensors[/bold]
 
     Settings may stand in a recipe; those on the command line win. Each of them reads --steps 800 or steps=800:
     [bold]qrlora train recipes/content_sdxl.toml image=dog.png steps=800[/bold]
@@ -73,7 +76,7 @@ def run_training(config: TrainConfig) -> None:
     console.say(f"{output}: {len(adapter.layers)} layers, rank {adapter.rank}, {size}{done_before}")
     if updates and training.world_size() > 1:
         console.say(f"trained by {training.world_size()} processes")
-    console.say(f"draw with it: {console.command('generate', config.prompt, output)}")
+    console.say(f"draw with it: {console.command('generate', adapter.header.prompt, output)}")
 
 
 def save_preview(config: TrainConfig, step: int, image: Any) -> None:

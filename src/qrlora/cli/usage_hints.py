@@ -8,16 +8,16 @@ from pathlib import Path
 from typing import Any
 
 from ..config import TrainConfig
+from ..config.image_settings import IMAGE_SUFFIXES
 from . import console
 from .named_values import nearest_setting
 
-PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".heic", ".avif")
 SETTINGS = tuple(TrainConfig.__dataclass_fields__)
 
 
 def is_picture(word: str) -> bool:
     """Whether a word is named as pictures are."""
-    return word.lower().endswith(PICTURES)
+    return word.lower().endswith(IMAGE_SUFFIXES)
 
 
 def is_adapter(word: str) -> bool:
@@ -34,6 +34,9 @@ def check_settings(words: Sequence[str]) -> None:
             continue
         if is_picture(word) and "=" in before and Path(f"{before.partition('=')[2]} {word}").is_file():
             raise ValueError(f"a name with spaces needs quotes: {console.command('train', f'{before} {word}')}")
+        if is_picture(word) and before.startswith("image=") and Path(word).is_file():
+            hint = console.command("train", before, f"image={word}")
+            raise ValueError(f"several images are given one by one, {hint}, or as their folder, image=FOLDER")
         if is_picture(word):
             output = f"{Path(word).stem}.safetensors"
             hint = console.command("train", f"image={word}", f"output={output}")

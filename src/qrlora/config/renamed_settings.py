@@ -10,6 +10,8 @@ from .type_checks import as_dict
 
 RENAMED = {"decay": "lr_decay", "times": "timestep_sampling"}
 """Old name -> today's. The old ones are accepted with a DeprecationWarning until 0.3."""
+ADDED = ("crop",)
+"""Settings that came after files of format 1 were written."""
 
 Kind = TypeVar("Kind", bound=type)
 
@@ -63,6 +65,8 @@ def _by_old_name(old_name: str, config: Any) -> Any:
 
 def as_stored_dict(config: Any) -> dict[str, Any]:
     """As `as_dict`, under the names by which adapter headers and checkpoints of format 1 hold the settings: the first
-    ones, so that files, and runs that a checkpoint continues, are the same before and after a renaming."""
+    ones, so that files, and runs that a checkpoint continues, are the same before and after a renaming. Settings of
+    ADDED that are not set are left out, so that they are the same as before there were any."""
     first_names = {new: old for old, new in RENAMED.items()}
-    return {first_names.get(name, name): value for name, value in as_dict(config).items()}
+    values = {name: value for name, value in as_dict(config).items() if value or name not in ADDED}
+    return {first_names.get(name, name): value for name, value in values.items()}

@@ -14,8 +14,9 @@ from typing import Any, Literal, Self, TypeVar
 from ..layouts import current_preset
 from ..text_files import read_text
 from ..trigger_words import contains_word
+from .image_settings import join_repeated, normalise_paths, parse_crops
 from .renamed_settings import accepts_old_names, new_setting_name, with_new_names
-from .type_checks import as_dict, check_at_least, check_strengths, check_types, parse_override
+from .type_checks import as_dict, check_at_least, check_strengths, check_types, holds_list, parse_override
 
 Quantize = Literal["", "nf4", "int8", "float8"]
 """How the linear layers of the unet or transformer are kept: in the base's dtype (""), or in 4 or 8 bits a weight."""
@@ -88,19 +89,24 @@ class FamilyDefaults:
 @accepts_old_names
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig:
-    """Settings of training one adapter on one image."""
+    """Settings of training one adapter on one image, or on several of one subject or style."""
 
     base: str = "tiny-flux"
     """Base model: a built-in name, a hub name, a local folder or one `.safetensors` checkpoint."""
-    image: str | Path = ""
-    """The training image: a file."""
+    image: str | Path | tuple[str | Path, ...] = ""
+    """The training image: a file; or several of one subject or style: a folder, or a list of files and folders. On the
+    command line: image=FOLDER, image=a.png,b.png or image=a.png image=b.png. Beside one of several a text file of its
+    name, a.txt, holds its caption."""
+    crop: str | tuple[int | str | tuple[int, ...], ...] = ()
+    """x,y,side in pixels of the image: the square of it that is used; of several images one crop each, in their order,
+    crop=0,0,600 crop=40,0,512. Empty: the middle square."""
     role: Literal["content", "style"] = "content"
     """What to train on it: its subject (content) or its style."""
     trigger: str = ""
     """The trigger word for it in prompts; empty: `<c>` for content, `<s>` for style."""
     prompt: str = ""
-    """The image's caption, with the trigger word in it. Empty for content: "a <c>". A style's caption names the
-    subject: "a cat in <s> style"."""
+    """The image's caption, with the trigger word in it; of several images that of each without a text file. Empty for
+    content: "a <c>". A style's caption names the subject: "a cat in <s> style"."""
     output: str | Path = "adapter.safetensors"
     """The adapter file to write. If this very run has written it before, nothing is done."""
     overwrite: bool = False
@@ -165,7 +171,9 @@ class TrainConfig:
         check_types(TrainConfig, as_dict(self))
         if self.targets is not None:
             object.__setattr__(self, "targets", current_preset(self.targets, stacklevel=4))
-        for name in ("image", "output", "checkpoint_dir"):
+        object.__setattr__(self, "image", normalise_paths(self.image))
+        object.__setattr__(self, "crop", parse_crops(self.crop))
+        for name in ("output", "checkpoint_dir"):
             object.__setattr__(self, name, str(getattr(self, name)))
         if not self.trigger:
             object.__setattr__(self, "trigger", TRIGGERS[self.role])
@@ -187,10 +195,18 @@ class TrainConfig:
         """Folder that holds this run's checkpoint."""
         return Path(self.checkpoint_dir or Path(self.output).with_suffix(".checkpoint"))
 
+    @property
+    def has_several_images(self) -> bool:
+        """Whether `image` is a list or a folder, of one image at least, not a file."""
+        return isinstance(self.image, tuple) or Path(str(self.image)).is_dir()
+
     def checked(self) -> Self:
-        """This config. Raises ValueError: no image, no prompt for a style, or a prompt without its trigger word."""
+        """This config. Raises ValueError: no image, no prompt for a style, or a prompt without its trigger word. What a
+        prompt lacks may stand in the captions of several images, see `training.training_images`."""
         if not self.image:
-            raise ValueError("no training image: give image=FILE")
+            raise ValueError("no training image: give image=FILE, or image=FOLDER for several")
+        if self.has_several_images:
+            return self
         if not self.prompt:
             raise ValueError(f"a style needs a caption of its image: prompt='a cat in {self.trigger} style'")
         if not contains_word(self.prompt, self.trigger):
@@ -277,7 +293,8 @@ def read_recipe(path: str | Path | None, overrides: Iterable[str] = (), kind: ty
     """Settings from a TOML recipe with overrides on top.
 
     Args:    path: a TOML file of `name = value` lines, or None for the defaults.  kind: TrainConfig or SampleConfig.
-             overrides: "name=value"; the value as TOML writes it, quotes optional around text.
+             overrides: "name=value"; the value as TOML writes it, quotes optional around text. A setting that holds
+             one value or a list may come several times.
     Raises:  OSError: no such file. ValueError: not TOML, an unknown name (with the nearest known one), a wrong type.
     """
     values: dict[str, Any] = {}
@@ -286,11 +303,14 @@ def read_recipe(path: str | Path | None, overrides: Iterable[str] = (), kind: ty
             values = with_new_names(kind, tomllib.loads(read_text(path)))
         except (ValueError, RecursionError) as error:
             raise ValueError(f"{path} is not a TOML recipe: {error}") from error
+    repeated: dict[str, list[Any]] = {}
     for override in overrides:
         name, equals, text = override.partition("=")
         if not equals:
             raise ValueError(f"an override reads name=value, got {override!r}")
         name = new_setting_name(kind, name.strip())
-        values[name] = parse_override(kind, name, text.strip())
+        before = repeated.get(name, []) if holds_list(kind, name) else []
+        repeated[name] = [*before, parse_override(kind, name, text.strip())]
+    values |= {name: join_repeated(name, given) for name, given in repeated.items()}
     check_types(kind, values)
     return kind(**values)

@@ -67,7 +67,14 @@ def parse_override(kind: type, name: str, text: str) -> Any:
         value = tomllib.loads(f"value = {text}")["value"]
     except tomllib.TOMLDecodeError:
         return text
-    return value if isinstance(value, str) or not verbatim else text
+    fits = isinstance(value, str) or isinstance(value, list) and holds_list(kind, name)
+    return value if fits or not verbatim else text
+
+
+def holds_list(kind: type, name: str) -> bool:
+    """Whether a field takes one value or a list of them."""
+    hint = typing.get_type_hints(kind).get(name)
+    return any(typing.get_origin(option) is tuple for option in typing.get_args(hint))
 
 
 def check_at_least(config: Any, name: str, low: float) -> None:

@@ -25,7 +25,7 @@ from ..training.distributed import Processes
 from ..training.optimizers import OPTIMIZERS
 from ..training.trainable_adapter import ADAPTER_NAME
 from ..training.training_loop import gradient_checkpointing, make_loss
-from ..training_example import TrainingExample
+from ..training_example import TrainingExamples
 from .device_memory import bytes_in_use, peak_memory, wait_for_device
 from .time_blocks import median_seconds
 from .training_task import Stage, TrainingTask
@@ -129,7 +129,7 @@ def _timed_updates(
     """Of an update as training makes them, on random latents and a random condition."""
     config, done = task.config, 0
     assert config.learning_rate is not None
-    loss = make_loss(config, task.base, TrainingExample(*task.example(1, stopwatch.device)), generator, Processes())
+    loss = make_loss(config, task.base, TrainingExamples(*task.example(1, stopwatch.device)), generator, Processes())
     optimizer = OPTIMIZERS[config.optimizer](parameters, config.learning_rate)
 
     def one_update() -> None:

@@ -125,6 +125,19 @@ class Base:
         """Condition of b prompts for pictures with this framing; no gradient."""
         return self._told(prompts, lambda some: self.family.encode_prompt(self.pipe, some, framing))
 
+    def encode_prompts(self, prompts: Sequence[str], framings: Sequence[Framing]) -> Condition:
+        """Conditioning of b prompts, each with the size and crop of an image of its own; no gradient."""
+        if len(set(framings)) == 1:
+            return self.encode_prompt(prompts, framings[0])
+        pairs = list(zip(prompts, framings, strict=True))
+        once = list(dict.fromkeys(pairs))
+
+        def encode() -> Condition:
+            return Condition.joined([self.family.encode_prompt(self.pipe, [prompt], own) for prompt, own in once])
+
+        found = self._in_turn([*self.family.text_parts], encode)
+        return found if once == pairs else found.rows([once.index(pair) for pair in pairs])
+
     def embed(self, prompts: Sequence[str], negative_prompt: str, guidance: float) -> Condition:
         """What `denoise` is told of b prompts; no gradient."""
         return self._told(prompts, lambda some: self.family.embed(self.pipe, some, negative_prompt, guidance))

@@ -17,7 +17,7 @@ from ..methods import METHODS
 from ..output_files import atomic
 from ..temporary_files import temporary_folder
 from ..training import Progress, denoising_loss, train
-from ..training_example import encode_training_example
+from ..training_example import encode_training_examples
 from .request import ReproductionRequest
 
 MEASURE_EVERY = 5
@@ -92,7 +92,7 @@ def _measure_loss_curve(request: ReproductionRequest, job: TrainJob) -> dict[int
 def _loss_on_fixed_noise(base: Base, config: TrainConfig) -> Callable[[], float]:
     """A function that measures the loss of the model with its current adapter, always on the same noise."""
     assert config.resolution is not None
-    example = encode_training_example(base, load_image(config.image, config.resolution), config.prompt)
+    example = encode_training_examples(base, [load_image(str(config.image), config.resolution)], [config.prompt])
     noising, generator = base.noising, torch.Generator("cpu").manual_seed(12345)
     clean = example.latents.to(base.device).expand(NOISE_SAMPLES, -1, -1, -1)
     noise = torch.randn(clean.shape, generator=generator).to(base.device)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from ..methods import METHODS
 from .checkpoint import CHECKPOINT_FILE
 from .distributed import is_rank_zero
 from .run_identity import NOT_IN_HEADER
+from .training_images import TrainingImage, names_text
 
 RUN_ENTRY = "run"
 """Entry of a header's config that holds the run's digest."""
@@ -29,7 +30,7 @@ def run_digest(identity: Mapping[str, Any], steps: int) -> str:
     return hashlib.sha256(json.dumps({**identity, "steps": steps}, sort_keys=True).encode()).hexdigest()[:16]
 
 
-def check_outputs_writable(config: TrainConfig) -> None:
+def check_outputs_writable(config: TrainConfig, images: Sequence[TrainingImage]) -> None:
     """Check, before a base is opened, that a run can write its files; of several processes, rank 0 does.
 
     Raises: OSError: output, checkpoint or log cannot be written.
@@ -37,7 +38,7 @@ def check_outputs_writable(config: TrainConfig) -> None:
     """
     output = Path(config.output)
     if output.is_file() and not config.overwrite:
-        if not _may_be_of_run(output, config):
+        if not _may_be_of_run(output, config, images):
             output_files.check(output)
         return  # this very run has ended, or is refused once its base is open: nothing will be written
     if is_rank_zero():
@@ -80,15 +81,21 @@ def save_adapter(adapter: Adapter, config: TrainConfig) -> None:
     output_files.rescued(lambda path: save(adapter, path, overwrite=config.overwrite), Path(config.output), folders)
 
 
-def _may_be_of_run(path: Path, config: TrainConfig) -> bool:
+def settings_in_header(config: TrainConfig, images: Sequence[TrainingImage]) -> dict[str, Any]:
+    """The settings that an adapter's header holds: those that change it, and names of image files."""
+    values = {name: value for name, value in as_stored_dict(config).items() if name not in NOT_IN_HEADER}
+    if len(images) > 1:
+        values["images"] = len(images)
+    return {**values, "image": names_text([image.path for image in images])}
+
+
+def _may_be_of_run(path: Path, config: TrainConfig, images: Sequence[TrainingImage]) -> bool:
     """Whether a file can be the output of a run with these settings, as far as its header shows without the base."""
     config_in_file = _header_or_empty(path).config
-    settings = {
-        name: value for name, value in as_stored_dict(config).items() if name not in NOT_IN_HEADER and value is not None
-    }
-    settings["image"] = Path(config.image).name
-    chosen = settings.items() - {("dtype", "auto")}
-    return RUN_ENTRY in config_in_file and all(config_in_file.get(name) == value for name, value in chosen)
+    settings = {x: value for x, value in settings_in_header(config, images).items() if value is not None}
+    if config.dtype == "auto":
+        del settings["dtype"]
+    return RUN_ENTRY in config_in_file and all(config_in_file.get(name) == value for name, value in settings.items())
 
 
 def _header_or_empty(path: Path) -> Header:

@@ -6,6 +6,7 @@ import hashlib
 import importlib.metadata
 import json
 import platform
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -33,22 +34,36 @@ NOT_IN_HEADER = (
 LIBRARIES = ("torch", "diffusers", "transformers", "peft")
 
 
-def run_identity(config: TrainConfig, base: Base, picture: CroppedImage) -> dict[str, Any]:
-    """All that must be equal for a run to give the same adapter: settings, the preprocessed image, the base's weights.
+def run_identity(
+    config: TrainConfig, base: Base, images: Sequence[CroppedImage], captions: Sequence[str]
+) -> dict[str, Any]:
+    """All that must be equal for a run to give the same adapter: settings, the preprocessed images in their order with
+    their captions, the base's weights.
 
     File names do not count, and nothing here was computed by a device. `steps`, which changes a run only where the
     learning rate decays, is compared by the checkpoint itself.
     """
-    omitted = (*NOT_IN_HEADER, "steps", "image", "base", "revision")
+    omitted = (*NOT_IN_HEADER, "steps", "image", "crop", "base", "revision")
     settings = {name: value for name, value in as_stored_dict(config).items() if name not in omitted}
-    size = (picture.image.height, picture.image.width)
-    framing = base.framing(original=picture.original, corner=picture.corner, target=size)
-    image_digest = hashlib.sha256(f"{size} {framing}".encode() + picture.image.tobytes()).hexdigest()[:16]
+    digests = [_image_digest(base, image) for image in images]
+    if len(images) > 1:  # the caption of a single image is the setting `prompt`
+        digests = [_digest(json.dumps([digests, list(captions)]).encode())]
     applied = strengths(base.model)  # the adapters' tensors are among the model's own
-    applied_digest = hashlib.sha256(json.dumps(applied).encode()).hexdigest()[:16] if applied else ""
+    applied_digest = _digest(json.dumps(applied).encode()) if applied else ""
     components = {f"the base's {name}": value for name, value in base_identity(base).items()}
     # checkpoints hold these keys: they stay
-    return {"qrlora": __version__, **settings, "picture": image_digest, "adapters worn": applied_digest, **components}
+    return {"qrlora": __version__, **settings, "picture": digests[0], "adapters worn": applied_digest, **components}
+
+
+def _image_digest(base: Base, image: CroppedImage) -> str:
+    """Digest of an image's pixels and of what the base is told of its size and crop."""
+    size = (image.image.height, image.image.width)
+    framing = base.framing(original=image.original, corner=image.corner, target=size)
+    return _digest(f"{size} {framing}".encode() + image.image.tobytes())
+
+
+def _digest(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()[:16]
 
 
 def numeric_environment(base: Base, processes: int) -> dict[str, Any]:

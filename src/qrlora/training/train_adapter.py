@@ -13,15 +13,14 @@ import torch
 
 from ..adapter import Adapter, Header
 from ..basis import fingerprint
-from ..config import TrainConfig, as_stored_dict, config_from_arguments
+from ..config import TrainConfig, config_from_arguments
 from ..contrastive_directions import ordinary_prompts
 from ..devices import choose_device
 from ..families import Base, open_base
-from ..image_loading import MIN_SIDE, load_image
 from ..injection.peft_methods import PREFIX, parse_peft_method
 from ..methods import METHODS
 from ..noising import noising_of
-from ..training_example import TrainingExample, encode_training_example
+from ..training_example import TrainingExamples, encode_training_examples
 from ..trigger_words import contains_word
 from . import optimizers
 from .adapter_output import (
@@ -31,13 +30,21 @@ from .adapter_output import (
     load_finished_adapter,
     run_digest,
     save_adapter,
+    settings_in_header,
 )
 from .checkpoint import Checkpoint, remove_checkpoint
 from .distributed import Processes, init_distributed, is_rank_zero
 from .progress_bar import is_visible, training_progress_bar
-from .run_identity import NOT_IN_HEADER, numeric_environment, run_identity
+from .run_identity import numeric_environment, run_identity
 from .stop_signals import catch_stop_signals
 from .trainable_adapter import prepare_adapter
+from .training_images import (
+    check_training_images,
+    find_training_images,
+    load_training_images,
+    log_cropping,
+    with_prompt_of,
+)
 from .training_loop import Progress, run_training_loop
 
 
@@ -51,7 +58,7 @@ def train(
     progress: bool | None = None,
     **settings: Any,
 ) -> Adapter:
-    """Train one adapter on one image and write it to `config.output`, unless this very run has done so before.
+    """Train one adapter on one image or several and write it to `config.output`, unless this very run has done so.
 
     Equal settings give equal bytes on one machine, also when the run was killed and started again: it resumes from the
     checkpoint of its own settings. Ctrl-C finishes the current update, writes a checkpoint and raises
@@ -90,8 +97,11 @@ def _train(
     stage: Callable[[str, float], Any],
 ) -> Adapter:
     """`train` without the progress bar."""
+    images = find_training_images(config)
+    config = with_prompt_of(images, config)
     _check_config(config, on_preview)
-    check_outputs_writable(config)
+    check_training_images(images)
+    check_outputs_writable(config, images)
     stage("opening the base model", 0.0)
     opened_here = base is None
     device = config.device if base is None else str(base.device)
@@ -106,8 +116,10 @@ def _train(
 
     stage("reading the image", 0.0)
     assert config.resolution is not None and config.steps is not None and config.lr_decay is not None
-    picture = load_image(config.image, config.resolution)
-    inputs = run_identity(config, base, picture)
+    cropped, captions = load_training_images(images, config.resolution), [image.caption for image in images]
+    if processes.is_rank_zero:
+        log_cropping(images, cropped)
+    inputs = run_identity(config, base, cropped, captions)
     finished = load_finished_adapter(config, run_digest(inputs, config.steps))
     if finished is not None:
         if processes.is_rank_zero:
@@ -116,12 +128,15 @@ def _train(
     check_adapter_fits(config, base)
     needs_ordinary = config.method in METHODS and METHODS[config.method].needs_example
     ordinary = ordinary_prompts(config) if needs_ordinary else []
-    example = encode_training_example(base, picture, config.prompt, ordinary)
+    examples = encode_training_examples(base, cropped, captions, ordinary)
+    header_settings = settings_in_header(config, images)
     preview = _preview(config, base) if config.preview_every else None
     if opened_here:
         base.release(keep=["vae"] if preview else [])
     with base.on_device():
-        adapter = _train_on_base(config, base, example, inputs, processes, on_step, preview, on_preview, stage)
+        adapter = _train_on_base(
+            config, base, examples, header_settings, inputs, processes, on_step, preview, on_preview, stage
+        )
     processes.barrier()
     return adapter
 
@@ -129,7 +144,8 @@ def _train(
 def _train_on_base(
     config: TrainConfig,
     base: Base,
-    example: TrainingExample,
+    examples: TrainingExamples,
+    header_settings: dict[str, Any],
     inputs: Mapping[str, Any],
     processes: Processes,
     on_step: Callable[[Progress], Any] | None,
@@ -148,8 +164,8 @@ def _train_on_base(
 
     generator = torch.Generator("cpu").manual_seed(config.seed)
     with processes.rank_zero_first():
-        inject_adapter = prepare_adapter(base, config, example, generator, stage)
-    header = _header(config, base)
+        inject_adapter = prepare_adapter(base, config, examples, generator, stage)
+    header = _header(config, base, header_settings)
     trainable = inject_adapter()
     try:
         processes.assert_equal_across_ranks(trainable.start["basis"])
@@ -159,7 +175,7 @@ def _train_on_base(
         )
         on_step = on_step or (lambda _: None)
         with catch_stop_signals() as stop_requested:
-            run_training_loop(config, base, example, checkpoint, processes, stop_requested, on_step, show_preview)
+            run_training_loop(config, base, examples, checkpoint, processes, stop_requested, on_step, show_preview)
             lost = trainable.start["lost"]
             entries: dict[str, Any] = {} if lost is None else {"basis_energy_lost": lost}
             entries[RUN_ENTRY] = run_digest(inputs, config.steps)
@@ -193,7 +209,7 @@ def _preview(config: TrainConfig, base: Base) -> Callable[[], Any]:
     return preview
 
 
-def _header(config: TrainConfig, base: Base) -> Header:
+def _header(config: TrainConfig, base: Base, settings: dict[str, Any]) -> Header:
     assert config.rank is not None and config.targets is not None
     return Header(
         family=base.family.name,
@@ -206,19 +222,12 @@ def _header(config: TrainConfig, base: Base) -> Header:
         role=config.role,
         trigger=config.trigger,
         prompt=config.prompt,
-        config=_header_config(config),
+        config=settings,
     )
-
-
-def _header_config(config: TrainConfig) -> dict[str, Any]:
-    """The settings that a header holds: those that change the adapter, and the image's name without its folders."""
-    values = {name: value for name, value in as_stored_dict(config).items() if name not in NOT_IN_HEADER}
-    return {**values, "image": Path(config.image).name}
 
 
 def _check_config(config: TrainConfig, on_preview: Any) -> None:
     """Raises ValueError: a config that cannot work with any base, found before one is opened."""
-    config.checked()
     if config.method.startswith(PREFIX):
         parse_peft_method(config.method)
     elif config.method not in METHODS:
@@ -232,7 +241,6 @@ def _check_config(config: TrainConfig, on_preview: Any) -> None:
         raise ValueError(f"preview_every={config.preview_every} needs on_preview, which takes the images")
     if Path(config.output).suffix != ".safetensors":
         raise ValueError(f"output must be a file name that ends in .safetensors, got {config.output}")
-    load_image(config.image, MIN_SIDE)
 
 
 def check_config_fits_base(base: Base, config: TrainConfig, processes: Processes) -> None:

@@ -19,7 +19,7 @@ from ..injection import adapter_names, detach, extract, frozen_factors, initiali
 from ..injection.initial_factors import initial_factors
 from ..injection.peft_methods import PREFIX, initialise_peft, parse_peft_method
 from ..methods import METHODS
-from ..training_example import TrainingExample
+from ..training_example import TrainingExamples
 
 ADAPTER_NAME = "learning"
 """Name of the adapter on the model while it is trained. Keys of checkpoints have it, so it stays."""
@@ -44,7 +44,7 @@ class TrainableAdapter:
 def prepare_adapter(
     base: Base,
     config: TrainConfig,
-    example: TrainingExample,
+    examples: TrainingExamples,
     generator: torch.Generator,
     stage: Callable[[str, float], Any],
 ) -> Callable[[], TrainableAdapter]:
@@ -76,7 +76,7 @@ def prepare_adapter(
         generator,
         config.slot or 0,
         leading=lambda: cached_basis(weights, config.rank or 0, method.side or "", on_layer),
-        contrast=lambda: compute_contrast_directions(base, config, example, on_contrast),
+        contrast=lambda: compute_contrast_directions(base, config, examples, on_contrast),
     )
     start = {"basis": basis.digest if basis else "", "lost": basis.lost if basis else None}
 

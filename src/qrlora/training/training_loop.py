@@ -3,7 +3,7 @@
 dtypes: the base computes in its own; A, B, their gradients, the loss and the optimizer's state are float32.
 Gradients of activations are in the base's dtype, which needs a `loss_scale` in float16. There is no autocast anywhere.
 
-Letters: b noisy copies of the training image in an update, c latent channels, h w latent size.
+Letters: b noisy copies of training images in an update, c latent channels, h w latent size.
 """
 
 from __future__ import annotations
@@ -24,7 +24,8 @@ from .. import extras
 from ..config import TrainConfig
 from ..families import Base
 from ..noising import Noising, noising_of
-from ..training_example import TrainingExample
+from ..training_example import TrainingExamples
+from .batch_images import make_batches
 from .checkpoint import Checkpoint
 from .distributed import Processes, is_rank_zero
 from .gradient_checkpointing import gradient_checkpointing, needs_gradient_checkpointing
@@ -53,7 +54,7 @@ class Progress:
 def run_training_loop(
     config: TrainConfig,
     base: Base,
-    example: TrainingExample,
+    examples: TrainingExamples,
     checkpoint: Checkpoint,
     processes: Processes,
     stop_requested: Callable[[], bool],
@@ -72,7 +73,7 @@ def run_training_loop(
     steps, rate, lr_decay, model = config.steps, config.learning_rate, config.lr_decay, base.model
     assert steps is not None and rate is not None and lr_decay is not None
     parameters, generator = list(checkpoint.adapter.factors.values()), checkpoint.generator
-    next_loss = make_loss(config, base, example, generator, processes)
+    loss_of_step = make_loss(config, base, examples, generator, processes)
     optimizer = OPTIMIZERS[config.optimizer](parameters, rate)
     scale = LossScale(base.device, model.dtype)  # pyright: ignore[reportArgumentType]
     first, started = checkpoint.resume(optimizer, scale), clock.monotonic()
@@ -80,14 +81,14 @@ def run_training_loop(
     wanted = config.gradient_checkpointing
     if wanted is None and first < steps:
         generator_state, known = generator.get_state(), [*model.parameters(), *model.buffers()]
-        wanted = needs_gradient_checkpointing(model, next_loss, parameters, known) or None
+        wanted = needs_gradient_checkpointing(model, partial(loss_of_step, first + 1), parameters, known) or None
         generator.set_state(generator_state)
     with gradient_checkpointing(model, wanted) as with_oom_retry, tensorboard_logger(config) as log:
 
-        def compute_gradients(generator_state: Tensor) -> Tensor:
+        def compute_gradients(step: int, generator_state: Tensor) -> Tensor:
             generator.set_state(generator_state)
             optimizer.zero_grad()
-            loss = next_loss()
+            loss = loss_of_step(step)
             scale.backward(loss)
             return loss.detach()
 
@@ -104,7 +105,7 @@ def run_training_loop(
         for step in range(first + 1, steps + 1):
             for group in optimizer.param_groups:
                 group["lr"] = rate * linear_decay(step, steps, lr_decay)
-            attempt = partial(compute_gradients, generator.get_state())
+            attempt = partial(compute_gradients, step, generator.get_state())
             loss, stopped = processes.average_gradients(parameters, with_oom_retry(attempt), stop_requested())
             while not scale.step(optimizer):
                 check_finite(step, loss.item())
@@ -144,29 +145,28 @@ def async_item(number: Tensor) -> Callable[[], float]:
 
 
 def make_loss(
-    config: TrainConfig, base: Base, example: TrainingExample, generator: torch.Generator, processes: Processes
-) -> Callable[[], Tensor]:
-    """() -> the loss of this process's shard of the next batch of noise and timesteps; every process draws all of it.
+    config: TrainConfig, base: Base, examples: TrainingExamples, generator: torch.Generator, processes: Processes
+) -> Callable[..., Tensor]:
+    """(step, 1 if none is given) -> the loss of this process's shard of the update's noisy copies.
 
-    They are drawn on the CPU, so that a seed means the same noise on every device, and copied asynchronously. Latents
-    and conditioning never change and are on the device from the start.
+    Every process draws all noise and timesteps, on the CPU, so that a seed means the same noise on every device.
     """
     assert config.batch_size is not None and config.timestep_sampling is not None
-    device, batch, size = base.device, config.batch_size, config.batch_size // processes.count
+    device, batch_size = base.device, config.batch_size
     noising = noising_of(base.pipe.scheduler.config, config.min_snr_gamma, config.timestep_sampling)
-    clean = example.latents.to(device).expand(size, -1, -1, -1)
-    condition = example.condition.to(device).rows([0] * size)
+    batch_of_step = make_batches(base, examples, batch_size, config.seed, processes)
 
-    def next_loss() -> Tensor:
-        noise = torch.randn(batch, *clean.shape[1:], generator=generator)
+    def loss_of_step(step: int = 1) -> Tensor:
+        noise = torch.randn(batch_size, *examples.latents.shape[1:], generator=generator)
         time = noising.sample_time(len(noise), generator)
         noise, time = processes.shard(noise), processes.shard(time)
         if device.type == "cuda":
             noise = noise.pin_memory()  # from pageable memory the copy would wait for the device
         noise = noise.to(device, non_blocking=True)
+        clean, condition = batch_of_step(step)
         return denoising_loss(base.family.predict, base.model, noising, clean, noise, time, condition)
 
-    return next_loss
+    return loss_of_step
 
 
 def denoising_loss(

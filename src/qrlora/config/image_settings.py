@@ -1,0 +1,59 @@
+"""The settings `image` and `mask`, files or folders, and `crop`: one value, or a list with one for each image."""
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".heic", ".avif")
+"""How the names of image files end, in lower case: those of a folder that are taken for its images."""
+PATH_LISTS = ("image", "mask")
+"""Settings that take a path or a list of paths."""
+
+Crop = tuple[int, int, int]
+"""x, y, side in pixels of the upright image, from its left and upper edge: what of it is used."""
+
+
+def normalise_paths(value: str | Path | Iterable[str | Path]) -> str | tuple[str, ...]:
+    """A path as text; a list of them as a tuple of texts."""
+    return str(value) if isinstance(value, str | Path) else tuple(str(path) for path in value)
+
+
+def split_paths(text: str) -> str | list[str]:
+    """ "a.png,b.png" of a command line as a list. A name that exists as it stands is one file, with all its commas; so
+    is a text of which no part exists, for the message that it is missing."""
+    parts = [part.strip() for part in text.split(",") if part.strip()]
+    if len(parts) < 2 or Path(text).exists() or not any(Path(part).exists() for part in parts):
+        return text
+    return parts
+
+
+def join_repeated(name: str, values: Sequence[Any]) -> Any:
+    """The value of a setting that a command line gives once or, `image=a.png image=b.png`, several times."""
+    if name not in PATH_LISTS:
+        return values[0] if len(values) == 1 else list(values)
+    paths = [split_paths(value) if isinstance(value, str) else value for value in values]
+    if len(paths) == 1:
+        return paths[0]
+    return [path for some in paths for path in ([some] if isinstance(some, str) else some)]
+
+
+def parse_crops(value: str | Sequence[Any]) -> tuple[Crop, ...]:
+    """Crops from "x,y,side", from three numbers, or from a list of either with one for each image; () for none.
+
+    Raises: ValueError: not three whole numbers, a negative corner, or a side under 1.
+    """
+    if isinstance(value, str) or value and all(isinstance(x, int) for x in value):
+        return (_parse_crop(value),) if value else ()
+    return tuple(_parse_crop(one) for one in value)
+
+
+def _parse_crop(value: str | Sequence[int]) -> Crop:
+    numbers: Sequence[Any] = value.split(",") if isinstance(value, str) else value
+    try:
+        x, y, side = (int(number) for number in numbers)
+    except (TypeError, ValueError):
+        x = y = side = -1
+    if min(x, y) < 0 or side < 1:
+        shape = "crop reads x,y,side in whole pixels of the image, from its upper left, such as crop=120,0,800"
+        raise ValueError(f"{shape}; got {value!r:.80}")
+    return x, y, side
