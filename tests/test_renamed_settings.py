@@ -8,7 +8,7 @@ import pytest
 import pico
 from qrlora.comparison.method_specs import parse_method_spec
 from qrlora.config import FamilyDefaults, TrainConfig, as_dict, as_stored_dict, read_recipe
-from qrlora.config.renamed_settings import RENAMED
+from qrlora.config.renamed_settings import ADDED, RENAMED
 from qrlora.families import open_base
 
 VALUES = {"decay": 0.5, "times": "noisy"}
@@ -81,4 +81,7 @@ def test_files_hold_settings_under_the_names_of_format_1():
     config = TrainConfig(image="x.png", lr_decay=0.5, timestep_sampling="noisy")
     stored = as_stored_dict(config)
     assert (stored["decay"], stored["times"]) == (0.5, "noisy")
-    assert list(stored.values()) == list(as_dict(config).values()) and not RENAMED.keys() & as_dict(config).keys()
+    since = {name: as_dict(config)[name] for name in ADDED}
+    assert not any(since.values()) and not since.keys() & stored.keys()  # settings that came later and are not set
+    assert list(stored.values()) == [value for name, value in as_dict(config).items() if name not in ADDED]
+    assert not RENAMED.keys() & as_dict(config).keys()

@@ -1,22 +1,20 @@
-"""Every setting of a run: frozen dataclasses, TOML recipes, `key=value` overrides.
+"""Every setting of a run, as frozen dataclasses.
 
 A setting that is None is left open: `filled` takes it from the base, so that small and large bases share recipes.
 """
 
 import dataclasses
 import math
-import tomllib
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, Self, TypeVar
+from typing import Any, Literal, Self
 
 from ..layouts import current_preset
-from ..text_files import read_text
 from ..trigger_words import contains_word
-from .image_settings import join_repeated, normalise_paths, parse_crops
-from .renamed_settings import accepts_old_names, new_setting_name, with_new_names
-from .type_checks import as_dict, check_at_least, check_strengths, check_types, holds_list, parse_override
+from .image_settings import normalise_paths, parse_crops
+from .renamed_settings import accepts_old_names, with_new_names
+from .type_checks import as_dict, check_at_least, check_strengths, check_types
 
 Quantize = Literal["", "nf4", "int8", "float8"]
 """How the linear layers of the unet or transformer are kept: in the base's dtype (""), or in 4 or 8 bits a weight."""
@@ -284,33 +282,3 @@ class SampleConfig:
         values = {"steps": defaults.sample_steps, "guidance": defaults.guidance, "size": defaults.resolution}
         left_open = {name: value for name, value in values.items() if getattr(self, name) is None}
         return dataclasses.replace(self, **left_open)
-
-
-Config = TypeVar("Config", TrainConfig, SampleConfig)
-
-
-def read_recipe(path: str | Path | None, overrides: Iterable[str] = (), kind: type[Config] = TrainConfig) -> Config:
-    """Settings from a TOML recipe with overrides on top.
-
-    Args:    path: a TOML file of `name = value` lines, or None for the defaults.  kind: TrainConfig or SampleConfig.
-             overrides: "name=value"; the value as TOML writes it, quotes optional around text. A setting that holds
-             one value or a list may come several times.
-    Raises:  OSError: no such file. ValueError: not TOML, an unknown name (with the nearest known one), a wrong type.
-    """
-    values: dict[str, Any] = {}
-    if path is not None:
-        try:
-            values = with_new_names(kind, tomllib.loads(read_text(path)))
-        except (ValueError, RecursionError) as error:
-            raise ValueError(f"{path} is not a TOML recipe: {error}") from error
-    repeated: dict[str, list[Any]] = {}
-    for override in overrides:
-        name, equals, text = override.partition("=")
-        if not equals:
-            raise ValueError(f"an override reads name=value, got {override!r}")
-        name = new_setting_name(kind, name.strip())
-        before = repeated.get(name, []) if holds_list(kind, name) else []
-        repeated[name] = [*before, parse_override(kind, name, text.strip())]
-    values |= {name: join_repeated(name, given) for name, given in repeated.items()}
-    check_types(kind, values)
-    return kind(**values)
