@@ -22,8 +22,8 @@ from torch import Tensor, nn
 
 from harness import Row, above, arguments, compare, extra, laps, report, seconds
 from qrlora.adapter import Adapter, Header, Pair
-from qrlora.families import Base, Framing, open_base
-from qrlora.families.library_messages import quiet
+from qrlora.families import Base, SizeConditioning, open_base
+from qrlora.families.library_messages import libraries_silenced
 from qrlora.files import save
 from qrlora.injection import applied, apply
 from qrlora.sampling import generate, grid
@@ -42,7 +42,7 @@ def two_adapters(layers: Shapes, base: Base | None = None, rank: int = RANK) -> 
     generator, pairs = torch.Generator().manual_seed(0), []
     widths = sorted({i for _, i in layers.values()})
     Q = {i: torch.linalg.qr(torch.randn(i, min(rank, i), generator=generator)).Q for i in widths}
-    of_base = {"family": base.family.name, "part": base.family.part} if base else {}
+    of_base = {"family": base.family.name, "part": base.family.component} if base else {}
     for role, strength in zip(ROLES, (0.9, 0.7), strict=True):
         factors = {
             name: Pair(Q[i].T.contiguous(), torch.randn(o, Q[i].shape[1], generator=generator) * 2e-2)
@@ -57,7 +57,7 @@ def loaded(name: str, adapters: Adapters, device: str, dtype: str = "float32") -
     base = open_base(name, device, dtype)
     base.model.to(base.device)
     pipe: Any = base.pipe
-    with tempfile.TemporaryDirectory() as folder, quiet():
+    with tempfile.TemporaryDirectory() as folder, libraries_silenced():
         for (adapter, _), role in zip(adapters, ROLES, strict=True):
             save(adapter, Path(folder) / f"{role}.safetensors")
             pipe.load_lora_weights(folder, weight_name=f"{role}.safetensors", adapter_name=role)
@@ -76,7 +76,7 @@ def built_in(name: str, dtype: str, device: str, rounds: int) -> list[Row]:
     base.model.to(base.device)
     side = base.defaults.resolution // getattr(base.pipe, "vae_scale_factor", 8)
     noisy = torch.randn(2, base.pipe.vae.config.latent_channels, side, side).to(device)
-    condition = base.encode_prompt([PROMPT] * 2, Framing.plain(64, 64)).to(device)
+    condition = base.encode_prompt([PROMPT] * 2, SizeConditioning.uncropped(64, 64)).to(device)
     adapters = two_adapters(shapes(base, base.defaults.for_run("content", "qr").targets), base)
     stock = loaded(name, adapters, device, dtype).model
     look = looking(base, noisy, condition)

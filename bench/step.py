@@ -22,7 +22,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from harness import FLOOR, Row, above, arguments, extra, laps, report, seconds
 from qrlora.config import TrainConfig
 from qrlora.estimate.memory_counting import LiveBytes
-from qrlora.families import Base, Framing, open_base
+from qrlora.families import Base, SizeConditioning, open_base
 from qrlora.families.base_without_weights import blank_base, blank_example, materialise
 from qrlora.injection import initialise
 from qrlora.methods import METHODS
@@ -174,7 +174,7 @@ def built_in_lesson(name: str, device: str) -> tuple[Ways, TrainingImage]:
     own = base.defaults.for_run("content", "qr")
     b, side = own.batch_size, own.resolution // getattr(base.pipe, "vae_scale_factor", 8)
     clean = torch.randn(b, base.pipe.vae.config.latent_channels, side, side).to(device)
-    condition = base.encode_prompt(["a <c>"] * b, Framing.plain(own.resolution, own.resolution)).to(device)
+    condition = base.encode_prompt(["a <c>"] * b, SizeConditioning.uncropped(own.resolution, own.resolution)).to(device)
     return ways(base.model, shapes(base, own.targets), own.rank), lesson(base, clean, condition)
 
 

@@ -9,7 +9,7 @@ from torch import nn
 import pico
 import plain
 from qrlora.adapter import Adapter, Header, Pair
-from qrlora.families import Framing, open_base
+from qrlora.families import SizeConditioning, open_base
 from qrlora.injection import adapter_names, applied, apply, detach, initialise, set_strengths, weight_folding
 from qrlora.injection.adapted_linear import AdaptedLinear
 from qrlora.linalg import leading_subspace
@@ -42,7 +42,7 @@ def trajectory(base, parameters, steps=20):
     """The losses of updates on drawn noise, and the factors after the last."""
     generator = torch.Generator().manual_seed(2)
     clean = pico.latents(base, 1, generator).expand(3, -1, -1, -1)
-    condition = base.encode_prompt(["a <c>"] * 3, Framing.plain(16, 16))
+    condition = base.encode_prompt(["a <c>"] * 3, SizeConditioning.uncropped(16, 16))
     optimizer, losses = torch.optim.Adam(parameters, lr=1e-2), []
     for _ in range(steps):
         noise, time = pico.latents(base, 3, generator), base.noising.sample_time(3, generator)

@@ -22,7 +22,7 @@ from qrlora.baselines.adapter_schedules import (
 )
 from qrlora.baselines.style_aligned import SharedAttentionProcessor, adain, invert_image, reference_rows, style_aligned
 from qrlora.baselines.ziplora import coefficient_overlap, merge_with_coefficients
-from qrlora.families import Framing, open_base
+from qrlora.families import SizeConditioning, open_base
 from qrlora.injection import applied, set_strengths, with_coefficients
 from qrlora.sampling import generate
 
@@ -46,7 +46,7 @@ def adapter(base, seed, size=0.3, targets=None):
 
 def question(base, seed=0):
     noisy = pico.latents(base, 2, torch.Generator().manual_seed(seed))
-    told = base.encode_prompt(["a dog", "a cat"], Framing.plain(pico.SIZE, pico.SIZE))
+    told = base.encode_prompt(["a dog", "a cat"], SizeConditioning.uncropped(pico.SIZE, pico.SIZE))
     return noisy, torch.tensor([500, 500]), told
 
 

@@ -106,7 +106,7 @@ def test_a_scheduler_of_other_times_is_refused_by_name(config):
 def with_channels(family, channels):
     """A pico pipeline whose model reads so many channels."""
     pipe = pico.BASES[family]()
-    part = FAMILIES[family].part
+    part = FAMILIES[family].component
     config = {**getattr(pipe, part).config, "in_channels": channels}
     if family == "sd3":
         config["out_channels"] = 4
@@ -135,11 +135,11 @@ def test_one_file_made_for_another_input_is_refused_at_opening(one_file, tmp_pat
     refused(path, ValueError, "reads 8 channels")
 
 
-def test_a_model_that_answers_more_than_it_is_asked_is_refused(tmp_path):
+def test_a_model_that_predicts_more_channels_than_its_latents_have_is_refused(tmp_path):
     pipe = pico.sdxl()
     pipe.register_modules(unet=pico.unet(out_channels=8))
     pipe.save_pretrained(tmp_path / "base")
-    refused(tmp_path / "base", ValueError, "answers 8 channels")
+    refused(tmp_path / "base", ValueError, "predicts 8 channels")
 
 
 OTHER_CLASSES = {
@@ -170,12 +170,12 @@ def test_another_pipeline_class_of_the_same_parts_is_the_same_base(tmp_path, fam
 def test_a_flux_file_whose_norms_end_in_weight_is_the_same_base(one_file, prefix):  # noqa: F811
     path = one_file("flux")
 
-    def respelt(held):
+    def renamed(held):
         for name in list(held):
             tensor = held.pop(name)
             held[prefix + name.replace("_norm.scale", "_norm.weight")] = tensor
 
-    changed(path, respelt)
+    changed(path, renamed)
     assert any("key_norm.weight" in name for name in load_file(path))
     assert_same_base(open_base(path, "cpu"), open_base(pico.folder("flux"), "cpu"))
 

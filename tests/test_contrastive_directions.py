@@ -80,7 +80,7 @@ def test_input_moments_are_the_mean_outer_products_of_a_layers_inputs(family):
     layers = list(base.target_layers("attention"))
     latents, condition = (
         pico.latents(base, 1),
-        base.encode_prompt(["a dog", "a <c>"], base.framing((16, 16), (0, 0), (16, 16))),
+        base.encode_prompt(["a dog", "a <c>"], base.size_conditioning((16, 16), (0, 0), (16, 16))),
     )
     rows = {layer: [] for layer in layers}
     handles = [
@@ -102,7 +102,7 @@ def test_layers_that_share_an_input_tensor_are_found(family):
     """All that read equal numbers, and no others: by the inputs of a pass, all of them kept."""
     base = open_base(pico.folder(family), "cpu")
     layers = list(base.target_layers("attention"))
-    condition = base.encode_prompt(["a dog"], base.framing((16, 16), (0, 0), (16, 16)))
+    condition = base.encode_prompt(["a dog"], base.size_conditioning((16, 16), (0, 0), (16, 16)))
     first_readers = shared_inputs(base, layers, TrainingExamples(pico.latents(base, 1), condition), "uniform")
     inputs = {}
     with torch.no_grad(), input_hooks(base.model, layers, lambda layer, x: inputs.__setitem__(layer, x.clone())):
@@ -149,7 +149,7 @@ def test_contrast_directions_hold_the_training_prompts_inputs_more_than_those_of
     base = open_base("tiny-flux", "cpu")
     config, example = training_example(base, tmp_path, rank=8)
     chosen = compute_contrast_directions(base, config, example)
-    framing = base.framing((64, 64), (0, 0), (64, 64))
+    size_conditioning = base.size_conditioning((64, 64), (0, 0), (64, 64))
     noise, moment = torch.randn(example.latents.shape), torch.tensor([500.0])
 
     def share(Q, condition):
@@ -162,7 +162,7 @@ def test_contrast_directions_hold_the_training_prompts_inputs_more_than_those_of
             base.family.predict(base.model, noise, moment, condition)
         return float(torch.stack(parts).mean())
 
-    other = base.encode_prompt(["a dolphin in stencil style"], framing)
+    other = base.encode_prompt(["a dolphin in stencil style"], size_conditioning)
     leading = {layer: leading_subspace(weight, 8) for layer, weight in base.weights(config.targets)}
     contrast = share(chosen, example.condition) / share(chosen, other)
     assert contrast > 2 and contrast > 2 * share(leading, example.condition) / share(leading, other)

@@ -13,7 +13,7 @@ import pico
 from commands import run
 from qrlora import devices
 from qrlora.families import SlowDevice, library_messages, open_base
-from qrlora.families.library_messages import tell_start
+from qrlora.families.library_messages import log_opened_base
 from qrlora.safetensors_files import Checkpoint
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda", 1)
@@ -29,7 +29,7 @@ def test_every_opening_of_a_base_is_logged_with_device_and_dtype(caplog, how, nu
 def test_a_gpu_is_named_and_so_is_a_quantisation(caplog, monkeypatch):
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "NVIDIA L4")
     with caplog.at_level(logging.INFO, "qrlora"):
-        tell_start("a/b", [], GPU, torch.bfloat16, "int8")
+        log_opened_base("a/b", [], GPU, torch.bfloat16, "int8")
     assert [x.message for x in caplog.records] == ["a/b on NVIDIA L4 (cuda:1), in int8 and bfloat16"]
 
 
@@ -68,17 +68,17 @@ def test_a_large_base_on_a_cpu_warns_with_the_way_to_a_gpu(monkeypatch, large, m
     monkeypatch.setattr(torch.cuda, "is_available", lambda: machine.get("cuda", False))
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: machine.get("mps", False))
     with pytest.warns(SlowDevice, match=f"big has 1.2 billion parameters, and a CPU takes minutes .*: {way}"):
-        tell_start("big", [Checkpoint.of(large)], CPU, torch.float32, "")
+        log_opened_base("big", [Checkpoint.of(large)], CPU, torch.float32, "")
 
 
 def test_neither_a_gpu_nor_a_small_base_is_warned_of(monkeypatch, large):
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "NVIDIA L4")
-    tell_start("big", [Checkpoint.of(large)], GPU, torch.bfloat16, "")  # warnings are errors
-    tell_start("small", map(Checkpoint.of, (pico.folder() / "unet").glob("*.safetensors")), CPU, torch.float32, "")
+    log_opened_base("big", [Checkpoint.of(large)], GPU, torch.bfloat16, "")  # warnings are errors
+    log_opened_base("small", map(Checkpoint.of, (pico.folder() / "unet").glob("*.safetensors")), CPU, torch.float32, "")
 
 
 def test_a_warning_is_one_line_of_a_command(capsys, tmp_path, monkeypatch):
-    monkeypatch.setattr(library_messages, "LARGE", 1000)
+    monkeypatch.setattr(library_messages, "SLOW_ON_CPU", 1000)
     with warnings.catch_warnings():
         warnings.simplefilter("always")
         code, _, err = run(capsys, "generate", "a dog", "--base", pico.folder(), "-o", tmp_path / "p.png", "--steps", 1)

@@ -18,7 +18,7 @@ from qrlora.estimate import CARDS, MARGIN, RESERVED, estimate, estimate_training
 from qrlora.estimate.memory_counting import LiveBytes, flash_attention, initialise_on_meta, step_bytes
 from qrlora.estimate.time_blocks import block_kinds
 from qrlora.estimate.training_task import TrainingTask
-from qrlora.families import FAMILIES, Framing, open_base
+from qrlora.families import FAMILIES, SizeConditioning, open_base
 from qrlora.families.base_without_weights import blank_base, blank_example, materialise_quantised
 from qrlora.families.public_configs import PUBLIC
 from qrlora.injection import initialise
@@ -121,7 +121,7 @@ def test_the_kinds_of_blocks_are_all_blocks_of_the_model(family):
     """Kinds times their counts hold as many numbers as the model's blocks: exactly, since it is a sum."""
     task = task_of(family)
     kinds = block_kinds(task)
-    in_blocks = [m for m in task.base.model.modules() if type(m).__name__ in task.base.family.blocks]
+    in_blocks = [m for m in task.base.model.modules() if type(m).__name__ in task.base.family.block_classes]
     count = lambda module: sum(p.numel() for p in module.parameters())  # noqa: E731
     assert sum(kind.count * count(kind.block) for kind in kinds) == sum(map(count, in_blocks))
     assert sum(kind.count for kind in kinds) == len(in_blocks)
@@ -135,7 +135,7 @@ def test_adapter_files_of_the_real_bases_are_as_small_as_promised():
     for name, full, compact in (("flux-dev", 360, 180), ("sdxl", 86, 43)):
         base, _, _ = blank(name)
         shapes = {layer: tuple(weight.shape) for layer, weight in base.weights(base.defaults.targets)}
-        header = Header(family=base.family.name, part=base.family.part, method="qr", rank=64)
+        header = Header(family=base.family.name, part=base.family.component, method="qr", rank=64)
         for content, most in (("full", full), ("compact", compact)):
             assert 0.98 * most < size_in_bytes(shapes, header, content, dtype=torch.bfloat16) / 1e6 < most
 
@@ -207,7 +207,7 @@ def test_a_blank_example_has_the_shapes_of_a_real_prompt(name):
     base, (shapes, _, tokens) = open_base(folder, "cpu"), blank_base(str(folder))
     side = base.defaults.resolution
     _, condition = blank_example(shapes, side, tokens, 2, "meta")
-    real = base.encode_prompt(["a dog", "a cat"], Framing.plain(side, side))
+    real = base.encode_prompt(["a dog", "a cat"], SizeConditioning.uncropped(side, side))
     assert {k: x.shape for k, x in condition.tensors.items()} == {k: x.shape for k, x in real.tensors.items()}
 
 
@@ -221,7 +221,7 @@ def test_a_denoising_step_answers_as_many_rows_as_the_stock_pipeline_asks_for(fa
     )
     base.sample(["a dog"], "", pico.SIZE, 3, guidance, [torch.Generator().manual_seed(0)])
     steps = len(base.pipe.scheduler.timesteps)  # 3, or 4 of PNDM, which asks twice in its first
-    assert sum(rows) == steps * base.family.rows_drawn(base.pipe, guidance)
+    assert sum(rows) == steps * base.family.rows_per_step(base.pipe, guidance)
 
 
 def test_an_estimate_refuses_what_training_would():

@@ -234,7 +234,7 @@ def test_without_the_extra_for_commands_there_is_one_line_and_a_doctor():
 
 
 def test_without_the_data_package_its_bases_and_drawings_name_it(monkeypatch):
-    from qrlora.families.base_location import place_of
+    from qrlora.families.base_location import locate_base
     from qrlora.world import drawings
 
     monkeypatch.setattr(built_in_bases, "data_package", lambda: None)
@@ -242,8 +242,8 @@ def test_without_the_data_package_its_bases_and_drawings_name_it(monkeypatch):
     monkeypatch.setattr(drawings, "full_sheet_folder", lambda: Path("nowhere"))
     line = f"comes in a package of its own: pip install qrlora-bases=={__version__}"
     with pytest.raises(FileNotFoundError, match=f"^tiny-sdxl {line}$"):
-        place_of("tiny-sdxl")
-    assert place_of("tiny-flux").is_dir()
+        locate_base("tiny-sdxl")
+    assert locate_base("tiny-flux").is_dir()
     with pytest.raises(FileNotFoundError, match=f"^the sheet of drawings by twemoji {line}$"):
         drawings.sheet_file("twemoji")
 

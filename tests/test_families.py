@@ -10,8 +10,8 @@ from torch.nn import functional
 
 import checkpoint
 import pico
-from qrlora.families import FAMILIES, Base, Framing, choose_device, choose_dtype, flux, open_base
-from qrlora.families.library_messages import quiet
+from qrlora.families import FAMILIES, Base, SizeConditioning, choose_device, choose_dtype, flux, open_base
+from qrlora.families.library_messages import libraries_silenced
 from qrlora.training import denoising_loss
 
 SDXL_UNET = {  # unet/config.json of stabilityai/stable-diffusion-xl-base-1.0
@@ -72,7 +72,7 @@ def real(family, model):
     """A base whose trainable part is on the meta device: every shape, no memory."""
     from types import SimpleNamespace
 
-    pipe = SimpleNamespace(**{FAMILIES[family].part: model})
+    pipe = SimpleNamespace(**{FAMILIES[family].component: model})
     return Base(pipe=pipe, family=FAMILIES[family], name=family, defaults=FAMILIES[family].defaults)
 
 
@@ -226,7 +226,7 @@ def test_loss_is_that_of_the_public_sdxl_dreambooth_training(prediction_type):
         target = noise if prediction_type == "epsilon" else scheduler.get_velocity(clean, noise, time)
         expected = functional.mse_loss(guess.float(), target.float(), reduction="mean")
 
-        condition = base.encode_prompt(prompts, Framing((640, 480), (10, 0), (16, 16)))
+        condition = base.encode_prompt(prompts, SizeConditioning((640, 480), (10, 0), (16, 16)))
         ours = denoising_loss(base.family.predict, base.model, base.noising, clean, noise, time, condition)
     torch.testing.assert_close(ours, expected, rtol=1e-5, atol=1e-6)
 
@@ -272,7 +272,7 @@ def test_loss_is_that_of_the_public_sd3_dreambooth_training(with_t5):
             encoder_hidden_states=text,
             pooled_projections=torch.cat(pooled, dim=-1),
         ).sample
-        condition = base.encode_prompt(prompts, Framing.plain(16, 16))
+        condition = base.encode_prompt(prompts, SizeConditioning.uncropped(16, 16))
         time = pipe.scheduler.timesteps[rows]
         ours = denoising_loss(base.family.predict, base.model, base.noising, clean, noise, time, condition)
     torch.testing.assert_close(ours, flow_loss(base, guess, clean, noise), rtol=1e-5, atol=1e-6)
@@ -301,7 +301,7 @@ def test_loss_is_that_of_the_public_flux_dreambooth_training(guidance_embeds):
             img_ids=pipe._prepare_latent_image_ids(2, 4, 4, "cpu", torch.float32),
         ).sample
         guess = pipe._unpack_latents(guess, 16, 16, pipe.vae_scale_factor)
-        condition = base.encode_prompt(prompts, Framing.plain(16, 16))
+        condition = base.encode_prompt(prompts, SizeConditioning.uncropped(16, 16))
         time = pipe.scheduler.timesteps[rows]
         ours = denoising_loss(base.family.predict, base.model, base.noising, clean, noise, time, condition)
     torch.testing.assert_close(ours, flow_loss(base, guess, clean, noise), rtol=1e-5, atol=1e-6)
@@ -314,14 +314,14 @@ def test_latents_are_packed_as_the_flux_pipeline_packs_them():
     latents = torch.randn(2, 4, 6, 10, generator=torch.Generator().manual_seed(0))
     assert torch.equal(flux.packed(latents), FluxPipeline._pack_latents(latents, 2, 4, 6, 10))
     ids = FluxPipeline._prepare_latent_image_ids(2, 3, 5, "cpu", torch.float32)
-    assert torch.equal(flux.picture_ids(3, 5), ids)
+    assert torch.equal(flux.patch_positions(3, 5), ids)
 
 
-def test_a_base_with_one_framing_is_never_told_another(tmp_path):
+def test_a_base_that_knows_one_size_is_always_conditioned_on_uncropped_images(tmp_path):
     shutil.copytree(pico.folder(), tmp_path / "b")
     (tmp_path / "b" / "qrlora.json").write_text(json.dumps({"framing": "plain"}))
     base = open_base(tmp_path / "b", "cpu")
-    assert base.framing(original=(640, 480), corner=(10, 0), target=(16, 16)) == Framing.plain(16, 16)
+    assert base.size_conditioning((640, 480), (10, 0), (16, 16)) == SizeConditioning.uncropped(16, 16)
 
 
 def test_a_folders_own_defaults_win_over_the_familys(base):
@@ -341,7 +341,10 @@ def test_schnell_draws_in_4_steps_and_reads_256_tokens_unless_its_noise_is_shift
     levels.write_text(json.dumps(json.loads(levels.read_text()) | {"use_dynamic_shifting": True}))
     freed = open_base(folder, "cpu")
     assert (freed.defaults.sample_steps, freed.defaults.guidance) == (28, 3)
-    read = [x.encode_prompt(["a dog"], Framing.plain(16, 16)).tensors["text"].shape[1] for x in (schnell, freed)]
+    read = [
+        x.encode_prompt(["a dog"], SizeConditioning.uncropped(16, 16)).tensors["text"].shape[1]
+        for x in (schnell, freed)
+    ]
     assert read == [256, 512]
 
 
@@ -353,18 +356,20 @@ def test_nothing_of_an_open_base_learns(any_base):
 @pytest.mark.parametrize("family", FAMILIES)
 def test_released_parts_are_gone(family):
     base = open_base(pico.folder(family), "cpu")
-    names = (*FAMILIES[family].text_parts, "vae")
-    assert tuple(base.spare_parts) == names and base.missing_parts == []
+    names = (*FAMILIES[family].text_encoders, "vae")
+    assert tuple(base.encoders_and_vae) == names and base.missing_components == []
     base.release()
-    assert base.spare_parts == {} and all(getattr(base.pipe, name) is None for name in names)
-    assert base.missing_parts == [name for name in names if name != "text_encoder_3"]
+    assert base.encoders_and_vae == {} and all(getattr(base.pipe, name) is None for name in names)
+    assert base.missing_components == [name for name in names if name != "text_encoder_3"]
 
 
 def test_sd3_without_t5_misses_nothing_and_reads_zeros_in_its_place():
     """As the pipeline does; and a folder whose tokenizer is there while the encoder is not is read the same."""
     with_t5, without = (open_base(pico.folder("sd3", with_t5=x), "cpu") for x in (True, False))
-    assert without.missing_parts == [] and "text_encoder_3" not in without.spare_parts
-    told, full = (x.encode_prompt(["a dog"], Framing.plain(16, 16)).tensors["text"] for x in (without, with_t5))
+    assert without.missing_components == [] and "text_encoder_3" not in without.encoders_and_vae
+    told, full = (
+        x.encode_prompt(["a dog"], SizeConditioning.uncropped(16, 16)).tensors["text"] for x in (without, with_t5)
+    )
     assert told.shape == full.shape and not told[:, 77:].any() and full[:, 77:].any()
     torch.testing.assert_close(told[:, :77], full[:, :77])
 
@@ -405,11 +410,11 @@ def write_single_file(family, folder, without=()):
 
 
 def assert_same_base(single, base):
-    for part in (base.family.part, *base.spare_parts):
+    for part in (base.family.component, *base.encoders_and_vae):
         ours, theirs = (getattr(x.pipe, part).state_dict() for x in (single, base))
         assert ours.keys() == theirs.keys() and all(torch.equal(ours[key], theirs[key]) for key in ours), part
-    framing = Framing.plain(16, 16)
-    told, expected = (x.encode_prompt(["a <c>"], framing).tensors for x in (single, base))
+    size_conditioning = SizeConditioning.uncropped(16, 16)
+    told, expected = (x.encode_prompt(["a <c>"], size_conditioning).tensors for x in (single, base))
     for key in expected:
         torch.testing.assert_close(told[key], expected[key])
 
@@ -425,7 +430,7 @@ def test_a_single_file_checkpoint_is_the_same_base(family, tmp_path):
     assert_same_base(single, base)
 
 
-PARTS = {**FAMILIES["sd3"].text_parts, "vae": "first_stage_model."}
+PARTS = {**FAMILIES["sd3"].text_encoders, "vae": "first_stage_model."}
 
 
 @pytest.mark.parametrize("part", PARTS)
@@ -528,7 +533,7 @@ def test_a_device_or_dtype_that_is_not_there_is_refused(tmp_path):
 def test_what_a_program_has_silenced_stays_so_after_a_base_is_opened(level):
     logging.disable(level)
     try:
-        with quiet():
+        with libraries_silenced():
             assert not logging.getLogger("any").isEnabledFor(logging.WARNING)
         assert logging.root.manager.disable == level
     finally:

@@ -122,7 +122,7 @@ def layers_of():
 
     def of(model):
         if model not in found:
-            config = dict(PUBLIC[model].part)
+            config = dict(PUBLIC[model].model_config)
             with torch.device("meta"):
                 named = getattr(diffusers, config.pop("_class_name"))(**config).named_modules()
             found[model] = {k: tuple(x.weight.shape) for k, x in named if isinstance(x, nn.Linear | nn.Conv2d)}

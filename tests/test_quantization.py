@@ -14,7 +14,7 @@ from qrlora import safetensors_files
 from qrlora.basis import cached_basis, fingerprint
 from qrlora.config import SampleConfig, TrainConfig
 from qrlora.estimate.memory_counting import LiveBytes
-from qrlora.families import FAMILIES, Framing, open_base, quantization
+from qrlora.families import FAMILIES, SizeConditioning, open_base, quantization
 from qrlora.files import load
 from qrlora.image_loading import load_image
 from qrlora.injection import applied, detach, initialise
@@ -46,17 +46,17 @@ def stored(weight):
 @pytest.mark.parametrize("family", FAMILIES)
 def test_every_linear_layer_of_the_trainable_part_takes_a_byte_a_weight_and_nothing_else_does(family, quantize):
     base = opened(family, quantize)
-    for part in (base.family.part, *base.spare_parts):
+    for part in (base.family.component, *base.encoders_and_vae):
         for layer in getattr(base.pipe, part).modules():
             if isinstance(layer, torch.nn.Linear):
-                assert stored(layer.weight).element_size() == (1 if part == base.family.part else 4)
+                assert stored(layer.weight).element_size() == (1 if part == base.family.component else 4)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_original_weights_are_those_of_the_base_that_is_not_quantised(family):
     """Compared with the checkpoint's own file, read whole by safetensors."""
     base, full = opened(family, "int8"), open_base(pico.folder(family), "cpu")
-    file = load_file(pico.folder(family) / base.family.part / "diffusion_pytorch_model.safetensors")
+    file = load_file(pico.folder(family) / base.family.component / "diffusion_pytorch_model.safetensors")
     for name, weight in base.weights(targets(family)):
         assert torch.equal(weight, file[f"{name}.weight"])
         kept = base.model.get_submodule(name).weight.dequantize()
@@ -106,7 +106,7 @@ def test_no_two_original_weights_are_in_memory_at_once(tmp_path, monkeypatch):
 def test_step_0_is_the_quantised_base_and_only_the_learning_factor_hears_the_loss(family, quantize, dtype):
     base, generator = opened(family, quantize, dtype), torch.Generator().manual_seed(3)
     noisy = pico.latents(base, 2, generator)
-    condition = base.encode_prompt(["a <c>"] * 2, Framing.plain(pico.SIZE, pico.SIZE))
+    condition = base.encode_prompt(["a <c>"] * 2, SizeConditioning.uncropped(pico.SIZE, pico.SIZE))
     weights = base.weights(targets(family))
     directions = cached_basis(weights, 4).Q
     starts = {name: METHODS["qr"].start(weight, directions[name], 4, None) for name, weight in weights}
@@ -232,7 +232,7 @@ def test_a_backward_pass_keeps_no_copy_of_a_quantised_weight(family, quantize):
     for kind in ("", quantize):
         base = opened(family, kind, "bfloat16")
         starts = {n: METHODS["lora"].start(w, None, 4, torch.Generator()) for n, w in base.weights("to_q")}
-        condition = base.encode_prompt(["a <c>"], Framing.plain(pico.SIZE, pico.SIZE))
+        condition = base.encode_prompt(["a <c>"], SizeConditioning.uncropped(pico.SIZE, pico.SIZE))
         initialise(base.model, starts, "fresh")
         try:
             noisy = torch.ones_like(pico.latents(base, 1))

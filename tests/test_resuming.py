@@ -5,6 +5,7 @@ import copy
 import dataclasses
 import errno
 import functools
+import hashlib
 import json
 import math
 import os
@@ -20,12 +21,14 @@ from PIL import Image, PngImagePlugin
 
 import pico
 from qrlora.basis import Basis
+from qrlora.config import TrainConfig
 from qrlora.families import open_base
 from qrlora.files import load
+from qrlora.image_loading import load_image
 from qrlora.injection import apply, detach, set_strengths
 from qrlora.safetensors_files import read, write
 from qrlora.training import checkpoint, train, trainable_adapter
-from qrlora.training.run_identity import numeric_environment
+from qrlora.training.run_identity import numeric_environment, run_identity
 from test_training import launch, picture, settings, steps_until
 
 METHODS = ("qr", "lora", "ortha", "olora", "peft:loha")
@@ -107,15 +110,15 @@ def other_tokenizer(base):
 
 
 @contextlib.contextmanager
-def framed(base):
-    """The base is told no more how its pictures were cut."""
-    base.plain_framing = True
+def uncropped(base):
+    """The base no longer conditions on how its images were cropped."""
+    base.always_uncropped = True
     yield
-    base.plain_framing = False
+    base.always_uncropped = False
 
 
 OTHER_BASES = {
-    "a weight that learns": ("sdxl", weight("unet", "attn1.to_q.weight"), "unet"),
+    "a trained weight": ("sdxl", weight("unet", "attn1.to_q.weight"), "unet"),
     "a weight beside": ("sdxl", weight("unet", "conv_in.bias"), "unet"),
     "a norm": ("flux", weight("transformer", "norm_q.weight"), "transformer"),
     "the VAE": ("sdxl", weight("vae"), "vae"),
@@ -128,13 +131,23 @@ OTHER_BASES = {
     "trained betas": ("sdxl", configured("scheduler", trained_betas=[0.01] * 1000), "noising"),
     "the number of times": ("sdxl", configured("scheduler", num_train_timesteps=500), "noising"),
     "the flow's shift": ("sd3", configured("scheduler", shift=1.5), "noising"),
-    "the framing": ("sdxl", framed, "picture"),
+    "size and crop": ("sdxl", uncropped, "picture"),
 }
 
 
 @pytest.fixture(scope="module")
 def bases():
     return {family: open_base(pico.folder(family), "cpu") for family in FAMILIES}
+
+
+def test_checkpoints_of_earlier_versions_know_their_image(bases, tmp_path):
+    """Written out as version 0.1 wrote it: a checkpoint holds this digest, and a run that goes on compares it."""
+    Image.new("RGB", (40, 20), (9, 99, 200)).save(tmp_path / "wide.png")
+    image = load_image(tmp_path / "wide.png", 16)
+    text = "(16, 16) Framing(original=(20, 40), corner=(0, 8), target=(16, 16))"
+    digest = hashlib.sha256(text.encode() + image.image.tobytes()).hexdigest()[:16]
+    config = TrainConfig(image="wide.png", output="a")
+    assert run_identity(config, bases["sdxl"], [image], ["a <c>"])["picture"] == digest
 
 
 EACH = [(what, "lora") for what in OTHER_BASES] + [("a weight beside", method) for method in METHODS[1:]]

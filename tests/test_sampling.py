@@ -337,7 +337,7 @@ def test_numbers_beyond_float16_while_drawing_are_an_error_with_the_cure():
     pipe.unet.conv_in.weight.data *= 1e6
     base = Base(pipe.to(torch.float16), FAMILIES["sdxl"], "big", open_base(pico.folder(), "cpu").defaults)
     base.pipe.vae.to(torch.float32)
-    with pytest.raises(ValueError, match="big drew NaN or infinity.*--dtype float32"):
+    with pytest.raises(ValueError, match="big sampled NaN or infinity.*--dtype float32"):
         generate(base, "a dog", check_triggers=False)
 
 

@@ -9,7 +9,7 @@ import torch
 import pico
 from loras import random_adapter
 from qrlora.compat import File, notes
-from qrlora.families import Framing, open_base
+from qrlora.families import SizeConditioning, open_base
 from qrlora.families.adapter_compatibility import check
 from qrlora.families.base_without_weights import blank_base
 from qrlora.files import load, save
@@ -122,6 +122,6 @@ def test_the_loss_is_the_formula_of_the_public_training(version, prediction_type
     with torch.no_grad():
         text = pipe.text_encoder(tokens.input_ids)[0]
         expected = (pipe.unet(noisy, time, text).sample - target).square().mean()
-        condition = base.encode_prompt(prompts, Framing.plain(pico.SIZE, pico.SIZE))
+        condition = base.encode_prompt(prompts, SizeConditioning.uncropped(pico.SIZE, pico.SIZE))
         loss = denoising_loss(base.family.predict, base.model, base.noising, clean, noise, time, condition)
     torch.testing.assert_close(loss, expected)

@@ -35,9 +35,9 @@ def one_file(tmp_path):
 
     def made(family):
         shutil.copytree(pico.folder(family), tmp_path / "model", ignore=shutil.ignore_patterns("qrlora.json"))
-        shutil.rmtree(tmp_path / "model" / FAMILIES[family].part)
-        (tmp_path / "model" / FAMILIES[family].part).mkdir()
-        config = f"{FAMILIES[family].part}/config.json"
+        shutil.rmtree(tmp_path / "model" / FAMILIES[family].component)
+        (tmp_path / "model" / FAMILIES[family].component).mkdir()
+        config = f"{FAMILIES[family].component}/config.json"
         shutil.copy(pico.folder(family) / config, tmp_path / "model" / config)
         return write_single_file(family, tmp_path)
 
@@ -131,12 +131,12 @@ def test_every_weight_of_a_public_base_has_its_rows(name, monkeypatch):
     state, family = base.model.state_dict(), base.family.name
     tensors = (
         checkpoint.unet(state, base.model.config)
-        if base.family.part == "unet"
+        if base.family.component == "unet"
         else checkpoint.transformer(state, family)
     )
     held = {key: safetensors_files.TensorLocation("BF16", tuple(x.shape), 0) for key, x in tensors.items()}
     conversion = SINGLE_FILE_LOADABLE_CLASSES[type(base.model).__name__]["checkpoint_mapping_fn"]
-    sources = single_file._sources(held, base.model.config, conversion)
+    sources = single_file._rows_of_weights(held, base.model.config, conversion)
     single_file._check(held, sources, {key: tuple(x.shape) for key, x in state.items()})
     if family == "flux":
         assert sources["single_transformer_blocks.3.attn.to_v.weight"] == [
@@ -170,11 +170,11 @@ def test_a_conversion_that_computes_is_refused_since_its_rows_cannot_be_told(com
             else {"x.weight": computed(checkpoint["a.weight"], checkpoint["b.weight"])}
         )
 
-    assert single_file._sources(held, {"moves": True}, convert) == {
+    assert single_file._rows_of_weights(held, {"moves": True}, convert) == {
         "x.weight": [("b.weight", 0, 6), ("a.weight", 0, 6)]
     }
     with pytest.raises(ValueError, match="computes x.weight instead of moving rows"):
-        single_file._sources(held, {}, convert)
+        single_file._rows_of_weights(held, {}, convert)
 
 
 def test_diffusers_still_keeps_its_conversions_where_we_look_them_up():

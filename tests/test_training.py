@@ -16,7 +16,7 @@ from PIL import Image
 
 import pico
 from qrlora.config import TrainConfig
-from qrlora.families import FAMILIES, Framing, open_base
+from qrlora.families import FAMILIES, SizeConditioning, open_base
 from qrlora.files import load
 from qrlora.injection import detach, initialise
 from qrlora.linalg import leading_subspace
@@ -24,7 +24,7 @@ from qrlora.methods import METHODS
 from qrlora.training import train
 from qrlora.training.gradient_checkpointing import saved_activation_bytes
 
-FRAMING = Framing.plain(pico.SIZE, pico.SIZE)
+SIZES = SizeConditioning.uncropped(pico.SIZE, pico.SIZE)
 LEARNS = {"qr": {"B"}, "qr-output": {"A"}, "qr-triangular": {"A"}, "qr-direct": {"A", "B"}, "lora": {"A", "B"}}
 LEARNS |= {"qr-contrast": {"B"}, "qr-minor": {"B"}, "ortha": {"B"}, "pissa": {"A", "B"}, "olora": {"A", "B"}}
 
@@ -98,7 +98,7 @@ def test_step_0_is_the_base(preset, method, dtype):
     """The model's answer with a fresh start on it, bit for bit; to rounding where B A - B_0 A_0 is subtracted."""
     family, targets = preset
     base, generator = opened(family, dtype), torch.Generator().manual_seed(3)
-    noisy, condition = pico.latents(base, 2, generator), base.encode_prompt(["a <c>"] * 2, FRAMING)
+    noisy, condition = pico.latents(base, 2, generator), base.encode_prompt(["a <c>"] * 2, SIZES)
     row = METHODS[method]
     starts = {
         name: row.start(weight, leading_subspace(weight, 4, row.side) if row.side else None, 4, generator)
@@ -131,7 +131,7 @@ def test_a_run_is_explained_by_its_file(tmp_path, family):
     train(settings(tmp_path, trigger="<c>", prompt="a <c> face"), base=opened(family))
     header = load(tmp_path / "out.safetensors").header
     row = FAMILIES[family]
-    assert (header.family, header.part, header.targets) == (family, row.part, row.defaults.targets)
+    assert (header.family, header.part, header.targets) == (family, row.component, row.defaults.targets)
     assert (header.method, header.rank, header.config["times"]) == ("qr", 4, row.defaults.timestep_sampling)
     assert (header.role, header.trigger, header.prompt) == ("content", "<c>", "a <c> face")
     layers = opened(family).target_layers(header.targets)
@@ -234,7 +234,7 @@ def test_text_encoders_and_vae_are_gone_before_the_first_update(tmp_path, monkey
     opened = []
     monkeypatch.setattr(room, "open_base", lambda *how: opened.append(open_base(*how)) or opened[-1])
     train(settings(tmp_path), on_step=lambda _: opened[0].pipe.vae is None or pytest.fail("the VAE is still there"))
-    assert opened[0].spare_parts == {}
+    assert opened[0].encoders_and_vae == {}
 
 
 def test_progress_tells_step_loss_and_time_left(tmp_path, base):
@@ -501,7 +501,7 @@ def test_any_of_pefts_methods_learns_by_name_and_is_stored_as_an_ordinary_lora(t
     from qrlora.injection import applied, peft_methods
 
     noisy = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(1))
-    asked = (noisy, torch.tensor([500]), base.encode_prompt(["a <c>"], FRAMING))
+    asked = (noisy, torch.tensor([500]), base.encode_prompt(["a <c>"], SIZES))
     answers = []
     extract = peft_methods.PeftAdapter.extract
 

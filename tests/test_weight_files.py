@@ -63,7 +63,7 @@ def same(model, full, sign):
 @pytest.mark.parametrize(("dtype", "sign"), [("float32", 1), ("bfloat16", -1), ("float16", -1)])
 def test_a_folder_with_both_is_read_as_the_dtype_wants_it(both, dtype, sign):
     base, plain = open_base(both, "cpu", dtype), open_base(pico.folder(), "cpu")
-    for part in (base.family.part, *base.spare_parts):
+    for part in (base.family.component, *base.encoders_and_vae):
         same(getattr(base.pipe, part), getattr(plain.pipe, part), sign)
 
 
@@ -211,6 +211,9 @@ def test_a_revision_that_is_not_there_is_refused_in_one_line(served):
 
 
 def test_names_of_the_hub_are_told_from_others():
-    assert hub_download.split("a/b") == ("a/b", None) and hub_download.split("a/b@refs/pr/3") == ("a/b", "refs/pr/3")
+    assert hub_download.parse_hub_name("a/b") == ("a/b", None) and hub_download.parse_hub_name("a/b@refs/pr/3") == (
+        "a/b",
+        "refs/pr/3",
+    )
     for other in ("tiny-sd3", "./a/b", "~/a", "/a/b", "a/b/c", "a/b.safetensors", ""):
-        assert hub_download.split(other) is None
+        assert hub_download.parse_hub_name(other) is None

@@ -268,7 +268,7 @@ def test_a_wrong_base_is_named_and_not_a_layer(studio, tmp_path, capsys):
     files.save(type(adapter)(adapter.layers, header), tmp_path / "tuned.safetensors")
     words = ["a <c>", tmp_path / "tuned.safetensors", "--base", pico.folder(), "--steps", 1, "-o", f"{output}.png"]
     code, _, err = run(capsys, "generate", *words)
-    assert code == 0 and "warning: the content adapter was learnt on finetune (sdxl), whose weights differ" in err
+    assert code == 0 and "warning: the content adapter was trained on finetune (sdxl), whose weights differ" in err
     assert torch.is_tensor(adapter.dense(next(iter(adapter.layers))))
 
 

@@ -13,7 +13,7 @@ from qrlora import world
 from qrlora.adapter import Adapter, Header, Pair
 from qrlora.basis import fingerprint
 from qrlora.built_in_bases import built_in_bases, folder_of
-from qrlora.families import FAMILIES, Framing, adapter_compatibility, open_base
+from qrlora.families import FAMILIES, SizeConditioning, adapter_compatibility, open_base
 from qrlora.world import base_scores, classifier_training, classifiers, demo, drawings, muon, pretrain, pretraining_set
 from qrlora.world.base_architectures import ARCHITECTURES, AUTOENCODERS
 from qrlora.world.captions import SYNONYMS, caption, training_caption
@@ -207,7 +207,7 @@ def test_captions_are_encoded_in_training_as_the_stock_pipeline_encodes_them(bas
     captions = ["a dog face in neon style", "<c>, <s>", ""]
     architecture = ARCHITECTURES[base]
     with torch.no_grad():
-        stock = family.encode_prompt(pipe, captions, Framing.plain(SIZE, SIZE)).tensors
+        stock = family.encode_prompt(pipe, captions, SizeConditioning.uncropped(SIZE, SIZE)).tensors
         ours = architecture.encode(pipe, architecture.tokenize(pipe, captions))
     assert stock.keys() == ours.keys()
     for name, tensor in stock.items():

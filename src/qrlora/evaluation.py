@@ -20,7 +20,7 @@ from PIL import Image
 from torch import Tensor
 
 from .devices import choose_device
-from .families.library_messages import one_clear_line, quiet
+from .families.library_messages import libraries_silenced, opening_errors_in_one_line
 from .safetensors_files import places, raw_bytes, read
 from .world.classifiers import load_classifiers, probabilities_by_style
 from .world.drawings import contents
@@ -123,7 +123,7 @@ def open_encoder(name: str, device: str = "auto") -> Encoder:
     import transformers
 
     checkpoint, execution_device = ENCODERS.get(name, name), choose_device(device)
-    with one_clear_line(checkpoint, "vision network"), quiet():
+    with opening_errors_in_one_line(checkpoint, "vision network"), libraries_silenced():
         if weights := _csd_weight_file(name, checkpoint):
             model = csd_model(read(weights)[0])
             config: Any = model.config

@@ -191,8 +191,8 @@ def _drawer(
     if count < 1 or not 0 <= strength < float("inf"):
         raise ValueError(f"steps must be 1 or more and guidance 0 or more, got {count} and {strength}")
     base.check_side("size", side)
-    if base.missing_parts:
-        missing = ", ".join(base.missing_parts)
+    if base.missing_components:
+        missing = ", ".join(base.missing_components)
         raise ValueError(f"the base was opened for training only and has no {missing}: open it again")
 
     told = base.embed(prompts, negative_prompt, strength)

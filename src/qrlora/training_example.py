@@ -44,11 +44,9 @@ def encode_training_examples(
     latents = torch.cat([base.encode_image(image.pixels) for image in images])
     if not bool(torch.isfinite(latents).all()):
         raise ValueError(f"the VAE of {base.name} turned the image into NaN or infinity: try dtype=float32")
-    framings = [
-        base.framing(original=x.original, corner=x.corner, target=(x.image.height, x.image.width)) for x in images
-    ]
-    framings += [framings[k % len(images)] for k in range(len(ordinary))]
-    condition = base.encode_prompts([*captions, *ordinary], framings)
+    sizes = [base.size_conditioning(x.original, x.corner, (x.image.height, x.image.width)) for x in images]
+    sizes += [sizes[k % len(images)] for k in range(len(ordinary))]
+    condition = base.encode_prompts([*captions, *ordinary], sizes)
     if not all(bool(torch.isfinite(x).all()) for x in condition.tensors.values()):
         hint = "try dtype=float32, or bfloat16 if it was float16"
         raise ValueError(f"the text encoders of {base.name} turned the prompt into NaN or infinity: {hint}")

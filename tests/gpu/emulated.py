@@ -19,7 +19,7 @@ from qrlora.built_in_bases import built_in_bases
 from qrlora.config import TrainConfig
 from qrlora.estimate import estimate, memory_counting
 from qrlora.families import FAMILIES, open_base
-from qrlora.families.base_model import moved
+from qrlora.families.base_model import components_on_device
 from qrlora.injection import applied
 from qrlora.merging import merge
 from qrlora.sampling import generate, grid
@@ -82,7 +82,7 @@ def alike(ours, theirs):
 
 def places(base):
     """{part: its device} of all parts that a base has."""
-    parts = {**base.spare_parts, "model": base.model}
+    parts = {**base.encoders_and_vae, "model": base.model}
     return {name: next(part.parameters()).device for name, part in parts.items()}
 
 
@@ -129,12 +129,12 @@ def test_other_methods_learn_on_a_gpu_what_they_learn_on_the_cpu(settings, metho
 def test_parts_visit_the_gpu_one_after_the_other(settings, family, offload):
     """While one works, all others wait on the CPU; the trainable part stays, unless it is offloaded."""
     base, seen = open_base(pico.folder(family), "cuda:0", "bfloat16", offload=offload), {}
-    texts = set(FAMILIES[family].text_parts)
+    texts = set(FAMILIES[family].text_encoders)
 
     def note(name):
         return lambda *_: seen.setdefault(name, []).append({n for n, place in places(base).items() if place == GPU})
 
-    hooked = {**base.spare_parts, "model": base.model}
+    hooked = {**base.encoders_and_vae, "model": base.model}
     for name, part in hooked.items():
         inner = [part.encoder, part.decoder] if name == "vae" else [part]
         for module in inner:
@@ -143,7 +143,7 @@ def test_parts_visit_the_gpu_one_after_the_other(settings, family, offload):
     adapter = train(settings(family, dtype="bfloat16"), base=base)
     opening = {name: found[0] for name, found in seen.items()}
     assert opening["vae"] == {"vae"} and opening["model"] >= {"model"}
-    assert all(opening[name] == texts & base.spare_parts.keys() for name in texts & base.spare_parts.keys())
+    assert all(opening[name] == texts & base.encoders_and_vae.keys() for name in texts & base.encoders_and_vae.keys())
     generate(base, "a <c>", [(adapter, 1.0)], count=2, steps=1)
     resident = set() if offload else {"model"}
     assert seen["vae"][-1] == {"vae"} | resident and all("vae" not in found for found in seen["model"][-1:])
@@ -205,10 +205,10 @@ def test_where_memory_runs_out_in_decoding_the_trainable_part_steps_aside(family
             limited.append(emu.limit(emu.live() + 10_000))
 
     hook = base.pipe.vae.decoder.register_forward_pre_hook(once)
-    with pytest.warns(UserWarning, match="waits on the CPU while vae work"):
+    with pytest.warns(UserWarning, match="was offloaded for vae, as"):
         pictures = generate(base, "a dog", count=2, steps=2)
     hook.remove()
-    asked = FAMILIES[family].rows_drawn(base.pipe, base.defaults.guidance) if family == "flux" else 1
+    asked = FAMILIES[family].rows_per_step(base.pipe, base.defaults.guidance) if family == "flux" else 1
     count = 3 if family == "sd15" else 2 * asked  # its sampler, PNDM, evaluates one time twice
     assert len(steps) == count and np.array_equal(values(pictures), values(expected))
     assert places(base)["model"] == GPU and places(base)["vae"] == CPU
@@ -310,6 +310,6 @@ def test_modules_are_left_where_they_were_when_they_do_not_fit():
     """Also those of a part that entered half-way."""
     parts = [nn.Linear(100, 100), nn.Linear(1000, 1000)]
     emu.limit(emu.live() + 100_000)
-    with pytest.raises(torch.cuda.OutOfMemoryError), moved(parts, GPU):
+    with pytest.raises(torch.cuda.OutOfMemoryError), components_on_device(parts, GPU):
         pass
     assert {p.device for part in parts for p in part.parameters()} == {CPU}

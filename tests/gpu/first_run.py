@@ -267,8 +267,11 @@ def facts() -> None:
         import qrlora
         from qrlora.families import choose_device, choose_dtype
 
-        home = choose_device(DEVICE)
-        tell("qrlora", note=f"{qrlora.__version__}, auto is {choose_device()} in {choose_dtype('auto', home)}")
+        execution_device = choose_device(DEVICE)
+        tell(
+            "qrlora",
+            note=f"{qrlora.__version__}, auto is {choose_device()} in {choose_dtype('auto', execution_device)}",
+        )
 
 
 # ---------------------------------------------------------------------------------------------------------------- smoke
@@ -730,7 +733,7 @@ def fixed_loss(place: str, data: Any) -> float:
     """Mean over 256 images of known contents in known styles, the same draws for every base."""
     import torch
 
-    from qrlora.families import Framing, open_base
+    from qrlora.families import SizeConditioning, open_base
     from qrlora.training import denoising_loss
     from qrlora.world.captions import caption
     from qrlora.world.drawings import SIZE
@@ -743,7 +746,7 @@ def fixed_loss(place: str, data: Any) -> float:
         noise = torch.randn(clean.shape, generator=generator).to(DEVICE)
         moment = base.noising.sample_time(32, generator)
         prompts = [caption(*data.labels(row)[:2]) for row in rows.tolist()]
-        condition = base.encode_prompt(prompts, Framing.plain(SIZE, SIZE)).to(DEVICE)
+        condition = base.encode_prompt(prompts, SizeConditioning.uncropped(SIZE, SIZE)).to(DEVICE)
         with torch.no_grad(), base.on_device():
             loss = denoising_loss(base.family.predict, base.model, base.noising, clean, noise, moment, condition)
         total += float(loss)

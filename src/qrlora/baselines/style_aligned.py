@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from ..families import Base, Framing
+from ..families import Base, SizeConditioning
 from ..image_loading import load_image
 from ..injection import applied
 from ..noising import alphas_cumprod
@@ -163,7 +163,7 @@ def invert_image(
         base, [load_image(training_image.image, base.defaults.resolution)], [training_image.prompt]
     )
     side = base.defaults.resolution
-    nothing = base.encode_prompt([""], Framing.plain(side, side)).to(device)
+    nothing = base.encode_prompt([""], SizeConditioning.uncropped(side, side)).to(device)
     if base.pipe.config.force_zeros_for_empty_prompt:  # what SDXL's pipeline takes for no prompt
         zeros = {name: x if name == "time_ids" else torch.zeros_like(x) for name, x in nothing.tensors.items()}
         nothing = type(nothing)(zeros)

@@ -29,7 +29,8 @@ def base_row(folder: Path) -> tuple[str, ...]:
     from ..families import FAMILIES, read_json
 
     index = read_json(folder / "model_index.json")
-    family = next((x for x in FAMILIES.values() if index.get("_class_name") in (x.pipeline, *x.same_parts)), None)
+    kind = index.get("_class_name")
+    family = next((x for x in FAMILIES.values() if kind in (x.pipeline, *x.compatible_pipelines)), None)
     path = folder / "qrlora.json"
     own = read_json(path) if path.is_file() else {}
     defaults = family.defaults.with_base_defaults(own.get("defaults", {})) if family else None

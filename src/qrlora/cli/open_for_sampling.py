@@ -27,7 +27,7 @@ def open_base_and_adapters(
     base = open_base(config.base, config.device, config.dtype, config.quantize, config.offload, config.revision)
     for adapter in adapters:
         adapter_compatibility.check(base, adapter)
-        if doubt := adapter_compatibility.unlike(base, adapter):
+        if doubt := adapter_compatibility.weight_difference(base, adapter):
             console.warn(doubt)
     return config.filled(base.defaults), base, adapters
 

@@ -45,7 +45,7 @@ def project(
     weights = {layer: weight for layer, weight in opened.weights(layers) if layer in adapter.layers}
     header = Header(
         family=opened.family.name,
-        part=opened.family.part,
+        part=opened.family.component,
         base=opened.name,
         fingerprint=bases.fingerprint(weights.items()),
     )

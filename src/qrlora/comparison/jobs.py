@@ -10,7 +10,7 @@ from typing import Any
 
 from .. import __version__
 from ..families import Base
-from ..families.base_digest import identity as base_identity
+from ..families.base_digest import component_digests
 from ..world.classifiers import CLASSIFIER_FILE
 from . import code_digest
 from .image_pairs import CaptionedImage, Pair
@@ -132,7 +132,7 @@ def versions() -> dict[str, str]:
 def base_digest(base: Base) -> str:
     """SHA-256 (hex) of everything of an open base that training and sampling depend on."""
     sampler = {"sampler": type(base.pipe.scheduler).__name__, **base.pipe.scheduler.config}
-    inputs = {**base_identity(base), "plain framing": base.plain_framing}
+    inputs = {**component_digests(base), "plain framing": base.always_uncropped}
     inputs["sampling"] = {name: value for name, value in sampler.items() if not name.startswith("_")}
     return _sha256(json.dumps(inputs, sort_keys=True, default=str).encode())
 

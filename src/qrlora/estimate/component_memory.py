@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..families.base_model import AT_ONCE
+from ..families.base_model import PROMPT_BATCH
 from ..methods import METHODS
 from .estimate_report import MARGIN
 from .memory_counting import LiveBytes, flash_attention
@@ -23,10 +23,10 @@ def encoding_bytes(task: TrainingTask, spare: Mapping[str, nn.Module]) -> dict[s
 
     Args: spare: the text encoders in their dtype and the VAE, on the meta device.
     """
-    texts = [spare[name] for name in task.base.family.text_parts if name in spare]
+    texts = [spare[name] for name in task.base.family.text_encoders if name in spare]
     side = task.latent_side * task.base.pipe.vae_scale_factor
     method = METHODS.get(task.config.method)
-    rows = AT_ONCE if method and method.needs_example else 1
+    rows = PROMPT_BATCH if method and method.needs_example else 1
     read = max((_peak_bytes([part], lambda p=part: p(_token_ids(task, p, rows))) for part in texts), default=0)
     vae: Any = spare["vae"]
     seen = _peak_bytes([vae], lambda: vae.encode(torch.empty(1, 3, side, side)))
@@ -37,7 +37,7 @@ def sampling_bytes(task: TrainingTask, spare: Mapping[str, nn.Module]) -> dict[s
     """{"denoising", "decoding": most bytes beside the trainable part and its adapter while one picture is drawn}."""
     vae: Any = spare["vae"]
     base = task.base
-    rows = base.family.rows_drawn(base.pipe, base.defaults.guidance)
+    rows = base.family.rows_per_step(base.pipe, base.defaults.guidance)
     latents, condition = task.example(rows, "meta")
     inputs = [latents, *condition.tensors.values()]
     own = [base.model]
@@ -57,7 +57,7 @@ def _token_ids(task: TrainingTask, encoder: nn.Module, rows: int) -> Tensor:
     """Numbers of the tokens of prompts, (rows, n): as many as CLIP takes, or as T5's states are padded to."""
     config: Any = encoder.config
     longest = getattr(config, "max_position_embeddings", None)
-    padded = task.base.family.shapes(task.base.pipe, task.latent_side, task.tokens)["text"][1]
+    padded = task.base.family.input_shapes(task.base.pipe, task.latent_side, task.tokens)["text"][1]
     return torch.zeros(rows, min(longest, task.tokens.clip) if longest else padded, dtype=torch.long)
 
 

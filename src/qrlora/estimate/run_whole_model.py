@@ -147,7 +147,7 @@ def _timed_updates(
 def _timed_denoising(task: TrainingTask, adapter: Adapter, stopwatch: Stopwatch) -> Stage:
     """Of the model's prediction in a denoising step, for one picture, with an adapter on it."""
     base = task.base
-    rows = base.family.rows_drawn(base.pipe, base.defaults.guidance)
+    rows = base.family.rows_per_step(base.pipe, base.defaults.guidance)
     latents, condition = task.example(rows, stopwatch.device)
     time = base.noising.sample_time(rows, torch.Generator().manual_seed(task.config.seed)).to(stopwatch.device)
     stopwatch.on_stage(f"{task.config.method}: denoising", 0.0)

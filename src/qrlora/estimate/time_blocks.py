@@ -59,7 +59,7 @@ def _update_and_denoising(task: TrainingTask, device: torch.device, repeats: int
     times = [(kind.count, *block_seconds(kind, device, repeats)) for kind in block_kinds(task)]
     update, forward = (sum(row[0] * row[k] for row in times) for k in (1, 2))
     again = forward if task.config.gradient_checkpointing else 0
-    rows = base.family.rows_drawn(base.pipe, base.defaults.guidance)
+    rows = base.family.rows_per_step(base.pipe, base.defaults.guidance)
     return {"update": Stage(update + again), "denoising step": Stage(forward * rows / task.batch_size)}
 
 
@@ -78,7 +78,7 @@ def block_kinds(task: TrainingTask) -> list[BlockKind]:
     hooks = [
         module.register_forward_pre_hook(note, with_kwargs=True)
         for module in base.model.modules()
-        if type(module).__name__ in base.family.blocks
+        if type(module).__name__ in base.family.block_classes
     ]
     latents, condition = task.example(task.batch_size, "meta")
     try:

@@ -11,7 +11,7 @@ from torch import Tensor
 from ..config import TrainConfig
 from ..families import Base
 from ..families.base_without_weights import blank_example
-from ..families.family import Tokens
+from ..families.family import TokenLimits
 
 
 @dataclass(frozen=True)
@@ -19,7 +19,7 @@ class TrainingTask:
     """A training's settings, and its base without weights."""
 
     base: Base
-    tokens: Tokens
+    tokens: TokenLimits
     config: TrainConfig
     """Without None. Its picture and output are not read."""
 

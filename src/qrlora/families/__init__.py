@@ -3,7 +3,7 @@ FAMILIES, beside those in layouts/."""
 
 from ..devices import choose_device, choose_dtype
 from .base_model import Base
-from .family import Condition, Family, Framing
+from .family import Condition, Family, SizeConditioning
 from .family_table import FAMILIES
 from .library_messages import SlowDevice
 from .opening import open_base
@@ -14,7 +14,7 @@ __all__ = [
     "Base",
     "Condition",
     "Family",
-    "Framing",
+    "SizeConditioning",
     "SlowDevice",
     "choose_device",
     "choose_dtype",

@@ -24,25 +24,25 @@ def check(base: Base, adapter: Adapter) -> None:
         role, made_for = _names(adapter)
         lack = f"; {len(wrong)} of its {len(adapter.layers)} layers are not there" if wrong else ""
         raise ValueError(f"{role} belongs to another base, {made_for}, not to {_name(base)}{lack}: choose its own base")
-    if adapter.header.base == base.name and base.name in built_in_bases() and unlike(base, adapter):
+    if adapter.header.base == base.name and base.name in built_in_bases() and weight_difference(base, adapter):
         raise ValueError(
             f"{_names(adapter)[0]} was trained on {base.name} of another version of qrlora, whose weights were others: "
-            "train it again, which takes half a minute, or draw with the version that it was made with"
+            "train it again, which takes half a minute, or sample with the version that it was made with"
         )
 
 
-def unlike(base: Base, adapter: Adapter) -> str:
-    """How the weights of a base differ from those that an adapter was learnt on, in a sentence; "" if they are the
+def weight_difference(base: Base, adapter: Adapter) -> str:
+    """How the weights of a base differ from those that an adapter was trained on, in a sentence; "" if they are the
     same, or nobody knows.
 
-    A base of the same kind, such as a fine-tuned one, can wear it all the same.
+    A base of the same kind, such as a fine-tuned one, can have it applied all the same.
     """
-    told = adapter.header.fingerprint
-    here = fingerprint((layer, base.weight(layer)) for layer in told)
-    if same_base(told, here):
+    expected = adapter.header.fingerprint
+    here = fingerprint((layer, base.weight(layer)) for layer in expected)
+    if same_base(expected, here):
         return ""
     role, made_for = _names(adapter)
-    return f"{role} was learnt on {made_for}, whose weights differ from those of {_name(base)}: it may act otherwise"
+    return f"{role} was trained on {made_for}, whose weights differ from those of {_name(base)}: it may act otherwise"
 
 
 def _names(adapter: Adapter) -> tuple[str, str]:

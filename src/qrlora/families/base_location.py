@@ -11,11 +11,11 @@ from ..built_in_bases import built_in_bases, installation_hint
 from ..config import FamilyDefaults
 from . import hub_download, public_configs
 from .family_table import family_of_folder
-from .pipeline_folder import needed_parts, read_json, without
+from .pipeline_folder import absent_components, needed_components, read_json
 from .weight_files import file_variant
 
 
-def place_of(name: str, dtype: torch.dtype = torch.float32) -> Path:
+def locate_base(name: str, dtype: torch.dtype = torch.float32) -> Path:
     """The folder or file of a base, which is fetched, to be read in a dtype, if its name is a hub's."""
     built_in = built_in_bases()
     if name in built_in:
@@ -28,8 +28,8 @@ def place_of(name: str, dtype: torch.dtype = torch.float32) -> Path:
     here, _, revision = name.rpartition("@")
     if here in built_in or (here and Path(here).expanduser().exists()):
         raise ValueError(f"{here} is on this machine and has no revision {revision!r}: that is of a hub's OWNER/NAME")
-    if found := hub_download.split(name):
-        return _fetched(*found, dtype)
+    if found := hub_download.parse_hub_name(name):
+        return _fetch_base(*found, dtype)
     if hint := installation_hint(name):
         raise FileNotFoundError(hint)
     close = difflib.get_close_matches(name, built_in, n=1, cutoff=0.5) + public_configs.near_hubs(name)
@@ -37,22 +37,22 @@ def place_of(name: str, dtype: torch.dtype = torch.float32) -> Path:
     raise FileNotFoundError(f"neither a built-in name, a file or folder, nor a hub's OWNER/NAME; {hint}")
 
 
-def _fetched(repository: str, revision: str | None, dtype: torch.dtype) -> Path:
+def _fetch_base(repository: str, revision: str | None, dtype: torch.dtype) -> Path:
     """The folder of a hub repository in the hub's cache. Its index alone is fetched first, to learn the family. Weights
     that are there already are not fetched again in another variant, unless those would be coarser than `dtype`."""
-    folder = hub_download.index_of(repository, revision).parent
+    folder = hub_download.fetch_index(repository, revision).parent
     family = family_of_folder(folder)
-    needed = needed_parts(folder, family)
-    variant = file_variant(dtype, hub_download.names_in(folder), needed)
+    needed = needed_components(folder, family)
+    variant = file_variant(dtype, hub_download.folder_files(folder), needed)
     if variant is None or (variant and dtype == torch.float32):
-        variant = file_variant(dtype, hub_download.files_of(repository, revision, folder), needed)
-    return hub_download.fetch(repository, revision, variant or "", without(folder, family))
+        variant = file_variant(dtype, hub_download.repository_files(repository, revision, folder), needed)
+    return hub_download.fetch_pipeline(repository, revision, variant or "", absent_components(folder, family))
 
 
-def own_settings(place: Path, defaults: FamilyDefaults) -> tuple[FamilyDefaults, bool]:
-    """A family's defaults with the base's own on top, and whether the base knows one framing only, from the
+def read_base_settings(place: Path, defaults: FamilyDefaults) -> tuple[FamilyDefaults, bool]:
+    """A family's defaults with the base's own on top, and whether it only knows uncropped images, from the
     `qrlora.json` in its folder if there is one: {"defaults": {"train": {...}, "sample": {...}}, "framing": "plain"}.
-    Built-in bases know one framing only."""
+    Built-in bases were."""
     path, plain = place / "qrlora.json", place in built_in_bases().values()
     if not path.is_file():
         return defaults, plain

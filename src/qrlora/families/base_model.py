@@ -1,4 +1,4 @@
-"""A base model that is open: what it can be asked, and which of its parts is on the device when.
+"""A base model that is open: encoding, denoising and decoding, and which component is on the execution device when.
 
 Letters: b batch, h w latent height and width, c latent channels, o outputs, i inputs.
 """
@@ -19,12 +19,12 @@ from ..basis import Weights
 from ..config import FamilyDefaults
 from ..layouts import current_preset
 from ..noising import Noising, noising_of
-from .family import Condition, Family, Framing
+from .family import Condition, Family, SizeConditioning
 from .pipeline_steps import decode_image, encode_image
 
 T = TypeVar("T")
-AT_ONCE = 8
-"""Prompts that text encoders read together."""
+PROMPT_BATCH = 8
+"""Prompts that the text encoders encode at once."""
 
 
 @dataclass
@@ -38,48 +38,48 @@ class Base:
     """As the user gave it."""
     defaults: FamilyDefaults
     """The family's, with those of the base's own `qrlora.json` on top."""
-    plain_framing: bool = False
-    """True: training, too, tells the model that its picture was never resized or cropped. Bases that have only ever
-    seen one size say so in `qrlora.json`; other sizes would be foreign to them."""
+    always_uncropped: bool = False
+    """Whether training, too, conditions on an image that was never resized or cropped. Bases that were pre-
+    trained at one size say so in `qrlora.json`."""
     original: Callable[[str], Tensor] | None = None
-    """(layer) -> its weight (o, i) in the checkpoint, where the trainable part holds it quantised; None: nowhere."""
-    home: torch.device | None = None
-    """Where a part goes for its turn; None: nothing is moved. Text encoders and VAE wait on the CPU between their
-    turns, so that what is not at work takes no memory of a GPU."""
+    """(layer) -> its weight (o, i) in the checkpoint, where the trainable component is quantised; else None."""
+    execution_device: torch.device | None = None
+    """Where components compute; None: nothing is moved. Text encoders and VAE are offloaded to the CPU while they
+    do not compute, so that they take no memory of a GPU."""
     offload: bool = False
-    """Whether the trainable part, too, waits on the CPU; else it stays on the device once its first turn has come."""
+    """Whether the trainable component is offloaded, too; else it stays on the device once it was needed there."""
 
     @property
     def model(self) -> nn.Module:
-        """The trainable part."""
-        return getattr(self.pipe, self.family.part)
+        """The trainable component."""
+        return getattr(self.pipe, self.family.component)
 
     @property
     def device(self) -> torch.device:
-        """Where each part works."""
-        return self.home or next(self.model.parameters()).device
+        """Where each component computes."""
+        return self.execution_device or next(self.model.parameters()).device
 
     @property
-    def size_step(self) -> int:
-        """Sides of pictures are multiples of so many pixels."""
-        return self.family.size_step(self.pipe)
+    def size_multiple(self) -> int:
+        """Sides of images are multiples of so many pixels."""
+        return self.family.size_multiple(self.pipe)
 
     @property
     def noising(self) -> Noising:
-        """The base's noising process, every time weighing the same."""
+        """The base's noising process, with all timesteps weighted alike."""
         return noising_of(self.pipe.scheduler.config)
 
     def check_side(self, name: str, pixels: int) -> None:
-        """Raises ValueError with the nearest good value: no side that this base's pictures can have."""
-        step = self.size_step
+        """Raises ValueError with the nearest good value: no side that this base's images can have."""
+        step = self.size_multiple
         if pixels < 1 or pixels % step:
             nearest = max(step, round(pixels / step) * step)
             raise ValueError(f"{name} must be a multiple of {step} pixels for {self.name}, got {pixels}: try {nearest}")
 
     @property
-    def missing_parts(self) -> list[str]:
+    def missing_components(self) -> list[str]:
         """Text encoders and VAE that the base should have and has not; after `release` all of them."""
-        names = (n for n in (*self.family.text_parts, "vae") if n not in self.family.optional_parts)
+        names = (n for n in (*self.family.text_encoders, "vae") if n not in self.family.optional_components)
         return [name for name in names if getattr(self.pipe, name, None) is None]
 
     def target_layers(self, targets: str) -> dict[str, nn.Linear]:
@@ -117,84 +117,94 @@ class Base:
             raise ValueError(f"{self.name} has no linear layer {layer!r}: the adapter belongs to another base")
         return self.weights(layer).read(layer)
 
-    def framing(self, original: tuple[int, int], corner: tuple[int, int], target: tuple[int, int]) -> Framing:
-        """How a picture was cut, as this base is told: see `Framing` and `plain_framing`."""
-        return Framing.plain(*target) if self.plain_framing else Framing(original, corner, target)
+    def size_conditioning(
+        self, original_size: tuple[int, int], crop_top_left: tuple[int, int], target_size: tuple[int, int]
+    ) -> SizeConditioning:
+        """Size and crop conditioning of an image, as this base reads it: see `always_uncropped`."""
+        if self.always_uncropped:
+            return SizeConditioning.uncropped(*target_size)
+        return SizeConditioning(original_size, crop_top_left, target_size)
 
-    def encode_prompt(self, prompts: Sequence[str], framing: Framing) -> Condition:
-        """Condition of b prompts for pictures with this framing; no gradient."""
-        return self._told(prompts, lambda some: self.family.encode_prompt(self.pipe, some, framing))
+    def encode_prompt(self, prompts: Sequence[str], sizes: SizeConditioning) -> Condition:
+        """Condition of b prompts for images with this size and crop conditioning; no gradient."""
+        return self._encode_in_batches(prompts, lambda some: self.family.encode_prompt(self.pipe, some, sizes))
 
-    def encode_prompts(self, prompts: Sequence[str], framings: Sequence[Framing]) -> Condition:
+    def encode_prompts(self, prompts: Sequence[str], sizes: Sequence[SizeConditioning]) -> Condition:
         """Conditioning of b prompts, each with the size and crop of an image of its own; no gradient."""
-        if len(set(framings)) == 1:
-            return self.encode_prompt(prompts, framings[0])
-        pairs = list(zip(prompts, framings, strict=True))
+        if len(set(sizes)) == 1:
+            return self.encode_prompt(prompts, sizes[0])
+        pairs = list(zip(prompts, sizes, strict=True))
         once = list(dict.fromkeys(pairs))
 
         def encode() -> Condition:
             return Condition.joined([self.family.encode_prompt(self.pipe, [prompt], own) for prompt, own in once])
 
-        found = self._in_turn([*self.family.text_parts], encode)
+        found = self._run_on_device([*self.family.text_encoders], encode)
         return found if once == pairs else found.rows([once.index(pair) for pair in pairs])
 
     def embed(self, prompts: Sequence[str], negative_prompt: str, guidance: float) -> Condition:
-        """What `denoise` is told of b prompts; no gradient."""
-        return self._told(prompts, lambda some: self.family.embed(self.pipe, some, negative_prompt, guidance))
+        """What `denoise` reads of b prompts; no gradient."""
+        return self._encode_in_batches(
+            prompts, lambda some: self.family.embed(self.pipe, some, negative_prompt, guidance)
+        )
 
-    def _told(self, prompts: Sequence[str], encode: Callable[[list[str]], Condition]) -> Condition:
-        """Each prompt is encoded once, AT_ONCE together: dozens at once would fill more memory than an update."""
+    def _encode_in_batches(self, prompts: Sequence[str], encode: Callable[[list[str]], Condition]) -> Condition:
+        """Each prompt is encoded once, PROMPT_BATCH at a time: dozens would take more memory than an update."""
         once = list(dict.fromkeys(prompts))
-        parts = [once[k : k + AT_ONCE] for k in range(0, len(once), AT_ONCE)]
-        found = self._in_turn([*self.family.text_parts], lambda: Condition.joined([encode(part) for part in parts]))
+        batches = [once[k : k + PROMPT_BATCH] for k in range(0, len(once), PROMPT_BATCH)]
+        found = self._run_on_device(
+            [*self.family.text_encoders], lambda: Condition.joined([encode(batch) for batch in batches])
+        )
         return found if once == list(prompts) else found.rows([once.index(prompt) for prompt in prompts])
 
     def encode_image(self, pixels: Tensor, generator: torch.Generator | None = None) -> Tensor:
-        """Latents (b, c, h, w) of pixels (b, 3, H, W) in -1..1, as `stock.encode_image`; no gradient."""
-        return self._in_turn(["vae"], lambda: encode_image(self.pipe, pixels.to(self.device), generator))
+        """Latents (b, c, h, w) of pixels (b, 3, H, W) in -1..1, as `pipeline_steps.encode_image`; no gradient."""
+        return self._run_on_device(["vae"], lambda: encode_image(self.pipe, pixels.to(self.device), generator))
 
     def decode_image(self, latents: Tensor) -> list[Any]:
-        """One PIL picture for each of the latents (b, c, h, w), as `stock.decode_image`; no gradient."""
-        return self._in_turn(["vae"], lambda: decode_image(self.pipe, latents.to(self.device)))
+        """One PIL image for each of the latents (b, c, h, w), as `pipeline_steps.decode_image`; no gradient."""
+        return self._run_on_device(["vae"], lambda: decode_image(self.pipe, latents.to(self.device)))
 
     def denoise(
-        self, told: Condition, size: int, steps: int, guidance: float, generators: Sequence[torch.Generator]
+        self, embedded: Condition, size: int, steps: int, guidance: float, generators: Sequence[torch.Generator]
     ) -> Tensor:
-        """Latents (b, c, h, w) of one picture of size x size pixels for each row of what `embed` found, by the stock
-        pipeline; no gradient. The guidance is the one that `embed` was told.
+        """Latents (b, c, h, w) of one image of size x size pixels for each row of what `embed` returned, by the stock
+        pipeline; no gradient. The guidance is the one that `embed` was given.
 
-        Raises: ValueError: NaN or infinity, which would be black pictures.
+        Raises: ValueError: NaN or infinity, which would be black images.
         """
-        hidden = self.spare_parts
+        hidden = self.encoders_and_vae
         with torch.no_grad(), self.on_device():
-            self.release()  # a pipeline is where its first part is
+            self.release()  # a pipeline computes where its first component is
             try:
-                latents = self.family.sample(self.pipe, told.to(self.device), size, steps, guidance, generators)
+                latents = self.family.sample(self.pipe, embedded.to(self.device), size, steps, guidance, generators)
             finally:
-                for name, part in hidden.items():
-                    setattr(self.pipe, name, part)
+                for name, component in hidden.items():
+                    setattr(self.pipe, name, component)
         self._refuse_nan(latents)
         return latents
 
     def _refuse_nan(self, latents: Tensor) -> None:
-        """Raises ValueError, with the cure: NaN or infinity was drawn."""
+        """Raises ValueError, with the hint: the latents hold NaN or infinity."""
         if bool(torch.isfinite(latents).all()):
             return
-        numbers = {x.dtype for part in (self.model, *self.spare_parts.values()) for x in part.parameters()}
-        half = torch.float16 in numbers or torch.bfloat16 in numbers
-        cure = "--dtype float32, or bfloat16 if it was float16" if half else "smaller strengths, or less guidance"
-        raise ValueError(f"{self.name} drew NaN or infinity, which would be a black picture: try {cure}")
+        dtypes = {
+            x.dtype for component in (self.model, *self.encoders_and_vae.values()) for x in component.parameters()
+        }
+        half = torch.float16 in dtypes or torch.bfloat16 in dtypes
+        hint = "--dtype float32, or bfloat16 if it was float16" if half else "smaller strengths, or less guidance"
+        raise ValueError(f"{self.name} sampled NaN or infinity, which would be a black image: try {hint}")
 
     @property
-    def spare_parts(self) -> dict[str, nn.Module]:
-        """The components that training does not need once latents and conditions are there: text encoders and VAE."""
-        names = (*self.family.text_parts, "vae")
-        return {name: part for name in names if (part := getattr(self.pipe, name, None)) is not None}
+    def encoders_and_vae(self) -> dict[str, nn.Module]:
+        """Text encoders and VAE, which training does not need once latents and conditioning are there."""
+        names = (*self.family.text_encoders, "vae")
+        return {name: component for name in names if (component := getattr(self.pipe, name, None)) is not None}
 
     def release(self, keep: Sequence[str] = ()) -> None:
-        """Forget text encoders and VAE, and with them their memory, but for those to keep. Such a base can train, but
-        no longer sample."""
-        for name in self.spare_parts:
+        """Drop text encoders and VAE, and with them their memory, but for those to keep. Such a base can train, but no
+        longer sample."""
+        for name in self.encoders_and_vae:
             if name not in keep:
                 setattr(self.pipe, name, None)
 
@@ -207,56 +217,58 @@ class Base:
         guidance: float,
         generators: Sequence[torch.Generator],
     ) -> list[Any]:
-        """One PIL picture of size x size pixels per prompt: text encoders, trainable part and VAE in turn."""
-        told = self.embed(prompts, negative_prompt, guidance)
-        return self.decode_image(self.denoise(told, size, steps, guidance, generators))
+        """One PIL image of size x size pixels per prompt: text encoders, trainable component and VAE in turn."""
+        embedded = self.embed(prompts, negative_prompt, guidance)
+        return self.decode_image(self.denoise(embedded, size, steps, guidance, generators))
 
     @contextlib.contextmanager
     def on_device(self) -> Iterator[None]:
-        """The trainable part is on the device for the length of a `with`; without offload it stays there."""
-        with moved([self.model], self.home, stay=not self.offload):
+        """The trainable component is on the device for the length of a `with`; without offload it stays there."""
+        with components_on_device([self.model], self.execution_device, stay=not self.offload):
             yield
 
-    def _in_turn(self, names: Sequence[str], work: Callable[[], T]) -> T:
-        """work() with these parts on the device, without gradients.
+    def _run_on_device(self, names: Sequence[str], compute: Callable[[], T]) -> T:
+        """compute() with these components on the execution device, without gradients.
 
-        With offload the trainable part makes room for them, if it is there; without, only where a GPU's memory runs
-        out: then it is done once more.
+        With offload the trainable component is offloaded before; without, only where a GPU's memory runs out: then
+        compute() is called once more.
         """
-        parts = [part for name in names if (part := getattr(self.pipe, name, None)) is not None]
+        components = [component for name in names if (component := getattr(self.pipe, name, None)) is not None]
         with torch.no_grad():
             if not self.offload:
                 try:
-                    with moved(parts, self.home):
-                        return work()
+                    with components_on_device(components, self.execution_device):
+                        return compute()
                 except torch.cuda.OutOfMemoryError:
                     if next(self.model.parameters()).device.type != "cuda":
                         raise
-                busy = " and ".join(names)
+                running = " and ".join(names)
                 warnings.warn(
-                    f"memory ran out: the {self.family.part} waits on the CPU while {busy} work, as offload=true does",
+                    f"memory ran out: the {self.family.component} was offloaded for {running}, as offload=true does",
                     stacklevel=3,
                 )
-            aside = torch.device("cpu") if self.home else None
-            with moved([self.model], aside), moved(parts, self.home):
-                return work()
+            offloaded = torch.device("cpu") if self.execution_device else None
+            with components_on_device([self.model], offloaded), components_on_device(components, self.execution_device):
+                return compute()
 
 
 @contextlib.contextmanager
-def moved(parts: Sequence[nn.Module], device: torch.device | None, stay: bool = False) -> Iterator[None]:
-    """Modules on a device (None: where they are) for the length of a `with`. Then each goes back to where it was, also
-    after a failure half-way; those that are to stay only then."""
-    places = [] if device is None else [(part, next(part.parameters()).device) for part in parts]
-    before = [(part, place) for part, place in places if place != device]
+def components_on_device(
+    components: Sequence[nn.Module], device: torch.device | None, stay: bool = False
+) -> Iterator[None]:
+    """Modules on a device (None: where they are) for the length of a `with`. Then each is moved back; with `stay` only
+    after a failure half-way."""
+    places = [] if device is None else [(component, next(component.parameters()).device) for component in components]
+    before = [(component, place) for component, place in places if place != device]
     try:
-        for part, _ in before:
-            part.to(device)
+        for component, _ in before:
+            component.to(device)
     except BaseException:
-        for part, place in before:
-            part.to(place)
+        for component, place in before:
+            component.to(place)
         raise
     try:
         yield
     finally:
-        for part, place in [] if stay else before:
-            part.to(place)
+        for component, place in [] if stay else before:
+            component.to(place)

@@ -13,17 +13,17 @@ from torch import Tensor, nn
 
 from ..built_in_bases import built_in_bases, installation_hint
 from . import quantization
-from .base_location import own_settings, place_of
+from .base_location import locate_base, read_base_settings
 from .base_model import Base
-from .component_checks import check_channels, check_config, check_length
-from .family import Condition, Tokens
+from .component_checks import check_channels, check_config, check_token_limit
+from .family import Condition, TokenLimits
 from .family_table import FAMILIES, family_of_folder
-from .library_messages import configured, quiet
+from .library_messages import config_errors_in_one_line, libraries_silenced
 from .pipeline_folder import read_json
-from .public_configs import PUBLIC, Public, near
+from .public_configs import PUBLIC, PublicBase, near
 
 
-def blank_base(name: str) -> tuple[Base, dict[str, nn.Module], Tokens]:
+def blank_base(name: str) -> tuple[Base, dict[str, nn.Module], TokenLimits]:
     """A base on the meta device, from its configuration alone: no weight is fetched, read or made.
 
     Args:    name: a name of PUBLIC or its hub name, a built-in name, or a local folder of a diffusers pipeline.
@@ -39,42 +39,45 @@ def blank_base(name: str) -> tuple[Base, dict[str, nn.Module], Tokens]:
         hint = f"did you mean {' or '.join(near(name))}? " if near(name) else ""
         known = f"{hint}Known by heart are {', '.join(PUBLIC)}; else give a built-in name or a local folder"
         raise FileNotFoundError(f"no base {name!r}: {known}")
-    place = Path() if public else place_of(name)
+    place = Path() if public else locate_base(name)
     if place.is_file():
         raise ValueError(f"{name} is one file: estimate its kind by name ({', '.join(PUBLIC)})")
-    with configured(name):
-        return _blank(name, place, public)
+    with config_errors_in_one_line(name):
+        return _from_configs(name, place, public)
 
 
-def _blank(name: str, place: Path, public: Public | None) -> tuple[Base, dict[str, nn.Module], Tokens]:
+def _from_configs(name: str, place: Path, public: PublicBase | None) -> tuple[Base, dict[str, nn.Module], TokenLimits]:
     """`blank_base` of a place that is there."""
-    told = public or _of_folder(place)
-    family = next(x for x in FAMILIES.values() if x.pipeline == told.pipeline)
-    with quiet(), torch.device("meta"):
-        model = _built(told.part)
-        spare = {part: _encoder(config).eval() for part, config in told.text_parts.items()}
-        vae = spare["vae"] = _built(told.vae).eval()
-    scheduler = SimpleNamespace(config=_built(told.scheduler).config)
-    pixels = 2 ** (len(told.vae.get("block_out_channels") or told.vae["decoder_block_out_channels"]) - 1)
+    configs = public or _configs_of_folder(place)
+    family = next(x for x in FAMILIES.values() if x.pipeline == configs.pipeline)
+    with libraries_silenced(), torch.device("meta"):
+        model = _model_from_config(configs.model_config)
+        spare = {name: _text_encoder_from_config(x).eval() for name, x in configs.text_encoders.items()}
+        vae = spare["vae"] = _model_from_config(configs.vae).eval()
+    scheduler = SimpleNamespace(config=_model_from_config(configs.scheduler).config)
+    pixels = 2 ** (len(configs.vae.get("block_out_channels") or configs.vae["decoder_block_out_channels"]) - 1)
     pipe = SimpleNamespace(
-        **{family.part: model}, scheduler=scheduler, vae_scale_factor=pixels, patch_size=model.config.get("patch_size")
+        **{family.component: model},
+        scheduler=scheduler,
+        vae_scale_factor=pixels,
+        patch_size=model.config.get("patch_size"),
     )
     check_config(model.config, family)
     check_channels(pipe, family, vae.config.latent_channels)
-    defaults, plain = dataclasses.replace(family.defaults, **family.exceptions(pipe)), False
+    defaults, plain = dataclasses.replace(family.defaults, **family.default_overrides(pipe)), False
     if not public:
-        defaults, plain = own_settings(place, defaults)
-    return Base(pipe, family, name, defaults, plain), spare, Tokens() if public else _tokens(place, told)
+        defaults, plain = read_base_settings(place, defaults)
+    return Base(pipe, family, name, defaults, plain), spare, TokenLimits() if public else _token_limits(place, configs)
 
 
 def blank_example(
-    base: Base, resolution: int, tokens: Tokens, rows: int, device: torch.device | str
+    base: Base, resolution: int, tokens: TokenLimits, rows: int, device: torch.device | str
 ) -> tuple[Tensor, Any]:
-    """Random latents (rows, c, h, w) float32 and a random condition in the model's dtype, of the shapes that a picture
+    """Random latents (rows, c, h, w) float32 and a random condition in the model's dtype, of the shapes that an image
     of `resolution` pixels has; on the meta device shapes alone."""
-    shapes = base.family.shapes(base.pipe, resolution // base.pipe.vae_scale_factor, tokens)
-    numbers = (p.dtype for n, p in base.model.named_parameters() if "lora_" not in n)
-    dtype = next(x for x in numbers if x.is_floating_point)  # 4-bit weights are stored as whole numbers
+    shapes = base.family.input_shapes(base.pipe, resolution // base.pipe.vae_scale_factor, tokens)
+    dtypes = (p.dtype for n, p in base.model.named_parameters() if "lora_" not in n)
+    dtype = next(x for x in dtypes if x.is_floating_point)  # 4-bit weights are stored as whole numbers
     drawn = {name: torch.randn(rows, *shape[1:], device=device) for name, shape in shapes.items()}
     latents = drawn.pop("latents")
     return latents, Condition({k: x if k == "guidance" else x.to(dtype) for k, x in drawn.items()})
@@ -85,7 +88,7 @@ def materialise(model: nn.Module, device: torch.device | str) -> None:
     keep their size; norms 1, biases 0. No copy in another dtype is made."""
     model.to_empty(device=device)
     for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
-        _draw(name, tensor)
+        _fill_randomly(name, tensor)
 
 
 def materialise_quantised(base: Base, quantize: str, device: torch.device) -> None:
@@ -95,60 +98,62 @@ def materialise_quantised(base: Base, quantize: str, device: torch.device) -> No
 
     def draw(name: str) -> Tensor:
         shape, dtype = shapes[name]
-        return _draw(name, torch.empty(shape, dtype=dtype, device=device))
+        return _fill_randomly(name, torch.empty(shape, dtype=dtype, device=device))
 
-    with quiet():
+    with libraries_silenced():
         quantization.fill(base.model, draw, quantize, device)
     base.original = lambda layer: draw(f"{layer}.weight")
 
 
 @torch.no_grad()
-def _draw(name: str, tensor: Tensor) -> Tensor:
+def _fill_randomly(name: str, tensor: Tensor) -> Tensor:
     """The tensor, filled in place: see `materialise`."""
     if tensor.ndim > 1:
         return tensor.normal_(std=1 / math.sqrt(tensor[0].numel()))
     return tensor.fill_(1.0 if name.endswith("weight") else 0.0)
 
 
-def _of_folder(place: Path) -> Public:
-    """What the configs in a pipeline's folder tell."""
+def _configs_of_folder(place: Path) -> PublicBase:
+    """The configs in a pipeline's folder."""
     family = family_of_folder(place)
     texts = {
-        p: read_json(place / p / "config.json") for p in family.text_parts if (place / p / "config.json").is_file()
+        p: read_json(place / p / "config.json") for p in family.text_encoders if (place / p / "config.json").is_file()
     }
-    part, vae = (read_json(place / p / "config.json") for p in (family.part, "vae"))
+    component, vae = (read_json(place / p / "config.json") for p in (family.component, "vae"))
     scheduler = read_json(place / "scheduler" / "scheduler_config.json")
-    return Public(str(place), family.pipeline, part, scheduler, texts, vae)
+    return PublicBase(str(place), family.pipeline, component, scheduler, texts, vae)
 
 
-def _tokens(place: Path, told: Public) -> Tokens:
+def _token_limits(place: Path, configs: PublicBase) -> TokenLimits:
     """Of the tokenizers in a folder; the public ones' without any, and where one has no end.
 
     Raises: ValueError: one takes more tokens than its text encoder.
     """
     lengths: dict[str, list[float]] = {"CLIP": [], "T5": []}
-    for part, encoder in told.text_parts.items():
-        name = part.replace("text_encoder", "tokenizer")
+    for component, encoder in configs.text_encoders.items():
+        name = component.replace("text_encoder", "tokenizer")
         path = place / name / "tokenizer_config.json"
         tokenizer = read_json(path) if path.is_file() else {}
         for kind in lengths:
             if kind in str(tokenizer.get("tokenizer_class")) and "model_max_length" in tokenizer:
-                check_length(name, tokenizer["model_max_length"], part, {"max_position_embeddings": None, **encoder})
+                check_token_limit(
+                    name, tokenizer["model_max_length"], component, {"max_position_embeddings": None, **encoder}
+                )
                 lengths[kind].append(tokenizer["model_max_length"])
 
     def most(kind: str, public: int) -> int:
         return int(min(lengths[kind] + [public]))
 
-    return Tokens(most("CLIP", Tokens().clip), most("T5", Tokens().t5))
+    return TokenLimits(most("CLIP", TokenLimits().clip), most("T5", TokenLimits().t5))
 
 
-def _built(config: dict[str, Any]) -> Any:
+def _model_from_config(config: dict[str, Any]) -> Any:
     import diffusers
 
     return getattr(diffusers, config["_class_name"]).from_config(config)
 
 
-def _encoder(config: dict[str, Any]) -> nn.Module:
+def _text_encoder_from_config(config: dict[str, Any]) -> nn.Module:
     import transformers
 
     values = {k: v for k, v in config.items() if k != "model_type"}

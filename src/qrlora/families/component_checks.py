@@ -1,4 +1,4 @@
-"""What differs from a family's own base inside its files; refused in one line where our code would be wrong."""
+"""Components that differ from a family's own: refused in one line where our code would be wrong with them."""
 
 from __future__ import annotations
 
@@ -6,72 +6,72 @@ from collections.abc import Mapping
 from typing import Any
 
 from ..safetensors_files import Checkpoint
-from .family import Family, Tokens
+from .family import Family, TokenLimits
 
 
 def check(pipe: Any, family: Family) -> None:
-    """Raises ValueError: a base that reads or answers what our code does not give or ask for, see below."""
-    check_config(getattr(pipe, family.part).config, family)
+    """Raises ValueError: a base whose components take or return something else than our code expects, see below."""
+    check_config(getattr(pipe, family.component).config, family)
     check_channels(pipe, family, pipe.vae.config.latent_channels)
-    check_widths(pipe, family)
-    check_words(pipe, family)
+    check_text_widths(pipe, family)
+    check_vocabulary(pipe, family)
 
 
 def check_config(config: Mapping[str, Any], family: Family) -> None:
-    """Raises ValueError: the model was made to read what this family's do not, naming it."""
-    for name, plain in family.reads.items():
+    """Raises ValueError: the model takes an input that this family's do not, naming it."""
+    for name, plain in family.required_config.items():
         if config.get(name, plain) != plain:
             what = f"{name}={config[name]!r:.80} in its configuration"
-            raise ValueError(f"its {family.part} reads more than a {family.name} base's is told: {what}")
+            raise ValueError(f"its {family.component} reads more than a {family.name} base's does: {what}")
 
 
 def check_channels(pipe: Any, family: Family, latent_channels: int) -> None:
-    """The model reads the VAE's latents, and answers as many channels.
+    """The model takes the VAE's latents, and predicts as many channels.
 
-    Raises: ValueError: it was made for another input beside them, or answers more (a learnt variance).
+    Raises: ValueError: it was made for another input beside them, or predicts more (a learned variance).
     """
-    config, reads = getattr(pipe, family.part).config, family.shapes(pipe, 2, Tokens())["latents"][1]
-    answers = (config.out_channels or config.in_channels) * reads // config.in_channels  # FLUX counts patches of 2 x 2
-    if reads != latent_channels:
-        made = "it was made for a picture or mask beside the words (inpainting, editing, depth), which qrlora has not"
-        raise ValueError(f"its {family.part} reads {reads} channels, its VAE makes {latent_channels}: {made}")
-    if answers != latent_channels:
-        raise ValueError(f"its {family.part} answers {answers} channels, its VAE reads {latent_channels}")
+    config, inputs = getattr(pipe, family.component).config, family.input_shapes(pipe, 2, TokenLimits())["latents"][1]
+    outputs = (config.out_channels or config.in_channels) * inputs // config.in_channels  # FLUX counts patches of 2 x 2
+    if inputs != latent_channels:
+        made = "it was made for an image or mask beside the words (inpainting, editing, depth), which qrlora has not"
+        raise ValueError(f"its {family.component} reads {inputs} channels, its VAE makes {latent_channels}: {made}")
+    if outputs != latent_channels:
+        raise ValueError(f"its {family.component} predicts {outputs} channels, its VAE reads {latent_channels}")
 
 
-def check_widths(pipe: Any, family: Family) -> None:
+def check_text_widths(pipe: Any, family: Family) -> None:
     """Raises ValueError: the text encoders make vectors of another size than the model reads."""
-    wanted = family.shapes(pipe, 2, Tokens())
-    for name, made in family.widths(pipe).items():
+    wanted = family.input_shapes(pipe, 2, TokenLimits())
+    for name, made in family.text_widths(pipe).items():
         if made != wanted[name][-1]:
             what = f"its text encoders make {made} numbers of a {'word' if name == 'text' else 'prompt'}"
-            raise ValueError(f"{what}, its {family.part} reads {wanted[name][-1]}: they are of another base")
+            raise ValueError(f"{what}, its {family.component} reads {wanted[name][-1]}: they are of another base")
 
 
-def check_words(pipe: Any, family: Family) -> None:
+def check_vocabulary(pipe: Any, family: Family) -> None:
     """Every word that a tokenizer may give has its row in the text encoder, and CLIP's tokenizers agree.
 
     Raises: ValueError: a tokenizer that knows or takes more words than its text encoder, or takes fewer than another.
     """
     lengths: dict[str, int] = {}
-    for part in family.text_parts:
-        name, encoder = part.replace("text_encoder", "tokenizer"), getattr(pipe, part, None)
+    for component in family.text_encoders:
+        name, encoder = component.replace("text_encoder", "tokenizer"), getattr(pipe, component, None)
         tokenizer = getattr(pipe, name, None)
         if encoder is None or tokenizer is None:
             continue
-        check_length(name, tokenizer.model_max_length, part, encoder.config.to_dict())
+        check_token_limit(name, tokenizer.model_max_length, component, encoder.config.to_dict())
         if "max_position_embeddings" in encoder.config.to_dict():
             lengths[name] = tokenizer.model_max_length
         known, rows = max(tokenizer.get_vocab().values()) + 1, encoder.get_input_embeddings().num_embeddings
         if known > rows:
-            way_out = "save the text encoder with the words that were added, or the tokenizer without them"
-            raise ValueError(f"its {name} knows {known} words and parts of words, its {part} {rows}: {way_out}")
+            hint = "save the text encoder with the words that were added, or the tokenizer without them"
+            raise ValueError(f"its {name} knows {known} words and parts of words, its {component} {rows}: {hint}")
     if len({*lengths.values()}) > 1:
-        told = " and ".join(f"its {name} {tokens}" for name, tokens in lengths.items())
-        raise ValueError(f"tokens that are taken must be equally many, got {told}: set model_max_length alike")
+        found = " and ".join(f"its {name} {tokens}" for name, tokens in lengths.items())
+        raise ValueError(f"tokens that are taken must be equally many, got {found}: set model_max_length alike")
 
 
-def check_length(tokenizer: str, tokens: float, encoder: str, config: Mapping[str, Any]) -> None:
+def check_token_limit(tokenizer: str, tokens: float, encoder: str, config: Mapping[str, Any]) -> None:
     """Raises ValueError: a tokenizer takes no whole number of tokens, or more than its text encoder has places; T5 has
     no such number, and its tokenizer may have no end."""
     counted = isinstance(tokens, int) and not isinstance(tokens, bool) or isinstance(tokens, float) and tokens > 1e9
@@ -79,34 +79,34 @@ def check_length(tokenizer: str, tokens: float, encoder: str, config: Mapping[st
         raise ValueError(f"its {tokenizer} must take a number of tokens, got model_max_length={tokens!r:.80}")
     positions = config.get("max_position_embeddings")
     if positions is not None and tokens > positions:
-        way_out = f"set model_max_length in its tokenizer_config.json to {positions}"
-        raise ValueError(f"its {tokenizer} takes {tokens:g} tokens, its {encoder} {positions}: {way_out}")
+        hint = f"set model_max_length in its tokenizer_config.json to {positions}"
+        raise ValueError(f"its {tokenizer} takes {tokens:g} tokens, its {encoder} {positions}: {hint}")
 
 
-def own_scheduler(file: Checkpoint, family: Family, scheduler: Any) -> Any:
-    """The scheduler, as a single file says of itself that it was trained: see Family.told_by.
+def scheduler_of_file(file: Checkpoint, family: Family, scheduler: Any) -> Any:
+    """The scheduler, as a single file says of itself that it was trained: see Family.scheduler_entries.
 
     Raises: ValueError: what the file says is not known here, or contradicts the folder beside it.
     """
     path, names = file.path, {name.removeprefix("model.diffusion_model.") for name in file.places}
-    told, config = family.told_by(names, file.metadata), scheduler.config
-    kind, other = told.get("prediction_type"), config.get("prediction_type")
+    found, config = family.scheduler_entries(names, file.metadata), scheduler.config
+    kind, other = found.get("prediction_type"), config.get("prediction_type")
     if kind == "epsilon" and other != kind:
-        way_out = "the file's metadata or scheduler_config.json in the folder beside it is wrong: make them agree"
-        raise ValueError(f"{path} says that it predicts {kind}, its scheduler {other}: {way_out}")
-    foreign = told.keys() - config.keys()
+        hint = "the file's metadata or scheduler_config.json in the folder beside it is wrong: make them agree"
+        raise ValueError(f"{path} says that it predicts {kind}, its scheduler {other}: {hint}")
+    foreign = found.keys() - config.keys()
     if foreign:
         raise ValueError(f"{path} needs a scheduler with {min(foreign)}, {type(scheduler).__name__} has none")
-    return type(scheduler).from_config({**config, **told}) if told else scheduler
+    return type(scheduler).from_config({**config, **found}) if found else scheduler
 
 
-def complete(pipe: Any, family: Family) -> None:
+def fill_shared_embeddings(pipe: Any, family: Family) -> None:
     """T5's embedding goes by two names; where a single file has it under one, it gets the other.
 
-    Raises: ValueError: a part lacks weights, with one of them.
+    Raises: ValueError: a component lacks weights, with one of them.
     """
-    for part in (*family.text_parts, "vae"):
-        model = getattr(pipe, part, None)
+    for component in (*family.text_encoders, "vae"):
+        model = getattr(pipe, component, None)
         if model is None:
             continue
         if getattr(model.config, "model_type", "") == "t5":
@@ -114,4 +114,4 @@ def complete(pipe: Any, family: Family) -> None:
             model.set_input_embeddings(next((x for x in both if not x.weight.is_meta), both[0]))
         missing = [name for name, x in model.state_dict().items() if x.is_meta]
         if missing:
-            raise ValueError(f"its {part} lacks {len(missing)} of its weights, such as {missing[0]}")
+            raise ValueError(f"its {component} lacks {len(missing)} of its weights, such as {missing[0]}")

@@ -1,4 +1,4 @@
-"""The shape of a family's record, and of what a backbone is told beside the latents.
+"""The record of a family of backbones, and its conditioning: what a backbone reads beside the latents.
 
 Letters: b batch, h w latent height and width, c latent channels.
 """
@@ -26,9 +26,9 @@ class Condition:
         return len(next(iter(self.tensors.values())))
 
     @classmethod
-    def joined(cls, parts: Sequence[Condition]) -> Condition:
-        """The rows of all, one after the other."""
-        return cls({name: torch.cat([part.tensors[name] for part in parts]) for name in parts[0].tensors})
+    def joined(cls, conditions: Sequence[Condition]) -> Condition:
+        """The rows of all conditions, one after the other."""
+        return cls({name: torch.cat([x.tensors[name] for x in conditions]) for name in conditions[0].tensors})
 
     def rows(self, index: Sequence[int] | Tensor) -> Condition:
         """The rows with these numbers, in this order; a number may come several times."""
@@ -41,24 +41,24 @@ class Condition:
 
 
 @dataclass(frozen=True)
-class Framing:
-    """How a picture was cut to the base's size, in pixels; what SDXL calls its size conditions."""
+class SizeConditioning:
+    """Size and crop conditioning (SDXL, arXiv 2307.01952, 2.2): how an image was resized and cropped, in pixels."""
 
-    original: tuple[int, int]
+    original_size: tuple[int, int]
     """(height, width) of the file."""
-    corner: tuple[int, int]
-    """(top, left) of the crop, after the picture was resized."""
-    target: tuple[int, int]
+    crop_top_left: tuple[int, int]
+    """(top, left) of the crop, after the image was resized."""
+    target_size: tuple[int, int]
     """(height, width) that the model sees."""
 
     @classmethod
-    def plain(cls, height: int, width: int) -> Framing:
-        """A picture that always had its size: what sampling asks for, in training and in pipelines."""
+    def uncropped(cls, height: int, width: int) -> SizeConditioning:
+        """Of an image that was neither resized nor cropped: what sampling asks for, in training and in pipelines."""
         return cls((height, width), (0, 0), (height, width))
 
 
-class Tokens(NamedTuple):
-    """The most words, or parts of words, of a prompt that a base's tokenizers take."""
+class TokenLimits(NamedTuple):
+    """The longest prompt that a base's tokenizers take, in tokens."""
 
     clip: int = 77
     t5: int = 512
@@ -69,50 +69,51 @@ class Family:
     """A kind of backbone: facts and functions. No class derives from it."""
 
     layout: Layout
-    """Its layers' names, its public models, and which part of the pipeline learns."""
+    """Its layers' names, its public models, and which component of the pipeline is trained."""
     pipeline: str
     """Name of diffusers' pipeline class, which is also how a folder or hub name is recognised."""
-    same_parts: tuple[str, ...]
-    """Other pipeline classes of the same parts: their folders are opened as `pipeline`, which asks for words alone."""
+    compatible_pipelines: tuple[str, ...]
+    """Other pipeline classes with the same components: their folders are opened as `pipeline`, for text to image."""
     checkpoint_keys: tuple[str, ...]
     """Tensor names that only single-file checkpoints of this family hold all of, with or without the prefix
     `model.diffusion_model.`."""
     defaults: FamilyDefaults
     """The paper's settings."""
-    text_parts: Mapping[str, str]
+    text_encoders: Mapping[str, str]
     """Components that are needed for prompts only -> how their tensors' names begin in single-file checkpoints."""
-    encode_prompt: Callable[[Any, Sequence[str], Framing], Condition]
-    """(pipe, b prompts, framing) -> Condition of b rows."""
+    encode_prompt: Callable[[Any, Sequence[str], SizeConditioning], Condition]
+    """(pipe, b prompts, their images' size and crop conditioning) -> Condition of b rows, as `predict` reads it."""
     predict: Callable[[nn.Module, Tensor, Tensor, Condition], Tensor]
     """(model, noisy (b, c, h, w), time (b,), condition of b rows) -> prediction (b, c, h, w)."""
     embed: Callable[[Any, Sequence[str], str, float], Condition]
-    """(pipe, b prompts, negative_prompt, guidance) -> what its pipeline is told in place of prompts, under the names of
-    its arguments."""
+    """(pipe, b prompts, negative_prompt, guidance) -> what its pipeline takes in place of prompts, by
+    argument."""
     sample: Callable[..., Tensor]
-    """(pipe, what `embed` found, size, steps, guidance, generators) -> latents (b, c, h, w) of one picture per row, as
+    """(pipe, what `embed` returned, size, steps, guidance, generators) -> latents (b, c, h, w) of one image per row, as
     the backbone sees them; the pipe is without text encoders and VAE."""
-    size_step: Callable[[Any], int]
-    """(pipe) -> pixels that the sides of its pictures must be multiples of."""
-    blocks: tuple[str, ...]
-    """Class names of the blocks that nearly all weights and work of the trainable part are in."""
-    shapes: Callable[[Any, int, Tokens], Mapping[str, tuple[int, ...]]]
+    size_multiple: Callable[[Any], int]
+    """(pipe) -> pixels that the sides of its images must be multiples of."""
+    block_classes: tuple[str, ...]
+    """Class names of the blocks that hold nearly all weights and work of the trainable component are in."""
+    input_shapes: Callable[[Any, int, TokenLimits], Mapping[str, tuple[int, ...]]]
     """(pipe, side of the latents, tokens that its tokenizers take) -> the shape of one row of "latents" and of each
     tensor of the condition."""
-    widths: Callable[[Any], Mapping[str, int]]
-    """(pipe with its text encoders) -> the last sizes of "text" and "pooled" as they make them of a prompt."""
-    reads: Mapping[str, Any] = field(default_factory=dict)
-    """Entries of the trainable part's configuration that say what it is told, with what they must be."""
-    rows_drawn: Callable[[Any, float], int] = lambda pipe, guidance: 2 if guidance > 1 else 1
-    """(pipe, guidance) -> rows that the model answers in a denoising step of one picture: two if the guidance is
-    classifier-free guidance and acts."""
-    optional_parts: tuple[str, ...] = ()
+    text_widths: Callable[[Any], Mapping[str, int]]
+    """(pipe with its text encoders) -> the last dimensions of the "text" and "pooled" embeddings they compute."""
+    required_config: Mapping[str, Any] = field(default_factory=dict)
+    """Entries of the trainable component's config that would mean another model input -> the values they must have."""
+    rows_per_step: Callable[[Any, float], int] = lambda pipe, guidance: 2 if guidance > 1 else 1
+    """(pipe, guidance) -> rows that the model predicts in a denoising step of one image: two where
+    classifier-free guidance acts."""
+    optional_components: tuple[str, ...] = ()
     """Components that a base may lack from the start."""
-    exceptions: Callable[[Any], Mapping[str, Any]] = lambda pipe: {}
+    default_overrides: Callable[[Any], Mapping[str, Any]] = lambda pipe: {}
     """(pipe) -> defaults in which this base differs from its family's."""
-    respelt: Callable[[str], str] = lambda name: name
-    """A tensor's name in a single file -> as diffusers' conversion spells it."""
-    told_by: Callable[[Collection[str], Mapping[str, str]], Mapping[str, Any]] = lambda names, metadata: {}
-    """(names of a single file's tensors, its metadata) -> what it says of its training, as a scheduler's entries."""
+    normalize_key: Callable[[str], str] = lambda name: name
+    """A tensor's name in a single file -> the key that diffusers' conversion knows it by."""
+    scheduler_entries: Callable[[Collection[str], Mapping[str, str]], Mapping[str, Any]] = lambda names, metadata: {}
+    """(names of a single file's tensors, its metadata) -> what they say of its training, as entries of a
+    scheduler's config."""
 
     @property
     def name(self) -> str:
@@ -120,9 +121,9 @@ class Family:
         return self.layout.family
 
     @property
-    def part(self) -> str:
-        """The pipeline's trainable part: "unet" or "transformer"."""
-        return self.layout.part
+    def component(self) -> str:
+        """The pipeline's trainable component: "unet" or "transformer"."""
+        return self.layout.component
 
     @property
     def targets(self) -> Mapping[str, tuple[str, ...]]:

@@ -1,4 +1,4 @@
-"""FAMILIES: every backbone that we train and draw with, and which one a base is of; a new one is a file and a row."""
+"""FAMILIES: every backbone that we train and sample with, and which one a base is of; a new one is a file and a row."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def family_of_folder(place: Path) -> Family:
         raise FileNotFoundError(f"{place} is no diffusers pipeline, it has no model_index.json")
     kind = read_json(index).get("_class_name")
     for family in FAMILIES.values():
-        if kind in (family.pipeline, *family.same_parts):
+        if kind in (family.pipeline, *family.compatible_pipelines):
             return family
     known = ", ".join(f.pipeline for f in FAMILIES.values())
     raise ValueError(f"{place} is a {kind}, which is not supported; supported: {known}")
@@ -36,7 +36,7 @@ def family_of_tensors(path: Path, tensors: Collection[str]) -> Family:
     names = {name.removeprefix("model.diffusion_model.") for name in tensors}
     for family in FAMILIES.values():
         own = family.checkpoint_keys
-        if own and {family.respelt(name) for name in names}.issuperset(own):
+        if own and {family.normalize_key(name) for name in names}.issuperset(own):
             return family
     known = ", ".join(FAMILIES)
     raise ValueError(f"{path} is not a whole base model of a known family ({known}); an adapter is no base model")

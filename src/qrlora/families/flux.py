@@ -1,4 +1,4 @@
-"""FLUX.1: a transformer on packed latents and words together, told by T5's states and CLIP's pooled one.
+"""FLUX.1: a transformer on packed latents and text tokens, conditioned on T5's states and CLIP's pooled one.
 
 There is no paper; facts are from diffusers' pipeline and public training. FLUX.1-dev is guidance-distilled: it reads a
 guidance as a number and has no negative prompt. FLUX.1-schnell, which is step-distilled, and bases that are not
@@ -17,13 +17,13 @@ from torch.nn import functional
 
 from ..config import FamilyDefaults
 from ..layouts.flux import FLUX as LAYOUT
-from .family import Condition, Family, Framing, Tokens
-from .pipeline_steps import draw, text_length
+from .family import Condition, Family, SizeConditioning, TokenLimits
+from .pipeline_steps import run_pipeline, text_length
 
 TEXT_LENGTH, SCHNELL_TEXT_LENGTH = 512, 256
 """Tokens of T5: the pipeline's own choice, and what FLUX.1-schnell was made for (its model card)."""
 TRAINING_GUIDANCE = 3.5
-"""What a guidance-distilled base is told while it learns: the public training's default, and the pipeline's."""
+"""The guidance that a guidance-distilled base reads in training: the public training's default, and the pipeline's."""
 
 
 def distilled(pipe: Any) -> bool:
@@ -33,7 +33,7 @@ def distilled(pipe: Any) -> bool:
 
 def is_schnell(pipe: Any) -> bool:
     """Whether the base is FLUX.1-schnell: it reads no guidance, and its noise levels are not shifted. Bases that were
-    freed from FLUX.1-dev's distillation keep the shift, which depends on the picture's size."""
+    freed from FLUX.1-dev's distillation keep the shift, which depends on the image's size."""
     levels = pipe.scheduler.config
     return not distilled(pipe) and not levels.get("use_dynamic_shifting") and levels.get("shift", 1.0) == 1.0
 
@@ -43,8 +43,8 @@ def text_tokens(pipe: Any, longest: int) -> int:
     return min(longest, SCHNELL_TEXT_LENGTH if is_schnell(pipe) else TEXT_LENGTH)
 
 
-def encode_prompt(pipe: Any, prompts: Sequence[str], framing: Framing) -> Condition:
-    """T5's last states, CLIP's pooled state, and the guidance if the base reads one. The framing is no condition.
+def encode_prompt(pipe: Any, prompts: Sequence[str], sizes: SizeConditioning) -> Condition:
+    """T5's last states, CLIP's pooled state, and the guidance if the base reads one. Size and crop are no input.
 
     Returns: text (b, text_tokens, d), pooled (b, p), guidance (b,) float32.
     """
@@ -54,19 +54,19 @@ def encode_prompt(pipe: Any, prompts: Sequence[str], framing: Framing) -> Condit
 
 
 def predict(model: nn.Module, noisy: Tensor, time: Tensor, condition: Condition) -> Tensor:
-    """The transformer's answer, (b, c, h, w) in its own dtype; noisy (b, c, h, w), time (b,), condition of b rows."""
-    told, (h, w) = condition.tensors, (noisy.shape[2] // 2, noisy.shape[3] // 2)
-    answer = model(
-        packed(noisy.to(told["text"].dtype)),
-        told["text"],
-        told["pooled"],
+    """The transformer's prediction (b, c, h, w), in its dtype; noisy (b, c, h, w), time (b,), condition of b rows."""
+    inputs, (h, w) = condition.tensors, (noisy.shape[2] // 2, noisy.shape[3] // 2)
+    prediction = model(
+        packed(noisy.to(inputs["text"].dtype)),
+        inputs["text"],
+        inputs["pooled"],
         time / 1000,  # the model multiplies by 1000, whatever the scheduler's number of steps
-        picture_ids(h, w).to(noisy.device, non_blocking=True),
-        torch.zeros(told["text"].shape[1], 3, device=noisy.device),  # words have no place in the picture
-        told.get("guidance"),
+        patch_positions(h, w).to(noisy.device, non_blocking=True),
+        torch.zeros(inputs["text"].shape[1], 3, device=noisy.device),  # text tokens have no position in the image
+        inputs.get("guidance"),
         return_dict=False,
     )[0]
-    return unpacked(answer, h, w)
+    return unpacked(prediction, h, w)
 
 
 def packed(latents: Tensor) -> Tensor:
@@ -79,7 +79,7 @@ def unpacked(rows: Tensor, h: int, w: int) -> Tensor:
     return functional.pixel_shuffle(rows.mT.unflatten(2, (h, w)), 2)
 
 
-def picture_ids(h: int, w: int) -> Tensor:
+def patch_positions(h: int, w: int) -> Tensor:
     """Each patch's place, (h w, 3) = 0, row, column, for the rotary embedding."""
     return torch.cartesian_prod(torch.zeros(1), torch.arange(h).float(), torch.arange(w).float())
 
@@ -93,65 +93,65 @@ def embed(pipe: Any, prompts: Sequence[str], negative_prompt: str, guidance: flo
     if distilled(pipe) and negative_prompt:
         raise ValueError("this FLUX base is guidance-distilled and reads no negative prompt: leave it empty")
     text, pooled = _encoded(pipe, prompts)
-    told = {"prompt_embeds": text, "pooled_prompt_embeds": pooled}
-    if rows_drawn(pipe, guidance) > 1:
+    embedded = {"prompt_embeds": text, "pooled_prompt_embeds": pooled}
+    if rows_per_step(pipe, guidance) > 1:
         text, pooled = _encoded(pipe, [negative_prompt] * len(prompts))
-        told |= {"negative_prompt_embeds": text, "negative_pooled_prompt_embeds": pooled}
-    return Condition(told)
+        embedded |= {"negative_prompt_embeds": text, "negative_pooled_prompt_embeds": pooled}
+    return Condition(embedded)
 
 
 def _encoded(pipe: Any, prompts: Sequence[str]) -> tuple[Tensor, Tensor]:
     """T5's last states (b, text_tokens, d) and CLIP's pooled state (b, p)."""
     length = text_tokens(pipe, text_length(pipe.tokenizer_2, TEXT_LENGTH))
-    told = {"device": pipe.text_encoder.device, "max_sequence_length": length}
-    text, pooled, _ = pipe.encode_prompt(list(prompts), None, **told)
+    options = {"device": pipe.text_encoder.device, "max_sequence_length": length}
+    text, pooled, _ = pipe.encode_prompt(list(prompts), None, **options)
     return text, pooled
 
 
 def sample(
-    pipe: Any, told: Condition, size: int, steps: int, guidance: float, generators: Sequence[torch.Generator]
+    pipe: Any, embedded: Condition, size: int, steps: int, guidance: float, generators: Sequence[torch.Generator]
 ) -> Tensor:
-    """Latents of pictures; `guidance` is the number that a distilled base reads, else the strength of classifier-free
+    """Latents of images; `guidance` is the number that a distilled base reads, else the strength of classifier-free
     guidance."""
     strength = {"guidance_scale" if distilled(pipe) else "true_cfg_scale": guidance}
-    rows = draw(pipe, size, steps, generators, **strength, **told.tensors)
-    side = size // size_step(pipe)
+    rows = run_pipeline(pipe, size, steps, generators, **strength, **embedded.tensors)
+    side = size // size_multiple(pipe)
     return unpacked(rows, side, side)
 
 
-def shapes(pipe: Any, side: int, tokens: Tokens) -> dict[str, tuple[int, ...]]:
-    """What `predict` reads for one picture; the latents are not packed yet."""
+def input_shapes(pipe: Any, side: int, tokens: TokenLimits) -> dict[str, tuple[int, ...]]:
+    """Shapes of what `predict` reads for one image; the latents are not packed yet."""
     config = pipe.transformer.config
     text = (1, text_tokens(pipe, tokens.t5), config.joint_attention_dim)
-    told = {
+    inputs = {
         "latents": (1, config.in_channels // 4, side, side),
         "text": text,
         "pooled": (1, config.pooled_projection_dim),
     }
-    return {**told, **({"guidance": (1,)} if config.guidance_embeds else {})}
+    return {**inputs, **({"guidance": (1,)} if config.guidance_embeds else {})}
 
 
-def widths(pipe: Any) -> dict[str, int]:
+def text_widths(pipe: Any) -> dict[str, int]:
     """What T5 and CLIP make of a prompt."""
     return {"text": pipe.text_encoder_2.config.d_model, "pooled": pipe.text_encoder.config.hidden_size}
 
 
-def rows_drawn(pipe: Any, guidance: float) -> int:
+def rows_per_step(pipe: Any, guidance: float) -> int:
     """Classifier-free guidance, two rows that the pipeline asks for one after the other, if no number says it."""
     return 2 if guidance > 1 and not distilled(pipe) else 1
 
 
-def size_step(pipe: Any) -> int:
+def size_multiple(pipe: Any) -> int:
     """The VAE's step times the patch of 2."""
     return 2 * pipe.vae_scale_factor
 
 
-def exceptions(pipe: Any) -> Mapping[str, Any]:
+def default_overrides(pipe: Any) -> Mapping[str, Any]:
     """FLUX.1-schnell draws in 4 steps without guidance."""
     return {"sample_steps": 4, "guidance": 1.0} if is_schnell(pipe) else {}
 
 
-def respelt(name: str) -> str:
+def normalize_key(name: str) -> str:
     """Newer files call the scale of a norm its weight."""
     return re.sub(r"\.(key|query)_norm\.weight$", r".\1_norm.scale", name)
 
@@ -159,7 +159,7 @@ def respelt(name: str) -> str:
 FLUX = Family(
     layout=LAYOUT,
     pipeline="FluxPipeline",
-    same_parts=(
+    compatible_pipelines=(
         "FluxKontextPipeline",
         "FluxKontextInpaintPipeline",
         "FluxImg2ImgPipeline",
@@ -167,16 +167,16 @@ FLUX = Family(
     ),
     checkpoint_keys=("double_blocks.0.img_attn.norm.key_norm.scale", "vector_in.in_layer.weight"),
     defaults=FamilyDefaults(targets="attention-ff", sample_steps=28, guidance=3.5),
-    text_parts={"text_encoder": "text_encoders.clip_l.", "text_encoder_2": "text_encoders.t5xxl."},
+    text_encoders={"text_encoder": "text_encoders.clip_l.", "text_encoder_2": "text_encoders.t5xxl."},
     encode_prompt=encode_prompt,
     predict=predict,
     embed=embed,
     sample=sample,
-    size_step=size_step,
-    blocks=("FluxTransformerBlock", "FluxSingleTransformerBlock"),
-    shapes=shapes,
-    widths=widths,
-    rows_drawn=rows_drawn,
-    exceptions=exceptions,
-    respelt=respelt,
+    size_multiple=size_multiple,
+    block_classes=("FluxTransformerBlock", "FluxSingleTransformerBlock"),
+    input_shapes=input_shapes,
+    text_widths=text_widths,
+    rows_per_step=rows_per_step,
+    default_overrides=default_overrides,
+    normalize_key=normalize_key,
 )

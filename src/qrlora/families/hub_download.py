@@ -11,13 +11,13 @@ from typing import Any
 NAME = re.compile(r"(?P<repository>[^/~.][^/]*/[^/@]+)(?:@(?P<revision>.+))?")
 
 
-def split(name: str) -> tuple[str, str | None] | None:
+def parse_hub_name(name: str) -> tuple[str, str | None] | None:
     """(OWNER/NAME, revision or None for the repository's main branch); None: no name of a hub's."""
     found = NAME.fullmatch(name)
     return (found["repository"], found["revision"]) if found and not name.endswith(".safetensors") else None
 
 
-def index_of(repository: str, revision: str | None) -> Path:
+def fetch_index(repository: str, revision: str | None) -> Path:
     """A pipeline's `model_index.json`, fetched if it is not here, in the folder that will hold the rest."""
     from huggingface_hub import hf_hub_download
 
@@ -25,7 +25,7 @@ def index_of(repository: str, revision: str | None) -> Path:
         return Path(hf_hub_download(repository, "model_index.json", revision=revision))
 
 
-def files_of(repository: str, revision: str | None, folder: Path) -> list[str]:
+def repository_files(repository: str, revision: str | None, folder: Path) -> list[str]:
     """Names of a repository's files; of those that were fetched into a folder, if the hub cannot be reached."""
     from huggingface_hub import list_repo_files
     from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
@@ -36,21 +36,21 @@ def files_of(repository: str, revision: str | None, folder: Path) -> list[str]:
         with _silent():
             return list_repo_files(repository, revision=revision)
     except (OfflineModeIsEnabled, unreachable):
-        return names_in(folder)
+        return folder_files(folder)
 
 
-def names_in(folder: Path) -> list[str]:
+def folder_files(folder: Path) -> list[str]:
     """Names of a pipeline's files in a folder, as "unet/config.json"."""
     return [path.relative_to(folder).as_posix() for path in folder.glob("*/*") if path.is_file()]
 
 
-def fetch(repository: str, revision: str | None, variant: str, absent: Mapping[str, None]) -> Path:
+def fetch_pipeline(repository: str, revision: str | None, variant: str, absent: Mapping[str, None]) -> Path:
     """The folder of a pipeline in the hub's cache, with all that it lacked fetched: weights as safetensors, of one
-    variant where a part has it, without the parts that are absent."""
+    variant where a component has it, without the components that are absent."""
     import diffusers
 
-    told = {"revision": revision, "variant": variant or None, "use_safetensors": True, **absent}
-    return Path(diffusers.DiffusionPipeline.download(repository, **told))
+    options = {"revision": revision, "variant": variant or None, "use_safetensors": True, **absent}
+    return Path(diffusers.DiffusionPipeline.download(repository, **options))
 
 
 @contextlib.contextmanager

@@ -1,4 +1,4 @@
-"""What diffusers, transformers and the hub say while a base is opened, kept to what helps a person."""
+"""Messages of diffusers, transformers and the hub while a base is opened, kept to what helps a person."""
 
 from __future__ import annotations
 
@@ -13,23 +13,25 @@ import torch
 from ..devices import device_label, gpu_hint
 from ..safetensors_files import Checkpoint
 
-LARGE = 1_000_000_000
-"""Numbers of a trainable part from which on a CPU takes minutes for an update or a picture."""
+SLOW_ON_CPU = 1_000_000_000
+"""Parameters from which on a CPU takes minutes for an update or an image."""
 
 
 class SlowDevice(UserWarning):
-    """A base is on a device where learning and drawing take hours."""
+    """A base is on a device where training and sampling take hours."""
 
 
-def tell_start(name: str, files: Iterable[Checkpoint], device: torch.device, dtype: torch.dtype, quantize: str) -> None:
-    """One line of the log "qrlora": which base goes where, in which numbers; a warning of a large base on a CPU.
+def log_opened_base(
+    name: str, files: Iterable[Checkpoint], device: torch.device, dtype: torch.dtype, quantize: str
+) -> None:
+    """One line of the log "qrlora": base, device and dtype; a warning of a large base on a CPU.
 
     Args: files: of weights, which are counted.  device: where it computes.
     """
-    numbers = " and ".join(x for x in (quantize, str(dtype).removeprefix("torch.")) if x)
-    logging.getLogger("qrlora").info("%s on %s, in %s", name, device_label(device), numbers)
+    kinds = " and ".join(x for x in (quantize, str(dtype).removeprefix("torch.")) if x)
+    logging.getLogger("qrlora").info("%s on %s, in %s", name, device_label(device), kinds)
     count = sum(math.prod(place.shape) for file in files for place in file.places.values())
-    if device.type == "cpu" and count > LARGE:
+    if device.type == "cpu" and count > SLOW_ON_CPU:
         warnings.warn(
             f"{name} has {count / 1e9:.1f} billion parameters, and a CPU takes minutes for each of its updates and "
             f"denoising steps: {gpu_hint()}",
@@ -39,7 +41,7 @@ def tell_start(name: str, files: Iterable[Checkpoint], device: torch.device, dty
 
 
 @contextlib.contextmanager
-def one_clear_line(name: str, what: str = "base model") -> Iterator[None]:
+def opening_errors_in_one_line(name: str, what: str = "base model") -> Iterator[None]:
     """The many ways in which diffusers and the hub say that a model cannot be had, as one line with the way out."""
     from huggingface_hub.errors import (
         EntryNotFoundError,
@@ -74,7 +76,7 @@ def one_clear_line(name: str, what: str = "base model") -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def configured(what: object) -> Iterator[None]:
+def config_errors_in_one_line(what: object) -> Iterator[None]:
     """The libraries' classes take a configuration as it stands, and where it cannot be fail in any way that Python has:
     as one line, with what was opened."""
     try:
@@ -90,7 +92,7 @@ def configured(what: object) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def quiet() -> Iterator[None]:
+def libraries_silenced() -> Iterator[None]:
     """diffusers, transformers and what they load say nothing below an error while a base is opened; torchao, for one,
     lists the kernels that it lacks."""
     before = logging.root.manager.disable
@@ -104,7 +106,7 @@ def quiet() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _quiet_libraries() -> Iterator[None]:
-    """The part of `quiet` that diffusers and transformers decide by switches of their own."""
+    """`libraries_silenced` by the switches that diffusers and transformers have of their own."""
     from transformers.utils import logging as of_transformers  # first: importing diffusers makes it warn
 
     level = of_transformers.get_verbosity()

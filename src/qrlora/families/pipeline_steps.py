@@ -34,10 +34,10 @@ def encode_image(pipe: Any, pixels: Tensor, generator: torch.Generator | None = 
 
 
 def decode_image(pipe: Any, latents: Tensor) -> list[Any]:
-    """One PIL picture for each of the latents (b, c, h, w) as the backbone sees them: `encode_image` turned round.
+    """One PIL image for each of the latents (b, c, h, w) as the backbone sees them: `encode_image` turned round.
 
     In float32, since half precision shows: SDXL's VAE overflows in float16, and the built-in bases' lose 15 dB in
-    bfloat16. One picture at a time: a large one takes gigabytes of activations, and twelve together more than 2^31
+    bfloat16. One image at a time: a large one takes gigabytes of activations, and twelve together more than 2^31
     numbers in a tensor.
 
     Raises: ValueError: NaN or infinity.
@@ -45,15 +45,15 @@ def decode_image(pipe: Any, latents: Tensor) -> list[Any]:
     vae, config = pipe.vae, pipe.vae.config
     z = latents.float() / config.scaling_factor + (getattr(config, "shift_factor", None) or 0.0)
     z = z * _deviation(config, z) + _mean(config, z)
-    pictures = []
+    images = []
     for one in z.split(1):
         pixels = vae.decode(one, return_dict=False)[0]
         if not bool(torch.isfinite(pixels).all()):
-            raise ValueError("the VAE made NaN or infinity of a picture, which would be black: its weights are damaged")
+            raise ValueError("the VAE made NaN or infinity of an image, which would be black: its weights are damaged")
         if getattr(pipe, "watermark", None) is not None:  # SDXL's, where its library is installed
             pixels = pipe.watermark.apply_watermark(pixels)
-        pictures += pipe.image_processor.postprocess(pixels, output_type="pil")
-    return pictures
+        images += pipe.image_processor.postprocess(pixels, output_type="pil")
+    return images
 
 
 def _mean(config: Any, z: Tensor) -> Tensor:
@@ -68,10 +68,10 @@ def _deviation(config: Any, z: Tensor) -> Tensor:
     return z.new_ones(1) if found is None else z.new_tensor(found).view(1, -1, 1, 1)
 
 
-def draw(pipe: Any, size: int, steps: int, generators: Sequence[torch.Generator], **told: Any) -> Tensor:
-    """Latents of one picture per generator from a stock pipeline, all in one batch.
+def run_pipeline(pipe: Any, size: int, steps: int, generators: Sequence[torch.Generator], **arguments: Any) -> Tensor:
+    """Latents of one image per generator from a stock pipeline, all in one batch.
 
-    Args:    told: what else the family's pipeline is told, embedded prompts among it.
+    Args:    arguments: what else the family's pipeline takes, embedded prompts among it.
     Returns: as the pipeline leaves them, (b, c, h, w) or packed.
     """
     pipe.set_progress_bar_config(disable=True)
@@ -81,23 +81,23 @@ def draw(pipe: Any, size: int, steps: int, generators: Sequence[torch.Generator]
         num_inference_steps=steps,
         generator=list(generators),
         output_type="latent",
-        **told,
+        **arguments,
     )
     return drawn.images
 
 
-def draw_guided(
-    pipe: Any, told: Condition, size: int, steps: int, guidance: float, generators: Sequence[torch.Generator]
+def sample_guided(
+    pipe: Any, embedded: Condition, size: int, steps: int, guidance: float, generators: Sequence[torch.Generator]
 ) -> Tensor:
-    """`Family.sample` of pipelines with classifier-free guidance of this strength; told: what `embed` found."""
-    return draw(pipe, size, steps, generators, guidance_scale=guidance, **told.tensors)
+    """`Family.sample` of pipelines with classifier-free guidance of this strength; embedded: what `embed` returned."""
+    return run_pipeline(pipe, size, steps, generators, guidance_scale=guidance, **embedded.tensors)
 
 
-EMBEDDED = ("prompt_embeds", "negative_prompt_embeds", "pooled_prompt_embeds", "negative_pooled_prompt_embeds")
+PROMPT_EMBEDDINGS = ("prompt_embeds", "negative_prompt_embeds", "pooled_prompt_embeds", "negative_pooled_prompt_embeds")
 """What SDXL's and SD3's pipelines make of prompts, and take in their place; without guidance, of the prompts alone."""
 
 
-def negative(negative_prompt: str, prompts: Sequence[str]) -> list[str] | None:
+def negative_prompts(negative_prompt: str, prompts: Sequence[str]) -> list[str] | None:
     """One negative prompt for each prompt; none at all for the base's own idea of "no prompt"."""
     return [negative_prompt] * len(prompts) if negative_prompt else None
 

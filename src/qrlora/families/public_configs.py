@@ -1,4 +1,4 @@
-"""Public base models as their configurations tell them: enough to build them with random weights, without a download.
+"""Public base models by their configurations: enough to build them with random weights, without a download.
 
 Only what differs from the defaults of diffusers' and transformers' classes stands here; each table names its source.
 """
@@ -11,17 +11,17 @@ from typing import Any, NamedTuple
 from ..layouts import VARIANTS
 
 
-class Public(NamedTuple):
+class PublicBase(NamedTuple):
     """A public base model."""
 
     hub: str
     """OWNER/NAME."""
     pipeline: str
     """diffusers' pipeline class."""
-    part: dict[str, Any]
-    """The trainable part's config, with its class as "_class_name"."""
+    model_config: dict[str, Any]
+    """The trainable component's config, with its class as "_class_name"."""
     scheduler: dict[str, Any]
-    text_parts: dict[str, dict[str, Any]]
+    text_encoders: dict[str, dict[str, Any]]
     """{component: the text encoder's config}."""
     vae: dict[str, Any]
 
@@ -106,12 +106,12 @@ SDXL_SCHEDULER = {
 }
 
 
-def _sd15(name: str, encoder: dict[str, Any], scheduler: dict[str, Any], side: int, **unet: Any) -> Public:
+def _sd15(name: str, encoder: dict[str, Any], scheduler: dict[str, Any], side: int, **unet: Any) -> PublicBase:
     """A base of the family SD 1.5; side: of its latents."""
     part = {"_class_name": "UNet2DConditionModel", "cross_attention_dim": encoder["hidden_size"], "sample_size": side}
     training = {k: SDXL_SCHEDULER[k] for k in ("beta_start", "beta_end", "beta_schedule", "steps_offset")}
     vae = {**VAE, "sample_size": 8 * side}
-    return Public(
+    return PublicBase(
         VARIANTS[name].hub,
         "StableDiffusionPipeline",
         {**part, **unet},
@@ -121,7 +121,7 @@ def _sd15(name: str, encoder: dict[str, Any], scheduler: dict[str, Any], side: i
     )
 
 
-def _sd3(name: str, layers: int, **changes: Any) -> Public:
+def _sd3(name: str, layers: int, **changes: Any) -> PublicBase:
     """A base of the family SD3; heads and layers are as many, each head is 64 wide."""
     part = {"_class_name": "SD3Transformer2DModel", "num_layers": layers, "num_attention_heads": layers}
     part |= {"caption_projection_dim": 64 * layers, "pos_embed_max_size": 192, "sample_size": 128, **changes}
@@ -130,20 +130,20 @@ def _sd3(name: str, layers: int, **changes: Any) -> Public:
         "text_encoder_2": CLIP_G,
         "text_encoder_3": T5_XXL,
     }
-    return Public(VARIANTS[name].hub, "StableDiffusion3Pipeline", part, FLOW, encoders, VAE_16)
+    return PublicBase(VARIANTS[name].hub, "StableDiffusion3Pipeline", part, FLOW, encoders, VAE_16)
 
 
-def _flux(name: str, distilled: bool) -> Public:
+def _flux(name: str, distilled: bool) -> PublicBase:
     """FLUX.1-dev, which reads a guidance, or FLUX.1-schnell, which does not."""
     part = {"_class_name": "FluxTransformer2DModel", "guidance_embeds": distilled}
     scheduler = FLOW if distilled else {**FLOW, "shift": 1.0}
     scheduler = {**scheduler, "use_dynamic_shifting": distilled}
     encoders = {"text_encoder": CLIP_L, "text_encoder_2": T5_XXL}
-    return Public(VARIANTS[name].hub, "FluxPipeline", part, scheduler, encoders, VAE_16)
+    return PublicBase(VARIANTS[name].hub, "FluxPipeline", part, scheduler, encoders, VAE_16)
 
 
-PUBLIC: dict[str, Public] = {
-    "sdxl": Public(
+PUBLIC: dict[str, PublicBase] = {
+    "sdxl": PublicBase(
         VARIANTS["sdxl"].hub,
         "StableDiffusionXLPipeline",
         SDXL_UNET,

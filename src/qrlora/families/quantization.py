@@ -1,7 +1,7 @@
-"""Bases that do not fit: the trainable part in 4 or 8 bits a weight, its original weights streamed from the checkpoint.
+"""Quantised bases: the trainable component in 4 or 8 bits a weight, its original weights read from the checkpoint.
 
 diffusers quantises one linear layer after another while it reads the checkpoint, so that neither the whole original
-nor two copies are ever in memory. Text encoders and VAE keep their number type: they are gone before training begins.
+nor two copies are ever in memory. Text encoders and VAE keep their dtype: they are gone before training begins.
 """
 
 from __future__ import annotations
@@ -36,18 +36,18 @@ def check(quantize: str, device: torch.device) -> None:
     extras.require("quantize", LIBRARIES[quantize], reason=f"quantize={quantize}")
 
 
-def instructions(part: str, quantize: str, dtype: torch.dtype) -> dict[str, Any]:
-    """What `from_pretrained` of a pipeline must be told to quantise one part of it; nothing for an empty `quantize`."""
+def quantization_kwargs(component: str, quantize: str, dtype: torch.dtype) -> dict[str, Any]:
+    """Arguments with which a pipeline's `from_pretrained` quantises one component; none for an empty `quantize`."""
     if not quantize:
         return {}
     import diffusers
 
-    way = _way(quantize, dtype)
-    return {"quantization_config": diffusers.PipelineQuantizationConfig(quant_mapping={part: way})}
+    way = _quantization_config(quantize, dtype)
+    return {"quantization_config": diffusers.PipelineQuantizationConfig(quant_mapping={component: way})}
 
 
-def _way(quantize: str, dtype: torch.dtype) -> Any:
-    """diffusers' words for how one model is quantised."""
+def _quantization_config(quantize: str, dtype: torch.dtype) -> Any:
+    """diffusers' configuration for quantising one model."""
     import diffusers
 
     if quantize == "nf4":
@@ -69,7 +69,7 @@ def fill(model: Any, value_of: Callable[[str], Tensor], quantize: str, device: t
 
     dtype, quantizer = model.dtype, None
     if quantize:
-        quantizer: Any = DiffusersAutoQuantizer.from_config(_way(quantize, dtype), pre_quantized=False)
+        quantizer: Any = DiffusersAutoQuantizer.from_config(_quantization_config(quantize, dtype), pre_quantized=False)
         quantizer.validate_environment()
         quantizer.preprocess_model(model, device_map=None, keep_in_fp32_modules=[])
     for name in list(model.state_dict()):
@@ -120,9 +120,9 @@ class Unpacked(torch.autograd.Function):
 
 
 def original_weights(folder: Path, variant: str = "") -> Callable[[str], Tensor]:
-    """(layer) -> its weight (o, i) as a part's checkpoint stores it, read from disk at each call.
+    """(layer) -> its weight (o, i) as a component's checkpoint stores it, read from disk at each call.
 
-    Args:    folder: of the part.  variant: of the files to read, as `weight_files` takes it.
+    Args:    folder: of the component.  variant: of the files to read, as `weight_files` takes it.
     Raises:  OSError: no such file.  ValueError: damaged; when called: without that layer.
     """
     files = weight_files(folder, variant)

@@ -9,13 +9,13 @@ from torch import Tensor, nn
 
 from ..config import FamilyDefaults
 from ..layouts.sd15 import SD15 as LAYOUT
-from .family import Condition, Family, Framing, Tokens
-from .pipeline_steps import EMBEDDED, draw_guided, negative
-from .sdxl import SDXL, size_step, told_by
+from .family import Condition, Family, SizeConditioning, TokenLimits
+from .pipeline_steps import PROMPT_EMBEDDINGS, negative_prompts, sample_guided
+from .sdxl import SDXL, scheduler_entries, size_multiple
 
 
-def encode_prompt(pipe: Any, prompts: Sequence[str], framing: Framing) -> Condition:
-    """The encoder's last states. The image's framing is no condition of Stable Diffusion 1 and 2.
+def encode_prompt(pipe: Any, prompts: Sequence[str], sizes: SizeConditioning) -> Condition:
+    """The encoder's last states. Stable Diffusion 1 and 2 read no size and crop.
 
     Returns: text (b, 77, d).
     """
@@ -32,23 +32,23 @@ def predict(model: nn.Module, noisy: Tensor, time: Tensor, condition: Condition)
 def embed(pipe: Any, prompts: Sequence[str], negative_prompt: str, guidance: float) -> Condition:
     """As `encode_prompt`, beside it the negative prompt where classifier-free guidance acts."""
     found = pipe.encode_prompt(
-        list(prompts), pipe.text_encoder.device, 1, guidance > 1, negative(negative_prompt, prompts)
+        list(prompts), pipe.text_encoder.device, 1, guidance > 1, negative_prompts(negative_prompt, prompts)
     )
-    return Condition({name: x for name, x in zip(EMBEDDED, found, strict=False) if x is not None})
+    return Condition({name: x for name, x in zip(PROMPT_EMBEDDINGS, found, strict=False) if x is not None})
 
 
-def shapes(pipe: Any, side: int, tokens: Tokens) -> dict[str, tuple[int, ...]]:
+def input_shapes(pipe: Any, side: int, tokens: TokenLimits) -> dict[str, tuple[int, ...]]:
     """What `predict` reads for one image."""
     config = pipe.unet.config
     return {"latents": (1, config.in_channels, side, side), "text": (1, tokens.clip, config.cross_attention_dim)}
 
 
-def widths(pipe: Any) -> dict[str, int]:
+def text_widths(pipe: Any) -> dict[str, int]:
     """What the encoder makes of a prompt."""
     return {"text": pipe.text_encoder.config.hidden_size}
 
 
-def exceptions(pipe: Any) -> Mapping[str, Any]:
+def default_overrides(pipe: Any) -> Mapping[str, Any]:
     """The 768 px models of version 2 have latents of 96 x 96; `sample_size` is unset in some repackaged folders."""
     side = pipe.unet.config.sample_size
     return {"resolution": 768} if side == 96 else {}
@@ -57,23 +57,23 @@ def exceptions(pipe: Any) -> Mapping[str, Any]:
 SD15 = Family(
     layout=LAYOUT,
     pipeline="StableDiffusionPipeline",
-    same_parts=(
+    compatible_pipelines=(
         "StableDiffusionImg2ImgPipeline",
         "StableDiffusionInpaintPipelineLegacy",
         "StableDiffusionPAGPipeline",
     ),
     checkpoint_keys=("input_blocks.1.1.transformer_blocks.0.attn2.to_k.weight", "out.2.weight"),
     defaults=FamilyDefaults(targets="attention", resolution=512, guidance=7.5),
-    text_parts={"text_encoder": "cond_stage_model."},
+    text_encoders={"text_encoder": "cond_stage_model."},
     encode_prompt=encode_prompt,
     predict=predict,
     embed=embed,
-    sample=draw_guided,
-    size_step=size_step,
-    blocks=SDXL.blocks,
-    shapes=shapes,
-    widths=widths,
-    exceptions=exceptions,
-    reads={**SDXL.reads, "addition_embed_type": None},
-    told_by=told_by,
+    sample=sample_guided,
+    size_multiple=size_multiple,
+    block_classes=SDXL.block_classes,
+    input_shapes=input_shapes,
+    text_widths=text_widths,
+    default_overrides=default_overrides,
+    required_config={**SDXL.required_config, "addition_embed_type": None},
+    scheduler_entries=scheduler_entries,
 )

@@ -1,5 +1,5 @@
-"""A trainable part in one file, in the names of its original release: there q, k and v are often one tensor, and some
-halves stand in the other order.
+"""A trainable component in one file, in the names of its original release: there q, k and v are often one tensor, and
+some halves stand in the other order.
 
 diffusers' own conversion is run on the numbers of rows in place of the rows: what it makes of them tells which rows of
 which tensors each weight is made of. So every weight can be read alone, as often as it is needed. It is run once
@@ -22,7 +22,7 @@ VAE_BEGINNINGS = ("first_stage_model.", "vae.")
 """How the names of a VAE's tensors begin in single-file checkpoints."""
 
 
-class Rows(NamedTuple):
+class TensorRows(NamedTuple):
     """Rows first..last - 1 of a tensor in the file."""
 
     tensor: str
@@ -30,13 +30,13 @@ class Rows(NamedTuple):
     last: int
 
 
-def blank_part(
-    file: Checkpoint, config: Mapping[str, Any], dtype: torch.dtype, respelt: Callable[[str], str] = str
+def model_on_meta_device(
+    file: Checkpoint, config: Mapping[str, Any], dtype: torch.dtype, normalize_key: Callable[[str], str] = str
 ) -> tuple[nn.Module, Callable[[str], Tensor]]:
     """A model on the meta device, and what reads one of its weights: (name) -> its value as the file stores it, in
     the CPU's memory. From the file's header alone it is known that every weight is there.
 
-    Args:    config: the model's config, with its class as "_class_name".  respelt: see Family.
+    Args:    config: the model's config, with its class as "_class_name".  normalize_key: see Family.
     Raises:  ValueError: tensors are missing, left over, of other shapes, or no plain floating-point numbers.
     """
     import diffusers
@@ -48,10 +48,10 @@ def blank_part(
         raise ValueError(f"{path}: its configuration is of class {kind!r}, which is not read from one file")
     with init_empty_weights():
         model = getattr(diffusers, kind).from_config(config)
-    held = {respelt(name): place for name, place in file.places.items()}
+    held = {normalize_key(name): place for name, place in file.places.items()}
     try:
-        sources = _sources(held, config, convert)
-        _check(held, sources, {name: tuple(x.shape) for name, x in model.state_dict().items()})
+        sources = _rows_of_weights(held, config, convert)
+        _check_rows(held, sources, {name: tuple(x.shape) for name, x in model.state_dict().items()})
     except ValueError as error:
         raise ValueError(f"{path} is not a whole {kind} of this configuration: {error}") from error
 
@@ -69,27 +69,27 @@ def conversion_of(kind: Any) -> Callable[..., Mapping[str, Tensor]] | None:
     return SINGLE_FILE_LOADABLE_CLASSES.get(kind, {}).get("checkpoint_mapping_fn")
 
 
-def config_repository(file: Checkpoint, respelt: Callable[[str], str] = str) -> str:
+def config_repository(file: Checkpoint, normalize_key: Callable[[str], str] = str) -> str:
     """The hub name of the configs that diffusers' single-file loader chooses by names and shapes."""
     from diffusers.loaders.single_file_utils import fetch_diffusers_config
 
-    shapes = {respelt(name): torch.empty(place.shape, device="meta") for name, place in file.places.items()}
+    shapes = {normalize_key(name): torch.empty(place.shape, device="meta") for name, place in file.places.items()}
     return fetch_diffusers_config(shapes)["pretrained_model_name_or_path"]
 
 
-def config_file(source: str, part: str) -> Path:
-    """The config of a part, in the folder of a pipeline or the hub's repository of that name.
+def config_file(source: str, component: str) -> Path:
+    """The config of a component, in the folder of a pipeline or the hub's repository of that name.
 
     Raises: OSError: the hub cannot be reached, or is not allowed to send it.
     """
     from huggingface_hub import hf_hub_download
 
     if Path(source).is_dir():
-        return Path(source) / part / "config.json"
-    return Path(hf_hub_download(source, f"{part}/config.json"))
+        return Path(source) / component / "config.json"
+    return Path(hf_hub_download(source, f"{component}/config.json"))
 
 
-def own_vae(file: Checkpoint, source: str) -> dict[str, Any]:
+def vae_of_file(file: Checkpoint, source: str) -> dict[str, Any]:
     """{"vae": the VAE within a whole checkpoint, in float32 as every VAE}; nothing where the file has none.
 
     Args:    source: of the VAE's config, see `config_file`.
@@ -98,13 +98,13 @@ def own_vae(file: Checkpoint, source: str) -> dict[str, Any]:
 
     if not any(name.startswith(VAE_BEGINNINGS) for name in file.places):
         return {}
-    told = {"config": str(config_file(source, "vae").parents[1]), "subfolder": "vae"}
-    return {"vae": diffusers.AutoencoderKL.from_single_file(str(file.path), torch_dtype=torch.float32, **told)}
+    location = {"config": str(config_file(source, "vae").parents[1]), "subfolder": "vae"}
+    return {"vae": diffusers.AutoencoderKL.from_single_file(str(file.path), torch_dtype=torch.float32, **location)}
 
 
-def _sources(
+def _rows_of_weights(
     held: Mapping[str, TensorLocation], config: Mapping[str, Any], convert: Callable[..., Mapping[str, Tensor]]
-) -> dict[str, list[Rows]]:
+) -> dict[str, list[TensorRows]]:
     """{weight: the rows that it is made of, from top to bottom}.
 
     Args:    convert: (config=, checkpoint=) -> {weight: value}, diffusers' own; it takes rows apart, joins and moves
@@ -127,7 +127,7 @@ def _sources(
         raise ValueError(f"it has no tensor {error}") from error
     except IndexError as error:
         raise ValueError("it has no block of a kind") from error
-    except RuntimeError as error:  # a tensor that cannot be split into its parts, which torch says in one line
+    except RuntimeError as error:  # a tensor that cannot be split into its components, which torch says in one line
         raise ValueError(str(error)) from error
 
     for name, column in made.items():
@@ -138,18 +138,20 @@ def _sources(
         if not moved or other is None or not torch.equal(shuffled[column], other):
             raise ValueError(f"diffusers' conversion computes {name} instead of moving rows, which is not read so")
 
-    def rows(column: Tensor) -> list[Rows]:
+    def rows(column: Tensor) -> list[TensorRows]:
         flat = column.flatten()
         breaks = (flat.diff() != 1).nonzero().flatten() + 1
         runs = [(int(x[0]), int(x[-1])) for x in flat.tensor_split(breaks.tolist())]
         which = [bisect(starts, first) - 1 for first, _ in runs]
-        return [Rows(names[k], a - starts[k], b + 1 - starts[k]) for k, (a, b) in zip(which, runs, strict=True)]
+        return [TensorRows(names[k], a - starts[k], b + 1 - starts[k]) for k, (a, b) in zip(which, runs, strict=True)]
 
     return {name: rows(column) for name, column in made.items() if column is not None and len(column)}
 
 
-def _check(
-    held: Mapping[str, TensorLocation], sources: Mapping[str, Sequence[Rows]], shapes: Mapping[str, tuple[int, ...]]
+def _check_rows(
+    held: Mapping[str, TensorLocation],
+    sources: Mapping[str, Sequence[TensorRows]],
+    shapes: Mapping[str, tuple[int, ...]],
 ) -> None:
     """Every weight of the model has its rows, and nothing is left over that says how they are to be read.
 

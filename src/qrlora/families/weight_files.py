@@ -30,23 +30,23 @@ def variant_of(name: str) -> str | None:
 
 
 def weight_files(folder: Path, variant: str) -> list[Path]:
-    """A part's weights, one file or shards: of a variant, or the plain ones if the part lacks it."""
+    """A part's weights, one file or shards: of a variant, or the plain ones if the component lacks it."""
     of = {path: variant_of(path.name) for path in sorted(folder.glob("*.safetensors"))}
     return [path for path in of if of[path] == (variant if variant in of.values() else "")]
 
 
-def file_variant(dtype: torch.dtype, files: Iterable[str], parts: Iterable[str]) -> str | None:
-    """The variant in which to read a pipeline, as diffusers does: of a part that lacks it, the plain files are read.
+def file_variant(dtype: torch.dtype, files: Iterable[str], components: Iterable[str]) -> str | None:
+    """The variant in which to read a pipeline, as diffusers does: components that lack it are read from plain files.
 
     Args:    files: names of a folder's or repository's files, as "unet/diffusion_pytorch_model.fp16.safetensors".
-             parts: the components whose weights are needed.
-    Returns: a variant's name, "" for the plain files; None: none has every part.
+             components: the components whose weights are needed.
+    Returns: a variant's name, "" for the plain files; None: none has every component.
     """
-    found: dict[str, set[str]] = {part: set() for part in parts}
+    found: dict[str, set[str]] = {component: set() for component in components}
     for file in files:
-        part, _, name = file.rpartition("/")
-        if part in found and (variant := variant_of(name)) is not None:
-            found[part].add(variant)
+        component, _, name = file.rpartition("/")
+        if component in found and (variant := variant_of(name)) is not None:
+            found[component].add(variant)
     known = set().union(*found.values())
     for variant in (*PREFERRED[dtype], *sorted(known)):
         if variant in known and all(variant in there or "" in there for there in found.values()):

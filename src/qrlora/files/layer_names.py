@@ -79,7 +79,7 @@ def understand(
     if fitting and len({tuple(y.layers for name in names if (y := x.read(name))) for x in fitting}) == 1:
         found = _read(fitting[0], factors)
         layout = _of_one(fitting, found, tensors, metadata)
-        return _checked(Names(layout, fitting[0].part, found))
+        return _checked(Names(layout, fitting[0].component, found))
     parts = {next((x for x in PARTS if name.startswith(f"{x}.")), "") for name in names}
     if len(parts) != 1:
         raise ValueError(f"an adapter changes one part of a pipeline, this file has {sorted(parts) or 'no layers'}")

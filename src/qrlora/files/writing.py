@@ -143,7 +143,7 @@ def _named(layer: str, header: Header, layout: Layout | None, style: str) -> tup
     part = header.part or "unet"
     if style == "diffusers":
         return f"{part}.{layer}", (layer,)
-    found = layout.spell(style, layer) if layout and layout.part == part and style in layout.written else None
+    found = layout.spell(style, layer) if layout and layout.component == part and style in layout.written else None
     if found is None:
         of = f" of family {layout.family!r}" if layout else ""
         raise ValueError(f"{part}.{layer}{of}: has no {style} name that is read back unchanged; use diffusers names")

@@ -37,7 +37,7 @@ KNOWN = ("lora_unet_{original}", "diffusion_model.{original}", "transformer.{dif
 
 FLUX = Layout(
     family="flux",
-    part="transformer",
+    component="transformer",
     variants={
         "flux-dev": Variant("black-forest-labs/FLUX.1-dev", "flux-1-dev", "flux1", ("flux1",), 3072, BLOCKS),
         "flux-schnell": Variant(

@@ -67,7 +67,7 @@ class Layout:
 
     family: str
     """The word in headers: "sdxl"."""
-    part: str
+    component: str
     """The pipeline's trainable part: "unet" or "transformer"."""
     variants: Mapping[str, Variant]
     """Short name -> public model; the first one stands for a base of which nothing else is known."""
@@ -101,7 +101,7 @@ class Layout:
     @property
     def prefixes(self) -> tuple[str, ...]:
         """What may stand before a layer's name, the longest first of those that begin alike; "" for a bare name."""
-        own = f"{self.part}."
+        own = f"{self.component}."
         return (*PREFIXES, f"{own}base_model.model.", own + own, own, "")
 
     def read(self, name: str) -> Named | None:

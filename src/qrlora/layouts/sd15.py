@@ -9,7 +9,7 @@ BLOCK, ONLY = "transformer_blocks.#", "transformer_blocks.0"
 
 SD15 = Layout(
     family="sd15",
-    part="unet",
+    component="unet",
     # Stability AI took its 2.x repositories off the hub in November 2025; sd2-community's hold the same weights.
     variants={
         "sd15": Variant(

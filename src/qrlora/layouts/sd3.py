@@ -41,7 +41,7 @@ def _variant(hub: str, version: str, width: int, blocks: int, words: tuple[str, 
 
 SD3 = Layout(
     family="sd3",
-    part="transformer",
+    component="transformer",
     variants={
         "sd3-medium": _variant("stable-diffusion-3-medium-diffusers", "medium", 1536, 24, ("3medium",)),
         "sd3.5-medium": _variant("stable-diffusion-3.5-medium", "5-medium", 1536, 24, ("35medium",)),

@@ -19,7 +19,7 @@ LYCORIS = ("lycoris_{diffusers}",)
 
 SDXL = Layout(
     family="sdxl",
-    part="unet",
+    component="unet",
     variants={
         "sdxl": Variant(
             "stabilityai/stable-diffusion-xl-base-1.0", "stable-diffusion-xl-v1-base", "sdxl_base_v1-0", ("xl",), 2048

@@ -55,7 +55,7 @@ def check_adapter_fits(config: TrainConfig, base: Base) -> None:
     row = METHODS.get(config.method)
     rank = config.rank if row is not None and row.frozen_side else 2 * config.rank
     shapes = {name: (x.out_features, x.in_features) for name, x in base.target_layers(config.targets).items()}
-    header = Header(family=base.family.name, part=base.family.part, method=config.method, rank=rank)
+    header = Header(family=base.family.name, part=base.family.component, method=config.method, rank=rank)
     output_files.check(config.output, overwrite=True, size=size_in_bytes(shapes, header))
 
 

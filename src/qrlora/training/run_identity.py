@@ -14,7 +14,7 @@ import torch
 from .. import __version__
 from ..config import TrainConfig, as_stored_dict
 from ..families import Base
-from ..families.base_digest import identity as base_identity
+from ..families.base_digest import component_digests
 from ..image_loading import CroppedImage
 from ..injection import strengths
 
@@ -50,16 +50,18 @@ def run_identity(
         digests = [_digest(json.dumps([digests, list(captions)]).encode())]
     applied = strengths(base.model)  # the adapters' tensors are among the model's own
     applied_digest = _digest(json.dumps(applied).encode()) if applied else ""
-    components = {f"the base's {name}": value for name, value in base_identity(base).items()}
+    components = {f"the base's {name}": value for name, value in component_digests(base).items()}
     # checkpoints hold these keys: they stay
     return {"qrlora": __version__, **settings, "picture": digests[0], "adapters worn": applied_digest, **components}
 
 
 def _image_digest(base: Base, image: CroppedImage) -> str:
-    """Digest of an image's pixels and of what the base is told of its size and crop."""
+    """Digest of an image's pixels and of its size and crop conditioning."""
     size = (image.image.height, image.image.width)
-    framing = base.framing(original=image.original, corner=image.corner, target=size)
-    return _digest(f"{size} {framing}".encode() + image.image.tobytes())
+    seen = base.size_conditioning(image.original, image.corner, size)
+    # checkpoints hold digests of this text: it stays
+    sizes = f"{size} Framing(original={seen.original_size}, corner={seen.crop_top_left}, target={seen.target_size})"
+    return _digest(sizes.encode() + image.image.tobytes())
 
 
 def _digest(content: bytes) -> str:

@@ -213,7 +213,7 @@ def _header(config: TrainConfig, base: Base, settings: dict[str, Any]) -> Header
     assert config.rank is not None and config.targets is not None
     return Header(
         family=base.family.name,
-        part=base.family.part,
+        part=base.family.component,
         base=base.name,
         fingerprint=fingerprint(base.weights(config.targets)),
         method=config.method,

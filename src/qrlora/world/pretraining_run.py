@@ -215,7 +215,7 @@ def training_loss(run: PretrainingRun, data: TrainingSet, batch: Batch) -> Tenso
     noise = torch.randn(clean.shape, generator=seeded, device=run.device)
     tokens = {name: x.to(run.device, non_blocking=True) for name, x in batch.tokens.items()}
     condition = Condition(ARCHITECTURES[run.base].encode(run.pipe, tokens))
-    model = getattr(run.pipe, run.family.part)
+    model = getattr(run.pipe, run.family.component)
     return denoising_loss(run.family.predict, model, run.noising, clean, noise, batch.time, condition)
 
 
