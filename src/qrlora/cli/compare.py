@@ -45,6 +45,9 @@ def compare(
     pictures: Annotated[
         str, typer.Option(help="A CSV file of your own pairs: content,style,style_shows.", show_default="the world's")
     ] = "",
+    decompose: Annotated[
+        bool, typer.Option("--decompose", help="Draw with each adapter by itself, too: which of the two is weak.")
+    ] = False,
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder; what is done in it is kept.")] = Path(
         "out/fusion"
     ),
@@ -71,7 +74,7 @@ def compare(
     listed = {"methods": options.split_names(methods), "encoders": options.split_names(encoders)}
     chosen: dict[str, Any] = {"pairs": pairs, "seeds": seeds, "first_seed": first_seed, "split": split, "equal": equal}
     chosen |= {"rank": rank, "steps": steps, "pictures": pictures, "device": device, "dtype": dtype}
-    chosen["style_word"] = style_word
+    chosen |= {"style_word": style_word, "decompose": decompose}
     settings = ComparisonSettings(base=base, **listed, **chosen)
     report.check_outputs_writable(settings, output, overwrite)
     with progress_bar("fusion") as bar:
@@ -101,7 +104,7 @@ def compare(
 
 def print_findings(summary: "RunSummary", found: "SummaryTables") -> None:
     """The tables and the counts."""
-    from ..comparison.report import compact_table
+    from ..comparison.report import compact_table, parts_table
     from ..comparison.summary_tables import SPAN
 
     titles = {
@@ -112,4 +115,6 @@ def print_findings(summary: "RunSummary", found: "SummaryTables") -> None:
         columns, rows = compact_table(found, kind)
         if rows and len(columns) > 3:
             tables.print_table(columns, rows, title)
+    if found.parts:
+        tables.print_table(*parts_table(found), "Each adapter by itself, in hundredths")
     console.say(summary.counts)

@@ -9,6 +9,7 @@ from typing import Any
 
 from ..baselines.fusion_method import check_family
 from ..evaluation import open_encoder
+from .decomposition import decomposed_prompts
 from .image_pairs import CaptionedImage, Pair, pairs_from_csv, unrelated_prompts, world_pairs
 from .jobs import BaseSpec, Job, SampleJob, TrainJob, base_digest
 from .method_specs import parse_method_spec
@@ -107,7 +108,11 @@ def plan_comparison(settings: ComparisonSettings) -> Comparison:
                 if role in by_variant[spec]
             }
             both = {"content": adapters.get("content"), "style": adapters.get("style")}
-            sample_jobs.append(SampleJob(method=fusion.name, variant=spec, pair=pair, **both, **common))
+            parts = (
+                decomposed_prompts(pair, [*adapters], seeds, word) if settings.decompose and spec != "oracle" else ()
+            )
+            job = SampleJob(method=fusion.name, variant=spec, pair=pair, decomposed=parts, **both, **common)
+            sample_jobs.append(job)
     return Comparison(settings, tuple(named), tuple(pairs), tuple(sample_jobs), by_variant)
 
 

@@ -4,7 +4,7 @@ import hashlib
 import importlib.metadata
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import cache, cached_property
 from typing import Any
 
@@ -13,6 +13,7 @@ from ..families import Base
 from ..families.base_digest import component_digests
 from ..world.classifiers import CLASSIFIER_FILE
 from . import code_digest
+from .decomposition import DecomposedPrompt
 from .image_pairs import CaptionedImage, Pair
 
 FORMAT = 1
@@ -78,6 +79,8 @@ class SampleJob:
     training_seed: int
     defaults: Mapping[str, Any]
     """The base's default settings, which sampling uses."""
+    decomposed: tuple[DecomposedPrompt, ...] = ()
+    """Prompts whose images show each adapter by itself; none: they are not drawn."""
 
     @property
     def title(self) -> str:
@@ -98,6 +101,8 @@ class SampleJob:
             "defaults": dict(self.defaults),
             "judges": _classifiers_digest(),
         }
+        if self.decomposed:
+            inputs["decomposed"] = [asdict(x) for x in self.decomposed]
         return job_identity("draw", self.base_spec, SAMPLING_MODULE, inputs)
 
 

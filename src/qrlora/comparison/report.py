@@ -11,12 +11,13 @@ from .. import output_files
 from ..config import as_dict
 from ..text_files import write_text
 from ..world.classifiers import classifier_accuracy
+from .decomposition import PART_MEANINGS
 from .fusion_comparison import RunSummary
 from .jobs import versions
 from .settings import ComparisonSettings
 from .summary_tables import SCORE_MEANINGS, SPAN, SummaryTables, TableRow
 
-TABLES = ("pictures", "table", "differences", "interference", "layers")
+TABLES = ("pictures", "table", "parts", "differences", "interference", "layers")
 """Fields of `SummaryTables`, each written as a CSV file beside the page."""
 
 
@@ -89,6 +90,7 @@ def markdown_page(summary: RunSummary, tables: SummaryTables, command: str) -> s
         "",
         *_markdown_rows(*compact_table(tables, SPAN)),
         "",
+        *_parts_section(tables),
         "## Paired differences",
         "",
         *markdown_table([_row_with_interval(row, "value", 3) for row in tables.differences]),
@@ -133,6 +135,18 @@ def compact_table(tables: SummaryTables, kind: str = "value") -> tuple[list[str]
     return ["method", "pairs", "trained", *scores], rows
 
 
+def parts_table(tables: SummaryTables) -> tuple[list[str], list[list[str]]]:
+    """(columns, rows) with a row for each method and part, as `compact_table`."""
+    scores = list(dict.fromkeys(row["score"] for row in tables.parts))
+    rows = []
+    for method in dict.fromkeys(row["method"] for row in tables.parts):
+        for part in PART_MEANINGS:
+            cells = {row["score"]: row for row in tables.parts if (row["method"], row["part"]) == (method, part)}
+            if cells:
+                rows.append([method, part, *(estimate_cell(cells[x], "value") for x in scores)])
+    return ["method", "asked for", *scores], rows
+
+
 def estimate_cell(row: TableRow, kind: str) -> str:
     """One estimate in hundredths."""
     value, low, high = (row.get(name, math.nan) for name in (kind, f"{kind}: low", f"{kind}: high"))
@@ -158,6 +172,14 @@ def _markdown_rows(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> lis
 def _bullet_section(title: str, lines: Sequence[str]) -> list[str]:
     """A Markdown section with a bullet list; nothing if the list is empty."""
     return [f"## {title}", "", *(f"- {line}" for line in lines), ""] if lines else []
+
+
+def _parts_section(tables: SummaryTables) -> list[str]:
+    """Each adapter by itself; nothing if that was not asked for."""
+    if not tables.parts:
+        return []
+    shown = [f"- {part}: {meaning}" for part, meaning in PART_MEANINGS.items()]
+    return ["## Each adapter by itself", "", *_markdown_rows(*parts_table(tables)), "", *shown, ""]
 
 
 def _leakage_section(tables: SummaryTables) -> list[str]:

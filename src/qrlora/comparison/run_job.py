@@ -23,6 +23,7 @@ from ..files import load
 from ..sampling import generate
 from ..temporary_files import temporary_folder
 from ..training import train
+from ..world.ground_truth import true_images
 from ..world.image_tensors import tensor_from_pil
 from .image_pairs import CaptionedImage
 from .jobs import BaseSpec, Job, SampleJob, TrainJob, base_digest
@@ -126,6 +127,7 @@ def _run_sample_job(job: SampleJob, inputs: Mapping[str, bytes]) -> JobOutput:
         fused = find_fusion_or_bound(job.method).fuse(task)
         images = fused.draw([job.pair.prompt] * len(job.seeds), job.seeds)
         unrelated = fused.draw(job.unrelated, job.seeds)
+        parts = _decomposed_scores(job, {"content": content, "style": style}, fused)
     rows = _image_scores(job, images)
     preserved = _ssim_of_images(unrelated, _base_images(job.base_spec, job.unrelated, job.seeds))
     for row, score in zip(rows, preserved, strict=True):
@@ -136,6 +138,7 @@ def _run_sample_job(job: SampleJob, inputs: Mapping[str, bytes]) -> JobOutput:
     errors = [adapter.header.config.get("truncation_error", 0.0) for adapter in (*adapters, *merged)]
     result: dict[str, Any] = {
         "rows": rows,
+        "parts": parts,
         "interference": whole,
         "layers": layers,
         "parameters": sum(map(trainable_parameters, adapters)),
@@ -156,6 +159,26 @@ def _adapter_interference(
     return interference(content, style)._asdict(), [x._asdict() for x in similarity(content, style)] if both else []
 
 
+def _decomposed_scores(
+    job: SampleJob, adapters: Mapping[str, Adapter | None], fused: FusionResult
+) -> list[dict[str, Any]]:
+    """A row of scores for each of the job's decomposed prompts; "part" is what its image shows."""
+    rows: list[dict[str, Any]] = []
+    for present in dict.fromkeys(x.adapters for x in job.decomposed):
+        some = [x for x in job.decomposed if x.adapters == present]
+        alone = adapters.get(present)
+        draw = fused if alone is None else sample_with_adapter(_checked_base(job.base_spec), alone)
+        images = draw.draw([x.prompt for x in some], [x.seed for x in some])
+        for x, image in zip(some, images, strict=True):
+            row = {"part": x.part, "seed": x.seed, **_encoder_scores(job, [image])[0]}
+            if x.content:
+                truth = true_images([x.content], x.style)[0]
+                labels = (x.content, x.style, job.pair.style.content, job.pair.content.style)
+                row |= evaluation.ground_truth_scores(tensor_from_pil([image]), truth, *labels)[0]
+            rows.append(row)
+    return rows
+
+
 def _image_scores(job: SampleJob, images: Sequence[Image.Image]) -> list[dict[str, float]]:
     """A row of scores for each image: by the classifiers, if there is ground truth, and by the vision encoders."""
     pair = job.pair
@@ -164,11 +187,18 @@ def _image_scores(job: SampleJob, images: Sequence[Image.Image]) -> list[dict[st
         truth = tensor_from_pil([_open_image(pair.truth)])[0]
         known = (pair.truth.content, pair.truth.style, pair.style.content, pair.content.style)
         rows = evaluation.ground_truth_scores(tensor_from_pil(images), truth, *known)
+    by_encoder = _encoder_scores(job, images)
+    return [{"seed": seed, **a, **b} for seed, a, b in zip(job.seeds, rows, by_encoder, strict=True)]
+
+
+def _encoder_scores(job: SampleJob, images: Sequence[Image.Image]) -> list[dict[str, float]]:
+    """For each image its likeness to the content and to the style image, by each vision encoder."""
+    rows: list[dict[str, float]] = [{} for _ in images]
     for encoder in _checked_encoders(job):
-        for letter, given in (("C", pair.content), ("S", pair.style)):
+        for letter, given in (("C", job.pair.content), ("S", job.pair.style)):
             for row, likeness in zip(rows, encoder.likeness(images, _open_image(given)), strict=True):
                 row[f"{encoder.name}-{letter}"] = likeness
-    return [{"seed": seed, **row} for seed, row in zip(job.seeds, rows, strict=True)]
+    return rows
 
 
 def _checked_encoders(job: SampleJob) -> list[evaluation.Encoder]:

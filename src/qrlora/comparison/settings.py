@@ -37,6 +37,8 @@ class ComparisonSettings:
     """Optimizer updates of each adapter; None: the base's default, as of `rank`."""
     encoders: tuple[str, ...] = ()
     """Vision encoders (DINO, CLIP): see `evaluation.ENCODERS`; with `pictures` the default is the paper's two kinds."""
+    decompose: bool = False
+    """Whether each adapter is also drawn with by itself, see `decomposition`: some six times the images."""
     device: str = "auto"
     dtype: str = "float32"
 

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from .decomposition import PART_MEANINGS
 from .fusion_comparison import RunSummary
 from .statistics import Estimate, correlation_over_pairs, fraction_of_span, mean_over_pairs, paired_difference
 
@@ -40,6 +41,8 @@ class SummaryTables:
     """(score, first, second) -> mean of first - second over the pairs that both have."""
     interference: list[TableRow]
     """(measure, leakage, methods) -> rank correlation over pairs and methods, and its interval."""
+    parts: list[TableRow]
+    """(part, method, score) -> as in `table`, of the images that show each adapter by itself: see `decomposition`."""
     layers: list[TableRow]
     """(method, layer) -> mean over pairs of the similarity of the two adapters: see `analysis.Similarity`."""
     trainable_parameters: dict[str, int]
@@ -51,6 +54,7 @@ class SummaryTables:
 def summarise(summary: RunSummary) -> SummaryTables:
     """The tables of all results that are done: scores averaged over each pair's images, then estimated over pairs."""
     pictures: list[TableRow] = []
+    decomposed: dict[str, list[TableRow]] = {part: [] for part in PART_MEANINGS}
     interference: dict[tuple[str, str], Mapping[str, float]] = {}
     shared: dict[tuple[str, str], list[Mapping[str, float]]] = {}
     trainable_parameters: dict[str, int] = {}
@@ -69,9 +73,10 @@ def summarise(summary: RunSummary) -> SummaryTables:
         if result["encoders"]:
             provenance["encoders"] = "; ".join(result["encoders"])
         pictures += [{**labels, **row, **provenance} for row in result["rows"]]
+        for row in result.get("parts", []):
+            decomposed[row["part"]].append({**labels, **row})
     means = _means_by_pair(pictures)
-    scores = [name for name in SCORE_MEANINGS if any(name in x for pairs in means.values() for x in pairs.values())]
-    scores += sorted({n for pairs in means.values() for x in pairs.values() for n in x if n.endswith(("-C", "-S"))})
+    scores = _scores_of(means)
     order = [variant for variant in summary.comparison.variants if variant in means]
     layers: list[TableRow] = [
         {"method": m, "layer": layer, "pairs": len(rows), **{k: plain.fmean(row[k] for row in rows) for k in rows[0]}}
@@ -81,8 +86,26 @@ def summarise(summary: RunSummary) -> SummaryTables:
         _score_table(means, order, scores),
         _paired_differences_table(means, order, scores),
         _leakage_correlations(means, interference, order),
+        _parts_table(decomposed, order),
     )
     return SummaryTables(pictures, *tables, layers, trainable_parameters, truncation_errors)
+
+
+def _parts_table(decomposed: Mapping[str, Sequence[TableRow]], order: Sequence[str]) -> list[TableRow]:
+    """`_score_table` of each part, without leakage, which has no meaning where only one role is asked for."""
+    rows = []
+    for part, images in decomposed.items():
+        means = _means_by_pair(images)
+        scores = [name for name in _scores_of(means) if name not in LEAKAGE]
+        table = _score_table(means, [method for method in order if method in means], scores)
+        rows += [{"part": part, **row} for row in table]
+    return rows
+
+
+def _scores_of(means: "Means") -> list[str]:
+    """The scores that are there, in the order of the tables."""
+    found = {name for pairs in means.values() for scores in pairs.values() for name in scores}
+    return [name for name in SCORE_MEANINGS if name in found] + sorted(found - SCORE_MEANINGS.keys())
 
 
 Means = dict[str, dict[str, dict[str, float]]]
