@@ -1,4 +1,4 @@
-"""Real servers on loopback for the tests: PostgreSQL, `qrlora survey serve`, Debian's chromium."""
+"""Real servers on loopback for the tests: PostgreSQL, `qrlora survey serve`, `qrlora studio`, Debian's chromium."""
 
 import contextlib
 import os
@@ -68,6 +68,23 @@ def survey(folder: Path, *options: str) -> Iterator[tuple[str, str, subprocess.P
         addresses = [re.search(r"http\S+", server.stdout.readline()) for _ in range(2)]
         assert all(addresses), "the server did not start"
         yield addresses[0][0], addresses[1][0], server
+    finally:
+        if server.poll() is None:
+            server.terminate()
+        server.wait(60)
+        server.stdout.close()
+
+
+@contextlib.contextmanager
+def studio(folder: Path, *options: str) -> Iterator[tuple[str, subprocess.Popen]]:
+    """`qrlora studio` on a free port: (address with its token, process)."""
+    words = [sys.executable, "-m", "qrlora", "studio", str(folder), *([] if "--port" in options else ["--port", "0"])]
+    server = subprocess.Popen([*words, *options], stdout=subprocess.PIPE, text=True)
+    try:
+        assert server.stdout is not None
+        address = server.stdout.readline().strip()
+        assert address.startswith("http"), "the server did not start"
+        yield address, server
     finally:
         if server.poll() is None:
             server.terminate()

@@ -27,8 +27,9 @@ NEEDS = {
     "reproduction": "diffusers",
     "trainers.freeze_lora": "trainers",
     "trainers.peft": "peft",
-    "web": "survey",
+    "web": "web",
     "survey": "survey",
+    "studio": "studio",
 }
 """Module or package of qrlora -> the extra without which it is of no use. What needs a library only for some setting
 calls `require` there."""

@@ -12,12 +12,13 @@ import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 from PIL import Image, ImageCms, UnidentifiedImageError
-from torch import Tensor
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 MIN_SIDE = 16
 """Pixels a side; a smaller image is refused."""
@@ -59,6 +60,8 @@ class CroppedImage:
     @property
     def pixels(self) -> Tensor:
         """(1, 3, H, W) float32 in -1..1."""
+        import torch  # not above: who only reads pictures, as the studio's server, does without
+
         values = torch.from_numpy(np.asarray(self.image, dtype=np.float32).copy())
         return (values / 127.5 - 1).permute(2, 0, 1)[None].contiguous()
 
@@ -75,7 +78,7 @@ def load_image(path: str | Path, size: int, crop: tuple[int, int, int] | None = 
              ValueError: empty, cut short, no image, under 16 pixels a side, or too large to decode safely; a crop
              that is not within the image, or under 16 pixels a side.
     """
-    image = _open_upright_rgb(Path(path))
+    image = load_upright(Path(path))
     width, height = image.size
     box, corner = _middle_square(image.size, size) if crop is None else _chosen_square(path, image.size, size, crop)
     if crop is None:
@@ -118,7 +121,7 @@ def _chosen_square(
     return (x, y, x + side, y + side), (round(y * size / side), round(x * size / side))
 
 
-def _open_upright_rgb(path: Path) -> Image.Image:
+def load_upright(path: Path) -> Image.Image:
     """An upright RGB picture from a file, every bad input refused with its reason."""
     if path.is_file() and path.stat().st_size == 0:
         raise ValueError(f"{path} is empty (0 bytes): give a picture file")

@@ -1,13 +1,9 @@
-"""Tables on standard output, numbers as their cells, and the settings of a config as rows."""
+"""Tables on standard output, and numbers as their cells."""
 
-import ast
-import dataclasses
-import inspect
 import math
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from rich import box
 from rich.cells import cell_len
@@ -77,23 +73,3 @@ def format_count(value: int) -> str:
 def file_size(path: Path) -> str:
     """A file's size in MB."""
     return f"{path.stat().st_size / 1e6:.1f} MB"
-
-
-def settings_rows(kind: type) -> list[tuple[str, str, str]]:
-    """(name, default, meaning) of every setting of a config, from the docstring under each field."""
-    (tree,) = ast.parse(inspect.getsource(kind)).body
-    assert isinstance(tree, ast.ClassDef)
-    docs = {
-        field.target.id: inspect.cleandoc(doc.value.value)
-        for field, doc in zip(tree.body, tree.body[1:], strict=False)
-        if isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name)
-        if isinstance(doc, ast.Expr) and isinstance(doc.value, ast.Constant) and isinstance(doc.value.value, str)
-    }
-    return [
-        (f.name, "" if f.default in (None, "", ()) else _default_text(f.default), " ".join(docs[f.name].split()))
-        for f in dataclasses.fields(kind)
-    ]
-
-
-def _default_text(value: Any) -> str:
-    return str(value).lower() if isinstance(value, bool) else f"{value:g}" if isinstance(value, float) else str(value)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ..config import TrainConfig, as_dict, read_recipe
+from ..config.setting_descriptions import settings_rows
 from . import console, options, tables
 from .arguments import recipe_and_settings
 from .progress_bar import progress_bar
@@ -43,7 +44,7 @@ def train(
     [bold]qrlora train recipes/content_sdxl.toml image=dog.png steps=800[/bold]
     """
     if show:
-        tables.print_table(("setting", "default", "meaning"), tables.settings_rows(TrainConfig), numbers=False)
+        tables.print_table(("setting", "default", "meaning"), settings_rows(TrainConfig), numbers=False)
         return
     recipe, overrides = recipe_and_settings(settings or ())
     run_training(read_recipe(recipe, overrides + ["overwrite=true"] * overwrite).checked())

@@ -19,6 +19,7 @@ from . import (
     merge,
     project,
     reproduce,
+    studio,
     survey,
     train,
 )
@@ -49,6 +50,7 @@ VERBS = {
     "bases": Verb(bases.bases, bases.EXAMPLE),
     "compare": Verb(compare.compare, compare.EXAMPLE),
     "reproduce": Verb(reproduce.reproduce, reproduce.EXAMPLE),
+    "studio": Verb(studio.studio, studio.EXAMPLE),
     "survey": Verb(survey.app, survey.EXAMPLE),
 }
 

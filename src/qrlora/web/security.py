@@ -7,7 +7,7 @@ a name that changes its address (DNS rebinding) makes them look like its own. So
 import hashlib
 import secrets
 import time
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -57,6 +57,7 @@ class Guard:
 
     Args: hosts: the names, with port if it is not the scheme's, under which the pages may be asked for.
           limits: {path, or "" for any: its limit}.  refuse: (status, word for the reason) -> the page of a refusal.
+          largest: bytes of a request's body.  uploads: {path that takes files: bytes there}.
     """
 
     def __init__(
@@ -66,8 +67,10 @@ class Guard:
         limits: dict[str, RateLimit],
         refuse: Callable[[int, str], bytes],
         largest: int = LARGEST_FORM,
+        uploads: Mapping[str, int] | None = None,
     ):
         self.app, self.hosts, self.limits, self.refuse, self.largest = app, frozenset(hosts), limits, refuse, largest
+        self.uploads = uploads or {}
 
     async def __call__(self, scope: dict[str, Any], receive: Any, send: Any) -> None:
         if scope["type"] != "http":
@@ -104,7 +107,7 @@ class Guard:
         if scope["method"] not in SAFE and ("transfer-encoding" in headers or "content-length" not in headers):
             return 411, "size"  # browsers tell how long a form is
         length = headers.get("content-length", "0")
-        if not length.isdecimal() or int(length) > self.largest:
+        if not length.isdecimal() or int(length) > self.uploads.get(scope["path"], self.largest):
             return 413, "size"
         address = (scope.get("client") or ("",))[0]
         for limit in (self.limits.get(scope["path"]), self.limits.get("")):

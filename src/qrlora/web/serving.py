@@ -70,8 +70,15 @@ def listen(port: int, address: str = LOOPBACK, public: str = "") -> Listener:
     return Listener(taken, public)
 
 
-def serve(apps: Sequence[tuple[Any, Listener]], on_ready: Callable[[], Any] = lambda: None) -> None:
-    """Serve applications until Ctrl-C or SIGTERM, each at its own address. No log of who asked for what."""
+def serve(
+    apps: Sequence[tuple[Any, Listener]],
+    on_ready: Callable[[], Any] = lambda: None,
+    on_stop: Callable[[], Any] = lambda: None,
+) -> None:
+    """Serve applications until Ctrl-C or SIGTERM, each at its own address. No log of who asked for what.
+
+    Args: on_stop: called before open connections are waited for, to end those that would never end by themselves.
+    """
 
     async def run() -> None:
         servers = []
@@ -91,6 +98,9 @@ def serve(apps: Sequence[tuple[Any, Listener]], on_ready: Callable[[], Any] = la
         while not all(server.started for server, _ in servers) and not any(task.done() for task in running):
             await asyncio.sleep(0.01)
         on_ready()
+        while not any(server.should_exit for server, _ in servers) and not any(task.done() for task in running):
+            await asyncio.sleep(0.1)
+        on_stop()
         await asyncio.gather(*running)
 
     with contextlib.ExitStack() as sockets:

@@ -1,0 +1,52 @@
+"""Who may use the pages, and forms that are known to come from them."""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+from typing import Any
+
+from fastapi import Depends, HTTPException, Request
+from fastapi.responses import RedirectResponse, Response
+from starlette.datastructures import FormData
+
+
+class Access:
+    """The token of a studio: in the address that is opened first, from then on in a cookie that no script sees."""
+
+    def __init__(self, token: str, port: int):
+        self.token, self.cookie = token, f"studio-{port}"  # cookies do not tell ports apart
+        self.form_token = hashlib.sha256(f"form {token}".encode()).hexdigest()
+
+    def known(self, request: Request) -> None:
+        """Raises HTTPException: a browser that was not given the token."""
+        if not hmac.compare_digest(request.cookies.get(self.cookie, ""), self.token):
+            raise HTTPException(403)
+
+    def enter(self, request: Request) -> Response | None:
+        """The way in for an address with the right token, which then leaves the address; None: another address."""
+        if not hmac.compare_digest(request.query_params.get("token", ""), self.token):
+            return None
+        answer = RedirectResponse("/", 303)
+        answer.set_cookie(self.cookie, self.token, max_age=365 * 24 * 3600, httponly=True, samesite="strict")
+        return answer
+
+    async def form(self, request: Request) -> FormData:
+        """A form that one of our pages has sent. Raises HTTPException: it lacks what our pages put in."""
+        self.known(request)
+        form = await request.form(max_files=100)
+        sent = form.get("form_token", "")
+        if not isinstance(sent, str) or not hmac.compare_digest(sent, self.form_token):
+            raise HTTPException(403)
+        return form
+
+
+def text(form: FormData, name: str, default: str = "") -> str:
+    """A field of a form."""
+    value = form.get(name, default)
+    return value.strip() if isinstance(value, str) else default
+
+
+def depends(function: Any) -> Any:
+    """A dependency as a default value."""
+    return Depends(function)

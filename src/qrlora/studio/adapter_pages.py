@@ -1,0 +1,117 @@
+"""Adapters that were learnt, merged or brought along, and the bases that there are."""
+
+from __future__ import annotations
+
+import re
+import secrets
+import shutil
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from fastapi import FastAPI, Response
+from fastapi.responses import RedirectResponse
+from starlette.datastructures import FormData, UploadFile
+
+from ..built_in_bases import built_in_bases
+from .access import depends, text
+from .draft import ADDED, bases, own_file
+from .jobs import ADAPTER, Job
+from .run_pages import moment
+from .studio import Studio
+from .worker import preview_name
+
+HUB_NAME = re.compile(r"[\w-][\w.-]{0,95}/[\w-][\w.-]{0,95}(@[\w-][\w./-]{0,95})?")
+"""OWNER/NAME, with a revision if wanted. No folder of this machine: those come by the command line alone."""
+
+
+def add_to(app: FastAPI, studio: Studio) -> None:
+    """Give an application these pages."""
+    known, form, work = [depends(studio.access.known)], depends(studio.access.form), studio.work
+
+    def page(problem: str = "") -> Response:
+        cards = [card(job) for job in work.adapters()]
+        return studio.show("adapters.html", 422 if problem else 200, cards=cards, problem=problem, page="adapters")
+
+    @app.get("/adapters", dependencies=known)
+    def adapters() -> Response:
+        return page()
+
+    @app.post("/adapters")
+    def upload(sent: FormData = form) -> Response:
+        file = sent.get("file")
+        if not isinstance(file, UploadFile) or not file.filename:
+            return page("Choose a file first.")
+        incoming = work.folder / f".{secrets.token_hex(6)}"
+        try:
+            check_safetensors(file.file, file.filename)
+            with incoming.open("xb") as out:
+                shutil.copyfileobj(file.file, out)
+            title = Path(file.filename).stem[:80]
+            job = work.create("import", title, {"file": Path(file.filename).name[:80]}, {ADAPTER: incoming})
+        except ValueError as error:
+            return page(str(error))
+        finally:
+            incoming.unlink(missing_ok=True)
+        return RedirectResponse(f"/run/{job.id}", 303)
+
+    @app.post("/adapters/check")
+    def check(sent: FormData = form) -> Response:
+        job = studio.job(text(sent, "adapter"))
+        made = work.create("check", job.title, {"adapters": [job.id]})
+        return RedirectResponse(f"/run/{made.id}", 303)
+
+    @app.post("/adapters/compare")
+    def compare(sent: FormData = form) -> Response:
+        jobs = [studio.job(str(name)) for name in sent.getlist("adapter")]
+        if len(jobs) != 2:
+            return page("Tick two adapters to compare.")
+        titles = [job.title for job in jobs]
+        names = titles if titles[0] != titles[1] else [f"{x} {k}" for k, x in enumerate(titles, 1)]
+        told = {"adapters": [job.id for job in jobs], "names": names}
+        return RedirectResponse(f"/run/{work.create('compare', ' and '.join(names), told).id}", 303)
+
+    def show_bases(problem: str = "") -> Response:
+        rows = [base_row(name, about) for name, about in bases(work).items()]
+        return studio.show("bases.html", 422 if problem else 200, rows=rows, problem=problem, page="bases")
+
+    @app.get("/bases", dependencies=known)
+    def base_list() -> Response:
+        return show_bases()
+
+    @app.post("/bases")
+    def add_base(sent: FormData = form) -> Response:
+        name = text(sent, "name")
+        if not HUB_NAME.fullmatch(name) or ".." in name:
+            return show_bases(f"{name!r} is no name on the hub: OWNER/NAME. For a folder: qrlora studio --base FOLDER")
+        added = work.read_json(ADDED).get("added", [])
+        work.write_json(ADDED, {"added": list(dict.fromkeys([*added, name]))})
+        return RedirectResponse("/bases", 303)
+
+
+def card(job: Job) -> dict[str, Any]:
+    """What the list shows of an adapter."""
+    if job.previews:
+        shown = preview_name(job.previews[-1])
+    else:
+        shown = next((x for x in ("thumbnail.png", "picture-0.png") if (job.folder / x).is_file()), "")
+    origins = {"train": "learnt here", "merge": "merged here", "import": job.settings.get("file", "")}
+    told = {"job": job, "facts": job.facts, "shown": shown, "origin": origins[job.kind]}
+    return {**told, "moment": moment(job.created), "megabytes": job.facts["bytes"] / 1e6}
+
+
+def check_safetensors(file: BinaryIO, name: str) -> None:
+    """Refuse what is no safetensors file before it is stored: pickles can run programs. Raises ValueError."""
+    size = file.seek(0, 2)
+    file.seek(0)
+    head = file.read(9)
+    file.seek(0)
+    length = int.from_bytes(head[:8], "little")
+    if not name.lower().endswith(".safetensors") or head[8:] != b"{" or length + 8 > size:
+        raise ValueError(f"{name} is no safetensors file: others are not read, a pickle can run any program")
+
+
+def base_row(name: str, about: str) -> dict[str, Any]:
+    """What the list shows of a base."""
+    folder = built_in_bases().get(name)
+    train = own_file(folder).get("defaults", {}).get("train", {}) if folder else {}
+    return {"name": name, "about": about, "built_in": folder is not None, "train": train}

@@ -1,0 +1,175 @@
+"""What the first page holds: pictures, squares and settings that are not yet a run. Kept at every change.
+
+Settings are those of `config.TrainConfig`, with its docstrings beside them.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import typing
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from ..built_in_bases import built_in_bases
+from ..config import TrainConfig
+from ..config.setting_descriptions import settings_rows
+from ..config.type_checks import parse_override
+from ..text_files import read_text
+from .jobs import Job, Work
+from .pictures import Square, cut, picture_facts
+
+ROLES = ("content", "style")
+MORE = (
+    "steps",
+    "rank",
+    "learning_rate",
+    "batch_size",
+    "resolution",
+    "seed",
+    "method",
+    "targets",
+    "optimizer",
+    "dtype",
+    "quantize",
+    "offload",
+    "preview_every",
+    "save_every",
+)
+"""Settings under "More", for both runs."""
+DRAFT = "draft.json"
+ADDED = "bases.json"
+"""Names of bases that were added on a page."""
+PREVIEWS = 5
+"""That a run shows, where nobody says how many."""
+STEPS = 500
+"""Of a base that says nothing of its own: the paper's."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Setting:
+    """A field under "More"."""
+
+    name: str
+    default: str
+    meaning: str
+    options: tuple[str, ...]
+    """What one can choose; (): any text."""
+
+
+def settings_shown() -> list[Setting]:
+    """The fields under "More", described by the docstrings of TrainConfig."""
+    hints, rows = typing.get_type_hints(TrainConfig), {row[0]: row for row in settings_rows(TrainConfig)}
+    found = []
+    for name in MORE:
+        hint = hints[name]
+        options = typing.get_args(hint) if typing.get_origin(hint) is typing.Literal else ()
+        options = ("false", "true") if hint is bool else options
+        found.append(Setting(name, rows[name][1], rows[name][2], options))
+    return found
+
+
+def read_draft(work: Work) -> dict[str, Any]:
+    """The draft: {"content", "style": [{"picture", "x", "y", "side"}], "shows", "base", "content_trigger", ...}."""
+    empty: dict[str, Any] = {"content": [], "style": [], "shows": "", "base": TrainConfig.base, "more": {}}
+    return {**empty, "content_trigger": "<c>", "style_trigger": "<s>", **work.read_json(DRAFT)}
+
+
+def draft_of_form(work: Work, form: Mapping[str, Any], pictures: Mapping[str, list[str]]) -> dict[str, Any]:
+    """The draft that a form of the first page holds, which is kept.
+
+    Args: pictures: {role: ids of its pictures}.
+    """
+    names = ("shows", "base", "content_trigger", "style_trigger")
+    draft = read_draft(work) | {name: str(form[name]).strip() for name in names if name in form}
+    for role in ROLES:
+        draft[role] = [_placed(work, form, role, picture) for picture in pictures[role]]
+    draft["more"] = {name: value for name in MORE if (value := str(form.get(f"more_{name}", "")).strip())}
+    work.write_json(DRAFT, draft)
+    return draft
+
+
+def _placed(work: Work, form: Mapping[str, Any], role: str, picture: str) -> dict[str, Any]:
+    """A picture with its square: the form's, or the middle one of a new picture."""
+    about = picture_facts(work, picture)
+    square = dataclasses.asdict(Square.middle(about["width"], about["height"]))
+    for name in square:
+        value = str(form.get(f"{role}-{picture}-{name}", ""))
+        square[name] = int(value) if value.isdecimal() else square[name]
+    return {"picture": picture, **square}
+
+
+def trainings(work: Work, draft: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """{role: settings} of the runs that a draft asks for, checked as far as they can be before a base is open.
+
+    Raises: ValueError: no picture, a setting that cannot be, a style without what its picture shows.
+    """
+    if draft["base"] not in bases(work):
+        raise ValueError(f"There is no base {draft['base']!r} here: choose another, or add it under Bases.")
+    found = {}
+    for role in ROLES:
+        if not draft[role]:
+            continue
+        trigger = draft[f"{role}_trigger"] or {"content": "<c>", "style": "<s>"}[role]
+        settings: dict[str, Any] = {"role": role, "base": draft["base"], "trigger": trigger}
+        settings["preview_every"] = max(1, own_steps(draft["base"], role) // PREVIEWS)
+        settings |= {name: parse_override(TrainConfig, name, text) for name, text in draft["more"].items()}
+        if role == "style":
+            shows = draft["shows"]
+            if not shows:
+                raise ValueError("Say what the style picture shows, so that only the manner is left to learn.")
+            settings["prompt"] = f"a {shows} in {trigger} style"
+        TrainConfig(**settings, image="picture.png").checked()
+        found[role] = settings
+    if not found:
+        raise ValueError("Choose a picture first: of a thing, of a style, or of each.")
+    return found
+
+
+def create_runs(work: Work, draft: Mapping[str, Any]) -> list[Job]:
+    """A training job for each role that has a picture. Raises ValueError: see `trainings`, `pictures.cut`."""
+    jobs = []
+    for role, settings in trainings(work, draft).items():
+        files, names = {}, []
+        for number, placed in enumerate(draft[role]):
+            square = Square(placed["x"], placed["y"], placed["side"])
+            names.append(f"picture-{number}.png")
+            files[names[-1]] = cut(work, placed["picture"], square)
+        name = Path(picture_facts(work, draft[role][0]["picture"])["name"]).stem
+        told = {"train": settings, "image": names[0], "pictures": draft[role]}
+        jobs.append(work.create("train", name, told, files))
+    return jobs
+
+
+def draft_of_job(work: Work, job: Job) -> dict[str, Any]:
+    """The first page filled with what a run was made of; the other role as it was."""
+    settings = job.settings["train"]
+    role, draft = settings["role"], read_draft(work)
+    own = {name: TrainConfig.__dataclass_fields__[name].default for name in MORE}
+    more = {name: str(value).lower() for name, value in settings.items() if name in MORE and value != own[name]}
+    draft |= {role: job.settings["pictures"], "base": settings["base"], f"{role}_trigger": settings["trigger"]}
+    if role == "style":
+        draft["shows"] = settings["prompt"].removeprefix("a ").removesuffix(f" in {settings['trigger']} style")
+    draft["more"] = more
+    work.write_json(DRAFT, draft)
+    return draft
+
+
+def bases(work: Work) -> dict[str, str]:
+    """{name: what is known of it} of the bases to choose from: built in, and those that were added."""
+    found = {name: own_file(folder).get("about", "") for name, folder in built_in_bases().items()}
+    found |= dict.fromkeys(work.local_bases, "on this machine")
+    return found | dict.fromkeys(work.read_json(ADDED).get("added", []), "on the hub")
+
+
+def own_steps(base: str, role: str) -> int:
+    """The updates that a base's own defaults ask for, as far as its folder tells."""
+    train = own_file(built_in_bases().get(base) or Path(base)).get("defaults", {}).get("train", {})
+    return train.get(role, {}).get("steps") or train.get("steps") or STEPS
+
+
+def own_file(folder: Path) -> dict[str, Any]:
+    """What a base's folder says of itself; {} if nothing."""
+    path = folder / "qrlora.json"
+    return json.loads(read_text(path)) if path.is_file() else {}

@@ -1,0 +1,138 @@
+"""Pictures that pages ask for: each is drawn once, by a process that keeps its base open."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import subprocess
+import sys
+import threading
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from .jobs import Work
+
+
+class Drawings:
+    """The pictures of a folder, those that wait, and the process that draws.
+
+    A picture's id is the digest of all that it depends on, so that one that was drawn before is there at once.
+    """
+
+    def __init__(self, work: Work, device: str):
+        self.work, self.device = work, device
+        self.failed: dict[str, str] = {}
+        self.closed = True
+        """Whether there is no process, and none will be while paused."""
+        self._waiting: dict[str, Mapping[str, Any]] = {}
+        self._change, self._paused, self._closing = threading.Condition(), False, False
+        self._thread = threading.Thread(target=self._run, name="drawings")
+
+    def start(self) -> None:
+        """Draw until `close`."""
+        self._thread.start()
+
+    def close(self) -> None:
+        """Draw nothing more."""
+        with self._change:
+            self._closing = True
+            self._change.notify_all()
+        self._thread.join()
+
+    def pause(self, paused: bool) -> None:
+        """Make room for a training, which is done once `closed`; or draw again."""
+        with self._change:
+            self._paused = paused
+            self._change.notify_all()
+
+    @property
+    def paused(self) -> bool:
+        return self._paused
+
+    def ask(self, wanted: Sequence[Mapping[str, Any]], first: bool = False) -> None:
+        """Draw pictures, unless they are there or wait already; before all others, or after them.
+
+        A picture that is wanted first replaces those wanted first before that nobody waits for any more: a slider that
+        goes on moving asks for one after the other.
+        """
+        with self._change:
+            new = {drawing_id(x): x for x in wanted}
+            for name in new:
+                self.failed.pop(name, None)
+            new = {name: x for name, x in new.items() if not self.there(name)}
+            if first:
+                others = {name: x for name, x in self._waiting.items() if not x["first"]}
+                self._waiting = {**{name: {**x, "first": True} for name, x in new.items()}, **others}
+            else:
+                self._waiting |= {name: {**x, "first": False} for name, x in new.items() if name not in self._waiting}
+            self._change.notify_all()
+
+    def there(self, name: str) -> bool:
+        """Whether a picture is drawn."""
+        return (self.work.drawings / f"{name}.png").is_file()
+
+    def state(self, name: str) -> str:
+        """ "there", "waiting", "unknown", or why it could not be drawn."""
+        if self.there(name):
+            return "there"
+        return self.failed.get(name) or ("waiting" if name in self._waiting else "unknown")
+
+    def _run(self) -> None:
+        child: subprocess.Popen[str] | None = None
+        while True:
+            with self._change:
+                self._change.wait_for(lambda: self._closing or self._paused or self._waiting)
+                if self._closing or self._paused:
+                    wanted = ("", {})
+                else:
+                    name = next(iter(self._waiting))
+                    wanted, self.closed = (name, self._waiting[name]), False
+            if not wanted[0]:
+                _end(child)
+                child, self.closed = None, True
+                with self._change:
+                    self._change.wait_for(lambda: self._closing or not self._paused)
+                    if self._closing:
+                        return
+                continue
+            child = child if child and child.poll() is None else self._process()
+            self._draw(child, *wanted)
+
+    def _process(self) -> subprocess.Popen[str]:
+        words = [sys.executable, "-m", "qrlora.studio.drawing_worker", str(self.work.folder), self.device]
+        log = (self.work.folder / "drawings.log").open("ab")
+        with log:
+            return subprocess.Popen(
+                words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, text=True, start_new_session=True
+            )
+
+    def _draw(self, child: subprocess.Popen[str], name: str, wanted: Mapping[str, Any]) -> None:
+        """Have one picture drawn, and wait for it."""
+        assert child.stdin is not None and child.stdout is not None
+        request = {key: value for key, value in wanted.items() if key != "first"}
+        try:
+            print(json.dumps({"name": name, **request}), file=child.stdin, flush=True)
+            answer = json.loads(child.stdout.readline() or '{"failed": "the drawing process died: see drawings.log"}')
+        except BrokenPipeError:
+            answer = {"failed": "the drawing process died: see drawings.log"}
+        with self._change:
+            self._waiting.pop(name, None)
+            if "failed" in answer:
+                self.failed[name] = answer["failed"]
+
+
+def drawing_id(wanted: Mapping[str, Any]) -> str:
+    """The id of a picture: the digest of its base, adapters, strengths, prompt, seed and all else."""
+    told = {key: value for key, value in wanted.items() if key != "first"}
+    return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()[:24]
+
+
+def _end(child: subprocess.Popen[str] | None) -> None:
+    """End a process that draws: it ends by itself once there is nobody to ask."""
+    if child is None:
+        return
+    assert child.stdin is not None and child.stdout is not None
+    child.stdin.close()
+    child.terminate()
+    child.wait()
+    child.stdout.close()

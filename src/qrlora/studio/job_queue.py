@@ -1,0 +1,80 @@
+"""Starts what waits: one process a device, and one beside them for work on files."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import threading
+from collections.abc import Sequence
+
+from .drawings import Drawings
+from .jobs import Job, Work, take
+
+FILES = "files"
+"""Where jobs run that need no device."""
+NEED_A_DEVICE = ("train",)
+"""Kinds of jobs that do."""
+PAUSE = 0.2
+"""Seconds between two looks."""
+
+
+class JobQueue:
+    """The queue of a folder. All that it knows is in the jobs' folders: another server can take it over."""
+
+    def __init__(self, work: Work, devices: Sequence[str], drawings: Drawings):
+        self.work, self.devices, self.drawings = work, list(devices), drawings
+        self._children: list[subprocess.Popen] = []
+        self._closing = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="queue")
+
+    def start(self) -> None:
+        """Look for work until `close`."""
+        self._thread.start()
+
+    def close(self) -> None:
+        """Start nothing more. What runs goes on without a server."""
+        self._closing.set()
+        self._thread.join()
+
+    def _run(self) -> None:
+        while not self._closing.wait(PAUSE):
+            self.start_what_can()
+
+    def start_what_can(self) -> None:
+        """Start the longest-waiting job of each place where nothing runs. Drawing makes room for a training first."""
+        self._children = [child for child in self._children if child.poll() is None]  # which also buries the dead
+        jobs = self.work.jobs()
+        states = {job.id: job.state for job in jobs}
+        busy = {job.device for job in jobs if states[job.id] == "running"}
+        waiting = [job for job in jobs if states[job.id] == "waiting"]
+        waiting.sort(key=lambda job: job.events[-1]["time"])
+        trainings = [job for job in waiting if job.kind in NEED_A_DEVICE]
+        self.drawings.pause(bool(trainings) or self.devices[0] in busy)
+        for device in reversed(self.devices):  # pictures are drawn on the first
+            if trainings and device not in busy and (device != self.devices[0] or self.drawings.closed):
+                self._start(trainings.pop(0), device)
+        on_files = [job for job in waiting if job.kind not in NEED_A_DEVICE]
+        if on_files and FILES not in busy:
+            self._start(on_files[0], FILES)
+
+    def _start(self, job: Job, device: str) -> None:
+        """Start a job's process, which inherits the lock: it is held from now to the end of the process."""
+        if (lock := take(job)) is None:
+            return
+        try:
+            job.note("start", device=device)
+            with (job.folder / "log.txt").open("ab") as log:
+                child = subprocess.Popen(
+                    [sys.executable, "-m", "qrlora.studio.worker", str(job.folder), device],
+                    stdin=subprocess.DEVNULL,
+                    stdout=log,
+                    stderr=log,
+                    pass_fds=[lock],
+                    start_new_session=True,  # Ctrl-C in the server's terminal is not for it
+                )
+            os.ftruncate(lock, 0)
+            os.pwrite(lock, str(child.pid).encode(), 0)
+            self._children.append(child)
+        finally:
+            os.close(lock)

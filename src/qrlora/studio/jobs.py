@@ -1,0 +1,278 @@
+"""A job is a folder: what is to be done, events that are only ever added, and a lock that its process holds.
+
+Whether a job runs is stored nowhere: the system gives the lock up with the process, whatever ended it. So pages, server
+and machine may go down at any moment and nothing has to be put right afterwards.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import json
+import os
+import re
+import secrets
+import shutil
+import signal
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from .. import output_files
+
+ADAPTER = "adapter.safetensors"
+"""An adapter's file in the folder of the job that made it."""
+ENDINGS = {"queued": "waiting", "end": "done", "failed": "failed", "stopped": "stopped", "stop": "stopped"}
+"""Last event of a job that does not run -> its state; any other: its process was killed, "interrupted"."""
+
+_read: dict[Path, tuple[int, tuple[dict[str, Any], ...]]] = {}
+"""{file of events: (bytes read, events)}, so that only what is new is read."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """A folder of a job."""
+
+    folder: Path
+    kind: str
+    """Row of `worker.KINDS`."""
+    title: str
+    created: float
+    """Seconds since 1970."""
+    settings: Mapping[str, Any]
+    """What the kind needs; names of files are those in the folder."""
+
+    @property
+    def id(self) -> str:
+        return self.folder.name
+
+    @classmethod
+    def read(cls, folder: Path) -> Job:
+        """The job of a folder."""
+        return cls(folder, **json.loads((folder / "job.json").read_bytes()))
+
+    @property
+    def adapter(self) -> Path:
+        return self.folder / ADAPTER
+
+    @property
+    def events(self) -> tuple[dict[str, Any], ...]:
+        """All events so far, each with its "event" and "time". A line that is torn, by power loss, is no event."""
+        path = self.folder / "events.jsonl"
+        place, known = _read.get(path, (0, ()))
+        with path.open("rb") as file:
+            file.seek(place)
+            new = file.read()
+        whole = new[: new.rfind(b"\n") + 1]
+        if whole:
+            known = (*known, *(found for line in whole.splitlines() if (found := _event(line))))
+            _read[path] = place + len(whole), known
+        return known
+
+    def note(self, event: str, **values: Any) -> None:
+        """Add an event, in one write, so that processes do not mix theirs."""
+        line = json.dumps({"event": event, "time": round(time.time(), 3), **values}) + "\n"
+        with (self.folder / "events.jsonl").open("ab+") as file:
+            if file.tell() and os.pread(file.fileno(), 1, file.tell() - 1) != b"\n":
+                line = "\n" + line  # after a torn one
+            file.write(line.encode())
+
+    def last(self, event: str) -> dict[str, Any]:
+        """The last event of a name; {} without one."""
+        return next((x for x in reversed(self.events) if x["event"] == event), {})
+
+    @property
+    def running(self) -> bool:
+        """Whether a process holds the lock."""
+        with (self.folder / "lock").open("a") as file:
+            return not _locked(file.fileno(), fcntl.LOCK_SH)
+
+    @property
+    def state(self) -> str:
+        """ "waiting", "running", "done", "failed", "stopped" or "interrupted"."""
+        return "running" if self.running else self._ended_as
+
+    @property
+    def _ended_as(self) -> str:
+        """The state of a job that does not run."""
+        return ENDINGS.get(self.events[-1]["event"], "interrupted")
+
+    @property
+    def device(self) -> str:
+        """Where it runs or ran last; "" before."""
+        return self.last("start").get("device", "")
+
+    @property
+    def losses(self) -> dict[int, float]:
+        """{step: loss}; of a step that was done again, after a stop without checkpoint, the later."""
+        return {x["step"]: x["loss"] for x in self.events if x["event"] == "step"}
+
+    @property
+    def previews(self) -> list[int]:
+        """Steps that have a preview."""
+        return sorted({x["step"] for x in self.events if x["event"] == "preview"})
+
+    @property
+    def facts(self) -> Mapping[str, Any]:
+        """What the job found, once it is done."""
+        return self.last("end").get("result", {})
+
+    def stop(self) -> None:
+        """Take a job from the queue, or ask its process to write a checkpoint and end.
+
+        By SIGTERM: of a second SIGINT a training thinks that the first was not fast enough, and ends without one.
+        """
+        with (self.folder / "lock").open("r+") as file:
+            if _locked(file.fileno(), fcntl.LOCK_EX):
+                if self._ended_as == "waiting":
+                    self.note("stopped", text="taken from the queue")
+                return
+            number = file.read()
+            self.note("stop")
+            if number:
+                os.kill(int(number), signal.SIGTERM)
+
+    def go_on(self) -> None:
+        """Put a job that has ended, or was ended, into the queue again. Raises ValueError: it is there, or runs."""
+        if self.state in ("waiting", "running", "done"):
+            raise ValueError(f"{self.title} is {self.state}: there is nothing to go on with")
+        self.note("queued")
+
+
+class Work:
+    """The folder that the studio keeps everything in, and out of which it serves and writes nothing."""
+
+    def __init__(self, folder: Path, local_bases: Sequence[str] = ()):
+        self.folder, self.local_bases = folder.absolute(), list(local_bases)
+        self.jobs_folder, self.bin = self.folder / "jobs", self.folder / "bin"
+        self.pictures, self.drawings = self.folder / "pictures", self.folder / "drawings"
+        for place in (self.jobs_folder, self.bin, self.pictures, self.drawings):
+            place.mkdir(parents=True, exist_ok=True)
+
+    def own(self) -> int:
+        """The descriptor of the lock of the one server of this folder. Raises ValueError: another server has it."""
+        lock = os.open(self.folder / "lock", os.O_RDWR | os.O_CREAT, 0o600)
+        if not _locked(lock, fcntl.LOCK_EX):
+            os.close(lock)
+            raise ValueError(f"a studio has {self.folder} open already: use that one, or another folder")
+        return lock
+
+    def token(self) -> str:
+        """The secret of this folder's addresses, the same at each start, so that an open page goes on working."""
+        path = self.folder / "token"
+        if not path.exists():
+            with output_files.atomic(path) as file:
+                os.fchmod(file.fileno(), 0o600)
+                file.write(secrets.token_urlsafe(24).encode())
+        return path.read_text()
+
+    def jobs(self) -> list[Job]:
+        """All jobs, the newest first."""
+        found = [job for place in self.jobs_folder.iterdir() if (job := _job(place))]
+        return sorted(found, key=lambda job: (-job.created, job.id))
+
+    def job(self, name: str) -> Job | None:
+        """A job by its id; None: there is none, whatever the name looks like."""
+        return next((job for job in self.jobs() if job.id == name), None)
+
+    def in_bin(self) -> list[Job]:
+        """Jobs that were deleted."""
+        return [job for place in self.bin.iterdir() if (job := _job(place))]
+
+    def create(self, kind: str, title: str, settings: Mapping[str, Any], files: Mapping[str, bytes | Path] = {}) -> Job:
+        """A new job in the queue.
+
+        Args: files: {name in its folder: content, or a file to move there}.
+        """
+        folder = self.jobs_folder / secrets.token_hex(6)
+        folder.mkdir()
+        for name, content in files.items():
+            if isinstance(content, Path):
+                os.replace(content, folder / name)
+            else:
+                (folder / name).write_bytes(content)
+        (folder / "lock").touch()
+        job = Job(folder, kind, title, time.time(), settings)
+        job.note("queued")
+        told = {"kind": kind, "title": title, "created": job.created, "settings": settings}
+        with output_files.atomic(folder / "job.json") as file:  # last: a folder without it is no job
+            file.write(json.dumps(told, indent=1).encode())
+        return job
+
+    def delete(self, job: Job) -> None:
+        """Move a job to the bin. Raises ValueError: it runs."""
+        self._move(job, self.bin)
+
+    def restore(self, job: Job) -> None:
+        """Take a job out of the bin."""
+        self._move(job, self.jobs_folder)
+
+    def empty_bin(self) -> None:
+        """Remove what was deleted, for good."""
+        for job in self.in_bin():
+            shutil.rmtree(job.folder)
+
+    def _move(self, job: Job, place: Path) -> None:
+        with (job.folder / "lock").open("a") as file:
+            if not _locked(file.fileno(), fcntl.LOCK_EX):
+                raise ValueError(f"{job.title} runs: stop it first")
+            job.folder.rename(place / job.id)
+
+    def adapters(self) -> list[Job]:
+        """Jobs that have made an adapter."""
+        return [job for job in self.jobs() if job.kind in ("train", "merge", "import") and job.state == "done"]
+
+    def file(self, *parts: str) -> Path:
+        """A file in here that is to be served.
+
+        Raises: FileNotFoundError: there is none, or it leads out of this folder, by a link or otherwise.
+        """
+        path = self.folder.joinpath(*parts)
+        real = Path(os.path.realpath(path))
+        if not real.is_relative_to(os.path.realpath(self.folder)) or not real.is_file():
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(path))
+        return path
+
+    def read_json(self, name: str) -> dict[str, Any]:
+        """What is kept under a name; {} before anything is."""
+        path = self.folder / name
+        return json.loads(path.read_bytes()) if path.exists() else {}
+
+    def write_json(self, name: str, values: Mapping[str, Any]) -> None:
+        """Keep something under a name."""
+        with output_files.atomic(self.folder / name) as file:
+            file.write(json.dumps(values, indent=1).encode())
+
+
+def take(job: Job) -> int | None:
+    """The descriptor of a job's lock, for its process to inherit; None: somebody has it."""
+    lock = os.open(job.folder / "lock", os.O_RDWR)
+    if _locked(lock, fcntl.LOCK_EX):
+        return lock
+    os.close(lock)
+    return None
+
+
+def _locked(descriptor: int, how: int) -> bool:
+    """Whether a lock could be had."""
+    try:
+        fcntl.flock(descriptor, how | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+def _job(folder: Path) -> Job | None:
+    path = folder / "job.json"
+    if not re.fullmatch("[0-9a-f]{12}", folder.name) or folder.is_symlink() or not path.is_file():
+        return None
+    return Job.read(folder)
+
+
+def _event(line: bytes) -> dict[str, Any] | None:
+    try:
+        return json.loads(line)
+    except ValueError:  # torn
+        return None

@@ -1,0 +1,216 @@
+"""The mixer: two adapters, two sliders, a grid to click in, A beside B, and the merge to keep."""
+
+from __future__ import annotations
+
+import math
+import shlex
+from collections.abc import Mapping, Sequence
+from typing import Any
+from urllib.parse import urlencode
+
+from fastapi import FastAPI, HTTPException, Request, Response
+from fastapi.responses import RedirectResponse
+from starlette.datastructures import FormData
+
+from ..web.pages import FOREVER
+from .access import depends
+from .drawings import drawing_id
+from .jobs import Job
+from .studio import Studio
+
+FIELDS = {"content": "", "style": "", "prompt": "", "seed": "0", "c": "1", "s": "1", "a": "", "rows": "0, 0.5, 1, 1.5"}
+FIELDS |= {"columns": "0, 0.5, 1, 1.5", "grid": "", "locked": "yes"}
+"""What the mixer's address and form hold, with what it is at first."""
+MOST_CELLS = 49
+OPENING = ("dtype", "quantize", "offload", "revision")
+"""Settings of a training that say how its base is opened, kept for drawing."""
+RULES = ("sum", "stack")
+"""Merging rules that give exactly what the mixer shows."""
+
+
+def add_to(app: FastAPI, studio: Studio) -> None:
+    """Give an application these pages."""
+    Mixer(studio).add_to(app)
+
+
+class Mixer:
+    """Pictures of two adapters at two strengths."""
+
+    def __init__(self, studio: Studio):
+        self.studio, self.work, self.drawings = studio, studio.work, studio.drawings
+
+    def add_to(self, app: FastAPI) -> None:
+        known, form = [depends(self.studio.access.known)], depends(self.studio.access.form)
+
+        @app.get("/mixer", dependencies=known)
+        def mixer(request: Request) -> Response:
+            return self.studio.show("mixer.html", **self.told(self.fields(request.query_params)), page="mixer")
+
+        @app.get("/mixer/result", dependencies=known)
+        def result(request: Request) -> Response:
+            return self.studio.show("mixer_result.html", **self.told(self.fields(request.query_params)))
+
+        @app.post("/mixer/draw")
+        def draw(sent: FormData = form) -> Response:
+            return self.draw(self.fields(sent))
+
+        @app.get("/drawing/{name}.png", dependencies=known)
+        def drawing(name: str) -> Response:
+            if not name.isalnum():
+                raise HTTPException(404)
+            path = self.work.file("drawings", f"{name}.png")
+            return Response(path.read_bytes(), media_type="image/png", headers=FOREVER)
+
+        @app.post("/mixer/merge")
+        def merge(sent: FormData = form) -> Response:
+            return self.merge(self.fields(sent), str(sent.get("rule", RULES[0])))
+
+    def fields(self, sent: Mapping[str, Any]) -> dict[str, str]:
+        """The mixer's fields of an address or a form; where it names no adapters, the newest that go together."""
+        fields = {name: str(sent.get(name, default)).strip() for name, default in FIELDS.items()}
+        if "locked" not in sent and "c" in sent:
+            fields["locked"] = ""  # an unticked box is not sent
+        if "content" in sent or "style" in sent:
+            return fields
+        adapters = self.work.adapters()
+        style = next((x for x in adapters if x.facts.get("role") == "style"), None)
+        same = [x for x in adapters if style is None or x.facts.get("base") == style.facts.get("base")]
+        content = next((x for x in same if x.facts.get("role") != "style"), None)
+        chosen = {"content": content.id if content else "", "style": style.id if style else ""}
+        return fields | chosen | {"prompt": prompt_for([x for x in (content, style) if x])}
+
+    def chosen(self, fields: Mapping[str, str]) -> list[tuple[Job, float]]:
+        """(adapter, strength) of the fields."""
+        known = {x.id: x for x in self.work.adapters()}
+        pairs = [(known.get(fields[name]), number(fields[x])) for name, x in (("content", "c"), ("style", "s"))]
+        return [(job, strength) for job, strength in pairs if job]
+
+    def wanted(self, fields: Mapping[str, str], strengths: Sequence[float] | None = None) -> dict[str, Any]:
+        """The picture that fields describe, at their strengths or others. Raises ValueError: no adapter, no number."""
+        chosen = self.chosen(fields)
+        if not chosen:
+            raise ValueError("Choose an adapter first.")
+        first = chosen[0][0]
+        train = first.settings.get("train", {})
+        weights = [x for _, x in chosen] if strengths is None else strengths[-len(chosen) :]
+        if not fields["seed"].isdecimal():
+            raise ValueError(f"the seed must be a whole number, got {fields['seed']!r}")
+        return {
+            "base": first.facts["base"],
+            "opening": {name: train[name] for name in OPENING if name in train},
+            "adapters": [[job.id, weight] for (job, _), weight in zip(chosen, weights, strict=True)],
+            "prompt": fields["prompt"],
+            "seed": int(fields["seed"]),
+        }
+
+    def cells(self, fields: Mapping[str, str]) -> list[list[tuple[float, float, dict[str, Any]]]]:
+        """(content strength, style strength, picture) of the grid, row by row; [] without one.
+
+        Raises: ValueError: no numbers, too many cells.
+        """
+        if not fields["grid"] or len(self.chosen(fields)) < 2:
+            return []
+        rows, columns = numbers(fields["rows"]), numbers(fields["columns"])
+        if len(rows) * len(columns) > MOST_CELLS:
+            raise ValueError(f"a grid has at most {MOST_CELLS} cells, got {len(rows)} x {len(columns)}")
+        return [[(c, s, self.wanted(fields, [c, s])) for s in columns] for c in rows]
+
+    def draw(self, fields: dict[str, str]) -> Response:
+        """Ask for what the fields describe, and show what there is of it."""
+        told = self.told(fields)
+        if not told["problem"] and told["chosen"]:
+            self.drawings.ask([self.wanted(fields)], first=True)
+            self.drawings.ask([wanted for row in self.cells(fields) for *_, wanted in row])
+            told = self.told(fields)
+        answer = self.studio.show("mixer_result.html", **told)
+        answer.headers["HX-Replace-Url"] = f"/mixer?{urlencode(fields)}"
+        return answer
+
+    def told(self, fields: dict[str, str]) -> dict[str, Any]:
+        """What the page shows for its fields."""
+        chosen, problem, grid, wanted = [], "", [], None
+        try:
+            chosen = self.chosen(fields)
+            wanted = self.wanted(fields) if chosen else None
+            grid = [[self.cell(*x, fields) for x in row] for row in self.cells(fields)]
+        except ValueError as error:
+            problem = str(error)
+        name = drawing_id(wanted) if wanted else ""
+        state = self.drawings.state(name) if wanted else ""
+        if wanted and state == "there":
+            self.work.write_json(f"drawings/{name}.json", wanted)
+        unknown = state == "unknown" or any(x["state"] == "unknown" for row in grid for x in row)
+        told = {"fields": fields, "query": urlencode(fields), "adapters": self.work.adapters(), "chosen": chosen}
+        told |= {"drawing": name, "state": state, "grid": grid, "ask": unknown, "problem": problem}
+        told |= {"chips": chips([job for job, _ in chosen]), "before": self.before(fields["a"]), "rules": RULES}
+        return {**told, "paused": self.drawings.paused, "command": self.command(wanted) if wanted else ""}
+
+    def cell(self, c: float, s: float, wanted: dict[str, Any], fields: Mapping[str, str]) -> dict[str, Any]:
+        """A cell of the grid."""
+        name = drawing_id(wanted)
+        here = (c, s) == (number(fields["c"]), number(fields["s"]))
+        return {"c": c, "s": s, "id": name, "state": self.drawings.state(name), "here": here}
+
+    def before(self, name: str) -> dict[str, Any] | None:
+        """The picture that is kept as A, with what it was drawn with."""
+        if not name.isalnum() or not self.drawings.there(name):
+            return None
+        wanted = self.work.read_json(f"drawings/{name}.json")
+        titles = {x.id: x.title for x in self.work.adapters()}
+        parts = [f"{titles.get(x, 'deleted')} {strength:g}" for x, strength in wanted.get("adapters", ())]
+        return {"id": name, "title": ", ".join([*parts, f"seed {wanted.get('seed', '')}"])}
+
+    def command(self, wanted: Mapping[str, Any]) -> str:
+        """The same as a command line."""
+        jobs = self.work.jobs_folder
+        files = [f"{jobs / name / 'adapter.safetensors'}={strength:g}" for name, strength in wanted["adapters"]]
+        opening = [word for name, x in wanted["opening"].items() if x for word in options(name, x)]
+        words = [wanted["prompt"], *files, "--base", wanted["base"], "--seed", str(wanted["seed"]), *opening]
+        return shlex.join(["qrlora", "generate", *words])
+
+    def merge(self, fields: dict[str, str], rule: str) -> Response:
+        """Save what the mixer shows as one adapter. Raises ValueError: fewer than two adapters, no such rule."""
+        chosen = self.chosen(fields)
+        if len(chosen) < 2 or rule not in RULES:
+            raise ValueError("A merge takes two adapters.")
+        strengths = [x for _, x in chosen]
+        settings = {"adapters": [job.id for job, _ in chosen], "strengths": strengths, "rule": rule}
+        wanted = self.wanted(fields)
+        path = self.work.drawings / f"{drawing_id(wanted)}.png"
+        shown = {"thumbnail.png": path.read_bytes()} if path.is_file() else {}
+        title = " + ".join(f"{job.title} {x:g}" for job, x in chosen)
+        return RedirectResponse(f"/run/{self.work.create('merge', title, settings, shown).id}", 303)
+
+
+def prompt_for(adapters: Sequence[Job]) -> str:
+    """A prompt with the trigger words of adapters, as the paper's "a <c> in <s> style"."""
+    words = {x.facts.get("role"): x.facts.get("trigger", "") for x in adapters}
+    style = f" in {words['style']} style" if words.get("style") else ""
+    thing = next((word for role, word in words.items() if role != "style" and word), "cat")
+    return f"a {thing}{style}"
+
+
+def chips(adapters: Sequence[Job]) -> list[str]:
+    """Trigger words to click into the prompt, each once."""
+    return list(dict.fromkeys(word for x in adapters for word in x.facts.get("trigger", "").split(", ") if word))
+
+
+def options(name: str, value: Any) -> list[str]:
+    """An option of the command line."""
+    return [f"--{name}"] if value is True else [f"--{name}", str(value)]
+
+
+def number(text: str) -> float:
+    """A strength. Raises ValueError: none."""
+    try:
+        value = float(text)
+    except ValueError as error:
+        raise ValueError(f"a strength must be a number, got {text!r}") from error
+    if not math.isfinite(value) or abs(value) > 10:
+        raise ValueError(f"a strength must lie between -10 and 10, got {text}")
+    return value
+
+
+def numbers(text: str) -> list[float]:
+    """Strengths with commas between, each once."""
+    return list(dict.fromkeys(number(x.strip()) for x in text.split(",") if x.strip()))

@@ -1,0 +1,173 @@
+"""The first page: two pictures, the squares that will be learnt, and one button."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import secrets
+from typing import Any
+
+from fastapi import FastAPI, Request, Response
+from fastapi.responses import RedirectResponse
+from starlette.datastructures import FormData, UploadFile
+
+from ..web.pages import FOREVER
+from .access import depends, text
+from .draft import (
+    ROLES,
+    bases,
+    create_runs,
+    draft_of_form,
+    draft_of_job,
+    read_draft,
+    settings_shown,
+    trainings,
+)
+from .jobs import Job
+from .pictures import add_picture, picture_facts
+from .studio import Studio
+
+LABELS = {
+    "content": ("The thing", "One picture of a thing, a creature, a person"),
+    "style": ("The style", "One picture in a style"),
+}
+
+
+def add_to(app: FastAPI, studio: Studio) -> None:
+    """Give an application these pages."""
+    FirstPage(studio).add_to(app)
+
+
+class FirstPage:
+    """What is about to be learnt."""
+
+    def __init__(self, studio: Studio):
+        self.studio, self.work = studio, studio.work
+
+    def add_to(self, app: FastAPI) -> None:
+        access = self.studio.access
+        form = depends(access.form)
+
+        @app.get("/")
+        def start(request: Request) -> Response:
+            if (entered := access.enter(request)) is not None:
+                return entered
+            access.known(request)
+            return self.page()
+
+        @app.get("/picture/{name}.webp", dependencies=[depends(access.known)])
+        def picture(name: str) -> Response:
+            picture_facts(self.work, name)
+            path = self.work.file("pictures", f"{name}.webp")
+            return Response(path.read_bytes(), media_type="image/webp", headers=FOREVER)
+
+        @app.post("/draft")
+        def keep(sent: FormData = form) -> Response:
+            self.kept(sent)
+            return Response(status_code=204)
+
+        @app.post("/pictures")
+        def upload(sent: FormData = form) -> Response:
+            return self.upload(sent)
+
+        @app.post("/pictures/remove")
+        def remove(sent: FormData = form) -> Response:
+            pictures = self.pictures(sent)
+            role, _, picture = text(sent, "remove").partition("-")
+            pictures = {x: [p for p in found if (x, p) != (role, picture)] for x, found in pictures.items()}
+            return self.piece(draft_of_form(self.work, sent, pictures))
+
+        @app.post("/train")
+        def train(sent: FormData = form) -> Response:
+            if text(sent, "once") in ("", read_draft(self.work).get("done")):  # a double click
+                return RedirectResponse("/runs", 303)
+            draft = self.kept(sent)
+            try:
+                create_runs(self.work, draft)
+            except ValueError as error:
+                return self.page(draft, str(error))
+            self.studio.work.write_json(
+                "draft.json", {**draft, "content": [], "style": [], "shows": "", "done": text(sent, "once")}
+            )
+            return RedirectResponse("/runs", 303)
+
+        @app.post("/estimate")
+        def estimate(sent: FormData = form) -> Response:
+            return self.estimate(self.kept(sent))
+
+        @app.get("/estimate/{name}", dependencies=[depends(access.known)])
+        def counted(name: str) -> Response:
+            return self.studio.show("estimate.html", job=self.studio.job(name))
+
+        @app.post("/again/{name}")
+        def again(name: str, sent: FormData = form) -> Response:
+            draft_of_job(self.work, self.studio.job(name))
+            return RedirectResponse("/", 303)
+
+    def page(self, draft: dict[str, Any] | None = None, problem: str = "") -> Response:
+        """The whole page."""
+        draft = draft or read_draft(self.work)
+        return self.studio.show("pictures.html", 422 if problem else 200, **self.told(draft, problem))
+
+    def piece(self, draft: dict[str, Any], problem: str = "") -> Response:
+        """The part with the pictures."""
+        return self.studio.show("picture_choice.html", 422 if problem else 200, **self.told(draft, problem))
+
+    def told(self, draft: dict[str, Any], problem: str) -> dict[str, Any]:
+        about = {x["picture"]: picture_facts(self.work, x["picture"]) for role in ROLES for x in draft[role]}
+        known = bases(self.work)
+        more = {"settings": settings_shown(), "bases": known, "labels": LABELS}
+        return {
+            "draft": draft,
+            "about": about,
+            "problem": problem,
+            "page": "pictures",
+            **more,
+            "once": secrets.token_hex(8),
+        }
+
+    def pictures(self, sent: FormData) -> dict[str, list[str]]:
+        """{role: ids} of the pictures in a form."""
+        return {role: list(dict.fromkeys(str(x) for x in sent.getlist(role))) for role in ROLES}
+
+    def kept(self, sent: FormData) -> dict[str, Any]:
+        """The draft of a form."""
+        return draft_of_form(self.work, sent, self.pictures(sent))
+
+    def upload(self, sent: FormData) -> Response:
+        """Add files to the pictures of a form."""
+        pictures, problem = self.pictures(sent), ""
+        for role in ROLES:
+            for file in sent.getlist(f"files_{role}"):
+                if not isinstance(file, UploadFile) or not file.filename:
+                    continue
+                try:
+                    pictures[role].append(add_picture(self.work, file.file, file.filename))
+                except ValueError as error:
+                    problem = str(error)
+        pictures = {role: list(dict.fromkeys(found)) for role, found in pictures.items()}
+        return self.piece(draft_of_form(self.work, sent, pictures), problem)
+
+    def estimate(self, draft: dict[str, Any]) -> Response:
+        """What the runs of a draft take: counted once for each base and settings, by a job."""
+        told = {"base": draft["base"], **{k: v for k, v in draft["more"].items() if k in ESTIMATED}}
+        try:
+            settings = next(iter(trainings(self.work, {**draft, "shows": draft["shows"] or "cat"}).values()), {})
+        except ValueError:
+            settings = {}
+        chosen = {name: settings[name] for name in told if name in settings and name != "base"}
+        key = hashlib.sha256(json.dumps([told["base"], chosen], sort_keys=True).encode()).hexdigest()[:12]
+        job = next((x for x in self.work.jobs() if x.kind == "estimate" and x.settings["key"] == key), None)
+        if job is None or job.state in ("failed", "stopped", "interrupted"):
+            if job is not None:
+                self.work.delete(job)
+            job = self.estimate_job(told["base"], chosen, key)
+        return self.studio.show("estimate.html", job=job)
+
+    def estimate_job(self, base: str, chosen: dict[str, Any], key: str) -> Job:
+        settings = {"base": base, "settings": chosen, "key": key, "device": self.studio.queue.devices[0]}
+        return self.work.create("estimate", f"what {base} takes", settings)
+
+
+ESTIMATED = ("rank", "targets", "resolution", "batch_size", "dtype", "quantize", "method", "optimizer")
+"""Settings that change the memory that a training takes."""

@@ -1,0 +1,166 @@
+"""The queue, and the page of one run: curve, previews, log, and the same as a command line."""
+
+from __future__ import annotations
+
+import datetime
+import shlex
+from collections.abc import Mapping
+from typing import Any
+
+from fastapi import FastAPI, HTTPException, Response
+from fastapi.responses import FileResponse, RedirectResponse
+from starlette.datastructures import FormData
+
+from .access import depends
+from .curve import curve
+from .jobs import ADAPTER, Job
+from .studio import Studio
+from .worker import preview_name, training_settings
+
+SHOWN = ("train", "merge", "import", "check", "compare")
+"""Kinds of jobs in the list of runs."""
+LOG = 64 * 1024
+"""Bytes of a log's end that are shown."""
+
+
+def add_to(app: FastAPI, studio: Studio) -> None:
+    """Give an application these pages."""
+    known, form, work = [depends(studio.access.known)], depends(studio.access.form), studio.work
+
+    def told(job: Job) -> dict[str, Any]:
+        return {"job": job, "state": job.state, "progress": progress(job), "moment": moment(job.created)}
+
+    def runs() -> dict[str, Any]:
+        jobs = [told(job) for job in work.jobs() if job.kind in SHOWN]
+        return {"runs": jobs, "in_bin": work.in_bin(), "page": "runs"}
+
+    @app.get("/runs", dependencies=known)
+    def queue() -> Response:
+        return studio.show("runs.html", **runs())
+
+    @app.get("/runs/list", dependencies=known)
+    def queue_list() -> Response:
+        return studio.show("run_list.html", **runs())
+
+    @app.get("/run/{name}", dependencies=known)
+    def run(name: str) -> Response:
+        return studio.show("run.html", **details(studio, studio.job(name)), page="runs")
+
+    @app.get("/run/{name}/details", dependencies=known)
+    def run_details(name: str) -> Response:
+        return studio.show("run_details.html", **details(studio, studio.job(name)))
+
+    @app.get("/run/{name}/{file}", dependencies=known)
+    def file(name: str, file: str) -> Response:
+        job = studio.job(name)
+        if file not in files(job):
+            raise HTTPException(404)
+        path = work.file("jobs", job.id, file)
+        if file == ADAPTER:
+            return FileResponse(path, filename=f"{job.title}.safetensors", media_type="application/octet-stream")
+        return FileResponse(path, media_type="image/png")
+
+    @app.post("/run/{name}/stop")
+    def stop(name: str, sent: FormData = form) -> Response:
+        studio.job(name).stop()
+        return back(sent)
+
+    @app.post("/run/{name}/go-on")
+    def go_on(name: str, sent: FormData = form) -> Response:
+        studio.job(name).go_on()
+        return back(sent)
+
+    @app.post("/run/{name}/delete")
+    def delete(name: str, sent: FormData = form) -> Response:
+        work.delete(studio.job(name))
+        return RedirectResponse("/runs", 303)
+
+    @app.post("/bin/{name}/restore")
+    def restore(name: str, sent: FormData = form) -> Response:
+        for job in work.in_bin():
+            if job.id == name:
+                work.restore(job)
+        return RedirectResponse("/runs", 303)
+
+    @app.post("/bin/empty")
+    def empty(sent: FormData = form) -> Response:
+        work.empty_bin()
+        return RedirectResponse("/runs", 303)
+
+
+def back(sent: FormData) -> Response:
+    """To the page that a button was on."""
+    job = str(sent.get("from", ""))
+    return RedirectResponse(f"/run/{job}" if job.isalnum() else "/runs", 303)
+
+
+def files(job: Job) -> list[str]:
+    """Files in a job's folder that pages show."""
+    names = [*(preview_name(step) for step in job.previews), ADAPTER, "plot.png", "thumbnail.png"]
+    return [*names, *(f"picture-{k}.png" for k in range(len(job.settings.get("pictures", ()))))]
+
+
+def progress(job: Job) -> dict[str, Any]:
+    """How far a job is: {"step", "steps", "loss", "left"}, or what it does before the first update."""
+    step, stage = job.last("step"), job.last("stage")
+    left = datetime.timedelta(seconds=round(step["left"])) if step else ""
+    queued = max((k for k, x in enumerate(job.events) if x["event"] == "queued"), default=0)
+    recent = [x for x in job.events[queued:] if x["event"] == "step"]
+    what = stage.get("what", "") if not recent else ""
+    return {
+        "step": step.get("step", 0),
+        "steps": step.get("steps", 0),
+        "loss": step.get("loss"),
+        "left": left,
+        "what": what,
+    }
+
+
+def details(studio: Studio, job: Job) -> dict[str, Any]:
+    """What the page of a job shows."""
+    told = {"job": job, "state": job.state, "progress": progress(job), "moment": moment(job.created)}
+    log = [x for x in job.events if x["event"] not in ("step", "stage", "preview", "end")]
+    told |= {"log": [(moment(x["time"]), *line(x)) for x in log], "output": output(job)}
+    told |= {"curve": curve(job.losses), "previews": [(step, preview_name(step)) for step in job.previews]}
+    partners = [x for x in studio.work.adapters() if x.facts.get("base") == job.facts.get("base") and x.id != job.id]
+    return {**told, "command": command(job), "partners": partners, "adapter": job.adapter.is_file()}
+
+
+def line(event: Mapping[str, Any]) -> tuple[str, str]:
+    """An event as (word, text)."""
+    return str(event["event"]), str(event.get("text", event.get("device", "")))
+
+
+def output(job: Job) -> str:
+    """The end of what the process printed."""
+    path = job.folder / "log.txt"
+    if not path.is_file():
+        return ""
+    with path.open("rb") as file:
+        file.seek(max(0, path.stat().st_size - LOG))
+        return file.read().decode(errors="replace")
+
+
+def command(job: Job) -> str:
+    """The same as a command line; "" for what has none."""
+    jobs, settings = job.folder.parent, job.settings
+    if job.kind == "train":
+        words = [f"{name}={_value(value)}" for name, value in training_settings(job).items()]
+        return shlex.join(["qrlora", "train", *words])
+    if job.kind not in ("merge", "check", "compare"):
+        return ""
+    paths = [str(jobs / name / ADAPTER) for name in settings["adapters"]]
+    if job.kind == "merge":
+        weighted = [f"{path}={x:g}" for path, x in zip(paths, settings["strengths"], strict=True)]
+        return shlex.join(["qrlora", "merge", *weighted, "--rule", settings["rule"], "-o", str(job.adapter)])
+    return shlex.join(["qrlora", {"check": "check", "compare": "inspect"}[job.kind], *paths])
+
+
+def _value(value: Any) -> str:
+    return str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def moment(seconds: float) -> str:
+    """A time of day, with the date if it is another one's."""
+    then = datetime.datetime.fromtimestamp(seconds)
+    return f"{then:%H:%M}" if then.date() == datetime.date.today() else f"{then:%Y-%m-%d %H:%M}"

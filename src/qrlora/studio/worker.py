@@ -1,0 +1,201 @@
+"""The process of one job: calls the public function, and writes down what it is told meanwhile.
+
+`python -m qrlora.studio.worker FOLDER DEVICE`
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import warnings
+from collections import Counter
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from .. import output_files
+from .jobs import ADAPTER, Job
+
+GIGABYTE = 1e9
+
+
+def train(job: Job, device: str) -> dict[str, Any]:
+    """Train an adapter."""
+    import qrlora
+
+    from ..training import Progress
+
+    def on_step(progress: Progress) -> None:
+        told = {"step": progress.step, "steps": progress.steps, "left": progress.seconds_left}
+        job.note("step", loss=progress.loss, **told)
+
+    def on_preview(step: int, image: Any) -> None:
+        with output_files.dispensable("the training goes on without this preview"):
+            save_image(image, job.folder / preview_name(step))
+            job.note("preview", step=step)
+
+    def on_stage(what: str, share: float) -> None:
+        job.note("stage", what=what, share=round(share, 3))
+
+    config = qrlora.TrainConfig(**training_settings(job), device=device)
+    qrlora.train(config, on_step=on_step, on_preview=on_preview, on_stage=on_stage)
+    return facts(job.adapter)
+
+
+def training_settings(job: Job) -> dict[str, Any]:
+    """A training's settings with whole names of files."""
+    return {**job.settings["train"], "image": str(job.folder / job.settings["image"]), "output": str(job.adapter)}
+
+
+def preview_name(step: int) -> str:
+    return f"preview-{step:05}.png"
+
+
+def merge(job: Job, device: str) -> dict[str, Any]:
+    """Add adapters, write the file, and check it for every tool."""
+    import qrlora
+
+    opened = [qrlora.load(path) for path in adapters(job)]
+    merged = qrlora.merge(opened, job.settings["strengths"], job.settings["rule"])
+    qrlora.save(merged, job.adapter, overwrite=True)
+    return {**facts(job.adapter), "tools": tools_that_load(job.adapter)}
+
+
+def read(job: Job, device: str) -> dict[str, Any]:
+    """Read an adapter's file that was brought along, whatever tool wrote it."""
+    import qrlora
+
+    try:
+        qrlora.load(job.adapter)
+    except ValueError as error:
+        raise ValueError(str(error).replace(str(job.adapter), job.title)) from error
+    return {**facts(job.adapter), "tools": tools_that_load(job.adapter)}
+
+
+def facts(path: Path) -> dict[str, Any]:
+    """What pages tell of an adapter's file."""
+    import qrlora
+
+    adapter = qrlora.load(path)
+    header = adapter.header
+    names = ("base", "family", "role", "trigger", "prompt", "method")
+    found = {name: getattr(header, name) for name in names}
+    return {**found, "rank": adapter.rank, "layers": len(adapter.layers), "bytes": path.stat().st_size}
+
+
+def tools_that_load(path: Path) -> list[dict[str, Any]]:
+    """For every tool how many of a file's keys it loads, and what it says of the others."""
+    from .. import compat
+
+    rows = []
+    for tool in compat.TOOLS:
+        verdicts = compat.check(path, tool)
+        states = Counter(verdict.state for verdict in verdicts)
+        reasons = list(dict.fromkeys(x.reason for x in verdicts if x.state != "loaded"))
+        rows.append({"tool": tool, "loaded": states["loaded"], "keys": len(verdicts), "why": "; ".join(reasons)})
+    return rows
+
+
+def adapters(job: Job) -> list[Path]:
+    """The files of the adapters that a job works on, which are other jobs'."""
+    return [job.folder.parent / name / ADAPTER for name in job.settings["adapters"]]
+
+
+def check(job: Job, device: str) -> dict[str, Any]:
+    """Which tools load an adapter."""
+    return {"tools": tools_that_load(adapters(job)[0])}
+
+
+def compare(job: Job, device: str) -> dict[str, Any]:
+    """How alike two adapters are, layer by layer: means, and a plot."""
+    import qrlora
+
+    from .. import plots
+
+    first, second = (qrlora.load(path) for path in adapters(job))
+    names = job.settings["names"]
+    if not first.layers.keys() & second.layers.keys():
+        return {"rows": [], "note": "They share no layer: neither can disturb the other."}
+    rows = qrlora.similarity(first, second)
+    curves = {
+        "norm of update": {names[0]: [r.first_norm for r in rows], names[1]: [r.second_norm for r in rows]},
+        "cosine of updates": {"": [r.update for r in rows]},
+        "overlap of spans": {"inputs": [r.input_overlap for r in rows], "outputs": [r.output_overlap for r in rows]},
+    }
+    figure = plots.layer_lines([r.layer for r in rows], curves, title=" and ".join(names))
+    plots.save(figure, job.folder / "plot.png", overwrite=True)
+    columns = ("update", "input_overlap", "output_overlap")
+    means = {name: sum(getattr(r, name) for r in rows) / len(rows) for name in columns}
+    return {"rows": [[name, value] for name, value in means.items() if value == value], "note": "", "plot": "plot.png"}
+
+
+def estimate(job: Job, device: str) -> dict[str, Any]:
+    """Which memory a training takes and whether this machine has it, counted without running the model."""
+    from .. import estimate as estimates
+    from ..devices import choose_device, choose_dtype
+
+    wanted: Mapping[str, Any] = job.settings["settings"]
+    dtype = choose_dtype(wanted.get("dtype", "auto"), choose_device(job.settings["device"]))
+    settings = {**wanted, "dtype": str(dtype).removeprefix("torch."), "device": job.settings["device"]}
+    report = estimates.estimate(job.settings["base"], how="count", against="", **settings)
+    method, chosen = report.method, report.chosen
+    rows = []
+    for weights in report.weights:
+        for activations in report.step[method]:
+            need = report.need(weights, activations, method)
+            row = {"weights": weights, "recomputed": activations == "recomputed", "need": need / GIGABYTE}
+            fits = {"card": report.fits(weights, activations, method), "here": need <= report.free}
+            rows.append({**row, **fits, "chosen": (weights, activations) == chosen})
+    told = {"device": report.device, "free": report.free / GIGABYTE, "resolution": report.resolution}
+    return {**told, "rank": report.rank, "file": report.files["full"] / 1e6, "rows": rows}
+
+
+KINDS: dict[str, Callable[[Job, str], dict[str, Any]]] = {
+    "train": train,
+    "merge": merge,
+    "import": read,
+    "check": check,
+    "compare": compare,
+    "estimate": estimate,
+}
+"""Kind of a job -> (job, device) -> what pages tell of its result."""
+
+
+def save_image(image: Any, path: Path) -> None:
+    """Write a PIL image as PNG, whole or not at all."""
+    with output_files.atomic(path) as file:
+        image.save(file, "PNG")
+
+
+def user_message(error: Exception) -> str:
+    """An error as one line for a page."""
+    if isinstance(error, OSError) and error.strerror:
+        return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
+    if type(error).__name__ == "OutOfMemoryError" or isinstance(error, MemoryError):
+        return "out of memory: take a smaller resolution, offload, or quantize=int8"
+    known = isinstance(error, ValueError | OSError)
+    return " ".join(str(error).split()) if known else f"{type(error).__name__}: {error}"
+
+
+def run(job: Job, device: str) -> None:
+    """Do a job and note how it ended."""
+    warnings.showwarning = lambda message, *_about: job.note("warning", text=" ".join(str(message).split()))
+    try:
+        job.note("end", result=KINDS[job.kind](job, device))
+    except KeyboardInterrupt as stop:
+        job.note("stopped", text=str(stop) or "stopped")
+    except Exception as error:
+        job.note("failed", text=user_message(error))
+        raise
+
+
+def _stop(number: int, frame: Any) -> None:
+    raise KeyboardInterrupt("stopped before the first update")
+
+
+if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, _stop)  # a training has its own way, in which it writes a checkpoint
+    folder = Path(sys.argv[1])
+    os.environ["MPLBACKEND"] = "agg"
+    run(Job.read(folder), sys.argv[2])

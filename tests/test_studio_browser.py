@@ -1,0 +1,161 @@
+"""The studio in a real browser, on a pico base: Debian's chromium. Skipped where there is none; CI installs it."""
+
+import os
+import signal
+
+import pytest
+from axe_playwright_python.sync_playwright import Axe
+from PIL import Image
+from playwright.sync_api import sync_playwright
+
+import pico
+import qrlora
+import servers
+from qrlora.studio.jobs import Work
+from qrlora.studio.worker import training_settings
+
+pytestmark = pytest.mark.skipif(servers.CHROMIUM is None, reason="no chromium here")
+PHONE = {"viewport": {"width": 390, "height": 844}, "is_mobile": True, "has_touch": True}
+IMAGE = "() => document.querySelector('.stage img')?.getAttribute('src')"
+
+
+@pytest.fixture(scope="module")
+def base():
+    return str(pico.folder("flux"))
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory):
+    """A wide and a high picture."""
+    folder = tmp_path_factory.mktemp("pictures")
+    for name, size in (("dog", (80, 48)), ("ink", (48, 80))):
+        Image.effect_noise(size, 90).convert("RGB").save(folder / f"{name}.png")
+    return {"content": folder / "dog.png", "style": folder / "ink.png"}
+
+
+@pytest.fixture
+def window():
+    """A browser page, which at the end has asked no other host, and has had nothing to complain of."""
+    wrong = []
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=servers.CHROMIUM, args=list(servers.FLAGS))
+        page = browser.new_page()
+        page.on("request", lambda x: None if x.url.startswith(("http://127.0.0.1:", "blob:")) else wrong.append(x.url))
+        page.on("console", lambda x: wrong.append(x.text) if x.type in ("error", "warning") else None)
+        page.on("pageerror", lambda x: wrong.append(str(x)))
+        page.wrong = wrong
+        yield page
+        browser.close()
+    assert wrong == []
+
+
+def clean(page):
+    """axe-core finds nothing to say about a page, in light and dark, and it is no wider than a phone."""
+    for scheme in ("light", "dark"):
+        page.emulate_media(color_scheme=scheme)
+        found = Axe().run(page).response["violations"]
+        assert [(x["id"], [node["target"] for node in x["nodes"]]) for x in found] == []
+    page.set_viewport_size({"width": 390, "height": 844})
+    assert page.evaluate("() => document.documentElement.scrollWidth") <= 390
+    page.set_viewport_size({"width": 1280, "height": 900})
+
+
+def learn(page, pictures, base, **more):
+    """Choose pictures and press the button."""
+    for role, path in pictures.items():
+        page.set_input_files(f"input[name=files_{role}]", path)
+        page.wait_for_selector(f"[aria-labelledby=of-{role}] .crop")
+    page.select_option("#base", base)
+    page.click("summary:text-is('More')")
+    for name, value in more.items():
+        page.fill(f"#more_{name}", str(value))
+    if "style" in pictures:
+        page.fill("input[name=shows]", "cat")
+        clean(page)
+    page.click("button:text-is('Learn')")
+    page.wait_for_url("**/runs")
+
+
+def updates(page):
+    """How many updates the page of a run shows."""
+    return page.evaluate("() => document.querySelector('progress')?.value ?? 0")
+
+
+def test_from_two_pictures_to_a_mixed_one(window, base, pictures, tmp_path):
+    page = window
+    with servers.studio(tmp_path / "work", "--base", base, "--devices", "cpu") as (address, _):
+        page.goto(address)
+        assert "token" not in page.url
+        learn(page, pictures, base, steps=12, rank=4, preview_every=6)
+        page.wait_for_function("() => document.querySelectorAll('.badge.done').length === 2", timeout=60_000)
+        clean(page)
+        page.click(".row a >> nth=0")
+        assert page.locator(".strip img").count() == 3 and page.locator(".curve polyline").count() == 2
+        clean(page)
+        page.click("nav >> text=Mixer")
+        page.wait_for_function(IMAGE, timeout=30_000)
+        first = page.evaluate(IMAGE)
+        page.fill("input[name=s]", "0.5")
+        page.wait_for_function(f"first => {{ const now = ({IMAGE})(); return now && now !== first; }}", arg=first)
+        page.reload()
+        assert page.input_value("input[name=s]") == "0.5"
+        page.wait_for_function(IMAGE)
+        page.click("text=Keep as A")
+        page.wait_for_selector(".stage.pair")
+        page.click("summary:text-is('Grid')")
+        page.fill("input[name=rows]", "0, 1.2")
+        page.fill("input[name=columns]", "0, 0.7")
+        page.click("text=Draw the grid")
+        page.wait_for_function("() => document.querySelectorAll('.cell img').length === 4", timeout=30_000)
+        clean(page)
+        page.click(".cell >> nth=3")
+        page.wait_for_selector(".cell[aria-pressed=true][data-c='1.2'][data-s='0.7']")
+        assert page.input_value("input[name=c]") == "1.2" and page.input_value("input[name=s]") == "0.7"
+        page.click("summary:text-is('Keep the merge')")
+        page.click("text=Save the merge")
+        page.wait_for_selector(".badge.done", timeout=30_000)
+        clean(page)
+        for name in ("Adapters", "Bases"):
+            page.click(f"nav >> text={name}")
+            clean(page)
+    work = Work(tmp_path / "work")
+    merge, style, content = work.adapters()
+    opened = [qrlora.load(job.adapter) for job in (content, style)]
+    expected = qrlora.merge(opened, [1.2, 0.7])
+    for layer, pair in qrlora.load(merge.adapter).layers.items():
+        assert (pair.B @ pair.A).allclose(expected.layers[layer].B @ expected.layers[layer].A, atol=1e-6)
+    assert expected.layers.keys() == qrlora.load(merge.adapter).layers.keys()
+
+
+def test_a_run_outlives_page_and_server_and_stopped_and_continued_gives_the_bytes_of_an_unbroken_one(
+    window, base, pictures, tmp_path
+):
+    page, folder = window, tmp_path / "work"
+    with servers.studio(folder, "--base", base, "--devices", "cpu") as (address, server):
+        page.goto(address)
+        learn(page, {"content": pictures["content"]}, base, steps=500, rank=4, preview_every=1000)
+        page.click(".row a")
+        page.wait_for_function("() => document.querySelector('progress')?.value > 3", timeout=60_000)
+        before = updates(page)
+        page.reload()
+        page.wait_for_function("before => document.querySelector('progress')?.value > before", arg=before)
+        page.click("button:text-is('Stop')")
+        page.wait_for_selector(".badge.stopped", timeout=30_000)
+        (job,) = (x for x in Work(folder).jobs() if x.kind == "train")
+        stopped = max(job.losses)
+        assert 3 < stopped < 500
+        page.click("button:text-is('Go on')")
+        page.wait_for_selector(".badge.running")
+        server.send_signal(signal.SIGKILL)
+        server.wait()
+        assert job.state == "running"
+    port = address.split(":")[2].split("/")[0]
+    with servers.studio(folder, "--base", base, "--devices", "cpu", "--port", port) as (again, _):
+        assert again == address
+        page.wait_for_selector(".badge.done", timeout=60_000)  # the page that was open all the time
+        page.wrong[:] = [x for x in page.wrong if "ERR_" not in x]  # that the server was away
+    assert min(x["step"] for x in job.events[-400:] if x["event"] == "step") > 1
+    settings = training_settings(job) | {"output": str(tmp_path / "unbroken.safetensors"), "device": "cpu"}
+    qrlora.train(qrlora.TrainConfig(**settings), on_preview=lambda *_: None)
+    assert job.adapter.read_bytes() == (tmp_path / "unbroken.safetensors").read_bytes()
+    assert sorted(job.losses) == list(range(1, 501)) and os.path.getsize(job.adapter) > 1000

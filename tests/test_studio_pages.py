@@ -1,0 +1,340 @@
+"""The studio's pages: who may see them, what they take, and that nothing leads out of the work folder."""
+
+import io
+import os
+import re
+import subprocess
+import sys
+
+import pytest
+from fastapi.testclient import TestClient
+from PIL import Image
+
+from qrlora.studio.jobs import ADAPTER, Work
+from qrlora.studio.pictures import Square, add_picture, cut
+from qrlora.studio.serving import studio_app
+from qrlora.studio.studio import Studio
+from qrlora.web.security import HEADERS
+
+
+class Port:
+    """A listener that nobody asks for more than its port."""
+
+    port = 8810
+
+
+HOME = "http://127.0.0.1:8810"
+ORIGIN = {"origin": HOME}
+
+
+@pytest.fixture
+def studio(tmp_path):
+    return Studio(Work(tmp_path / "work"), Port.port, ["cpu"])
+
+
+@pytest.fixture
+def stranger(studio):
+    return TestClient(studio_app(studio, Port()), base_url=HOME, follow_redirects=False)
+
+
+@pytest.fixture
+def page(studio, stranger):
+    assert stranger.get(f"/?token={studio.access.token}").status_code == 303
+    return stranger
+
+
+def photo(size=(60, 40), **told):
+    file = io.BytesIO()
+    Image.linear_gradient("L").resize(size).convert("RGB").save(file, told.pop("format", "JPEG"), **told)
+    return file.getvalue()
+
+
+def post(page, studio, path, files=None, **fields):
+    told = {"form_token": studio.access.form_token, **fields}
+    return page.post(path, data=told, files=files, headers=ORIGIN)
+
+
+def adapter_file(studio, title="dog", role="content", trigger="<c>", base="tiny-flux"):
+    """A job that has made an adapter, as far as pages look at it."""
+    settings = {"train": {"role": role, "base": base, "trigger": trigger}, "image": "picture-0.png", "pictures": []}
+    job = studio.work.create("train", title, settings, {ADAPTER: b"x" * 100, "picture-0.png": photo(format="PNG")})
+    facts = {"base": base, "family": "f", "role": role, "trigger": trigger, "prompt": "", "method": "qr", "rank": 4}
+    job.note("end", result={**facts, "layers": 2, "bytes": 100})
+    return job
+
+
+def test_without_the_token_there_is_no_page_and_with_it_the_address_forgets_it(studio, stranger):
+    for path in ("/", "/runs", "/mixer", "/adapters", "/bases", "/events", "/run/0123456789ab", "/?token=wrong"):
+        assert stranger.get(path).status_code == 403
+    assert stranger.post("/train", headers=ORIGIN).status_code == 403
+    answer = stranger.get(f"/?token={studio.access.token}")
+    assert answer.headers["location"] == "/"
+    cookie = answer.headers["set-cookie"].lower()
+    assert "httponly" in cookie and "samesite=strict" in cookie
+    assert stranger.get("/").status_code == 200
+    assert os.stat(studio.work.folder / "token").st_mode & 0o077 == 0
+
+
+def test_a_form_needs_our_origin_our_cookie_and_the_word_that_our_pages_put_in(studio, page):
+    word = {"form_token": studio.access.form_token}
+    assert page.post("/draft", data=word).status_code == 403
+    assert page.post("/draft", data=word, headers={"origin": "https://evil.example"}).status_code == 403
+    assert page.post("/draft", data={}, headers=ORIGIN).status_code == 403
+    assert page.post("/draft", data={"form_token": "0" * 64}, headers=ORIGIN).status_code == 403
+    assert page.post("/draft", data=word, headers=ORIGIN).status_code == 204
+    page.cookies.clear()
+    assert page.post("/draft", data=word, headers=ORIGIN).status_code == 403
+
+
+def test_every_page_has_the_strict_headers_and_no_other_host_is_answered(studio, page):
+    adapter_file(studio)
+    for path in ("/", "/runs", "/mixer", "/adapters", "/bases", "/none", f"/run/{studio.work.jobs()[0].id}"):
+        answer = page.get(path)
+        assert {name: answer.headers[name] for name in HEADERS} == HEADERS
+        assert not re.search(r"<script(?![^>]*src=)|\son\w+=|\sstyle=|javascript:", answer.text)
+        assert not re.search(r"(src|href|action)=\"(https?:)?//", answer.text)
+        assert page.get(path, headers={"host": "evil.example:8810"}).status_code == 421
+
+
+TRICKS = [
+    "..",
+    "%2e%2e",
+    "..%2f..%2ftoken",
+    "../../token",
+    "/etc/passwd",
+    "..\\..\\token",
+    "token%00",
+    "job.json",
+    "lock",
+]
+
+
+@pytest.mark.parametrize("trick", TRICKS)
+def test_no_address_leads_out_of_what_pages_show(studio, page, trick):
+    job = adapter_file(studio)
+    secret = studio.access.token
+    for path in (f"/run/{job.id}/{trick}", f"/run/{trick}", f"/drawing/{trick}.png", f"/picture/{trick}.webp"):
+        answer = page.get(path)
+        assert answer.status_code in (307, 404, 422) or answer.url.path in ("/", "/runs"), path
+        assert secret not in answer.text and "root:" not in answer.text
+    assert page.get(f"/run/{job.id}/picture-0.png").status_code == 404  # not among the pictures that it names
+    assert page.get(f"/run/{job.id}/{ADAPTER}").content == b"x" * 100
+
+
+def test_a_link_that_leads_out_of_the_folder_is_not_followed(studio, page, tmp_path):
+    (tmp_path / "secret").write_text("secret")
+    job = adapter_file(studio)
+    (job.folder / ADAPTER).unlink()
+    (job.folder / ADAPTER).symlink_to(tmp_path / "secret")
+    (studio.work.drawings / "abc.png").symlink_to(tmp_path / "secret")
+    assert page.get(f"/run/{job.id}/{ADAPTER}").status_code == 404
+    assert page.get("/drawing/abc.png").status_code == 404
+
+
+def test_a_picture_is_stored_upright_without_what_the_camera_wrote(studio, page):
+    exif = Image.Exif()
+    exif[0x0112] = 6  # turned by a quarter
+    exif[0x010E] = "at home"
+    exif.get_ifd(0x8825)[1] = "N"
+    data = photo((60, 40), exif=exif)
+    assert b"at home" in data
+    answer = post(page, studio, "/pictures", {"files_content": ("../../dog.jpg", data)})
+    assert answer.status_code == 200 and "dog.jpg, 40 × 60" in answer.text and "../" not in answer.text
+    written = [path for path in studio.work.folder.rglob("*") if path.is_file()]
+    assert all(b"at home" not in path.read_bytes() for path in written)
+    (stored,) = studio.work.pictures.glob("*.png")
+    with Image.open(stored) as image:
+        assert image.size == (40, 60) and not image.getexif()
+
+
+@pytest.mark.parametrize(
+    ("name", "data", "why"),
+    [
+        ("a.jpg", b"%!PS-Adobe-3.0 EPSF-3.0\n", "no PNG, JPEG"),
+        ("a.png", b"<svg xmlns='http://www.w3.org/2000/svg'/>", "no PNG, JPEG"),
+        ("a.png", b"\x89PNG\r\n\x1a\n" + b"\0" * 40, "a.png"),
+        ("a.jpg", photo()[:300], "a.jpg is damaged"),
+        ("a.png", photo((8, 8), format="PNG"), "at least 16 x 16"),
+        ("big.png", b"\x89PNG\r\n\x1a\n" + bytes(32 * 1024**2), "larger than 32 MB"),
+    ],
+)
+def test_what_is_no_picture_is_refused_by_its_content(studio, page, name, data, why):
+    answer = post(page, studio, "/pictures", {"files_content": (name, data)})
+    assert answer.status_code == 422 and why in answer.text and str(studio.work.folder) not in answer.text
+    assert list(studio.work.pictures.iterdir()) == []
+
+
+def test_only_safetensors_are_taken_as_adapters(studio, page):
+    for name, data in (
+        ("a.pt", b"\x80\x02}q\0."),
+        ("a.safetensors", b"\x80\x02}q\0....."),
+        ("a.bin", b"\2" + b"\0" * 7 + b"{}"),
+    ):
+        answer = post(page, studio, "/adapters", {"file": (name, data)})
+        assert answer.status_code == 422 and "no safetensors file" in answer.text
+    assert studio.work.jobs() == []
+    good = (2).to_bytes(8, "little") + b"{}"
+    assert post(page, studio, "/adapters", {"file": ("../a.safetensors", good)}).status_code == 303
+    (job,) = studio.work.jobs()
+    assert job.kind == "import" and job.title == "a" and job.adapter.read_bytes() == good
+
+
+def test_a_form_without_files_is_small_and_an_upload_has_its_limit(studio, page):
+    long = {"content-length": str(2 * 1024**2), **ORIGIN}
+    assert page.post("/draft", headers=long).status_code == 413
+    assert page.post("/pictures", headers={**ORIGIN, "content-length": str(257 * 1024**2)}).status_code == 413
+
+
+def test_what_people_write_is_text_on_every_page(studio, page):
+    evil = "<script>alert(1)</script>"
+    post(page, studio, "/draft", shows=evil, more_steps=evil)
+    adapter_file(studio, title=evil, trigger=evil)
+    for path in ("/", "/runs", "/adapters", f"/mixer?prompt={evil}&content={studio.work.jobs()[0].id}"):
+        text = page.get(path).text
+        assert evil not in text and "&lt;script&gt;" in text
+
+
+def test_all_that_a_server_writes_lies_in_the_work_folder(studio, page, tmp_path):
+    """Python tells of every file that is opened: those for writing are within the folder."""
+    written, on = [], [True]
+
+    def hook(event, told):
+        if (
+            on[0]
+            and event == "open"
+            and isinstance(told[0], str | os.PathLike)
+            and (told[2] or 0) & (os.O_WRONLY | os.O_RDWR)
+        ):
+            written.append(os.path.realpath(told[0]))
+
+    sys.addaudithook(hook)
+    post(page, studio, "/pictures", {"files_content": ("../../../tmp/dog.jpg", photo())})
+    picture = re.search(r'name="content" value="(\w+)"', page.get("/").text)[1]
+    post(page, studio, "/train", content=picture, base="tiny-flux", once="1")
+    post(page, studio, "/bases", name="owner/name")
+    post(page, studio, f"/run/{studio.work.jobs()[0].id}/stop")
+    on[0] = False
+    assert len(studio.work.jobs()) == 1 and len(written) > 5
+    assert [x for x in written if not x.startswith(os.path.realpath(studio.work.folder))] == []
+
+
+def test_the_square_that_is_learnt_is_the_one_that_was_drawn(studio):
+    image = Image.linear_gradient("L").resize((50, 30)).convert("RGB")
+    image.putpixel((41, 7), (255, 0, 0))
+    file = io.BytesIO()
+    image.save(file, "PNG")
+    picture = add_picture(studio.work, io.BytesIO(file.getvalue()), "a.png")
+    with Image.open(io.BytesIO(cut(studio.work, picture, Square(30, 5, 20)))) as square:
+        assert square.size == (20, 20) and square.getpixel((11, 2)) == (255, 0, 0)
+    assert Square.middle(50, 30) == Square(10, 0, 30)
+    for wrong in (Square(31, 5, 20), Square(-1, 0, 20), Square(0, 0, 31), Square(0, 0, 15)):
+        with pytest.raises(ValueError, match="is not in 50 x 30 pixels, or under 16"):
+            cut(studio.work, picture, wrong)
+
+
+def test_two_pictures_become_two_runs_once_and_a_reload_loses_nothing_before(studio, page):
+    post(
+        page, studio, "/pictures", {"files_content": ("dog.jpg", photo()), "files_style": ("ink.jpg", photo((40, 60)))}
+    )
+    text = page.get("/").text
+    pictures = {role: re.search(rf'name="{role}" value="(\w+)"', text)[1] for role in ("content", "style")}
+    sent = {**pictures, "base": "tiny-flux", "more_steps": "7", "once": "1", f"content-{pictures['content']}-x": "5"}
+    sent |= {f"content-{pictures['content']}-side": "30"}
+    answer = post(page, studio, "/train", **sent)
+    assert answer.status_code == 422 and "Say what the style picture shows" in answer.text
+    post(page, studio, "/draft", **sent, shows="cat")
+    text = page.get("/").text
+    assert 'value="cat"' in text and 'name="more_steps" value="7"' in text
+    assert re.search(r'data-part="x" min="0" max="60" value="5"', text)
+    for _ in range(2):  # a double click
+        assert post(page, studio, "/train", **sent, shows="cat").status_code == 303
+    style, content = studio.work.jobs()
+    assert content.settings["train"] == {
+        "role": "content",
+        "base": "tiny-flux",
+        "trigger": "<c>",
+        "preview_every": 10,
+        "steps": 7,
+    }
+    assert style.settings["train"]["prompt"] == "a cat in <s> style"
+    with Image.open(content.folder / "picture-0.png") as image:
+        assert image.size == (30, 30)
+    assert "dog.jpg" not in page.get("/").text  # the next two
+    assert post(page, studio, f"/again/{content.id}").status_code == 303
+    text = page.get("/").text
+    assert "dog.jpg" in text and 'name="more_steps" value="7"' in text and 'max="60" value="5"' in text
+
+
+@pytest.mark.parametrize(
+    ("wrong", "why"),
+    [
+        ({"more_steps": "0"}, "steps must be 1 or more"),
+        ({"more_steps": "many"}, "steps must be a whole number"),
+        ({"base": "/etc"}, "There is no base"),
+        ({"more_learning_rate": "-1"}, "learning_rate must be a positive number"),
+    ],
+)
+def test_a_setting_that_cannot_be_is_said_before_a_run(studio, page, wrong, why):
+    post(page, studio, "/pictures", {"files_content": ("dog.jpg", photo())})
+    picture = re.search(r'name="content" value="(\w+)"', page.get("/").text)[1]
+    answer = post(page, studio, "/train", content=picture, once="1", **{"base": "tiny-flux", **wrong})
+    assert answer.status_code == 422 and why in answer.text and studio.work.jobs() == []
+
+
+@pytest.mark.parametrize("name", ["/etc/passwd", "../x/y", "a/..", "name", "https://a/b", "a/b/c", "-a/../b"])
+def test_no_base_of_this_machine_is_chosen_by_a_page(studio, page, name):
+    assert post(page, studio, "/bases", name=name).status_code == 422
+    assert post(page, studio, "/bases", name="owner/name@main").status_code == 303
+    assert "owner/name@main" in page.get("/").text
+
+
+def test_the_mixer_asks_for_the_pictures_of_its_address_and_shows_what_is_drawn(studio, page):
+    content, style = adapter_file(studio), adapter_file(studio, "ink", "style", "<s>")
+    text = page.get("/mixer").text
+    assert "a &lt;c&gt; in &lt;s&gt; style" in text and studio.drawings._waiting == {}
+    sent = {
+        "content": content.id,
+        "style": style.id,
+        "prompt": "a <c> in <s> style",
+        "seed": "3",
+        "c": "0.8",
+        "s": "1.1",
+    }
+    answer = post(page, studio, "/mixer/draw", **sent, grid="yes", rows="0, 1", columns="0.5")
+    assert "drawing …" in answer.text and answer.headers["hx-replace-url"].startswith("/mixer?content=")
+    (first, wanted), *cells = studio.drawings._waiting.items()
+    assert wanted["adapters"] == [[content.id, 0.8], [style.id, 1.1]] and wanted["seed"] == 3
+    assert [x["adapters"][0][1] for _, x in cells] == [0.0, 1.0]
+    (studio.work.drawings / f"{first}.png").write_bytes(photo(format="PNG"))
+    text = page.get(answer.headers["hx-replace-url"]).text
+    assert f"/drawing/{first}.png" in text and "qrlora generate" in text
+    for wrong in (
+        {"c": "much"},
+        {"s": "nan"},
+        {"seed": "-1"},
+        {"grid": "yes", "rows": "1,2,3,4,5,6,7,8", "columns": "1,2,3,4,5,6,7"},
+    ):
+        assert 'role="alert"' in post(page, studio, "/mixer/draw", **{**sent, **wrong}).text
+
+
+def test_the_server_loads_no_torch():
+    """So that the first page is there at once."""
+    script = """
+import sys, tempfile, io
+from pathlib import Path
+from PIL import Image
+from test_studio_pages import *
+with tempfile.TemporaryDirectory() as place:
+    studio = Studio(Work(Path(place)), Port.port, ["cpu"])
+    page = TestClient(studio_app(studio, Port()), base_url=HOME)
+    page.get(f"/?token={studio.access.token}")
+    adapter_file(studio)
+    assert post(page, studio, "/pictures", {"files_content": ("dog.jpg", photo())}).status_code == 200
+    for path in ("/", "/runs", "/mixer", "/adapters", "/bases", f"/run/{studio.work.jobs()[0].id}"):
+        assert page.get(path).status_code == 200
+heavy = {"torch", "diffusers", "transformers", "matplotlib"} & set(sys.modules)
+assert not heavy, heavy
+"""
+    told = {"cwd": os.path.dirname(__file__), "capture_output": True, "text": True}
+    done = subprocess.run([sys.executable, "-c", script], **told)
+    assert done.returncode == 0, done.stderr
