@@ -11,12 +11,15 @@ export TOKENIZERS_PARALLELISM := false
 # Where subspaces are found and updates formed, merged and cut: what a processor's instructions could change.
 NUMERIC := $(addprefix tests/test_,$(addsuffix .py,linalg basis adapter merging analysis methods contrastive_directions adapted_linear injection noising))
 
-.PHONY: demo test processes numeric emulated lint format docs bench clean help
+.PHONY: demo studio test processes numeric emulated lint format docs bench clean help
 help: ## Say what each target does
 	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' Makefile
 
 demo: $(VENV)/.run ## Learn a thing and a style from two pictures, merge them, draw: out/demo
 	$(BIN)/qrlora demo --output out/demo $(DEMO)
+
+studio: $(VENV)/.studio ## Train and mix on pages in a browser: http://127.0.0.1:8810, everything in out/studio
+	$(BIN)/qrlora studio out/studio
 
 test: $(VENV)/.test ## Run the tests
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile -m "not processes" $(TESTS)
@@ -56,6 +59,10 @@ $(BIN)/python:
 $(VENV)/.run: pyproject.toml packages/qrlora-bases/pyproject.toml constraints.txt | $(BIN)/python
 	$(INSTALL) $(TORCH)
 	$(INSTALL) -e '.[diffusers]' -e packages/qrlora-bases
+	touch $@
+
+$(VENV)/.studio: $(VENV)/.run
+	$(INSTALL) -e '.[studio]'
 	touch $@
 
 $(VENV)/.test: $(VENV)/.run

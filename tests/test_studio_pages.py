@@ -11,9 +11,10 @@ from fastapi.testclient import TestClient
 from PIL import Image
 
 from qrlora.studio.jobs import ADAPTER, Work
-from qrlora.studio.pictures import Square, add_picture, cut
+from qrlora.studio.pictures import Square, add_picture, square_of
 from qrlora.studio.serving import studio_app
 from qrlora.studio.studio import Studio
+from qrlora.studio.worker import training_settings
 from qrlora.web.security import HEADERS
 
 
@@ -56,8 +57,8 @@ def post(page, studio, path, files=None, **fields):
 
 def adapter_file(studio, title="dog", role="content", trigger="<c>", base="tiny-flux"):
     """A job that has made an adapter, as far as pages look at it."""
-    settings = {"train": {"role": role, "base": base, "trigger": trigger}, "image": "picture-0.png", "pictures": []}
-    job = studio.work.create("train", title, settings, {ADAPTER: b"x" * 100, "picture-0.png": photo(format="PNG")})
+    settings = {"train": {"role": role, "base": base, "trigger": trigger}, "crop": [], "pictures": [{}]}
+    job = studio.work.create("train", title, settings, {ADAPTER: b"x" * 100, "square-0.png": photo(format="PNG")})
     facts = {"base": base, "family": "f", "role": role, "trigger": trigger, "prompt": "", "method": "qr", "rank": 4}
     job.note("end", result={**facts, "layers": 2, "bytes": 100})
     return job
@@ -117,7 +118,8 @@ def test_no_address_leads_out_of_what_pages_show(studio, page, trick):
         answer = page.get(path)
         assert answer.status_code in (307, 404, 422) or answer.url.path in ("/", "/runs"), path
         assert secret not in answer.text and "root:" not in answer.text
-    assert page.get(f"/run/{job.id}/picture-0.png").status_code == 404  # not among the pictures that it names
+    assert page.get(f"/run/{job.id}/square-0.png").status_code == 200
+    assert page.get(f"/run/{job.id}/square-1.png").status_code == 404
     assert page.get(f"/run/{job.id}/{ADAPTER}").content == b"x" * 100
 
 
@@ -218,18 +220,18 @@ def test_all_that_a_server_writes_lies_in_the_work_folder(studio, page, tmp_path
     assert [x for x in written if not x.startswith(os.path.realpath(studio.work.folder))] == []
 
 
-def test_the_square_that_is_learnt_is_the_one_that_was_drawn(studio):
-    image = Image.linear_gradient("L").resize((50, 30)).convert("RGB")
-    image.putpixel((41, 7), (255, 0, 0))
+def test_the_square_that_is_shown_as_learnt_is_the_one_that_was_drawn(studio):
+    image = Image.new("RGB", (50, 30), "blue")
+    image.paste("red", (30, 5, 50, 25))
     file = io.BytesIO()
     image.save(file, "PNG")
     picture = add_picture(studio.work, io.BytesIO(file.getvalue()), "a.png")
-    with Image.open(io.BytesIO(cut(studio.work, picture, Square(30, 5, 20)))) as square:
-        assert square.size == (20, 20) and square.getpixel((11, 2)) == (255, 0, 0)
+    with Image.open(io.BytesIO(square_of(studio.work, picture, Square(30, 5, 20)))) as square:
+        assert square.getcolors() == [(square.width * square.height, (255, 0, 0))]
     assert Square.middle(50, 30) == Square(10, 0, 30)
-    for wrong in (Square(31, 5, 20), Square(-1, 0, 20), Square(0, 0, 31), Square(0, 0, 15)):
-        with pytest.raises(ValueError, match="is not in 50 x 30 pixels, or under 16"):
-            cut(studio.work, picture, wrong)
+    for wrong in (Square(31, 5, 20), Square(0, 0, 31), Square(0, 0, 15)):
+        with pytest.raises(ValueError, match=r"^a.png: "):
+            square_of(studio.work, picture, wrong)
 
 
 def test_two_pictures_become_two_runs_once_and_a_reload_loses_nothing_before(studio, page):
@@ -257,8 +259,10 @@ def test_two_pictures_become_two_runs_once_and_a_reload_loses_nothing_before(stu
         "steps": 7,
     }
     assert style.settings["train"]["prompt"] == "a cat in <s> style"
-    with Image.open(content.folder / "picture-0.png") as image:
-        assert image.size == (30, 30)
+    for job, size in ((content, (60, 40)), (style, (40, 60))):
+        with Image.open(job.folder / "picture-0.png") as image:
+            assert image.size == size
+    assert training_settings(content)["crop"] == ((5, 0, 30),) and "crop" not in training_settings(style)
     assert "dog.jpg" not in page.get("/").text  # the next two
     assert post(page, studio, f"/again/{content.id}").status_code == 303
     text = page.get("/").text

@@ -16,6 +16,7 @@ from ..built_in_bases import built_in_bases
 from .access import depends, text
 from .draft import ADDED, bases, own_file
 from .jobs import ADAPTER, Job
+from .pictures import square_name
 from .run_pages import moment
 from .studio import Studio
 from .worker import preview_name
@@ -93,7 +94,7 @@ def card(job: Job) -> dict[str, Any]:
     if job.previews:
         shown = preview_name(job.previews[-1])
     else:
-        shown = next((x for x in ("thumbnail.png", "picture-0.png") if (job.folder / x).is_file()), "")
+        shown = next((x for x in ("thumbnail.png", square_name(0)) if (job.folder / x).is_file()), "")
     origins = {"train": "learnt here", "merge": "merged here", "import": job.settings.get("file", "")}
     told = {"job": job, "facts": job.facts, "shown": shown, "origin": origins[job.kind]}
     return {**told, "moment": moment(job.created), "megabytes": job.facts["bytes"] / 1e6}

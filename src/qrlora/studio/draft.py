@@ -18,7 +18,7 @@ from ..config.setting_descriptions import settings_rows
 from ..config.type_checks import parse_override
 from ..text_files import read_text
 from .jobs import Job, Work
-from .pictures import Square, cut, picture_facts
+from .pictures import Square, picture_facts, picture_file, picture_name, square_name, square_of
 
 ROLES = ("content", "style")
 MORE = (
@@ -128,17 +128,19 @@ def trainings(work: Work, draft: Mapping[str, Any]) -> dict[str, dict[str, Any]]
 
 
 def create_runs(work: Work, draft: Mapping[str, Any]) -> list[Job]:
-    """A training job for each role that has a picture. Raises ValueError: see `trainings`, `pictures.cut`."""
+    """A training job for each role that has a picture. Raises ValueError: see `trainings`, `pictures.square_of`."""
     jobs = []
     for role, settings in trainings(work, draft).items():
-        files, names = {}, []
+        files, squares = {}, []
         for number, placed in enumerate(draft[role]):
-            square = Square(placed["x"], placed["y"], placed["side"])
-            names.append(f"picture-{number}.png")
-            files[names[-1]] = cut(work, placed["picture"], square)
-        name = Path(picture_facts(work, draft[role][0]["picture"])["name"]).stem
-        told = {"train": settings, "image": names[0], "pictures": draft[role]}
-        jobs.append(work.create("train", name, told, files))
+            squares.append(Square(placed["x"], placed["y"], placed["side"]))
+            files[picture_name(number)] = picture_file(work, placed["picture"])
+            files[square_name(number)] = square_of(work, placed["picture"], squares[-1])
+        about = [picture_facts(work, placed["picture"]) for placed in draft[role]]
+        middle = [Square.middle(x["width"], x["height"]) for x in about]
+        crop = [] if squares == middle else [dataclasses.astuple(square) for square in squares]
+        told = {"train": settings, "crop": crop, "pictures": draft[role]}
+        jobs.append(work.create("train", Path(about[0]["name"]).stem, told, files))
     return jobs
 
 

@@ -21,8 +21,8 @@ LARGEST = 32 * 1024**2
 """Bytes of one file."""
 KINDS = (rb"\x89PNG\r\n\x1a\n", rb"\xff\xd8\xff", rb"RIFF....WEBP", rb"GIF8[79]a", rb"....ftyp(avif|avis)")
 """First bytes of PNG, JPEG, WebP, GIF, AVIF. Pillow reads many more, some by starting other programs."""
-SHOWN = 1024
-"""Pixels of the longer side on a page."""
+SHOWN, SMALL = 1024, 320
+"""Pixels of the longer side on a page, and of a square that is learnt."""
 
 
 @dataclass(frozen=True)
@@ -38,15 +38,6 @@ class Square:
         """The largest in the middle, which is what training takes by itself."""
         side = min(width, height)
         return cls((width - side) // 2, (height - side) // 2, side)
-
-    def checked(self, width: int, height: int) -> Square:
-        """This square. Raises ValueError: it is not within a picture of that size, or too small."""
-        inside = self.x >= 0 and self.y >= 0 and self.x + self.side <= width and self.y + self.side <= height
-        if not inside or self.side < image_loading.MIN_SIDE:
-            least = image_loading.MIN_SIDE
-            where = f"{self.side} pixels at {self.x}, {self.y}"
-            raise ValueError(f"a square of {where} is not in {width} x {height} pixels, or under {least}")
-        return self
 
 
 def add_picture(work: Work, file: BinaryIO, name: str) -> str:
@@ -87,12 +78,28 @@ def picture_facts(work: Work, picture: str) -> dict[str, Any]:
     return json.loads(path.read_bytes())
 
 
-def cut(work: Work, picture: str, square: Square) -> bytes:
-    """The square of a stored picture as a PNG file."""
-    about = picture_facts(work, picture)
-    square.checked(about["width"], about["height"])
-    image = image_loading.load_upright(work.pictures / f"{picture}.png")
-    return encoded(image.crop((square.x, square.y, square.x + square.side, square.y + square.side)), "PNG")
+def picture_file(work: Work, picture: str) -> bytes:
+    """A stored picture, whole."""
+    return (work.pictures / f"{picture}.png").read_bytes()
+
+
+def square_of(work: Work, picture: str, square: Square) -> bytes:
+    """A square of a stored picture as training sees it, small, as a PNG file. Raises ValueError: it is not within."""
+    path, crop = work.pictures / f"{picture}.png", (square.x, square.y, square.side)
+    try:
+        return encoded(image_loading.load_image(path, SMALL, crop).image, "PNG")
+    except ValueError as error:
+        raise ValueError(str(error).replace(str(path), picture_facts(work, picture)["name"])) from error
+
+
+def picture_name(number: int) -> str:
+    """A training's picture in the folder of its job."""
+    return f"picture-{number}.png"
+
+
+def square_name(number: int) -> str:
+    """What is learnt of it, to show."""
+    return f"square-{number}.png"
 
 
 def encoded(image: Any, kind: str) -> bytes:

@@ -14,6 +14,7 @@ from starlette.datastructures import FormData
 from .access import depends
 from .curve import curve
 from .jobs import ADAPTER, Job
+from .pictures import square_name
 from .studio import Studio
 from .worker import preview_name, training_settings
 
@@ -97,7 +98,7 @@ def back(sent: FormData) -> Response:
 def files(job: Job) -> list[str]:
     """Files in a job's folder that pages show."""
     names = [*(preview_name(step) for step in job.previews), ADAPTER, "plot.png", "thumbnail.png"]
-    return [*names, *(f"picture-{k}.png" for k in range(len(job.settings.get("pictures", ()))))]
+    return [*names, *map(square_name, range(len(job.settings.get("pictures", ()))))]
 
 
 def progress(job: Job) -> dict[str, Any]:
@@ -145,7 +146,7 @@ def command(job: Job) -> str:
     """The same as a command line; "" for what has none."""
     jobs, settings = job.folder.parent, job.settings
     if job.kind == "train":
-        words = [f"{name}={_value(value)}" for name, value in training_settings(job).items()]
+        words = [f"{name}={x}" for name, value in training_settings(job).items() for x in _words(value)]
         return shlex.join(["qrlora", "train", *words])
     if job.kind not in ("merge", "check", "compare"):
         return ""
@@ -156,8 +157,11 @@ def command(job: Job) -> str:
     return shlex.join(["qrlora", {"check": "check", "compare": "inspect"}[job.kind], *paths])
 
 
-def _value(value: Any) -> str:
-    return str(value).lower() if isinstance(value, bool) else str(value)
+def _words(value: Any) -> list[str]:
+    """A setting's value as the command line takes it; of several images and crops each by itself."""
+    if isinstance(value, tuple):
+        return [",".join(map(str, x)) if isinstance(x, tuple) else x for x in value]
+    return [str(value).lower() if isinstance(value, bool) else str(value)]
 
 
 def moment(seconds: float) -> str:

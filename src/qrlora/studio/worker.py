@@ -16,6 +16,7 @@ from typing import Any
 
 from .. import output_files
 from .jobs import ADAPTER, Job
+from .pictures import picture_name
 
 GIGABYTE = 1e9
 
@@ -45,7 +46,10 @@ def train(job: Job, device: str) -> dict[str, Any]:
 
 def training_settings(job: Job) -> dict[str, Any]:
     """A training's settings with whole names of files."""
-    return {**job.settings["train"], "image": str(job.folder / job.settings["image"]), "output": str(job.adapter)}
+    images = [str(job.folder / picture_name(k)) for k in range(len(job.settings["pictures"]))]
+    crops = tuple(tuple(crop) for crop in job.settings["crop"])
+    found = {**job.settings["train"], "image": tuple(images) if len(images) > 1 else images[0], "output": str(job.adapter)}
+    return {**found, "crop": crops} if crops else found
 
 
 def preview_name(step: int) -> str:
