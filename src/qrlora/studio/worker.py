@@ -48,7 +48,8 @@ def training_settings(job: Job) -> dict[str, Any]:
     """A training's settings with whole names of files."""
     images = [str(job.folder / picture_name(k)) for k in range(len(job.settings["pictures"]))]
     crops = tuple(tuple(crop) for crop in job.settings["crop"])
-    found = {**job.settings["train"], "image": tuple(images) if len(images) > 1 else images[0], "output": str(job.adapter)}
+    image = tuple(images) if len(images) > 1 else images[0]
+    found = {**job.settings["train"], "image": image, "output": str(job.adapter)}
     return {**found, "crop": crops} if crops else found
 
 
