@@ -258,6 +258,17 @@ def flux(pipe) -> dict[str, torch.Tensor]:
     return transformer(pipe.transformer.state_dict(), "flux")
 
 
+def qwen_image(pipe) -> dict[str, torch.Tensor]:
+    """Qwen-Image's transformer, whose original names are diffusers', as ComfyUI's files have it."""
+    return {f"model.diffusion_model.{name}": x for name, x in pipe.transformer.state_dict().items()}
+
+
+def trainable_part(family: str, state: dict[str, torch.Tensor], config) -> dict[str, torch.Tensor]:
+    """A UNet or transformer of a family in its original names."""
+    ways = {"qwen_image": dict, "sdxl": lambda x: unet(x, config), "sd15": lambda x: unet(x, config)}
+    return ways.get(family, lambda x: transformer(x, family))(state)
+
+
 def flux_conversion(width: int):
     """diffusers' conversion of FLUX's transformer, in which the width of FLUX.1 is a constant, for another width."""
     from diffusers.loaders.single_file_utils import convert_flux_transformer_checkpoint_to_diffusers as real

@@ -45,15 +45,18 @@ def small(size, unit=UNIT):
     return max(1, size // unit)
 
 
-def tensors(name, alpha=1.0, rank=2, unit=UNIT, endings=None, rename=str):
+def tensors(name, alpha=1.0, rank=2, unit=UNIT, endings=None, rename=str, only=""):
     """The tensors of a file with random numbers, which half precision holds exactly.
 
     Args: alpha: of each layer, if the tool writes any.  rename: (layer's name) -> another.
+          only: how the names begin of the layers to take.
     """
     head, rows = listed(name)
     ends = (endings or head["endings"]).split()
     made, generator = {}, torch.Generator().manual_seed(0)
     for layer, (o, i, *kernel) in rows.items():
+        if not layer.startswith(only):
+            continue
         A = torch.randint(-8, 9, (rank, small(i, unit), *kernel), generator=generator).half() / 8
         B = torch.randint(-8, 9, (small(o, unit), rank, *(1 for _ in kernel)), generator=generator).half() / 8
         B[0, 0], A[0, 0] = 1, 1  # never all zero

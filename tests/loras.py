@@ -10,6 +10,17 @@ TARGETS = {
     "sd3": ("to_q", "to_k", "to_v", "to_out.0", "add_q_proj", "add_k_proj", "add_v_proj", "to_add_out", "ff.net.2"),
     "flux": ("to_q", "to_k", "to_v", "to_out.0", "add_q_proj", "add_k_proj", "add_v_proj", "to_add_out")
     + ("ff.net.0.proj", "ff.net.2", "ff_context.net.0.proj", "proj_mlp", "proj_out"),
+    "qwen_image": (
+        "to_q",
+        "to_k",
+        "to_v",
+        "to_out.0",
+        "add_q_proj",
+        "to_add_out",
+        "img_mlp.net.2",
+        "txt_mlp.net.0.proj",
+    )
+    + ("img_mod.1",),
 }
 
 

@@ -16,6 +16,8 @@ from pathlib import Path
 
 import torch
 
+from qrlora.families.family import TokenLimits
+
 SIZE = 16
 """Side of a pico base's pictures, in pixels."""
 
@@ -143,7 +145,7 @@ def t5(width: int, vocabulary: int):
 def listening(transformer) -> None:
     """Untrained transformers hardly hear words, time and guidance; four times louder, pictures depend on them."""
     for name, parameter in transformer.named_parameters():
-        if name.startswith(("context_embedder", "time_text_embed")):
+        if name.startswith(("context_embedder", "txt_in", "time_text_embed")):
             parameter.data *= 4
 
 
@@ -298,10 +300,111 @@ def flux(guidance_embeds: bool = True):
     )
 
 
+QWEN_IMAGE_TEMPLATE = (
+    "system user assistant Describe the image by detailing the color shape size texture quantity text spatial "
+)
+QWEN_IMAGE_TEMPLATE += "relationships of the objects and background"
+
+
+def qwen_image_tokenizer():
+    """A Qwen2 tokenizer that joins the words of WORDS and of Qwen-Image's template, so that this has its 34 tokens."""
+    from transformers import Qwen2Tokenizer
+    from transformers.convert_slow_tokenizer import bytes_to_unicode
+
+    vocab, merges = [*bytes_to_unicode().values()], {}
+    for word in [
+        x for name in [*WORDS, *QWEN_IMAGE_TEMPLATE.split()] if name.isalpha() for x in (name, "\u0120" + name)
+    ]:
+        parts = [*word]
+        while len(parts) > 1:
+            pairs = [x for x in zip(parts, parts[1:], strict=False) if x in merges]
+            pair = min(pairs, key=lambda x: merges[x], default=(parts[0], parts[1]))
+            merges.setdefault(pair, len(merges))
+            at = next(k for k in range(len(parts)) if (*parts[k : k + 2],) == pair)
+            parts[at : at + 2] = ["".join(pair)]
+            vocab.append(parts[at])
+    special = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
+    vocab = {token: k for k, token in enumerate(dict.fromkeys([*vocab, *special]))}
+    return Qwen2Tokenizer(vocab=vocab, merges=[*merges], extra_special_tokens=special[1:], model_max_length=1024)
+
+
+def qwen_vl(width: int, vocabulary: int):
+    """A Qwen2.5-VL with two layers, of a given width; its eyes are as small as they can be."""
+    from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
+
+    text = dict(
+        vocab_size=vocabulary,
+        hidden_size=width,
+        intermediate_size=2 * width,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        rope_parameters={"rope_type": "default", "mrope_section": [1, 1, 2], "rope_theta": 1e6},
+        use_cache=False,
+        bos_token_id=0,
+        eos_token_id=0,
+    )
+    eyes = dict(depth=1, hidden_size=8, num_heads=2, intermediate_size=8, out_hidden_size=width, patch_size=2)
+    config = Qwen2_5_VLConfig(text_config=text, vision_config=eyes)
+    return Qwen2_5_VLForConditionalGeneration(config).eval()
+
+
+def frame_vae(kind: str = "AutoencoderKLQwenImage", **changes):
+    """A VAE of videos that halves the sides and has 4 latent channels, with a mean and a deviation of each."""
+    import diffusers
+
+    config = dict(
+        base_dim=4,
+        z_dim=4,
+        dim_mult=[1, 2],
+        num_res_blocks=1,
+        temperal_downsample=[False],
+        latents_mean=[0.1, -0.2, 0.3, 0.0],
+        latents_std=[1.5, 0.8, 1.0, 2.0],
+    )
+    return getattr(diffusers, kind)(**{**config, **changes}).eval()
+
+
+def qwen_image():
+    """A whole pico QwenImagePipeline, the same weights at every call."""
+    from diffusers import FlowMatchEulerDiscreteScheduler, QwenImagePipeline, QwenImageTransformer2DModel
+
+    words = qwen_image_tokenizer()
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        parts = dict(
+            vae=frame_vae(),
+            text_encoder=qwen_vl(16, len(words)),
+            transformer=QwenImageTransformer2DModel(
+                in_channels=16,
+                out_channels=4,
+                num_layers=2,
+                attention_head_dim=8,
+                num_attention_heads=2,
+                joint_attention_dim=16,
+                axes_dims_rope=(2, 2, 4),
+            ).eval(),
+        )
+        listening(parts["transformer"])
+    return QwenImagePipeline(
+        **parts,  # pyright: ignore[reportArgumentType]
+        tokenizer=words,
+        scheduler=FlowMatchEulerDiscreteScheduler(
+            shift=1.0,
+            use_dynamic_shifting=True,
+            base_shift=0.5,
+            max_shift=0.9,
+            max_image_seq_len=8192,
+            shift_terminal=0.02,
+        ),
+    )
+
+
 def latents(base, rows: int, generator: torch.Generator | None = None) -> torch.Tensor:
     """Random latents (b, c, h, w) of so many images of a pico base, whose VAE may keep the sides."""
     side = SIZE // base.pipe.vae_scale_factor
-    return torch.randn(rows, 4, side, side, generator=generator)
+    shape = base.family.input_shapes(base.pipe, side, TokenLimits())["latents"]
+    return torch.randn(rows, *shape[1:], generator=generator)
 
 
 @functools.cache
@@ -315,7 +418,7 @@ def folder(family: str = "sdxl", **changes) -> Path:
     return path
 
 
-BASES = {"sdxl": sdxl, "sd3": sd3, "flux": flux, "sd15": sd15}
+BASES = {"sdxl": sdxl, "sd3": sd3, "flux": flux, "sd15": sd15, "qwen_image": qwen_image}
 """One pico pipeline per family: a new family is tested by a line here."""
 
 

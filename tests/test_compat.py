@@ -10,6 +10,7 @@ import pico
 from loras import random_adapter, stock_updates
 from qrlora.compat import TOOLS, File, check, judge, notes
 from qrlora.files import load, save
+from qrlora.layouts import LAYOUTS
 from qrlora.safetensors_files import read, write
 
 FACTORS = ("A", "B")
@@ -153,6 +154,31 @@ def flux_files(pipe):
     }
 
 
+def qwen_image_files(pipe):
+    one, many = random_adapter(pipe, "qwen_image"), random_adapter(pipe, "qwen_image", rank=many_ranks)
+    flat = kohya(one)
+    half = one.select(["to_q"])
+    return {
+        "diffusers": dotted(one, "transformer."),
+        "diffusers, ranks that differ": dotted(many, "transformer."),
+        "diffusers, alpha keys": dotted(one, "transformer.", alpha=True),
+        "diffusers, described": (dotted(one, "transformer."), described(one, "transformer", 1)),
+        "diffusers, kohya's endings": down_and_up(dotted(one, "transformer.")),
+        "diffusers, kohya's endings and alpha": down_and_up(dotted(one, "transformer.", alpha=True)),
+        "bare": dotted(one),
+        "bare, alpha": dotted(one, alpha=True),
+        "original": dotted(one, "diffusion_model."),
+        "original, alpha": dotted(many, "diffusion_model.", alpha=True),
+        "original, described": (dotted(one, "diffusion_model."), described(one, "transformer", 1)),
+        "original, kohya's endings": down_and_up(dotted(one, "diffusion_model.", alpha=True)),
+        "kohya": flat,
+        "kohya, alpha": kohya(many, lambda pair: 1),
+        "kohya and diffusers": kohya(half) | dotted(one.select(["to_k"]), "transformer."),
+        "kohya and original": kohya(half) | dotted(one.select(["to_k"]), "diffusion_model."),
+        "diffusers and original": dotted(half, "transformer.") | dotted(one.select(["to_k"]), "diffusion_model."),
+    }
+
+
 def written(adapters, tmp_path):
     """Our own files of adapters, by every content and spelling."""
     for family, adapter in adapters.items():
@@ -190,10 +216,13 @@ def assert_diffusers_does_as_judged(pipe, path):
 def test_diffusers_does_with_every_file_what_the_rules_say(pipes, tmp_path, family):
     pipe = pipes[family]
     made = {"sdxl": unet_files, "sd3": sd3_files, "flux": flux_files, "sd15": lambda pipe: unet_files(pipe, "sd15")}
+    made |= {"qwen_image": qwen_image_files}
     files = made[family](pipe)
     for name, contents in files.items():
         tensors, metadata = contents if isinstance(contents, tuple) else (contents, {})
-        version = {"sdxl": "sdxl_", "sd3": "medium", "flux": "flux1", "sd15": "sd_v1"}[family]
+        version = {"sdxl": "sdxl_", "sd3": "medium", "flux": "flux1", "sd15": "sd_v1", "qwen_image": "qwen_image"}[
+            family
+        ]
         write(tmp_path / f"{name}.safetensors", tensors, {**metadata, "ss_base_model_version": version})
     for path in sorted(tmp_path.glob("*.safetensors")):
         print(path.stem)  # shown where the assertion fails
@@ -207,6 +236,7 @@ def test_diffusers_does_with_our_kohya_files_what_the_rules_say(pipes, tmp_path,
         "sdxl": random_adapter(pipes["sdxl"], "sdxl"),
         "sd15": random_adapter(pipes["sd15"], "sd15"),
         "sd3": random_adapter(pipes["sd3"], "sd3"),
+        "qwen_image": random_adapter(pipes["qwen_image"], "qwen_image"),
         "flux": flux.select(lambda layer: layer.startswith("transformer_blocks")),
     }
     for path in written(adapters, tmp_path):
@@ -234,16 +264,17 @@ def count(verdicts, state):
 def test_the_default_names_are_loaded_whole_by_all_tools_that_have_names_for_it(pipes, tmp_path, family):
     adapter = random_adapter(pipes[family], family)
     save(adapter, tmp_path / "x.safetensors")
-    for tool in TOOLS if family in ("sdxl", "sd15") else ("comfyui", "diffusers", "forge"):
+    without = {"sd3": {"a1111", "kohya"}, "flux": {"a1111", "kohya"}, "qwen_image": {"a1111", "forge", "kohya"}}
+    for tool in sorted({*TOOLS} - without.get(family, set())):
         assert states(tmp_path / "x.safetensors", tool) == {"loaded": 2 * len(adapter.layers)}, tool
 
 
-@pytest.mark.parametrize("family", ["sd3", "flux"])
+@pytest.mark.parametrize("family", ["sd3", "flux", "qwen_image"])
 def test_kohyas_names_are_loaded_whole_by_kohya_and_comfyui(pipes, tmp_path, family):
     adapter = random_adapter(pipes[family], family)
     save(adapter, tmp_path / "x.safetensors", keys="kohya")
     keys = len(read(tmp_path / "x.safetensors")[0])
-    for tool in ("kohya", "comfyui", "forge"):
+    for tool in {"kohya", "comfyui", "forge"} & LAYOUTS[family].tools.keys():
         assert states(tmp_path / "x.safetensors", tool) == {"loaded": keys}
     tensors, metadata = read(tmp_path / "x.safetensors")
     without = {key: tensor for key, tensor in tensors.items() if not key.endswith(".alpha")}

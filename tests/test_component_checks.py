@@ -212,7 +212,7 @@ def test_a_text_encoder_with_a_weight_missing_is_refused_in_one_line(one_file): 
     refused(path, ValueError, "text_encoder_3.*lacks 1 .*SelfAttention.q.weight")
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", ["sdxl", "sd3", "flux", "sd15"])
 def test_a_clip_tokenizer_without_an_end_is_refused_in_one_line(tmp_path, family):
     """Its prompts would be padded to 10^30 tokens."""
     copy = tmp_path / "base"

@@ -33,6 +33,7 @@ HUB_SIZES = {  # numbers in the trainable part, as the hub's pages count them
     "flux-dev": 11_901_408_320,
     "sd15": 859_520_964,
     "sd21": 865_910_724,
+    "qwen-image": 20_430_401_088,
 }
 
 blank = functools.cache(blank_base)  # for tests that only look
@@ -47,7 +48,8 @@ def test_public_configurations_have_the_public_sizes(name, size):
 
 @pytest.mark.parametrize(
     ("name", "layers"),
-    [("sdxl", 280), ("sd3-medium", 191), ("sd3.5-medium", 191), ("flux-dev", 342), ("sd15", 128), ("sd21", 128)],
+    [("sdxl", 280), ("sd3-medium", 191), ("sd3.5-medium", 191), ("flux-dev", 342), ("sd15", 128), ("sd21", 128)]
+    + [("qwen-image", 240)],
 )
 def test_a_hub_name_is_the_short_name_and_has_the_papers_layers(name, layers):
     for spelling in (name, PUBLIC[name].hub):
@@ -201,13 +203,13 @@ def test_what_does_not_fit_is_said_and_extrapolated(monkeypatch, capsys):
 
 
 @pytest.mark.parametrize("name", [*FAMILIES, *built_in_bases()])
-def test_a_blank_example_has_the_shapes_of_a_real_prompt(name):
-    """Prompts of the built-in bases are 16 tokens long, of others 77 and more."""
+def test_a_blank_example_has_the_shapes_of_the_longest_prompt(name):
+    """Prompts of the built-in bases are 16 tokens long, of others 77 and more; some families pad to that length."""
     folder = pico.folder(name) if name in FAMILIES else folder_of(name)
     base, (shapes, _, tokens) = open_base(folder, "cpu"), blank_base(str(folder))
     side = base.defaults.resolution
     _, condition = blank_example(shapes, side, tokens, 2, "meta")
-    real = base.encode_prompt(["a dog", "a cat"], SizeConditioning.uncropped(side, side))
+    real = base.encode_prompt(["a dog" * 600, "a cat" * 600], SizeConditioning.uncropped(side, side))
     assert {k: x.shape for k, x in condition.tensors.items()} == {k: x.shape for k, x in real.tensors.items()}
 
 

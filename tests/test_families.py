@@ -136,6 +136,7 @@ def test_the_papers_settings_are_the_familys_defaults(family):
         "sd3": ("attention", 28, 7.0, 1024, "logit-normal"),
         "flux": ("attention-ff", 28, 3.5, 1024, "uniform"),
         "sd15": ("attention", 50, 7.5, 512, "uniform"),
+        "qwen_image": ("attention", 50, 4.0, 1024, "uniform"),
     }
     assert (own.targets, own.sample_steps, own.guidance, own.resolution, own.timestep_sampling) == expected[family]
 

@@ -29,7 +29,8 @@ class Seen(torch.optim.SGD):
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_gradients_beside_a_float16_base_are_those_of_float32(tmp_path, monkeypatch, family):
-    """Of a batch as large as a picture is at full size. Without a scale the worst layer's cosine is 0.1 for FLUX."""
+    """Of a batch as large as a picture is at full size. Without a scale the worst layer's cosine is 0.1 for FLUX.
+    Qwen-Image's model rounds the time itself to the base's dtype."""
     found = {}
     for dtype in ("float32", "float16"):
         kept = found[dtype] = []
@@ -38,7 +39,8 @@ def test_gradients_beside_a_float16_base_are_those_of_float32(tmp_path, monkeypa
         train(settings(tmp_path, steps=1, batch_size=16, method="lora"), base=base)
     for ours, theirs in zip(found["float16"], found["float32"], strict=True):
         if theirs.any():  # A's gradient is zero while B is
-            assert cosine_similarity(ours, theirs, 0) > 0.999 and 0.98 < ours.norm() / theirs.norm() < 1.02
+            close, near = (0.99, 0.1) if family == "qwen_image" else (0.999, 0.02)
+            assert cosine_similarity(ours, theirs, 0) > close and abs(ours.norm() / theirs.norm() - 1) < near
 
 
 def started_at(exponent, device, dtype):

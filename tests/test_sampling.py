@@ -204,10 +204,15 @@ def stock_pipeline(family):
     return getattr(diffusers, opened(family).family.pipeline).from_pretrained(pico.folder(family))
 
 
+GUIDED = {"QwenImagePipeline": lambda n: {"true_cfg_scale": 2.0, "negative_prompt": [""] * n}}
+"""Pipeline -> what it is told, for n images, where guidance has another name."""
+
+
 def stock(pipe, prompt, seeds, **told):
     pipe.set_progress_bar_config(disable=True)
+    guided = GUIDED.get(type(pipe).__name__, lambda n: {"guidance_scale": 2.0})(len(seeds))
     return pipe(
-        [prompt] * len(seeds), height=16, width=16, num_inference_steps=3, **{"guidance_scale": 2.0, **told},
+        [prompt] * len(seeds), height=16, width=16, num_inference_steps=3, **{**guided, **told},
         generator=[torch.Generator().manual_seed(s) for s in seeds],
     ).images  # fmt: skip
 

@@ -129,11 +129,7 @@ def test_every_weight_of_a_public_base_has_its_rows(name, monkeypatch):
     monkeypatch.undo()  # FLUX.1 has the width that diffusers knows
     base, _, _ = blank_base(name)
     state, family = base.model.state_dict(), base.family.name
-    tensors = (
-        checkpoint.unet(state, base.model.config)
-        if base.family.component == "unet"
-        else checkpoint.transformer(state, family)
-    )
+    tensors = checkpoint.trainable_part(family, state, base.model.config)
     held = {key: safetensors_files.TensorLocation("BF16", tuple(x.shape), 0) for key, x in tensors.items()}
     conversion = SINGLE_FILE_LOADABLE_CLASSES[type(base.model).__name__]["checkpoint_mapping_fn"]
     sources = single_file._rows_of_weights(held, base.model.config, conversion)

@@ -75,7 +75,7 @@ SAID = {  # what is typed, what the one line must say
     "a base by its family": ("train image=PNG base=sdxl", "'stabilityai/stable-diffusion-xl-base-1.0'"),
     "a base by its short name": ("train image=PNG base=flux-dev", "did you mean 'black-forest-labs/FLUX.1-dev'?"),
     "no argument": ("convert DOG", "Example: qrlora convert lora.safetensors"),
-    "one too many": ("bases all", "Example: qrlora bases"),
+    "one too many": ("doctor all", "Example: qrlora doctor"),
     "no result": ("reproduce tabel4", "did you mean 'table4'?"),
 }
 

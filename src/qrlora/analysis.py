@@ -10,6 +10,8 @@ import torch
 from torch import Tensor
 
 from .adapter import Adapter, Pair
+from .basis import Weights
+from .linalg import leading_subspace
 from .methods import METHODS
 
 NEGLIGIBLE = 1e-6
@@ -42,6 +44,17 @@ class Similarity(NamedTuple):
     """|B A| of the first."""
     second_norm: float
     """|B A| of the second."""
+
+
+class SharedSpan(NamedTuple):
+    """One layer of two bases: their leading directions, Q and Q' (i, r) or (o, r)."""
+
+    layer: str
+    overlap: float
+    """Mean squared cosine of the principal angles between the spans, |Q^T Q'|^2 / r, 0..1."""
+    kept: float
+    """|W' Q|^2 / |W' Q'|^2 of the second base's weight W' (of W'^T on the output side), 0..1: how much of what its own
+    leading directions hold lies along the first base's."""
 
 
 class Interference(NamedTuple):
@@ -82,6 +95,30 @@ def similarity(first: Adapter, second: Adapter) -> list[Similarity]:
     methods = [METHODS.get(adapter.header.method) for adapter in (first, second)]
     learns_A = all(method is not None and method.frozen_side == "output" for method in methods)
     return [_similarity(layer, first.layers[layer], second.layers[layer], learns_A) for layer in shared]
+
+
+def shared_span(first: Weights, second: Weights, rank: int, side: str = "input") -> list[SharedSpan]:
+    """How much of the span of their r leading directions two bases share, layer by layer, in the first's order. An
+    adapter with frozen directions that is trained on the first and drawn with the second moves along the first's.
+
+    Raises: ValueError: a layer that the second lacks or has in another shape; see `linalg.leading_subspace`.
+    """
+    wrong = next((x for x, shape in first.layers.items() if second.layers.get(x) != shape), None)
+    if wrong is not None:
+        shapes = f"{first.layers[wrong]} in one base and {second.layers.get(wrong, 'absent')} in the other"
+        raise ValueError(f"{wrong} is {shapes}: an adapter of the one does not fit the other")
+    rows = []
+    for layer, weight in first:
+        other = second.read(layer)
+        Q, own = (leading_subspace(x, rank, side) for x in (weight, other))
+        W = other.float() if side == "input" else other.float().T
+        rows.append(SharedSpan(layer, _squares(Q.T @ own) / rank, _squares(W @ Q) / _squares(W @ own)))
+    return rows
+
+
+def _squares(x: Tensor) -> float:
+    """The squared Frobenius norm, summed in float64."""
+    return float(x.double().square().sum())
 
 
 def interference(first: Adapter, second: Adapter) -> Interference:

@@ -1,26 +1,61 @@
-"""`qrlora bases`: the built-in base models with their own settings, and what else can be a base."""
+"""`qrlora bases`: the built-in and the public base models, and how much of their directions two bases share."""
 
 from pathlib import Path
+from typing import Annotated
 
-from . import console, tables
+import typer
+
+from ..layouts import LAYOUTS
+from . import adapter_files, console, options, tables
 
 EXAMPLE = "qrlora bases"
 
 
-def bases() -> None:
-    """List the base models that are built in, and what else can be one."""
-    from ..built_in_bases import SEPARATE, built_in_bases, installation_hint
-    from ..families import FAMILIES
+def bases(
+    base: Annotated[str, typer.Argument(help="A base that adapters are trained on.", show_default="")] = "",
+    other: Annotated[str, typer.Argument(help="One of the same kind to draw with.", show_default="")] = "",
+    targets: Annotated[
+        str | None, typer.Option(help="{presets}, or name endings.", show_default="the first base's own")
+    ] = None,
+    rank: options.Rank = None,
+    side: Annotated[str, typer.Option(help="input, as method qr, or output, as qr-output.")] = "input",
+) -> None:
+    """List the base models that are built in and the public ones of every family, with licence, size, the smallest card
+    that trains them, and what each is good for.
 
-    folders = list(built_in_bases().values())
+    Given two bases of one family, say how much of the span of their leading directions they share: whether an adapter
+    that is trained on the first can be drawn with the second.
+    """
+    if base:
+        return print_shared_span(base, other, targets, rank, side)
+    print_built_in_bases()
+    print_public_bases()
+
+
+def print_built_in_bases() -> None:
+    """The table of the bases in this package, and how to get those of another one."""
+    from ..built_in_bases import SEPARATE, built_in_bases, installation_hint
+
     columns = ("built in", "family", "size", "pixels", "rank", "steps", "about")
-    if folders:
+    if folders := list(built_in_bases().values()):
         tables.print_table(columns, [base_row(folder) for folder in folders], numbers=False)
     for hint in filter(None, map(installation_hint, SEPARATE)):
         console.say(hint)
+
+
+def print_public_bases() -> None:
+    """The table of the layouts' public models, and of their families' presets of targets."""
     console.say("Any of these can be a base too: a hub name, a diffusers folder, one .safetensors checkpoint.")
-    rows = [(name, x.layout.variants[x.layout.example].hub, ", ".join(x.targets)) for name, x in FAMILIES.items()]
-    tables.print_table(("family", "such as", "targets"), rows, numbers=False)
+    columns = ("base", "hub", "parameters", "card", "licence", "good for")
+    rows = [
+        (short, x.hub, f"{x.billions:.2f} B", f"{x.card} GB", x.licence, x.good_for)
+        for layout in LAYOUTS.values()
+        for short, x in layout.variants.items()
+    ]
+    tables.print_table(columns, rows, numbers=False)
+    console.say("card: the smallest that `qrlora estimate BASE` finds enough, counted and not measured.")
+    rows = [(name, ", ".join(layout.targets)) for name, layout in LAYOUTS.items()]
+    tables.print_table(("family", "targets"), rows, numbers=False)
     console.say("Where a base has no settings of its own, the paper's are taken.")
 
 
@@ -37,3 +72,32 @@ def base_row(folder: Path) -> tuple[str, ...]:
     megabytes = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file()) / 1e6
     sizes = (str(x) for x in (defaults.resolution, defaults.rank, defaults.steps)) if defaults else ("", "", "")
     return folder.name, family.name if family else "unknown", f"{megabytes:.1f} MB", *sizes, own.get("about", "")
+
+
+def print_shared_span(base: str, other: str, targets: str | None, rank: int | None, side: str) -> None:
+    """The table of `analysis.shared_span` of two bases, the layers that share least first, and the mean.
+
+    Raises: ValueError: one base alone; bases of two families; layers of other shapes.
+    """
+    from ..analysis import shared_span
+
+    if not other:
+        raise ValueError(f"give two bases to compare: qrlora bases {base} OTHER, or none to list them")
+    first, second = (adapter_files.open_base_for_weights(name) for name in (base, other))
+    if first.family is not second.family:
+        raise ValueError(
+            f"{base} is a {first.family.name} base, {other} a {second.family.name} base: no layer is shared"
+        )
+    adapter_files.use_one_thread()
+    chosen = targets or first.defaults.targets
+    count = first.defaults.rank if rank is None else rank
+    rows = sorted(shared_span(first.weights(chosen), second.weights(chosen), count, side), key=lambda row: row.overlap)
+    shown = [(row.layer, f"{row.overlap:.2%}", f"{row.kept:.2%}") for row in rows]
+    mean = [sum(getattr(row, name) for row in rows) / len(rows) for name in ("overlap", "kept")]
+    columns = ("layer", "span shared", "of the other's own")
+    title = f"{count} leading {side} directions of {base} and of {other}"
+    tables.print_table(columns, [*shown, ("mean", *(f"{x:.2%}" for x in mean))], title)
+    console.say(
+        "span shared: mean squared cosine of the principal angles. of the other's own: squared Frobenius norm of the "
+        "other's weight along the first base's directions, as a share of that along its own leading ones."
+    )

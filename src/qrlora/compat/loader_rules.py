@@ -117,6 +117,29 @@ def _mixed(file: File, key: str) -> str:
     return "it drops the original model's block names where there are diffusers' too" if dropped else ""
 
 
+def _translated(file: File) -> bool:
+    """Whether diffusers translates a file for a model that has one set of names: other tools' names, or alpha."""
+    return bool(file.alphas) or any(x.spelling.startswith((LORA_UNET, "diffusion_model.")) for x in file.keys.values())
+
+
+def _kohya_endings(file: File) -> str:
+    """It knows kohya's endings in files that it translates, and fails where others are left."""
+    if not has_down(file):
+        return ""
+    if not _translated(file):
+        return "it refuses lora_down after its own names without alpha keys"
+    return "it refuses lora_A beside lora_down" if any(".lora_A.weight" in key for key in file.tensors) else ""
+
+
+def _twice_or_bare(file: File, key: str) -> str:
+    """In such files it puts transformer. before every name, also its own; else it passes over names without it."""
+    spelling = file.keys[key].spelling
+    if spelling.startswith("transformer.") and _translated(file):
+        return "it puts transformer. before it once more, since the file has alpha keys or other tools' names"
+    bare = spelling.startswith("{") and not _translated(file)
+    return "it wants transformer. before the name, or alpha keys" if bare else ""
+
+
 def _undone(file: File, key: str) -> str:
     """diffusers translates original names with dots where they end as kohya's do."""
     dotted = file.keys[key].spelling == "diffusion_model.{original}" and not has_down(file)
@@ -140,6 +163,7 @@ QUIRKS = {
     "no PEFT names": Quirk(refuses=_peft),
     "alpha or metadata": Quirk(refuses=_alpha_or_metadata),
     "transformer or down": Quirk(ignores=_undone),
+    "transformer. alone": Quirk(refuses=_kohya_endings, ignores=_twice_or_bare),
 }
 
 

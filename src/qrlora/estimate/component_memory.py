@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from ..families.base_model import PROMPT_BATCH
+from ..families.pipeline_steps import as_frames
 from ..methods import METHODS
 from .estimate_report import MARGIN
 from .memory_counting import LiveBytes, flash_attention
@@ -29,7 +30,7 @@ def encoding_bytes(task: TrainingTask, spare: Mapping[str, nn.Module]) -> dict[s
     rows = PROMPT_BATCH if method and method.needs_example else 1
     read = max((_peak_bytes([part], lambda p=part: p(_token_ids(task, p, rows))) for part in texts), default=0)
     vae: Any = spare["vae"]
-    seen = _peak_bytes([vae], lambda: vae.encode(torch.empty(1, 3, side, side)))
+    seen = _peak_bytes([vae], lambda: vae.encode(as_frames(vae, torch.empty(1, 3, side, side))))
     return {"text encoders": module_bytes(texts) + read, "VAE": module_bytes([vae]) + seen}
 
 
@@ -42,7 +43,7 @@ def sampling_bytes(task: TrainingTask, spare: Mapping[str, nn.Module]) -> dict[s
     inputs = [latents, *condition.tensors.values()]
     own = [base.model]
     prediction = _peak_bytes(own, lambda: base.family.predict(base.model, latents, torch.empty(rows), condition))
-    pixels = _peak_bytes([vae], lambda: vae.decode(torch.empty(1, *latents.shape[1:])))
+    pixels = _peak_bytes([vae], lambda: vae.decode(as_frames(vae, torch.empty(1, *latents.shape[1:]))))
     trained_on, its_condition = task.example(task.config.batch_size or 1, "meta")  # stay there during a preview
     held = sum(x.nbytes for x in (*inputs, trained_on, *its_condition.tensors.values()))
     return {"denoising": held + prediction, "decoding": held + module_bytes([vae]) + pixels}

@@ -20,6 +20,7 @@ from .family import Condition, TokenLimits
 from .family_table import FAMILIES, family_of_folder
 from .library_messages import config_errors_in_one_line, libraries_silenced
 from .pipeline_folder import read_json
+from .pipeline_steps import latent_channels, pixels_per_latent
 from .public_configs import PUBLIC, PublicBase, near
 
 
@@ -55,7 +56,7 @@ def _from_configs(name: str, place: Path, public: PublicBase | None) -> tuple[Ba
         spare = {name: _text_encoder_from_config(x).eval() for name, x in configs.text_encoders.items()}
         vae = spare["vae"] = _model_from_config(configs.vae).eval()
     scheduler = SimpleNamespace(config=_model_from_config(configs.scheduler).config)
-    pixels = 2 ** (len(configs.vae.get("block_out_channels") or configs.vae["decoder_block_out_channels"]) - 1)
+    pixels = pixels_per_latent(vae.config)
     pipe = SimpleNamespace(
         **{family.component: model},
         scheduler=scheduler,
@@ -63,7 +64,7 @@ def _from_configs(name: str, place: Path, public: PublicBase | None) -> tuple[Ba
         patch_size=model.config.get("patch_size"),
     )
     check_config(model.config, family)
-    check_channels(pipe, family, vae.config.latent_channels)
+    check_channels(pipe, family, latent_channels(vae.config))
     defaults, plain = dataclasses.replace(family.defaults, **family.default_overrides(pipe)), False
     if not public:
         defaults, plain = read_base_settings(place, defaults)
@@ -89,6 +90,7 @@ def materialise(model: nn.Module, device: torch.device | str) -> None:
     model.to_empty(device=device)
     for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
         _fill_randomly(name, tensor)
+    _fill_tables(model, device)
 
 
 def materialise_quantised(base: Base, quantize: str, device: torch.device) -> None:
@@ -102,7 +104,16 @@ def materialise_quantised(base: Base, quantize: str, device: torch.device) -> No
 
     with libraries_silenced():
         quantization.fill(base.model, draw, quantize, device)
+    _fill_tables(base.model, device)
     base.original = lambda layer: draw(f"{layer}.weight")
+
+
+def _fill_tables(model: nn.Module, device: torch.device | str) -> None:
+    """Zeros for what is neither parameter nor buffer, such as a table of rotations."""
+    for module in model.modules():
+        for name, x in [*vars(module).items()]:
+            if isinstance(x, Tensor) and x.is_meta:
+                setattr(module, name, torch.zeros(x.shape, dtype=x.dtype, device=device))
 
 
 @torch.no_grad()

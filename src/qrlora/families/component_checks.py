@@ -7,12 +7,13 @@ from typing import Any
 
 from ..safetensors_files import Checkpoint
 from .family import Family, TokenLimits
+from .pipeline_steps import latent_channels
 
 
 def check(pipe: Any, family: Family) -> None:
     """Raises ValueError: a base whose components take or return something else than our code expects, see below."""
     check_config(getattr(pipe, family.component).config, family)
-    check_channels(pipe, family, pipe.vae.config.latent_channels)
+    check_channels(pipe, family, latent_channels(pipe.vae.config))
     check_text_widths(pipe, family)
     check_vocabulary(pipe, family)
 
@@ -31,7 +32,9 @@ def check_channels(pipe: Any, family: Family, latent_channels: int) -> None:
     Raises: ValueError: it was made for another input beside them, or predicts more (a learned variance).
     """
     config, inputs = getattr(pipe, family.component).config, family.input_shapes(pipe, 2, TokenLimits())["latents"][1]
-    outputs = (config.out_channels or config.in_channels) * inputs // config.in_channels  # FLUX counts patches of 2 x 2
+    outputs = config.get("out_channels") or config.in_channels
+    if outputs != inputs:  # counted in patches of 2 x 2, as the inputs
+        outputs = outputs * inputs // config.in_channels
     if inputs != latent_channels:
         made = "it was made for an image or mask beside the words (inpainting, editing, depth), which qrlora has not"
         raise ValueError(f"its {family.component} reads {inputs} channels, its VAE makes {latent_channels}: {made}")

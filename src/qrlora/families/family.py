@@ -21,6 +21,28 @@ class Condition:
     """What a backbone reads beside the noisy latents: tensors by name, each (b, ...). Only its family reads them."""
 
     tensors: Mapping[str, Tensor]
+    lengths: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    """{name: tokens of each row} of texts (b, n, ...) whose rows differ in length; behind them are zeros."""
+
+    @classmethod
+    def of_texts(cls, texts: Mapping[str, Sequence[Tensor]]) -> Condition:
+        """{name: b tensors (n_k, ...)} side by side, padded to the longest of each name."""
+        lengths = {name: tuple(map(len, rows)) for name, rows in texts.items()}
+        padded = {name: nn.utils.rnn.pad_sequence([*rows], batch_first=True) for name, rows in texts.items()}
+        return cls(padded, {name: x for name, x in lengths.items() if len({*x}) > 1})
+
+    def texts(self, name: str) -> list[Tensor]:
+        """b tensors (n_k, ...): a text without padding."""
+        x = self.tensors[name]
+        return [row[:length] for row, length in zip(x, self.lengths.get(name, (x.shape[1],) * len(x)), strict=True)]
+
+    def mask(self, name: str) -> Tensor | None:
+        """(b, n) bool, True at the tokens of a text and False at its padding; None: no row has any, and attention
+        without a mask is exact and faster."""
+        if name not in self.lengths:
+            return None
+        x = self.tensors[name]
+        return torch.arange(x.shape[1], device=x.device) < torch.tensor(self.lengths[name], device=x.device)[:, None]
 
     def __len__(self) -> int:
         return len(next(iter(self.tensors.values())))
@@ -28,16 +50,29 @@ class Condition:
     @classmethod
     def joined(cls, conditions: Sequence[Condition]) -> Condition:
         """The rows of all conditions, one after the other."""
-        return cls({name: torch.cat([x.tensors[name] for x in conditions]) for name in conditions[0].tensors})
+        names = conditions[0].tensors
+        ragged = {name for x in conditions for name in x.lengths}
+        ragged |= {name for name in names if len({x.tensors[name].shape[1:] for x in conditions}) > 1}
+        whole = {name: torch.cat([x.tensors[name] for x in conditions]) for name in names if name not in ragged}
+        padded = cls.of_texts({name: [text for x in conditions for text in x.texts(name)] for name in ragged})
+        tensors = {**whole, **padded.tensors}
+        return cls({name: tensors[name] for name in names}, padded.lengths)
 
     def rows(self, index: Sequence[int] | Tensor) -> Condition:
         """The rows with these numbers, in this order; a number may come several times."""
         where = torch.as_tensor(index)
-        return Condition({name: x[where.to(x.device)] for name, x in self.tensors.items()})
+        found = {name: x[where.to(x.device)] for name, x in self.tensors.items()}
+        if not self.lengths:
+            return Condition(found)
+        kept = {name: tuple(x[k] for k in where.tolist()) for name, x in self.lengths.items()}
+        found |= {
+            name: found[name][:, : max(x, default=0)] for name, x in kept.items()
+        }  # as if encoded without the rest
+        return Condition(found, {name: x for name, x in kept.items() if len({*x}) > 1})
 
     def to(self, device: torch.device | str) -> Condition:
         """The same condition on another device."""
-        return Condition({name: x.to(device) for name, x in self.tensors.items()})
+        return Condition({name: x.to(device) for name, x in self.tensors.items()}, self.lengths)
 
 
 @dataclass(frozen=True)
@@ -109,6 +144,9 @@ class Family:
     """Components that a base may lack from the start."""
     default_overrides: Callable[[Any], Mapping[str, Any]] = lambda pipe: {}
     """(pipe) -> defaults in which this base differs from its family's."""
+    beside_a_folder: bool = False
+    """Whether a single file, which then holds the trainable component alone, needs the folder of a whole pipeline
+    beside it: diffusers would take its configuration from another public model."""
     normalize_key: Callable[[str], str] = lambda name: name
     """A tensor's name in a single file -> the key that diffusers' conversion knows it by."""
     scheduler_entries: Callable[[Collection[str], Mapping[str, str]], Mapping[str, Any]] = lambda names, metadata: {}

@@ -8,11 +8,12 @@ from pathlib import Path
 from .family import Family
 from .flux import FLUX
 from .pipeline_folder import read_json
+from .qwen_image import QWEN_IMAGE
 from .sd3 import SD3
 from .sd15 import SD15
 from .sdxl import SDXL
 
-FAMILIES: dict[str, Family] = {family.name: family for family in (SDXL, SD3, FLUX, SD15)}
+FAMILIES: dict[str, Family] = {family.name: family for family in (SDXL, SD3, FLUX, SD15, QWEN_IMAGE)}
 
 
 def family_of_folder(place: Path) -> Family:

@@ -109,27 +109,33 @@ def _open_single_file(
     A file's configs and tokenizers come from a folder of the same name beside it if there is one (`model/` beside
     `model.safetensors`), else diffusers fetches the family's once. Text encoders and VAE that the file lacks (the
     transformer alone, often) come from that folder too. The trainable component is filled on the device, weight by
-    weight, once all else is known to be there.
+    weight, once all else is known to be there. Of some families a file holds nothing but that component
+    (Family.beside_a_folder).
 
     Raises: ValueError: a component is neither in the file nor in the folder.
     """
     from diffusers.loaders.single_file_utils import SingleFileComponentError
 
     place, beside = file.path, file.path.with_suffix("")
+    hint = f"put a whole diffusers pipeline of its kind beside it, as the folder {beside}"
     with config_errors_in_one_line(place):
         kwargs = _kwargs_from_folder_beside(file, beside, family, dtype)
+        if not kwargs and family.beside_a_folder:
+            alone = f"{place} is a {family.name} {family.component} alone, which could be of several models"
+            raise ValueError(f"{alone}: {hint}")
         if not kwargs:  # named for diffusers, too, which would not know every spelling
             kwargs = {"config": single_file.config_repository(file, family.normalize_key)}
-        vae = {} if "vae" in kwargs else single_file.vae_of_file(file, kwargs["config"])
+        vae = {} if "vae" in kwargs or family.beside_a_folder else single_file.vae_of_file(file, kwargs["config"])
         config = single_file.config_file(kwargs["config"], family.component)
         model, read = single_file.model_on_meta_device(file, read_json(config), dtype, family.normalize_key)
         try:
-            pipe = _pipeline(family).from_single_file(
-                str(place), torch_dtype=dtype, **kwargs, **vae, **{family.component: model}
-            )
+            given = {"torch_dtype": dtype, **kwargs, **vae, family.component: model}
+            if family.beside_a_folder:
+                pipe = _pipeline(family).from_pretrained(given.pop("config"), **given)
+            else:
+                pipe = _pipeline(family).from_single_file(str(place), **given)
         except SingleFileComponentError as error:
             lacking = str(error).strip().splitlines()[0]
-            hint = f"put a whole diffusers pipeline of its kind beside it, as the folder {beside}"
             raise ValueError(f"{place} is not a whole base model ({lacking}): {hint}") from error
     component_checks.fill_shared_embeddings(pipe, family)
     pipe.register_modules(scheduler=component_checks.scheduler_of_file(file, family, pipe.scheduler))
@@ -149,7 +155,7 @@ def _kwargs_from_folder_beside(file: Checkpoint, beside: Path, family: Family, d
     check_components(beside, family)
     kwargs: dict[str, Any] = {"config": str(beside), **absent_components(beside, family)}
     for component, beginning in {**family.text_encoders, "vae": single_file.VAE_BEGINNINGS}.items():
-        in_file = any(name.startswith(beginning) for name in file.places)
+        in_file = not family.beside_a_folder and any(name.startswith(beginning) for name in file.places)
         if component not in kwargs and not in_file and any((beside / component).glob("*.safetensors")):
             variant = file_variant(dtype, hub_download.folder_files(beside), [component]) or ""
             kwargs[component] = _open_component(

@@ -18,19 +18,21 @@ def encode_image(pipe: Any, pixels: Tensor, generator: torch.Generator | None = 
     """Latents as the backbone sees them: those of the VAE, moved and scaled as its config says.
 
     SDXL: scaling_factor z, after (z - mean) / std where the config has them.  SD3, FLUX: scaling_factor (z - shift).
+    A VAE of videos reads an image as one frame.
 
     Args:    pixels (b, 3, H, W) in -1..1.  generator: of a draw from the posterior; None: its mean; AutoencoderTiny has
              none.
     Returns: (b, c, h, w) float32, which the VAE is in, too, whatever the base's dtype.
     """
     vae, config = pipe.vae, pipe.vae.config
-    found = vae.encode(pixels.float())
+    found = vae.encode(as_frames(vae, pixels.float()))
     if hasattr(found, "latent_dist"):
         z = found.latent_dist.mode() if generator is None else found.latent_dist.sample(generator)
     else:
         z = found.latents  # AutoencoderTiny
+    z = z.squeeze(2) if reads_frames(config) else z
     z = (z - _mean(config, z)) / _deviation(config, z)
-    return (z - (getattr(config, "shift_factor", None) or 0.0)) * config.scaling_factor
+    return (z - (getattr(config, "shift_factor", None) or 0.0)) * getattr(config, "scaling_factor", 1.0)
 
 
 def decode_image(pipe: Any, latents: Tensor) -> list[Any]:
@@ -43,17 +45,41 @@ def decode_image(pipe: Any, latents: Tensor) -> list[Any]:
     Raises: ValueError: NaN or infinity.
     """
     vae, config = pipe.vae, pipe.vae.config
-    z = latents.float() / config.scaling_factor + (getattr(config, "shift_factor", None) or 0.0)
+    z = latents.float() / getattr(config, "scaling_factor", 1.0) + (getattr(config, "shift_factor", None) or 0.0)
     z = z * _deviation(config, z) + _mean(config, z)
     images = []
     for one in z.split(1):
-        pixels = vae.decode(one, return_dict=False)[0]
+        pixels = vae.decode(as_frames(vae, one), return_dict=False)[0]
+        pixels = pixels[:, :, 0] if reads_frames(config) else pixels
         if not bool(torch.isfinite(pixels).all()):
             raise ValueError("the VAE made NaN or infinity of an image, which would be black: its weights are damaged")
         if getattr(pipe, "watermark", None) is not None:  # SDXL's, where its library is installed
             pixels = pipe.watermark.apply_watermark(pixels)
         images += pipe.image_processor.postprocess(pixels, output_type="pil")
     return images
+
+
+def reads_frames(config: Any) -> bool:
+    """Whether a VAE, by its config, is one of videos (b, c, frames, h, w)."""
+    return "temperal_downsample" in config  # diffusers' spelling, in each of its VAEs of videos that we open
+
+
+def as_frames(vae: Any, x: Tensor) -> Tensor:
+    """Images or latents (b, c, h, w) as a VAE reads them: a VAE of videos, as videos of one frame."""
+    return x.unsqueeze(2) if reads_frames(vae.config) else x
+
+
+def latent_channels(config: Any) -> int:
+    """c of a VAE's latents, by its config."""
+    return config.get("latent_channels") or config["z_dim"]
+
+
+def pixels_per_latent(config: Any) -> int:
+    """Pixels of a side for each place of a VAE's latents, by its config."""
+    if reads_frames(config):
+        return config.get("scale_factor_spatial") or 2 ** len(config["temperal_downsample"])
+    levels = config.get("block_out_channels") or config["decoder_block_out_channels"]
+    return 2 ** (len(levels) - 1)
 
 
 def _mean(config: Any, z: Tensor) -> Tensor:

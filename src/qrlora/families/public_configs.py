@@ -70,6 +70,23 @@ T5_XXL = {
     "num_heads": 64,
     "feed_forward_proj": "gated-gelu",
 }
+# text_encoder/config.json of Qwen-Image: Qwen2.5-VL-7B
+QWEN_VL = {
+    "architectures": ["Qwen2_5_VLForConditionalGeneration"],
+    "model_type": "qwen2_5_vl",
+    "tie_word_embeddings": False,
+    "text_config": {
+        "vocab_size": 152064,
+        "hidden_size": 3584,
+        "intermediate_size": 18944,
+        "num_hidden_layers": 28,
+        "num_attention_heads": 28,
+        "num_key_value_heads": 4,
+        "rope_parameters": {"rope_type": "default", "mrope_section": [16, 24, 24], "rope_theta": 1000000.0},
+        "max_position_embeddings": 128000,
+    },
+    "vision_config": {"hidden_size": 1280, "out_hidden_size": 3584, "intermediate_size": 3420},
+}
 VAE = {
     "_class_name": "AutoencoderKL",
     "block_out_channels": [128, 256, 512, 512],
@@ -80,6 +97,14 @@ VAE = {
 }
 VAE_16 = {**VAE, "latent_channels": 16, "use_quant_conv": False, "use_post_quant_conv": False}
 FLOW = {"_class_name": "FlowMatchEulerDiscreteScheduler", "shift": 3.0}
+QWEN_SCHEDULER = {
+    "_class_name": "FlowMatchEulerDiscreteScheduler",
+    "base_shift": 0.5,
+    "max_shift": 0.9,
+    "max_image_seq_len": 8192,
+    "shift_terminal": 0.02,
+    "use_dynamic_shifting": True,
+}
 SDXL_UNET = {
     "_class_name": "UNet2DConditionModel",
     "addition_embed_type": "text_time",
@@ -142,6 +167,13 @@ def _flux(name: str, distilled: bool) -> PublicBase:
     return PublicBase(VARIANTS[name].hub, "FluxPipeline", part, scheduler, encoders, VAE_16)
 
 
+def _qwen(name: str) -> PublicBase:
+    """Qwen-Image: all versions have one shape."""
+    part, vae = {"_class_name": "QwenImageTransformer2DModel"}, {"_class_name": "AutoencoderKLQwenImage"}
+    encoders = {"text_encoder": QWEN_VL}
+    return PublicBase(VARIANTS[name].hub, "QwenImagePipeline", part, QWEN_SCHEDULER, encoders, vae)
+
+
 PUBLIC: dict[str, PublicBase] = {
     "sdxl": PublicBase(
         VARIANTS["sdxl"].hub,
@@ -172,6 +204,8 @@ PUBLIC: dict[str, PublicBase] = {
         **SD21_UNET,
     ),
     "sd21-base": _sd15("sd21-base", CLIP_H, PNDM, 64, **SD21_UNET),
+    "qwen-image": _qwen("qwen-image"),
+    "qwen-image-2512": _qwen("qwen-image-2512"),
 }
 """Short name -> public base model."""
 

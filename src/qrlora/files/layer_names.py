@@ -79,7 +79,7 @@ def understand(
     if fitting and len({tuple(y.layers for name in names if (y := x.read(name))) for x in fitting}) == 1:
         found = _read(fitting[0], factors)
         layout = _of_one(fitting, found, tensors, metadata)
-        return _checked(Names(layout, fitting[0].component, found))
+        return _checked(Names(layout, fitting[0].component, _read(layout, factors) if layout else found))
     parts = {next((x for x in PARTS if name.startswith(f"{x}.")), "") for name in names}
     if len(parts) != 1:
         raise ValueError(f"an adapter changes one part of a pipeline, this file has {sorted(parts) or 'no layers'}")
@@ -92,7 +92,8 @@ def understand(
 def _of_one(
     fitting: list[Layout], found: Mapping[str, Key], tensors: Mapping[str, Tensor], metadata: Mapping[str, str]
 ) -> Layout | None:
-    """The one backbone of several with the same names: by metadata, else by the sizes of the public models."""
+    """The one backbone of several with the same names: by metadata, else by the sizes of the public models, of several
+    that are large enough the one whose last block is in the file."""
     named = told(metadata)
     if named in fitting or len(fitting) == 1:
         return named if named in fitting else fitting[0]
@@ -103,7 +104,8 @@ def _of_one(
         if x.factor.kind == "A" and tensors[key].ndim == 2
     }
     sized = [x for x in fitting if x.has_size(x.width_of(inputs), layers)]
-    return sized[0] if len(sized) == 1 else None
+    whole = [x for x in sized if x.has_last_blocks(x.width_of(inputs), layers)]
+    return next((some[0] for some in (sized, whole) if len(some) == 1), None)
 
 
 def _has_rows(layout: Layout, factors: Mapping[str, Factor], tensors: Mapping[str, Tensor]) -> bool:

@@ -35,14 +35,32 @@ OUTSIDE = {
 BLOCKS = {"transformer_blocks": 19, "single_transformer_blocks": 38}
 KNOWN = ("lora_unet_{original}", "diffusion_model.{original}", "transformer.{diffusers}")
 
+DEV = "FLUX.1 [dev] Non-Commercial (images may be sold)"
+
+
+def _variant(hub: str, architecture: str, word: str, licence: str, good_for: str) -> Variant:
+    return Variant(
+        hub=f"black-forest-labs/{hub}",
+        architecture=architecture,
+        base_version="flux1",
+        words=(word,),
+        width=3072,
+        blocks=BLOCKS,
+        licence=licence,
+        billions=11.9,
+        card=16,
+        good_for=good_for,
+    )
+
+
 FLUX = Layout(
     family="flux",
     component="transformer",
     variants={
-        "flux-dev": Variant("black-forest-labs/FLUX.1-dev", "flux-1-dev", "flux1", ("flux1",), 3072, BLOCKS),
-        "flux-schnell": Variant(
-            "black-forest-labs/FLUX.1-schnell", "flux-1-schnell", "flux1", ("schnell",), 3072, BLOCKS
+        "flux-dev": _variant(
+            "FLUX.1-dev", "flux-1-dev", "flux1", DEV, "photographs, hands, text; the paper's third base"
         ),
+        "flux-schnell": _variant("FLUX.1-schnell", "flux-1-schnell", "schnell", "Apache-2.0", "images in 4 steps"),
     },
     example="flux-dev",
     names={

