@@ -13,8 +13,8 @@ from qrlora.layouts import LAYOUTS, VARIANTS
 
 SRC = Path(__file__).parents[1] / "src" / "qrlora"
 LAYERS = (
-    ("extras", "devices", "image_loading", "layouts", "temporary_files", "trigger_words"),
-    ("built_in_bases", "output_files"),
+    ("extras", "crop_geometry", "devices", "layouts", "temporary_files", "trigger_words"),
+    ("built_in_bases", "image_loading", "output_files"),
     ("lanczos", "text_files"),
     ("linalg", "noising", "config", "safetensors_files", "lora_keys", "parallel_map"),
     ("basis",),

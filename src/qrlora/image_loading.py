@@ -1,4 +1,4 @@
-"""Image files -> square RGB images in sRGB, upright and cropped; every damaged file is refused with its reason.  [PIL]
+"""Image files -> RGB images in sRGB, upright and cropped, with masks; damaged files are refused.  [PIL]
 
 Letters: H W pixels.
 """
@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import math
 import struct
 import warnings
 from collections.abc import Iterator
@@ -15,13 +16,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from PIL import Image, ImageCms, UnidentifiedImageError
+from PIL import Image, ImageChops, ImageCms, UnidentifiedImageError
+
+from .crop_geometry import MIN_SIDE, Box, chosen_box, middle_box
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-MIN_SIDE = 16
-"""Pixels a side; a smaller image is refused."""
 EXIF_ORIENTATION = 0x0112
 """EXIF's tag of the orientation."""
 TRANSPOSITIONS = {
@@ -40,16 +41,18 @@ COLOUR_MODES = ("L", "RGB", "CMYK", "LAB")
 
 @dataclass(frozen=True)
 class CroppedImage:
-    """An image resized and cropped to a base's square, with its size and crop. Sizes are (height, width) in pixels."""
+    """An image cropped and resized for a base, with its size and crop. Sizes are (height, width) in pixels."""
 
     image: Image.Image
     """RGB, target size."""
     original: tuple[int, int]
     """Size of the upright image in the file."""
     corner: tuple[int, int]
-    """(top, left) of the square in the resized image."""
+    """(top, left) of the crop in the resized image."""
     used: tuple[float, float, float, float]
     """What of the upright image is used: x, y, width, height in its pixels."""
+    mask: Image.Image | None = None
+    """Mode L, target size: 255 where the image counts, 0 where it is background; None: all of it counts."""
 
     @property
     def cut_off(self) -> float:
@@ -65,64 +68,85 @@ class CroppedImage:
         values = torch.from_numpy(np.asarray(self.image, dtype=np.float32).copy())
         return (values / 127.5 - 1).permute(2, 0, 1)[None].contiguous()
 
+    @property
+    def mask_values(self) -> Tensor | None:
+        """The mask as (1, 1, H, W) float32 in 0..1; None without one."""
+        import torch
 
-def load_image(path: str | Path, size: int, crop: tuple[int, int, int] | None = None) -> CroppedImage:
-    """Load an image file, crop a square of it, the middle one unless told otherwise, and resize it to the base's size.
+        if self.mask is None:
+            return None
+        return torch.from_numpy(np.asarray(self.mask, dtype=np.float32) / 255)[None, None]
 
-    Without a crop the shorter side is resized to `size` (Lanczos) and the middle is cut out, as in diffusers' SDXL
-    training script. EXIF orientation is applied, colours are converted to sRGB by the ICC profile, transparency is put
-    on white, 16 bits a channel become 8; of an animation the first frame is taken.
 
-    Args:    size: side of the square, in pixels.  crop: x, y, side of the square in the upright image.
+def load_image(
+    path: str | Path,
+    size: int | tuple[int, int],
+    crop: tuple[int, int, int] | None = None,
+    mask: str | Path | None = None,
+) -> CroppedImage:
+    """Load an image file, crop it, to its middle unless told otherwise, and resize it to the base's size.
+
+    Without a crop the image is resized (Lanczos) to just cover the size and the middle is cut out. EXIF orientation is
+    applied, colours are converted to sRGB by the ICC profile, transparency is put on white, 16 bits a channel become 8;
+    of an animation the first frame is taken. The mask is that of the file `mask`, else the image's own alpha channel.
+
+    Args:    size: side of a square, or (height, width), in pixels.
+             crop: x, y, side in the upright image, see `crop_geometry.chosen_box`.
+             mask: a grey image of the image's size, white where the image counts; transparency counts as black.
     Raises:  OSError: no such file, or it cannot be read.
              ValueError: empty, cut short, no image, under 16 pixels a side, or too large to decode safely; a crop
-             that is not within the image, or under 16 pixels a side.
+             that is not within the image; a mask of another size, or one that leaves nothing of the crop.
     """
-    image = load_upright(Path(path))
-    width, height = image.size
-    box, corner = _middle_square(image.size, size) if crop is None else _chosen_square(path, image.size, size, crop)
-    if crop is None:
-        square = image.resize((size, size), Image.Resampling.LANCZOS, box=box)
-    else:  # cut out first: Lanczos reads a few pixels beyond a box, and what is outside of a crop must not show
-        square = image.crop(box).resize((size, size), Image.Resampling.LANCZOS)
+    image, alpha = _open_upright(Path(path))
+    target, original = (size, size) if isinstance(size, int) else size, (image.height, image.width)
+    try:
+        box, corner = middle_box(original, target) if crop is None else chosen_box(original, target, crop)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
+    weights = alpha if mask is None else _open_mask(Path(mask), image.size, Path(path))
+    resized = _resize_box(image, box, target, Image.Resampling.LANCZOS, cut_first=crop is not None)
+    if weights is not None:
+        weights = _resize_box(weights, box, target, Image.Resampling.BOX, cut_first=crop is not None)
+        if weights.getextrema()[1] == 0:
+            what = f"the transparency of {path}" if mask is None else f"the mask {mask}"
+            raise ValueError(f"{what} leaves nothing of the part that is used: move crop=x,y,side, or change it")
+        weights = None if weights.getextrema()[0] == 255 else weights
     used = (box[0], box[1], box[2] - box[0], box[3] - box[1])
-    return CroppedImage(image=square, original=(height, width), corner=corner, used=used)
+    return CroppedImage(image=resized, original=original, corner=corner, used=used, mask=weights)
 
 
-Box = tuple[float, float, float, float]
-"""Left, upper, right and lower edge in an image's pixels."""
+def _resize_box(
+    image: Image.Image, box: Box, target: tuple[int, int], resampling: Image.Resampling, cut_first: bool
+) -> Image.Image:
+    """A box of an image resized to (height, width).
 
-
-def _middle_square(image_size: tuple[int, int], size: int) -> tuple[Box, tuple[int, int]]:
-    """The middle of an image of (width, height), and its (top, left) once the shorter side is `size`."""
-    width, height = image_size
-    scale = size / min(width, height)
-    fitted = (max(size, round(width * scale)), max(size, round(height * scale)))
-    left, top = round((fitted[0] - size) / 2), round((fitted[1] - size) / 2)
-    # pixels of the file for one of the resized image, which is never made
-    x, y = width / fitted[0], height / fitted[1]
-    return (left * x, top * y, min((left + size) * x, width), min((top + size) * y, height)), (top, left)
-
-
-def _chosen_square(
-    path: str | Path, image_size: tuple[int, int], size: int, crop: tuple[int, int, int]
-) -> tuple[Box, tuple[int, int]]:
-    """A crop's square, and its (top, left) in the image resized so that the square's side is `size`.
-
-    Raises: ValueError: it is not within the image of (width, height), or too small.
+    Args: cut_first: a filter reads a few pixels beyond a box, and what is outside of a chosen crop must not show.
     """
-    (width, height), (x, y, side) = image_size, crop
-    if side < MIN_SIDE:
-        raise ValueError(f"{path}: the side of crop={x},{y},{side} is under {MIN_SIDE} pixels: use {MIN_SIDE} or more")
-    if x + side > width or y + side > height:
-        has = f"the image has {width} x {height} pixels"
-        limits = f"x + side is at most {width}, y + side at most {height}"
-        raise ValueError(f"{path}: crop={x},{y},{side} reaches beyond it, {has}: {limits}")
-    return (x, y, x + side, y + side), (round(y * size / side), round(x * size / side))
+    height, width = target
+    if not cut_first:
+        return image.resize((width, height), resampling, box=box)
+    outer = (int(box[0]), int(box[1]), math.ceil(box[2]), math.ceil(box[3]))
+    within = (box[0] - outer[0], box[1] - outer[1], box[2] - outer[0], box[3] - outer[1])
+    return image.crop(outer).resize((width, height), resampling, box=within)
+
+
+def _open_mask(path: Path, size: tuple[int, int], image: Path) -> Image.Image:
+    """A mask file in mode L. Raises ValueError: another size (width, height) than the image's; as `load_image`."""
+    mask, alpha = _open_upright(path)
+    if mask.size != size:
+        sizes = f"{mask.width} x {mask.height} pixels, its image {image} {size[0]} x {size[1]}"
+        raise ValueError(f"the mask {path} has {sizes}: a mask has the size of its image")
+    grey = mask.convert("L")
+    return grey if alpha is None else ImageChops.multiply(grey, alpha)
 
 
 def load_upright(path: Path) -> Image.Image:
-    """An upright RGB picture from a file, every bad input refused with its reason."""
+    """An upright image in RGB, on white, from a file; bad input is refused with its reason."""
+    return _open_upright(path)[0]
+
+
+def _open_upright(path: Path) -> tuple[Image.Image, Image.Image | None]:
+    """An upright image in RGB on white, and its alpha channel, from a file; bad input is refused with its reason."""
     if path.is_file() and path.stat().st_size == 0:
         raise ValueError(f"{path} is empty (0 bytes): give a picture file")
     with contextlib.ExitStack() as opened:
@@ -177,8 +201,8 @@ def _check_size(path: Path, image: Image.Image) -> None:
         raise ValueError(f"{path} has {width} x {height} pixels, at least {MIN_SIDE} x {MIN_SIDE} are needed")
 
 
-def _to_rgb(image: Image.Image, deep: bool) -> Image.Image:
-    """8-bit sRGB on white of any mode.
+def _to_rgb(image: Image.Image, deep: bool) -> tuple[Image.Image, Image.Image | None]:
+    """8-bit sRGB on white of any mode, and the alpha channel in mode L; None: opaque.
 
     Args:   deep: the file has 16 bits a channel; Pillow keeps the upper 8, but a transparent colour whole.
     """
@@ -186,7 +210,7 @@ def _to_rgb(image: Image.Image, deep: bool) -> Image.Image:
     colours, alpha = _split_alpha(image, deep)
     colours = _to_srgb(colours, profile)
     white = Image.new("RGB", colours.size, "white")
-    return colours if alpha is None else Image.composite(colours, white, alpha)
+    return (colours if alpha is None else Image.composite(colours, white, alpha)), alpha
 
 
 def _upper_byte(colour: int | tuple[int, ...]) -> int | tuple[int, ...]:

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from .image_loading import CroppedImage
 
@@ -23,6 +24,8 @@ class TrainingExamples:
     """(n, c, h, w) float32, scaled as the backbone takes them."""
     condition: Any
     """Conditioning of each image's caption, n rows."""
+    loss_weights: Tensor | None = None
+    """(n, 1, h, w) float32 of mean 1, see `loss_weights_of`; None: all places weigh the same."""
     ordinary: Any = None
     """Conditioning of prompts for other images, for qr-contrast: see `contrastive_directions`."""
 
@@ -46,9 +49,26 @@ def encode_training_examples(
         raise ValueError(f"the VAE of {base.name} turned the image into NaN or infinity: try dtype=float32")
     sizes = [base.size_conditioning(x.original, x.corner, (x.image.height, x.image.width)) for x in images]
     sizes += [sizes[k % len(images)] for k in range(len(ordinary))]
+    masks = [image.mask_values for image in images]
+    loss_weights = None
+    if any(mask is not None for mask in masks):
+        loss_weights = torch.cat([loss_weights_of(mask, latents) for mask in masks])
     condition = base.encode_prompts([*captions, *ordinary], sizes)
     if not all(bool(torch.isfinite(x).all()) for x in condition.tensors.values()):
         hint = "try dtype=float32, or bfloat16 if it was float16"
         raise ValueError(f"the text encoders of {base.name} turned the prompt into NaN or infinity: {hint}")
     others = condition.rows(range(len(images), len(condition))) if ordinary else None
-    return TrainingExamples(latents=latents, condition=condition.rows(range(len(images))), ordinary=others)
+    return TrainingExamples(latents, condition.rows(range(len(images))), loss_weights, others)
+
+
+def loss_weights_of(mask: Tensor | None, latents: Tensor) -> Tensor:
+    """Weight of each place of the latents in the loss, (1, 1, ..., h, w) with as many dimensions as the latents.
+
+    weight = m / mean(m), with m the mean of the mask over the pixels of a place: the background has no part in the
+    loss, and the loss of an image is the mean over what counts, however small it is.
+
+    Args: mask: (1, 1, H, W) in 0..1; None: ones.  latents: (n, c, ..., h, w).
+    """
+    size = (int(latents.shape[-2]), int(latents.shape[-1]))
+    means = torch.ones(1, 1, *size) if mask is None else functional.adaptive_avg_pool2d(mask, size)
+    return (means / means.mean()).view(1, *[1] * (latents.ndim - 3), *size)

@@ -12,7 +12,7 @@ from typing import Any, Literal, Self
 
 from ..layouts import current_preset
 from ..trigger_words import contains_word
-from .image_settings import normalise_paths, parse_crops
+from .image_settings import PATH_LISTS, normalise_paths, parse_crops
 from .renamed_settings import accepts_old_names, with_new_names
 from .type_checks import as_dict, check_at_least, check_strengths, check_types
 
@@ -98,6 +98,10 @@ class TrainConfig:
     crop: str | tuple[int | str | tuple[int, ...], ...] = ()
     """x,y,side in pixels of the image: the square of it that is used; of several images one crop each, in their order,
     crop=0,0,600 crop=40,0,512. Empty: the middle square."""
+    mask: str | Path | tuple[str | Path, ...] = ""
+    """What of the image counts in the loss: a grey image of its size, white where it counts, black for the background;
+    of several images one each, in their order, or a folder with files of their names. Empty: transparent parts, if the
+    image has any, are background."""
     role: Literal["content", "style"] = "content"
     """What to train on it: its subject (content) or its style."""
     trigger: str = ""
@@ -169,7 +173,8 @@ class TrainConfig:
         check_types(TrainConfig, as_dict(self))
         if self.targets is not None:
             object.__setattr__(self, "targets", current_preset(self.targets, stacklevel=4))
-        object.__setattr__(self, "image", normalise_paths(self.image))
+        for name in PATH_LISTS:
+            object.__setattr__(self, name, normalise_paths(getattr(self, name)))
         object.__setattr__(self, "crop", parse_crops(self.crop))
         for name in ("output", "checkpoint_dir"):
             object.__setattr__(self, name, str(getattr(self, name)))

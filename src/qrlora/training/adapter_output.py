@@ -86,6 +86,8 @@ def settings_in_header(config: TrainConfig, images: Sequence[TrainingImage]) -> 
     values = {name: value for name, value in as_stored_dict(config).items() if name not in NOT_IN_HEADER}
     if len(images) > 1:
         values["images"] = len(images)
+    if masks := [image.mask for image in images if image.mask]:
+        values["mask"] = names_text(masks)
     return {**values, "image": names_text([image.path for image in images])}
 
 

@@ -6,7 +6,7 @@ import functools
 import hashlib
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -37,26 +37,44 @@ def _epoch_order(seed: int, epoch: int, count: int) -> list[int]:
     return torch.randperm(count, generator=generator).tolist()
 
 
+class Batch(NamedTuple):
+    """What the noisy copies of an update are made of."""
+
+    latents: Tensor
+    """(b, c, h, w)."""
+    condition: Any
+    """Conditioning of b rows."""
+    loss_weights: Tensor | None
+    """(b, 1, h, w), or (1, 1, h, w) for all; None: all places weigh the same."""
+
+
 def make_batches(
     base: Base, examples: TrainingExamples, batch_size: int, seed: int, processes: Processes
-) -> Callable[[int], tuple[Tensor, Any]]:
-    """(step) -> latents (b, c, h, w) and conditioning of b rows, on the device: of this process's shard of the batch.
+) -> Callable[[int], Batch]:
+    """(step) -> this process's shard of the update's batch, on the device.
 
     A single image is on the device from the start. Of several, which would take a GPU megabytes each, the batch's own
     are copied there for each update.
     """
     device, size = base.device, batch_size // processes.count
     if len(examples) == 1:
-        alone = examples.latents.to(device).expand(size, -1, -1, -1), examples.condition.to(device).rows([0] * size)
+        latents, weights = examples.latents.to(device), examples.loss_weights
+        alone = Batch(
+            latents.expand(size, *[-1] * (latents.ndim - 1)),
+            examples.condition.to(device).rows([0] * size),
+            None if weights is None else weights.to(device),
+        )
         return lambda step: alone
     latents, condition = examples.latents.cpu(), examples.condition.to("cpu")
 
     def copied(x: Tensor) -> Tensor:
         return (x.pin_memory() if device.type == "cuda" else x).to(device, non_blocking=True)
 
-    def batch(step: int) -> tuple[Tensor, Any]:
+    def batch(step: int) -> Batch:
         rows = processes.shard(torch.tensor(image_indices(step, batch_size, len(examples), seed)))
         chosen = condition.rows(rows)
-        return copied(latents[rows]), replace(chosen, tensors={name: copied(x) for name, x in chosen.tensors.items()})
+        on_device = replace(chosen, tensors={name: copied(x) for name, x in chosen.tensors.items()})
+        weights = None if examples.loss_weights is None else copied(examples.loss_weights[rows])
+        return Batch(copied(latents[rows]), on_device, weights)
 
     return batch

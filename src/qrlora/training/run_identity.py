@@ -43,7 +43,7 @@ def run_identity(
     File names do not count, and nothing here was computed by a device. `steps`, which changes a run only where the
     learning rate decays, is compared by the checkpoint itself.
     """
-    omitted = (*NOT_IN_HEADER, "steps", "image", "crop", "base", "revision")
+    omitted = (*NOT_IN_HEADER, "steps", "image", "crop", "mask", "base", "revision")
     settings = {name: value for name, value in as_stored_dict(config).items() if name not in omitted}
     digests = [_image_digest(base, image) for image in images]
     if len(images) > 1:  # the caption of a single image is the setting `prompt`
@@ -56,12 +56,13 @@ def run_identity(
 
 
 def _image_digest(base: Base, image: CroppedImage) -> str:
-    """Digest of an image's pixels and of its size and crop conditioning."""
+    """Digest of an image's pixels, its mask, and its size and crop conditioning."""
     size = (image.image.height, image.image.width)
     seen = base.size_conditioning(image.original, image.corner, size)
     # checkpoints hold digests of this text: it stays
     sizes = f"{size} Framing(original={seen.original_size}, corner={seen.crop_top_left}, target={seen.target_size})"
-    return _digest(sizes.encode() + image.image.tobytes())
+    mask = b"" if image.mask is None else image.mask.tobytes()
+    return _digest(sizes.encode() + image.image.tobytes() + mask)
 
 
 def _digest(content: bytes) -> str:

@@ -43,6 +43,7 @@ from .training_images import (
     find_training_images,
     load_training_images,
     log_cropping,
+    log_masks,
     with_prompt_of,
 )
 from .training_loop import Progress, run_training_loop
@@ -119,6 +120,7 @@ def _train(
     cropped, captions = load_training_images(images, config.resolution), [image.caption for image in images]
     if processes.is_rank_zero:
         log_cropping(images, cropped)
+        log_masks(images, cropped)
     inputs = run_identity(config, base, cropped, captions)
     finished = load_finished_adapter(config, run_digest(inputs, config.steps))
     if finished is not None:

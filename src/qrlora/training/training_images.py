@@ -1,4 +1,4 @@
-"""The image files of a run with their captions and crops, as the settings `image`, `prompt` and `crop` say."""
+"""The image files of a run with their captions, crops and masks, as the settings of these names say."""
 
 from __future__ import annotations
 
@@ -28,10 +28,12 @@ class TrainingImage:
     """With the trigger word in it."""
     crop: Crop | None = None
     """What of it is used; None: the middle square."""
+    mask: Path | None = None
+    """Its mask's file; None: its own alpha channel."""
 
     def load(self, size: int) -> CroppedImage:
         """The image, cropped and resized. Raises as `image_loading.load_image`."""
-        return load_image(self.path, size, self.crop)
+        return load_image(self.path, size, self.crop, self.mask)
 
 
 def find_training_images(config: TrainConfig) -> list[TrainingImage]:
@@ -41,7 +43,8 @@ def find_training_images(config: TrainConfig) -> list[TrainingImage]:
     with any run of white space as one space; without such a file it is `prompt`.
 
     Raises: ValueError: a folder without images; an empty caption, or one without the trigger word; no caption; a count
-            of crops that is not that of the images.  OSError: a folder or caption that cannot be read.
+            of crops or masks that is not that of the images; a folder of masks that lacks one.
+            OSError: a folder or caption that cannot be read.
     """
     config.checked()
     paths = _list_image_files(config.image)
@@ -53,7 +56,8 @@ def find_training_images(config: TrainConfig) -> list[TrainingImage]:
         captions = [config.prompt]
     else:
         captions = [_find_caption(path, config) for path in paths]
-    return [TrainingImage(*one) for one in zip(paths, captions, crops, strict=True)]
+    masks = _find_masks(paths, config)
+    return [TrainingImage(*one) for one in zip(paths, captions, crops, masks, strict=True)]
 
 
 def with_prompt_of(images: Sequence[TrainingImage], config: TrainConfig) -> TrainConfig:
@@ -91,6 +95,13 @@ def log_cropping(images: Sequence[TrainingImage], cropped: Sequence[CroppedImage
         )
 
 
+def log_masks(images: Sequence[TrainingImage], cropped: Sequence[CroppedImage]) -> None:
+    """Log, in one line, of which images an alpha channel keeps the background out of the loss; nothing if of none."""
+    transparent = [x.path for x, one in zip(images, cropped, strict=True) if one.mask is not None and x.mask is None]
+    if transparent:
+        log.info("%s: transparent parts are background and kept out of the loss", names_text(transparent))
+
+
 def names_text(paths: Sequence[str | Path]) -> str:
     """Names of files without their folders, at most MAX_NAMES: "a.png, b.png and 5 more"."""
     names = ", ".join(Path(path).name for path in paths[:MAX_NAMES])
@@ -113,6 +124,27 @@ def _list_folder(folder: Path) -> list[Path]:
         )
         raise ValueError(f"{folder} holds no images ({', '.join(IMAGE_SUFFIXES)}): {hint}")
     return sorted(files, key=lambda path: path.name)
+
+
+def _find_masks(paths: Sequence[Path], config: TrainConfig) -> Sequence[Path | None]:
+    """The mask of each image: the files of the setting `mask` in their order, or the file of a folder with the image's
+    name, whatever its suffix; None for each where the setting is empty. Raises as `find_training_images`."""
+    if not config.mask:
+        return [None] * len(paths)
+    folder = Path(str(config.mask))
+    if isinstance(config.mask, tuple) or not folder.is_dir():
+        masks = [Path(mask) for mask in ([config.mask] if isinstance(config.mask, str | Path) else config.mask)]
+        if len(masks) != len(paths):
+            hint = f"give one mask for each image, in the order of {names_text(paths)}, or a folder of masks"
+            raise ValueError(f"{len(masks)} masks for {len(paths)} image{'s' * (len(paths) > 1)}: {hint}")
+        return masks
+    named = {path.stem: path for path in _list_folder(folder)}
+    for path in paths:
+        if path.stem not in named:
+            raise ValueError(f"{folder} has no mask named {path.stem}: add one, all white if all of {path} counts")
+        if named[path.stem].resolve() == path.resolve():
+            raise ValueError(f"{folder} holds the images themselves: masks need a folder of their own")
+    return [named[path.stem] for path in paths]
 
 
 def _find_caption(path: Path, config: TrainConfig) -> str:

@@ -163,8 +163,8 @@ def make_loss(
         if device.type == "cuda":
             noise = noise.pin_memory()  # from pageable memory the copy would wait for the device
         noise = noise.to(device, non_blocking=True)
-        clean, condition = batch_of_step(step)
-        return denoising_loss(base.family.predict, base.model, noising, clean, noise, time, condition)
+        clean, condition, weights = batch_of_step(step)
+        return denoising_loss(base.family.predict, base.model, noising, clean, noise, time, condition, weights)
 
     return loss_of_step
 
@@ -177,16 +177,22 @@ def denoising_loss(
     noise: Tensor,
     time: Tensor,
     condition: Any,
+    loss_weights: Tensor | None = None,
 ) -> Tensor:
     """Mean over the batch of weight(time) |prediction - target|^2 / (c h w), in float32 whatever the base's dtype.
 
+    With `loss_weights` each place of the latents counts so many times: of a mask they are m / mean(m), and the loss is
+    sum(m |prediction - target|^2) / (c sum(m)).
+
     Args:    clean, noise (b, c, h, w); time (b,), best on the CPU, where the noising's tables are; condition of b rows.
+             loss_weights: (b or 1, 1, h, w) of mean 1; None: ones.
     Returns: a scalar.
     """
     prediction = predict(
         model, noising.add_noise(clean, noise, time), time.to(clean.device, non_blocking=True), condition
     )
-    error = (prediction.float() - noising.target(clean, noise, time)).square().flatten(1).mean(1)
+    squares = (prediction.float() - noising.target(clean, noise, time)).square()
+    error = (squares if loss_weights is None else squares * loss_weights).flatten(1).mean(1)
     return (noising.weighting(time).to(error.device, non_blocking=True) * error).mean()
 
 
