@@ -273,7 +273,7 @@ BAD = {  # settings, what happens to the folder before, what the one line must s
     "a crop beyond the image": (
         ["image=DIR/b.jpg", "crop=10,0,20"],
         None,
-        "DIR/b.jpg: crop=10,0,20 reaches beyond it, the image has 24 x 21 pixels: x + side is at most 24, y + side",
+        "DIR/b.jpg: crop=10,0,20 reaches beyond the image: the image has 24 x 21 pixels, x + side is at most 24",
     ),
     "a crop of nothing": (["image=DIR/b.jpg", "crop=0,0,8"], None, "is under 16 pixels: use 16 or more"),
     "a crop of words": (["image=DIR/b.jpg", "crop=middle"], None, "crop reads x,y,side in whole pixels"),
