@@ -160,6 +160,8 @@ class TrainConfig:
     """auto (cuda, then mps, then cpu), or a torch device such as cuda:1."""
     save_every: int = 0
     """Write a checkpoint after so many updates; 0: only when interrupted."""
+    adapter_every: int = 0
+    """Write the adapter each time after so many updates, beside the output as NAME-00100.safetensors; 0: at the end."""
     checkpoint_dir: str | Path = ""
     """Folder of the checkpoint; empty: beside the output, see `checkpoints`. A run with equal settings resumes it."""
     preview_every: int = 0
@@ -186,7 +188,7 @@ class TrainConfig:
             object.__setattr__(self, "prompt", f"a {self.trigger}")
         for name in ("rank", "steps", "batch_size", "resolution"):
             check_at_least(self, name, 1)
-        for name in ("seed", "slot", "min_snr_gamma", "save_every", "preview_every"):
+        for name in ("seed", "slot", "min_snr_gamma", "save_every", "adapter_every", "preview_every"):
             check_at_least(self, name, 0)
         if self.learning_rate is not None and not 0 < self.learning_rate < math.inf:
             raise ValueError(f"learning_rate must be a positive number such as 1e-4, got {self.learning_rate}")

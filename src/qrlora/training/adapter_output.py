@@ -6,6 +6,7 @@ import hashlib
 import json
 import tempfile
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -48,7 +49,7 @@ def check_outputs_writable(config: TrainConfig, images: Sequence[TrainingImage])
 
 
 def check_adapter_fits(config: TrainConfig, base: Base) -> None:
-    """Check that the adapter fits on the disk, once its layers are known. Raises OSError: too little space."""
+    """Check that the run's adapters fit on the disk, once their layers are known. Raises OSError: too little space."""
     if not is_rank_zero():
         return
     assert config.rank is not None and config.targets is not None
@@ -56,7 +57,46 @@ def check_adapter_fits(config: TrainConfig, base: Base) -> None:
     rank = config.rank if row is not None and row.frozen_side else 2 * config.rank
     shapes = {name: (x.out_features, x.in_features) for name, x in base.target_layers(config.targets).items()}
     header = Header(family=base.family.name, part=base.family.component, method=config.method, rank=rank)
-    output_files.check(config.output, overwrite=True, size=size_in_bytes(shapes, header))
+    size = size_in_bytes(shapes, header) * (1 + len(saved_steps(config)))
+    output_files.check(config.output, overwrite=True, size=size)
+
+
+def file_of_step(config: TrainConfig, step: int) -> Path:
+    """Where the adapter of an update is written, see `TrainConfig.adapter_every`."""
+    output = Path(config.output)
+    return output.with_name(f"{output.stem}-{step:05}{output.suffix}")
+
+
+def saved_steps(config: TrainConfig) -> range:
+    """The updates whose adapters are written before the last."""
+    assert config.steps is not None
+    return range(config.adapter_every, config.steps, config.adapter_every) if config.adapter_every else range(0)
+
+
+def header_of_step(header: Header, config: TrainConfig, inputs: Mapping[str, Any], step: int) -> Header:
+    """The header of the adapter after an update: that of a run of so many steps, which it is, where the learning rate
+    does not fall; where it falls, with the steps of the whole run and the entry "step"."""
+    assert config.steps is not None
+    if not config.lr_decay or step == config.steps:
+        entries = {"steps": step, RUN_ENTRY: run_digest(inputs, step)}
+    else:
+        entries = {"step": step, RUN_ENTRY: run_digest({**inputs, "step": step}, config.steps)}
+    return replace(header, config={**header.config, **entries})
+
+
+def check_step_files(config: TrainConfig, inputs: Mapping[str, Any]) -> None:
+    """Raises FileExistsError: an adapter of an update would replace another run's, and may not."""
+    for step in saved_steps(config) if not config.overwrite else ():
+        path = file_of_step(config, step)
+        run = header_of_step(Header(), config, inputs, step).config[RUN_ENTRY]
+        if path.exists() and _header_or_empty(path).config.get(RUN_ENTRY) != run:
+            output_files.check(path)
+
+
+def save_adapter_of_step(adapter: Adapter, config: TrainConfig, step: int) -> None:
+    """Write the adapter after an update; a warning, and the training goes on, if it cannot be written."""
+    with output_files.dispensable(f"the training goes on without the adapter of step {step}"):
+        save(adapter, file_of_step(config, step), overwrite=True)
 
 
 def load_finished_adapter(config: TrainConfig, run: str) -> Adapter | None:

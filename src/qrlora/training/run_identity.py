@@ -25,6 +25,7 @@ NOT_IN_HEADER = (
     "offload",
     "gradient_checkpointing",
     "save_every",
+    "adapter_every",
     "checkpoint_dir",
     "preview_every",
     "preview_prompt",

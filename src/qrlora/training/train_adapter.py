@@ -24,12 +24,14 @@ from ..training_example import TrainingExamples, encode_training_examples
 from ..trigger_words import contains_word
 from . import optimizers
 from .adapter_output import (
-    RUN_ENTRY,
     check_adapter_fits,
     check_outputs_writable,
+    check_step_files,
+    header_of_step,
     load_finished_adapter,
     run_digest,
     save_adapter,
+    save_adapter_of_step,
     settings_in_header,
 )
 from .checkpoint import Checkpoint, remove_checkpoint
@@ -127,6 +129,7 @@ def _train(
         if processes.is_rank_zero:
             remove_checkpoint(config.checkpoints, inputs, config.steps, config.lr_decay)
         return finished
+    check_step_files(config, inputs)
     check_adapter_fits(config, base)
     needs_ordinary = config.method in METHODS and METHODS[config.method].needs_example
     ordinary = ordinary_prompts(config) if needs_ordinary else []
@@ -176,13 +179,21 @@ def _train_on_base(
             config.checkpoints, inputs, environment, config.steps, config.lr_decay, trainable, generator
         )
         on_step = on_step or (lambda _: None)
-        with catch_stop_signals() as stop_requested:
-            run_training_loop(config, base, examples, checkpoint, processes, stop_requested, on_step, show_preview)
+
+        def extract(step: int) -> Adapter:
             lost = trainable.start["lost"]
             entries: dict[str, Any] = {} if lost is None else {"basis_energy_lost": lost}
-            entries[RUN_ENTRY] = run_digest(inputs, config.steps)
-            header = replace(header, basis=trainable.start["basis"], config={**header.config, **entries})
-            adapter = trainable.extract(header)
+            whole = replace(header, basis=trainable.start["basis"], config={**header.config, **entries})
+            return trainable.extract(header_of_step(whole, config, inputs, step))
+
+        def save_step(step: int) -> None:
+            save_adapter_of_step(extract(step), config, step)
+
+        with catch_stop_signals() as stop_requested:
+            run_training_loop(
+                config, base, examples, checkpoint, processes, stop_requested, on_step, show_preview, save_step
+            )
+            adapter = extract(config.steps)
             if processes.is_rank_zero:
                 save_adapter(adapter, config)
                 checkpoint.remove()

@@ -60,12 +60,14 @@ def run_training_loop(
     stop_requested: Callable[[], bool],
     on_step: Callable[[Progress], Any],
     on_preview: Callable[[int], Any],
+    on_adapter: Callable[[int], Any],
 ) -> None:
     """Train the adapter from its initial factors, or from the checkpoint of an equal run, to the last update.
 
     Args:    config: without None.  checkpoint: the adapter on the base's model, the random generator (on the CPU), and
              the folder of their checkpoint.  stop_requested: () -> whether to stop after the current update.
-             on_step, on_preview: called on rank 0; previews with the step, every `config.preview_every`.
+             on_step, on_preview, on_adapter: called on rank 0; the last two with the step, every `preview_every` and
+             `adapter_every` updates, but for the last one's adapter.
     Raises:  ValueError: NaN or infinity in the loss; a checkpoint of another run.
              OSError: another process has ended.
              KeyboardInterrupt: stopped on request; the message says from which step it can resume.
@@ -113,10 +115,15 @@ def run_training_loop(
             unread.append((step, async_item(loss)))
             saving = step < steps and bool(stopped or (config.save_every and step % config.save_every == 0))
             previewing = bool(config.preview_every) and step % config.preview_every == 0
-            # no checkpoint or preview while a loss is unread: it may be NaN
-            late = base.device.type in ASYNCHRONOUS_DEVICES and not (saving or previewing or step == steps)
+            extracting = bool(config.adapter_every) and step < steps and step % config.adapter_every == 0
+            # no checkpoint, preview or adapter while a loss is unread: it may be NaN
+            late = base.device.type in ASYNCHRONOUS_DEVICES and not (
+                saving or previewing or extracting or step == steps
+            )
             losses = [check_finite(of_step, value()) for of_step, value in unread[: len(unread) - late]]
             del unread[: len(losses)]
+            if processes.is_rank_zero and extracting:  # before the checkpoint, from which it would not be made again
+                on_adapter(step)
             if saving and (not processes.is_rank_zero or checkpoint.save(step, optimizer, scale)):
                 last_saved = step
             for step_and_loss in losses if processes.is_rank_zero else ():  # after saving: a closed terminal fails here
