@@ -8,6 +8,7 @@ from functools import partial
 
 from ..injection.peft_methods import PREFIX, parse_peft_method
 from ..merging import merge
+from ..methods import METHODS
 from .adapter_schedules import composite_fusion, k_lora_schedule, scheduled_fusion, switch_schedule
 from .b_lora import b_lora
 from .fusion_method import FusionInputs, FusionMethod, FusionResult, sample_with_adapter
@@ -78,12 +79,17 @@ FUSIONS: dict[str, FusionMethod] = {
 
 
 def fusion(name: str) -> FusionMethod:
-    """The fusion method of a name: a row of FUSIONS, or "peft:KIND" for the exact sum of two adapters of PEFT's KIND.
+    """The fusion method of a name: a row of FUSIONS; one of METHODS alone, whose adapters are added; or "peft:KIND" for
+    the exact sum of two adapters of PEFT's KIND.
 
     Raises: ValueError: no such method, or one of PEFT's that cannot be trained here.
     """
     if name.startswith(PREFIX):
         return FusionMethod(name, "PEFT", {"method": PREFIX + parse_peft_method(name)}, merge_by_rule("stack"))
+    if name in METHODS and name not in FUSIONS:
+        method = METHODS[name]
+        rule = merge_by_rule("sum" if method.frozen and method.shares_basis else "stack")
+        return FusionMethod(name, method.paper, {"method": name}, rule)
     if name not in FUSIONS:
         near = difflib.get_close_matches(name, FUSIONS, n=1)
         known = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(FUSIONS)} and peft:KIND"
