@@ -18,7 +18,8 @@ def figure_of(found: ReproducedResult) -> Any:
             return plots.layer_lines(layers, curves, found.title, spread="cosine")
         case ContactSheet(lines):
             return sheet_of_cells(lines, found.title)
-    return None
+        case None:
+            return None
 
 
 def sheet_of_cells(lines: Sequence[Sequence[Cell]], title: str, footer: str = "") -> Any:
