@@ -4,15 +4,18 @@ import shutil
 
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file, save_file
 
 import pico
 from commands import run
 from qrlora.analysis import shared_span
 from qrlora.basis import Weights
+from qrlora.cli import open_for_sampling
 from qrlora.estimate import estimate
 from qrlora.families.base_without_weights import blank_base
 from qrlora.families.public_configs import PUBLIC
+from qrlora.files import read_header
 from qrlora.layouts import LAYOUTS, VARIANTS
 
 
@@ -79,3 +82,26 @@ def test_bases_of_two_families_and_one_base_alone_are_refused(capsys):
     assert code == 2 and "is a flux base" in err and "no layer is shared" in err
     code, _, err = run(capsys, "bases", pico.folder("flux"))
     assert code == 2 and "give two bases to compare" in err
+
+
+def test_an_adapter_is_drawn_with_the_base_that_its_training_named_and_so_is_a_merge_of_it(
+    tmp_path, capsys, monkeypatch
+):
+    """Trained on one base, drawn with its sibling; --base wins, and a header without draw_with holds nothing of it."""
+    Image.effect_noise((20, 20), 60).convert("RGB").save(tmp_path / "x.png")
+    base, sibling = str(pico.folder("flux")), str(shutil.copytree(pico.folder("flux"), tmp_path / "sibling"))
+    common = ["train", f"base={base}", f"image={tmp_path / 'x.png'}", "steps=1", "dtype=float32"]
+    for name, more in {"one": [f"draw_with={sibling}"], "two": ["role=style", "prompt=a cat in <s> style"]}.items():
+        code, _, err = run(capsys, *common, *more, f"output={tmp_path / name}.safetensors")
+        assert code == 0, err
+    one, two = (read_header(tmp_path / f"{name}.safetensors") for name in ("one", "two"))
+    assert (one.base, one.config["draw_with"]) == (base, sibling) and "draw_with" not in two.config
+    files = [tmp_path / f"{name}.safetensors" for name in ("one", "two")]
+    assert run(capsys, "merge", *files, "-o", tmp_path / "both.safetensors")[0] == 0
+    opened = []
+    real = open_for_sampling.open_base
+    monkeypatch.setattr(open_for_sampling, "open_base", lambda name, *how: opened.append(name) or real(name, *how))
+    for words in ((files[0],), (tmp_path / "both.safetensors",), (files[1],), (files[0], "--base", base)):
+        code, _, err = run(capsys, "generate", "a <c> in <s> style", *words, "--steps", 1, "-o", tmp_path / "i.png")
+        assert code == 0, err
+    assert opened == [sibling, sibling, base, base]

@@ -252,7 +252,7 @@ def test_bases_says_what_can_be_a_base(capsys):
     assert (
         "black-forest-labs/FLUX.1-dev" in out
         and "attention, attention-dual" in out
-        and all(layout.variants[layout.example].hub in out for layout in LAYOUTS.values())
+        and all(variant.hub in out for layout in LAYOUTS.values() for variant in layout.variants.values())
     )
 
 

@@ -67,7 +67,7 @@ def test_text_needs_no_quotes_in_an_override_and_may_have_them():
     ("override", "message"),
     [
         ("rnk=3", "no setting 'rnk'; did you mean 'rank'?"),
-        ("zzzzqq=3", "no setting 'zzzzqq'; known are base, image, crop, mask, role"),
+        ("zzzzqq=3", "no setting 'zzzzqq'; known are base, draw_with, image, crop, mask, role"),
         ("steps", "an override reads name=value, got 'steps'"),
         ("rank=0", "rank must be 1 or more, got 0"),
         ("rank=eight", "rank must be a whole number, got 'eight'"),

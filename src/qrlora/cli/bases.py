@@ -44,18 +44,15 @@ def print_built_in_bases() -> None:
 
 
 def print_public_bases() -> None:
-    """The table of the layouts' public models, and of their families' presets of targets."""
+    """The tables of the layouts' public models, and of their families' presets of targets."""
     console.say("Any of these can be a base too: a hub name, a diffusers folder, one .safetensors checkpoint.")
-    columns = ("base", "hub", "parameters", "card", "licence", "good for")
-    rows = [
-        (short, x.hub, f"{x.billions:.2f} B", f"{x.card} GB", x.licence, x.good_for)
-        for layout in LAYOUTS.values()
-        for short, x in layout.variants.items()
-    ]
-    tables.print_table(columns, rows, numbers=False)
+    public = {short: x for layout in LAYOUTS.values() for short, x in layout.variants.items()}
+    tables.print_table(("base", "hub name"), [(short, x.hub) for short, x in public.items()], numbers=False)
+    rows = [(short, f"{x.billions:.2f} B", f"{x.card} GB", x.licence, x.good_for) for short, x in public.items()]
+    tables.print_table(("base", "parameters", "card", "licence", "good for"), rows, numbers=False)
     console.say("card: the smallest that `qrlora estimate BASE` finds enough, counted and not measured.")
-    rows = [(name, ", ".join(layout.targets)) for name, layout in LAYOUTS.items()]
-    tables.print_table(("family", "targets"), rows, numbers=False)
+    presets = [(name, ", ".join(layout.targets)) for name, layout in LAYOUTS.items()]
+    tables.print_table(("family", "targets"), presets, numbers=False)
     console.say("Where a base has no settings of its own, the paper's are taken.")
 
 

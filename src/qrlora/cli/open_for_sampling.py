@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from .. import sampling
-from ..adapter import Adapter
+from ..adapter import Adapter, Header
 from ..config import SampleConfig
 from ..families import Base, adapter_compatibility, open_base
 from ..merging.roles import doubts
@@ -38,12 +38,19 @@ def sampling_settings(config: SampleConfig, any_prompt: bool) -> dict[str, Any]:
     return {"check_triggers": not any_prompt, **{name: getattr(config, name) for name in names}}
 
 
+def drawing_bases(header: Header) -> set[str]:
+    """The bases that the training of an adapter, or of a merge's sources, named to draw with (draw_with=); if they name
+    none, the one that it was trained on."""
+    configs = [header.config, *(source.get("config") or {} for source in header.parents)]
+    return {name for config in configs if (name := config.get("draw_with"))} or {header.base}
+
+
 def base_of_adapters(adapters: Sequence[Adapter]) -> str:
-    """The base that the adapters were made for; the built-in one without adapters.
+    """The base that the adapters are to be drawn with; the built-in one without adapters.
 
     Raises: ValueError: they name different bases, or none.
     """
-    names = sorted({adapter.header.base for adapter in adapters})
+    names = sorted({name for adapter in adapters for name in drawing_bases(adapter.header)})
     if not adapters:
         return SampleConfig.base
     if len(names) > 1 or not names[0]:

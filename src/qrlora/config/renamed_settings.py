@@ -10,7 +10,7 @@ from .type_checks import as_dict
 
 RENAMED = {"decay": "lr_decay", "times": "timestep_sampling"}
 """Old name -> today's. The old ones are accepted with a DeprecationWarning until 0.3."""
-ADDED = ("crop", "mask", "adapter_every")
+ADDED = ("crop", "mask", "adapter_every", "draw_with")
 """Settings that came after files of format 1 were written."""
 
 Kind = TypeVar("Kind", bound=type)

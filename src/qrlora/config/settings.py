@@ -91,6 +91,10 @@ class TrainConfig:
 
     base: str = "tiny-flux"
     """Base model: a built-in name, a hub name, a local folder or one `.safetensors` checkpoint."""
+    draw_with: str = ""
+    """Base model to draw with, if another one of the same layers than `base`: an undistilled base to train on, its
+    distilled sibling to draw with. The adapter's header names it, for `generate` and `grid`; `qrlora bases BASE OTHER`
+    says how much the two share. Previews are drawn with `base`."""
     image: str | Path | tuple[str | Path, ...] = ""
     """The training image: a file; or several of one subject or style: a folder, or a list of files and folders. On the
     command line: image=FOLDER, image=a.png,b.png or image=a.png image=b.png. Beside one of several a text file of its

@@ -65,7 +65,7 @@ SD3 = Layout(
             24,
             ("35medium",),
             2.24,
-            12,
+            16,
             "text in images, varied styles",
         ),
         "sd3.5-large": _variant(
