@@ -69,7 +69,7 @@ SAID = {  # what is typed, what the one line must say
     "a flag that is neither": ("merge DOG CAT overwrite=maybe", "overwrite must be true or false"),
     "a merge's output without its option": ("merge DOG CAT both.safetensors", "-o both.safetensors"),
     "half a grid": ("grid DOG", "two adapters"),
-    "a family": ("estimate flux", "did you mean flux-dev or flux-schnell?"),
+    "a family": ("estimate flux", "did you mean flux-dev or flux-schnell or flux-krea"),
     "another family": ("estimate SD3", "did you mean sd3-medium or sd3.5-medium or sd3.5-large?"),
     "a slip in a base": ("estimate flux-deb", "did you mean flux-dev"),
     "a base by its family": ("train image=PNG base=sdxl", "'stabilityai/stable-diffusion-xl-base-1.0'"),

@@ -146,6 +146,13 @@ def _sd15(name: str, encoder: dict[str, Any], scheduler: dict[str, Any], side: i
     )
 
 
+def _sdxl(name: str, **scheduler: Any) -> PublicBase:
+    """SDXL or a descendant, which may be trained on another prediction target."""
+    encoders = {"text_encoder": CLIP_L, "text_encoder_2": CLIP_G}
+    scheduler = {**SDXL_SCHEDULER, **scheduler}
+    return PublicBase(VARIANTS[name].hub, "StableDiffusionXLPipeline", SDXL_UNET, scheduler, encoders, VAE)
+
+
 def _sd3(name: str, layers: int, **changes: Any) -> PublicBase:
     """A base of the family SD3; heads and layers are as many, each head is 64 wide."""
     part = {"_class_name": "SD3Transformer2DModel", "num_layers": layers, "num_attention_heads": layers}
@@ -175,14 +182,10 @@ def _qwen(name: str) -> PublicBase:
 
 
 PUBLIC: dict[str, PublicBase] = {
-    "sdxl": PublicBase(
-        VARIANTS["sdxl"].hub,
-        "StableDiffusionXLPipeline",
-        SDXL_UNET,
-        SDXL_SCHEDULER,
-        {"text_encoder": CLIP_L, "text_encoder_2": CLIP_G},
-        VAE,
-    ),
+    "sdxl": _sdxl("sdxl"),
+    "pony": _sdxl("pony"),
+    "illustrious": _sdxl("illustrious"),
+    "noobai-vpred": _sdxl("noobai-vpred", prediction_type="v_prediction", rescale_betas_zero_snr=True),
     "sd3-medium": _sd3("sd3-medium", 24),
     "sd3.5-medium": _sd3(
         "sd3.5-medium",
@@ -194,6 +197,8 @@ PUBLIC: dict[str, PublicBase] = {
     "sd3.5-large": _sd3("sd3.5-large", 38, qk_norm="rms_norm"),
     "flux-dev": _flux("flux-dev", True),
     "flux-schnell": _flux("flux-schnell", False),
+    "flux-krea": _flux("flux-krea", True),
+    "flux-kontext": _flux("flux-kontext", True),
     "sd15": _sd15("sd15", CLIP_L, PNDM, 64),
     "sd21": _sd15(
         "sd21",

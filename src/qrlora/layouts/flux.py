@@ -38,12 +38,12 @@ KNOWN = ("lora_unet_{original}", "diffusion_model.{original}", "transformer.{dif
 DEV = "FLUX.1 [dev] Non-Commercial (images may be sold)"
 
 
-def _variant(hub: str, architecture: str, word: str, licence: str, good_for: str) -> Variant:
+def _variant(hub: str, architecture: str, words: tuple[str, ...], licence: str, good_for: str) -> Variant:
     return Variant(
         hub=f"black-forest-labs/{hub}",
         architecture=architecture,
         base_version="flux1",
-        words=(word,),
+        words=words,
         width=3072,
         blocks=BLOCKS,
         licence=licence,
@@ -58,9 +58,15 @@ FLUX = Layout(
     component="transformer",
     variants={
         "flux-dev": _variant(
-            "FLUX.1-dev", "flux-1-dev", "flux1", DEV, "photographs, hands, text; the paper's third base"
+            "FLUX.1-dev", "flux-1-dev", ("flux1",), DEV, "photographs, hands, text; the paper's third base"
         ),
-        "flux-schnell": _variant("FLUX.1-schnell", "flux-1-schnell", "schnell", "Apache-2.0", "images in 4 steps"),
+        "flux-schnell": _variant("FLUX.1-schnell", "flux-1-schnell", ("schnell",), "Apache-2.0", "images in 4 steps"),
+        "flux-krea": _variant(
+            "FLUX.1-Krea-dev", "flux-1-dev", ("flux1", "krea"), DEV, "photographs without a plastic look"
+        ),
+        "flux-kontext": _variant(
+            "FLUX.1-Kontext-dev", "flux-1-dev", ("flux1", "kontext"), DEV, "made to edit; draws, too"
+        ),
     },
     example="flux-dev",
     names={

@@ -17,21 +17,41 @@ DIFFUSERS = ("unet.{diffusers}", "unet.{processor}")
 BARE = ("{diffusers}", "{processor}")
 LYCORIS = ("lycoris_{diffusers}",)
 
+FAIR = "Fair AI Public 1.0-SD (changed models stay open)"
+
+
+def _variant(hub: str, licence: str, good_for: str, *words: str) -> Variant:
+    """SDXL or one of its descendants: they differ in weights alone."""
+    return Variant(
+        hub=hub,
+        architecture="stable-diffusion-xl-v1-base",
+        base_version="sdxl_base_v1-0",
+        words=words,
+        width=2048,
+        licence=licence,
+        billions=2.57,
+        card=8,
+        good_for=good_for,
+    )
+
+
 SDXL = Layout(
     family="sdxl",
     component="unet",
     variants={
-        "sdxl": Variant(
+        "sdxl": _variant(
             "stabilityai/stable-diffusion-xl-base-1.0",
-            "stable-diffusion-xl-v1-base",
-            "sdxl_base_v1-0",
-            ("xl",),
-            2048,
-            licence="CreativeML Open RAIL++-M",
-            billions=2.57,
-            card=8,
-            good_for="the most fine-tunes and LoRAs",
-        )
+            "CreativeML Open RAIL++-M",
+            "the most fine-tunes and LoRAs",
+            "xl",
+        ),
+        "pony": _variant(
+            "AstraliteHeart/pony-diffusion-v6-xl", f"{FAIR}, modified", "cartoons, figures, by tags", "pony"
+        ),
+        "illustrious": _variant(
+            "OnomaAIResearch/Illustrious-xl-early-release-v0", FAIR, "anime, by tags", "illustrious"
+        ),
+        "noobai-vpred": _variant("Laxhar/noobai-XL-Vpred-1.0", FAIR, "anime in dark and bright, by tags", "noobai"),
     },
     example="sdxl",
     sized_by=PROMPT_READERS,
