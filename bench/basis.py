@@ -22,7 +22,7 @@ from harness import Row, above, arguments, compare, laps, report, seconds
 from qrlora.basis import compute_basis
 from qrlora.families import open_base
 from qrlora.families.base_without_weights import blank_base
-from qrlora.linalg import all_directions, leading_subspace, measured_subspace, principal_angles
+from qrlora.linalg import all_singular_vectors, leading_subspace, principal_angles, subspace_and_lost_fraction
 
 RANK = 64
 GOALS = {(1280, 1280): (10, 5), (3072, 3072): (20, 10), (3072, 12288): (30, 10), (12288, 3072): (30, 10)}
@@ -95,7 +95,7 @@ def against_svd(shape: tuple[int, int], kind: str, device: str, quick: bool) -> 
     share = energy(W, found["ours"]) / energy(W, found["svd"])
     print(f"{row.name}: {row.ratio('full SVD + QR'):.1f}x, energy {share:.6f}", flush=True)
     open_span = 1 - float(principal_angles(found["ours"], found["svd"]).double().square().mean())
-    told = {"lost, as measured": f"{measured_subspace(W, RANK)[1]:.0e}", "of the span": f"{open_span:.0e}"}
+    told = {"lost, as measured": f"{subspace_and_lost_fraction(W, RANK)[1]:.0e}", "of the span": f"{open_span:.0e}"}
     return above(replace(row, notes={"energy": f"{share:.6f}", **told}), floor(W))
 
 
@@ -113,7 +113,7 @@ def candidates(kind: str, device: str) -> list[Row]:
     ways = {
         "ours": lambda: leading_subspace(W, RANK),
         "ours, float32 alone": in_float32,
-        "Gram matrix, all eigenvectors": lambda: all_directions(W)[:, :RANK].float(),
+        "Gram matrix, all eigenvectors": lambda: all_singular_vectors(W)[:, :RANK].float(),
         "svd_lowrank, 2 power steps": lambda: torch.svd_lowrank(W, RANK + 16, 2)[2][:, :RANK],
         "svd_lowrank, 16 power steps": lambda: torch.svd_lowrank(W, RANK + 16, 16)[2][:, :RANK],
     }

@@ -2,7 +2,7 @@
 
 import torch
 
-from qrlora.adapter import Adapter, Header, Pair, ends_in
+from qrlora.adapter import Adapter, Header, Pair, name_ends_in
 
 TARGETS = {
     "sd15": ("attn1.to_q", "attn1.to_k", "attn1.to_v", "attn1.to_out.0", "attn2.to_k", "ff.net.0.proj", "ff.net.2"),
@@ -33,7 +33,7 @@ def shapes_of(pipe, endings):
     """{layer: (o, i)} of a pipeline's linear layers inside its blocks that end so."""
     layers = getattr(pipe, part_of(pipe)).named_modules()
     linear = {n: tuple(x.weight.shape) for n, x in layers if isinstance(x, torch.nn.Linear) and "blocks" in n}
-    return {name: shape for name, shape in linear.items() if ends_in(name, endings)}
+    return {name: shape for name, shape in linear.items() if name_ends_in(name, endings)}
 
 
 def random_adapter(pipe, family, endings=None, rank=2, seed=0, **header):

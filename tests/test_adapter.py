@@ -6,7 +6,7 @@ import math
 import pytest
 import torch
 
-from qrlora.adapter import Adapter, Header, Pair, ends_in
+from qrlora.adapter import Adapter, Header, Pair, name_ends_in
 
 
 def adapter_of(layers=("a.to_q", "a.to_k"), o=9, i=7, r=3, seed=0, **header):
@@ -22,7 +22,7 @@ def test_the_update_is_b_a():
     pair = adapter.layers["a.to_q"]
     assert torch.equal(adapter.dense("a.to_q"), pair.B @ pair.A)
     assert (adapter.rank, adapter.shapes) == (3, {"a.to_q": (9, 7), "a.to_k": (9, 7)})
-    assert pair.energy == pytest.approx(float((pair.B.double() @ pair.A.double()).square().sum()), rel=1e-5)
+    assert pair.squared_norm == pytest.approx(float((pair.B.double() @ pair.A.double()).square().sum()), rel=1e-5)
     with pytest.raises(ValueError, match="no layer 'b'"):
         adapter.dense("b")
 
@@ -38,7 +38,7 @@ def test_layers_are_selected_by_whole_dotted_endings():
     assert list(adapter.select(["to_q"]).layers) == ["x.attn1.to_q", "x.attn2.to_q"]
     assert list(adapter.select(["attn1.to_q", "to_out.0"]).layers) == ["x.attn1.to_q", "x.attn1.to_out.0"]
     assert list(adapter.select(lambda layer: "attn2" in layer).layers) == ["x.attn2.to_q"]
-    assert ends_in("to_q", ["to_q"]) and not ends_in("to_q", ["q"])
+    assert name_ends_in("to_q", ["to_q"]) and not name_ends_in("to_q", ["q"])
     with pytest.raises(ValueError, match="none of the adapter's 4 layers"):
         adapter.select(["to_v"])
 

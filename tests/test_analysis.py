@@ -5,21 +5,22 @@ import math
 import pytest
 import torch
 
+import qrlora
 from qrlora.adapter import Adapter, Header, Pair
-from qrlora.analysis import energy, interference, similarity, trainable_parameters
+from qrlora.analysis import interference, similarity, trainable_parameters, update_norms
 from qrlora.linalg import principal_angles
 from qrlora.merging import merge
 from test_adapter import adapter_of
 
 
-def test_energy_is_that_of_the_dense_updates():
+def test_norms_are_those_of_the_dense_updates():
     adapter = adapter_of()
     norms = {layer: float(adapter.dense(layer).double().norm()) for layer in adapter.layers}
     total = sum(x * x for x in norms.values())
-    for row in energy(adapter):
+    for row in update_norms(adapter):
         assert row.norm == pytest.approx(norms[row.layer], rel=1e-5)
         assert row.share == pytest.approx(norms[row.layer] ** 2 / total, rel=1e-5)
-    assert all(row.norm == row.share == 0 for row in energy(adapter.scaled(0.0)))
+    assert all(row.norm == row.share == 0 for row in update_norms(adapter.scaled(0.0)))
 
 
 @pytest.mark.parametrize("ranks", [(3, 3), (2, 4)])
@@ -31,8 +32,8 @@ def test_similarity_is_that_of_the_dense_updates(ranks):
         assert row.update == pytest.approx(float((x * y).sum() / x.norm() / y.norm()), abs=1e-5)
         assert row.first_norm == pytest.approx(float(x.norm()), rel=1e-5)
         assert row.second_norm == pytest.approx(float(y.norm()), rel=1e-5)
-        learned = float((a.B * b.B).sum() / a.B.norm() / b.B.norm()) if ranks[0] == ranks[1] else math.nan
-        assert row.learned == pytest.approx(learned, abs=1e-5, nan_ok=True)
+        trained = float((a.B * b.B).sum() / a.B.norm() / b.B.norm()) if ranks[0] == ranks[1] else math.nan
+        assert row.trained == pytest.approx(trained, abs=1e-5, nan_ok=True)
         for overlap, side in ((row.input_overlap, "input"), (row.output_overlap, "output")):
             spans = [torch.linalg.qr(pair.directions(side)).Q for pair in (a, b)]
             assert overlap == pytest.approx(float(principal_angles(*spans).square().mean()), abs=1e-4)
@@ -68,10 +69,10 @@ def test_an_adapter_is_like_itself_and_unlike_its_opposite():
     assert similarity(adapter, adapter.scaled(-2))[0].update == pytest.approx(-1, abs=1e-5)
 
 
-def test_on_the_output_side_the_learnt_factor_is_a():
+def test_on_the_output_side_the_trained_factor_is_a():
     first, second = adapter_of(method="qr-output"), adapter_of(seed=1, method="qr-triangular")
     a, b = first.layers["a.to_q"].A, second.layers["a.to_q"].A
-    assert similarity(first, second)[0].learned == pytest.approx(float((a * b).sum() / a.norm() / b.norm()), abs=1e-5)
+    assert similarity(first, second)[0].trained == pytest.approx(float((a * b).sum() / a.norm() / b.norm()), abs=1e-5)
 
 
 def test_a_zero_update_has_no_direction():
@@ -133,3 +134,14 @@ def test_a_stack_trains_nothing():
     stacked = merge([adapter_of(), adapter_of(seed=1)], (1, 1), "stack")
     with pytest.raises(ValueError, match="'stack' trains nothing"):
         trainable_parameters(stacked)
+
+
+def test_old_names_of_norms_and_cosines_warn_and_give_the_same():
+    adapter = qrlora.Adapter({"a": qrlora.Pair(torch.ones(1, 2), torch.ones(3, 1))}, qrlora.Header(rank=1))
+    with pytest.warns(DeprecationWarning, match="qrlora.energy is now qrlora.update_norms; .* 0.3"):
+        assert qrlora.energy is update_norms
+    with pytest.warns(DeprecationWarning, match="Pair.squared_norm; .* 0.3"):
+        assert adapter.layers["a"].energy == adapter.layers["a"].squared_norm == 6
+    (row,) = similarity(adapter, adapter)
+    with pytest.warns(DeprecationWarning, match="trained; .* 0.3"):
+        assert row.learned == row.trained == 1

@@ -12,7 +12,7 @@ from PIL import Image
 import pico
 from commands import run
 from qrlora import files, plots
-from qrlora.adapter import Adapter, Header, Pair, ends_in
+from qrlora.adapter import Adapter, Header, Pair, name_ends_in
 from qrlora.cli import adapter_tables, demo_sheet, progress_bar, tables
 from qrlora.cli.verbs import VERBS
 from qrlora.config import read_recipe
@@ -115,7 +115,7 @@ def test_merge_writes_the_weighted_sum(studio, tmp_path, capsys):
     dog, cat, output = studio / "dog.safetensors", studio / "cat.safetensors", tmp_path / "both.safetensors"
     code, out, err = run(capsys, "merge", dog, f"{cat}=0.5", "-o", output)
     assert code == 0, err
-    assert f"{cat}: strength 0.5, 100.00% of its energy kept" in out
+    assert f"{cat}: strength 0.5, 100.00% of its squared norm kept" in out
     a, b, both = files.load(dog), files.load(cat), files.load(output)
     for layer in both.layers:
         torch.testing.assert_close(both.dense(layer), a.dense(layer) + 0.5 * b.dense(layer))
@@ -212,7 +212,7 @@ def test_qr_trains_half_of_loras_parameters_on_sdxls_real_layers(tmp_path):
     """280 self-attention layers: 21.3 M against 42.6 M, from the real shapes, with nothing allocated."""
     shapes = {name: shape for name, shape in sdxl_attention() if ".attn1." in name}
     assert (len(shapes), len(dict(sdxl_attention()))) == (280, 560)
-    assert all(ends_in(name, ["attn1.to_q", "attn1.to_k", "attn1.to_v", "attn1.to_out.0"]) for name in shapes)
+    assert all(name_ends_in(name, ["attn1.to_q", "attn1.to_k", "attn1.to_v", "attn1.to_out.0"]) for name in shapes)
     layers = {n: Pair(torch.zeros(1, 1).expand(64, i), torch.zeros(1, 1).expand(o, 64)) for n, (o, i) in shapes.items()}
     adapter = Adapter(layers, Header(family="sdxl", method="qr", rank=64))
     path = tmp_path / "empty"

@@ -131,7 +131,7 @@ def test_projecting_says_how_much_is_kept_and_the_result_merges_with_ours(folder
     assert "lies outside the basis and is lost" in err and re.search(r"all +[\d.]+%", out)
     code, out, err = run(capsys, "merge", studio / "dog.safetensors", output, "-o", tmp_path / "m.safetensors")
     assert code == 0, err
-    assert "100.00% of its energy kept" in out and files.load(tmp_path / "m.safetensors").rank == 4
+    assert "100.00% of its squared norm kept" in out and files.load(tmp_path / "m.safetensors").rank == 4
 
 
 def test_a_projection_keeps_what_lies_in_the_leading_directions_and_no_more(folder, tmp_path, capsys):

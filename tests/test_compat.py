@@ -8,7 +8,7 @@ import torch
 
 import pico
 from loras import random_adapter, stock_updates
-from qrlora.compat import TOOLS, File, check, judge, notes
+from qrlora.compat import TOOLS, File, check, key_verdicts, notes
 from qrlora.files import load, save
 from qrlora.layouts import LAYOUTS
 from qrlora.safetensors_files import read, write
@@ -192,7 +192,7 @@ def assert_diffusers_does_as_judged(pipe, path):
     """Layer by layer, the stock library's update is the judged multiple of what the file means; or it refuses all."""
     adapter = load(path, skip_text_encoders=True) if "LoKr" not in path.stem else None
     file = File(*read(path), path)
-    verdicts = {v.key: v for v in judge(file, "diffusers")}
+    verdicts = {v.key: v for v in key_verdicts(file, "diffusers")}
     factors = {}
     for key, verdict in verdicts.items():
         for layer in file.keys[key].layers if key in file.keys else ():

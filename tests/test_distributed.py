@@ -56,7 +56,7 @@ def test_two_processes_are_one_with_the_same_batch(tmp_path, port):
     alone = train(settings(tmp_path, batch_size=4))
     out, err = ended(process)
     assert process.returncode == 0, err
-    assert out.count("draw with it") == 1 and "trained by 2 processes" in out
+    assert out.count("generate with it") == 1 and "trained by 2 processes" in out
     together = load(tmp_path / "two.safetensors")
     assert together.header == alone.header
     for name, pair in together.layers.items():

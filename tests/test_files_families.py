@@ -7,10 +7,10 @@ import torch
 
 import pico
 from loras import TARGETS, assert_same, assert_updates, part_of, random_adapter, stock_updates
-from qrlora.adapter import Adapter, Header, Pair, ends_in, linear_layers
+from qrlora.adapter import Adapter, Header, Pair, linear_layers, name_ends_in
 from qrlora.families import FAMILIES
 from qrlora.files import load, save, size_in_bytes
-from qrlora.files.fused_layers import fuse, split
+from qrlora.files.fused_layers import fuse_layers, split_layers
 from qrlora.layouts import LAYOUTS
 from qrlora.safetensors_files import read
 
@@ -106,9 +106,9 @@ def test_a_kohya_key_of_the_original_model_holds_the_layers_outputs_below_each_o
 def test_layers_that_share_a_stay_at_its_rank():
     A, layers = torch.randn(3, 8), ("b.to_q", "b.to_k", "b.to_v")
     pairs = {x: Pair(A.clone(), torch.randn(8, 3)) for x in layers}
-    pair, ranks = fuse(pairs, FLUX, layers)
+    pair, ranks = fuse_layers(pairs, FLUX, layers)
     assert (pair.rank, ranks) == (3, [3, 3, 3])
-    for back in (split(pair, FLUX, layers, ranks), split(pair, FLUX, layers)):
+    for back in (split_layers(pair, FLUX, layers, ranks), split_layers(pair, FLUX, layers)):
         assert all(torch.equal(back[x].A, A) and torch.equal(back[x].B, pairs[x].B) for x in layers)
 
 
@@ -116,22 +116,24 @@ def test_another_tools_block_diagonal_pair_is_taken_apart_to_its_ranks():
     """sd-scripts trains q, k and v apart and stores them so; a layer of zeros is none."""
     blocks = [torch.randn(8, 2) for _ in range(2)]
     pair = Pair(torch.randn(4, 8), torch.block_diag(blocks[0], torch.zeros(8, 0), blocks[1]))
-    back = split(pair, FLUX, ("q", "k", "v"))
+    back = split_layers(pair, FLUX, ("q", "k", "v"))
     assert back.keys() == {"q", "v"} and all(torch.equal(back[x].B, B) for x, B in zip("qv", blocks, strict=True))
     assert torch.equal(back["v"].A, pair.A[2:])
     dense = Pair(torch.randn(4, 8), torch.randn(24, 4))
-    assert torch.equal(torch.cat([x.B @ x.A for x in split(dense, FLUX, ("q", "k", "v")).values()]), dense.B @ dense.A)
+    assert torch.equal(
+        torch.cat([x.B @ x.A for x in split_layers(dense, FLUX, ("q", "k", "v")).values()]), dense.B @ dense.A
+    )
 
 
 def test_pairs_that_cannot_lie_in_one_weight_are_refused():
     with pytest.raises(
         ValueError, match="b.to_k: cannot lie in one weight with b.to_q, its shape is .9, 8., not .8, 8."
     ):
-        fuse({"b.to_k": Pair(torch.ones(2, 8), torch.ones(9, 2))}, FLUX, ("b.to_q", "b.to_k", "b.to_v"))
+        fuse_layers({"b.to_k": Pair(torch.ones(2, 8), torch.ones(9, 2))}, FLUX, ("b.to_q", "b.to_k", "b.to_v"))
     with pytest.raises(ValueError, match="must have 24 outputs for 8 inputs, got 23"):
-        split(Pair(torch.ones(2, 8), torch.ones(23, 2)), FLUX, ("b.to_q", "b.to_k", "b.to_v"))
+        split_layers(Pair(torch.ones(2, 8), torch.ones(23, 2)), FLUX, ("b.to_q", "b.to_k", "b.to_v"))
     with pytest.raises(ValueError, match="header gives ranks"):
-        split(Pair(torch.ones(2, 8), torch.ones(24, 2)), FLUX, ("b.to_q", "b.to_k", "b.to_v"), [1, 2, 1])
+        split_layers(Pair(torch.ones(2, 8), torch.ones(24, 2)), FLUX, ("b.to_q", "b.to_k", "b.to_v"), [1, 2, 1])
 
 
 @pytest.mark.parametrize("family", pico.BASES)
@@ -176,7 +178,9 @@ def real_layers(family):
                 use_linear_projection=True,
             )
             endings = ("attn1.to_q", "attn1.to_k", "attn1.to_v", "attn1.to_out.0")
-    return {n: tuple(x.weight.shape) for n, x in model.named_modules() if hasattr(x, "weight") and ends_in(n, endings)}
+    return {
+        n: tuple(x.weight.shape) for n, x in model.named_modules() if hasattr(x, "weight") and name_ends_in(n, endings)
+    }
 
 
 @pytest.mark.parametrize(("family", "layers", "full", "compact"), [("flux", 342, 360, 180), ("sdxl", 280, 86, 43)])

@@ -10,7 +10,7 @@ from torch import nn
 
 import foreign_files
 from foreign_files import energy, listed, small, tensors
-from qrlora.compat import TOOLS, File, judge, notes
+from qrlora.compat import TOOLS, File, key_verdicts, notes
 from qrlora.families.public_configs import PUBLIC
 from qrlora.files import load, save
 from qrlora.layouts import LAYOUTS
@@ -159,7 +159,7 @@ def test_a_file_is_read_into_the_real_models_layers_at_its_strength(layers_of, t
         assert (o, i) == (small(outputs, unit), small(inputs, unit) * int(torch.tensor(kernel).prod())), layer
         assert adapter.header.kernels.get(layer, []) == kernel
     assert adapter.header.family == family_of(model) and adapter.header.method == "lora"
-    found = sum(pair.energy for pair in adapter.layers.values())
+    found = sum(pair.squared_norm for pair in adapter.layers.values())
     assert found == pytest.approx(energy(made, None if scale is None else 2 * scale), rel=1e-4)
     if "original" not in case and name.startswith(("diffusers", "ai-toolkit", "onetrainer", "lycoris")):
         assert len(adapter.layers) == sum(x.startswith(how.get("only", "")) for x in listed(name)[1])
@@ -203,7 +203,7 @@ def test_a_file_of_an_unknown_model_is_read_merged_and_written_back_unchanged(tm
     alpha = 1.0 if any(key.endswith(".alpha") for key in made) else None
     expected = energy(made, alpha)
     assert energy(back, None) == pytest.approx(expected, rel=1e-4)
-    assert sum(p.energy for p in load(tmp_path / "merged.safetensors").layers.values()) == pytest.approx(
+    assert sum(p.squared_norm for p in load(tmp_path / "merged.safetensors").layers.values()) == pytest.approx(
         expected, rel=1e-4
     )
     with pytest.raises(ValueError, match="of a model that qrlora has no names for"):
@@ -240,7 +240,7 @@ def test_a_peft_file_alone_keeps_its_strength_elsewhere(tmp_path):
     path.with_name("adapter_config.json").write_text('{"peft_type": "LORA", "r": 2, "lora_alpha": 1}', "utf-8")
     adapter = load(path)
     assert (adapter.header.family, len(adapter.layers)) == ("sdxl", 560)
-    assert sum(p.energy for p in adapter.layers.values()) == pytest.approx(energy(made, 1.0), rel=1e-4)
+    assert sum(p.squared_norm for p in adapter.layers.values()) == pytest.approx(energy(made, 1.0), rel=1e-4)
 
 
 def test_names_that_several_models_have_stay_paths_of_no_family(tmp_path):
@@ -293,7 +293,7 @@ def test_what_check_says_of_comfyui_is_what_its_key_map_takes(case):
     name, how, metadata, model, _ = READ[case]
     known = listed(f"comfyui-reads-{COMFYUI[model]}")[1]
     file = File(tensors(name, **how), metadata)
-    for verdict in judge(file, "comfyui"):
+    for verdict in key_verdicts(file, "comfyui"):
         assert bool(verdict.factor) == (file.keys[verdict.key].factor.name in known), verdict
 
 
@@ -313,7 +313,7 @@ def test_what_check_says_of_comfyui_is_what_its_key_map_takes(case):
 )
 def test_kohyas_own_files_are_loaded_whole_by_kohya(name):
     file = File(tensors(name), {})
-    assert {verdict.state for verdict in judge(file, "kohya")} == {"loaded"} and not notes(file, "kohya")
+    assert {verdict.state for verdict in key_verdicts(file, "kohya")} == {"loaded"} and not notes(file, "kohya")
 
 
 @pytest.mark.parametrize("case", KEPT)
@@ -321,7 +321,7 @@ def test_nobody_judges_a_file_of_an_unknown_model(case):
     name, how, metadata = KEPT[case]
     file = File(tensors(name, unit=512, **how), metadata)
     for tool in TOOLS:
-        assert {(verdict.state, verdict.factor) for verdict in judge(file, tool)} == {("not judged", None)}
+        assert {(verdict.state, verdict.factor) for verdict in key_verdicts(file, tool)} == {("not judged", None)}
 
 
 def test_names_that_kohyas_merging_script_does_not_know_are_noted():

@@ -7,14 +7,14 @@ import torch
 
 from qrlora import lanczos
 from qrlora.linalg import (
-    all_directions,
-    coordinates,
-    inner,
+    all_singular_vectors,
     is_finite,
     leading_subspace,
-    measured_subspace,
+    least_squares_coordinates,
     principal_angles,
-    recompress,
+    reduce_rank,
+    subspace_and_lost_fraction,
+    update_inner_product,
 )
 
 pytestmark = pytest.mark.usefixtures("with_and_without_fast_bfloat16")
@@ -106,8 +106,8 @@ def test_the_fast_way_finds_the_span_of_the_exact_one_on_either_side(shape, side
 
 def test_the_energy_that_is_lost_is_never_more_than_what_is_measured():
     """Against all eigenvectors, in float64; and the estimate is no idle one."""
-    exact = all_directions(NOISE)[:, :64]
-    found = lanczos.lanczos(NOISE, NOISE.abs().max(), 64)
+    exact = all_singular_vectors(NOISE)[:, :64]
+    found = lanczos.leading_singular_vectors(NOISE, NOISE.abs().max(), 64)
     assert found is not None
     directions, images, measured = found
     best, kept = ((NOISE.double() @ Z.double()).square().sum() for Z in (exact, directions))
@@ -156,7 +156,7 @@ def test_no_direction_of_a_repeated_singular_value_is_overlooked(kind, dtype):
     weight = (LEFT * REPEATED[kind] @ RIGHT.T).to(dtype)
     best = torch.linalg.svdvals(weight.float())[:64].double().square().sum()
     for matrix, side in ((weight, "output"), (weight.T, "output")):
-        q, told = measured_subspace(matrix, 64, side)
+        q, told = subspace_and_lost_fraction(matrix, 64, side)
         lost = float(1 - (q.T @ matrix.float()).double().square().sum() / best)
         assert lost <= 1e-4 and lost <= told + 2e-6
         torch.testing.assert_close(q.T @ q, torch.eye(64), atol=2e-6, rtol=0)
@@ -168,7 +168,7 @@ def test_the_space_of_a_search_stays_orthonormal_where_it_is_exhausted(many, bul
     weight = LEFT * flat_bulk(many, bulk) @ RIGHT.T
     block = torch.linalg.qr(lanczos._random(weight[0], 32, 0)).Q
     empty = weight.new_empty(640, 0), weight.new_empty(0)
-    Z, values = lanczos.krylov(lambda X: weight.T @ (weight @ X), *empty, block, 64)
+    Z, values = lanczos.block_lanczos_search(lambda X: weight.T @ (weight @ X), *empty, block, 64)
     assert values.max() < 1 + 1e-4
     torch.testing.assert_close(Z.T @ Z, torch.eye(Z.shape[1]), atol=1e-3, rtol=0)
 
@@ -177,7 +177,7 @@ def test_a_larger_rank_overlooks_none_either():
     """128 directions are sought with blocks of 64."""
     basis = torch.linalg.qr(torch.randn(1024, 1024, generator=torch.Generator().manual_seed(0))).Q
     values = 0.9 ** (torch.arange(1024) // 80).float()
-    q, told = measured_subspace(basis * values @ basis.T, 100)
+    q, told = subspace_and_lost_fraction(basis * values @ basis.T, 100)
     lost = float(1 - (basis.T @ q * values[:, None]).double().square().sum() / values[:100].double().square().sum())
     assert lost <= 1e-4 and lost <= told + 2e-6
 
@@ -191,10 +191,10 @@ def test_a_direction_that_the_first_block_cannot_meet_is_found():
 
 
 def test_a_weight_whose_directions_are_not_found_gets_all_eigenvectors(monkeypatch):
-    monkeypatch.setattr(lanczos, "ATTEMPTS", 1)
+    monkeypatch.setattr(lanczos, "MAX_SEARCHES", 1)
     monkeypatch.setattr(lanczos, "TOLERANCE", 1e-14)
-    assert lanczos.lanczos(NOISE, NOISE.abs().max(), 64) is None
-    found, lost = measured_subspace(NOISE, 64)
+    assert lanczos.leading_singular_vectors(NOISE, NOISE.abs().max(), 64) is None
+    found, lost = subspace_and_lost_fraction(NOISE, 64)
     assert lost == 0 and torch.equal(found, leading_subspace(NOISE, 64, exact=True))
 
 
@@ -254,14 +254,16 @@ def test_coordinates_give_the_nearest_vectors_also_in_scaled_or_dependent_direct
     if scale == 7.0:
         directions = torch.cat([directions, directions[:, :1]], 1)
     nearest = basis @ basis.T @ vectors.double() * (scale != 0)
-    torch.testing.assert_close((directions @ coordinates(directions, vectors)).double(), nearest, atol=1e-5, rtol=0)
+    torch.testing.assert_close(
+        (directions @ least_squares_coordinates(directions, vectors)).double(), nearest, atol=1e-5, rtol=0
+    )
 
 
 @pytest.mark.parametrize(("o", "i", "r", "rank"), [(20, 30, 6, 4), (30, 20, 6, 6), (5, 4, 9, 3), (5, 4, 9, 7)])
 def test_recompressing_is_the_best_lower_rank(o, i, r, rank):
     A, B = torch.randn(r, i), torch.randn(o, r)
     u, s, vh = torch.linalg.svd((B @ A).double(), full_matrices=False)
-    new_A, new_B, kept = recompress(A, B, rank)
+    new_A, new_B, kept = reduce_rank(A, B, rank)
     best = (u[:, :rank] * s[:rank]) @ vh[:rank]
     torch.testing.assert_close((new_B @ new_A).double(), best, atol=1e-4, rtol=1e-4)
     assert kept == pytest.approx(float(s[:rank].square().sum() / s.square().sum()), abs=1e-5)
@@ -269,21 +271,23 @@ def test_recompressing_is_the_best_lower_rank(o, i, r, rank):
 
 
 def test_recompressing_a_zero_update_keeps_all_of_it():
-    A, B, kept = recompress(torch.randn(3, 8), torch.zeros(9, 3), 2)
+    A, B, kept = reduce_rank(torch.randn(3, 8), torch.zeros(9, 3), 2)
     assert kept == 1.0 and not (B @ A).any()
 
 
 @pytest.mark.parametrize("rank", [0, 4])
 def test_recompressing_to_an_impossible_rank_is_refused(rank):
     with pytest.raises(ValueError, match=rf"1\.\.3 .* got {rank}"):
-        recompress(torch.ones(3, 8), torch.ones(9, 3), rank)
+        reduce_rank(torch.ones(3, 8), torch.ones(9, 3), rank)
     with pytest.raises(ValueError, match="pair is A"):
-        recompress(torch.ones(3, 8), torch.ones(9, 4), 1)
+        reduce_rank(torch.ones(3, 8), torch.ones(9, 4), 1)
 
 
 def test_the_inner_product_of_updates_needs_neither_update():
     A, B, C, D = torch.randn(3, 8), torch.randn(9, 3), torch.randn(5, 8), torch.randn(9, 5)
-    assert inner(A, B, C, D) == pytest.approx(float(((B @ A).double() * (D @ C).double()).sum()), rel=1e-5)
+    assert update_inner_product(A, B, C, D) == pytest.approx(
+        float(((B @ A).double() * (D @ C).double()).sum()), rel=1e-5
+    )
 
 
 def test_finite_numbers_are_finite_even_where_their_sum_is_not():

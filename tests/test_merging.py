@@ -87,7 +87,7 @@ def test_nearly_equal_bases_are_re_expressed_in_the_first(method):
     merged = merge(adapters, (1, 0.5))
     kept = merged.header.parents[1]["kept_energy"]
     assert 0.99 < kept < 0.99999 and merged.header.parents[0]["kept_energy"] == 1
-    lost = math.sqrt(1 - kept) * math.sqrt(sum(pair.energy for pair in adapters[1].layers.values()))
+    lost = math.sqrt(1 - kept) * math.sqrt(sum(pair.squared_norm for pair in adapters[1].layers.values()))
     missing = sum((merged.dense(x).double() - exact_sum(adapters, (1, 0.5), x)).square().sum() for x in LAYERS)
     assert math.sqrt(missing) == pytest.approx(0.5 * lost, rel=0.05)
 

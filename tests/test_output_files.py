@@ -231,8 +231,8 @@ def test_a_result_that_cannot_be_written_is_kept_where_writing_works(tmp_path, p
 
     for name in ("x.bin", "x_2.bin"):
         with pytest.raises(OSError, match=f"Permission denied; .*kept as .*{name}") as caught:
-            output_files.rescued(write, tmp_path / "shut" / "x.bin", places)
+            output_files.write_or_rescue(write, tmp_path / "shut" / "x.bin", places)
         assert caught.value.filename == str(tmp_path / "shut" / "x.bin")
         assert (tmp_path / "kept" / name).read_bytes() == b"hours of work"
     with pytest.raises(OSError, match="Permission denied; nothing was written to"):
-        output_files.rescued(write, tmp_path / "shut" / "x.bin", places[:2])
+        output_files.write_or_rescue(write, tmp_path / "shut" / "x.bin", places[:2])

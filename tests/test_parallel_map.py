@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from qrlora.basis import compute_basis
-from qrlora.linalg import all_directions
-from qrlora.parallel_map import MOST, parallel_map
+from qrlora.linalg import all_singular_vectors
+from qrlora.parallel_map import MAX_WORKERS, parallel_map
 
 
 @pytest.fixture(autouse=True)
@@ -20,15 +20,15 @@ def four_threads():
 
 def test_answers_come_in_order_from_several_threads_and_the_setting_comes_back():
     """Each waits until MOST of them are at work, which one thread alone would never see."""
-    together = threading.Barrier(MOST, timeout=20)
+    together = threading.Barrier(MAX_WORKERS, timeout=20)
 
     def work(k):
         together.wait()
         return k, torch.get_num_threads(), threading.get_ident()
 
-    told = list(parallel_map(work, range(2 * MOST)))
-    assert [k for k, _, _ in told] == list(range(2 * MOST))
-    assert {threads for _, threads, _ in told} == {4 // MOST} and len({who for _, _, who in told}) == MOST
+    told = list(parallel_map(work, range(2 * MAX_WORKERS)))
+    assert [k for k, _, _ in told] == list(range(2 * MAX_WORKERS))
+    assert {threads for _, threads, _ in told} == {4 // MAX_WORKERS} and len({who for _, _, who in told}) == MAX_WORKERS
     assert torch.get_num_threads() == 4
 
 
@@ -42,7 +42,7 @@ def test_things_are_fetched_when_their_turn_is_near():
             yield k
 
     for done, _ in enumerate(parallel_map(lambda k: k, things())):
-        assert len(fetched) <= done + MOST + 1
+        assert len(fetched) <= done + MAX_WORKERS + 1
 
 
 @pytest.mark.parametrize("threads", [1, 4])
@@ -58,7 +58,7 @@ def test_a_failure_is_raised_and_what_has_not_begun_is_left(threads):
 
     with pytest.raises(ValueError, match="no"):
         list(parallel_map(work, range(100)))
-    assert len(begun) <= 2 + 2 * MOST and torch.get_num_threads() == threads
+    assert len(begun) <= 2 + 2 * MAX_WORKERS and torch.get_num_threads() == threads
 
 
 def test_bases_of_several_layers_at_once_are_the_leading_directions_of_each():
@@ -68,7 +68,7 @@ def test_bases_of_several_layers_at_once_are_the_leading_directions_of_each():
     basis = compute_basis(weights, 4)
     assert list(basis.Q) == [layer for layer, _ in weights]
     for layer, weight in weights:
-        exact = all_directions(weight)[:, :4]
+        exact = all_singular_vectors(weight)[:, :4]
         assert ((exact.T @ basis.Q[layer].double()).square().sum() / 4) > 0.999
     with pytest.raises(ValueError, match="layer3: .*NaN"):
         compute_basis([(n, w * float("nan") if n == "layer3" else w) for n, w in weights], 4)

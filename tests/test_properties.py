@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from qrlora.adapter import Adapter, Header, Pair
-from qrlora.files.fused_layers import fuse, split
+from qrlora.files.fused_layers import fuse_layers, split_layers
 from qrlora.layouts import LAYOUTS
 from qrlora.merging import merge
 
@@ -40,8 +40,8 @@ def test_what_is_fused_is_split_into_the_same_pairs(data, seed):
         r = data.draw(st.integers(1, 3))
         A, B = torch.randn(r, inputs, generator=generator), torch.randn(heights[layer], r, generator=generator)
         pairs[layer] = Pair(A, B)
-    fused, ranks = fuse(pairs, layout, layers)
-    back = split(fused, layout, layers, ranks)
+    fused, ranks = fuse_layers(pairs, layout, layers)
+    back = split_layers(fused, layout, layers, ranks)
     assert back.keys() == pairs.keys()
     assert all(torch.equal(back[x].A, pairs[x].A) and torch.equal(back[x].B, pairs[x].B) for x in pairs)
     dense = torch.cat([pairs[x].B @ pairs[x].A if x in pairs else torch.zeros(heights[x], inputs) for x in layers])

@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from qrlora.output_files import atomic
-from qrlora.safetensors_files import PIECE, places, read, read_metadata, read_rows, word_sum, write
+from qrlora.safetensors_files import CHUNK_BYTES, places, read, read_metadata, read_rows, word_sum, write
 
 TENSORS = {"b": torch.randn(3, 5), "a": torch.randn(4).bfloat16(), "c": torch.arange(3), "empty": torch.zeros(0, 2)}
 
@@ -25,7 +25,7 @@ def test_what_is_written_is_what_the_library_reads(tmp_path):
         assert torch.equal(stock[name], tensor) and torch.equal(ours[name], tensor)
 
 
-@pytest.mark.parametrize("size", [0, 5, 64, PIECE + 8 * 7 + 3])
+@pytest.mark.parametrize("size", [0, 5, 64, CHUNK_BYTES + 8 * 7 + 3])
 def test_the_sum_of_words_is_that_of_numpy_and_sees_every_bit(tmp_path, size):
     data = bytearray(np.random.default_rng(0).bytes(size))
     padded = np.frombuffer(bytes(data) + bytes(-size % 8), np.uint64)
@@ -58,7 +58,7 @@ def test_rows_are_read_alone_and_below_each_other(tmp_path):
     assert torch.equal(read_rows(path, [(b, 4, 6), (b, 1, 3)]), torch.cat([whole["b"][4:6], whole["b"][1:3]]))
     path.write_bytes(path.read_bytes()[: b.start + 5 * 10 * 4 - 1])
     assert torch.equal(read_rows(path, [(b, 3, 4)]), whole["b"][3:4])
-    with pytest.raises(ValueError, match="x.safetensors ends before what its header tells"):
+    with pytest.raises(ValueError, match="x.safetensors ends before what its header promises"):
         read_rows(path, [(b, 3, 5)])
 
 

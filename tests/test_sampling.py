@@ -73,7 +73,7 @@ def test_fewer_pictures_at_once_are_tried_where_memory_runs_out(base, monkeypatc
 
     plain = generate(base, "a dog", count=5)
     monkeypatch.setattr(type(base), "denoise", in_little_memory)
-    monkeypatch.setattr("qrlora.sampling.MOST", 5)
+    monkeypatch.setattr("qrlora.sampling.MAX_BATCH", 5)
     fewer = generate(base, "a dog", count=5)
     assert rows == [5, 3, 2]
     for one, other in zip(plain, fewer, strict=True):

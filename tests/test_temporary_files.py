@@ -11,7 +11,7 @@ import pytest
 
 from qrlora import temporary_files
 from qrlora.output_files import atomic
-from qrlora.temporary_files import clear, temporary, temporary_folder
+from qrlora.temporary_files import remove_stale, temporary, temporary_folder
 
 WRITER = """
 import sys
@@ -53,7 +53,7 @@ def test_the_next_writer_in_a_folder_removes_what_a_killed_one_left(tmp_path, wr
 def test_a_living_writer_is_left_alone_and_ends_whole(tmp_path, writer):
     with atomic(tmp_path / "other") as file:
         file.write(b"whole")
-    clear(tmp_path)
+    remove_stale(tmp_path)
     assert len(names(tmp_path)) == 2
     writer.communicate()
     assert names(tmp_path) == ["other", "slow"] and (tmp_path / "slow").read_bytes() == b"half and half"
@@ -71,9 +71,9 @@ def test_files_of_others_stay(tmp_path):
     for name in others:
         (tmp_path / name).write_text("mine")
     (tmp_path / ".folder.01234567.partial").mkdir()
-    clear(tmp_path)
+    remove_stale(tmp_path)
     assert names(tmp_path) == sorted([*others, ".folder.01234567.partial"])
-    clear(tmp_path / "missing")
+    remove_stale(tmp_path / "missing")
 
 
 FOLDER = """

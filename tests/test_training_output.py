@@ -170,7 +170,7 @@ def test_too_little_space_for_the_adapter_is_said_before_anything_is_learnt(tmp_
     assert any(0.9 * size < x < size for x in claimed[:-1]) and claimed[-1] == size
 
     def full(_, __, wanted):
-        if wanted not in (output_files.LEAST,):
+        if wanted not in (output_files.MIN_FREE_BYTES,):
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     monkeypatch.setattr(os, "posix_fallocate", full)

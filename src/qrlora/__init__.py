@@ -19,9 +19,9 @@ if TYPE_CHECKING:
     from .adapter import Adapter as Adapter
     from .adapter import Header as Header
     from .adapter import Pair as Pair
-    from .analysis import energy as energy
     from .analysis import similarity as similarity
     from .analysis import trainable_parameters as trainable_parameters
+    from .analysis import update_norms as update_norms
     from .basis import Basis as Basis
     from .basis import compute_basis as compute_basis
     from .config import SampleConfig as SampleConfig
@@ -42,7 +42,7 @@ if TYPE_CHECKING:
 
 _EXPORTS = {
     "adapter": ("Adapter", "Header", "Pair"),
-    "analysis": ("energy", "similarity", "trainable_parameters"),
+    "analysis": ("similarity", "trainable_parameters", "update_norms"),
     "basis": ("Basis", "compute_basis"),
     "config": ("SampleConfig", "TrainConfig", "read_recipe"),
     "families": ("open_base",),
@@ -57,6 +57,9 @@ _EXPORTS = {
 """Module -> the public names that it defines."""
 _MODULE_OF = {name: module for module, names in _EXPORTS.items() for name in names}
 
+RENAMED = {"attach": "inject", "energy": "update_norms"}
+"""Old public name -> its new one."""
+
 __version__ = "0.2.0"
 __all__ = sorted(_MODULE_OF)  # pyright: ignore[reportUnsupportedDunderAll]
 
@@ -65,11 +68,11 @@ if not any(isinstance(finder, MissingExtraFinder) for finder in sys.meta_path):
 
 
 def __getattr__(name: str) -> Any:
-    if name == "attach":
+    if new := RENAMED.get(name):
         warnings.warn(
-            "qrlora.attach is now qrlora.inject; the old name goes with 0.3", DeprecationWarning, stacklevel=2
+            f"qrlora.{name} is now qrlora.{new}; the old name goes with 0.3", DeprecationWarning, stacklevel=2
         )
-        return __getattr__("inject")
+        return __getattr__(new)
     if name not in _MODULE_OF:
         raise AttributeError(f"module 'qrlora' has no attribute {name!r}")
     value = getattr(importlib.import_module(f".{_MODULE_OF[name]}", __name__), name)

@@ -1,10 +1,11 @@
 """Adapter = {layer: (A, B)} and a header that explains it.
 
-Letters: o outputs, i inputs, r rank. A layer's name is its module's path inside the family's
-part, as diffusers spells it: "down_blocks.1.attentions.0.transformer_blocks.0.attn1.to_q".
+Letters: o outputs, i inputs, r rank. A layer's name is its module's path inside the
+trainable component, as diffusers spells it: "down_blocks.1.attentions.0.transformer_blocks.0.attn1.to_q".
 """
 
 import json
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from fnmatch import fnmatchcase
@@ -15,20 +16,20 @@ import torch
 from torch import Tensor, nn
 
 from .config.type_checks import check_strengths
-from .linalg import coordinates, inner, is_finite
+from .linalg import is_finite, least_squares_coordinates, update_inner_product
 
 FORMAT_VERSION = 1
-KINDS = {
+HEADER_TYPES = {
     **dict.fromkeys("family part base method targets basis role trigger prompt digest endings".split(), str),
     **dict.fromkeys(("rank", "format_version"), int),
     **dict.fromkeys(("fingerprint", "config", "kernels"), dict),
     "parents": list,
 }
 """Entry of a header -> its type in JSON."""
-ONLY_IF_SET = ("endings", "kernels")
+OMITTED_IF_EMPTY = ("endings", "kernels")
 """Entries of a header that are left out where they say nothing: readers before them know the rest."""
-NOT_KNOWN = ("basis_energy_lost", "truncation_error", "trained", "kept_energy")
-"""Numbers of a header that may be null, or absent."""
+NULLABLE_NUMBERS = ("basis_energy_lost", "truncation_error", "trained", "kept_energy")
+"""Numbers of a header that may be null or absent."""
 
 
 @dataclass(frozen=True)
@@ -55,9 +56,17 @@ class Pair:
         return self.A.T if side == "input" else self.B
 
     @cached_property
+    def squared_norm(self) -> float:
+        """|B A|^2, the squared Frobenius norm of the update."""
+        return max(update_inner_product(self.A, self.B, self.A, self.B), 0.0)
+
+    @property
     def energy(self) -> float:
-        """|B A|^2, the sum of the squared entries of the update."""
-        return max(inner(self.A, self.B, self.A, self.B), 0.0)
+        """The old name of `squared_norm`."""
+        warnings.warn(
+            "Pair.energy is now Pair.squared_norm; the old name goes with 0.3", DeprecationWarning, stacklevel=2
+        )
+        return self.squared_norm
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,8 +109,8 @@ class Header:
 
     def to_json(self) -> str:
         """One line of JSON, equal for equal headers."""
-        told = asdict(self)
-        return json.dumps({k: x for k, x in told.items() if x or k not in ONLY_IF_SET}, sort_keys=True)
+        entries = asdict(self)
+        return json.dumps({k: x for k, x in entries.items() if x or k not in OMITTED_IF_EMPTY}, sort_keys=True)
 
     @classmethod
     def from_json(cls, text: str) -> "Header":
@@ -144,7 +153,7 @@ class Adapter:
         if not self.layers:
             raise ValueError("an adapter needs at least one layer, got none")
         for layer, pair in self.layers.items():
-            _check(layer, pair)
+            _check_factors(layer, pair)
 
     @property
     def rank(self) -> int:
@@ -183,7 +192,7 @@ class Adapter:
 
         Raises: ValueError: no layer is left.
         """
-        chosen = wanted if callable(wanted) else lambda layer: ends_in(layer, wanted)
+        chosen = wanted if callable(wanted) else lambda layer: name_ends_in(layer, wanted)
         layers = {layer: pair for layer, pair in self.layers.items() if chosen(layer)}
         if not layers:
             raise ValueError(f"none of the adapter's {len(self.layers)} layers is selected by {wanted!r}")
@@ -196,7 +205,7 @@ class Adapter:
         A layer that stands in that very basis is handed on unchanged.
 
         Args:    Q {layer: (i, r) or (o, r)}, at least the adapter's layers.
-        Returns: the adapter, and by layer the kept share of |B A|^2, 0..1 (1 for a zero update).
+        Returns: the adapter, and by layer the fraction of |B A|^2 kept, 0..1 (1 for a zero update).
         Raises:  ValueError: a layer is missing in Q, or has directions of another size.
         """
         layers, kept = {}, {}
@@ -205,21 +214,21 @@ class Adapter:
             if layer not in Q or len(Q[layer]) != size:
                 found = tuple(Q[layer].shape) if layer in Q else "none"
                 raise ValueError(f"{layer}: needs {side} directions with {size} entries, the basis has {found}")
-            layers[layer] = _in_directions(pair, Q[layer], side)
-            unchanged = layers[layer] is pair or pair.energy == 0
-            kept[layer] = 1.0 if unchanged else min(layers[layer].energy / pair.energy, 1.0)
+            layers[layer] = _project_factors(pair, Q[layer], side)
+            unchanged = layers[layer] is pair or pair.squared_norm == 0
+            kept[layer] = 1.0 if unchanged else min(layers[layer].squared_norm / pair.squared_norm, 1.0)
         return replace(self, layers=layers), kept
 
 
-def ends_in(layer: str, suffixes: Sequence[str]) -> bool:
+def name_ends_in(layer: str, suffixes: Sequence[str]) -> bool:
     """Whether a layer's dotted name is, or ends in, one of the dotted suffixes; whole parts only, and a part "*" stands
     for one or more of any: "up_blocks.0.*.to_q"."""
     return any(fnmatchcase(f".{layer}", f"*.{x}") if "*" in x else f".{layer}".endswith(f".{x}") for x in suffixes)
 
 
 def linear_layers(model: nn.Module, endings: Sequence[str]) -> dict[str, nn.Linear]:
-    """{name: layer} of the linear layers whose names end so, in the model's order. A layer that wears an adapter goes
-    by its own name.
+    """{name: layer} of the linear layers whose names end so, in the model's order. A layer with an adapter on it
+    goes by its own name.
 
     Args:    endings: whole dotted parts: "to_q" does not match "add_to_q".
     Raises:  ValueError: an ending that matches none, with what does have that name.
@@ -227,42 +236,42 @@ def linear_layers(model: nn.Module, endings: Sequence[str]) -> dict[str, nn.Line
     modules = {name.removesuffix(".base_layer"): module for name, module in model.named_modules()}
     linear = {name: module for name, module in modules.items() if isinstance(module, nn.Linear)}
     for ending in endings:
-        if not any(ends_in(name, [ending]) for name in linear):
-            others = {type(module).__name__ for name, module in modules.items() if ends_in(name, [ending])}
+        if not any(name_ends_in(name, [ending]) for name in linear):
+            others = {type(module).__name__ for name, module in modules.items() if name_ends_in(name, [ending])}
             found = f" (what does is a {', a '.join(sorted(others))})" if others else ""
             raise ValueError(f"no linear layer ends in {ending!r}{found}")
-    return {name: layer for name, layer in linear.items() if ends_in(name, endings)}
+    return {name: layer for name, layer in linear.items() if name_ends_in(name, endings)}
 
 
-def _in_directions(pair: Pair, Q: Tensor, side: str) -> Pair:
+def _project_factors(pair: Pair, Q: Tensor, side: str) -> Pair:
     """The pair projected on given directions; the pair itself where its factor is them already."""
     directions = pair.directions(side)
     if torch.equal(directions, Q):
         return pair
-    inside = coordinates(Q, directions)  # (new rank, old rank)
+    inside = least_squares_coordinates(Q, directions)  # (new rank, old rank)
     return Pair(Q.T.contiguous(), pair.B @ inside.T) if side == "input" else Pair(inside @ pair.A, Q)
 
 
 def _check_entries(values: Mapping[str, Any]) -> None:
     """Raises ValueError, naming it: an entry of a header that is of another type than what is written there."""
     for name, value in values.items():
-        kind = KINDS.get(name, object)
+        kind = HEADER_TYPES.get(name, object)
         if not isinstance(value, kind) or (isinstance(value, bool) and kind is not object):
             raise ValueError(f"the adapter's header: {name:.80} must not be {value!r:.80}")
     for layer, sides in values.get("kernels", {}).items():
         if not isinstance(sides, list) or not sides or not all(type(x) is int and x > 0 for x in sides):
             raise ValueError(f"the adapter's header: the kernel of {layer:.80} must be sides, got {sides!r:.80}")
-    told = values.get("config", {})
-    numbers = {name: told.get(name) for name in ("basis_energy_lost", "truncation_error", "trained")}
+    config = values.get("config", {})
+    numbers = {name: config.get(name) for name in ("basis_energy_lost", "truncation_error", "trained")}
     numbers |= {f"fingerprint of {layer:.80}": x for layer, x in values.get("fingerprint", {}).items()}
     numbers |= {"weight": values.get("weight", 1.0), "kept_energy": values.get("kept_energy")}
     for name, value in numbers.items():
         known = isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 1e300
-        if not known and (value is not None or name not in NOT_KNOWN):
+        if not known and (value is not None or name not in NULLABLE_NUMBERS):
             raise ValueError(f"the adapter's header: {name} must be a finite number, got {value!r:.80}")
 
 
-def _check(layer: str, pair: Pair) -> None:
+def _check_factors(layer: str, pair: Pair) -> None:
     """Raises ValueError unless A (r, i) and B (o, r) are finite float32 matrices."""
     A, B = pair.A, pair.B
     if A.ndim != 2 or B.ndim != 2 or A.shape[0] != B.shape[1] or min(*A.shape, *B.shape) < 1:

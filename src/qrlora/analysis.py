@@ -1,9 +1,10 @@
-"""Numbers about adapters, as rows. Draws nothing.
+"""Norms of an adapter's updates, and how similar two adapters are, layer by layer.
 
 Letters: o outputs, i inputs, r rank. Updates are compared through r x r matrices, never formed.
 """
 
 import math
+import warnings
 from typing import NamedTuple
 
 import torch
@@ -15,27 +16,27 @@ from .linalg import leading_subspace
 from .methods import METHODS
 
 NEGLIGIBLE = 1e-6
-"""Directions with less than this share of a factor's strongest energy do not count: float32 cannot tell them from 0."""
+"""Directions below this fraction of a factor's largest squared singular value do not count: to float32 they are 0."""
 
 
-class Energy(NamedTuple):
-    """One layer of one adapter."""
+class UpdateNorm(NamedTuple):
+    """The norm of one layer's update."""
 
     layer: str
     norm: float
     """|B A|, Frobenius."""
     share: float
-    """|B A|^2 as a share of the adapter's, 0..1; 0 for a zero adapter."""
+    """|B A|^2 as a fraction of the adapter's squared Frobenius norm, 0..1; 0 for a zero adapter."""
 
 
 class Similarity(NamedTuple):
-    """One layer of two adapters. A number that has no meaning there (a zero update) is NaN."""
+    """Cosines and overlaps of one layer of two adapters. A number that has no meaning there (a zero update) is NaN."""
 
     layer: str
     update: float
     """Cosine of the updates B A, -1..1."""
-    learned: float
-    """Cosine of the learnt factors (B = dR^T, or A where B is frozen), -1..1; NaN for ranks that differ."""
+    trained: float
+    """Cosine of the trained factors (B = dR^T, or A where B is frozen), -1..1; NaN for ranks that differ."""
     input_overlap: float
     """Mean squared cosine of the principal angles between the spans of A, 0..1."""
     output_overlap: float
@@ -44,6 +45,14 @@ class Similarity(NamedTuple):
     """|B A| of the first."""
     second_norm: float
     """|B A| of the second."""
+
+    @property
+    def learned(self) -> float:
+        """The old name of `trained`."""
+        warnings.warn(
+            "Similarity.learned is now .trained; the old name goes with 0.3", DeprecationWarning, stacklevel=2
+        )
+        return self.trained
 
 
 class SharedSpan(NamedTuple):
@@ -58,10 +67,10 @@ class SharedSpan(NamedTuple):
 
 
 class Interference(NamedTuple):
-    """Two adapters as wholes: how much the one's update can be expected to disturb the other's.
+    """Two whole adapters: how much the update of one can be expected to disturb that of the other.
 
-    Layer l weighs |dW_l| |dW'_l| / (|dW| |dW'|), and one that only one of them adapts weighs nothing: adapters on
-    different layers do not meet. NaN for a zero adapter.
+    Layer l has the weight |dW_l| |dW'_l| / (|dW| |dW'|), and 0 where only one of them adapts it: adapters on
+    different layers do not interfere. NaN for a zero adapter.
     """
 
     cosine: float
@@ -71,16 +80,16 @@ class Interference(NamedTuple):
     output_overlap: float
     """Weighted sum of the overlaps of the spans of B, 0..1."""
     read_together: float
-    """Weighted sum of |dW dW'^T| / (|dW| |dW'|), 0..1: whether what they read, by its strength, is the same."""
+    """Weighted sum of |dW dW'^T| / (|dW| |dW'|), 0..1: whether they act on the same inputs, by strength."""
     written_together: float
-    """Weighted sum of |dW^T dW'| / (|dW| |dW'|), 0..1: whether what they write, by its strength, is the same."""
+    """Weighted sum of |dW^T dW'| / (|dW| |dW'|), 0..1: whether they change the same outputs, by strength."""
 
 
-def energy(adapter: Adapter) -> list[Energy]:
-    """How strong each layer's update is, in the adapter's order."""
-    squares = {layer: pair.energy for layer, pair in adapter.layers.items()}
+def update_norms(adapter: Adapter) -> list[UpdateNorm]:
+    """Frobenius norm of each layer's update, in the adapter's order."""
+    squares = {layer: pair.squared_norm for layer, pair in adapter.layers.items()}
     total = sum(squares.values())
-    return [Energy(layer, math.sqrt(x), x / total if total else 0.0) for layer, x in squares.items()]
+    return [UpdateNorm(layer, math.sqrt(x), x / total if total else 0.0) for layer, x in squares.items()]
 
 
 def similarity(first: Adapter, second: Adapter) -> list[Similarity]:
@@ -93,8 +102,8 @@ def similarity(first: Adapter, second: Adapter) -> list[Similarity]:
     if not shared:
         raise ValueError(f"no layer is in both adapters ({len(first.layers)} and {len(second.layers)} layers)")
     methods = [METHODS.get(adapter.header.method) for adapter in (first, second)]
-    learns_A = all(method is not None and method.frozen_side == "output" for method in methods)
-    return [_similarity(layer, first.layers[layer], second.layers[layer], learns_A) for layer in shared]
+    trains_A = all(method is not None and method.frozen_side == "output" for method in methods)
+    return [_similarity(layer, first.layers[layer], second.layers[layer], trains_A) for layer in shared]
 
 
 def shared_span(first: Weights, second: Weights, rank: int, side: str = "input") -> list[SharedSpan]:
@@ -122,11 +131,13 @@ def _squares(x: Tensor) -> float:
 
 
 def interference(first: Adapter, second: Adapter) -> Interference:
-    """How two adapters meet, from their factors alone.
+    """Interference of two adapters, from their factors alone.
 
     Raises: ValueError: a shared layer of different shape, naming it.
     """
-    whole = math.sqrt(sum(x.energy for x in first.layers.values()) * sum(x.energy for x in second.layers.values()))
+    whole = math.sqrt(
+        sum(x.squared_norm for x in first.layers.values()) * sum(x.squared_norm for x in second.layers.values())
+    )
     if not whole:
         return Interference(*[math.nan] * 5)
     totals = [0.0] * 5
@@ -134,15 +145,15 @@ def interference(first: Adapter, second: Adapter) -> Interference:
     for row in rows:
         weight = row.first_norm * row.second_norm / whole
         if weight:
-            met = _met(first.layers[row.layer], second.layers[row.layer])
-            parts = (row.update, row.input_overlap, row.output_overlap, *met)
+            shared = _shared_reads_and_writes(first.layers[row.layer], second.layers[row.layer])
+            parts = (row.update, row.input_overlap, row.output_overlap, *shared)
             totals = [total + weight * part for total, part in zip(totals, parts, strict=True)]
     return Interference(*totals)
 
 
 def trainable_parameters(adapter: Adapter) -> int:
-    """How many numbers the adapter's method trains at the header's rank, over all its layers. Of PEFT's own methods,
-    which a plain LoRA's factors do not show, the header's config tells it.
+    """Parameters that the adapter's method trains at the header's rank, over all its layers. Of PEFT's own methods,
+    which a plain LoRA's factors do not show, the header's config says it.
 
     Raises: ValueError: a method that is not in METHODS, such as a merge's "stack".
     """
@@ -155,18 +166,18 @@ def trainable_parameters(adapter: Adapter) -> int:
     return sum(METHODS[header.method].trainable_parameters(o, i, rank) for o, i in adapter.shapes.values())
 
 
-def _similarity(layer: str, a: Pair, b: Pair, learns_A: bool) -> Similarity:
+def _similarity(layer: str, a: Pair, b: Pair, trains_A: bool) -> Similarity:
     """One row. With <X, Y> the sum of products, <B A, B' A'> is that of B^T B' and A A'^T."""
     inputs, outputs = _grams(a.A.T, b.A.T), _grams(a.B, b.B)
     square_a, square_b, cross = (float((x * y).sum(dtype=torch.float64)) for x, y in zip(inputs, outputs, strict=True))
-    factors = inputs if learns_A else outputs
+    factors = inputs if trains_A else outputs
     same_rank = a.rank == b.rank
     return Similarity(
         layer=layer,
         update=_cosine(cross, square_a, square_b),
-        learned=_cosine(*(float(factors[k].trace()) for k in (2, 0, 1))) if same_rank else math.nan,
-        input_overlap=_overlap(*inputs),
-        output_overlap=_overlap(*outputs),
+        trained=_cosine(*(float(factors[k].trace()) for k in (2, 0, 1))) if same_rank else math.nan,
+        input_overlap=_span_overlap(*inputs),
+        output_overlap=_span_overlap(*outputs),
         first_norm=math.sqrt(max(square_a, 0.0)),
         second_norm=math.sqrt(max(square_b, 0.0)),
     )
@@ -178,17 +189,17 @@ def _grams(X: Tensor, Y: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     return (first, first, first) if torch.equal(X, Y) else (first, Y.T @ Y, X.T @ Y)
 
 
-def _met(a: Pair, b: Pair) -> tuple[float, float]:
+def _shared_reads_and_writes(a: Pair, b: Pair) -> tuple[float, float]:
     """|dW dW'^T| and |dW^T dW'| over |dW| |dW'|; |B M B'^T|^2 is tr(B^T B M B'^T B' M^T), here with M = A A'^T."""
     squares = (
-        _squared(a.A @ b.A.T, a.B.T @ a.B, b.B.T @ b.B),
-        _squared(a.B.T @ b.B, a.A @ a.A.T, b.A @ b.A.T),
+        _gram_trace(a.A @ b.A.T, a.B.T @ a.B, b.B.T @ b.B),
+        _gram_trace(a.B.T @ b.B, a.A @ a.A.T, b.A @ b.A.T),
     )
-    read, written = (min(math.sqrt(square / (a.energy * b.energy)), 1.0) for square in squares)
+    read, written = (min(math.sqrt(square / (a.squared_norm * b.squared_norm)), 1.0) for square in squares)
     return read, written
 
 
-def _squared(between: Tensor, own_a: Tensor, own_b: Tensor) -> float:
+def _gram_trace(between: Tensor, own_a: Tensor, own_b: Tensor) -> float:
     """tr(G_a M G_b M^T) for Gram matrices G and M (r, r') between."""
     M = between.double()
     return max(float((own_a.double() @ M @ own_b.double() * M).sum()), 0.0)
@@ -199,7 +210,7 @@ def _cosine(cross: float, square_a: float, square_b: float) -> float:
     return max(-1.0, min(1.0, cross / math.sqrt(square_a * square_b))) if min(square_a, square_b) > 0 else math.nan
 
 
-def _overlap(gram_a: Tensor, gram_b: Tensor, cross: Tensor) -> float:
+def _span_overlap(gram_a: Tensor, gram_b: Tensor, cross: Tensor) -> float:
     """|Q_a^T Q_b|^2 / min(r_a, r_b) for the spans with Gram matrices X^T X, Y^T Y and X^T Y; NaN for an empty span."""
     if cross is gram_a:
         return 1.0 if gram_a.any() else math.nan

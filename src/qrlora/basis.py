@@ -19,23 +19,23 @@ from pathlib import Path
 import platformdirs
 from torch import Tensor
 
-from .linalg import lots, measured_subspace
-from .output_files import atomic, dispensable
+from .linalg import subspace_and_lost_fraction, rank_of_whole_batches
+from .output_files import atomic, warn_if_unwritable
 from .parallel_map import on_device, parallel_map
 from .safetensors_files import raw_bytes, read, word_sum, write
 
 FINGERPRINT_LAYERS = 16
-WAY = "thick-restart block Lanczos, until a random block agrees"
-"""How directions are found: another way finds others, and must not take these for its own."""
+SEARCH_ALGORITHM = "thick-restart block Lanczos, until a random block agrees"
+"""How directions are found: another algorithm finds others, and must not read these."""
 SAMPLED_RUNS = 64
 """A weight's key reads so many runs of so many entries, evenly spread over its memory."""
 SAME_BASE_TOLERANCE = 0.01
-NO_CACHE = "directions are computed at every start: set QRLORA_CACHE to a folder that can be written"
+UNWRITABLE_CACHE = "directions are computed at every start: set QRLORA_CACHE to a folder that can be written"
 
 
 @dataclass(frozen=True)
 class Weights(Collection):
-    """(layer, weight (o, i)) pairs that are read when their turn comes, as often as one iterates: a model need not be
+    """(layer, weight (o, i)) pairs, each read when it is needed, as often as one iterates: a model need not be
     held twice."""
 
     layers: Mapping[str, tuple[int, int]]
@@ -64,13 +64,13 @@ class Basis:
     side: str
     """"input" or "output"."""
     lost: float | None = None
-    """Share of their energy that directions lack, as measured (lanczos.energy_lost), in the layer where it is largest;
-    0: all eigenvectors were found. None: not known, as of a lone file."""
+    """Fraction of squared Frobenius norm that the directions lack, as measured (`lanczos.lost_fraction`), in the worst
+    layer; 0: all eigenvectors were found. None: not known, as of a lone file."""
 
     @cached_property
     def digest(self) -> str:
         """SHA-256 (hex) of side, names, shapes and bytes: equal digests are equal bases."""
-        return _hash(self.side, sorted(self.Q.items()))
+        return _tensors_digest(self.side, sorted(self.Q.items()))
 
     def truncate(self, rank: int) -> "Basis":
         """The same base's basis at a lower rank: its first columns.
@@ -93,16 +93,16 @@ def compute_basis(
     """Leading subspace of every weight.
 
     Args:    weights (layer, (o, i)); progress is called with a layer's name after it is done.
-             spare: keep all directions of a lot, which cost nothing: `truncate` gives any smaller rank.
-             device: where directions are found, see `parallel.on_device`; None: where a weight lies.
+             spare: keep all directions of a batch (DIRECTIONS_AT_ONCE), which cost nothing: `truncate` gives any
+             smaller rank. device: where directions are found, see `parallel_map.on_device`; None: where a weight lies.
     Raises:  ValueError, naming the layer: rank above the layer's size, NaN or infinity; no layers.
     """
 
     def found(item: tuple[str, Tensor]) -> tuple[str, Tensor, float]:
         layer, weight = item
-        count = min(lots(rank), *weight.shape) if spare and 1 <= rank <= min(weight.shape) else rank
+        count = min(rank_of_whole_batches(rank), *weight.shape) if spare and 1 <= rank <= min(weight.shape) else rank
         try:
-            Q, lacking = on_device(lambda W: measured_subspace(W, count, side), weight, device)
+            Q, lacking = on_device(lambda W: subspace_and_lost_fraction(W, count, side), weight, device)
             return layer, Q.cpu(), lacking
         except ValueError as error:
             raise ValueError(f"{layer}: {error}") from error
@@ -126,36 +126,36 @@ def cached_basis(
 ) -> Basis:
     """compute_basis, from disk where these weights were seen before, at this rank or a higher one.
 
-    What is kept has whole lots of directions (lanczos.LOT): a smaller rank is its beginning, at the price of reading.
+    The cache holds whole batches of directions (lanczos.DIRECTIONS_AT_ONCE): a smaller rank is their beginning.
     Weights are read one at a time, twice where the basis is new; where it is known, only the samples of `weights_key`.
     A cached file that is damaged is computed again, and a cache that cannot be written done without; a warning each.
 
     Raises: ValueError: see compute_basis.
     """
     record = cache_folder() / f"{weights_key(weights, side)}.json"
-    known = _known(record)
+    known = _read_record(record)
     if entry := known.get(str(min((int(held) for held in known if int(held) >= rank), default=0))):
         try:
-            return _at_rank(_checked(entry), rank, entry, known, record)
-        except _Damaged as error:
+            return _truncated_with_digest(_load_verified(entry), rank, entry, known, record)
+        except _DamagedCache as error:
             warnings.warn(f"the cached basis is damaged and computed again: {error}", stacklevel=2)
     basis = compute_basis(weights, rank, side, progress, spare=True, device=device)
     entry = {"file": basis.digest, "lost": basis.lost, "digests": {}}
-    with dispensable(NO_CACHE):
+    with warn_if_unwritable(UNWRITABLE_CACHE):
         entry["checksum"] = word_sum(save_basis(basis, replace=True))
-        known[str(lots(rank))] = entry
-    return _at_rank(basis, rank, entry, known, record)
+        known[str(rank_of_whole_batches(rank))] = entry
+    return _truncated_with_digest(basis, rank, entry, known, record)
 
 
 def weights_key(weights: Iterable[tuple[str, Tensor]], side: str) -> str:
-    """What weights are known by in the cache (hex): names, dtypes, shapes, and 64 runs of 64 entries of each.
+    """The key of weights in the cache (hex): names, dtypes, shapes, and 64 runs of 64 entries of each.
 
     Reading all of a base to find its basis would take longer than finding it. A change that training, merging or
     pruning makes is spread over a weight's entries, and one that fills a 64th of a weight without gaps meets a run.
     An edit so small that all runs of all layers miss it gets the old directions: orthonormal still, theirs to
     train on, and differing from its own as little as the weights do.
     """
-    state = hashlib.sha256(f"{side} {WAY}".encode())
+    state = hashlib.sha256(f"{side} {SEARCH_ALGORITHM}".encode())
     for layer, weight in weights:
         state.update(f"{layer} {weight.dtype} {tuple(weight.shape)}".encode())
         entries = weight.detach().reshape(-1)
@@ -171,7 +171,7 @@ def save_basis(basis: Basis, replace: bool = False) -> Path:
 
     Raises: OSError: the cache cannot be written.
     """
-    path = _path(basis.digest)
+    path = _basis_path(basis.digest)
     if replace or not path.is_file():
         write(path, basis.Q, {"format": "pt", "side": basis.side, "rank": str(basis.rank)})
     return path
@@ -183,11 +183,11 @@ def load_basis(digest: str) -> Basis:
     Raises: OSError: not in the cache.  ValueError: its content is not what its name says.
     """
     kept, rank = digest, 0
-    if not _path(digest).is_file():  # perhaps the beginning of one that is
-        for entry in (entry for record in cache_folder().glob("*.json") for entry in _known(record).values()):
+    if not _basis_path(digest).is_file():  # perhaps the beginning of one that is
+        for entry in (entry for record in cache_folder().glob("*.json") for entry in _read_record(record).values()):
             ranks = [int(rank) for rank, known in entry["digests"].items() if known == digest]
             kept, rank = (entry["file"], ranks[0]) if ranks else (kept, rank)
-    basis = _read(kept).truncate(rank) if rank else _read(digest)
+    basis = _read_basis_file(kept).truncate(rank) if rank else _read_basis_file(digest)
     if basis.digest != digest:
         raise ValueError(f"{digest}.safetensors: the content does not match the digest in its name")
     return basis
@@ -198,7 +198,7 @@ def cache_folder() -> Path:
     return Path(os.environ.get("QRLORA_CACHE") or platformdirs.user_cache_dir("qrlora")) / "bases"
 
 
-def _path(digest: str) -> Path:
+def _basis_path(digest: str) -> Path:
     """Where the basis of that digest is kept."""
     return cache_folder() / f"{digest}.safetensors"
 
@@ -231,13 +231,13 @@ def same_base(first: Mapping[str, float], second: Mapping[str, float]) -> bool:
     """Whether two fingerprints can be of one base model: their shared layers agree within 1 %.
 
     Another dtype of the same weights passes, another model does not. Without a shared layer, or
-    with an unknown base, nothing disagrees and the answer is yes.
+    with an unknown base, nothing disagrees and the result is True.
     """
     shared = first.keys() & second.keys()
     return all(abs(first[x] - second[x]) <= SAME_BASE_TOLERANCE * max(first[x], second[x]) for x in shared)
 
 
-def _hash(title: str, tensors: Iterable[tuple[str, Tensor]]) -> str:
+def _tensors_digest(title: str, tensors: Iterable[tuple[str, Tensor]]) -> str:
     """SHA-256 (hex) of a title and of names, dtypes, shapes and bytes of tensors."""
     state = hashlib.sha256(title.encode())
     for name, tensor in tensors:
@@ -246,11 +246,11 @@ def _hash(title: str, tensors: Iterable[tuple[str, Tensor]]) -> str:
     return state.hexdigest()
 
 
-class _Damaged(ValueError):
+class _DamagedCache(ValueError):
     """A file of the cache is not what was written."""
 
 
-def _known(record: Path) -> dict[str, dict]:
+def _read_record(record: Path) -> dict[str, dict]:
     """{directions held: {"file": digest of the basis, "checksum": its word_sum, "lost", "digests": {rank: it}}}."""
     try:
         known = json.loads(record.read_text()) if os.access(record, os.R_OK) else {}
@@ -260,19 +260,19 @@ def _known(record: Path) -> dict[str, dict]:
         return {}
 
 
-def _checked(entry: Mapping) -> Basis:
+def _load_verified(entry: Mapping) -> Basis:
     """The basis that an entry names. Raises _Damaged: missing, or not what was written."""
     try:
-        if word_sum(_path(entry["file"])) != entry["checksum"]:  # several times as fast as a digest
+        if word_sum(_basis_path(entry["file"])) != entry["checksum"]:  # several times as fast as a digest
             raise ValueError(f"{entry['file']}.safetensors does not have its checksum")
-        basis = replace(_read(entry["file"]), lost=entry["lost"])
+        basis = replace(_read_basis_file(entry["file"]), lost=entry["lost"])
     except (OSError, ValueError, KeyError) as error:
-        raise _Damaged(str(error)) from error
+        raise _DamagedCache(str(error)) from error
     basis.__dict__["digest"] = entry["file"]  # as the cached property would; the checksum vouches for it
     return basis
 
 
-def _at_rank(basis: Basis, rank: int, entry: dict, known: Mapping, record: Path) -> Basis:
+def _truncated_with_digest(basis: Basis, rank: int, entry: dict, known: Mapping, record: Path) -> Basis:
     """The beginning of a kept basis. Its digest stands in the record, or is computed once and written there.
 
     Raises: ValueError, naming the layer: rank above the layer's size.
@@ -286,14 +286,14 @@ def _at_rank(basis: Basis, rank: int, entry: dict, known: Mapping, record: Path)
     else:
         entry["digests"][str(rank)] = found.digest
         if "checksum" in entry:  # else it could not be kept
-            with dispensable(NO_CACHE), atomic(record) as file:
+            with warn_if_unwritable(UNWRITABLE_CACHE), atomic(record) as file:
                 file.write(json.dumps(known).encode())
     return found
 
 
-def _read(digest: str) -> Basis:
+def _read_basis_file(digest: str) -> Basis:
     """What the file of that digest holds, unverified. Raises as `read`, and OSError: not in the cache."""
-    path = _path(digest)
+    path = _basis_path(digest)
     if not path.is_file():
         raise FileNotFoundError(errno.ENOENT, "no such basis in the cache", str(path))
     directions, metadata = read(path)

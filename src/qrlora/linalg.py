@@ -7,19 +7,24 @@ A weight W is (o, i); a pair is A (r, i) and B (o, r); its update is B A.
 import torch
 from torch import Tensor
 
-from .lanczos import LOT, lanczos
+from .lanczos import DIRECTIONS_AT_ONCE, leading_singular_vectors
 
-WORTHWHILE = 8
-"""The smaller side of a weight must be so many times the lot; below, all its directions are as quickly found."""
+LANCZOS_MIN_RATIO = 8
+"""Smaller side of a weight, in multiples of the directions sought, from which Lanczos is faster than all
+eigenvectors."""
 
 
 def leading_subspace(weight: Tensor, rank: int, side: str = "input", exact: bool = False) -> Tensor:
-    """The strongest input or output directions of a weight: the first answer of `measured_subspace`."""
-    return measured_subspace(weight, rank, side, exact)[0]
+    """The strongest input or output directions of a weight: the first result of `subspace_and_lost_fraction`."""
+    return subspace_and_lost_fraction(weight, rank, side, exact)[0]
 
 
-def measured_subspace(weight: Tensor, rank: int, side: str = "input", exact: bool = False) -> tuple[Tensor, float]:
-    """The strongest input or output directions of a weight, and the share of energy that they lack.
+def subspace_and_lost_fraction(
+    weight: Tensor, rank: int, side: str = "input", exact: bool = False
+) -> tuple[Tensor, float]:
+    """The strongest input or output directions of a weight, and the fraction of squared Frobenius norm that they lack.
+
+    The fraction lost is 1 - |W Q|^2 / |W V_r|^2 for the best directions V_r of the same number.
 
     QR-LoRA (arXiv 2507.04599, eq. 3-6) takes Q from the QR of V_r S_r, whose columns are
     already orthogonal: Q is V_r, the leading right singular vectors (side "input"). The left
@@ -27,15 +32,16 @@ def measured_subspace(weight: Tensor, rank: int, side: str = "input", exact: boo
     Both are eigenvectors of a Gram matrix of W, so the smaller one is taken and a thin QR
     carries it over to the longer side; no full SVD is needed.
 
-    Large weights go through `lanczos` and stop by TOLERANCE; small ones, those whose spectrum does not let it
-    converge, and `exact` through all eigenvectors in float64. Equal weights give equal bits on one machine with one
-    number of threads. Other devices round otherwise: there, as between two dtypes of one base, directions turn within
-    their span, and the span by less than is asked of it.
+    Large weights go through `leading_singular_vectors` and stop by TOLERANCE; small ones, those whose spectrum does not
+    let it converge, and `exact` through all eigenvectors in float64. Equal weights give equal bits on one machine with
+    one number of threads. Other devices round otherwise: there, as between two dtypes of one base, directions turn
+    within their span, and the span by less than is asked of it.
 
     Args:    weight (o, i), any float dtype and device.  rank: a count of directions.
     Returns: Q float32, on the weight's device: (i, r) for "input", (o, r) for "output";
              orthonormal columns, strongest first, the entry of largest magnitude of each
-             column positive; and `energy_lost` of the lot they are of, 0 where all eigenvectors were found.
+             column positive; and the `lost_fraction` of the whole batch of directions, 0 where all eigenvectors were
+             found.
     Raises:  ValueError: not a matrix, rank outside 1..min(o, i), unknown side, NaN or infinity.
     """
     if side not in ("input", "output"):
@@ -44,35 +50,38 @@ def measured_subspace(weight: Tensor, rank: int, side: str = "input", exact: boo
         raise ValueError(f"a weight is a matrix of floats, got shape {tuple(weight.shape)} of {weight.dtype}")
     if not 1 <= rank <= min(weight.shape):
         raise ValueError(f"rank must lie in 1..{min(weight.shape)} for shape {tuple(weight.shape)}, got {rank}")
-    home = weight.device
-    matrix = weight.detach().to("cpu" if home.type == "mps" else home)  # MPS has no float64
+    device = weight.device
+    matrix = weight.detach().to("cpu" if device.type == "mps" else device)  # MPS has no float64
     low, high = matrix.aminmax()  # either is NaN where an entry is
     if not (low.isfinite() and high.isfinite()):
         raise ValueError(f"the weight of shape {tuple(weight.shape)} holds NaN or infinity")
     tall = matrix if side == "output" else matrix.T  # (wanted side, other side)
     wanted, other = tall.shape
-    count, short = lots(rank), (tall if wanted > other else tall.T)  # (larger side, smaller side)
+    count, short = (
+        rank_of_whole_batches(rank),
+        (tall if wanted > other else tall.T),
+    )  # (larger side, smaller side)
     found, lost = None, 0.0
-    if not exact and WORTHWHILE * count <= min(wanted, other):
-        found = lanczos(short.float(), torch.maximum(-low, high).float(), count)
+    if not exact and LANCZOS_MIN_RATIO * count <= min(wanted, other):
+        found = leading_singular_vectors(short.float(), torch.maximum(-low, high).float(), count)
     if found:
         directions, images, lost = found
         leading = torch.linalg.qr(images if wanted > other else directions).Q
     else:
-        leading = all_directions(short)[:, : min(count, wanted, other)]
+        leading = all_singular_vectors(short)[:, : min(count, wanted, other)]
         leading = torch.linalg.qr(tall.double() @ leading).Q if wanted > other else leading
     length = torch.linalg.vector_norm(leading, dim=0, dtype=torch.float64)  # QR's sums of equal numbers round one way
-    return _with_fixed_sign((leading / length.to(leading))[:, :rank]).float().to(home), lost
+    return _fix_signs((leading / length.to(leading))[:, :rank]).float().to(device), lost
 
 
-def lots(rank: int) -> int:
-    """How many directions are sought for a rank: whole lots."""
-    return -(-rank // LOT) * LOT
+def rank_of_whole_batches(rank: int) -> int:
+    """Directions that are sought for a rank: the next multiple of DIRECTIONS_AT_ONCE."""
+    return -(-rank // DIRECTIONS_AT_ONCE) * DIRECTIONS_AT_ONCE
 
 
-def all_directions(matrix: Tensor) -> Tensor:
+def all_singular_vectors(matrix: Tensor) -> Tensor:
     """Right singular vectors of a matrix (m, n), m >= n, strongest first, (n, n), float64: the eigenvectors of its Gram
-    matrix, in float64 because that squares the condition. The reference of `lanczos`."""
+    matrix, in float64 because that squares the condition. The reference for `lanczos.py`."""
     exact = matrix.double()
     return torch.linalg.eigh(exact.T @ exact).eigenvectors.flip(-1)  # eigh sorts upwards
 
@@ -89,7 +98,7 @@ def principal_angles(first: Tensor, second: Tensor) -> Tensor:
     return torch.linalg.svdvals(first.T @ second).clamp(0, 1)
 
 
-def coordinates(directions: Tensor, vectors: Tensor) -> Tensor:
+def least_squares_coordinates(directions: Tensor, vectors: Tensor) -> Tensor:
     """Least-squares coordinates C of vectors in given directions: argmin_C |directions C - vectors|.
 
     Equal to directions^T vectors for orthonormal directions, and right for directions that were
@@ -107,13 +116,13 @@ def coordinates(directions: Tensor, vectors: Tensor) -> Tensor:
     return (torch.linalg.pinv(D.T @ D, rtol=1e-10, hermitian=True) @ (D.T @ vectors.double())).to(vectors.dtype)
 
 
-def recompress(A: Tensor, B: Tensor, rank: int) -> tuple[Tensor, Tensor, float]:
+def reduce_rank(A: Tensor, B: Tensor, rank: int) -> tuple[Tensor, Tensor, float]:
     """The best pair of a lower rank, found without forming B A (Eckart-Young on the small core).
 
     With thin QRs B = P K and A^T = Q L, B A = P (K L^T) Q^T, so the SVD of the r x r core suffices.
 
     Args:    A (r, i), B (o, r); rank: 1..r.
-    Returns: A' (rank, i) with orthonormal rows, B' (o, rank), and the kept share of |B A|^2 in
+    Returns: A' (rank, i) with orthonormal rows, B' (o, rank), and the fraction of |B A|^2 kept in
              0..1 (1 for a zero update).
     Raises:  ValueError: rank out of range, shapes that do not agree.
     """
@@ -123,19 +132,19 @@ def recompress(A: Tensor, B: Tensor, rank: int) -> tuple[Tensor, Tensor, float]:
         raise ValueError(f"rank must lie in 1..{len(A)} for a pair of rank {len(A)}, got {rank}")
     left, right = torch.linalg.qr(B), torch.linalg.qr(A.T)
     u, s, vh = torch.linalg.svd(left.R @ right.R.T, full_matrices=False)
-    energy = s.double().square()
-    kept = float(energy[:rank].sum() / energy.sum()) if energy.sum() > 0 else 1.0
+    squares = s.double().square()
+    kept = float(squares[:rank].sum() / squares.sum()) if squares.sum() > 0 else 1.0
     short = min(rank, len(s))
     new_A, new_B = vh[:short] @ right.Q.T, left.Q @ u[:, :short] * s[:short]
     return new_A, new_B, kept
 
 
-def compress(dense: Tensor, rank: int) -> tuple[Tensor, Tensor, float]:
+def low_rank_factors(dense: Tensor, rank: int) -> tuple[Tensor, Tensor, float]:
     """The best pair of a rank for a dense update (Eckart-Young): B its leading output directions, A = B^T dense.
 
     Args:    dense (o, i); rank 1..min(o, i).
-    Returns: A (rank, i), B (o, rank) with orthonormal columns, float32, and the kept share of |dense|^2 in 0..1 (1 for
-             a zero update).
+    Returns: A (rank, i), B (o, rank) with orthonormal columns, float32, and the fraction of |dense|^2 kept in 0..1 (1
+             for a zero update).
     Raises:  ValueError: as leading_subspace.
     """
     B = leading_subspace(dense, rank, "output")
@@ -144,7 +153,7 @@ def compress(dense: Tensor, rank: int) -> tuple[Tensor, Tensor, float]:
     return A, B, min(float(A.double().square().sum()) / total, 1.0) if total else 1.0
 
 
-def inner(A: Tensor, B: Tensor, other_A: Tensor, other_B: Tensor) -> float:
+def update_inner_product(A: Tensor, B: Tensor, other_A: Tensor, other_B: Tensor) -> float:
     """<B A, B' A'>, the sum of products of all entries of two updates, without forming either.
 
     Equals the sum of entries of (B^T B') * (A A'^T), two r x r' matrices.
@@ -157,7 +166,7 @@ def is_finite(tensor: Tensor) -> bool:
     return bool(tensor.sum().isfinite()) or bool(tensor.isfinite().all())
 
 
-def _with_fixed_sign(columns: Tensor) -> Tensor:
+def _fix_signs(columns: Tensor) -> Tensor:
     """A singular vector's sign is free: choose the entry of largest magnitude of each column positive."""
     largest = columns.gather(0, columns.abs().argmax(0, keepdim=True))
     return columns * torch.where(largest < 0, -1.0, 1.0)

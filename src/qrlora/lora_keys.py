@@ -54,12 +54,12 @@ TEXT_ENCODERS = ("text_encoder", "lora_te", "lycoris_text_model", "lora_prior_te
 
 
 class Factor(NamedTuple):
-    """What a key says without knowledge of the backbone."""
+    """A key taken apart, without knowledge of the backbone."""
 
     name: str
     """The layer's, in the file's words."""
     kind: str
-    """"A", "B", "alpha"; "delta", the learnt factor of a compact file; "Q", "dR", "R" of the authors' files."""
+    """"A", "B", "alpha"; "delta", the trained factor of a compact file; "Q", "dR", "R" of the authors' files."""
     ending: str
 
 

@@ -1,4 +1,4 @@
-"""METHODS: where A and B of a layer start, and which of them learns.
+"""METHODS: the initial factors A and B of a layer, and which of them is trained.
 
 Letters: o outputs, i inputs, r rank. Every method's update of a weight W (o, i) is B A with
 A (r, i) and B (o, r), so that every method lives in an ordinary LoRA layer and file.
@@ -16,7 +16,7 @@ from .linalg import is_finite
 
 @dataclass(frozen=True)
 class InitialFactors:
-    """How one layer begins."""
+    """Initial factors of one layer's update B A."""
 
     A: Tensor
     """(r, i), float32."""
@@ -25,14 +25,14 @@ class InitialFactors:
     trainable: tuple[str, ...]
     """The factors that get a gradient: ("B",), ("A",) or ("A", "B"). The others stay frozen."""
     mask: Tensor | None = None
-    """0/1, the shape of the learning factor: entries at 0 never learn. None: all learn."""
+    """0/1, the shape of the trained factor: entries at 0 stay zero. None: all are trained."""
     subtract_start: bool = False
     """True: the update is B A - B_0 A_0, so that step 0 is the base; exported at rank 2r as [A; A_0], [B, -B_0]."""
 
 
 @dataclass(frozen=True)
 class DirectionSources:
-    """What a method's directions can be found from; each method reads what it needs."""
+    """What a method can compute its directions Q from; each method reads what it needs."""
 
     weights: Weights
     """The target layers' weights (o, i)."""
@@ -64,7 +64,7 @@ def orthogonal_slot(sources: DirectionSources) -> Basis:
 
 
 def contrastive_directions(sources: DirectionSources) -> Basis:
-    """What the training example sends into each layer and ordinary prompts do not."""
+    """Directions of the inputs that the training example gives to each layer and ordinary prompts do not."""
     return Basis(sources.contrast(), sources.rank, "input")
 
 
@@ -79,13 +79,13 @@ class Method:
     frozen: bool
     """True: those directions (A = Q^T or B = Q) stay as they are, equal in all adapters of one basis."""
     start: Callable[[Tensor, Tensor | None, int, torch.Generator | None], InitialFactors]
-    """(weight (o, i), Q or None, rank, generator) -> Start."""
+    """(weight (o, i), Q or None, rank, generator) -> InitialFactors."""
     paper: str
     """Where it comes from."""
     reads_weight: bool = False
-    """True: the start looks at the weight's numbers, not at its shape alone."""
+    """True: the initial factors depend on the weight's values, not on its shape alone."""
     triangular: bool = False
-    """True: only the entries on and above the diagonal of the learning factor learn."""
+    """True: only the entries on and above the diagonal of the trained factor are trained."""
     directions: Callable[[DirectionSources], Basis] = leading_directions
     """Where Q comes from; called only where `side` says that there is one."""
     needs_example: bool = False
@@ -99,14 +99,14 @@ class Method:
         return self.side if self.frozen else None
 
     def trainable_parameters(self, outputs: int, inputs: int, rank: int) -> int:
-        """How many numbers learn in one layer of shape (outputs, inputs)."""
+        """Trained parameters of one layer of shape (outputs, inputs)."""
         of_A = 0 if self.frozen_side == "input" else rank * inputs
         of_B = 0 if self.frozen_side == "output" else rank * outputs
         return of_A + of_B - (rank * (rank - 1) // 2 if self.triangular else 0)
 
 
 def qr(weight: Tensor, Q: Tensor | None, rank: int, generator: torch.Generator | None = None) -> InitialFactors:
-    """A = Q^T frozen, the leading right singular vectors; B = dR^T learns from zero (paper, eq. 5-6).
+    """A = Q^T frozen, the leading right singular vectors; B = dR^T trained from zero (paper, eq. 5-6).
 
     The paper trains W_comp + (Q (R + dR))^T. Its frozen parts cancel against W: W + dR^T Q^T.
 
@@ -118,7 +118,7 @@ def qr(weight: Tensor, Q: Tensor | None, rank: int, generator: torch.Generator |
 
 
 def qr_output(weight: Tensor, Q: Tensor | None, rank: int, generator: torch.Generator | None = None) -> InitialFactors:
-    """B = Q frozen, the leading left singular vectors; A = dR learns from zero (the authors' code).
+    """B = Q frozen, the leading left singular vectors; A = dR trained from zero (the authors' code).
 
     Args:    weight (o, i), Q (o, r).
     Raises:  ValueError: Q missing or of another shape.
@@ -147,7 +147,7 @@ def qr_triangular(
 
 
 def qr_direct(weight: Tensor, Q: Tensor | None, rank: int, generator: torch.Generator | None = None) -> InitialFactors:
-    """A starts at Q^T and B at R^T = W Q, with W_comp beneath; both learn (paper, 4.3 and fig. 8).
+    """A starts at Q^T and B at R^T = W Q, with W_comp beneath; both trained (paper, 4.3 and fig. 8).
 
     Args:    weight (o, i), Q (i, r).
     Raises:  ValueError: Q missing or of another shape.
@@ -158,7 +158,7 @@ def qr_direct(weight: Tensor, Q: Tensor | None, rank: int, generator: torch.Gene
 
 
 def lora(weight: Tensor, Q: Tensor | None, rank: int, generator: torch.Generator | None = None) -> InitialFactors:
-    """A uniform in +-1/sqrt(i), B zero; both learn (arXiv 2106.09685, with PEFT's initial A).
+    """A uniform in +-1/sqrt(i), B zero; both trained (arXiv 2106.09685, with PEFT's initial A).
 
     Args:    weight (o, i); Q is not used.
     """
@@ -168,9 +168,9 @@ def lora(weight: Tensor, Q: Tensor | None, rank: int, generator: torch.Generator
 
 
 def ortha(weight: Tensor, Q: Tensor | None, rank: int, generator: torch.Generator | None = None) -> InitialFactors:
-    """A = Q^T frozen, orthonormal and the slot's own; B learns from zero (Orthogonal Adaptation, arXiv 2312.02432).
+    """A = Q^T frozen, orthonormal and the slot's own; B trained from zero (Orthogonal Adaptation, arXiv 2312.02432).
 
-    Two adapters of different slots have A_1 A_2^T = 0: neither reads what the other does.
+    Two adapters of different slots have A_1 A_2^T = 0: neither acts on the inputs of the other.
 
     Args:    weight (o, i), Q (i, r) = slot_directions(i, r, slot).
     Raises:  ValueError: Q missing or of another shape.
@@ -182,7 +182,8 @@ def slot_directions(size: int, rank: int, slot: int) -> Tensor:
     """Columns slot r .. (slot + 1) r of one orthogonal basis, the same for every adapter of that size and rank.
 
     The basis comes from the QR of Gaussian columns drawn in order, so that a slot's columns do not depend on how many
-    come after it. Public codes draw columns at random for each concept: those overlap, or with one seed are all equal.
+    come after it. Public implementations draw random columns for each concept: those overlap, or with one seed are all
+    equal.
 
     Returns: (size, r) float32.
     Raises:  ValueError: the slot lies outside size // r.
@@ -211,7 +212,7 @@ def minor_directions(weight: Tensor, rank: int) -> Tensor:
 
 
 def pissa(weight: Tensor, Q: Tensor | None, rank: int, generator: torch.Generator | None = None) -> InitialFactors:
-    """A_0 = sqrt(S_r) V_r^T, B_0 = U_r sqrt(S_r) with the rest of W beneath; both learn (arXiv 2404.02948).
+    """A_0 = sqrt(S_r) V_r^T, B_0 = U_r sqrt(S_r) with the rest of W beneath; both trained (arXiv 2404.02948).
 
     As qr_direct, with the singular values shared evenly. The update is B A - B_0 A_0: of two such adapters that were
     summed without it, the principal part would count twice.
@@ -227,7 +228,7 @@ def pissa(weight: Tensor, Q: Tensor | None, rank: int, generator: torch.Generato
 
 
 def olora(weight: Tensor, Q: Tensor | None, rank: int, generator: torch.Generator | None = None) -> InitialFactors:
-    """B_0 and A_0 are the first r columns and rows of W's QR, with the rest beneath; both learn (arXiv 2406.01775).
+    """B_0 and A_0 are the first r columns and rows of W's QR, with the rest beneath; both trained (arXiv 2406.01775).
 
     Args:    weight (o, i); Q is not used.
     """

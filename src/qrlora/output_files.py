@@ -13,13 +13,13 @@ from typing import BinaryIO
 from .temporary_files import temporary
 
 UNSUPPORTED = frozenset({errno.EINVAL, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP})
-"""What a file system answers to a call that it does not have: fsync on some network and FUSE ones, reserving space."""
-NO_REPLACING = UNSUPPORTED | {errno.EEXIST, errno.EPERM, errno.EACCES, errno.EBUSY, errno.EXDEV}
-"""What it answers to a rename over an existing file: FAT and some network ones refuse it, a mounted file is busy."""
-NOTHING = "; nothing was written to"
-LEAST = 1 << 16
-"""Bytes that every output is asked for before its size is known."""
-IN_THE_WAY = "is there already: --overwrite replaces it (in a recipe: overwrite = true)"
+"""Errors of a file system for a call that it does not have: fsync on some network and FUSE ones, reserving space."""
+NO_RENAME_OVER = UNSUPPORTED | {errno.EEXIST, errno.EPERM, errno.EACCES, errno.EBUSY, errno.EXDEV}
+"""Its errors for a rename over an existing file: FAT and some network ones refuse it, a mounted file is busy."""
+NOTHING_WRITTEN = "; nothing was written to"
+MIN_FREE_BYTES = 1 << 16
+"""Bytes that are reserved for an output before its size is known."""
+EXISTS_HINT = "is there already: --overwrite replaces it (in a recipe: overwrite = true)"
 
 
 @contextlib.contextmanager
@@ -29,7 +29,7 @@ def atomic(path: str | os.PathLike, overwrite: bool = True) -> Iterator[BinaryIO
     Writes a temporary file in the same folder, fsyncs it and renames it. An error, a full disk or Ctrl-C removes the
     temporary file, and folders made for it, and leaves what was at path as it was; one that a killed process left is
     removed by the next that writes there. A link stays, its target is replaced. Where the file system knows no fsync,
-    or no rename over a file, it is done as safely as it allows: see `_put`.
+    or no rename over a file, it is done as safely as it allows: see `_rename_into_place`.
 
     Args:   overwrite: whether an existing file may be replaced; if not, one that has this very content is left alone.
     Raises: OSError with the path: no space, no permission, path is a folder.
@@ -38,43 +38,43 @@ def atomic(path: str | os.PathLike, overwrite: bool = True) -> Iterator[BinaryIO
     target = Path(os.path.realpath(path))
     made: Sequence[Path] = ()
     try:
-        _refuse_what_is_there(target)
-        made = _missing(target.parent)
+        _refuse_folders_and_devices(target)
+        made = _missing_folders(target.parent)
         target.parent.mkdir(parents=True, exist_ok=True)
         with temporary(target) as partial:
             with partial.open("r+b") as file:
                 yield file
                 file.flush()
-                _sync(file)
+                _fsync_if_supported(file)
             if overwrite:
-                _put(partial, target)
-            elif not _put_where_nothing_is(partial, target) and not filecmp.cmp(partial, target, shallow=False):
-                raise FileExistsError(errno.EEXIST, IN_THE_WAY)
+                _rename_into_place(partial, target)
+            elif not _link_unless_taken(partial, target) and not filecmp.cmp(partial, target, shallow=False):
+                raise FileExistsError(errno.EEXIST, EXISTS_HINT)
     except BaseException as error:
         for folder in made:
             with contextlib.suppress(OSError):  # not there, or not empty: somebody else uses it
                 folder.rmdir()
         if isinstance(error, OSError):
-            raise OSError(error.errno, _told(error), str(path)) from error
+            raise OSError(error.errno, _with_nothing_written(error), str(path)) from error
         raise
 
 
-def check(path: str | os.PathLike, overwrite: bool = False, size: int = LEAST) -> None:
+def check(path: str | os.PathLike, overwrite: bool = False, size: int = MIN_FREE_BYTES) -> None:
     """That an output can be written, tried before work that takes long: the temporary file of `atomic` is made, space
     for the size in bytes is claimed in it, and it is removed again.
 
     Raises: OSError: as `atomic`, a name too long for the temporary file, too little space.
-            FileExistsError: path exists and may not be replaced, with the way out.
+            FileExistsError: path exists and may not be replaced, with the hint.
     """
 
-    class Enough(Exception):
+    class SpaceReserved(Exception):
         pass
 
     if not overwrite and os.path.isfile(path):
-        raise FileExistsError(errno.EEXIST, IN_THE_WAY, str(path))
-    with contextlib.suppress(Enough), atomic(path) as file:
+        raise FileExistsError(errno.EEXIST, EXISTS_HINT, str(path))
+    with contextlib.suppress(SpaceReserved), atomic(path) as file:
         reserve(file, size)
-        raise Enough
+        raise SpaceReserved
 
 
 def reserve(file: BinaryIO, size: int) -> None:
@@ -83,7 +83,7 @@ def reserve(file: BinaryIO, size: int) -> None:
     Raises: OSError: no space.
     """
     usage = shutil.disk_usage(os.path.dirname(file.name))
-    if usage.total and usage.free < size:  # some network file systems tell nothing
+    if usage.total and usage.free < size:  # some network file systems report nothing
         short = f"{size / 1e6:.1f} MB needed, {usage.free / 1e6:.1f} MB free"
         raise OSError(errno.ENOSPC, f"{os.strerror(errno.ENOSPC)} ({short})")
     if hasattr(os, "posix_fallocate"):
@@ -94,7 +94,7 @@ def reserve(file: BinaryIO, size: int) -> None:
                 raise
 
 
-def numbered(path: str | os.PathLike, taken: Callable[[Path], bool] = os.path.lexists) -> Path:
+def first_free_name(path: str | os.PathLike, taken: Callable[[Path], bool] = os.path.lexists) -> Path:
     """The path itself, or the first of `name_2.png`, `name_3.png` ... that is not taken."""
     path, number = Path(path), 1
     found = path
@@ -104,7 +104,7 @@ def numbered(path: str | os.PathLike, taken: Callable[[Path], bool] = os.path.le
     return found
 
 
-def rescued(
+def write_or_rescue(
     write: Callable[[Path], object],
     path: Path,
     folders: Sequence[Path],
@@ -112,26 +112,26 @@ def rescued(
 ) -> None:
     """Write a result of long work: at path, else under its name in the first of other folders that takes it.
 
-    Args:   taken: as for `numbered`, in those folders.
-    Raises: OSError: it is not at path; tells where it is instead.
+    Args:   taken: as for `first_free_name`, in those folders.
+    Raises: OSError: it is not at path; the message says where it is instead.
     """
     try:
         write(path)
     except OSError as error:
         for folder in folders:
-            kept = numbered(folder / path.name, taken)
+            kept = first_free_name(folder / path.name, taken)
             try:
                 write(kept)
             except OSError:
                 continue
-            told = f"{(error.strerror or str(error)).removesuffix(NOTHING)}; what was made is kept as {kept}"
-            raise OSError(error.errno, told, str(path)) from error
+            message = f"{(error.strerror or str(error)).removesuffix(NOTHING_WRITTEN)}; what was made is kept as {kept}"
+            raise OSError(error.errno, message, str(path)) from error
         raise
 
 
 @contextlib.contextmanager
-def dispensable(consequence: str) -> Iterator[None]:
-    """What work can do without, as a cache: an OSError in the `with` becomes a warning that says what follows."""
+def warn_if_unwritable(consequence: str) -> Iterator[None]:
+    """An OSError while something dispensable is written, as a cache, becomes a warning that says what follows."""
     try:
         yield
     except OSError as error:
@@ -139,16 +139,16 @@ def dispensable(consequence: str) -> Iterator[None]:
         warnings.warn(f"{place}{error.strerror or error}; {consequence}", stacklevel=3)
 
 
-def _told(error: OSError) -> str:
+def _with_nothing_written(error: OSError) -> str:
     """What is wrong, and that nothing was written."""
     if isinstance(error, FileExistsError):
         return error.strerror or str(error)
     if error.errno == errno.ENAMETOOLONG:
-        return f"the name is too long, with what is added while it is written{NOTHING}"
-    return f"{error.strerror or error}{NOTHING}"
+        return f"the name is too long, with what is added while it is written{NOTHING_WRITTEN}"
+    return f"{error.strerror or error}{NOTHING_WRITTEN}"
 
 
-def _refuse_what_is_there(path: Path) -> None:
+def _refuse_folders_and_devices(path: Path) -> None:
     """Raises OSError: a folder, a pipe, a device is at path."""
     if path.is_dir():
         raise IsADirectoryError(errno.EISDIR, "is a folder, a file name is needed")
@@ -156,7 +156,7 @@ def _refuse_what_is_there(path: Path) -> None:
         raise OSError(errno.EINVAL, "is no ordinary file")
 
 
-def _missing(folder: Path) -> list[Path]:
+def _missing_folders(folder: Path) -> list[Path]:
     """The folder and those above it that are not there, innermost first. Raises OSError: one of them is a file."""
     missing = []
     for place in (folder, *folder.parents):
@@ -168,7 +168,7 @@ def _missing(folder: Path) -> list[Path]:
     return missing
 
 
-def _sync(file: BinaryIO) -> None:
+def _fsync_if_supported(file: BinaryIO) -> None:
     """fsync, where the file system has it."""
     try:
         os.fsync(file.fileno())
@@ -177,11 +177,11 @@ def _sync(file: BinaryIO) -> None:
             raise
 
 
-def _put_where_nothing_is(partial: Path, path: Path) -> bool:
+def _link_unless_taken(partial: Path, path: Path) -> bool:
     """Give a whole file its name unless there is a file of that name; whether it was given.
 
-    A hard link is made or refused in one step, so that of two writers who end at one moment one is told. A file system
-    without hard links is looked at first, which is as safe as it allows.
+    A hard link is made or refused in one step, so that of two writers who end at one moment one is refused. A file
+    system without hard links is looked at first, which is as safe as it allows.
     """
     try:
         os.link(partial, path)
@@ -190,11 +190,11 @@ def _put_where_nothing_is(partial: Path, path: Path) -> bool:
     except OSError:
         if path.exists():
             return False
-        _put(partial, path)
+        _rename_into_place(partial, path)
     return True
 
 
-def _put(partial: Path, path: Path) -> None:
+def _rename_into_place(partial: Path, path: Path) -> None:
     """Rename a whole file to its name. Where none can be renamed over another, the old one steps aside first, and where
     none can be renamed at all, a copy of the old one is kept until the new content is in its place.
 
@@ -203,14 +203,14 @@ def _put(partial: Path, path: Path) -> None:
     try:
         os.replace(partial, path)
     except OSError as error:
-        if error.errno not in NO_REPLACING:
+        if error.errno not in NO_RENAME_OVER:
             raise
         aside = partial.with_suffix(".replaced")
-        if not (_swapped(partial, path, aside) or _copied(partial, path, aside)):
+        if not (_move_old_aside(partial, path, aside) or _copy_into_place(partial, path, aside)):
             raise
 
 
-def _swapped(partial: Path, path: Path, aside: Path) -> bool:
+def _move_old_aside(partial: Path, path: Path, aside: Path) -> bool:
     """Whether the old file could be renamed, and the new one after it."""
     try:
         os.rename(path, aside)
@@ -225,29 +225,30 @@ def _swapped(partial: Path, path: Path, aside: Path) -> bool:
     return True
 
 
-def _copied(partial: Path, path: Path, aside: Path) -> bool:
+def _copy_into_place(partial: Path, path: Path, aside: Path) -> bool:
     """Whether the new content could be written in place; if not, the old one is there again.
 
-    Raises: OSError: half of the new content is in its place, and the old one could not be put back; tells its copy.
+    Raises: OSError: half of the new content is in its place, and the old one could not be put back; the message names
+            its copy.
     """
     old = path.exists()
     try:
         if old:
             with aside.open("xb") as copy:
-                _fill(copy, path)
+                _overwrite_content(copy, path)
         there = path.open("r+b" if old else "xb")
     except OSError:
         aside.unlink(missing_ok=True)
         return False
     with there:
         try:
-            _fill(there, partial)
+            _overwrite_content(there, partial)
         except OSError as error:
             if not old:
                 path.unlink()
                 return False
             try:
-                _fill(there, aside)
+                _overwrite_content(there, aside)
             except OSError:
                 raise OSError(error.errno, f"{error.strerror}; what was there before is kept as {aside}") from error
             aside.unlink()
@@ -257,11 +258,11 @@ def _copied(partial: Path, path: Path, aside: Path) -> bool:
     return True
 
 
-def _fill(file: BinaryIO, source: Path) -> None:
+def _overwrite_content(file: BinaryIO, source: Path) -> None:
     """Give an open file the content of another."""
     with source.open("rb") as content:
         file.seek(0)
         shutil.copyfileobj(content, file)
     file.truncate()
     file.flush()
-    _sync(file)
+    _fsync_if_supported(file)

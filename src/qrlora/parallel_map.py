@@ -1,4 +1,5 @@
-"""One piece of work for each of many things, several at a time: threads beside each other instead of within each."""
+"""parallel_map: a function over many items, several at a time, with threads beside each other instead of within
+each."""
 
 from __future__ import annotations
 
@@ -13,22 +14,22 @@ import torch
 
 T = TypeVar("T")
 R = TypeVar("R")
-MOST = 4
-"""At a time; each needs memory of its own."""
+MAX_WORKERS = 4
+"""Threads at a time; each needs memory of its own."""
 
 
-def parallel_map(work: Callable[[T], R], things: Iterable[T]) -> Iterator[R]:
-    """work(thing) for each, in order, a few at a time; the next thing is fetched meanwhile.
+def parallel_map(function: Callable[[T], R], items: Iterable[T]) -> Iterator[R]:
+    """function(item) for each, in order, a few at a time; the next item is fetched meanwhile.
 
     Much of a small matrix's decomposition is serial, so that two threads do more on two matrices than on one. The
     threads that torch may use are shared out, and given back at the end.
 
-    Raises: what work or things raise; what has not begun then is not begun.
+    Raises: what function or items raise; what has not begun then is not begun.
     """
     threads = torch.get_num_threads()
-    workers = min(threads, MOST)
+    workers = min(threads, MAX_WORKERS)
     if workers == 1:
-        yield from map(work, things)
+        yield from map(function, items)
         return
     waiting: deque[Future[R]] = deque()
     if torch.cuda.is_initialized():
@@ -36,8 +37,8 @@ def parallel_map(work: Callable[[T], R], things: Iterable[T]) -> Iterator[R]:
     torch.set_num_threads(threads // workers)  # a thread takes over what is set when it begins
     with ThreadPoolExecutor(workers) as pool:
         try:
-            for thing in things:
-                waiting.append(pool.submit(work, thing))
+            for item in items:
+                waiting.append(pool.submit(function, item))
                 if len(waiting) > workers:
                     yield waiting.popleft().result()
             while waiting:
@@ -54,15 +55,15 @@ def _load_decompositions() -> None:
     torch.linalg.eigh(torch.eye(2, device="cuda"))
 
 
-def on_device(work: Callable[[torch.Tensor], R], tensor: torch.Tensor, device: str | None) -> R:
+def on_device(function: Callable[[torch.Tensor], R], tensor: torch.Tensor, device: str | None) -> R:
     """work(tensor) on a device, in a stream of its own there; on the CPU where that device's memory runs out, as beside
     a model that fills it. None: where the tensor lies, and nowhere else."""
     if device is not None:
         with contextlib.suppress(torch.cuda.OutOfMemoryError):
-            return on_device(work, tensor.to(device), None)
+            return on_device(function, tensor.to(device), None)
         tensor = tensor.cpu()
     with own_stream(tensor.device):
-        return work(tensor)
+        return function(tensor)
 
 
 @contextlib.contextmanager

@@ -30,12 +30,12 @@ FLOATS = {
     "F8_E4M3": torch.float8_e4m3fn,
     "F8_E5M2": torch.float8_e5m2,
 }
-"""Number types that a model's weights are found in."""
+"""dtypes of a model's weights in files."""
 PICKLES = (".pt", ".pth", ".ckpt", ".bin", ".pkl", ".pickle")
 Shapes = Mapping[str, tuple[torch.dtype, Sequence[int]]]
 HEADER_LIMIT = 32_000_000
 """Bytes of names and metadata beyond which a file is refused: the largest base models have 2 MB."""
-PIECE = 1 << 20
+CHUNK_BYTES = 1 << 20
 """Bytes of a file that are summed at once: the cache of a processor holds them."""
 
 
@@ -59,7 +59,7 @@ def write(
     Args:   overwrite: see atomic.
     Raises: OSError: see atomic.  ValueError: a dtype that is not stored; a header above HEADER_LIMIT.
     """
-    names, head, end = _layout({name: (tensor.dtype, tensor.shape) for name, tensor in tensors.items()}, metadata)
+    names, head, end = _header_bytes({name: (tensor.dtype, tensor.shape) for name, tensor in tensors.items()}, metadata)
     with atomic(path, overwrite) as file:
         reserve(file, len(head) + end)
         file.write(head)
@@ -69,11 +69,11 @@ def write(
 
 def size_in_bytes(shapes: Shapes, metadata: Mapping[str, str]) -> int:
     """The size of the file that `write` would make of tensors with these dtypes and shapes. Raises as write does."""
-    _, head, end = _layout(shapes, metadata)
+    _, head, end = _header_bytes(shapes, metadata)
     return len(head) + end
 
 
-def _layout(shapes: Shapes, metadata: Mapping[str, str]) -> tuple[list[str], bytes, int]:
+def _header_bytes(shapes: Shapes, metadata: Mapping[str, str]) -> tuple[list[str], bytes, int]:
     """Names in the order of their bytes, everything before the first tensor, and the length of all tensors."""
     names = sorted(shapes, key=lambda name: (-shapes[name][0].itemsize, name))
     header: dict[str, object] = {"__metadata__": dict(sorted(metadata.items()))}
@@ -98,14 +98,14 @@ def raw_bytes(tensor: Tensor) -> memoryview:
 
 
 def word_sum(path: str | os.PathLike) -> int:
-    """The sum of a file's 64-bit words, modulo 2^64, which any one bit changes: tells damage, at the pace of reading.
+    """The sum of a file's 64-bit words, modulo 2^64, which any one bit changes: detects damage, at the pace of reading.
 
     Raises: OSError: missing, unreadable.
     """
-    total, buffer = 0, bytearray(PIECE)
+    total, buffer = 0, bytearray(CHUNK_BYTES)
     with open(path, "rb") as file:  # not mapped: that is slower from disk
         while filled := file.readinto(buffer):
-            buffer[filled:] = bytes(PIECE - filled)
+            buffer[filled:] = bytes(CHUNK_BYTES - filled)
             total += int(torch.frombuffer(buffer, dtype=torch.int64).sum())
     return total % 2**64
 
@@ -116,16 +116,16 @@ def read(path: str | os.PathLike) -> tuple[dict[str, Tensor], dict[str, str]]:
     Raises: OSError: missing, a folder, unreadable.  ValueError: a pickle, cut short, not safetensors, a
             name given twice, more than HEADER_LIMIT bytes of names and metadata.
     """
-    with _opened(path) as file:
+    with _open_checked(path) as file:
         return {name: file.get_tensor(name) for name in file.keys()}, dict(file.metadata() or {})
 
 
 def places(path: str | os.PathLike) -> dict[str, TensorLocation]:
     """{name: where it lies} of every tensor, without reading one. Raises as read does."""
-    return _header(path)[0]
+    return _read_header(path)[0]
 
 
-def _header(path: str | os.PathLike) -> tuple[dict[str, TensorLocation], dict[str, str]]:
+def _read_header(path: str | os.PathLike) -> tuple[dict[str, TensorLocation], dict[str, str]]:
     """Where each tensor lies, and the metadata."""
     metadata = read_metadata(path)  # the library's word that no tensor leaves the file, nor is cut
     with Path(path).open("rb") as file:
@@ -133,8 +133,8 @@ def _header(path: str | os.PathLike) -> tuple[dict[str, TensorLocation], dict[st
         header = json.loads(file.read(length))
     header.pop("__metadata__", None)
     places = {
-        name: TensorLocation(told["dtype"], tuple(told["shape"]), 8 + length + told["data_offsets"][0])
-        for name, told in header.items()
+        name: TensorLocation(entry["dtype"], tuple(entry["shape"]), 8 + length + entry["data_offsets"][0])
+        for name, entry in header.items()
     }
     return places, metadata
 
@@ -150,7 +150,7 @@ class Checkpoint(NamedTuple):
     @classmethod
     def of(cls, path: Path) -> "Checkpoint":
         """Raises as read does."""
-        return cls(path, *_header(path))
+        return cls(path, *_read_header(path))
 
 
 def read_rows(path: str | os.PathLike, pieces: Sequence[tuple[TensorLocation, int, int]]) -> Tensor:
@@ -169,18 +169,18 @@ def read_rows(path: str | os.PathLike, pieces: Sequence[tuple[TensorLocation, in
             done += last - first
             file.seek(place.start + first * row)
             if file.readinto(part) < len(part):
-                raise ValueError(f"{path} ends before what its header tells: it has changed, open it again")
+                raise ValueError(f"{path} ends before what its header promises: it has changed, open it again")
     return result if result.element_size() > 1 else result.bfloat16()
 
 
 def read_metadata(path: str | os.PathLike) -> dict[str, str]:
     """The metadata alone. Raises as read does."""
-    with _opened(path) as file:
+    with _open_checked(path) as file:
         return dict(file.metadata() or {})
 
 
 @contextlib.contextmanager
-def _opened(path: str | os.PathLike) -> Iterator:
+def _open_checked(path: str | os.PathLike) -> Iterator:
     """safe_open with the refusals of read."""
     path = Path(path)
     with path.open("rb") as raw:  # missing, a folder, no permission: Python's own OSError says so
@@ -188,7 +188,7 @@ def _opened(path: str | os.PathLike) -> Iterator:
         if path.suffix.lower() in PICKLES or (start[8:9] != b"{" and start[:2] in (b"PK", b"\x80\x02", b"\x80\x04")):
             raise ValueError(f"{path}: a pickle can run code when opened and is refused; convert it to .safetensors")
         raw.seek(8)
-        _check_header(path, raw, int.from_bytes(start[:8], "little"))
+        _refuse_oversized_or_duplicate_names(path, raw, int.from_bytes(start[:8], "little"))
     try:
         with safe_open(path, framework="pt") as file:
             yield file
@@ -197,7 +197,7 @@ def _opened(path: str | os.PathLike) -> Iterator:
         raise ValueError(f"{path}: not a whole safetensors file ({size} bytes; {error}); fetch it again") from error
 
 
-def _check_header(path: Path, raw: BinaryIO, length: int) -> None:
+def _refuse_oversized_or_duplicate_names(path: Path, raw: BinaryIO, length: int) -> None:
     """What the library lets pass: a header of a size that nobody needs, and a name given twice, the last one counting.
 
     Raises: ValueError, naming the name.

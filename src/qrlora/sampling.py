@@ -1,4 +1,4 @@
-"""Pictures from a base and adapters, and grids over their strengths."""
+"""Images from a base and adapters, and grids over their strengths."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ from .files import load
 from .injection import applied, set_strengths
 from .trigger_words import contains_word
 
-MOST, PIXELS = 12, 1024**2
-"""So many pictures are drawn at once unless the caller says otherwise; on a CPU, which says nothing before its memory
-is full, no more than fill so many pixels."""
+MAX_BATCH, CPU_PIXELS_AT_ONCE = 12, 1024**2
+"""Images that are sampled at once unless the caller says otherwise; on a CPU, which gives no warning before its memory
+is full, as many as have together so many pixels."""
 
 
 AdapterOrFile = Adapter | str | PathLike[str]
@@ -44,60 +44,57 @@ def generate(
     on_picture: Callable[[int, int], Any] | None = None,
     **opening: Any,
 ) -> list[Image.Image]:
-    """Pictures from the base with the sum of the adapters' updates on it, by the stock pipeline.
+    """Images from the base with the sum of the adapters' updates on it, by the stock pipeline.
 
-    Every picture has its own generator: picture k of seed s is, to rounding, picture 0 of seed s + k, whatever the
+    Every image has its own generator: image k of seed s is, to rounding, image 0 of seed s + k, whatever the
     batch. The base is left as it was; adapters that were on it before act too.
 
     Args:    base: an open one; or a name, which is opened as device, dtype, quantize, offload and revision say; None:
              the default of SampleConfig.
-             prompt: one for all `count` pictures, or one for each picture.
+             prompt: one for all `count` images, or one for each image.
              adapters: adapters or files, or (adapter or file, strength) pairs; strength 1 where none is given.
              config: all settings at once, instead of keywords; an open base may stand beside it. Nothing is written.
-             seed: of the first picture, each further one adds 1; or one for each picture.
+             seed: of the first image, each further one adds 1; or one for each image.
              steps, guidance, size: None for the base's own; size is the side in pixels.
-             batch_size: pictures at once; None: MOST, fewer where a GPU's memory runs out or a CPU has large ones.
+             batch_size: images at once; None: MAX_BATCH, fewer where a GPU's memory runs out or a CPU has large ones.
              check_triggers: refuse a prompt that lacks the trigger word of an adapter in use.
-             on_picture: (pictures done, of how many) after every batch.
-    Returns: one RGB picture of size x size for each.
+             on_picture: (images done, of how many) after every batch.
+    Returns: one RGB image of size x size for each.
     Raises:  ValueError: counts or sizes that do not fit, a missing trigger word, an adapter of another base.
     """
     if isinstance(base, SampleConfig):
         base, config = None, base
     if config is not None:
         own = {"prompt": prompt, "negative_prompt": negative_prompt, "steps": steps, "guidance": guidance, "size": size}
-        _check_nothing_beside(config, {**own, "seed": seed, "count": count, "adapters": tuple(adapters)} | opening)
-        prompt, negative_prompt, seed, count = config.prompt, config.negative_prompt, config.seed, config.count
-        steps, guidance, size = config.steps, config.guidance, config.size
-        adapters = list(zip(config.adapters, config.strengths, strict=True))
-        if not isinstance(base, Base):
-            base = base or config.base
-            opening = {name: getattr(config, name) for name in OPENING}
-    weighted = [_weighted(x) for x in adapters]
-    prompts, seeds = _paired(prompt, seed, count)
+        keywords = {**own, "seed": seed, "count": count, "adapters": tuple(adapters), **opening}
+        settings = _settings_of_config(config, base, keywords)
+        settings |= {"batch_size": batch_size, "check_triggers": check_triggers, "on_picture": on_picture}
+        return generate(**settings)
+    weighted = [_adapter_and_strength(x) for x in adapters]
+    prompts, seeds = _pair_prompts_and_seeds(prompt, seed, count)
     if check_triggers:
         refuse_missing_triggers(prompts, weighted)  # before a base is opened, which takes long
-    opened = _opened(base, opening)
+    opened = _open_if_named(base, opening)
     for adapter, _ in weighted:
         adapter_compatibility.check(opened, adapter)
-    draw = _drawer(opened, prompts, negative_prompt, seeds, steps, guidance, size)
-    pictures: list[Image.Image] = []
+    sample = _latents_sampler(opened, prompts, negative_prompt, seeds, steps, guidance, size)
+    images: list[Image.Image] = []
     with opened.on_device(), applied(opened.model, weighted, not opened.offload):
-        for some in _batches(opened, draw, len(prompts), size, batch_size):
-            pictures += opened.decode_image(some)
+        for some in _sample_batches(opened, sample, len(prompts), size, batch_size):
+            images += opened.decode_image(some)
             if on_picture is not None:
-                on_picture(len(pictures), len(prompts))
-    return pictures
+                on_picture(len(images), len(prompts))
+    return images
 
 
-OPENING = ("device", "dtype", "quantize", "offload", "revision")
-"""Settings that say how a base is opened."""
+OPENING_SETTINGS = ("device", "dtype", "quantize", "offload", "revision")
+"""Settings of opening a base."""
 
 
-def _opened(base: Base | str | None, opening: dict[str, Any]) -> Base:
+def _open_if_named(base: Base | str | None, opening: dict[str, Any]) -> Base:
     """An open base, or the one of a name. Raises ValueError: settings that open one beside an open one, or unknown."""
-    if unknown := sorted(opening.keys() - set(OPENING)):
-        raise ValueError(f"no setting {', '.join(unknown)}; a base is opened by {', '.join(OPENING)}")
+    if unknown := sorted(opening.keys() - set(OPENING_SETTINGS)):
+        raise ValueError(f"no setting {', '.join(unknown)}; a base is opened by {', '.join(OPENING_SETTINGS)}")
     if base is not None and not isinstance(base, Base | str | PathLike):
         raise ValueError(f"base must be an open base or a name, got {type(base).__name__}")
     if not isinstance(base, Base):
@@ -107,16 +104,28 @@ def _opened(base: Base | str | None, opening: dict[str, Any]) -> Base:
     return base
 
 
-def _weighted(item: AdapterOrFile | tuple[AdapterOrFile, float]) -> tuple[Adapter, float]:
+def _adapter_and_strength(item: AdapterOrFile | tuple[AdapterOrFile, float]) -> tuple[Adapter, float]:
     """An adapter with its strength; a file is read."""
     adapter, strength = item if isinstance(item, tuple) else (item, 1.0)
     return adapter if isinstance(adapter, Adapter) else load(str(adapter)), strength
 
 
-def _check_nothing_beside(config: SampleConfig, values: dict[str, Any]) -> None:
-    """Raises ValueError: a setting is given beside the config that has it."""
-    if given := [name for name, value in values.items() if value != getattr(SampleConfig, name, None)]:
+def _settings_of_config(config: SampleConfig, base: Base | str | None, keywords: dict[str, Any]) -> dict[str, Any]:
+    """The keywords of `generate` that a config stands for.
+
+    Args:    base: an open one, or a name that goes before the config's.  keywords: what else `generate` was given.
+    Raises:  ValueError: a setting is given beside the config that has it.
+    """
+    if given := [name for name, value in keywords.items() if value != getattr(SampleConfig, name, None)]:
         raise ValueError(f"{', '.join(given)} beside a config: give a config or keywords")
+    names = ("prompt", "negative_prompt", "seed", "count", "steps", "guidance", "size")
+    opening = () if isinstance(base, Base) else OPENING_SETTINGS
+    settings = {name: getattr(config, name) for name in (*names, *opening)}
+    return {
+        **settings,
+        "base": base or config.base,
+        "adapters": list(zip(config.adapters, config.strengths, strict=True)),
+    }
 
 
 def grid(
@@ -135,13 +144,13 @@ def grid(
     check_triggers: bool = True,
     on_picture: Callable[[int, int], Any] | None = None,
 ) -> list[list[Image.Image]]:
-    """The picture of each pair of strengths, all from one seed (the paper's figure 7).
+    """The image of each pair of strengths, all from one seed (the paper's figure 7).
 
-    Both adapters go onto the model once, and pictures are drawn in batches in which each has its own strengths.
+    Both adapters go onto the model once, and images are sampled in batches in which each has its own strengths.
 
     Args:    as `generate`.
-             on_picture: called for every picture once its batch is done.
-    Returns: pictures[k][m] drawn at content_strengths[k] and style_strengths[m].
+             on_picture: called for every image once its batch is done.
+    Returns: images[k][m] sampled at content_strengths[k] and style_strengths[m].
     Raises:  ValueError: as `generate`, and an empty list of strengths.
     """
     if not content_strengths or not style_strengths:
@@ -152,28 +161,28 @@ def grid(
     for adapter in (content, style):
         adapter_compatibility.check(base, adapter)
     cells = torch.cartesian_prod(*(torch.tensor(x, dtype=torch.float32) for x in (content_strengths, style_strengths)))
-    pictures: list[Image.Image] = []
-    draw = _drawer(base, [prompt] * len(cells), negative_prompt, [seed] * len(cells), steps, guidance, size)
+    images: list[Image.Image] = []
+    sample = _latents_sampler(base, [prompt] * len(cells), negative_prompt, [seed] * len(cells), steps, guidance, size)
     with (
         base.on_device(),
         applied(base.model, [(content, 0.0), (style, 0.0)], not base.offload) as (of_content, of_style),
     ):
 
-        def draw_cells(part: slice) -> Tensor:
+        def sample_cells(part: slice) -> Tensor:
             some = cells[part]
             set_strengths(base.model, {of_content: some[:, 0], of_style: some[:, 1]})
-            return draw(part)
+            return sample(part)
 
-        for some in _batches(base, draw_cells, len(cells), size):
-            for picture in base.decode_image(some):
-                pictures.append(picture)
+        for some in _sample_batches(base, sample_cells, len(cells), size):
+            for image in base.decode_image(some):
+                images.append(image)
                 if on_picture is not None:
-                    on_picture(len(pictures), len(cells))
+                    on_picture(len(images), len(cells))
     width = len(style_strengths)
-    return [pictures[row : row + width] for row in range(0, len(pictures), width)]
+    return [images[row : row + width] for row in range(0, len(images), width)]
 
 
-def _drawer(
+def _latents_sampler(
     base: Base,
     prompts: Sequence[str],
     negative_prompt: str,
@@ -195,18 +204,20 @@ def _drawer(
         missing = ", ".join(base.missing_components)
         raise ValueError(f"the base was opened for training only and has no {missing}: open it again")
 
-    told = base.embed(prompts, negative_prompt, strength)
+    embedded = base.embed(prompts, negative_prompt, strength)
 
-    def draw(part: slice) -> Tensor:
+    def sample(part: slice) -> Tensor:
         # seeded on the CPU: the same noise on every device
         generators = [torch.Generator("cpu").manual_seed(int(s)) for s in seeds[part]]
-        return base.denoise(told.rows(range(len(seeds))[part]), side, count, strength, generators)
+        return base.denoise(embedded.rows(range(len(seeds))[part]), side, count, strength, generators)
 
-    return draw
+    return sample
 
 
-def _paired(prompt: str | Sequence[str], seed: int | Sequence[int], count: int) -> tuple[list[str], list[int]]:
-    """One prompt and one seed for each picture."""
+def _pair_prompts_and_seeds(
+    prompt: str | Sequence[str], seed: int | Sequence[int], count: int
+) -> tuple[list[str], list[int]]:
+    """One prompt and one seed for each image."""
     if count < 1:
         raise ValueError(f"count must be 1 or more, got {count}")
     prompts = [prompt] * count if isinstance(prompt, str) else list(prompt)
@@ -217,7 +228,7 @@ def _paired(prompt: str | Sequence[str], seed: int | Sequence[int], count: int) 
         prompts = prompts * len(seeds) if isinstance(prompt, str) and count == 1 else prompts
     if not prompts or len(prompts) != len(seeds) or (not isinstance(prompt, str) and count != 1):
         found = f"{len(prompts)} prompts, {len(seeds)} seeds, count {count}"
-        raise ValueError(f"give one prompt and a count, or one prompt and one seed for each picture; got {found}")
+        raise ValueError(f"give one prompt and a count, or one prompt and one seed for each image; got {found}")
     return prompts, seeds
 
 
@@ -244,36 +255,36 @@ def missing_triggers(prompts: Sequence[str], adapters: Sequence[tuple[Adapter, f
 def refuse_missing_triggers(prompts: Sequence[str], adapters: Sequence[tuple[Adapter, float]]) -> None:
     """Raises ValueError: an adapter acts, and a prompt does not call it."""
     if missing := missing_triggers(prompts, adapters):
-        raise ValueError(f"{missing[0]}: add it, or draw all the same with --any-prompt (check_triggers=False)")
+        raise ValueError(f"{missing[0]}: add it, or generate all the same with --any-prompt (check_triggers=False)")
 
 
-def _batches(
-    base: Base, draw: Callable[[slice], Tensor], total: int, size: int | None, wanted: int | None = None
+def _sample_batches(
+    base: Base, sample: Callable[[slice], Tensor], total: int, size: int | None, wanted: int | None = None
 ) -> Iterator[Tensor]:
-    """draw(slice), their latents, for `total` pictures of a size, so many at once as are wanted; None: as many as
+    """draw(slice), their latents, for `total` images of a size, so many at once as are wanted; None: as many as
     the device holds, by halving the number where a GPU's memory runs out; where a GPU would spill over and not say
-    so, as many as are free for, by what the first picture took.
+    so, as many as are free for, by what the first image took.
 
-    Raises: ValueError: fewer than 1 wanted.  OutOfMemoryError: one picture is too much, or so many as are wanted.
+    Raises: ValueError: fewer than 1 wanted.  OutOfMemoryError: one image is too much, or so many as are wanted.
     """
     if wanted is not None and wanted < 1:
         raise ValueError(f"batch_size must be 1 or more, got {wanted}")
     side = base.defaults.resolution if size is None else size
     on_gpu, unmeasured = base.device.type == "cuda", wanted is None and pages_to_host_memory(base.device)
-    done, at_once = 0, wanted or (MOST if on_gpu else min(max(PIXELS // side**2, 1), MOST))
+    done, at_once = 0, wanted or (MAX_BATCH if on_gpu else min(max(CPU_PIXELS_AT_ONCE // side**2, 1), MAX_BATCH))
     if unmeasured:
         at_once = 1
         torch.cuda.reset_peak_memory_stats(base.device)
     while done < total:
         try:
-            some = draw(slice(done, min(done + at_once, total)))
+            some = sample(slice(done, min(done + at_once, total)))
         except torch.cuda.OutOfMemoryError:
             if wanted or at_once == 1:
                 raise
             some = None  # the error holds what filled the memory: it must be gone before the next try
         if some is not None:
             if unmeasured:
-                at_once, unmeasured = min(_room(base.device), MOST), False
+                at_once, unmeasured = min(_images_that_fit(base.device), MAX_BATCH), False
             yield some
             done += len(some)
         else:
@@ -281,8 +292,8 @@ def _batches(
             torch.cuda.empty_cache()
 
 
-def _room(device: torch.device) -> int:
-    """How many pictures a GPU has memory for, 1 or more, by the most that was in use while the first was drawn, beyond
-    what is there for longer; a model that has left the GPU since counts as if each picture brought its own."""
+def _images_that_fit(device: torch.device) -> int:
+    """How many images a GPU has memory for, 1 or more, by the most that was in use while the first was sampled, beyond
+    what is there for longer; a model that has left the GPU since counts as if each image brought its own."""
     each = torch.cuda.max_memory_allocated(device) - torch.cuda.memory_allocated(device)
     return max(1, int(free_memory(device) / (1.1 * max(each, 1))))  # a tenth more: an allocator leaves gaps

@@ -1,7 +1,7 @@
 """Temporary files of writers that may be killed: whoever next writes into their folder removes what the dead left.
 
 A temporary file is locked for as long as its writer lives. The system gives the lock up with the process, whatever
-ended it, so that a lock tells the living from the dead where a process number, which is used again, would not.
+ended it, so that a lock distinguishes the living from the dead where a process number, which is used again, would not.
 """
 
 import contextlib
@@ -20,7 +20,7 @@ except ImportError:  # Windows has other locks, under which a file cannot be ren
 
 NAME = re.compile(r"\..+\.[0-9a-f]{8}\.partial")
 """What a temporary file is called: the name that it is to get, hidden, and something that no other has."""
-BESIDE = ".folder"
+FOLDER_ENDING = ".folder"
 """Ending of a folder that lives as long as the temporary file of its name."""
 
 
@@ -32,8 +32,8 @@ def temporary(path: Path) -> Iterator[Path]:
 
     Raises: OSError: it cannot be made.
     """
-    clear(path.parent)
-    partial, lock = _made(path)
+    remove_stale(path.parent)
+    partial, lock = _create_locked(path)
     try:
         yield partial
     finally:
@@ -51,7 +51,7 @@ def temporary_folder() -> Iterator[Path]:
     Raises: OSError: it cannot be made.
     """
     with temporary(Path(tempfile.gettempdir()) / "qrlora") as mark:
-        folder = Path(f"{mark}{BESIDE}")
+        folder = Path(f"{mark}{FOLDER_ENDING}")
         folder.mkdir(mode=0o700)
         try:
             yield folder
@@ -59,10 +59,10 @@ def temporary_folder() -> Iterator[Path]:
             shutil.rmtree(folder)
 
 
-def clear(folder: Path) -> None:
+def remove_stale(folder: Path) -> None:
     """Remove the temporary files of dead processes, and the folders beside them.
 
-    What cannot be told or removed, as on a file system without locks, stays: it is in nobody's way.
+    What cannot be recognised or removed, as on a file system without locks, stays: it is in nobody's way.
     """
     if fcntl is None:
         return
@@ -71,12 +71,12 @@ def clear(folder: Path) -> None:
         for path in left:
             with contextlib.suppress(OSError), open(path, "r+b") as file:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                if os.path.isdir(path + BESIDE):
-                    shutil.rmtree(path + BESIDE)  # which follows no link
+                if os.path.isdir(path + FOLDER_ENDING):
+                    shutil.rmtree(path + FOLDER_ENDING)  # which follows no link
                 os.unlink(path)
 
 
-def _made(path: Path) -> tuple[Path, int | None]:
+def _create_locked(path: Path) -> tuple[Path, int | None]:
     """A new file beside `path`, and the descriptor that holds its lock; another one if a neighbour who clears was
     faster than the lock."""
     while True:

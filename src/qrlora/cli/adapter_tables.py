@@ -1,4 +1,4 @@
-"""Tables of one adapter file and of two: what the header says, energy by layer, similarity by layer."""
+"""Tables of one adapter file and of two: what the header says, norms by layer, similarity by layer."""
 
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -32,16 +32,18 @@ def file_facts(path: Path, adapter: Adapter) -> list[tuple[str, str]]:
         ("layers", f"{len(adapter.layers)}{f', targets {header.targets}' if header.targets else ''}"),
         ("trainable", trained_parameters_text(adapter)),
         ("in the file", f"{file_size(path)}, {format_count(held)} numbers as A and B"),
-        ("basis", header.basis[:16] + lost_energy_text(header)),
+        ("basis", header.basis[:16] + lost_fraction_text(header)),
         ("run", ", ".join(run)),
     ]
     return [(name, value) for name, value in lines if value]
 
 
-def lost_energy_text(header: Header) -> str:
+def lost_fraction_text(header: Header) -> str:
     """What the basis lacks, in the layer where it is most."""
     lost = header.config.get("basis_energy_lost")
-    return "" if lost is None else ", all eigenvectors" if lost == 0 else f", lacks {lost:.1g} of its energy at most"
+    return (
+        "" if lost is None else ", all eigenvectors" if lost == 0 else f", lacks {lost:.1g} of the squared norm at most"
+    )
 
 
 def trained_parameters_text(adapter: Adapter) -> str:
@@ -73,7 +75,7 @@ def print_similarity(names: Sequence[str], rows: Sequence[analysis.Similarity], 
         f"|{names[0]}|": lambda row: row.first_norm,
         f"|{names[1]}|": lambda row: row.second_norm,
         "cos updates": lambda row: row.update,
-        "cos learnt": lambda row: row.learned,
+        "cos trained": lambda row: row.trained,
         "in overlap": lambda row: row.input_overlap,
         "out overlap": lambda row: row.output_overlap,
     }
@@ -109,7 +111,7 @@ def similarity_plot(names: Sequence[str], rows: Sequence[analysis.Similarity]) -
     """The plot of two adapters, layer by layer."""
     curves = {
         "norm of update": {names[0]: [r.first_norm for r in rows], names[1]: [r.second_norm for r in rows]},
-        "cosine": {"updates": [r.update for r in rows], "learnt factors": [r.learned for r in rows]},
+        "cosine": {"updates": [r.update for r in rows], "trained factors": [r.trained for r in rows]},
         "overlap of spans": {"inputs": [r.input_overlap for r in rows], "outputs": [r.output_overlap for r in rows]},
     }
     from .. import plots

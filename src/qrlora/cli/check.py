@@ -35,7 +35,7 @@ def check(
     rows, causes = [], []
     remedies: dict[str, list[str]] = {}
     for tool in tools or list(compat.TOOLS):
-        verdicts = compat.judge(file, tool)
+        verdicts = compat.key_verdicts(file, tool)
         states = collections.Counter(verdict.state for verdict in verdicts)
         rows.append((tool, *(str(states[x]) for x in STATES)))
         if states["loaded"] < len(verdicts) or not verdicts:
@@ -57,7 +57,7 @@ def remedy(path: Path, output: Path, tool: str) -> str:
     import torch
 
     from .. import compat, files
-    from ..files.writing import contents
+    from ..files.writing import tensors_and_metadata
 
     try:
         adapter = files.load(path, skip_text_encoders=True)
@@ -66,10 +66,10 @@ def remedy(path: Path, output: Path, tool: str) -> str:
     left_out = ["--skip-text-encoders"] if files.count_text_encoder_keys(path) else []
     for keys in (None, *WRITTEN):
         try:
-            file: File = compat.File(*contents(adapter.layers, adapter.header, "full", keys, torch.float32))
+            file: File = compat.File(*tensors_and_metadata(adapter.layers, adapter.header, "full", keys, torch.float32))
         except ValueError:  # names that cannot spell these layers
             continue
-        if all(verdict.state == "loaded" for verdict in compat.judge(file, tool)):
+        if all(verdict.state == "loaded" for verdict in compat.key_verdicts(file, tool)):
             return console.command("convert", path, output, *(["--keys", keys] if keys else []), *left_out)
     return "none: no names under which it loads all of this adapter"
 

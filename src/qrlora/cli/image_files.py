@@ -17,7 +17,7 @@ def single_images(output: Path, seeds: Sequence[int]) -> list[Path]:
 def free_path(config: SampleConfig, seeds: Sequence[int]) -> Path:
     """The output, under the next number if one of its files is there and may not be replaced; a folder is refused."""
     output = Path(config.output)
-    return output if config.overwrite or output.is_dir() else output_files.numbered(output, any_exists(seeds))
+    return output if config.overwrite or output.is_dir() else output_files.first_free_name(output, any_exists(seeds))
 
 
 def any_exists(seeds: Sequence[int]) -> Callable[[Path], bool]:
@@ -38,7 +38,7 @@ def write_where_free(write: Callable[[Path], object], config: SampleConfig, seed
     Raises: OSError: it could not be written there; it is in the folder for temporary files, as the message says.
     """
     output = free_path(config, seeds)
-    output_files.rescued(write, output, [Path(tempfile.gettempdir())], any_exists(seeds))
+    output_files.write_or_rescue(write, output, [Path(tempfile.gettempdir())], any_exists(seeds))
     return output
 
 

@@ -39,7 +39,7 @@ def inspect_files(
     overwrite: bool = False,
     skip_text_encoders: bool = False,
 ) -> Path | None:
-    """Print what is in one or two files; with two, or if asked, draw energy and similarity.
+    """Print what is in one or two files; with two, or if asked, plot norms and similarity.
 
     Args:    overwrite: whether another plot at that place may be replaced; where no place is given it is numbered.
     Returns: where the plot is, None without one.
@@ -56,7 +56,7 @@ def inspect_files(
         tables.print_table(("", ""), facts, title=str(path), numbers=False)
         if adapter.header.parents:
             parents = adapter_tables.parent_rows(adapter.header.parents)
-            tables.print_table(("merged from", "strength", "energy kept"), parents)
+            tables.print_table(("merged from", "strength", "squared norm kept"), parents)
     names = [Path(path).stem for path in paths]
     if len(adapters) == 2:
         return compare_two(names, adapters, place, every_layer, overwrite, given=plot is not None)
@@ -84,19 +84,19 @@ def compare_two(
 
 
 def describe_one(name: str, adapter: "Adapter", place: Path | None, every_layer: bool, overwrite: bool) -> Path | None:
-    """The table of an adapter's energy by block or layer, and its plot where one is asked for."""
+    """The table of an adapter's norms by block or layer, and its plot where one is asked for."""
     from .. import analysis
     from . import adapter_tables
 
-    energies = analysis.energy(adapter)
-    shares = {"share of energy": lambda row: row.share}
-    adapter_tables.print_grouped({"norm of the update": lambda row: row.norm}, energies, every_layer, shares)
+    norms = analysis.update_norms(adapter)
+    shares = {"fraction of squared norm": lambda row: row.share}
+    adapter_tables.print_grouped({"norm of the update": lambda row: row.norm}, norms, every_layer, shares)
     if place is None:
         return None
     from .. import plots
 
-    curves = {"norm of update": {name: [row.norm for row in energies]}}
-    return save_plot(plots.layer_lines([row.layer for row in energies], curves, title=name), place, overwrite)
+    curves = {"norm of update": {name: [row.norm for row in norms]}}
+    return save_plot(plots.layer_lines([row.layer for row in norms], curves, title=name), place, overwrite)
 
 
 def plot_path(paths: Sequence[str], plot: Path | None) -> Path | None:
@@ -128,4 +128,4 @@ def save_plot(figure: Any, place: Path, overwrite: bool, number: bool = False) -
     except FileExistsError:
         if not number:
             raise
-    return plots.save(figure, output_files.numbered(place, os.path.lexists))
+    return plots.save(figure, output_files.first_free_name(place, os.path.lexists))

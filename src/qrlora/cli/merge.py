@@ -55,7 +55,7 @@ def report_merge(paths: Sequence[str], header: "Header") -> None:
 
     weights, shares = header.config["weights"], header.config["kept_energy"]
     for path, weight, share in zip(paths, weights, shares or [None] * len(paths), strict=True):
-        kept = "" if share is None else f", {share:.2%} of its energy kept"
+        kept = "" if share is None else f", {share:.2%} of its squared norm kept"
         console.say(f"{path}: strength {weight:g}{kept}")
     for doubt in doubts([header]):
         console.warn(doubt)

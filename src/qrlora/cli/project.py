@@ -27,7 +27,8 @@ def project(
 ) -> None:
     """Write a LoRA of any tool in a base's frozen basis, so that it merges with ours and the rank stays.
 
-    What lies outside the basis is lost: the table says how much of each layer's energy was kept, the worst first.
+    What lies outside the basis is lost: the table says which fraction of each layer's squared norm was kept, the worst
+    first.
     """
     from .. import basis as bases
     from .. import files, merging, output_files
@@ -70,11 +71,11 @@ def can_be_projected_file(path: Path, base: str, side: str, rank: int | None) ->
 
 def report_kept(adapter: "Adapter", kept: Mapping[str, float], output: Path) -> None:
     """The table of what a projection kept of each layer, and a warning where it is too little."""
-    from ..merging import energy_kept
+    from ..merging import kept_fraction
 
-    total = energy_kept(adapter, kept)
+    total = kept_fraction(adapter, kept)
     rows = [(layer, f"{share:.2%}") for layer, share in sorted(kept.items(), key=lambda item: item[1])]
-    tables.print_table(("layer", "energy kept"), [*rows, ("all", f"{total:.2%}")])
+    tables.print_table(("layer", "squared norm kept"), [*rows, ("all", f"{total:.2%}")])
     if total < MIN_KEPT_FRACTION:
-        lost = f"{1 - total:.1%} of the adapter's energy lies outside the basis and is lost"
+        lost = f"{1 - total:.1%} of the adapter's squared norm lies outside the basis and is lost"
         console.warn(f"{output}: {lost}; a higher --rank keeps more, `qrlora merge --rule stack` all")

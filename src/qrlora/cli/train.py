@@ -68,7 +68,7 @@ def run_training(config: TrainConfig) -> None:
             bar.step(progress.step, progress.steps, f"loss {progress.loss:.4f}")
 
         def on_preview(step: int, image: Any) -> None:
-            with output_files.dispensable("the training goes on without this preview"):
+            with output_files.warn_if_unwritable("the training goes on without this preview"):
                 save_preview(config, step, image)
 
         adapter = training.train(config, on_step=on_step, on_preview=on_preview, on_stage=bar.stage)
@@ -77,7 +77,7 @@ def run_training(config: TrainConfig) -> None:
     console.say(f"{output}: {len(adapter.layers)} layers, rank {adapter.rank}, {size}{done_before}")
     if updates and training.world_size() > 1:
         console.say(f"trained by {training.world_size()} processes")
-    console.say(f"draw with it: {console.command('generate', adapter.header.prompt, output)}")
+    console.say(f"generate with it: {console.command('generate', adapter.header.prompt, output)}")
 
 
 def save_preview(config: TrainConfig, step: int, image: Any) -> None:
@@ -87,4 +87,4 @@ def save_preview(config: TrainConfig, step: int, image: Any) -> None:
     output, made_with = Path(config.output), json.dumps(as_dict(config))
     path = output.with_name(f"{output.stem}-{step:05}.png")
     replaces = config.overwrite or plots.made_with(path) == made_with
-    plots.save_picture(image, path if replaces else output_files.numbered(path, os.path.lexists), made_with)
+    plots.save_picture(image, path if replaces else output_files.first_free_name(path, os.path.lexists), made_with)

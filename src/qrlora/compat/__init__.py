@@ -2,6 +2,6 @@
 
 from ..layouts import TOOLS
 from .adapter_file import File, Verdict
-from .tool_verdicts import check, judge, notes
+from .tool_verdicts import check, key_verdicts, notes
 
-__all__ = ["TOOLS", "File", "Verdict", "check", "judge", "notes"]
+__all__ = ["TOOLS", "File", "Verdict", "check", "key_verdicts", "notes"]

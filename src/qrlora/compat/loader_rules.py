@@ -20,16 +20,16 @@ OURS = ("down_blocks", "up_blocks")
 """Those of diffusers."""
 
 
-def _nothing(file: File, key: str = "") -> str:
+def _no_reason(file: File, key: str = "") -> str:
     return ""
 
 
 class Quirk(NamedTuple):
     """A row of QUIRKS; each function gives a reason, or "" where there is none."""
 
-    refuses: Callable[[File], str] = _nothing
+    refuses: Callable[[File], str] = _no_reason
     """Why the tool loads nothing of a file at all."""
-    ignores: Callable[[File, str], str] = _nothing
+    ignores: Callable[[File, str], str] = _no_reason
     """Why it passes over a key whose spelling it knows."""
 
 
@@ -50,11 +50,11 @@ def _alpha(file: File) -> str:
     return "it cannot split the names of alpha keys of this family and fails" if file.alphas else ""
 
 
-def _picture_attention(file: File, key: str) -> str:
+def _image_attention(file: File, key: str) -> str:
     """A1111's map of diffusers' SD3 names ends there; for the text's half it has a misspelt name."""
     known = (".attn.to_q", ".attn.to_k", ".attn.to_v", ".attn.to_out.0")
     kohya = file.keys[key].spelling.startswith(LORA_UNET) or file.keys[key].layers[0].endswith(known)
-    return "" if kohya else "of diffusers' names it knows those of the picture's attention alone"
+    return "" if kohya else "of diffusers' names it knows those of the image stream's attention alone"
 
 
 def _without_alpha(file: File) -> str:
@@ -103,7 +103,7 @@ def _alpha_or_metadata(file: File) -> str:
     return "it refuses alpha keys beside lora_adapter_metadata" if both else ""
 
 
-def _mixed(file: File, key: str) -> str:
+def _mixed_names(file: File, key: str) -> str:
     """diffusers translates kohya's names for SDXL in files that hold nothing else, drops the original model's block
     names where there are diffusers' too, and loses the number of add_embedding_linear_1."""
     if not file.keys[key].spelling.startswith(LORA_UNET):
@@ -140,7 +140,7 @@ def _twice_or_bare(file: File, key: str) -> str:
     return "it wants transformer. before the name, or alpha keys" if bare else ""
 
 
-def _undone(file: File, key: str) -> str:
+def _untranslated_names(file: File, key: str) -> str:
     """diffusers translates original names with dots where they end as kohya's do."""
     dotted = file.keys[key].spelling == "diffusion_model.{original}" and not has_down(file)
     return "it wants transformer. before the name, or kohya's endings" if dotted else ""
@@ -154,15 +154,15 @@ def has_down(file: File) -> bool:
 QUIRKS = {
     "attention in kohya names": Quirk(ignores=_attention),
     "no alpha": Quirk(refuses=_alpha),
-    "the picture's attention": Quirk(ignores=_picture_attention),
+    "the picture's attention": Quirk(ignores=_image_attention),
     "alpha everywhere": Quirk(refuses=_without_alpha),
     "the word lora": Quirk(refuses=_word_lora),
     "whole kohya files": Quirk(refuses=_kohya_whole),
-    "kohya files alone": Quirk(ignores=_mixed),
+    "kohya files alone": Quirk(ignores=_mixed_names),
     "public sizes": Quirk(refuses=_public_sizes),
     "no PEFT names": Quirk(refuses=_peft),
     "alpha or metadata": Quirk(refuses=_alpha_or_metadata),
-    "transformer or down": Quirk(ignores=_undone),
+    "transformer or down": Quirk(ignores=_untranslated_names),
     "transformer. alone": Quirk(refuses=_kohya_endings, ignores=_twice_or_bare),
 }
 

@@ -19,19 +19,19 @@ def check(path: str | PathLike, tool: str) -> list[Verdict]:
     """
     path = file_in(path)
     try:
-        return judge(File(*safetensors_files.read(path), path), tool)
+        return key_verdicts(File(*safetensors_files.read(path), path), tool)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
 
 
-def judge(file: File, tool: str) -> list[Verdict]:
+def key_verdicts(file: File, tool: str) -> list[Verdict]:
     """`check` of a file's contents."""
     if tool not in TOOLS:
         raise ValueError(f"no rules for {tool!r}; known tools: {', '.join(TOOLS)}")
     file.refuse_unsound()
     row = file.layout.tools.get(tool) if file.layout else None
     refusal = _refusal(file, tool, row)
-    return [_verdict(file, tool, row, refusal, key) for key in file.tensors]
+    return [_key_verdict(file, tool, row, refusal, key) for key in file.tensors]
 
 
 def notes(file: File, tool: str) -> list[str]:
@@ -55,14 +55,14 @@ def _refusal(file: File, tool: str, row: Reader | None) -> str:
     if row is None:
         return f"it has no {file.layout.family} models" if file.layout else ""
     reasons = [reason for word in row.quirks if (reason := QUIRKS[word].refuses(file))]
-    unknown = sum(not _of_lora(file, tool, row, key).factor for key in file.keys) if tool in EVERY_FILE else 0
+    unknown = sum(not _lora_key_verdict(file, tool, row, key).factor for key in file.keys) if tool in EVERY_FILE else 0
     if unknown > EVERY_FILE.get(tool, 0):
         many = f"{unknown} keys that it does not know, above {EVERY_FILE[tool]}"
         reasons.append(f"{many}: it takes the file for another model's")
     return next(iter(reasons), "")
 
 
-def _verdict(file: File, tool: str, row: Reader | None, refusal: str, key: str) -> Verdict:
+def _key_verdict(file: File, tool: str, row: Reader | None, refusal: str, key: str) -> Verdict:
     if refusal:
         return Verdict(key, 0.0, refusal)
     if is_text_encoder(key):
@@ -70,10 +70,10 @@ def _verdict(file: File, tool: str, row: Reader | None, refusal: str, key: str) 
         return Verdict(key, float(known), "" if known else "a text encoder under names it does not know")
     if key not in file.keys:
         return Verdict(key, None, "no plain LoRA's; qrlora does not know what the tool does with it")
-    return _of_lora(file, tool, row, key) if row else Verdict(key, None, UNKNOWN)
+    return _lora_key_verdict(file, tool, row, key) if row else Verdict(key, None, UNKNOWN)
 
 
-def _of_lora(file: File, tool: str, row: Reader, key: str) -> Verdict:
+def _lora_key_verdict(file: File, tool: str, row: Reader, key: str) -> Verdict:
     """The verdict on a key that is a UNet's or transformer's, of a known family."""
     meaning = file.keys[key]
     name = meaning.factor.name
@@ -81,8 +81,8 @@ def _of_lora(file: File, tool: str, row: Reader, key: str) -> Verdict:
         reason = next((why for word in row.quirks if (why := QUIRKS[word].ignores(file, key))), "")
         reason = reason or ("" if name in file.ranks else "holds no pair A, B")
     else:
-        known = " and ".join(map(shown, row.spellings))
-        reason = f"it does not know names such as {shown(meaning.spelling)}, only {known}"
+        known = " and ".join(map(readable_spelling, row.spellings))
+        reason = f"it does not know names such as {readable_spelling(meaning.spelling)}, only {known}"
     if reason:
         return Verdict(key, 0.0, reason)
     strength = STRENGTHS.get(tool, File.by_alpha)(file, name)
@@ -90,7 +90,7 @@ def _of_lora(file: File, tool: str, row: Reader, key: str) -> Verdict:
     return Verdict(key, factor, "" if abs(factor - 1) < 1e-3 else "alpha is read differently from what the file means")
 
 
-def shown(spelling: str) -> str:
+def readable_spelling(spelling: str) -> str:
     """A spelling as a person reads it: "transformer. + diffusers names"."""
     prefix, _, kind = spelling.rstrip("}").partition("{")
     kind = {"processor": "diffusers' oldest names", "diffusers": "diffusers' names", "original": "original names"}.get(

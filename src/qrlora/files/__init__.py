@@ -4,7 +4,7 @@ Letters: o outputs, i inputs, r rank, A (r, i), B (o, r).
 
 Everything of ours lives in the header; there are no extra tensors, and no alpha keys but where kohya's code demands
 them (a missing alpha means scale 1 everywhere; present ones break some readers). Two contents: "full" (A and B) and
-"compact" (the learnt factor alone, about half; it needs the frozen directions, found in the basis cache by digest, and
+"compact" (the trained factor alone, about half; it needs the frozen directions, found in the basis cache by digest, and
 no other tool mistakes it for a LoRA).
 """
 

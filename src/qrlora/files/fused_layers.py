@@ -12,11 +12,11 @@ from ..adapter import Pair
 from ..layouts import Layout
 
 
-def fuse(pairs: Mapping[str, Pair], layout: Layout, layers: Sequence[str]) -> tuple[Pair, list[int]]:
+def fuse_layers(pairs: Mapping[str, Pair], layout: Layout, layers: Sequence[str]) -> tuple[Pair, list[int]]:
     """One pair for layers that lie in one, exactly: A below each other and B block-diagonal, at the sum of the ranks;
     or the one A that all share. Layers without a pair get zeros.
 
-    Returns: the pair, and each layer's rank (0: no pair), with which `split` gives the same pairs back.
+    Returns: the pair, and each layer's rank (0: no pair), with which `split_layers` gives the same pairs back.
     Raises:  ValueError, naming a layer: inputs or outputs that such layers do not have.
     """
     inputs = next(iter(pairs.values())).shape[1]
@@ -37,11 +37,13 @@ def fuse(pairs: Mapping[str, Pair], layout: Layout, layers: Sequence[str]) -> tu
     return fused, [pairs[layer].rank if layer in pairs else 0 for layer in layers]
 
 
-def split(pair: Pair, layout: Layout, layers: Sequence[str], ranks: Sequence[int] | None = None) -> dict[str, Pair]:
+def split_layers(
+    pair: Pair, layout: Layout, layers: Sequence[str], ranks: Sequence[int] | None = None
+) -> dict[str, Pair]:
     """The pairs of layers that lie in one.
 
-    Args:   ranks: as `fuse` gave them. None, another tool's file: layers whose part of B is zero are left out; if B
-            is block-diagonal, in equal blocks, each layer gets its block; otherwise all get the whole A.
+    Args:   ranks: as `fuse_layers` gave them. None, another tool's file: layers whose part of B is zero are left out;
+            if B is block-diagonal, in equal blocks, each layer gets its block; otherwise all get the whole A.
     Raises: ValueError: B has not the rows of these layers; ranks that do not fit.
     """
     heights = layout.heights(layers, pair.shape[1])
@@ -51,7 +53,9 @@ def split(pair: Pair, layout: Layout, layers: Sequence[str], ranks: Sequence[int
     rows = dict(zip(layers, pair.B.split(list(heights.values())), strict=True))
     if ranks is not None:
         _check_ranks(layers, ranks, pair.rank)
-    if ranks is None or not _within(list(rows.values()), ranks, pair.rank):  # another tool has changed it since
+    if ranks is None or not _is_block_diagonal(
+        list(rows.values()), ranks, pair.rank
+    ):  # another tool has changed it since
         rows = {layer: B for layer, B in rows.items() if B.any()} or rows
         ranks = _equal_ranks(list(rows.values()))
     else:
@@ -66,7 +70,7 @@ def split(pair: Pair, layout: Layout, layers: Sequence[str], ranks: Sequence[int
     return pairs
 
 
-def turned(pair: Pair, layout: Layout, layer: str, spelling: str) -> Pair:
+def swap_shift_and_scale(pair: Pair, layout: Layout, layer: str, spelling: str) -> Pair:
     """The pair of a layer with its outputs in diffusers' order, or back in the order of a spelling: of the last
     modulation the original models keep shift and scale the other way round."""
     outputs, inputs = pair.shape
@@ -81,7 +85,7 @@ def _check_ranks(layers: Sequence[str], ranks: Sequence[int], rank: int) -> None
         raise ValueError(f"{layers[0]}: the file's header gives ranks {list(ranks)} for a pair of rank {rank}")
 
 
-def _within(blocks: Sequence[torch.Tensor], ranks: Sequence[int], rank: int) -> bool:
+def _is_block_diagonal(blocks: Sequence[torch.Tensor], ranks: Sequence[int], rank: int) -> bool:
     """Whether rows (o_k, r) of layers with these ranks hold nothing beside their own columns."""
     start, shared = 0, sum(ranks) != rank
     for B, own in zip(blocks, ranks, strict=True):

@@ -1,4 +1,4 @@
-"""What the names in a LoRA file mean: which backbone it is of, judged whole, and which layers they are.
+"""What the names in a LoRA file mean: which backbone the whole file is of, and which layers they are.
 
 A file is of a backbone if all of its names are. Where no backbone has them all, every name stays as it is: such a file
 can be read, merged and written back, and is converted to nothing.
@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from ..adapter import Header
-from ..layouts import LAYOUTS, Layout, excluded, layouts_of, told
+from ..layouts import LAYOUTS, Layout, excluded, layout_of_metadata, layouts_of
 from ..lora_keys import PEFT_PREFIX, Factor, UnreadableKey, factor_of, is_text_encoder, natural, printable
 
 PARTS = ("unet", "transformer")
@@ -54,10 +54,12 @@ def factors_of(keys: Iterable[str]) -> tuple[dict[str, Factor], dict[str, list[s
     return found, refused
 
 
-def refuse(refused: Mapping[str, list[str]], total: int) -> None:
+def refuse_unreadable_keys(refused: Mapping[str, list[str]], total: int) -> None:
     """Raises ValueError, with counts and an example by kind: keys that are no plain LoRA's."""
     if refused:
-        found = "; ".join(f"{len(keys)} of {total} keys: {_cause(keys[0], why)}" for why, keys in refused.items())
+        found = "; ".join(
+            f"{len(keys)} of {total} keys: {_refusal_text(keys[0], why)}" for why, keys in refused.items()
+        )
         raise ValueError(f"not read, not even in part: {found}")
 
 
@@ -70,31 +72,33 @@ def understand(
     Raises: ValueError: a layer that is there twice; two parts; no layers; unknown names with several endings.
     """
     names = list(dict.fromkeys(factor.name for factor in factors.values()))
-    fitting = [x for x in layouts_of(names) if _has_rows(x, factors, tensors) and not excluded(x, metadata)]
+    fitting = [x for x in layouts_of(names) if _outputs_fit(x, factors, tensors) and not excluded(x, metadata)]
     if header is not None:
         layout = LAYOUTS.get(header.family) if LAYOUTS.get(header.family) in fitting else None
         read = layout or (fitting[0] if fitting and not header.family and not header.endings else None)
-        found = _read(read, factors) if read else _kept(factors, f"{header.part or 'unet'}.")
-        return _checked(Names(layout, header.part, found, header.endings))
+        found = _read_names(read, factors) if read else _verbatim_names(factors, f"{header.part or 'unet'}.")
+        return _refuse_duplicates(Names(layout, header.part, found, header.endings))
     if fitting and len({tuple(y.layers for name in names if (y := x.read(name))) for x in fitting}) == 1:
-        found = _read(fitting[0], factors)
-        layout = _of_one(fitting, found, tensors, metadata)
-        return _checked(Names(layout, fitting[0].component, _read(layout, factors) if layout else found))
+        found = _read_names(fitting[0], factors)
+        layout = _one_layout_of(fitting, found, tensors, metadata)
+        return _refuse_duplicates(Names(layout, fitting[0].component, _read_names(layout, factors) if layout else found))
     parts = {next((x for x in PARTS if name.startswith(f"{x}.")), "") for name in names}
     if len(parts) != 1:
         raise ValueError(f"an adapter changes one part of a pipeline, this file has {sorted(parts) or 'no layers'}")
     part = parts.pop()
     if all(name.startswith(PEFT_PREFIX) for name in names):  # a path in any module, by definition
-        return _checked(Names(None, "", _kept(factors, PEFT_PREFIX)))
-    return _checked(Names(None, part, _kept(factors, f"{part}." if part else ""), _endings(factors)))
+        return _refuse_duplicates(Names(None, "", _verbatim_names(factors, PEFT_PREFIX)))
+    return _refuse_duplicates(
+        Names(None, part, _verbatim_names(factors, f"{part}." if part else ""), _endings(factors))
+    )
 
 
-def _of_one(
+def _one_layout_of(
     fitting: list[Layout], found: Mapping[str, Key], tensors: Mapping[str, Tensor], metadata: Mapping[str, str]
 ) -> Layout | None:
     """The one backbone of several with the same names: by metadata, else by the sizes of the public models, of several
     that are large enough the one whose last block is in the file."""
-    named = told(metadata)
+    named = layout_of_metadata(metadata)
     if named in fitting or len(fitting) == 1:
         return named if named in fitting else fitting[0]
     layers = {layer for key in found.values() for layer in key.layers}
@@ -108,7 +112,7 @@ def _of_one(
     return next((some[0] for some in (sized, whole) if len(some) == 1), None)
 
 
-def _has_rows(layout: Layout, factors: Mapping[str, Factor], tensors: Mapping[str, Tensor]) -> bool:
+def _outputs_fit(layout: Layout, factors: Mapping[str, Factor], tensors: Mapping[str, Tensor]) -> bool:
     """Whether what a backbone keeps in one has as many outputs as it must."""
     inputs = {x.name: tensors[key].shape[-1] for key, x in factors.items() if x.kind == "A" and tensors[key].ndim == 2}
     for key, factor in factors.items():
@@ -119,12 +123,12 @@ def _has_rows(layout: Layout, factors: Mapping[str, Factor], tensors: Mapping[st
     return True
 
 
-def _read(layout: Layout, factors: Mapping[str, Factor]) -> dict[str, Key]:
+def _read_names(layout: Layout, factors: Mapping[str, Factor]) -> dict[str, Key]:
     named = {key: layout.read(factor.name) for key, factor in factors.items()}
     return {key: Key(factors[key], x.layers, x.spelling) for key, x in named.items() if x is not None}
 
 
-def _kept(factors: Mapping[str, Factor], prefix: str) -> dict[str, Key]:
+def _verbatim_names(factors: Mapping[str, Factor], prefix: str) -> dict[str, Key]:
     """Names that stay as they are, but for the part's."""
     return {key: Key(x, (x.name.removeprefix(prefix),), VERBATIM) for key, x in factors.items()}
 
@@ -141,7 +145,7 @@ def _endings(factors: Mapping[str, Factor]) -> str:
     return " ".join(found[kind] for kind in ("A", "B", "alpha") if kind in found)
 
 
-def _checked(names: Names) -> Names:
+def _refuse_duplicates(names: Names) -> Names:
     """The same. Raises ValueError: no layers; a factor of a layer that is there twice."""
     seen: dict[tuple[str, str], str] = {}
     for key, meaning in sorted(names.keys.items(), key=lambda item: natural(item[1].layers[0])):
@@ -154,7 +158,7 @@ def _checked(names: Names) -> Names:
     return names
 
 
-def _cause(key: str, reason: str) -> str:
-    """Why keys are refused, with one of them; for text encoders the way out too."""
-    way_out = "; leave them out with --skip-text-encoders, or load(..., skip_text_encoders=True)"
-    return f"{reason} ({printable(key)}){way_out if is_text_encoder(key) else ''}"
+def _refusal_text(key: str, reason: str) -> str:
+    """Why keys are refused, with one of them; for text encoders the hint too."""
+    hint = "; leave them out with --skip-text-encoders, or load(..., skip_text_encoders=True)"
+    return f"{reason} ({printable(key)}){hint if is_text_encoder(key) else ''}"

@@ -1,4 +1,4 @@
-"""What PEFT's configuration says of a LoRA: how strong each layer is, and whether it starts within the weight.
+"""PEFT's configuration of a LoRA: the scale of each layer, and whether it starts within the weight.
 
 PEFT and diffusers write LoraConfig's fields beside or into a file. Most of its switches change how a LoRA learns and
 leave the update s B A; those that do not are refused by name. Some starts are taken off the base's weight, which is
@@ -49,7 +49,7 @@ class Config:
     """What is needed of a LoraConfig."""
 
     alpha: float | None = None
-    """None: none was told, so the scale is 1."""
+    """None: none was given, so the scale is 1."""
     alphas: tuple[tuple[Any, float], ...] = ()
     """(compiled pattern, alpha): the first one that matches a layer's end counts."""
     spent: list[float] = field(default_factory=list)
@@ -88,8 +88,8 @@ def read_config(path: Path, keys: Mapping[str, Any], metadata: Mapping[str, str]
         except FileNotFoundError as error:
             raise ValueError(f"a PEFT file keeps its strength in {beside}, which is missing; put it there") from error
     else:
-        told = as_object(metadata.get("lora_adapter_metadata", "{}"), "lora_adapter_metadata")
-        entries = {name.removeprefix(f"{part}."): value for name, value in told.items()}
+        given = as_object(metadata.get("lora_adapter_metadata", "{}"), "lora_adapter_metadata")
+        entries = {name.removeprefix(f"{part}."): value for name, value in given.items()}
         entries = {name: value for name, value in entries.items() if "." not in name}  # the rest is of text encoders
     if not entries:
         arguments = as_object(metadata.get("ss_network_args") or "{}", "ss_network_args")
@@ -114,7 +114,7 @@ def number(value: Any, name: str) -> float:
 
 
 def refusal(start: str) -> str:
-    """Why a LoRA that starts within the weight is not read without the base, and the way out."""
+    """Why a LoRA that starts within the weight is not read without the base, and the hint."""
     what = f"init_lora_weights={start!r}: its start lies within the weight, so that it is no update of the base"
     return f"{what}; qrlora convert IN OUT --base BASE takes it off, or load(..., weights=...)"
 
@@ -131,22 +131,22 @@ def without_start(
             weights: (layer) -> W, as it was before PEFT took the start off it.
     Raises: ValueError: a weight of another shape; what is left is not less than what was there, as with another base.
     """
-    learnt, before, after = {}, 0.0, 0.0
+    updates, before, after = {}, 0.0, 0.0
     for layer, pair in layers.items():
         weight = weights(layer).detach().cpu().float()
         if tuple(weight.shape) != pair.shape:
             shape = tuple(weight.shape)
             raise ValueError(f"{layer}: the LoRA is for a weight {pair.shape}, the base's is {shape}: another base")
         A, B = _start_of(weight, pair.rank, start.lower(), scales[layer])
-        learnt[layer] = Pair(torch.cat([pair.A, A]), torch.cat([pair.B, -B], 1))
-        before, after = before + pair.energy, after + learnt[layer].energy
+        updates[layer] = Pair(torch.cat([pair.A, A]), torch.cat([pair.B, -B], 1))
+        before, after = before + pair.squared_norm, after + updates[layer].squared_norm
     if not after < before:
         left = math.sqrt(after / before) if before else math.inf
         raise ValueError(
             f"init_lora_weights={start!r}: without its start it would be {left:.3g} times as large as with it: "
             "it began in another base, or has been converted before"
         )
-    return learnt
+    return updates
 
 
 def _start_of(weight: Tensor, rank: int, start: str, scale: float) -> tuple[Tensor, Tensor]:
@@ -168,8 +168,8 @@ def _start(value: Any) -> str:
     what = f"init_lora_weights={value!r:.80}"
     why = next((why for kind, why in BY_DATA.items() if name.startswith(kind)), None)
     if why:
-        way_out = "save_pretrained(..., path_initial_model_for_weight_conversion=...) of PEFT writes a plain LoRA"
-        raise ValueError(f"{what}: its start lies within the weight, and {why}; {way_out}")
+        hint = "save_pretrained(..., path_initial_model_for_weight_conversion=...) of PEFT writes a plain LoRA"
+        raise ValueError(f"{what}: its start lies within the weight, and {why}; {hint}")
     if name == "loftq":
         raise ValueError(
             f"{what}: it is an update of weights that were quantised for it, not of the base; merge it there"

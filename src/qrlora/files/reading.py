@@ -17,8 +17,8 @@ from ..adapter import Adapter, Header, Pair
 from ..basis import cache_folder, load_basis
 from ..lora_keys import is_text_encoder, natural, printable
 from ..safetensors_files import read, read_metadata
-from .fused_layers import split, turned
-from .layer_names import Names, factors_of, refuse, understand
+from .fused_layers import split_layers, swap_shift_and_scale
+from .layer_names import Names, factors_of, refuse_unreadable_keys, understand
 from .metadata import CONTENT, FUSED, HEADER
 from .peft_config import as_object, number, read_config, refusal, without_start
 
@@ -63,14 +63,14 @@ def load(
     try:
         header = Header.from_json(metadata[HEADER]) if HEADER in metadata else None
         factors, refused = factors_of(tensors)
-        refuse(refused, len(tensors))
+        refuse_unreadable_keys(refused, len(tensors))
         names = understand(factors, tensors, metadata, header)
         if header and metadata.get(CONTENT) == "compact":
-            return Adapter(_joined(tensors, names, header), header)
+            return Adapter(_layers_of_compact_file(tensors, names, header), header)
         groups, start = grouped(path, tensors, metadata, names)
         layers = _pairs(tensors, groups, _fused(metadata.get(FUSED, "{}")), names)
         if start:
-            layers = _learnt(layers, groups, start, weights)
+            layers = _subtract_start(layers, groups, start, weights)
         return Adapter(layers, header or _foreign_header(layers, tensors, groups, names, metadata))
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
@@ -158,8 +158,8 @@ def _pairs(
     The authors' update is Q dR: their W_comp + Q (R + dR) is W + Q dR, so R is not needed. A convolution's A,
     (r, i, h, w), is the matrix (r, i h w).
 
-    Args:   fused: what `fusing.fuse` said, by name.
-    Raises: ValueError: A and B of different rank, or what fusing.split refuses.
+    Args:   fused: what `fused_layers.fuse_layers` said, by name.
+    Raises: ValueError: A and B of different rank, or what split_layers refuses.
     """
     layers: dict[str, Pair] = {}
     for together, (keys, scale) in groups.items():
@@ -168,11 +168,11 @@ def _pairs(
             raise ValueError(f"{together[0]}: A must be (r, i) and B (o, r), got {tuple(A.shape)} and {tuple(B.shape)}")
         pair = Pair(A.float(), B.float() if scale == 1 else B.float() * scale)
         if names.layout and "B" in keys:
-            pair = turned(pair, names.layout, together[0], names.keys[keys["B"]].spelling)
+            pair = swap_shift_and_scale(pair, names.layout, together[0], names.keys[keys["B"]].spelling)
         name = names.keys[keys["B"]].factor.name if "B" in keys else ""
         found = {together[0]: pair}
         if len(together) > 1 and names.layout:
-            found = split(pair, names.layout, together, fused.get(name))
+            found = split_layers(pair, names.layout, together, fused.get(name))
         twice = layers.keys() & found.keys()
         if twice:
             raise ValueError(f"{min(twice)}: is in the file twice, alone and together with others")
@@ -181,7 +181,7 @@ def _pairs(
 
 
 def _fused(text: str) -> dict[str, list[int]]:
-    """{name: ranks} of what `fusing.fuse` put into one. Raises ValueError: something else."""
+    """{name: ranks} of what `fused_layers.fuse_layers` put into one. Raises ValueError: something else."""
     found = as_object(text, FUSED)
     for name, ranks in found.items():
         if not isinstance(ranks, list) or not all(type(x) is int and x >= 0 for x in ranks):
@@ -189,7 +189,7 @@ def _fused(text: str) -> dict[str, list[int]]:
     return found
 
 
-def _learnt(
+def _subtract_start(
     layers: Mapping[str, Pair],
     groups: Mapping[tuple[str, ...], Group],
     start: str,
@@ -204,7 +204,7 @@ def _learnt(
     return without_start(layers, start, {names[0]: group.scale for names, group in groups.items()}, weights)
 
 
-def _joined(tensors: Mapping[str, Tensor], names: Names, header: Header) -> dict[str, Pair]:
+def _layers_of_compact_file(tensors: Mapping[str, Tensor], names: Names, header: Header) -> dict[str, Pair]:
     """The layers of a compact file, with the frozen directions from the basis cache.
 
     Raises: OSError: the basis is not in the cache.  ValueError: it does not have the file's layers.
@@ -215,11 +215,13 @@ def _joined(tensors: Mapping[str, Tensor], names: Names, header: Header) -> dict
         basis = load_basis(header.basis)
     except FileNotFoundError as error:
         missing = f"the compact file's basis {header.basis[:12]} is not in {cache_folder()}"
-        way_out = "copy it from the machine that wrote the file, or save there with content='full'"
-        raise FileNotFoundError(errno.ENOENT, f"{missing}; {way_out}", f"{header.basis}.safetensors") from error
+        hint = "copy it from the machine that wrote the file, or save there with content='full'"
+        raise FileNotFoundError(errno.ENOENT, f"{missing}; {hint}", f"{header.basis}.safetensors") from error
     for key, tensor in tensors.items():
         if names.keys[key].factor.kind != "delta" or tensor.dtype not in NUMBERS:
-            raise ValueError(f"{printable(key)}: a compact file holds the learnt factors in floats, got {tensor.dtype}")
+            raise ValueError(
+                f"{printable(key)}: a compact file holds the trained factors in floats, got {tensor.dtype}"
+            )
     deltas = {names.keys[key].layers[0]: tensor.float() for key, tensor in tensors.items()}
     if deltas.keys() != basis.Q.keys():
         raise ValueError(f"{len(deltas)} layers, but its basis {header.basis[:12]} has {len(basis.Q)} others")

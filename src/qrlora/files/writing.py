@@ -18,7 +18,7 @@ from ..layouts import Layout
 from ..linalg import is_finite
 from ..lora_keys import WRITTEN
 from ..methods import METHODS
-from .fused_layers import fuse, turned
+from .fused_layers import fuse_layers, swap_shift_and_scale
 from .metadata import CONTENTS, layout_of, metadata
 
 DIGEST_LENGTH = 64
@@ -44,14 +44,14 @@ def save(
     if not Path(path).name.endswith(".safetensors"):
         raise ValueError(f"{path}: the name must end in .safetensors")
     if content == "compact":
-        basis = _basis(adapter.layers, adapter.header)
+        basis = _frozen_basis(adapter.layers, adapter.header)
         try:
             save_basis(basis)
         except OSError as error:
-            way_out = "a compact file is read with its directions from the cache: set QRLORA_CACHE, or content='full'"
-            raise OSError(error.errno, f"{error.strerror}; {way_out}", error.filename) from error
+            hint = "a compact file is read with its directions from the cache: set QRLORA_CACHE, or content='full'"
+            raise OSError(error.errno, f"{error.strerror}; {hint}", error.filename) from error
         adapter = replace(adapter, header=replace(adapter.header, basis=basis.digest))
-    tensors, entries = contents(adapter.layers, adapter.header, content, keys, dtype)
+    tensors, entries = tensors_and_metadata(adapter.layers, adapter.header, content, keys, dtype)
     for key, tensor in tensors.items():
         if dtype != torch.float32 and not is_finite(tensor):
             raise ValueError(f"{key}: holds numbers too large for {dtype}; save as torch.float32 or torch.bfloat16")
@@ -77,11 +77,11 @@ def size_in_bytes(
     }
     if content == "compact":
         header = replace(header, basis="0" * DIGEST_LENGTH)
-    tensors, entries = contents(layers, header, content, keys, dtype)
+    tensors, entries = tensors_and_metadata(layers, header, content, keys, dtype)
     return safetensors_files.size_in_bytes({key: (x.dtype, x.shape) for key, x in tensors.items()}, entries)
 
 
-def contents(
+def tensors_and_metadata(
     layers: Mapping[str, Pair], header: Header, content: str, keys: str | None, dtype: torch.dtype
 ) -> tuple[dict[str, Tensor], dict[str, str]]:
     """What a file holds: tensors by key, and metadata. Raises ValueError as save does."""
@@ -97,45 +97,45 @@ def contents(
         side, part = _frozen_side(header), header.part or "unet"
         tensors = {f"{part}.{x}.delta": pair.B if side == "input" else pair.A for x, pair in layers.items()}
     elif not style:
-        tensors = _verbatim(layers, header)
+        tensors = _verbatim_tensors(layers, header)
     else:
-        tensors, fused = _spelt(layers, header, layout, style)
+        tensors, fused = _spelled_tensors(layers, header, layout, style)
     stored = {key: x if key.endswith(".alpha") else x.to(dtype) for key, x in tensors.items()}
     return stored, metadata(layers, header, layout, content, style, fused)
 
 
-def _verbatim(layers: Mapping[str, Pair], header: Header) -> dict[str, Tensor]:
+def _verbatim_tensors(layers: Mapping[str, Pair], header: Header) -> dict[str, Tensor]:
     """A, B and alpha, if the file had one, under the names that another tool gave them."""
     tensors: dict[str, Tensor] = {}
     for layer, pair in layers.items():
         name = f"{header.part}.{layer}" if header.part else layer
-        factors = (*_shaped(pair, header.kernels.get(layer)), torch.tensor(float(pair.rank)))
+        factors = (*_kernel_shaped(pair, header.kernels.get(layer)), torch.tensor(float(pair.rank)))
         tensors |= {name + ending: x for ending, x in zip(header.endings.split(), factors, strict=False)}
     return tensors
 
 
-def _spelt(
+def _spelled_tensors(
     layers: Mapping[str, Pair], header: Header, layout: Layout | None, style: str
 ) -> tuple[dict[str, Tensor], dict[str, list[int]]]:
     """A and B by key, fused where the style's models keep layers in one; and the ranks of what was fused. No alpha but
     where the style's tools read no file without: a key more could only harm elsewhere."""
     groups: dict[tuple[str, tuple[str, ...]], dict[str, Pair]] = {}
     for layer, pair in layers.items():
-        groups.setdefault(_named(layer, header, layout, style), {})[layer] = pair
+        groups.setdefault(_spelled_name(layer, header, layout, style), {})[layer] = pair
     endings, tensors, fused = WRITTEN[style], {}, {}
     for (name, together), pairs in groups.items():
         layer, pair = next(iter(pairs.items()))
         if layout and len(together) > 1:
-            pair, fused[name] = fuse(pairs, layout, together)
+            pair, fused[name] = fuse_layers(pairs, layout, together)
         elif layout and style in layout.written:
-            pair = turned(pair, layout, layer, layout.written[style])
-        tensors[name + endings["A"]], tensors[name + endings["B"]] = _shaped(pair, header.kernels.get(layer))
+            pair = swap_shift_and_scale(pair, layout, layer, layout.written[style])
+        tensors[name + endings["A"]], tensors[name + endings["B"]] = _kernel_shaped(pair, header.kernels.get(layer))
         if layout and style in layout.with_alpha:
             tensors[name + endings["alpha"]] = torch.tensor(float(pair.rank))
     return tensors, fused
 
 
-def _named(layer: str, header: Header, layout: Layout | None, style: str) -> tuple[str, tuple[str, ...]]:
+def _spelled_name(layer: str, header: Header, layout: Layout | None, style: str) -> tuple[str, tuple[str, ...]]:
     """The name of a layer in a style, and all layers that go by it.
 
     Raises: ValueError: the style cannot spell the layer so that it is read back as the same.
@@ -150,14 +150,14 @@ def _named(layer: str, header: Header, layout: Layout | None, style: str) -> tup
     return found
 
 
-def _shaped(pair: Pair, kernel: Sequence[int] | None) -> tuple[Tensor, Tensor]:
+def _kernel_shaped(pair: Pair, kernel: Sequence[int] | None) -> tuple[Tensor, Tensor]:
     """A and B as a tool expects them: of a convolution (r, i, h, w) and (o, r, 1, 1)."""
     if not kernel:
         return pair.A, pair.B
     return pair.A.unflatten(1, (-1, *kernel)), pair.B.view(*pair.B.shape, *(1 for _ in kernel))
 
 
-def _basis(layers: Mapping[str, Pair], header: Header) -> Basis:
+def _frozen_basis(layers: Mapping[str, Pair], header: Header) -> Basis:
     """The frozen directions, which a compact file leaves out. Raises ValueError: the method freezes nothing."""
     side = _frozen_side(header)
     Q = {layer: pair.directions(side).contiguous() for layer, pair in layers.items()}

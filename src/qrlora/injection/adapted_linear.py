@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
-from ..linalg import inner
+from ..linalg import update_inner_product
 from . import weight_folding
 
 Strength = float | Tensor
@@ -261,7 +261,7 @@ def product_cancels(A: Tensor, B: Tensor) -> bool:
     """Whether B A is a small difference of large terms, sqrt(r) |B A| < |A| |B| / 8: rounding the factors to bfloat16
     (2^-9) would then change the update by more than about 2 %. False for a zero update."""
     size = float(A.square().sum(dtype=torch.float64) * B.square().sum(dtype=torch.float64))
-    return size > 0 and len(A) * inner(A, B, A, B) < size / 64
+    return size > 0 and len(A) * update_inner_product(A, B, A, B) < size / 64
 
 
 def _is_plain_linear(layer: nn.Linear) -> bool:

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from .. import extras
 from ..adapter import Adapter, Header, Pair
-from ..linalg import compress
+from ..linalg import low_rank_factors
 from .apply_adapter import refuse_bypassed_layers
 
 PREFIX = "peft:"
@@ -73,7 +73,7 @@ class PeftAdapter:
         pairs, lost, total = {}, 0.0, 0.0
         for layer in self.layers:
             update = measure_update(self.model.get_submodule(layer), f"{PREFIX}{self.kind}, {layer}")
-            A, B, kept = compress(update, min(2 * header.rank, *update.shape))
+            A, B, kept = low_rank_factors(update, min(2 * header.rank, *update.shape))
             pairs[layer] = Pair(A.contiguous(), B.contiguous())
             squared_norm = float(update.double().square().sum())
             lost, total = lost + (1 - kept) * squared_norm, total + squared_norm

@@ -11,7 +11,7 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor
 
-from ..linalg import inner
+from ..linalg import update_inner_product
 
 MAX_ROUNDING_ERROR = 0.01
 """Largest relative error of the update by rounding the sum to half precision. Unfolded, its products are rounded, too,
@@ -41,7 +41,7 @@ def rounding_is_negligible(W: Tensor, A: Tensor, B: Tensor) -> bool:
     if W.dtype.itemsize >= torch.float32.itemsize:
         return True
     limits = torch.finfo(W.dtype)
-    update = math.sqrt(max(inner(A, B, A, B), 0.0))
+    update = math.sqrt(max(update_inner_product(A, B, A, B), 0.0))
     inner_product = float(((B.to(W.dtype).T @ W).float() * A).sum())  # <W, B A>
     total = float(torch.linalg.vector_norm(W, dtype=torch.float32)) ** 2 + 2 * inner_product + update**2
     relative, step = limits.eps / math.sqrt(12 * 7 / 3), limits.smallest_normal * limits.eps / math.sqrt(12)

@@ -1,7 +1,7 @@
 """What the names of each backbone's layers are: one record for each family, without torch."""
 
 from .layout import Layout, Named, Reader, Variant
-from .layout_table import LAYOUTS, STYLES, TOOLS, VARIANTS, excluded, layouts_of, told
+from .layout_table import LAYOUTS, STYLES, TOOLS, VARIANTS, excluded, layout_of_metadata, layouts_of
 from .target_presets import DEPRECATED_PRESETS, current_preset
 
 __all__ = [
@@ -17,5 +17,5 @@ __all__ = [
     "current_preset",
     "excluded",
     "layouts_of",
-    "told",
+    "layout_of_metadata",
 ]

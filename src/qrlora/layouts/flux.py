@@ -1,4 +1,4 @@
-"""FLUX.1: a transformer of blocks with two streams, pictures and words, and of blocks with one."""
+"""FLUX.1: a transformer of blocks with two streams, image and text, and of blocks with one."""
 
 from .layout import Layout, Reader, Variant, within
 
@@ -6,7 +6,7 @@ QKV, ADDED = "attn.to_q attn.to_k attn.to_v", "attn.add_q_proj attn.add_k_proj a
 IMAGE_ATTENTION = ("attn.to_q", "attn.to_k", "attn.to_v", "attn.to_out.0")
 TEXT_ATTENTION = ("attn.add_q_proj", "attn.add_k_proj", "attn.add_v_proj", "attn.to_add_out")
 IMAGE_FEED_FORWARD, TEXT_FEED_FORWARD = ("ff.net.0.proj", "ff.net.2"), ("ff_context.net.0.proj", "ff_context.net.2")
-EMBEDDERS = tuple(f"{told}_embedder.linear_{k}" for told in ("timestep", "text") for k in (1, 2))
+EMBEDDERS = tuple(f"{input}_embedder.linear_{k}" for input in ("timestep", "text") for k in (1, 2))
 
 DOUBLE = {
     "img_attn.qkv": QKV,

@@ -25,7 +25,7 @@ def layouts_of(names: Iterable[str]) -> list[Layout]:
     return [x for x in LAYOUTS.values() if names and all(map(x.read, names))]
 
 
-def told(metadata: Mapping[str, str]) -> Layout | None:
+def layout_of_metadata(metadata: Mapping[str, str]) -> Layout | None:
     """The backbone that a file's metadata names; None: no one, or one that is not known here."""
     for word in _words(metadata):
         for layout in LAYOUTS.values():

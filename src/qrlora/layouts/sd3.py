@@ -1,4 +1,4 @@
-"""Stable Diffusion 3 and 3.5: a transformer on pictures and words together."""
+"""Stable Diffusion 3 and 3.5: a transformer on image and text tokens."""
 
 from .layout import Layout, Reader, Variant, within
 
@@ -6,7 +6,7 @@ QKV, ADDED = "attn.to_q attn.to_k attn.to_v", "attn.add_q_proj attn.add_k_proj a
 IMAGE_ATTENTION = ("attn.to_q", "attn.to_k", "attn.to_v", "attn.to_out.0")
 TEXT_ATTENTION = ("attn.add_q_proj", "attn.add_k_proj", "attn.add_v_proj", "attn.to_add_out")
 IMAGE_ATTENTION_ALONE = ("attn2.to_q", "attn2.to_k", "attn2.to_v", "attn2.to_out.0")
-EMBEDDERS = tuple(f"{told}_embedder.linear_{k}" for told in ("timestep", "text") for k in (1, 2))
+EMBEDDERS = tuple(f"{input}_embedder.linear_{k}" for input in ("timestep", "text") for k in (1, 2))
 
 BLOCK = {
     "x_block.attn.qkv": QKV,
@@ -75,7 +75,7 @@ SD3 = Layout(
     example="sd3.5-medium",
     names={**within("joint_blocks.#", "transformer_blocks.#", BLOCK), **OUTSIDE},
     # Table 3 of the paper: 191 layers of SD3-medium, with the last add_q_proj, which no answer depends on.
-    # SD3.5-medium has a second attention in its first 13 blocks, on the picture alone; the paper and the public
+    # SD3.5-medium has a second attention in its first 13 blocks, on the image stream alone; the paper and the public
     # trainings leave it out, "attention-dual" (243 layers) takes it in.
     # "text-stream" and "image-stream" are ours: the layers in which a content and a style train best on the built-in
     # base (docs/findings.md).

@@ -6,7 +6,7 @@ from .unet_names import unet_names
 SELF = ("attn1.to_q", "attn1.to_k", "attn1.to_v", "attn1.to_out.0")
 CROSS = ("attn2.to_q", "attn2.to_k", "attn2.to_v", "attn2.to_out.0")
 PROMPT_READERS = ("attn2.to_k", "attn2.to_v")
-EMBEDDINGS = tuple(f"{told}_embedding.linear_{k}" for told in ("time", "add") for k in (1, 2))
+EMBEDDINGS = tuple(f"{input}_embedding.linear_{k}" for input in ("time", "add") for k in (1, 2))
 
 B_LORA = {"content": "up_blocks.0.attentions.0", "style": "up_blocks.0.attentions.1"}
 """Role -> the block that holds it, as B-LoRA found by trying (arXiv 2403.14572: its W^4 and W^5)."""

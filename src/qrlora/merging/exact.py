@@ -26,16 +26,17 @@ class Merged:
     method: str
     """The header's method."""
     kept: list[float] | None
-    """By adapter, the share of its energy that the merge kept, 0..1; None: the result is no sum of the updates."""
+    """By adapter, the fraction of its squared norm that the merge kept, 0..1; None: the result is no sum of the
+    updates."""
     settings: dict[str, Any] = field(default_factory=dict)
     """What the rule chose and what it lost, for the header."""
 
 
-def energy_kept(adapter: Adapter, by_layer: Mapping[str, float]) -> float:
+def kept_fraction(adapter: Adapter, by_layer: Mapping[str, float]) -> float:
     """The share of an adapter's whole |B A|^2 that its layers keep, 0..1; 1 for a zero adapter."""
-    energy = {layer: pair.energy for layer, pair in adapter.layers.items()}
-    total = sum(energy.values())
-    return sum(by_layer[layer] * energy[layer] for layer in energy) / total if total else 1.0
+    squared_norm = {layer: pair.squared_norm for layer, pair in adapter.layers.items()}
+    total = sum(squared_norm.values())
+    return sum(by_layer[layer] * squared_norm[layer] for layer in squared_norm) / total if total else 1.0
 
 
 def add(adapters: Sequence[Adapter], weights: Sequence[float]) -> Merged:
@@ -45,7 +46,7 @@ def add(adapters: Sequence[Adapter], weights: Sequence[float]) -> Merged:
     widest: dR_k' = (Q^T Q_k) dR_k. In the same basis, byte for byte, nothing is rewritten and the
     sum is exact.
 
-    Raises:  ValueError: methods that freeze no common factor; less than 99 % of an adapter's energy kept.
+    Raises:  ValueError: methods that freeze no common factor; less than 99 % of an adapter's squared norm kept.
     """
     side = _common_frozen_side(adapters)
     basis = _widest_directions(adapters, side)
@@ -53,7 +54,7 @@ def add(adapters: Sequence[Adapter], weights: Sequence[float]) -> Merged:
     for adapter in adapters:
         in_basis, by_layer = adapter.in_basis(basis, side)
         placed.append(in_basis)
-        kept.append(_kept_energy(adapter, by_layer))
+        kept.append(_checked_kept_fraction(adapter, by_layer))
     layers = {}
     for layer in basis:
         parts = [(w, x.layers[layer]) for w, x in zip(weights, placed, strict=True) if layer in x.layers]
@@ -121,11 +122,11 @@ def _widest_directions(adapters: Sequence[Adapter], side: str) -> dict[str, Tens
     return {layer: pair.directions(side) for layer, pair in widest.items()}
 
 
-def _kept_energy(adapter: Adapter, by_layer: Mapping[str, float]) -> float:
-    """The share of an adapter's whole energy that its layers keep. Raises ValueError below 99 %."""
+def _checked_kept_fraction(adapter: Adapter, by_layer: Mapping[str, float]) -> float:
+    """The fraction of an adapter's squared norm that its layers keep. Raises ValueError below 99 %."""
     if all(share == 1.0 for share in by_layer.values()):
         return 1.0
-    kept = energy_kept(adapter, by_layer)
+    kept = kept_fraction(adapter, by_layer)
     if kept < MINIMUM_KEPT_ENERGY:
         worst = min(by_layer, key=by_layer.__getitem__)
         share = f"{kept:.1%} of an adapter's update ({by_layer[worst]:.1%} in {worst})"

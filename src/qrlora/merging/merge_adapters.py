@@ -60,7 +60,7 @@ def project(adapter: Adapter, basis: Basis, base: Header) -> tuple[Adapter, dict
     """An adapter of any method, written in a base's basis: the nearest that merges with ours at the basis' rank.
 
     Least squares, see Adapter.in_basis. A LoRA that was trained freely may lie mostly outside the leading directions of
-    the weights: the shares say how much of its energy was kept.
+    the weights: the shares are the fractions of its squared norm kept.
 
     Args:    basis: of the adapter's layers.  base: family, part, name and fingerprint of the model it is of.
     Returns: the adapter, of method "qr" or "qr-output", and by layer the kept share of |B A|^2, 0..1.

@@ -23,8 +23,8 @@ def doubts(headers: Sequence[Header]) -> list[str]:
     triggers = Counter(x["trigger"] for x in sources if x.get("trigger") and x.get("role") in ROLES)
     for trigger, count in triggers.items():
         if count > 1:
-            way_out = "a prompt cannot call one without the other; learn one of them with trigger=WORD"
-            found.append(f"{trigger!r} is the trigger word of {count} adapters: {way_out}")
+            hint = "a prompt cannot call one without the other; train one of them with trigger=WORD"
+            found.append(f"{trigger!r} is the trigger word of {count} adapters: {hint}")
     return found
 
 

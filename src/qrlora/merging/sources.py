@@ -16,19 +16,22 @@ OWN = ("weight", "kept_energy")
 def sources(
     adapters: Sequence[Adapter], weights: Sequence[float], kept: Sequence[float] | None
 ) -> tuple[dict[str, Any], ...]:
-    """Header, digest, weight and kept energy of each adapter that is no merge itself; nothing is nested.
+    """Header, digest, weight and fraction of squared norm kept of each adapter that is no merge itself; nothing is
+    nested.
 
     One that comes in several ways is named once, with the sum of its weights; through a merge of merges a weight is the
-    product of those on the way, and so is the share of energy kept, of which the smallest counts (None: not known, the
-    result of a rule is no sum).
+    product of those on the way, and so is the fraction of squared norm kept, of which the smallest counts (None: not
+    known, the result of a rule is no sum).
     """
     found: dict[str, dict[str, Any]] = {}
     for adapter, weight, share in zip(adapters, weights, kept or [None] * len(adapters), strict=True):
         for source in _of(adapter):
-            told = {name: value for name, value in source.items() if name not in OWN}
+            entry = {name: value for name, value in source.items() if name not in OWN}
             shares = [share, source["kept_energy"]]
             through = None if None in shares else shares[0] * shares[1]
-            entry = found.setdefault(json.dumps(told, sort_keys=True), {**told, "weight": 0.0, "kept_energy": through})
+            entry = found.setdefault(
+                json.dumps(entry, sort_keys=True), {**entry, "weight": 0.0, "kept_energy": through}
+            )
             entry["weight"] += float(weight) * source["weight"]
             both = [entry["kept_energy"], through]
             entry["kept_energy"] = None if None in both else min(both)

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ..adapter import Adapter, Pair
-from ..linalg import compress
+from ..linalg import low_rank_factors
 from .exact import Merged, _layers_of
 
 DENSITY = 0.2
@@ -121,10 +121,10 @@ def _dense(
         updates = torch.stack([torch.zeros(o, i) if pair is None else pair.B @ pair.A for pair in pairs])
         merged = rule(updates, _column(weights, updates))
         rank = min(o, i, sum(pair.rank for pair in pairs if pair is not None))
-        A, B, kept = compress(merged, rank)
+        A, B, kept = low_rank_factors(merged, rank)
         layers[layer] = Pair(A, B)
-        energy = float(merged.double().square().sum())
-        lost, total = lost + (1 - kept) * energy, total + energy
+        square = float(merged.double().square().sum())
+        lost, total = lost + (1 - kept) * square, total + square
     return layers, (lost / total) ** 0.5 if total else 0.0
 
 

@@ -118,7 +118,9 @@ def save_adapter(adapter: Adapter, config: TrainConfig) -> None:
     Raises: OSError: it could not be written to its output; the message names the file that has it instead.
     """
     folders = [config.checkpoints, cache_folder().parent, Path(tempfile.gettempdir())]
-    output_files.rescued(lambda path: save(adapter, path, overwrite=config.overwrite), Path(config.output), folders)
+    output_files.write_or_rescue(
+        lambda path: save(adapter, path, overwrite=config.overwrite), Path(config.output), folders
+    )
 
 
 def settings_in_header(config: TrainConfig, images: Sequence[TrainingImage]) -> dict[str, Any]:

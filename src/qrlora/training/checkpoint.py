@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from ..safetensors_files import read, read_metadata, write
-from ..temporary_files import clear
+from ..temporary_files import remove_stale
 from .distributed import is_rank_zero
 from .loss_scale import LossScale
 from .optimizers import linear_decay
@@ -142,7 +142,7 @@ def remove_checkpoint(folder: Path, identity: Mapping[str, Any], steps: int, lr_
         if path.is_file() and not _why_another_run(_read_metadata(path), identity, steps, lr_decay):
             path.unlink()
         if folder.is_dir():
-            clear(folder)
+            remove_stale(folder)
             if not any(folder.iterdir()):
                 folder.rmdir()
     except (OSError, ValueError) as error:
