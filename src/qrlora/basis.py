@@ -19,7 +19,7 @@ from pathlib import Path
 import platformdirs
 from torch import Tensor
 
-from .linalg import subspace_and_lost_fraction, rank_of_whole_batches
+from .linalg import rank_of_whole_batches, subspace_and_lost_fraction
 from .output_files import atomic, warn_if_unwritable
 from .parallel_map import on_device, parallel_map
 from .safetensors_files import raw_bytes, read, word_sum, write

@@ -81,7 +81,9 @@ def understand(
     if fitting and len({tuple(y.layers for name in names if (y := x.read(name))) for x in fitting}) == 1:
         found = _read_names(fitting[0], factors)
         layout = _one_layout_of(fitting, found, tensors, metadata)
-        return _refuse_duplicates(Names(layout, fitting[0].component, _read_names(layout, factors) if layout else found))
+        return _refuse_duplicates(
+            Names(layout, fitting[0].component, _read_names(layout, factors) if layout else found)
+        )
     parts = {next((x for x in PARTS if name.startswith(f"{x}.")), "") for name in names}
     if len(parts) != 1:
         raise ValueError(f"an adapter changes one part of a pipeline, this file has {sorted(parts) or 'no layers'}")

@@ -32,7 +32,7 @@ def train(job: Job, device: str) -> dict[str, Any]:
         job.note("step", loss=progress.loss, **told)
 
     def on_preview(step: int, image: Any) -> None:
-        with output_files.dispensable("the training goes on without this preview"):
+        with output_files.warn_if_unwritable("the training goes on without this preview"):
             save_image(image, job.folder / preview_name(step))
             job.note("preview", step=step)
 
