@@ -44,7 +44,7 @@ format: $(VENV)/.dev ## Mend what lint can mend by itself
 	$(BIN)/ruff format .
 
 docs: $(VENV)/.docs ## Build the documentation site: out/site/index.html
-	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 bench: $(VENV)/.run ## Print the measured claims: out/bench; BENCH="--device cuda" on a GPU, at real sizes
 	for script in $(filter-out bench/harness.py,$(wildcard bench/*.py)); do $(BIN)/python $$script $(BENCH) || exit 1; done

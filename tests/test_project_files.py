@@ -98,3 +98,22 @@ def test_the_notebook_s_own_drawings_and_settings_are_there():
     from qrlora.world.ground_truth import true_image
 
     assert true_image("robot", "plain").size == true_image("panda", "dusk").size == (128, 128)
+
+
+PAGES = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").glob("*.md"))]
+LINK = re.compile(r"\]\((?!\w+:|#)([^)\s#]+)")
+
+
+def test_every_link_and_picture_of_a_page_leads_to_a_file():
+    for page in PAGES:
+        for target in LINK.findall(re.sub(r"^( *)```.*?^\1```$", "", page.read_text("utf-8"), flags=re.M | re.S)):
+            assert (page.parent / target).exists(), f"{page.name}: {target}"
+
+
+def test_the_site_has_every_page_and_every_public_name():
+    import qrlora
+
+    navigation = (ROOT / "mkdocs.yml").read_text("utf-8").partition("\nnav:\n")[2]
+    assert set(re.findall(r"(\w+\.md)$", navigation, re.M)) == {path.name for path in (ROOT / "docs").glob("*.md")}
+    shown = "".join(path.read_text("utf-8") for path in (ROOT / "docs").glob("api*.md"))
+    assert {name for name in qrlora.__all__ if f"::: qrlora.{name}\n" not in shown} == set()
