@@ -3,6 +3,10 @@
 Letters: a matrix W (m, n), m >= n; its Gram matrix G = W^T W (n, n); count of directions sought; b columns of a block.
 """
 
+# pyright: strict, reportConstantRedefinition=false
+# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
+# Strict but for the letters of matrices, which are no constants, and for torch.linalg, which has no types.
+
 import math
 from collections.abc import Callable
 from functools import partial
@@ -72,12 +76,14 @@ def leading_singular_vectors(matrix: Tensor, scale: Tensor, count: int) -> tuple
         values, turn = eigen_on_cpu(inside.double())
         turn = turn.to(X)
         images, X, shadow = images @ turn, X @ turn, X @ (inside @ turn)
-        for each in dict.fromkeys((factor, matrix)):
-            # rounding hardly shortens a residual: one in bfloat16 suffices to see that it is short
-            residual = times(each.T, images) - shadow
+        # rounding hardly shortens a residual: one in bfloat16 suffices to see that it is short
+        residual = times(factor.T, images) - shadow
+        lost = lost_fraction(values, residual, Y, further)
+        if lost > TOLERANCE and factor is not matrix:
+            residual = times(matrix.T, images) - shadow
             lost = lost_fraction(values, residual, Y, further)
-            if lost <= TOLERANCE:
-                return X, images, lost
+        if lost <= TOLERANCE:
+            return X, images, lost
         block = torch.linalg.qr(residual - X @ (X.T @ residual)).Q  # short, so that rounding is much of it
         factor = matrix
     return None
@@ -179,6 +185,7 @@ def block_lanczos_search(
     V[:, :start], H[:start, :start] = X, torch.diag(values)
     trace, wait, last = _random(block[:, 0], wide, 1), math.inf, math.inf
     strongest = values.to(block).amax() if start else block.new_zeros(())
+    found = values
     for spent in range(1, MAX_BLOCKS + 1):
         end = start + wide
         V[:, start:end] = block

@@ -4,6 +4,10 @@ Letters, the same in every file: o outputs, i inputs, r rank (r <= min(o, i)), b
 A weight W is (o, i); a pair is A (r, i) and B (o, r); its update is B A.
 """
 
+# pyright: strict, reportConstantRedefinition=false
+# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
+# Strict but for the letters of matrices, which are no constants, and for torch.linalg, which has no types.
+
 import torch
 from torch import Tensor
 
