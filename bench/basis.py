@@ -1,6 +1,7 @@
 """Seconds and kept energy of a basis of rank 64: ours, against full SVD and QR, and against other ways to start a LoRA.
 
     python bench/basis.py                   # this machine's CPU, about six minutes on two quiet cores
+    python bench/basis.py --base z-image    # a base of full size, extrapolated: one layer of each shape, random weights
     python bench/basis.py --device cuda     # the same on a GPU, and every layer of SDXL, SD3-medium and FLUX.1-dev
 
 "Full SVD + QR" is the paper's eq. 3-6 in float32: W = U S V^T whole, then the QR of V_r S_r. PEFT's starts are its own
@@ -12,6 +13,7 @@ weights. The floor is one reading of W and one product of W with 64 columns, at 
 """
 
 import unittest.mock
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
 
@@ -166,9 +168,32 @@ def whole(name: str, device: str, rounds: int) -> list[Row]:
     return [row, Row(f"{name}, all {len(shapes)} layers", told, {"the paper, A800": f"{paper / goal:g}x"})]
 
 
+def extrapolated(name: str, device: str) -> float:
+    """Seconds of the basis of a base of full size, printed: one layer of each shape of its default targets, weights
+    N(0, 1), the slow case, times how many layers have it."""
+    base, _, _ = blank_base(name)
+    layers = base.target_layers(base.defaults.targets).values()
+    counts = Counter((x.out_features, x.in_features) for x in layers)
+    leading_subspace(weight((256, 256), "gauss", device), RANK)  # warms up
+    total = 0.0
+    for shape, count in counts.items():
+        W = weight(shape, "gauss", device)
+        took = seconds(lambda W=W: leading_subspace(W, min(RANK, *W.shape)))
+        total += count * took
+        print(f"{name}: {shape[0]}x{shape[1]}, {took:.2f} s, {count} times", flush=True)
+    print(f"{name}: {total:.0f} s for {sum(counts.values())} layers, extrapolated from one of each shape", flush=True)
+    return total
+
+
 def main() -> None:
-    options = arguments(__doc__).parse_args()
+    parser = arguments(__doc__)
+    parser.add_argument("--base", nargs="+", default=[], help="these alone, extrapolated: names that estimate knows")
+    options = parser.parse_args()
     torch.set_num_threads(options.threads)
+    if options.base:
+        for name in options.base:
+            extrapolated(name, options.device)
+        return
     shapes = [(800, 800)] if options.quick else list(GOALS)
     rows = [
         against_svd(shape, kind, options.device, options.quick) for shape in shapes for kind in ("trained", "gauss")

@@ -183,7 +183,7 @@ def open_clip(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
 
 def transformer(state: dict[str, torch.Tensor], family: str) -> dict[str, torch.Tensor]:
     """SD3's or FLUX's transformer in its original names."""
-    state, result, plain = dict(state), {}, {"sd3": SD3, "flux": FLUX}[family]
+    state, result, plain = dict(state), {}, {"sd3": SD3, "flux": FLUX, "flux2": FLUX2}[family]
     swapped = ["norm_out.linear."]  # the release says shift, scale; diffusers scale, shift
     if family == "sd3":
         last = max(int(name.split(".")[1]) for name in state if name.startswith("transformer_blocks."))
@@ -197,7 +197,7 @@ def transformer(state: dict[str, torch.Tensor], family: str) -> dict[str, torch.
             stem = next((old for old in plain if name.startswith(old)), "")
             result[plain.get(stem, "") + name.removeprefix(stem)] = state[name]
             continue
-        place, table, fused = BLOCKS[family][block[1]]
+        place, table, fused = (BLOCKS | {"flux2": FLUX2_BLOCKS})[family][block[1]]
         one = next((one for one, parts in fused.items() if block[3] in parts), None)
         inner = f"{block[3]}.{block[4]}"
         if one:
@@ -207,6 +207,61 @@ def transformer(state: dict[str, torch.Tensor], family: str) -> dict[str, torch.
             inner = next(re.sub(old, new, inner) for old, new in table if re.search(old, inner))
             result[f"{place}.{block[2]}.{inner}"] = state[name]
     return result
+
+
+def z_image(pipe) -> dict[str, torch.Tensor]:
+    """The transformer alone, as in `z_image_turbo_bf16.safetensors`."""
+    return original_z_image(pipe.transformer.state_dict())
+
+
+def original_z_image(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Z-Image's transformer in its original names; `norm_final`, which nothing reads, is in the public files, too."""
+    result = {"norm_final.weight": torch.ones(8)}
+    for name, x in state.items():
+        if ".attention.to_q." in name:
+            x = torch.cat([state[name.replace("to_q", f"to_{k}")] for k in "qkv"])
+        name = re.sub(r"all_(x_embedder|final_layer)\.2-1", r"\1", name).replace("attention.to_q", "attention.qkv")
+        name = re.sub(r"attention\.norm_([qk])", r"attention.\1_norm", name).replace("to_out.0", "out")
+        if ".attention.to_" not in name:
+            result[name] = x
+    return result
+
+
+FLUX2_DOUBLE = (
+    (r"^attn\.to_out\.0", "img_attn.proj"),
+    (r"^attn\.to_add_out", "txt_attn.proj"),
+    (r"^attn\.norm_q\.weight", "img_attn.norm.query_norm.scale"),
+    (r"^attn\.norm_k\.weight", "img_attn.norm.key_norm.scale"),
+    (r"^attn\.norm_added_q\.weight", "txt_attn.norm.query_norm.scale"),
+    (r"^attn\.norm_added_k\.weight", "txt_attn.norm.key_norm.scale"),
+    (r"^ff\.linear_in", "img_mlp.0"),
+    (r"^ff\.linear_out", "img_mlp.2"),
+    (r"^ff_context\.linear_in", "txt_mlp.0"),
+    (r"^ff_context\.linear_out", "txt_mlp.2"),
+)
+FLUX2_SINGLE = (
+    (r"^attn\.norm_q\.weight", "norm.query_norm.scale"),
+    (r"^attn\.norm_k\.weight", "norm.key_norm.scale"),
+    (r"^attn\.to_qkv_mlp_proj", "linear1"),
+    (r"^attn\.to_out", "linear2"),
+)
+FLUX2 = {
+    **{x.replace("time_text_embed", "time_guidance_embed"): y for x, y in FLUX.items() if "text_embedder" not in x},
+    "double_stream_modulation_img.linear": "double_stream_modulation_img.lin",
+    "double_stream_modulation_txt.linear": "double_stream_modulation_txt.lin",
+    "single_stream_modulation.linear": "single_stream_modulation.lin",
+}
+
+
+FLUX2_BLOCKS = {
+    "transformer_blocks": ("double_blocks", FLUX2_DOUBLE, {"img_attn.qkv": QKV, "txt_attn.qkv": QKV_OF_WORDS}),
+    "single_transformer_blocks": ("single_blocks", FLUX2_SINGLE, {}),
+}
+
+
+def flux2(pipe) -> dict[str, torch.Tensor]:
+    """The transformer alone, as in `flux-2-klein-base-4b.safetensors`."""
+    return transformer(pipe.transformer.state_dict(), "flux2")
 
 
 def vae(model) -> dict[str, torch.Tensor]:
@@ -263,9 +318,61 @@ def qwen_image(pipe) -> dict[str, torch.Tensor]:
     return {f"model.diffusion_model.{name}": x for name, x in pipe.transformer.state_dict().items()}
 
 
+KREA2_BLOCK = {
+    "attn.to_q": "attn.wq",
+    "attn.to_k": "attn.wk",
+    "attn.to_v": "attn.wv",
+    "attn.to_out.0": "attn.wo",
+    "attn.to_gate": "attn.gate",
+    "attn.norm_q.weight": "attn.qknorm.qnorm.scale",
+    "attn.norm_k.weight": "attn.qknorm.knorm.scale",
+    "norm1.weight": "prenorm.scale",
+    "norm2.weight": "postnorm.scale",
+    "scale_shift_table": "mod.lin",
+    "ff.": "mlp.",
+}
+KREA2 = {
+    "img_in": "first",
+    "time_embed.linear_1": "tmlp.0",
+    "time_embed.linear_2": "tmlp.2",
+    "time_mod_proj": "tproj.1",
+    "txt_in.norm.weight": "txtmlp.0.scale",
+    "txt_in.linear_1": "txtmlp.1",
+    "txt_in.linear_2": "txtmlp.3",
+    "final_layer.linear": "last.linear",
+    "final_layer.norm.weight": "last.norm.scale",
+    "final_layer.scale_shift_table": "last.modulation.lin",
+    "text_fusion": "txtfusion",
+    "transformer_blocks": "blocks",
+}
+
+
+def krea2(pipe) -> dict[str, torch.Tensor]:
+    """The transformer alone, as in `krea2_raw_bf16.safetensors`."""
+    return original_krea2(pipe.transformer.state_dict())
+
+
+def original_krea2(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Krea 2's transformer in its original names; the six vectors of a block's modulation are one."""
+    result = {}
+    for name, x in state.items():
+        if name.startswith("transformer_blocks") and name.endswith("scale_shift_table"):
+            x = x.flatten()
+        for table in (KREA2_BLOCK if "blocks." in name else {}), KREA2:
+            name = next((name.replace(old, new, 1) for old, new in table.items() if old in name), name)
+        result[name] = x
+    return result
+
+
 def trainable_part(family: str, state: dict[str, torch.Tensor], config) -> dict[str, torch.Tensor]:
     """A UNet or transformer of a family in its original names."""
-    ways = {"qwen_image": dict, "sdxl": lambda x: unet(x, config), "sd15": lambda x: unet(x, config)}
+    ways = {
+        "qwen_image": dict,
+        "z_image": original_z_image,
+        "krea2": original_krea2,
+        "sdxl": lambda x: unet(x, config),
+        "sd15": lambda x: unet(x, config),
+    }
     return ways.get(family, lambda x: transformer(x, family))(state)
 
 

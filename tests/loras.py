@@ -1,5 +1,7 @@
 """Random adapters on the real modules of pico pipelines, and what stock diffusers makes of their files."""
 
+import re
+
 import torch
 
 from qrlora.adapter import Adapter, Header, Pair, name_ends_in
@@ -8,6 +10,16 @@ TARGETS = {
     "sd15": ("attn1.to_q", "attn1.to_k", "attn1.to_v", "attn1.to_out.0", "attn2.to_k", "ff.net.0.proj", "ff.net.2"),
     "sdxl": ("attn1.to_q", "attn1.to_k", "attn1.to_v", "attn1.to_out.0", "attn2.to_k", "ff.net.0.proj", "ff.net.2"),
     "sd3": ("to_q", "to_k", "to_v", "to_out.0", "add_q_proj", "add_k_proj", "add_v_proj", "to_add_out", "ff.net.2"),
+    "krea2": ("to_q", "to_k", "to_v", "to_out.0", "to_gate", "ff.gate", "ff.up", "ff.down"),
+    "flux2": ("to_q", "to_k", "to_v", "to_out.0", "add_q_proj", "add_k_proj", "add_v_proj", "to_add_out")
+    + (
+        "ff.linear_in",
+        "ff.linear_out",
+        "ff_context.linear_in",
+        "to_qkv_mlp_proj",
+        "single_transformer_blocks.*.to_out",
+    ),
+    "z_image": ("to_q", "to_k", "to_v", "to_out.0", "w1", "w2", "w3", "adaLN_modulation.0"),
     "flux": ("to_q", "to_k", "to_v", "to_out.0", "add_q_proj", "add_k_proj", "add_v_proj", "to_add_out")
     + ("ff.net.0.proj", "ff.net.2", "ff_context.net.0.proj", "proj_mlp", "proj_out"),
     "qwen_image": (
@@ -24,6 +36,9 @@ TARGETS = {
 }
 
 
+IN_BLOCK = re.compile(r"(blocks|layers|refiner)\.\d")
+
+
 def part_of(pipe):
     """ "unet" or "transformer"."""
     return "unet" if hasattr(pipe, "unet") else "transformer"
@@ -32,7 +47,7 @@ def part_of(pipe):
 def shapes_of(pipe, endings):
     """{layer: (o, i)} of a pipeline's linear layers inside its blocks that end so."""
     layers = getattr(pipe, part_of(pipe)).named_modules()
-    linear = {n: tuple(x.weight.shape) for n, x in layers if isinstance(x, torch.nn.Linear) and "blocks" in n}
+    linear = {n: tuple(x.weight.shape) for n, x in layers if isinstance(x, torch.nn.Linear) and IN_BLOCK.search(n)}
     return {name: shape for name, shape in linear.items() if name_ends_in(name, endings)}
 
 

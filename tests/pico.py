@@ -1,4 +1,4 @@
-"""Pico pipelines of every family: the real classes at less than a megabyte each, with random weights.
+"""Pico pipelines of every family: the real classes at less than two megabytes each, with random weights.
 
 SDXL: a three-level UNet with transformers on the two lower levels. SD3: a joint transformer as SD3.5-medium's, with a
 second attention in its first block. FLUX: a block with two streams, one with a single stream, a guidance embedding as
@@ -32,6 +32,13 @@ DEFAULTS = {
     },
     "sample": {"steps": 3, "guidance": 2.0},
 }
+
+TEMPLATE = (
+    "{% for message in messages %}<|im_start|>{{ message.role }}\n{{ message.content }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n"
+    "{% if enable_thinking is defined and not enable_thinking %}<think>\n\n</think>\n\n{% endif %}{% endif %}"
+)
+"""Qwen3's chat template, for one turn."""
 
 WORDS = "a dog cat face car in of style photo sketch neon <c> <s> red blue picture".split()
 
@@ -142,10 +149,53 @@ def t5(width: int, vocabulary: int):
     ).eval()
 
 
+def qwen_tokenizer():
+    """Qwen's tokenizer over single bytes, with its chat template; of the real length."""
+    from transformers import Qwen2Tokenizer
+
+    printable = [x for x in range(256) if 33 <= x <= 126 or 161 <= x <= 172 or x >= 174]  # as GPT-2 writes bytes
+    hidden = [chr(256 + k) for k in range(256 - len(printable))]
+    special = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", "<think>", "</think>"]
+    vocab = {token: k for k, token in enumerate([*map(chr, printable), *hidden, *special])}
+    made = Qwen2Tokenizer(vocab=vocab, merges=[], model_max_length=131072, extra_special_tokens=special[1:3])
+    made.chat_template = TEMPLATE
+    return made
+
+
+def qwen3(width: int, vocabulary: int, layers: int = 2, kind: str = "Qwen3Model"):
+    """A Qwen3 with grouped heads, of a given width."""
+    import transformers
+
+    config = transformers.Qwen3Config(
+        vocab_size=vocabulary,
+        hidden_size=width,
+        intermediate_size=2 * width,
+        num_hidden_layers=layers,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        head_dim=8,
+        max_position_embeddings=1024,
+        tie_word_embeddings=True,
+        use_cache=False,
+    )
+    return getattr(transformers, kind)(config).eval()
+
+
+HEARD = (
+    "context_embedder",
+    "txt_in",
+    "time_text_embed",
+    "time_guidance_embed",
+    "time_embed",
+    "cap_embedder",
+    "t_embedder",
+)
+
+
 def listening(transformer) -> None:
     """Untrained transformers hardly hear words, time and guidance; four times louder, pictures depend on them."""
     for name, parameter in transformer.named_parameters():
-        if name.startswith(("context_embedder", "txt_in", "time_text_embed")):
+        if name.startswith(HEARD):
             parameter.data *= 4
 
 
@@ -400,6 +450,141 @@ def qwen_image():
     )
 
 
+def z_image(shift: float = 6.0):
+    """A whole pico ZImagePipeline, the same weights at every call: as Z-Image, or as Z-Image-Turbo (shift 3)."""
+    from diffusers import FlowMatchEulerDiscreteScheduler, ZImagePipeline, ZImageTransformer2DModel
+
+    words = qwen_tokenizer()
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        parts = dict(
+            vae=vae(scaling_factor=0.3611, shift_factor=0.1159, use_quant_conv=False, use_post_quant_conv=False),
+            text_encoder=qwen3(16, len(words)),
+            transformer=ZImageTransformer2DModel(
+                in_channels=4,
+                dim=24,
+                n_layers=1,
+                n_refiner_layers=1,
+                n_heads=2,
+                n_kv_heads=2,
+                cap_feat_dim=16,
+                axes_dims=[4, 4, 4],
+                axes_lens=[1024, 16, 16],
+            ).eval(),
+        )
+        listening(parts["transformer"])
+    return ZImagePipeline(
+        **parts,  # pyright: ignore[reportArgumentType]
+        tokenizer=words,
+        scheduler=FlowMatchEulerDiscreteScheduler(shift=shift),
+    )
+
+
+def flux2(distilled: bool = False, guidance_embeds: bool = False):
+    """A whole pico Flux2KleinPipeline, the same weights at every call: as FLUX.2-klein's base, or as klein."""
+    from diffusers import (
+        AutoencoderKLFlux2,
+        FlowMatchEulerDiscreteScheduler,
+        Flux2KleinPipeline,
+        Flux2Transformer2DModel,
+    )
+
+    words = qwen_tokenizer()
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        parts = dict(
+            vae=AutoencoderKLFlux2(
+                block_out_channels=(8, 8),
+                down_block_types=("DownEncoderBlock2D",) * 2,
+                up_block_types=("UpDecoderBlock2D",) * 2,
+                latent_channels=4,
+                norm_num_groups=4,
+                sample_size=SIZE,
+            ).eval(),
+            text_encoder=qwen3(16, len(words), 27, "Qwen3ForCausalLM"),  # states 9, 18 and 27 are read
+            transformer=Flux2Transformer2DModel(
+                in_channels=16,
+                num_layers=1,
+                num_single_layers=1,
+                attention_head_dim=8,
+                num_attention_heads=2,
+                joint_attention_dim=3 * 16,
+                guidance_embeds=guidance_embeds,
+                axes_dims_rope=(2, 2, 2, 2),
+            ).eval(),
+        )
+        parts["vae"].bn.running_mean.normal_()
+        parts["vae"].bn.running_var.uniform_(0.5, 2)
+        listening(parts["transformer"])
+    return Flux2KleinPipeline(
+        **parts,  # pyright: ignore[reportArgumentType]
+        tokenizer=words,
+        scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0, use_dynamic_shifting=True),
+        is_distilled=distilled,
+    )
+
+
+def qwen3_vl(width: int, vocabulary: int):
+    """A Qwen3-VL with two layers, of a given width; its eyes are as small as they can be."""
+    from transformers import Qwen3VLConfig, Qwen3VLModel
+
+    text = dict(
+        vocab_size=vocabulary,
+        hidden_size=width,
+        intermediate_size=2 * width,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        head_dim=8,
+        rope_parameters={"rope_type": "default", "mrope_section": [2, 1, 1], "rope_theta": 1e6},
+        use_cache=False,
+    )
+    eyes = dict(depth=1, hidden_size=8, num_heads=2, intermediate_size=8, out_hidden_size=width, patch_size=2)
+    eyes |= dict(deepstack_visual_indexes=[0], num_position_embeddings=4)
+    return Qwen3VLModel(Qwen3VLConfig(text_config=text, vision_config=eyes)).eval()
+
+
+def krea2(distilled: bool = False):
+    """A whole pico Krea2Pipeline, the same weights at every call: as Krea-2-Raw, or as Turbo."""
+    from diffusers import FlowMatchEulerDiscreteScheduler, Krea2Pipeline, Krea2Transformer2DModel
+
+    words = qwen_image_tokenizer()
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        parts = dict(
+            vae=frame_vae(),
+            text_encoder=qwen3_vl(16, len(words)),
+            transformer=Krea2Transformer2DModel(
+                in_channels=16,
+                num_layers=2,
+                attention_head_dim=8,
+                num_attention_heads=2,
+                num_key_value_heads=1,
+                intermediate_size=32,
+                timestep_embed_dim=16,
+                text_hidden_dim=16,
+                num_text_layers=2,
+                text_num_attention_heads=2,
+                text_num_key_value_heads=2,
+                text_intermediate_size=32,
+                num_layerwise_text_blocks=1,
+                num_refiner_text_blocks=1,
+                axes_dims_rope=(4, 2, 2),
+            ).eval(),
+        )
+        for name, x in parts["transformer"].named_parameters():
+            if name.endswith("scale_shift_table"):  # the class begins with zeros
+                x.data.normal_()
+        listening(parts["transformer"])
+    return Krea2Pipeline(
+        **parts,  # pyright: ignore[reportArgumentType]
+        tokenizer=words,
+        scheduler=FlowMatchEulerDiscreteScheduler(shift=1.0, use_dynamic_shifting=True, max_image_seq_len=6400),
+        text_encoder_select_layers=(1, 2),
+        is_distilled=distilled,
+    )
+
+
 def latents(base, rows: int, generator: torch.Generator | None = None) -> torch.Tensor:
     """Random latents (b, c, h, w) of so many images of a pico base, whose VAE may keep the sides."""
     side = SIZE // base.pipe.vae_scale_factor
@@ -418,7 +603,16 @@ def folder(family: str = "sdxl", **changes) -> Path:
     return path
 
 
-BASES = {"sdxl": sdxl, "sd3": sd3, "flux": flux, "sd15": sd15, "qwen_image": qwen_image}
+BASES = {
+    "sdxl": sdxl,
+    "sd3": sd3,
+    "flux": flux,
+    "sd15": sd15,
+    "qwen_image": qwen_image,
+    "z_image": z_image,
+    "flux2": flux2,
+    "krea2": krea2,
+}
 """One pico pipeline per family: a new family is tested by a line here."""
 
 

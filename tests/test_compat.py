@@ -13,7 +13,7 @@ from qrlora.files import load, save
 from qrlora.layouts import LAYOUTS
 from qrlora.safetensors_files import read, write
 
-FACTORS = ("A", "B")
+FACTORS, TWO = ("A", "B"), ("comfyui", "diffusers")
 
 
 @pytest.fixture(scope="module")
@@ -66,6 +66,12 @@ def dotted(adapter, prefix="", ending="lora_{}.weight", alpha=False):
 def down_and_up(tensors):
     """The same under kohya's endings."""
     return {key.replace("lora_A", "lora_down").replace("lora_B", "lora_up"): x for key, x in tensors.items()}
+
+
+def flat_names(adapter):
+    """The tensors of an adapter as musubi-tuner writes them."""
+    tensors = down_and_up(dotted(adapter))
+    return {f"lora_unet_{key.replace('.', '_', key.count('.') - 2)}": x for key, x in tensors.items()}
 
 
 def processors(adapter):
@@ -154,6 +160,55 @@ def flux_files(pipe):
     }
 
 
+def z_image_files(pipe):
+    one, many = random_adapter(pipe, "z_image"), random_adapter(pipe, "z_image", rank=many_ranks)
+    same = one.select(["w1", "w2", "w3", "adaLN_modulation.0"])
+    flat = flat_names(one)
+    fused = random_adapter(
+        pipe,
+        "z_image",
+        {"layers.0.attention.qkv": (72, 24), "layers.0.attention.out": (24, 24), "layers.0.feed_forward.w1": (64, 24)},
+    )
+    return {
+        "diffusers": dotted(one, "transformer."),
+        "diffusers, ranks that differ": dotted(many, "transformer."),
+        "diffusers, described": (dotted(one, "transformer."), described(one, "transformer", 1)),
+        "ai-toolkit": dotted(one, "diffusion_model."),
+        "ai-toolkit, names that the original shares": dotted(same, "diffusion_model."),
+        "diffusers, alpha keys": dotted(one, "transformer.", alpha=True),
+        "bare, alpha keys": dotted(one, alpha=True),
+        "ai-toolkit, alpha keys": dotted(one, "diffusion_model.", alpha=True),
+        "original": dotted(fused, "diffusion_model."),
+        "original, kohya's endings": down_and_up(dotted(fused, "diffusion_model.")),
+        "original, flat": flat_names(fused),
+        "musubi": flat,
+        "musubi, alpha": flat | {f"{x.rpartition('.lora')[0]}.alpha": torch.tensor(1.0) for x in flat},
+        "bare": dotted(one),
+    }
+
+
+def flux2_files(pipe):
+    one, many = random_adapter(pipe, "flux2"), random_adapter(pipe, "flux2", rank=many_ranks)
+    shapes = {"double_blocks.0.img_attn.qkv": (48, 16), "double_blocks.0.txt_mlp.2": (16, 48)}
+    shapes |= {"single_blocks.0.linear1": (144, 16), "single_blocks.0.linear2": (16, 64), "img_in": (16, 16)}
+    shapes |= {"double_stream_modulation_img.lin": (96, 16), "final_layer.linear": (16, 16)}
+    theirs = random_adapter(pipe, "flux2", shapes)
+    alphas = {f"{x.rpartition('.lora')[0]}.alpha": torch.tensor(1.0) for x in flat_names(theirs)}
+    return {
+        "diffusers": dotted(one, "transformer."),
+        "diffusers, ranks that differ": dotted(many, "transformer."),
+        "diffusers, alpha keys": dotted(one, "transformer.", alpha=True),
+        "diffusers, described": (dotted(one, "transformer."), described(one, "transformer", 1)),
+        "diffusers, kohya's endings": down_and_up(dotted(one, "transformer.")),
+        "bare": dotted(one),
+        "original": dotted(theirs, "diffusion_model."),
+        "original, alpha keys": dotted(theirs, "diffusion_model.", alpha=True),
+        "original, kohya's endings": down_and_up(dotted(theirs, "diffusion_model.")),
+        "musubi": flat_names(theirs),
+        "musubi, alpha": flat_names(theirs) | alphas,
+    }
+
+
 def qwen_image_files(pipe):
     one, many = random_adapter(pipe, "qwen_image"), random_adapter(pipe, "qwen_image", rank=many_ranks)
     flat = kohya(one)
@@ -176,6 +231,24 @@ def qwen_image_files(pipe):
         "kohya and diffusers": kohya(half) | dotted(one.select(["to_k"]), "transformer."),
         "kohya and original": kohya(half) | dotted(one.select(["to_k"]), "diffusion_model."),
         "diffusers and original": dotted(half, "transformer.") | dotted(one.select(["to_k"]), "diffusion_model."),
+    }
+
+
+def krea2_files(pipe):
+    one, many = random_adapter(pipe, "krea2"), random_adapter(pipe, "krea2", rank=many_ranks)
+    shapes = {"blocks.0.attn.wq": (16, 16), "blocks.0.mlp.gate": (32, 16), "first": (16, 16), "tproj.1": (96, 16)}
+    theirs = random_adapter(pipe, "krea2", {**shapes, "txtfusion.refiner_blocks.0.attn.wo": (16, 16)})
+    return {
+        "diffusers": dotted(one, "transformer."),
+        "diffusers, ranks that differ": dotted(many, "transformer."),
+        "diffusers, described": (dotted(one, "transformer."), described(one, "transformer", 1)),
+        "diffusers, alpha keys": dotted(one, "transformer.", alpha=True),
+        "bare": dotted(one),
+        "ComfyUI": dotted(theirs, "diffusion_model."),
+        "ComfyUI, alpha keys": dotted(theirs, "diffusion_model.", alpha=True),
+        "ComfyUI, kohya's endings": down_and_up(dotted(theirs, "diffusion_model.")),
+        "diffusers' names after diffusion_model": dotted(one, "diffusion_model."),
+        "musubi": flat_names(theirs),
     }
 
 
@@ -215,14 +288,20 @@ def assert_diffusers_does_as_judged(pipe, path):
 @pytest.mark.parametrize("family", pico.BASES)
 def test_diffusers_does_with_every_file_what_the_rules_say(pipes, tmp_path, family):
     pipe = pipes[family]
-    made = {"sdxl": unet_files, "sd3": sd3_files, "flux": flux_files, "sd15": lambda pipe: unet_files(pipe, "sd15")}
-    made |= {"qwen_image": qwen_image_files}
+    made = {
+        "qwen_image": qwen_image_files,
+        "z_image": z_image_files,
+        "flux2": flux2_files,
+        "krea2": krea2_files,
+        "sdxl": unet_files,
+        "sd3": sd3_files,
+        "flux": flux_files,
+        "sd15": lambda pipe: unet_files(pipe, "sd15"),
+    }
     files = made[family](pipe)
     for name, contents in files.items():
         tensors, metadata = contents if isinstance(contents, tuple) else (contents, {})
-        version = {"sdxl": "sdxl_", "sd3": "medium", "flux": "flux1", "sd15": "sd_v1", "qwen_image": "qwen_image"}[
-            family
-        ]
+        version = LAYOUTS[family].variants[LAYOUTS[family].example].base_version
         write(tmp_path / f"{name}.safetensors", tensors, {**metadata, "ss_base_model_version": version})
     for path in sorted(tmp_path.glob("*.safetensors")):
         print(path.stem)  # shown where the assertion fails
@@ -238,6 +317,9 @@ def test_diffusers_does_with_our_kohya_files_what_the_rules_say(pipes, tmp_path,
         "sd3": random_adapter(pipes["sd3"], "sd3"),
         "qwen_image": random_adapter(pipes["qwen_image"], "qwen_image"),
         "flux": flux.select(lambda layer: layer.startswith("transformer_blocks")),
+        "z_image": random_adapter(pipes["z_image"], "z_image"),
+        "flux2": random_adapter(pipes["flux2"], "flux2"),
+        "krea2": random_adapter(pipes["krea2"], "krea2"),
     }
     for path in written(adapters, tmp_path):
         assert_diffusers_does_as_judged(pipes[path.stem.split("-")[0]], path)
@@ -264,8 +346,8 @@ def count(verdicts, state):
 def test_the_default_names_are_loaded_whole_by_all_tools_that_have_names_for_it(pipes, tmp_path, family):
     adapter = random_adapter(pipes[family], family)
     save(adapter, tmp_path / "x.safetensors")
-    without = {"sd3": {"a1111", "kohya"}, "flux": {"a1111", "kohya"}, "qwen_image": {"a1111", "forge", "kohya"}}
-    for tool in sorted({*TOOLS} - without.get(family, set())):
+    readers = {"sdxl": TOOLS, "sd15": TOOLS, "z_image": TWO, "flux2": TWO, "krea2": TWO, "qwen_image": TWO}
+    for tool in readers.get(family, ("comfyui", "diffusers", "forge")):
         assert states(tmp_path / "x.safetensors", tool) == {"loaded": 2 * len(adapter.layers)}, tool
 
 

@@ -223,9 +223,10 @@ def test_a_clip_tokenizer_without_an_end_is_refused_in_one_line(tmp_path, family
         blank_base(str(copy))
 
 
-@pytest.mark.parametrize("family", ["sd3", "flux"])
-def test_a_t5_tokenizer_without_an_end_takes_what_the_pipeline_takes(tmp_path, family):
-    copy, name = tmp_path / "base", "tokenizer_3" if family == "sd3" else "tokenizer_2"
+@pytest.mark.parametrize("family", ["sd3", "flux", "z_image", "flux2"])
+def test_a_tokenizer_without_an_end_takes_what_the_pipeline_takes(tmp_path, family):
+    """Of encoders without learned positions: T5, Qwen3."""
+    copy, name = tmp_path / "base", {"sd3": "tokenizer_3", "flux": "tokenizer_2"}.get(family, "tokenizer")
     shutil.copytree(pico.folder(family), copy)
     config_of(copy, f"{name}/tokenizer_config.json", model_max_length=int(1e30))
     assert_same_base(open_base(copy, "cpu"), open_base(pico.folder(family), "cpu"))

@@ -34,6 +34,7 @@ HUB_SIZES = {  # numbers in the trainable part, as the hub's pages count them
     "sd15": 859_520_964,
     "sd21": 865_910_724,
     "qwen-image": 20_430_401_088,
+    "z-image": 6_154_908_736,
 }
 
 blank = functools.cache(blank_base)  # for tests that only look
@@ -49,7 +50,8 @@ def test_public_configurations_have_the_public_sizes(name, size):
 @pytest.mark.parametrize(
     ("name", "layers"),
     [("sdxl", 280), ("sd3-medium", 191), ("sd3.5-medium", 191), ("flux-dev", 342), ("sd15", 128), ("sd21", 128)]
-    + [("qwen-image", 240)],
+    + [("qwen-image", 240), ("z-image", 136), ("flux2-klein-4b", 5 * 4 + 20 * 2), ("flux2-klein-9b", 8 * 4 + 24 * 2)]
+    + [("flux2-dev", 8 * 4 + 48 * 2), ("krea2-raw", 231)],
 )
 def test_a_hub_name_is_the_short_name_and_has_the_papers_layers(name, layers):
     for spelling in (name, PUBLIC[name].hub):

@@ -137,6 +137,9 @@ def test_the_papers_settings_are_the_familys_defaults(family):
         "flux": ("attention-ff", 28, 3.5, 1024, "uniform"),
         "sd15": ("attention", 50, 7.5, 512, "uniform"),
         "qwen_image": ("attention", 50, 4.0, 1024, "uniform"),
+        "krea2": ("public-script", 28, 4.5, 1024, "uniform"),
+        "flux2": ("attention", 50, 4.0, 1024, "uniform"),
+        "z_image": ("attention", 50, 4.0, 1024, "uniform"),
     }
     assert (own.targets, own.sample_steps, own.guidance, own.resolution, own.timestep_sampling) == expected[family]
 
@@ -171,9 +174,10 @@ def test_qr_learns_half_of_loras_parameters_on_real_sdxl(real_sdxl):
     assert count["lora"] == 2 * count["qr"] == 42_598_400
 
 
-def test_pico_bases_are_under_a_megabyte(any_base):
+def test_pico_bases_are_under_two_megabytes(any_base):
+    """Z-Image's class has an embedder of the time that alone takes one."""
     files = [path for path in pico.folder(any_base.family.name).rglob("*") if path.is_file()]
-    assert sum(path.stat().st_size for path in files) < 1e6
+    assert sum(path.stat().st_size for path in files) < 2e6
 
 
 def test_pico_keeps_the_shape_of_sdxl(base):

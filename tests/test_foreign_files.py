@@ -49,6 +49,7 @@ def dotted(name):
     return re.sub(r"(img|txt)_(attn|mlp|mod)_", r"\1_\2.", name).replace("modulation_lin", "modulation.lin")
 
 
+KLEIN = "flux2-klein-base-4b"
 READ = {  # (list, how it is made from it, metadata, model whose layers they must be, scale alpha / rank or None for 1)
     "sd-scripts SDXL": ("kohya-sdxl", {}, {}, "sdxl", 0.5),
     "sd-scripts SDXL, sdxl_base_v1-0": ("kohya-sdxl", {}, {"ss_base_model_version": "sdxl_base_v1-0"}, "sdxl", 0.5),
@@ -91,19 +92,28 @@ READ = {  # (list, how it is made from it, metadata, model whose layers they mus
     "ai-toolkit Qwen-Image": (
         ("diffusers-qwen-image", {"rename": lambda x: f"diffusion_model.{bare(x)}", "unit": 1}, {}, "qwen-image", None)
     ),
+    "musubi Z-Image": ("musubi-z-image", {}, {"ss_base_model_version": "z_image"}, "z-image", 0.5),
+    "musubi Z-Image without metadata": ("musubi-z-image", {}, {}, "z-image", 0.5),
+    "diffusers Z-Image": ("diffusers-z-image", {}, {}, "z-image", None),
+    "ai-toolkit Z-Image": (
+        "diffusers-z-image",
+        {"rename": lambda x: f"diffusion_model.{bare(x)}"},
+        {},
+        "z-image",
+        None,
+    ),
+    "musubi FLUX.2 klein": ("musubi-flux2-klein-4b", {}, {"ss_base_model_version": "flux_2_klein_4b"}, KLEIN, 0.5),
+    "musubi FLUX.2 klein without metadata": ("musubi-flux2-klein-4b", {}, {}, KLEIN, 0.5),
+    "diffusers FLUX.2 klein": ("diffusers-flux2-klein", {}, {}, KLEIN, None),
+    "ai-toolkit FLUX.2 klein": ("musubi-flux2-klein-4b", {"rename": dotted, "endings": PAIRS}, {}, KLEIN, None),
+    "diffusers Krea 2": ("diffusers-krea2", {}, {}, "krea2-raw", None),
     "original FLUX.1 names with dots": ("kohya-flux", {"rename": dotted, "endings": PAIRS}, {}, "flux-dev", None),
 }
 KEPT = {
-    "musubi Z-Image": ("musubi-z-image", {}, {"ss_base_model_version": "z_image"}),
     "musubi Qwen-Image-Edit": ("musubi-qwen-image", {}, {"ss_base_model_version": "qwen_image_edit"}),
+    "Lumina 2": ("diffusers-z-image", {}, {"modelspec.architecture": "lumina2/lora"}),
     "musubi Wan": ("musubi-wan", {}, {"ss_base_model_version": "wan"}),
-    "musubi FLUX.2 klein": ("musubi-flux2-klein-4b", {}, {"ss_base_model_version": "flux_2_klein_4b"}),
-    "musubi FLUX.2 klein without metadata": ("musubi-flux2-klein-4b", {}, {}),
-    "diffusers Z-Image": ("diffusers-z-image", {}, {}),
-    "diffusers FLUX.2 klein": ("diffusers-flux2-klein", {}, {}),
     "diffusers Wan": ("diffusers-wan", {}, {}),
-    "diffusers Krea 2": ("diffusers-krea2", {}, {}),
-    "ai-toolkit Z-Image": ("diffusers-z-image", {"rename": lambda x: f"diffusion_model.{bare(x)}"}, {}),
     "sd-scripts Chroma": ("kohya-flux", {}, {"ss_base_model_version": "chroma"}),
     "sd-scripts Chroma, by ModelSpec": ("kohya-flux", {}, {**FLUX, "modelspec.architecture": "chroma/lora"}),
     "bare names of a model of one's own": ("diffusers-wan", {"rename": lambda x: bare(x).replace("blocks", "b")}, {}),
@@ -284,6 +294,9 @@ COMFYUI = {
     "sd3.5-medium": "sd3.5-medium",
     "flux-dev": "flux",
     "qwen-image": "qwen-image",
+    "z-image": "z-image",
+    KLEIN: "flux2-klein",
+    "krea2-raw": "krea2",
 }
 """Public model -> the list of names that ComfyUI's own key map takes for it."""
 
@@ -309,6 +322,8 @@ def test_what_check_says_of_comfyui_is_what_its_key_map_takes(case):
         "kohya-sd3-medium",
         "kohya-sd3.5-large",
         "musubi-qwen-image",
+        "musubi-z-image",
+        "musubi-flux2-klein-4b",
     ],
 )
 def test_kohyas_own_files_are_loaded_whole_by_kohya(name):

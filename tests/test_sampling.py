@@ -192,7 +192,7 @@ def test_a_merged_file_in_stock_diffusers_is_both_files_at_their_strengths(learn
             pipe.set_adapters(["content", "style"], [0.9, 0.6])
         generator = torch.Generator().manual_seed(1)
         answers.append(
-            pipe("a <c> in <s> style", height=16, width=16, generator=generator, num_inference_steps=2,
+            pipe(prompt="a <c> in <s> style", height=16, width=16, generator=generator, num_inference_steps=2,
                  output_type="latent").images
         )  # fmt: skip
     torch.testing.assert_close(answers[0], answers[1], rtol=1e-3, atol=1e-4)
@@ -212,7 +212,7 @@ def stock(pipe, prompt, seeds, **told):
     pipe.set_progress_bar_config(disable=True)
     guided = GUIDED.get(type(pipe).__name__, lambda n: {"guidance_scale": 2.0})(len(seeds))
     return pipe(
-        [prompt] * len(seeds), height=16, width=16, num_inference_steps=3, **{**guided, **told},
+        prompt=[prompt] * len(seeds), height=16, width=16, num_inference_steps=3, **{**guided, **told},
         generator=[torch.Generator().manual_seed(s) for s in seeds],
     ).images  # fmt: skip
 

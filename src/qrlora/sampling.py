@@ -173,7 +173,8 @@ def grid(
             set_strengths(base.model, {of_content: some[:, 0], of_style: some[:, 1]})
             return sample(part)
 
-        for some in _sample_batches(base, sample_cells, len(cells), size):
+        at_once = 1 if adapter_compatibility.wants_single_images(base, [content, style]) else None
+        for some in _sample_batches(base, sample_cells, len(cells), size, at_once):
             for image in base.decode_image(some):
                 images.append(image)
                 if on_picture is not None:

@@ -105,6 +105,7 @@ def apply_schedule(base: Base, names: Sequence[str], schedule: Schedule) -> Iter
 
     def note(_model: Any, arguments: tuple[Any, ...], named: dict[str, Any]) -> None:
         time = float(torch.as_tensor(named["timestep"] if "timestep" in named else arguments[1]).flatten()[0])
+        time = -time if base.family.time_rises else time
         if last and time == last[0]:
             return
         done[0] = done[0] + 1 if last and time < last[0] else 0
@@ -132,6 +133,8 @@ def average_predictions(base: Base, strengths: Mapping[str, float]) -> Iterator[
         for name in strengths:
             set_strengths(model, {other: strengths[other] * (other == name) for other in strengths})
             predictions.append(own(*arguments, **{**named, "return_dict": False})[0])
+        if isinstance(predictions[0], list):  # an image each
+            return ([torch.stack(images).mean(0) for images in zip(*predictions, strict=True)],)
         return (torch.stack(predictions).mean(0),)
 
     model.forward = averaged

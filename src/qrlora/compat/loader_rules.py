@@ -103,6 +103,32 @@ def _alpha_or_metadata(file: File) -> str:
     return "it refuses alpha keys beside lora_adapter_metadata" if both else ""
 
 
+def _alpha_or_prefix(file: File) -> str:
+    """diffusers' translators put the part before every name, once more if it is there."""
+    named = any(key.spelling.startswith(f"{file.part}.") for key in file.keys.values())
+    return "it takes no alpha keys beside transformer. names" if file.alphas and named else ""
+
+
+def _bare(file: File, key: str) -> str:
+    translated = file.alphas or any("default." in x for x in file.tensors)
+    return (
+        "it wants transformer. before the name" if file.keys[key].spelling == "{diffusers}" and not translated else ""
+    )
+
+
+def _original_attention(file: File, key: str) -> str:
+    """diffusers splits flat names with kohya's endings; of original names with dots it knows `out` with these endings
+    and what is called the same in both."""
+    spelling, layers = file.keys[key].spelling, file.keys[key].layers
+    flat, split = spelling.startswith(LORA_UNET), len(layers) > 1
+    if flat and not has_down(file):
+        return "it takes flat names with kohya's endings alone"
+    if not spelling.endswith("{original}") or (file.layout and not split and file.layout.has_one_name(layers[0])):
+        return ""
+    known = not _outside_blocks(file, key) and (flat or not split and has_down(file))
+    return "" if known else "it wants the original model's names flat, those of blocks alone"
+
+
 def _mixed_names(file: File, key: str) -> str:
     """diffusers translates kohya's names for SDXL in files that hold nothing else, drops the original model's block
     names where there are diffusers' too, and loses the number of add_embedding_linear_1."""
@@ -146,6 +172,44 @@ def _untranslated_names(file: File, key: str) -> str:
     return "it wants transformer. before the name, or kohya's endings" if dotted else ""
 
 
+def _outside_blocks(file: File, key: str) -> str:
+    """musubi-tuner makes modules for the layers of the model's blocks."""
+    blocks = {x for variant in file.layout.variants.values() for x in variant.blocks} if file.layout else set()
+    inside = all(layer.partition(".")[0] in blocks for layer in file.keys[key].layers)
+    return "" if inside else "it adapts the layers of blocks alone"
+
+
+def _kohya_alone(file: File, key: str) -> str:
+    """diffusers looks in a file with kohya's endings for flat names, in others for those with dots."""
+    flat = file.keys[key].spelling.startswith(LORA_UNET)
+    if flat and any(key.startswith(f"{LORA_UNET}{name}") for name in ("guidance_in", "double_stream", "single_stream")):
+        return "it has no flat name for this layer"
+    if flat and "adaLN_modulation" in key:
+        return "it has no flat name for this layer"
+    return "" if flat == has_down(file) else "it takes flat names with kohya's endings, and those with dots with PEFT's"
+
+
+def _dotted_alpha(file: File) -> str:
+    return "it takes alpha keys beside kohya's endings alone" if file.alphas and not has_down(file) else ""
+
+
+def _comfyui_modulation(file: File, key: str) -> str:
+    """ComfyUI's map of diffusers' names has those of the family before for embedders, and no shared modulation."""
+    named = any("time_guidance_embed" in x or "stream_modulation" in x for x in file.keys[key].layers)
+    ours = file.keys[key].spelling.endswith("{diffusers}")
+    return "of diffusers' names it lacks those of the time's embedder and of the modulation" if named and ours else ""
+
+
+def _original_names_alone(file: File) -> str:
+    """diffusers translates a Krea 2 file with such a prefix whole: PEFT's endings, original names, nothing else."""
+    prefixed = [x for x in file.keys.values() if x.spelling.startswith(("diffusion_model.", "base_model.model."))]
+    if file.alphas and (prefixed or all("lora" in key for key in file.keys)):
+        return "it takes no alpha keys of this family"
+    if prefixed and any(not x.spelling.endswith("{original}") for x in file.keys.values()):
+        return "it translates files that hold nothing but original names"
+    return "it takes original names with PEFT's endings alone" if prefixed and has_down(file) else ""
+
+
 def has_down(file: File) -> bool:
     """Whether diffusers takes the file for kohya's."""
     return any(".lora_down.weight" in key for key in file.tensors)
@@ -155,6 +219,11 @@ QUIRKS = {
     "attention in kohya names": Quirk(ignores=_attention),
     "no alpha": Quirk(refuses=_alpha),
     "the picture's attention": Quirk(ignores=_image_attention),
+    "original names alone": Quirk(refuses=_original_names_alone),
+    "kohya's endings flat": Quirk(ignores=_kohya_alone),
+    "alpha beside down": Quirk(refuses=_dotted_alpha),
+    "no modulation": Quirk(ignores=_comfyui_modulation),
+    "blocks alone": Quirk(ignores=_outside_blocks),
     "alpha everywhere": Quirk(refuses=_without_alpha),
     "the word lora": Quirk(refuses=_word_lora),
     "whole kohya files": Quirk(refuses=_kohya_whole),
@@ -162,6 +231,9 @@ QUIRKS = {
     "public sizes": Quirk(refuses=_public_sizes),
     "no PEFT names": Quirk(refuses=_peft),
     "alpha or metadata": Quirk(refuses=_alpha_or_metadata),
+    "alpha or transformer": Quirk(refuses=_alpha_or_prefix),
+    "original attention": Quirk(ignores=_original_attention),
+    "bare beside alpha": Quirk(ignores=_bare),
     "transformer or down": Quirk(ignores=_untranslated_names),
     "transformer. alone": Quirk(refuses=_kohya_endings, ignores=_twice_or_bare),
 }
@@ -170,12 +242,13 @@ QUIRKS = {
 def common_alpha(file: File, name: str) -> float:
     """diffusers: alpha / r, but where alphas differ in a kohya SDXL file, attention layers get the commonest: the
     pattern that should tell them apart keeps a name that no layer has. Without any alpha, what the metadata says. In a
-    transformer's file with kohya's endings the alphas of diffusers' names are passed over."""
+    transformer's file with kohya's endings the alphas of diffusers' names are passed over, but for flat names."""
     if not file.alphas:
         return file.right[name] if "lora_adapter_metadata" in file.metadata else 1.0
     if has_down(file) and file.part == "transformer":
         translated = (key for key in file.keys.values() if key.factor.name == name)
-        return file.by_alpha(name) if next(translated).spelling.endswith("{original}") else 1.0
+        spelling = next(translated).spelling
+        return file.by_alpha(name) if spelling.endswith("{original}") or spelling.startswith(LORA_UNET) else 1.0
     common = collections.Counter(file.alphas.values()).most_common(1)[0][0]
     confused = "_attn1_" in name or "_attn2_" in name
     return (common if confused else file.alphas.get(name, common)) / file.ranks[name]

@@ -77,7 +77,7 @@ def _lora_key_verdict(file: File, tool: str, row: Reader, key: str) -> Verdict:
     """The verdict on a key that is a UNet's or transformer's, of a known family."""
     meaning = file.keys[key]
     name = meaning.factor.name
-    if meaning.spelling in row.spellings:
+    if meaning.spelling in row.spellings or _other_kind(file, key) in row.spellings:
         reason = next((why for word in row.quirks if (why := QUIRKS[word].ignores(file, key))), "")
         reason = reason or ("" if name in file.ranks else "holds no pair A, B")
     else:
@@ -88,6 +88,16 @@ def _lora_key_verdict(file: File, tool: str, row: Reader, key: str) -> Verdict:
     strength = STRENGTHS.get(tool, File.by_alpha)(file, name)
     factor = strength / file.right[name] if file.right[name] else 1.0
     return Verdict(key, factor, "" if abs(factor - 1) < 1e-3 else "alpha is read differently from what the file means")
+
+
+def _other_kind(file: File, key: str) -> str:
+    """The spelling of a key whose layer has one name in the original model and in diffusers, taken for the other kind;
+    "" where it has two names."""
+    spelling, (first, *others) = file.keys[key].spelling, file.keys[key].layers
+    if others or file.layout is None or not file.layout.has_one_name(first):
+        return ""
+    prefix, _, kind = spelling.partition("{")
+    return prefix + {"original}": "{diffusers}", "diffusers}": "{original}"}.get(kind, "{" + kind)
 
 
 def readable_spelling(spelling: str) -> str:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from ..families.base_model import PROMPT_BATCH
+from ..families.component_checks import learned_positions
 from ..families.pipeline_steps import as_frames
 from ..methods import METHODS
 from .estimate_report import MARGIN
@@ -28,7 +29,7 @@ def encoding_bytes(task: TrainingTask, spare: Mapping[str, nn.Module]) -> dict[s
     side = task.latent_side * task.base.pipe.vae_scale_factor
     method = METHODS.get(task.config.method)
     rows = PROMPT_BATCH if method and method.needs_example else 1
-    read = max((_peak_bytes([part], lambda p=part: p(_token_ids(task, p, rows))) for part in texts), default=0)
+    read = max((_peak_bytes([part], lambda p=part: p(**_prompts(task, p, rows))) for part in texts), default=0)
     vae: Any = spare["vae"]
     seen = _peak_bytes([vae], lambda: vae.encode(as_frames(vae, torch.empty(1, 3, side, side))))
     return {"text encoders": module_bytes(texts) + read, "VAE": module_bytes([vae]) + seen}
@@ -54,12 +55,16 @@ def module_bytes(parts: Iterable[nn.Module]) -> int:
     return sum(x.nbytes for part in parts for x in (*part.parameters(), *part.buffers()))
 
 
-def _token_ids(task: TrainingTask, encoder: nn.Module, rows: int) -> Tensor:
-    """Numbers of the tokens of prompts, (rows, n): as many as CLIP takes, or as T5's states are padded to."""
+def _prompts(task: TrainingTask, encoder: nn.Module, rows: int) -> dict[str, Tensor]:
+    """Numbers of the tokens of prompts, (rows, n): as many as CLIP takes, or the most that the model reads; with the
+    mask (rows, 1, n, n) of a causal language model, which would look at one of (rows, n), and here are no values."""
     config: Any = encoder.config
-    longest = getattr(config, "max_position_embeddings", None)
+    longest = learned_positions(config.to_dict())
     padded = task.base.family.input_shapes(task.base.pipe, task.latent_side, task.tokens)["text"][1]
-    return torch.zeros(rows, min(longest, task.tokens.clip) if longest else padded, dtype=torch.long)
+    ids = torch.zeros(rows, min(longest, task.tokens.clip) if longest else padded, dtype=torch.long)
+    causal = "rope_parameters" in config.get_text_config().to_dict()
+    mask = {"attention_mask": torch.ones(rows, 1, padded, padded, dtype=torch.bool)} if causal else {}
+    return {"input_ids": ids, **mask}
 
 
 def _peak_bytes(parts: Iterable[nn.Module], work: Callable[[], Any]) -> int:

@@ -20,6 +20,7 @@ from ..config import TrainConfig
 from ..devices import DTYPES, choose_device
 from ..families import quantization
 from ..families.base_without_weights import blank_base
+from ..families.model_dtype import cast_model
 from ..files import size_in_bytes
 from ..injection import detach
 from ..methods import METHODS
@@ -70,7 +71,7 @@ def estimate(
     config = config.filled(base.defaults)
     check_config_fits_base(base, config, Processes())
     for component, module in {**spare, "": base.model}.items():
-        nn.Module.to(module, torch.float32 if component == "vae" else DTYPES[dtype]).requires_grad_(False).eval()
+        cast_model(module, torch.float32 if component == "vae" else DTYPES[dtype]).requires_grad_(False).eval()
     task = TrainingTask(base, tokens, config)
     settings_shown = ("base", "method", "rank", "targets", "resolution", "batch_size", "dtype", "quantize")
     report = Report(

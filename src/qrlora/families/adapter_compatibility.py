@@ -1,10 +1,12 @@
-"""Whether an adapter belongs to a base."""
+"""Whether an adapter belongs to a base, and how it can be drawn with."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from torch import nn
 
-from ..adapter import Adapter
+from ..adapter import Adapter, name_ends_in
 from ..basis import fingerprint, same_base
 from ..built_in_bases import built_in_bases
 from .base_model import Base
@@ -29,6 +31,11 @@ def check(base: Base, adapter: Adapter) -> None:
             f"{_names(adapter)[0]} was trained on {base.name} of another version of qrlora, whose weights were others: "
             "train it again, which takes half a minute, or sample with the version that it was made with"
         )
+
+
+def wants_single_images(base: Base, adapters: Sequence[Adapter]) -> bool:
+    """Whether an adapter is on a layer that cannot have a strength for each image of a batch: Family.flattened."""
+    return any(name_ends_in(layer, base.family.flattened) for adapter in adapters for layer in adapter.layers)
 
 
 def weight_difference(base: Base, adapter: Adapter) -> str:

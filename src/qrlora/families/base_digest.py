@@ -31,8 +31,8 @@ def component_digests(base: Base) -> dict[str, Any]:
     for name, component in sorted(base.pipe.components.items()):
         if isinstance(component, nn.Module):
             found[name] = model_digest(component)[:16]
-        elif hasattr(component, "get_vocab"):
-            found[name] = tokenizer_digest(component)[:16]
+        elif hasattr(tokenizer := getattr(component, "tokenizer", component), "get_vocab"):  # also within a processor
+            found[name] = tokenizer_digest(tokenizer)[:16]
     return {**found, "noising": process_of(base.pipe.scheduler.config)}
 
 
@@ -52,6 +52,8 @@ def tokenizer_digest(tokenizer: Any) -> str:
     backend = getattr(tokenizer, "backend_tokenizer", None)
     tokenization = json.loads(backend.to_str()) if backend else {"vocabulary": tokenizer.get_vocab()}
     own = {name: getattr(tokenizer, name) for name in ("model_max_length", "pad_token_id", "padding_side")}
+    if template := getattr(tokenizer, "chat_template", None):
+        own["chat_template"] = template
     return hashlib.sha256(json.dumps({**tokenization, **own, "truncation": None, "padding": None}).encode()).hexdigest()
 
 

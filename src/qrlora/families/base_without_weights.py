@@ -19,7 +19,7 @@ from .component_checks import check_channels, check_config, check_token_limit
 from .family import Condition, TokenLimits
 from .family_table import FAMILIES, family_of_folder
 from .library_messages import config_errors_in_one_line, libraries_silenced
-from .pipeline_folder import read_json
+from .pipeline_folder import index_settings, read_json
 from .pipeline_steps import latent_channels, pixels_per_latent
 from .public_configs import PUBLIC, PublicBase, near
 
@@ -50,7 +50,7 @@ def blank_base(name: str) -> tuple[Base, dict[str, nn.Module], TokenLimits]:
 def _from_configs(name: str, place: Path, public: PublicBase | None) -> tuple[Base, dict[str, nn.Module], TokenLimits]:
     """`blank_base` of a place that is there."""
     configs = public or _configs_of_folder(place)
-    family = next(x for x in FAMILIES.values() if x.pipeline == configs.pipeline)
+    family = next(x for x in FAMILIES.values() if configs.pipeline in (x.pipeline, *x.other_pipelines))
     with libraries_silenced(), torch.device("meta"):
         model = _model_from_config(configs.model_config)
         spare = {name: _text_encoder_from_config(x).eval() for name, x in configs.text_encoders.items()}
@@ -62,6 +62,7 @@ def _from_configs(name: str, place: Path, public: PublicBase | None) -> tuple[Ba
         scheduler=scheduler,
         vae_scale_factor=pixels,
         patch_size=model.config.get("patch_size"),
+        config=configs.settings,
     )
     check_config(model.config, family)
     check_channels(pipe, family, latent_channels(vae.config))
@@ -132,7 +133,9 @@ def _configs_of_folder(place: Path) -> PublicBase:
     }
     component, vae = (read_json(place / p / "config.json") for p in (family.component, "vae"))
     scheduler = read_json(place / "scheduler" / "scheduler_config.json")
-    return PublicBase(str(place), family.pipeline, component, scheduler, texts, vae)
+    named = read_json(place / "model_index.json")["_class_name"]
+    pipeline = named if named in family.other_pipelines else family.pipeline
+    return PublicBase(str(place), pipeline, component, scheduler, texts, vae, index_settings(place))
 
 
 def _token_limits(place: Path, configs: PublicBase) -> TokenLimits:

@@ -62,8 +62,10 @@ def check_vocabulary(pipe: Any, family: Family) -> None:
         tokenizer = getattr(pipe, name, None)
         if encoder is None or tokenizer is None:
             continue
-        check_token_limit(name, tokenizer.model_max_length, component, encoder.config.to_dict())
-        if "max_position_embeddings" in encoder.config.to_dict():
+        tokenizer = getattr(tokenizer, "tokenizer", tokenizer)  # of a processor of images and words
+        config = encoder.config.to_dict()
+        check_token_limit(name, tokenizer.model_max_length, component, config)
+        if learned_positions(config) is not None:
             lengths[name] = tokenizer.model_max_length
         known, rows = max(tokenizer.get_vocab().values()) + 1, encoder.get_input_embeddings().num_embeddings
         if known > rows:
@@ -74,13 +76,19 @@ def check_vocabulary(pipe: Any, family: Family) -> None:
         raise ValueError(f"tokens that are taken must be equally many, got {found}: set model_max_length alike")
 
 
+def learned_positions(config: Mapping[str, Any]) -> int | None:
+    """Tokens that a text encoder has learned positions for (CLIP); None: relative ones (T5) or rotary ones (Qwen)."""
+    rotary = {"rope_parameters", "rope_theta"} & config.keys()
+    return None if rotary else config.get("max_position_embeddings")
+
+
 def check_token_limit(tokenizer: str, tokens: float, encoder: str, config: Mapping[str, Any]) -> None:
-    """Raises ValueError: a tokenizer takes no whole number of tokens, or more than its text encoder has places; T5 has
-    no such number, and its tokenizer may have no end."""
+    """Raises ValueError: a tokenizer takes no whole number of tokens, or more than its text encoder has learned
+    positions; the tokenizer of one that has none may have no end."""
     counted = isinstance(tokens, int) and not isinstance(tokens, bool) or isinstance(tokens, float) and tokens > 1e9
     if not counted or tokens < 1:
         raise ValueError(f"its {tokenizer} must take a number of tokens, got model_max_length={tokens!r:.80}")
-    positions = config.get("max_position_embeddings")
+    positions = learned_positions(config)
     if positions is not None and tokens > positions:
         hint = f"set model_max_length in its tokenizer_config.json to {positions}"
         raise ValueError(f"its {tokenizer} takes {tokens:g} tokens, its {encoder} {positions}: {hint}")

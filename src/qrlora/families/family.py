@@ -135,6 +135,8 @@ class Family:
     tensor of the condition."""
     text_widths: Callable[[Any], Mapping[str, int]]
     """(pipe with its text encoders) -> the last dimensions of the "text" and "pooled" embeddings they compute."""
+    other_pipelines: tuple[str, ...] = ()
+    """Pipeline classes of other components for text to image, which a folder is opened as if its index names them."""
     required_config: Mapping[str, Any] = field(default_factory=dict)
     """Entries of the trainable component's config that would mean another model input -> the values they must have."""
     rows_per_step: Callable[[Any, float], int] = lambda pipe, guidance: 2 if guidance > 1 else 1
@@ -144,6 +146,11 @@ class Family:
     """Components that a base may lack from the start."""
     default_overrides: Callable[[Any], Mapping[str, Any]] = lambda pipe: {}
     """(pipe) -> defaults in which this base differs from its family's."""
+    flattened: tuple[str, ...] = ()
+    """Endings of the layers that read the tokens of all images of a batch as one row: with adapters of different
+    strengths on them, images are drawn one by one."""
+    time_rises: bool = False
+    """Whether the model's own time rises while noise falls."""
     beside_a_folder: bool = False
     """Whether a single file, which then holds the trainable component alone, needs the folder of a whole pipeline
     beside it: diffusers would take its configuration from another public model."""

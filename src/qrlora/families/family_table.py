@@ -7,13 +7,18 @@ from pathlib import Path
 
 from .family import Family
 from .flux import FLUX
+from .flux2 import FLUX2
+from .krea2 import KREA2
 from .pipeline_folder import read_json
 from .qwen_image import QWEN_IMAGE
 from .sd3 import SD3
 from .sd15 import SD15
 from .sdxl import SDXL
+from .z_image import Z_IMAGE
 
-FAMILIES: dict[str, Family] = {family.name: family for family in (SDXL, SD3, FLUX, SD15, QWEN_IMAGE)}
+FAMILIES: dict[str, Family] = {
+    family.name: family for family in (SDXL, SD3, FLUX, SD15, QWEN_IMAGE, Z_IMAGE, FLUX2, KREA2)
+}
 
 
 def family_of_folder(place: Path) -> Family:
@@ -23,9 +28,9 @@ def family_of_folder(place: Path) -> Family:
         raise FileNotFoundError(f"{place} is no diffusers pipeline, it has no model_index.json")
     kind = read_json(index).get("_class_name")
     for family in FAMILIES.values():
-        if kind in (family.pipeline, *family.compatible_pipelines):
+        if kind in (family.pipeline, *family.other_pipelines, *family.compatible_pipelines):
             return family
-    known = ", ".join(f.pipeline for f in FAMILIES.values())
+    known = ", ".join(x for f in FAMILIES.values() for x in (f.pipeline, *f.other_pipelines))
     raise ValueError(f"{place} is a {kind}, which is not supported; supported: {known}")
 
 

@@ -91,7 +91,7 @@ def _open_folder(
         present = [name for name in family.text_encoders if name not in absent]
         texts = {name: _open_component(place, name, dtype, variant) for name in present}
         kwargs = {**absent, **texts, **quantized, **_variant_kwargs(variant)}
-        pipe = _pipeline(family).from_pretrained(str(place), torch_dtype=types, **kwargs)
+        pipe = _pipeline(family, place).from_pretrained(str(place), torch_dtype=types, **kwargs)
         for component in needed_components(place, family):
             check_weights(place, component, getattr(pipe, component), variant)
     component_checks.check(pipe, family)
@@ -131,7 +131,7 @@ def _open_single_file(
         try:
             given = {"torch_dtype": dtype, **kwargs, **vae, family.component: model}
             if family.beside_a_folder:
-                pipe = _pipeline(family).from_pretrained(given.pop("config"), **given)
+                pipe = _pipeline(family, beside).from_pretrained(given.pop("config"), **given)
             else:
                 pipe = _pipeline(family).from_single_file(str(place), **given)
         except SingleFileComponentError as error:
@@ -140,7 +140,8 @@ def _open_single_file(
     component_checks.fill_shared_embeddings(pipe, family)
     pipe.register_modules(scheduler=component_checks.scheduler_of_file(file, family, pipe.scheduler))
     component_checks.check(pipe, family)
-    quantization.fill(model, lambda name: read(name).to(device, dtype), quantize, device)
+    dtypes = {name: x.dtype for name, x in model.state_dict().items()}
+    quantization.fill(model, lambda name: read(name).to(device, dtypes[name]), quantize, device)
     return pipe, (lambda layer: read(f"{layer}.weight")) if quantize else None
 
 
@@ -191,7 +192,9 @@ def _variant_kwargs(variant: str | None) -> dict[str, Any]:
     return {"use_safetensors": True, "variant": variant or None}
 
 
-def _pipeline(family: Family) -> Any:
+def _pipeline(family: Family, folder: Path | None = None) -> Any:
+    """diffusers' class, of several the one that a folder's index names."""
     import diffusers
 
-    return getattr(diffusers, family.pipeline)
+    named = read_json(folder / "model_index.json").get("_class_name") if folder else None
+    return getattr(diffusers, named if named in family.other_pipelines else family.pipeline)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 from pathlib import Path
 from typing import Any
@@ -35,14 +36,28 @@ def check_components(place: Path, family: Family) -> None:
     """
     absent = absent_components(place, family)
     for name, kind in read_json(place / "model_index.json").items():
-        if name.startswith("_") or not isinstance(kind, list) or name in absent:
+        if not _is_component(name, kind) or name in absent:
             continue
         if len(kind) != 2 or not all(isinstance(x, str) for x in kind):
             raise ValueError(f"{place / 'model_index.json'}: {name:.80} must name library and class, got {kind!r:.80}")
+        if kind[1].endswith("Processor") and importlib.util.find_spec("torchvision") is None:
+            raise ValueError(f"its {name} is a {kind[1]}, which needs torchvision: pip install torchvision")
         if not (place / name).is_dir() or not any((place / name).iterdir()):
             raise FileNotFoundError(f"its {name} is missing: {place / name} is no folder, or empty; fetch it again")
         for file in (place / name).glob("*.safetensors"):
             read_metadata(file)
+
+
+def _is_component(name: str, kind: Any) -> bool:
+    """Whether an entry of an index means a component, not a setting of the pipeline, which may be a list of numbers."""
+    numbers = isinstance(kind, list) and kind and all(isinstance(x, int | float) for x in kind)
+    return not name.startswith("_") and isinstance(kind, list) and not numbers
+
+
+def index_settings(place: Path) -> dict[str, Any]:
+    """The pipeline's own settings in its folder's index."""
+    index = read_json(place / "model_index.json")
+    return {name: x for name, x in index.items() if not name.startswith("_") and not _is_component(name, x)}
 
 
 def absent_components(place: Path, family: Family) -> dict[str, None]:
@@ -55,9 +70,7 @@ def absent_components(place: Path, family: Family) -> dict[str, None]:
     index = read_json(place / "model_index.json")
     tokenizers = {component: component.replace("text_encoder", "tokenizer") for component in family.text_encoders}
     needed = {*family.text_encoders, *tokenizers.values(), family.component, "vae", "scheduler"}
-    listed = {
-        component for component, kind in index.items() if not component.startswith("_") and isinstance(kind, list)
-    }
+    listed = {component for component, kind in index.items() if _is_component(component, kind)}
     named = {component for component in needed & listed if index[component] not in ([], [None, None])}
     for component in sorted(needed - named - {*family.optional_components}):
         raise ValueError(f"{place} has no {component}, which every {family.name} base needs")
@@ -89,12 +102,14 @@ def check_weights(place: Path, component: str, model: nn.Module, variant: str) -
     if "quantization_config" in read_json(place / component / "config.json"):
         return
     held = {name: x for file in weight_files(place / component, variant) for name, x in places(file).items()}
-    known = model.state_dict().keys()
+    state = model.state_dict()
+    known = state.keys()
     layers = {name.rpartition(".")[0] for name in known} - {""}
     beside = sorted(name for name in held.keys() - known if name.rpartition(".")[0] in layers)
     if beside:
         raise ValueError(f"its {component} has {len(beside)} tensors that no weight is made of, such as {beside[0]}")
-    strange = sorted(name for name in held.keys() & known if held[name].dtype not in FLOATS)
+    floats = {name for name, x in state.items() if x.is_floating_point() or x.dtype in (torch.int8, torch.uint8)}
+    strange = sorted(name for name in held.keys() & floats if held[name].dtype not in FLOATS)  # a norm counts, too
     if strange:
         kind = held[strange[0]].dtype
         raise ValueError(

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from .family import Condition
 
@@ -18,6 +19,7 @@ def encode_image(pipe: Any, pixels: Tensor, generator: torch.Generator | None = 
     """Latents as the backbone sees them: those of the VAE, moved and scaled as its config says.
 
     SDXL: scaling_factor z, after (z - mean) / std where the config has them.  SD3, FLUX: scaling_factor (z - shift).
+    FLUX.2: (z - mean) / std of a batch norm over patches of 2 x 2.
     A VAE of videos reads an image as one frame.
 
     Args:    pixels (b, 3, H, W) in -1..1.  generator: of a draw from the posterior; None: its mean; AutoencoderTiny has
@@ -31,8 +33,8 @@ def encode_image(pipe: Any, pixels: Tensor, generator: torch.Generator | None = 
     else:
         z = found.latents  # AutoencoderTiny
     z = z.squeeze(2) if reads_frames(config) else z
-    z = (z - _mean(config, z)) / _deviation(config, z)
-    return (z - (getattr(config, "shift_factor", None) or 0.0)) * getattr(config, "scaling_factor", 1.0)
+    z = (z - _mean(vae, z)) / _deviation(vae, z)
+    return (z - (getattr(config, "shift_factor", None) or 0.0)) * (getattr(config, "scaling_factor", None) or 1.0)
 
 
 def decode_image(pipe: Any, latents: Tensor) -> list[Any]:
@@ -45,8 +47,9 @@ def decode_image(pipe: Any, latents: Tensor) -> list[Any]:
     Raises: ValueError: NaN or infinity.
     """
     vae, config = pipe.vae, pipe.vae.config
-    z = latents.float() / getattr(config, "scaling_factor", 1.0) + (getattr(config, "shift_factor", None) or 0.0)
-    z = z * _deviation(config, z) + _mean(config, z)
+    scale, shift = getattr(config, "scaling_factor", None) or 1.0, getattr(config, "shift_factor", None) or 0.0
+    z = latents.float() / scale + shift
+    z = z * _deviation(vae, z) + _mean(vae, z)
     images = []
     for one in z.split(1):
         pixels = vae.decode(as_frames(vae, one), return_dict=False)[0]
@@ -82,16 +85,26 @@ def pixels_per_latent(config: Any) -> int:
     return 2 ** (len(levels) - 1)
 
 
-def _mean(config: Any, z: Tensor) -> Tensor:
-    """(1, c, 1, 1): what the VAE's config says is the latents' mean; 0 where it says nothing."""
-    found = getattr(config, "latents_mean", None)
+def _mean(vae: Any, z: Tensor) -> Tensor:
+    """(1, c, 1, 1) or (1, c, h, w): what the VAE says is the latents' mean; 0 where it says nothing."""
+    if hasattr(vae, "bn"):
+        return _of_patches(vae.bn.running_mean, z)
+    found = getattr(vae.config, "latents_mean", None)
     return z.new_zeros(1) if found is None else z.new_tensor(found).view(1, -1, 1, 1)
 
 
-def _deviation(config: Any, z: Tensor) -> Tensor:
-    """(1, c, 1, 1): what the VAE's config says is the latents' standard deviation; 1 where it says nothing."""
-    found = getattr(config, "latents_std", None)
+def _deviation(vae: Any, z: Tensor) -> Tensor:
+    """(1, c, 1, 1) or (1, c, h, w): what the VAE says is the latents' deviation; 1 where it says nothing."""
+    if hasattr(vae, "bn"):
+        return _of_patches((vae.bn.running_var + vae.config.batch_norm_eps).sqrt(), z)
+    found = getattr(vae.config, "latents_std", None)
     return z.new_ones(1) if found is None else z.new_tensor(found).view(1, -1, 1, 1)
+
+
+def _of_patches(values: Tensor, z: Tensor) -> Tensor:
+    """A number for each channel of patches of 2 x 2, (4 c,), at every place of the latents: (1, c, h, w)."""
+    patch = functional.pixel_shuffle(values.view(1, -1, 1, 1), 2)
+    return patch.repeat(1, 1, z.shape[2] // 2, z.shape[3] // 2)
 
 
 def run_pipeline(pipe: Any, size: int, steps: int, generators: Sequence[torch.Generator], **arguments: Any) -> Tensor:

@@ -9,6 +9,17 @@ import difflib
 from typing import Any, NamedTuple
 
 from ..layouts import VARIANTS
+from .public_text_encoders import (
+    CLIP_G,
+    CLIP_H,
+    CLIP_L,
+    MISTRAL_SMALL,
+    QWEN3_4B,
+    QWEN3_8B,
+    QWEN3_VL,
+    QWEN_VL,
+    T5_XXL,
+)
 
 
 class PublicBase(NamedTuple):
@@ -24,69 +35,10 @@ class PublicBase(NamedTuple):
     text_encoders: dict[str, dict[str, Any]]
     """{component: the text encoder's config}."""
     vae: dict[str, Any]
+    settings: dict[str, Any] = {}
+    """The pipeline's own entries in its index."""
 
 
-# config.json of openai/clip-vit-large-patch14's text model, which all three families use
-CLIP_L = {
-    "architectures": ["CLIPTextModel"],
-    "model_type": "clip_text_model",
-    "hidden_size": 768,
-    "intermediate_size": 3072,
-    "num_hidden_layers": 12,
-    "num_attention_heads": 12,
-    "projection_dim": 768,
-}
-# text_encoder_2/config.json of SDXL and SD3: OpenCLIP's ViT-bigG
-CLIP_G = {
-    "architectures": ["CLIPTextModelWithProjection"],
-    "model_type": "clip_text_model",
-    "hidden_size": 1280,
-    "intermediate_size": 5120,
-    "num_hidden_layers": 32,
-    "num_attention_heads": 20,
-    "projection_dim": 1280,
-    "hidden_act": "gelu",
-}
-# text_encoder/config.json of SD 2.1: OpenCLIP's ViT-H without its last layer
-CLIP_H = {
-    "architectures": ["CLIPTextModel"],
-    "model_type": "clip_text_model",
-    "hidden_size": 1024,
-    "intermediate_size": 4096,
-    "num_hidden_layers": 23,
-    "num_attention_heads": 16,
-    "projection_dim": 512,
-    "hidden_act": "gelu",
-}
-# google/t5-v1_1-xxl, the encoder alone
-T5_XXL = {
-    "architectures": ["T5EncoderModel"],
-    "model_type": "t5",
-    "vocab_size": 32128,
-    "d_model": 4096,
-    "d_kv": 64,
-    "d_ff": 10240,
-    "num_layers": 24,
-    "num_heads": 64,
-    "feed_forward_proj": "gated-gelu",
-}
-# text_encoder/config.json of Qwen-Image: Qwen2.5-VL-7B
-QWEN_VL = {
-    "architectures": ["Qwen2_5_VLForConditionalGeneration"],
-    "model_type": "qwen2_5_vl",
-    "tie_word_embeddings": False,
-    "text_config": {
-        "vocab_size": 152064,
-        "hidden_size": 3584,
-        "intermediate_size": 18944,
-        "num_hidden_layers": 28,
-        "num_attention_heads": 28,
-        "num_key_value_heads": 4,
-        "rope_parameters": {"rope_type": "default", "mrope_section": [16, 24, 24], "rope_theta": 1000000.0},
-        "max_position_embeddings": 128000,
-    },
-    "vision_config": {"hidden_size": 1280, "out_hidden_size": 3584, "intermediate_size": 3420},
-}
 VAE = {
     "_class_name": "AutoencoderKL",
     "block_out_channels": [128, 256, 512, 512],
@@ -96,6 +48,7 @@ VAE = {
     "sample_size": 1024,
 }
 VAE_16 = {**VAE, "latent_channels": 16, "use_quant_conv": False, "use_post_quant_conv": False}
+VAE_FLUX2 = {**VAE, "_class_name": "AutoencoderKLFlux2", "latent_channels": 32}
 FLOW = {"_class_name": "FlowMatchEulerDiscreteScheduler", "shift": 3.0}
 QWEN_SCHEDULER = {
     "_class_name": "FlowMatchEulerDiscreteScheduler",
@@ -105,6 +58,7 @@ QWEN_SCHEDULER = {
     "shift_terminal": 0.02,
     "use_dynamic_shifting": True,
 }
+DYNAMIC = {**FLOW, "use_dynamic_shifting": True}
 SDXL_UNET = {
     "_class_name": "UNet2DConditionModel",
     "addition_embed_type": "text_time",
@@ -181,6 +135,28 @@ def _qwen(name: str) -> PublicBase:
     return PublicBase(VARIANTS[name].hub, "QwenImagePipeline", part, QWEN_SCHEDULER, encoders, vae)
 
 
+def _flux2(name: str, layers: tuple[int, int], heads: int, encoder: dict[str, Any], distilled: bool) -> PublicBase:
+    """FLUX.2 klein or its base; layers: blocks with two streams and with one."""
+    part = {"_class_name": "Flux2Transformer2DModel", "num_layers": layers[0], "num_single_layers": layers[1]}
+    part |= {"num_attention_heads": heads, "joint_attention_dim": 3 * encoder["hidden_size"], "guidance_embeds": False}
+    encoders = {"text_encoder": {**encoder, "architectures": ["Qwen3ForCausalLM"]}}
+    hub, settings = VARIANTS[name].hub, {"is_distilled": distilled}
+    return PublicBase(hub, "Flux2KleinPipeline", part, DYNAMIC, encoders, VAE_FLUX2, settings)
+
+
+def _z_image(name: str, shift: float) -> PublicBase:
+    """Z-Image or Z-Image-Turbo, which differ in the scheduler's shift; the defaults of its class are its sizes."""
+    part, scheduler = {"_class_name": "ZImageTransformer2DModel"}, {**FLOW, "shift": shift}
+    return PublicBase(VARIANTS[name].hub, "ZImagePipeline", part, scheduler, {"text_encoder": QWEN3_4B}, VAE_16)
+
+
+def _krea2(name: str, distilled: bool) -> PublicBase:
+    """Krea 2 Raw or Turbo; the defaults of its class are its sizes."""
+    part, vae = {"_class_name": "Krea2Transformer2DModel"}, {"_class_name": "AutoencoderKLQwenImage"}
+    scheduler, settings = {**DYNAMIC, "shift": 1.0, "max_image_seq_len": 6400}, {"is_distilled": distilled}
+    return PublicBase(VARIANTS[name].hub, "Krea2Pipeline", part, scheduler, {"text_encoder": QWEN3_VL}, vae, settings)
+
+
 PUBLIC: dict[str, PublicBase] = {
     "sdxl": _sdxl("sdxl"),
     "pony": _sdxl("pony"),
@@ -208,6 +184,22 @@ PUBLIC: dict[str, PublicBase] = {
         upcast_attention=True,
         **SD21_UNET,
     ),
+    "flux2-klein-base-4b": _flux2("flux2-klein-base-4b", (5, 20), 24, QWEN3_4B, False),
+    "flux2-klein-4b": _flux2("flux2-klein-4b", (5, 20), 24, QWEN3_4B, True),
+    "flux2-klein-base-9b": _flux2("flux2-klein-base-9b", (8, 24), 32, QWEN3_8B, False),
+    "flux2-klein-9b": _flux2("flux2-klein-9b", (8, 24), 32, QWEN3_8B, True),
+    "flux2-dev": PublicBase(
+        VARIANTS["flux2-dev"].hub,
+        "Flux2Pipeline",
+        {"_class_name": "Flux2Transformer2DModel"},
+        DYNAMIC,
+        {"text_encoder": MISTRAL_SMALL},
+        VAE_FLUX2,
+    ),
+    "krea2-raw": _krea2("krea2-raw", False),
+    "krea2-turbo": _krea2("krea2-turbo", True),
+    "z-image": _z_image("z-image", 6.0),
+    "z-image-turbo": _z_image("z-image-turbo", 3.0),
     "sd21-base": _sd15("sd21-base", CLIP_H, PNDM, 64, **SD21_UNET),
     "qwen-image": _qwen("qwen-image"),
     "qwen-image-2512": _qwen("qwen-image-2512"),

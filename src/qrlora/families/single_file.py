@@ -8,6 +8,7 @@ more on the rows in another numbering: a conversion that computes, rather than m
 
 from __future__ import annotations
 
+import math
 from bisect import bisect
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -17,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from ..safetensors_files import FLOATS, Checkpoint, TensorLocation, read_rows
+from .model_dtype import cast_model
 
 VAE_BEGINNINGS = ("first_stage_model.", "vae.")
 """How the names of a VAE's tensors begin in single-file checkpoints."""
@@ -51,14 +53,16 @@ def model_on_meta_device(
     held = {normalize_key(name): place for name, place in file.places.items()}
     try:
         sources = _rows_of_weights(held, config, convert)
-        _check_rows(held, sources, {name: tuple(x.shape) for name, x in model.state_dict().items()})
+        shapes = {name: tuple(x.shape) for name, x in model.state_dict().items()}
+        _check_rows(held, sources, shapes)
     except ValueError as error:
         raise ValueError(f"{path} is not a whole {kind} of this configuration: {error}") from error
 
     def read(name: str) -> Tensor:
-        return read_rows(path, [(held[x.tensor], x.first, x.last) for x in sources[name]])
+        rows = read_rows(path, [(held[x.tensor], x.first, x.last) for x in sources[name]])
+        return rows.reshape(shapes[name])
 
-    return model.to(dtype), read
+    return cast_model(model, dtype), read
 
 
 def conversion_of(kind: Any) -> Callable[..., Mapping[str, Tensor]] | None:
@@ -165,7 +169,8 @@ def _check_rows(
         raise ValueError(f"{len(foreign)} weights have no place in it, such as {foreign[0]}")
     for name, rows in sources.items():
         found = (sum(x.last - x.first for x in rows), *held[rows[0].tensor].shape[1:])
-        if found != shapes[name]:
+        folded = len(found) == 1 and found[0] == math.prod(shapes[name])  # a vector that holds several, as Krea 2's
+        if found != shapes[name] and not folded:
             raise ValueError(f"{name} must be {shapes[name]}, the file has {found}")
     used = {x.tensor for rows in sources.values() for x in rows}
     strange = sorted(name for name in used if held[name].dtype not in FLOATS)

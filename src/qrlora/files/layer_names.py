@@ -115,11 +115,15 @@ def _one_layout_of(
 
 
 def _outputs_fit(layout: Layout, factors: Mapping[str, Factor], tensors: Mapping[str, Tensor]) -> bool:
-    """Whether what a backbone keeps in one has as many outputs as it must."""
+    """Whether what a backbone keeps in one has as many outputs as it must, and no width is another model's."""
     inputs = {x.name: tensors[key].shape[-1] for key, x in factors.items() if x.kind == "A" and tensors[key].ndim == 2}
+    read = {x: layout.read(x) for x in inputs} if layout.foreign_widths else {}
+    if layout.width_of({x.layers[0]: inputs[name] for name, x in read.items() if x}) in layout.foreign_widths:
+        return False
     for key, factor in factors.items():
         named = layout.read(factor.name) if factor.kind == "B" and factor.name in inputs else None
-        if named and len(named.layers) > 1 and tensors[key].ndim == 2:
+        fixed = named and (len(named.layers) > 1 or named.layers[0].rpartition(".")[2] in layout.outputs)
+        if named and fixed and tensors[key].ndim == 2:
             if len(tensors[key]) != sum(layout.heights(named.layers, inputs[factor.name]).values()):
                 return False
     return True

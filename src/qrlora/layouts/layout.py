@@ -102,6 +102,8 @@ class Layout:
     """Beginnings of what tools write as `ss_base_model_version` or as ModelSpec's architecture."""
     look_alikes: tuple[str, ...] = ()
     """Beginnings of what they write there for other models, whose layers have the same names."""
+    foreign_widths: tuple[int, ...] = ()
+    """Widths of other models' blocks, whose layers have the same names."""
     gallery: str = ""
     """Beginning of `ss_base_model_version` without which A1111's gallery takes a file for another family's."""
     paper_presets: tuple[str, ...] = ()
@@ -138,6 +140,11 @@ class Layout:
         name = prefix + (path.replace(".", "_") if flat else path)
         read = self.read(name)
         return (name, together) if read and read.layers == together else None
+
+    def has_one_name(self, layer: str) -> bool:
+        """Whether a layer is called the same in the original model and in diffusers."""
+        found = self._originals.find(layer)
+        return found is not None and filled(found[0][0], found[1]) == layer
 
     def is_swapped(self, layer: str, spelling: str) -> bool:
         """Whether the halves of a layer that has two outputs for each input lie the other way round in a spelling."""

@@ -3,13 +3,18 @@
 from collections.abc import Iterable, Mapping
 
 from .flux import FLUX
+from .flux2 import FLUX2
+from .krea2 import KREA2
 from .layout import Layout, Variant
 from .qwen_image import QWEN_IMAGE
 from .sd3 import SD3
 from .sd15 import SD15
 from .sdxl import SDXL
+from .z_image import Z_IMAGE
 
-LAYOUTS: dict[str, Layout] = {layout.family: layout for layout in (SDXL, SD3, FLUX, SD15, QWEN_IMAGE)}
+LAYOUTS: dict[str, Layout] = {
+    layout.family: layout for layout in (SDXL, SD3, FLUX, SD15, QWEN_IMAGE, Z_IMAGE, FLUX2, KREA2)
+}
 
 VARIANTS: dict[str, Variant] = {short: variant for x in LAYOUTS.values() for short, variant in x.variants.items()}
 """Short name -> public model, of every family."""

@@ -1,0 +1,145 @@
+"""FLUX.2: a transformer on packed latents and words together; klein is conditioned on Qwen3, dev on Mistral.
+
+There is no paper; facts are from diffusers' pipelines and public training. FLUX.2-dev is guidance-distilled: it reads a
+guidance as a number. FLUX.2-klein is step-distilled and has none; its base is not distilled.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..config import FamilyDefaults
+from ..layouts.flux2 import FLUX2 as LAYOUT
+from .family import Condition, Family, SizeConditioning, TokenLimits
+from .flux import TRAINING_GUIDANCE, distilled, packed, size_multiple, unpacked
+from .pipeline_steps import run_pipeline
+
+TEXT_LENGTH = 512
+"""TokenLimits of a prompt, padding among them, which the model reads, too: the pipelines' own choice."""
+STATES = 3
+"""Hidden states of the text encoder side by side."""
+UNCHANGED = SimpleNamespace(
+    bn=SimpleNamespace(running_mean=torch.zeros(1), running_var=torch.ones(1)), config=SimpleNamespace(batch_norm_eps=0)
+)
+"""In place of a VAE: what the pipelines ask it for at the end of drawing, so that latents stay normalised."""
+
+
+def is_step_distilled(pipe: Any) -> bool:
+    """Whether the base is FLUX.2-klein, not its base."""
+    return bool(pipe.config.get("is_distilled"))
+
+
+def encode_prompt(pipe: Any, prompts: Sequence[str], sizes: SizeConditioning) -> Condition:
+    """Three of the text encoder's states side by side, and the guidance if the base reads one. Size and crop are no
+    condition.
+
+    Returns: text (b, TEXT_LENGTH, d), guidance (b,) float32.
+    """
+    text = _encoded(pipe, prompts)
+    guidance = {"guidance": torch.full((len(prompts),), TRAINING_GUIDANCE, device=text.device)}
+    return Condition({"text": text, **(guidance if distilled(pipe) else {})})
+
+
+def _encoded(pipe: Any, prompts: Sequence[str]) -> Tensor:
+    device = pipe.text_encoder.device
+    return pipe.encode_prompt(list(prompts), device, max_sequence_length=TEXT_LENGTH)[0]
+
+
+def predict(model: nn.Module, noisy: Tensor, time: Tensor, condition: Condition) -> Tensor:
+    """The velocity, (b, c, h, w) in the model's dtype; noisy (b, c, h, w), time (b,), condition of b rows."""
+    told, (h, w) = condition.tensors, (noisy.shape[2] // 2, noisy.shape[3] // 2)
+    answer = model(
+        packed(noisy.to(told["text"].dtype)),
+        told["text"],
+        time / 1000,  # the model multiplies by 1000
+        positions(1, h, w, 1).to(noisy.device, non_blocking=True),
+        positions(1, 1, 1, told["text"].shape[1]).to(noisy.device, non_blocking=True),
+        told.get("guidance"),
+        return_dict=False,
+    )[0]
+    return unpacked(answer, h, w)
+
+
+def positions(*sizes: int) -> Tensor:
+    """(n, 4): frame, row, column and word of every token, for the rotary embedding."""
+    return torch.cartesian_prod(*map(torch.arange, sizes))
+
+
+def embed(pipe: Any, prompts: Sequence[str], negative_prompt: str, guidance: float) -> Condition:
+    """The text encoder's states, beside them those of the negative prompt where classifier-free guidance acts.
+
+    Raises: ValueError: a negative prompt for a distilled base; guidance for a step-distilled one.
+    """
+    if negative_prompt and (distilled(pipe) or is_step_distilled(pipe)):
+        raise ValueError("this FLUX.2 base is distilled and reads no negative prompt: leave it empty")
+    if guidance > 1 and is_step_distilled(pipe):
+        raise ValueError(f"this FLUX.2 base is distilled to few steps and has no guidance: give 1, got {guidance:g}")
+    told = {"prompt_embeds": _encoded(pipe, prompts)}
+    if rows_per_step(pipe, guidance) > 1:
+        told["negative_prompt_embeds"] = _encoded(pipe, [negative_prompt] * len(prompts))
+    return Condition(told)
+
+
+def sample(
+    pipe: Any, told: Condition, size: int, steps: int, guidance: float, generators: Sequence[torch.Generator]
+) -> Tensor:
+    """Latents of images; `guidance` is the number that FLUX.2-dev reads, else the strength of classifier-free
+    guidance."""
+    before, pipe.vae = pipe.vae, UNCHANGED
+    try:
+        return run_pipeline(pipe, size, steps, generators, guidance_scale=guidance, **told.tensors)
+    finally:
+        pipe.vae = before
+
+
+def rows_per_step(pipe: Any, guidance: float) -> int:
+    """Classifier-free guidance, two rows that the pipeline asks for one after the other, if the base is undistilled."""
+    return 2 if guidance > 1 and not distilled(pipe) and not is_step_distilled(pipe) else 1
+
+
+def input_shapes(pipe: Any, side: int, tokens: TokenLimits) -> dict[str, tuple[int, ...]]:
+    """What `predict` reads for one image; the latents are not packed yet."""
+    config = pipe.transformer.config
+    told = {
+        "latents": (1, config.in_channels // 4, side, side),
+        "text": (1, TEXT_LENGTH, config.joint_attention_dim),
+    }
+    return {**told, **({"guidance": (1,)} if config.guidance_embeds else {})}
+
+
+def text_widths(pipe: Any) -> dict[str, int]:
+    """What the encoder makes of a prompt."""
+    return {"text": STATES * pipe.text_encoder.config.get_text_config().hidden_size}
+
+
+def default_overrides(pipe: Any) -> Mapping[str, Any]:
+    """FLUX.2-klein draws in 4 steps without guidance."""
+    return {"sample_steps": 4, "guidance": 1.0} if is_step_distilled(pipe) else {}
+
+
+FLUX2 = Family(
+    layout=LAYOUT,
+    pipeline="Flux2KleinPipeline",
+    other_pipelines=("Flux2Pipeline",),
+    compatible_pipelines=("Flux2KleinInpaintPipeline",),
+    checkpoint_keys=("double_stream_modulation_img.lin.weight", "double_blocks.0.img_attn.qkv.weight"),
+    beside_a_folder=True,
+    defaults=FamilyDefaults(targets="attention", guidance=4.0),
+    text_encoders={"text_encoder": "text_encoders."},
+    encode_prompt=encode_prompt,
+    predict=predict,
+    embed=embed,
+    sample=sample,
+    size_multiple=size_multiple,
+    block_classes=("Flux2TransformerBlock", "Flux2SingleTransformerBlock"),
+    input_shapes=input_shapes,
+    text_widths=text_widths,
+    rows_per_step=rows_per_step,
+    default_overrides=default_overrides,
+    normalize_key=lambda name: name.removeprefix("model.diffusion_model."),
+)

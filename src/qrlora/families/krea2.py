@@ -1,0 +1,113 @@
+"""Krea 2: a transformer on packed latents and words, which fuses twelve states of Qwen3-VL for each word.
+
+There is no paper; facts are from diffusers' pipeline and public training. Krea-2-Turbo is distilled to few steps; LoRAs
+are trained on Raw.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..config import FamilyDefaults
+from ..layouts.krea2 import KREA2 as LAYOUT
+from .family import Condition, Family, SizeConditioning, TokenLimits
+from .flux import packed, patch_positions, size_multiple, unpacked
+from .flux2 import is_step_distilled
+from .pipeline_steps import run_pipeline
+from .z_image import rows_per_step
+
+TEXT_LENGTH = 512
+"""Most tokens of a prompt, with the end of its template: the pipeline's own choice."""
+
+
+def encode_prompt(pipe: Any, prompts: Sequence[str], sizes: SizeConditioning) -> Condition:
+    """Several states of the text encoder for each token of prompt and template's end. Krea 2 reads no size and crop.
+
+    Returns: text (b, n, layers, d), n the longest prompt's tokens.
+    """
+    text, mask = _padded(pipe, prompts)  # the padding is between prompt and end; nothing reads it
+    return Condition.of_texts({"text": [row[kept] for row, kept in zip(text, mask, strict=True)]})
+
+
+def _padded(pipe: Any, prompts: Sequence[str]) -> tuple[Tensor, Tensor]:
+    """Texts (b, TEXT_LENGTH, layers, d), and (b, TEXT_LENGTH) bool: which of their tokens count."""
+    return pipe.encode_prompt(list(prompts), pipe.text_encoder.device, max_sequence_length=TEXT_LENGTH)
+
+
+def predict(model: nn.Module, noisy: Tensor, time: Tensor, condition: Condition) -> Tensor:
+    """The velocity, (b, c, h, w) in the model's dtype; noisy (b, c, h, w), time (b,), condition of b rows."""
+    text, (h, w) = condition.tensors["text"], (noisy.shape[2] // 2, noisy.shape[3] // 2)
+    positions = torch.cat([torch.zeros(text.shape[1], 3), patch_positions(h, w)])
+    answer = model(
+        packed(noisy.to(text.dtype)),
+        text,
+        time / 1000,  # the model multiplies by 1000
+        positions.to(noisy.device, non_blocking=True),
+        condition.mask("text"),
+        return_dict=False,
+    )[0]
+    return unpacked(answer, h, w)
+
+
+def embed(pipe: Any, prompts: Sequence[str], negative_prompt: str, guidance: float) -> Condition:
+    """The pipeline's own texts with their padding, which it wants of one length, and their masks; those of the negative
+    prompt where classifier-free guidance acts."""
+    given = {"": prompts}
+    if rows_per_step(pipe, guidance) > 1:
+        given["negative_"] = [negative_prompt] * len(prompts)
+    told: dict[str, Tensor] = {}
+    for name, words in given.items():
+        told[f"{name}prompt_embeds"], told[f"{name}prompt_embeds_mask"] = _padded(pipe, words)
+    return Condition(told)
+
+
+def sample(
+    pipe: Any, told: Condition, size: int, steps: int, guidance: float, generators: Sequence[torch.Generator]
+) -> Tensor:
+    """Latents (b, c, h, w) with classifier-free guidance p + guidance (p - n)."""
+    rows = run_pipeline(pipe, size, steps, generators, guidance_scale=guidance, **told.tensors)
+    side = size // size_multiple(pipe)
+    return unpacked(rows, side, side)
+
+
+def input_shapes(pipe: Any, side: int, tokens: TokenLimits) -> dict[str, tuple[int, ...]]:
+    """What `predict` reads for one image, with the longest prompt; the latents are not packed yet."""
+    config = pipe.transformer.config
+    text = (1, TEXT_LENGTH, config.num_text_layers, config.text_hidden_dim)
+    return {"latents": (1, config.in_channels // 4, side, side), "text": text}
+
+
+def text_widths(pipe: Any) -> dict[str, int]:
+    """What the encoder makes of a prompt."""
+    return {"text": pipe.text_encoder.config.get_text_config().hidden_size}
+
+
+def default_overrides(pipe: Any) -> Mapping[str, Any]:
+    """Krea-2-Turbo draws in 8 steps without guidance."""
+    return {"sample_steps": 8, "guidance": 0.0} if is_step_distilled(pipe) else {}
+
+
+KREA2 = Family(
+    layout=LAYOUT,
+    pipeline="Krea2Pipeline",
+    compatible_pipelines=(),
+    checkpoint_keys=("txtfusion.projector.weight", "blocks.0.attn.wq.weight"),
+    beside_a_folder=True,
+    defaults=FamilyDefaults(targets="public-script", sample_steps=28, guidance=4.5),
+    text_encoders={"text_encoder": "text_encoders."},
+    encode_prompt=encode_prompt,
+    predict=predict,
+    embed=embed,
+    sample=sample,
+    rows_per_step=rows_per_step,
+    size_multiple=size_multiple,
+    block_classes=("Krea2TransformerBlock",),
+    input_shapes=input_shapes,
+    text_widths=text_widths,
+    default_overrides=default_overrides,
+    flattened=("text_fusion.layerwise_blocks.*",),
+)

@@ -1,0 +1,20 @@
+"""A model in a dtype, but for the modules that diffusers keeps in float32."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from typing import Any
+
+import torch
+from torch import nn
+
+
+def cast_model(model: Any, dtype: torch.dtype) -> nn.Module:
+    """A model on any device in a dtype, as diffusers' `from_pretrained` opens it: the modules that its class names
+    (`_keep_in_fp32_modules`: norms of Krea 2 and Wan) are in float32."""
+    nn.Module.to(model, dtype)  # not diffusers' own `to`, which warns of what is put right here
+    kept: Collection[str] = getattr(model, "_keep_in_fp32_modules", None) or ()
+    for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
+        if tensor.is_floating_point() and {*name.split(".")} & {*kept}:
+            tensor.data = tensor.data.float()
+    return model
