@@ -321,6 +321,14 @@ def test_the_mixer_asks_for_the_pictures_of_its_address_and_shows_what_is_drawn(
         assert 'role="alert"' in post(page, studio, "/mixer/draw", **{**sent, **wrong}).text
 
 
+def test_a_base_that_only_a_file_names_is_neither_opened_nor_fetched(studio, page):
+    for base in ("/etc", "owner/name", ""):
+        job = adapter_file(studio, "stranger", base=base)
+        answer = post(page, studio, "/mixer/draw", content=job.id, style="", prompt="a <c>", seed="0", c="1", s="1")
+        assert 'role="alert"' in answer.text and "add it under Bases" in answer.text
+    assert studio.drawings._waiting == {}
+
+
 def test_the_server_loads_no_torch():
     """So that the first page is there at once."""
     script = """

@@ -26,6 +26,7 @@ class Drawings:
         """Whether there is no process, and none will be while paused."""
         self._waiting: dict[str, Mapping[str, Any]] = {}
         self._change, self._paused, self._closing = threading.Condition(), False, False
+        self._child: subprocess.Popen[str] | None = None
         self._thread = threading.Thread(target=self._run, name="drawings")
 
     def start(self) -> None:
@@ -37,6 +38,8 @@ class Drawings:
         with self._change:
             self._closing = True
             self._change.notify_all()
+            if self._child is not None:
+                self._child.kill()  # whatever it draws
         self._thread.join()
 
     def pause(self, paused: bool) -> None:
@@ -78,7 +81,6 @@ class Drawings:
         return self.failed.get(name) or ("waiting" if name in self._waiting else "unknown")
 
     def _run(self) -> None:
-        child: subprocess.Popen[str] | None = None
         while True:
             with self._change:
                 self._change.wait_for(lambda: self._closing or self._paused or self._waiting)
@@ -88,15 +90,17 @@ class Drawings:
                     name = next(iter(self._waiting))
                     wanted, self.closed = (name, self._waiting[name]), False
             if not wanted[0]:
-                _end(child)
-                child, self.closed = None, True
+                _end(self._child)
                 with self._change:
+                    self._child, self.closed = None, True
                     self._change.wait_for(lambda: self._closing or not self._paused)
                     if self._closing:
                         return
                 continue
-            child = child if child and child.poll() is None else self._process()
-            self._draw(child, *wanted)
+            with self._change:
+                if self._child is None or self._child.poll() is not None:
+                    self._child = self._process()
+            self._draw(self._child, *wanted)
 
     def _process(self) -> subprocess.Popen[str]:
         words = [sys.executable, "-m", "qrlora.studio.drawing_worker", str(self.work.folder), self.device]

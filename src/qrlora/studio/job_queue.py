@@ -24,6 +24,8 @@ class JobQueue:
 
     def __init__(self, work: Work, devices: Sequence[str], drawings: Drawings):
         self.work, self.devices, self.drawings = work, list(devices), drawings
+        self.problem = ""
+        """Why nothing can be started, "" while it can."""
         self._children: list[subprocess.Popen] = []
         self._closing = threading.Event()
         self._thread = threading.Thread(target=self._run, name="queue")
@@ -39,7 +41,13 @@ class JobQueue:
 
     def _run(self) -> None:
         while not self._closing.wait(PAUSE):
-            self.start_what_can()
+            try:
+                self.start_what_can()
+                self.problem = ""
+            except FileNotFoundError:
+                continue  # a job went to the bin meanwhile
+            except OSError as error:  # such as a full disk: said on the page until it is over
+                self.problem = f"{error.filename or self.work.folder}: {error.strerror or error}"
 
     def start_what_can(self) -> None:
         """Start the longest-waiting job of each place where nothing runs. Drawing makes room for a training first."""

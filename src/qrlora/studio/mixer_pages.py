@@ -14,6 +14,7 @@ from starlette.datastructures import FormData
 
 from ..web.pages import FOREVER
 from .access import depends
+from .draft import bases
 from .drawings import drawing_id
 from .jobs import Job
 from .studio import Studio
@@ -71,7 +72,9 @@ class Mixer:
         if "locked" not in sent and "c" in sent:
             fields["locked"] = ""  # an unticked box is not sent
         if "content" in sent or "style" in sent:
-            return fields
+            named = {x.id: x for x in self.work.adapters()}
+            found = [named[fields[x]] for x in ("content", "style") if fields[x] in named]
+            return fields if "prompt" in sent else fields | {"prompt": prompt_for(found)}
         adapters = self.work.adapters()
         style = next((x for x in adapters if x.facts.get("role") == "style"), None)
         same = [x for x in adapters if style is None or x.facts.get("base") == style.facts.get("base")]
@@ -90,18 +93,30 @@ class Mixer:
         chosen = self.chosen(fields)
         if not chosen:
             raise ValueError("Choose an adapter first.")
-        first = chosen[0][0]
-        train = first.settings.get("train", {})
+        train = chosen[0][0].settings.get("train", {})
         weights = [x for _, x in chosen] if strengths is None else strengths[-len(chosen) :]
         if not fields["seed"].isdecimal():
             raise ValueError(f"the seed must be a whole number, got {fields['seed']!r}")
         return {
-            "base": first.facts["base"],
+            "base": self.base_of([job for job, _ in chosen]),
             "opening": {name: train[name] for name in OPENING if name in train},
             "adapters": [[job.id, weight] for (job, _), weight in zip(chosen, weights, strict=True)],
             "prompt": fields["prompt"],
             "seed": int(fields["seed"]),
         }
+
+    def base_of(self, adapters: Sequence[Job]) -> str:
+        """The base that adapters name. Raises ValueError: none does, or one that was never chosen here.
+
+        A file that was brought along may name anything, which must be neither opened nor fetched unasked.
+        """
+        name = next((x.facts["base"] for x in adapters if x.facts["base"]), "")
+        if name not in bases(self.work):
+            said = f"was learnt on {name}, which is not among the bases here" if name else "does not say its base"
+            raise ValueError(
+                f"{adapters[0].title} {said}: add it under Bases, or mix it with one that was learnt here."
+            )
+        return name
 
     def cells(self, fields: Mapping[str, str]) -> list[list[tuple[float, float, dict[str, Any]]]]:
         """(content strength, style strength, picture) of the grid, row by row; [] without one.

@@ -33,7 +33,7 @@ def add_to(app: FastAPI, studio: Studio) -> None:
 
     def runs() -> dict[str, Any]:
         jobs = [told(job) for job in work.jobs() if job.kind in SHOWN]
-        return {"runs": jobs, "in_bin": work.in_bin(), "page": "runs"}
+        return {"runs": jobs, "in_bin": work.in_bin(), "problem": studio.queue.problem, "page": "runs"}
 
     @app.get("/runs", dependencies=known)
     def queue() -> Response:

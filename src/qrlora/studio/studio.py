@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 from collections.abc import Sequence
 from pathlib import Path
@@ -52,6 +53,9 @@ class Studio:
 
     def snapshot(self) -> dict[str, Any]:
         """{id of a job: how far it is; "drawings": which are there}: what pages show anew when it changes."""
-        found: dict[str, Any] = {job.id: (len(job.events), job.state) for job in self.work.jobs()}
+        found: dict[str, Any] = {"queue": self.queue.problem}
+        for job in self.work.jobs():
+            with contextlib.suppress(FileNotFoundError):  # it went to the bin meanwhile
+                found[job.id] = (len(job.events), job.state)
         found["drawings"] = (len(list(self.work.drawings.glob("*.png"))), dict(self.drawings.failed))
         return found | {"paused": self.drawings.paused}

@@ -86,8 +86,14 @@ function mix(names) {
 const another = () => ({ seed: Math.floor(Math.random() * 1e6) });
 if (mixer) {
   mixer.addEventListener("input", (event) => {
+    if (event.target.matches("[data-reload]")) return;
     const slid = event.target.type === "range";
     mix(slid ? { [event.target.name]: event.target.value, ...(mixer.elements.locked.checked ? {} : another()) } : {});
+  });
+  mixer.addEventListener("change", (event) => { // other adapters have other trigger words
+    if (!event.target.matches("[data-reload]")) return;
+    const { content, style, seed, c, s } = Object.fromEntries(new FormData(mixer));
+    location.assign(`/mixer?${new URLSearchParams({ content, style, seed, c, s, locked: "yes" })}`);
   });
   mixer.addEventListener("click", (event) => {
     const button = event.target.closest("button");
