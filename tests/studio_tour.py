@@ -36,12 +36,13 @@ class Shots:
         self.page, self.folder = page, folder
         self.taken: dict[str, Path] = {}
 
-    def take(self, name: str, size: dict[str, int] = DESKTOP, dark: bool = False) -> None:
+    def acquire_job_lock(self, name: str, size: dict[str, int] = DESKTOP, dark: bool = False) -> None:
         """One picture, if any are wanted."""
         if self.folder is None:
             return
         self.page.set_viewport_size(size)
         self.page.emulate_media(color_scheme="dark" if dark else "light")
+        self.page.evaluate("() => window.scrollTo(0, 0)")
         self.page.wait_for_timeout(400)
         self.taken[name] = self.folder / f"{name}.png"
         self.page.screenshot(path=self.taken[name])
@@ -61,7 +62,7 @@ def beside(paths: list[Path], output: Path, height: int, gap: int = 24) -> None:
     row.save(output, "WEBP", quality=80, method=6)
 
 
-def learn(page: Page, shots: Shots, pictures: dict[str, Path]) -> None:
+def train(page: Page, shots: Shots, pictures: dict[str, Path]) -> None:
     """Choose both pictures, move the square, press the button, wait."""
     for role, path in pictures.items():
         page.set_input_files(f"input[name=files_{role}]", path)
@@ -76,15 +77,15 @@ def learn(page: Page, shots: Shots, pictures: dict[str, Path]) -> None:
     page.fill("input[name=shows]", "panda")
     page.locator("input[name=shows]").blur()
     page.wait_for_selector("text=Fits here", timeout=120_000)
-    shots.take("pictures")
-    shots.take("phone-pictures", PHONE, dark=True)
-    page.click("button:text-is('Learn')")
+    shots.acquire_job_lock("pictures")
+    shots.acquire_job_lock("phone-pictures", PHONE, dark=True)
+    page.click("button:text-is('Train')")
     page.wait_for_url("**/runs")
     page.wait_for_function("() => document.querySelector('progress')?.value > 15", timeout=120_000)
-    shots.take("phone-runs", PHONE)
+    shots.acquire_job_lock("phone-runs", PHONE)
     page.click(".row a:has-text('robot')")
     page.wait_for_function("() => document.querySelector('progress')?.value > 34", timeout=120_000)
-    shots.take("run", dark=True)
+    shots.acquire_job_lock("run", dark=True)
     page.goto(page.url.split("/run/")[0] + "/runs")
     page.wait_for_function("() => document.querySelectorAll('.badge.done').length === 2", timeout=300_000)
 
@@ -108,16 +109,16 @@ def mix(page: Page, shots: Shots) -> tuple[list[float], float]:
     page.click(".cell[data-c='1.0'][data-s='1.5']")
     page.wait_for_selector(".cell[aria-pressed=true]")
     page.wait_for_timeout(1000)
-    shots.take("mixer")
-    shots.take("mixer-dark", dark=True)
-    shots.take("phone-mixer", PHONE, dark=True)
+    shots.acquire_job_lock("mixer")
+    shots.acquire_job_lock("mixer-dark", dark=True)
+    shots.acquire_job_lock("phone-mixer", PHONE, dark=True)
     page.click("summary:text-is('Keep the merge')")
     page.click("text=Save the merge")
     page.wait_for_selector(".badge.done", timeout=60_000)
-    shots.take("merge")
+    shots.acquire_job_lock("merge")
     page.click("nav >> text=Adapters")
-    shots.take("adapters")
-    shots.take("phone-adapters", PHONE)
+    shots.acquire_job_lock("adapters")
+    shots.acquire_job_lock("phone-adapters", PHONE)
     return took, grid
 
 
@@ -138,7 +139,7 @@ def main() -> None:
             begun = time.perf_counter()
             page.goto(address)
             print(f"first page, once the server listens: {time.perf_counter() - begun:.2f} s")
-            learn(page, shots, pictures)
+            train(page, shots, pictures)
             took, grid = mix(page, shots)
         print(f"from a slider to the new picture: median {statistics.median(took):.2f} s, most {max(took):.2f} s")
         print(f"a grid of 16 pictures: {grid:.1f} s")

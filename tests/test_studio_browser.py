@@ -10,8 +10,8 @@ from playwright.sync_api import sync_playwright
 import pico
 import qrlora
 import servers
-from qrlora.studio.jobs import Work
-from qrlora.studio.worker import training_settings
+from qrlora.studio.job_worker import training_settings
+from qrlora.studio.jobs import WorkFolder
 
 pytestmark = [
     pytest.mark.skipif(servers.CHROMIUM is None, reason="no chromium here"),
@@ -61,7 +61,7 @@ def clean(page):
     page.set_viewport_size({"width": 1280, "height": 900})
 
 
-def learn(page, pictures, base, **more):
+def train(page, pictures, base, **more):
     """Choose pictures and press the button."""
     for role, path in pictures.items():
         page.set_input_files(f"input[name=files_{role}]", path)
@@ -73,7 +73,7 @@ def learn(page, pictures, base, **more):
     if "style" in pictures:
         page.fill("input[name=shows]", "cat")
         clean(page)
-    page.click("button:text-is('Learn')")
+    page.click("button:text-is('Train')")
     page.wait_for_url("**/runs")
 
 
@@ -81,12 +81,12 @@ def test_from_two_pictures_to_a_mixed_one_though_page_and_server_go_down_and_a_r
     window, base, pictures, tmp_path
 ):
     """The run that was stopped and continued has the bytes of an unbroken one."""
-    page, work = window, Work(tmp_path / "work")
+    page, work = window, WorkFolder(tmp_path / "work")
     options = ("--base", base, "--devices", "cpu")
     with servers.studio(work.folder, *options) as (address, server):
         page.goto(address)
         assert "token" not in page.url
-        learn(page, pictures, base, steps=250, rank=4, preview_every=125)
+        train(page, pictures, base, steps=250, rank=4, preview_every=125)
         page.click(".row a:has-text('dog')")
         page.wait_for_function("() => document.querySelector('progress')?.value > 3", timeout=60_000)
         before = page.evaluate("() => document.querySelector('progress').value")

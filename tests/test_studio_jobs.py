@@ -7,19 +7,19 @@ import sys
 
 import pytest
 
-from qrlora.studio.jobs import Work, take
+from qrlora.studio.jobs import WorkFolder, acquire_job_lock
 
 SLEEPER = "import time; print('up', flush=True); time.sleep(60)"
 
 
 @pytest.fixture
 def work(tmp_path):
-    return Work(tmp_path / "work")
+    return WorkFolder(tmp_path / "work")
 
 
 def process(job):
     """A process that holds a job's lock, as the queue starts it."""
-    lock = take(job)
+    lock = acquire_job_lock(job)
     child = subprocess.Popen([sys.executable, "-c", SLEEPER], pass_fds=[lock], stdout=subprocess.PIPE)
     child.stdout.readline()
     (job.folder / "lock").write_text(str(child.pid))
@@ -31,9 +31,9 @@ def test_a_job_runs_for_as_long_as_its_process_lives_and_kill_9_makes_it_interru
     job = work.create("train", "dog", {})
     assert job.state == "waiting"
     child = process(job)
-    job.note("start", device="cpu")
-    job.note("step", step=3, steps=9, loss=0.5, left=1.0)
-    assert job.state == "running" and job.device == "cpu" and take(job) is None
+    job.add_event("start", device="cpu")
+    job.add_event("step", step=3, steps=9, loss=0.5, left=1.0)
+    assert job.state == "running" and job.device == "cpu" and acquire_job_lock(job) is None
     child.kill()
     child.wait()
     child.stdout.close()
@@ -61,7 +61,7 @@ def test_a_torn_line_is_no_event_and_the_next_one_is_whole(work):
     with (job.folder / "events.jsonl").open("ab") as file:
         file.write(b'{"event": "step", "st')
     assert [x["event"] for x in job.events] == ["queued"]
-    job.note("step", step=1, steps=2, loss=1.0, left=0.0)
+    job.add_event("step", step=1, steps=2, loss=1.0, left=0.0)
     assert [x["event"] for x in job.events] == ["queued", "step"]
     lines = (job.folder / "events.jsonl").read_text().splitlines()
     assert len(lines) == 3 and json.loads(lines[-1])["step"] == 1
@@ -70,7 +70,7 @@ def test_a_torn_line_is_no_event_and_the_next_one_is_whole(work):
 def test_of_a_step_that_was_done_again_the_later_loss_counts(work):
     job = work.create("train", "dog", {})
     for step, loss in ((1, 1.0), (2, 0.9), (3, 0.8), (2, 0.7)):
-        job.note("step", step=step, steps=3, loss=loss, left=0.0)
+        job.add_event("step", step=step, steps=3, loss=loss, left=0.0)
     assert job.losses == {1: 1.0, 2: 0.7, 3: 0.8}
 
 
@@ -92,11 +92,11 @@ def test_what_is_deleted_lies_in_the_bin_and_comes_back_but_nothing_that_runs(wo
 
 
 def test_a_folder_has_one_server_at_a_time(work):
-    lock = work.own()
+    lock = work.acquire_lock()
     with pytest.raises(ValueError, match="open already"):
-        Work(work.folder).own()
+        WorkFolder(work.folder).acquire_lock()
     os.close(lock)
-    os.close(Work(work.folder).own())
+    os.close(WorkFolder(work.folder).acquire_lock())
 
 
 def test_a_folder_that_was_left_half_made_is_no_job(work):

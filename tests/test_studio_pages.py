@@ -10,11 +10,11 @@ import pytest
 from fastapi.testclient import TestClient
 from PIL import Image
 
-from qrlora.studio.jobs import ADAPTER, Work
-from qrlora.studio.pictures import Square, add_picture, square_of
+from qrlora.studio.job_worker import training_settings
+from qrlora.studio.jobs import ADAPTER, WorkFolder
 from qrlora.studio.serving import studio_app
 from qrlora.studio.studio import Studio
-from qrlora.studio.worker import training_settings
+from qrlora.studio.uploaded_images import Square, add_picture, square_of
 from qrlora.web.security import HEADERS
 
 
@@ -30,7 +30,7 @@ ORIGIN = {"origin": HOME}
 
 @pytest.fixture
 def studio(tmp_path):
-    return Studio(Work(tmp_path / "work"), Port.port, ["cpu"])
+    return Studio(WorkFolder(tmp_path / "work"), Port.port, ["cpu"])
 
 
 @pytest.fixture
@@ -60,7 +60,7 @@ def adapter_file(studio, title="dog", role="content", trigger="<c>", base="tiny-
     settings = {"train": {"role": role, "base": base, "trigger": trigger}, "crop": [], "pictures": [{}]}
     job = studio.work.create("train", title, settings, {ADAPTER: b"x" * 100, "square-0.png": photo(format="PNG")})
     facts = {"base": base, "family": "f", "role": role, "trigger": trigger, "prompt": "", "method": "qr", "rank": 4}
-    job.note("end", result={**facts, "layers": 2, "bytes": 100})
+    job.add_event("end", result={**facts, "layers": 2, "bytes": 100})
     return job
 
 
@@ -337,7 +337,7 @@ from pathlib import Path
 from PIL import Image
 from test_studio_pages import *
 with tempfile.TemporaryDirectory() as place:
-    studio = Studio(Work(Path(place)), Port.port, ["cpu"])
+    studio = Studio(WorkFolder(Path(place)), Port.port, ["cpu"])
     page = TestClient(studio_app(studio, Port()), base_url=HOME)
     page.get(f"/?token={studio.access.token}")
     adapter_file(studio)

@@ -1,5 +1,6 @@
 """`qrlora studio`: training and mixing on pages in a browser."""
 
+import os
 import webbrowser
 from pathlib import Path
 from typing import Annotated
@@ -24,6 +25,8 @@ def studio(
 
     Runs go on without the pages, and without the server. Start it again on the same folder to see them.
     """
+    if os.name != "posix":
+        raise ValueError("the studio needs the file locks of Linux and macOS; on Windows run it in WSL")
     from ..studio.serving import serve_studio
 
     def on_ready(address: str) -> None:

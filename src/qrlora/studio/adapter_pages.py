@@ -1,4 +1,4 @@
-"""Adapters that were learnt, merged or brought along, and the bases that there are."""
+"""Adapters that were trained, merged or brought along, and the bases that there are."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from fastapi.responses import RedirectResponse
 from starlette.datastructures import FormData, UploadFile
 
 from ..built_in_bases import built_in_bases
-from .access import depends, text
-from .draft import ADDED, bases, own_file
+from .access_token import depends, field_text
+from .draft import ADDED, known_bases, read_base_json
+from .job_worker import preview_name
 from .jobs import ADAPTER, Job
-from .pictures import square_name
 from .run_pages import moment
 from .studio import Studio
-from .worker import preview_name
+from .uploaded_images import square_name
 
 HUB_NAME = re.compile(r"[\w-][\w.-]{0,95}/[\w-][\w.-]{0,95}(@[\w-][\w./-]{0,95})?")
 """OWNER/NAME, with a revision if wanted. No folder of this machine: those come by the command line alone."""
@@ -27,10 +27,10 @@ HUB_NAME = re.compile(r"[\w-][\w.-]{0,95}/[\w-][\w.-]{0,95}(@[\w-][\w./-]{0,95})
 
 def add_to(app: FastAPI, studio: Studio) -> None:
     """Give an application these pages."""
-    known, form, work = [depends(studio.access.known)], depends(studio.access.form), studio.work
+    known, form, work = [depends(studio.access.require_token)], depends(studio.access.form), studio.work
 
     def page(problem: str = "") -> Response:
-        cards = [card(job) for job in work.adapters()]
+        cards = [adapter_card(job) for job in work.adapters()]
         return studio.show("adapters.html", 422 if problem else 200, cards=cards, problem=problem, page="adapters")
 
     @app.get("/adapters", dependencies=known)
@@ -57,7 +57,7 @@ def add_to(app: FastAPI, studio: Studio) -> None:
 
     @app.post("/adapters/check")
     def check(sent: FormData = form) -> Response:
-        job = studio.job(text(sent, "adapter"))
+        job = studio.job(field_text(sent, "adapter"))
         made = work.create("check", job.title, {"adapters": [job.id]})
         return RedirectResponse(f"/run/{made.id}", 303)
 
@@ -68,11 +68,11 @@ def add_to(app: FastAPI, studio: Studio) -> None:
             return page("Tick two adapters to compare.")
         titles = [job.title for job in jobs]
         names = titles if titles[0] != titles[1] else [f"{x} {k}" for k, x in enumerate(titles, 1)]
-        told = {"adapters": [job.id for job in jobs], "names": names}
-        return RedirectResponse(f"/run/{work.create('compare', ' and '.join(names), told).id}", 303)
+        settings = {"adapters": [job.id for job in jobs], "names": names}
+        return RedirectResponse(f"/run/{work.create('compare', ' and '.join(names), settings).id}", 303)
 
     def show_bases(problem: str = "") -> Response:
-        rows = [base_row(name, about) for name, about in bases(work).items()]
+        rows = [base_row(name, about) for name, about in known_bases(work).items()]
         return studio.show("bases.html", 422 if problem else 200, rows=rows, problem=problem, page="bases")
 
     @app.get("/bases", dependencies=known)
@@ -81,7 +81,7 @@ def add_to(app: FastAPI, studio: Studio) -> None:
 
     @app.post("/bases")
     def add_base(sent: FormData = form) -> Response:
-        name = text(sent, "name")
+        name = field_text(sent, "name")
         if not HUB_NAME.fullmatch(name) or ".." in name:
             return show_bases(f"{name!r} is no name on the hub: OWNER/NAME. For a folder: qrlora studio --base FOLDER")
         added = work.read_json(ADDED).get("added", [])
@@ -89,15 +89,15 @@ def add_to(app: FastAPI, studio: Studio) -> None:
         return RedirectResponse("/bases", 303)
 
 
-def card(job: Job) -> dict[str, Any]:
+def adapter_card(job: Job) -> dict[str, Any]:
     """What the list shows of an adapter."""
     if job.previews:
         shown = preview_name(job.previews[-1])
     else:
         shown = next((x for x in ("thumbnail.png", square_name(0)) if (job.folder / x).is_file()), "")
-    origins = {"train": "learnt here", "merge": "merged here", "import": job.settings.get("file", "")}
-    told = {"job": job, "facts": job.facts, "shown": shown, "origin": origins[job.kind]}
-    return {**told, "moment": moment(job.created), "megabytes": job.facts["bytes"] / 1e6}
+    origins = {"train": "trained here", "merge": "merged here", "import": job.settings.get("file", "")}
+    context = {"job": job, "facts": job.facts, "shown": shown, "origin": origins[job.kind]}
+    return {**context, "moment": moment(job.created), "megabytes": job.facts["bytes"] / 1e6}
 
 
 def check_safetensors(file: BinaryIO, name: str) -> None:
@@ -114,5 +114,5 @@ def check_safetensors(file: BinaryIO, name: str) -> None:
 def base_row(name: str, about: str) -> dict[str, Any]:
     """What the list shows of a base."""
     folder = built_in_bases().get(name)
-    train = own_file(folder).get("defaults", {}).get("train", {}) if folder else {}
+    train = read_base_json(folder).get("defaults", {}).get("train", {}) if folder else {}
     return {"name": name, "about": about, "built_in": folder is not None, "train": train}

@@ -17,8 +17,8 @@ from ..config import TrainConfig
 from ..config.setting_descriptions import settings_rows
 from ..config.type_checks import parse_override
 from ..text_files import read_text
-from .jobs import Job, Work
-from .pictures import Square, picture_facts, picture_file, picture_name, square_name, square_of
+from .jobs import Job, WorkFolder
+from .uploaded_images import Square, picture_facts, picture_file, picture_name, square_name, square_of
 
 ROLES = ("content", "style")
 MORE = (
@@ -70,13 +70,13 @@ def settings_shown() -> list[Setting]:
     return found
 
 
-def read_draft(work: Work) -> dict[str, Any]:
+def read_draft(work: WorkFolder) -> dict[str, Any]:
     """The draft: {"content", "style": [{"picture", "x", "y", "side"}], "shows", "base", "content_trigger", ...}."""
     empty: dict[str, Any] = {"content": [], "style": [], "shows": "", "base": TrainConfig.base, "more": {}}
     return {**empty, "content_trigger": "<c>", "style_trigger": "<s>", **work.read_json(DRAFT)}
 
 
-def draft_of_form(work: Work, form: Mapping[str, Any], pictures: Mapping[str, list[str]]) -> dict[str, Any]:
+def draft_of_form(work: WorkFolder, form: Mapping[str, Any], pictures: Mapping[str, list[str]]) -> dict[str, Any]:
     """The draft that a form of the first page holds, which is kept.
 
     Args: pictures: {role: ids of its pictures}.
@@ -90,7 +90,7 @@ def draft_of_form(work: Work, form: Mapping[str, Any], pictures: Mapping[str, li
     return draft
 
 
-def _placed(work: Work, form: Mapping[str, Any], role: str, picture: str) -> dict[str, Any]:
+def _placed(work: WorkFolder, form: Mapping[str, Any], role: str, picture: str) -> dict[str, Any]:
     """A picture with its square: the form's, or the middle one of a new picture."""
     about = picture_facts(work, picture)
     square = dataclasses.asdict(Square.middle(about["width"], about["height"]))
@@ -100,12 +100,12 @@ def _placed(work: Work, form: Mapping[str, Any], role: str, picture: str) -> dic
     return {"picture": picture, **square}
 
 
-def trainings(work: Work, draft: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+def trainings(work: WorkFolder, draft: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     """{role: settings} of the runs that a draft asks for, checked as far as they can be before a base is open.
 
     Raises: ValueError: no picture, a setting that cannot be, a style without what its picture shows.
     """
-    if draft["base"] not in bases(work):
+    if draft["base"] not in known_bases(work):
         raise ValueError(f"There is no base {draft['base']!r} here: choose another, or add it under Bases.")
     found = {}
     for role in ROLES:
@@ -113,22 +113,22 @@ def trainings(work: Work, draft: Mapping[str, Any]) -> dict[str, dict[str, Any]]
             continue
         trigger = draft[f"{role}_trigger"] or {"content": "<c>", "style": "<s>"}[role]
         settings: dict[str, Any] = {"role": role, "base": draft["base"], "trigger": trigger}
-        settings["preview_every"] = max(1, own_steps(draft["base"], role) // PREVIEWS)
+        settings["preview_every"] = max(1, default_steps(draft["base"], role) // PREVIEWS)
         settings |= {name: parse_override(TrainConfig, name, text) for name, text in draft["more"].items()}
         if role == "style":
             shows = draft["shows"]
             if not shows:
-                raise ValueError("Say what the style picture shows, so that only the manner is left to learn.")
+                raise ValueError("Say what the style picture shows, so that only the style is left to train.")
             settings["prompt"] = f"a {shows} in {trigger} style"
         TrainConfig(**settings, image="picture.png").checked()
         found[role] = settings
     if not found:
-        raise ValueError("Choose a picture first: of a thing, of a style, or of each.")
+        raise ValueError("Choose a picture first: of a subject, of a style, or of each.")
     return found
 
 
-def create_runs(work: Work, draft: Mapping[str, Any]) -> list[Job]:
-    """A training job for each role that has a picture. Raises ValueError: see `trainings`, `pictures.square_of`."""
+def create_runs(work: WorkFolder, draft: Mapping[str, Any]) -> list[Job]:
+    """A training job for each role that has a picture. Raises ValueError: see `trainings`, `square_of`."""
     jobs = []
     for role, settings in trainings(work, draft).items():
         files, squares = {}, []
@@ -139,12 +139,12 @@ def create_runs(work: Work, draft: Mapping[str, Any]) -> list[Job]:
         about = [picture_facts(work, placed["picture"]) for placed in draft[role]]
         middle = [Square.middle(x["width"], x["height"]) for x in about]
         crop = [] if squares == middle else [dataclasses.astuple(square) for square in squares]
-        told = {"train": settings, "crop": crop, "pictures": draft[role]}
-        jobs.append(work.create("train", Path(about[0]["name"]).stem, told, files))
+        stored = {"train": settings, "crop": crop, "pictures": draft[role]}
+        jobs.append(work.create("train", Path(about[0]["name"]).stem, stored, files))
     return jobs
 
 
-def draft_of_job(work: Work, job: Job) -> dict[str, Any]:
+def draft_of_job(work: WorkFolder, job: Job) -> dict[str, Any]:
     """The first page filled with what a run was made of; the other role as it was."""
     settings = job.settings["train"]
     role, draft = settings["role"], read_draft(work)
@@ -158,20 +158,20 @@ def draft_of_job(work: Work, job: Job) -> dict[str, Any]:
     return draft
 
 
-def bases(work: Work) -> dict[str, str]:
+def known_bases(work: WorkFolder) -> dict[str, str]:
     """{name: what is known of it} of the bases to choose from: built in, and those that were added."""
-    found = {name: own_file(folder).get("about", "") for name, folder in built_in_bases().items()}
+    found = {name: read_base_json(folder).get("about", "") for name, folder in built_in_bases().items()}
     found |= dict.fromkeys(work.local_bases, "on this machine")
     return found | dict.fromkeys(work.read_json(ADDED).get("added", []), "on the hub")
 
 
-def own_steps(base: str, role: str) -> int:
+def default_steps(base: str, role: str) -> int:
     """The updates that a base's own defaults ask for, as far as its folder tells."""
-    train = own_file(built_in_bases().get(base) or Path(base)).get("defaults", {}).get("train", {})
+    train = read_base_json(built_in_bases().get(base) or Path(base)).get("defaults", {}).get("train", {})
     return train.get(role, {}).get("steps") or train.get("steps") or STEPS
 
 
-def own_file(folder: Path) -> dict[str, Any]:
+def read_base_json(folder: Path) -> dict[str, Any]:
     """What a base's folder says of itself; {} if nothing."""
     path = folder / "qrlora.json"
     return json.loads(read_text(path)) if path.is_file() else {}

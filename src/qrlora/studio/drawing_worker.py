@@ -16,24 +16,24 @@ from typing import Any
 
 import qrlora
 
+from .job_worker import save_image, user_message
 from .jobs import ADAPTER
-from .worker import save_image, user_message
 
 
 @functools.lru_cache(1)
-def opened(base: str, device: str, **opening: Any) -> Any:
+def open_base(base: str, device: str, **opening: Any) -> Any:
     """A base; the one before is forgotten."""
     return qrlora.open_base(base, device, **opening)
 
 
-loaded = functools.lru_cache(8)(qrlora.load)
+load_adapter = functools.lru_cache(8)(qrlora.load)
 """(file) -> its adapter; a job's adapter never changes."""
 
 
-def draw(wanted: Mapping[str, Any], jobs: Path, device: str) -> Any:
+def draw_image(wanted: Mapping[str, Any], jobs: Path, device: str) -> Any:
     """One picture. Raises ValueError, OSError: as `qrlora.generate`."""
-    base = opened(wanted["base"], device, **wanted["opening"])
-    adapters = [(loaded(jobs / name / ADAPTER), strength) for name, strength in wanted["adapters"]]
+    base = open_base(wanted["base"], device, **wanted["opening"])
+    adapters = [(load_adapter(jobs / name / ADAPTER), strength) for name, strength in wanted["adapters"]]
     names = ("negative_prompt", "seed", "steps", "guidance", "size")
     settings = {name: wanted[name] for name in names if wanted.get(name) is not None}
     return qrlora.generate(base, wanted["prompt"], adapters, **settings)[0]
@@ -46,7 +46,7 @@ def main(folder: Path, device: str) -> None:
     for line in sys.stdin:
         wanted = json.loads(line)
         try:
-            save_image(draw(wanted, folder / "jobs", device), folder / "drawings" / f"{wanted['name']}.png")
+            save_image(draw_image(wanted, folder / "jobs", device), folder / "drawings" / f"{wanted['name']}.png")
             answer = {}
         except Exception as error:
             answer = {"failed": user_message(error)}

@@ -10,7 +10,7 @@ import threading
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from .jobs import Work
+from .jobs import WorkFolder
 
 
 class Drawings:
@@ -19,7 +19,7 @@ class Drawings:
     A picture's id is the digest of all that it depends on, so that one that was drawn before is there at once.
     """
 
-    def __init__(self, work: Work, device: str):
+    def __init__(self, work: WorkFolder, device: str):
         self.work, self.device = work, device
         self.failed: dict[str, str] = {}
         self.closed = True
@@ -52,7 +52,7 @@ class Drawings:
     def paused(self) -> bool:
         return self._paused
 
-    def ask(self, wanted: Sequence[Mapping[str, Any]], first: bool = False) -> None:
+    def request(self, wanted: Sequence[Mapping[str, Any]], first: bool = False) -> None:
         """Draw pictures, unless they are there or wait already; before all others, or after them.
 
         A picture that is wanted first replaces those wanted first before that nobody waits for any more: a slider that
@@ -62,7 +62,7 @@ class Drawings:
             new = {drawing_id(x): x for x in wanted}
             for name in new:
                 self.failed.pop(name, None)
-            new = {name: x for name, x in new.items() if not self.there(name)}
+            new = {name: x for name, x in new.items() if not self.is_drawn(name)}
             if first:
                 others = {name: x for name, x in self._waiting.items() if not x["first"]}
                 self._waiting = {**{name: {**x, "first": True} for name, x in new.items()}, **others}
@@ -70,13 +70,13 @@ class Drawings:
                 self._waiting |= {name: {**x, "first": False} for name, x in new.items() if name not in self._waiting}
             self._change.notify_all()
 
-    def there(self, name: str) -> bool:
+    def is_drawn(self, name: str) -> bool:
         """Whether a picture is drawn."""
         return (self.work.drawings / f"{name}.png").is_file()
 
     def state(self, name: str) -> str:
         """ "there", "waiting", "unknown", or why it could not be drawn."""
-        if self.there(name):
+        if self.is_drawn(name):
             return "there"
         return self.failed.get(name) or ("waiting" if name in self._waiting else "unknown")
 
@@ -127,8 +127,8 @@ class Drawings:
 
 def drawing_id(wanted: Mapping[str, Any]) -> str:
     """The id of a picture: the digest of its base, adapters, strengths, prompt, seed and all else."""
-    told = {key: value for key, value in wanted.items() if key != "first"}
-    return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()[:24]
+    inputs = {key: value for key, value in wanted.items() if key != "first"}
+    return hashlib.sha256(json.dumps(inputs, sort_keys=True).encode()).hexdigest()[:24]
 
 
 def _end(child: subprocess.Popen[str] | None) -> None:

@@ -9,7 +9,7 @@ import threading
 from collections.abc import Sequence
 
 from .drawings import Drawings
-from .jobs import Job, Work, take
+from .jobs import Job, WorkFolder, acquire_job_lock
 
 FILES = "files"
 """Where jobs run that need no device."""
@@ -22,7 +22,7 @@ PAUSE = 0.2
 class JobQueue:
     """The queue of a folder. All that it knows is in the jobs' folders: another server can take it over."""
 
-    def __init__(self, work: Work, devices: Sequence[str], drawings: Drawings):
+    def __init__(self, work: WorkFolder, devices: Sequence[str], drawings: Drawings):
         self.work, self.devices, self.drawings = work, list(devices), drawings
         self.problem = ""
         """Why nothing can be started, "" while it can."""
@@ -68,13 +68,13 @@ class JobQueue:
 
     def _start(self, job: Job, device: str) -> None:
         """Start a job's process, which inherits the lock: it is held from now to the end of the process."""
-        if (lock := take(job)) is None:
+        if (lock := acquire_job_lock(job)) is None:
             return
         try:
-            job.note("start", device=device)
+            job.add_event("start", device=device)
             with (job.folder / "log.txt").open("ab") as log:
                 child = subprocess.Popen(
-                    [sys.executable, "-m", "qrlora.studio.worker", str(job.folder), device],
+                    [sys.executable, "-m", "qrlora.studio.job_worker", str(job.folder), device],
                     stdin=subprocess.DEVNULL,
                     stdout=log,
                     stderr=log,

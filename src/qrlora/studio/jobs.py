@@ -37,7 +37,7 @@ class Job:
 
     folder: Path
     kind: str
-    """Row of `worker.KINDS`."""
+    """Row of `job_worker.KINDS`."""
     title: str
     created: float
     """Seconds since 1970."""
@@ -71,7 +71,7 @@ class Job:
             _read[path] = place + len(whole), known
         return known
 
-    def note(self, event: str, **values: Any) -> None:
+    def add_event(self, event: str, **values: Any) -> None:
         """Add an event, in one write, so that processes do not mix theirs."""
         line = json.dumps({"event": event, "time": round(time.time(), 3), **values}) + "\n"
         with (self.folder / "events.jsonl").open("ab+") as file:
@@ -127,10 +127,10 @@ class Job:
         with (self.folder / "lock").open("r+") as file:
             if _locked(file.fileno(), fcntl.LOCK_EX):
                 if self._ended_as == "waiting":
-                    self.note("stopped", text="taken from the queue")
+                    self.add_event("stopped", text="taken from the queue")
                 return
             number = file.read()
-            self.note("stop")
+            self.add_event("stop")
             if number:
                 os.kill(int(number), signal.SIGTERM)
 
@@ -138,10 +138,10 @@ class Job:
         """Put a job that has ended, or was ended, into the queue again. Raises ValueError: it is there, or runs."""
         if self.state in ("waiting", "running", "done"):
             raise ValueError(f"{self.title} is {self.state}: there is nothing to go on with")
-        self.note("queued")
+        self.add_event("queued")
 
 
-class Work:
+class WorkFolder:
     """The folder that the studio keeps everything in, and out of which it serves and writes nothing."""
 
     def __init__(self, folder: Path, local_bases: Sequence[str] = ()):
@@ -151,7 +151,7 @@ class Work:
         for place in (self.jobs_folder, self.bin, self.pictures, self.drawings):
             place.mkdir(parents=True, exist_ok=True)
 
-    def own(self) -> int:
+    def acquire_lock(self) -> int:
         """The descriptor of the lock of the one server of this folder. Raises ValueError: another server has it."""
         lock = os.open(self.folder / "lock", os.O_RDWR | os.O_CREAT, 0o600)
         if not _locked(lock, fcntl.LOCK_EX):
@@ -195,10 +195,10 @@ class Work:
                 (folder / name).write_bytes(content)
         (folder / "lock").touch()
         job = Job(folder, kind, title, time.time(), settings)
-        job.note("queued")
-        told = {"kind": kind, "title": title, "created": job.created, "settings": settings}
+        job.add_event("queued")
+        record = {"kind": kind, "title": title, "created": job.created, "settings": settings}
         with output_files.atomic(folder / "job.json") as file:  # last: a folder without it is no job
-            file.write(json.dumps(told, indent=1).encode())
+            file.write(json.dumps(record, indent=1).encode())
         return job
 
     def delete(self, job: Job) -> None:
@@ -246,7 +246,7 @@ class Work:
             file.write(json.dumps(values, indent=1).encode())
 
 
-def take(job: Job) -> int | None:
+def acquire_job_lock(job: Job) -> int | None:
     """The descriptor of a job's lock, for its process to inherit; None: somebody has it."""
     lock = os.open(job.folder / "lock", os.O_RDWR)
     if _locked(lock, fcntl.LOCK_EX):

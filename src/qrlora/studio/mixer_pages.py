@@ -13,8 +13,8 @@ from fastapi.responses import RedirectResponse
 from starlette.datastructures import FormData
 
 from ..web.pages import FOREVER
-from .access import depends
-from .draft import bases
+from .access_token import depends
+from .draft import known_bases
 from .drawings import drawing_id
 from .jobs import Job
 from .studio import Studio
@@ -41,15 +41,15 @@ class Mixer:
         self.studio, self.work, self.drawings = studio, studio.work, studio.drawings
 
     def add_to(self, app: FastAPI) -> None:
-        known, form = [depends(self.studio.access.known)], depends(self.studio.access.form)
+        known, form = [depends(self.studio.access.require_token)], depends(self.studio.access.form)
 
         @app.get("/mixer", dependencies=known)
         def mixer(request: Request) -> Response:
-            return self.studio.show("mixer.html", **self.told(self.fields(request.query_params)), page="mixer")
+            return self.studio.show("mixer.html", **self.page_context(self.fields(request.query_params)), page="mixer")
 
         @app.get("/mixer/result", dependencies=known)
         def result(request: Request) -> Response:
-            return self.studio.show("mixer_result.html", **self.told(self.fields(request.query_params)))
+            return self.studio.show("mixer_result.html", **self.page_context(self.fields(request.query_params)))
 
         @app.post("/mixer/draw")
         def draw(sent: FormData = form) -> Response:
@@ -85,7 +85,7 @@ class Mixer:
     def chosen(self, fields: Mapping[str, str]) -> list[tuple[Job, float]]:
         """(adapter, strength) of the fields."""
         known = {x.id: x for x in self.work.adapters()}
-        pairs = [(known.get(fields[name]), number(fields[x])) for name, x in (("content", "c"), ("style", "s"))]
+        pairs = [(known.get(fields[name]), parse_strength(fields[x])) for name, x in (("content", "c"), ("style", "s"))]
         return [(job, strength) for job, strength in pairs if job]
 
     def wanted(self, fields: Mapping[str, str], strengths: Sequence[float] | None = None) -> dict[str, Any]:
@@ -111,10 +111,10 @@ class Mixer:
         A file that was brought along may name anything, which must be neither opened nor fetched unasked.
         """
         name = next((x.facts["base"] for x in adapters if x.facts["base"]), "")
-        if name not in bases(self.work):
-            said = f"was learnt on {name}, which is not among the bases here" if name else "does not say its base"
+        if name not in known_bases(self.work):
+            said = f"was trained on {name}, which is not among the bases here" if name else "does not say its base"
             raise ValueError(
-                f"{adapters[0].title} {said}: add it under Bases, or mix it with one that was learnt here."
+                f"{adapters[0].title} {said}: add it under Bases, or mix it with one that was trained here."
             )
         return name
 
@@ -125,23 +125,23 @@ class Mixer:
         """
         if not fields["grid"] or len(self.chosen(fields)) < 2:
             return []
-        rows, columns = numbers(fields["rows"]), numbers(fields["columns"])
+        rows, columns = parse_strengths(fields["rows"]), parse_strengths(fields["columns"])
         if len(rows) * len(columns) > MOST_CELLS:
             raise ValueError(f"a grid has at most {MOST_CELLS} cells, got {len(rows)} x {len(columns)}")
         return [[(c, s, self.wanted(fields, [c, s])) for s in columns] for c in rows]
 
     def draw(self, fields: dict[str, str]) -> Response:
         """Ask for what the fields describe, and show what there is of it."""
-        told = self.told(fields)
-        if not told["problem"] and told["chosen"]:
-            self.drawings.ask([self.wanted(fields)], first=True)
-            self.drawings.ask([wanted for row in self.cells(fields) for *_, wanted in row])
-            told = self.told(fields)
-        answer = self.studio.show("mixer_result.html", **told)
+        context = self.page_context(fields)
+        if not context["problem"] and context["chosen"]:
+            self.drawings.request([self.wanted(fields)], first=True)
+            self.drawings.request([wanted for row in self.cells(fields) for *_, wanted in row])
+            context = self.page_context(fields)
+        answer = self.studio.show("mixer_result.html", **context)
         answer.headers["HX-Replace-Url"] = f"/mixer?{urlencode(fields)}"
         return answer
 
-    def told(self, fields: dict[str, str]) -> dict[str, Any]:
+    def page_context(self, fields: dict[str, str]) -> dict[str, Any]:
         """What the page shows for its fields."""
         chosen, problem, grid, wanted = [], "", [], None
         try:
@@ -155,20 +155,20 @@ class Mixer:
         if wanted and state == "there":
             self.work.write_json(f"drawings/{name}.json", wanted)
         unknown = state == "unknown" or any(x["state"] == "unknown" for row in grid for x in row)
-        told = {"fields": fields, "query": urlencode(fields), "adapters": self.work.adapters(), "chosen": chosen}
-        told |= {"drawing": name, "state": state, "grid": grid, "ask": unknown, "problem": problem}
-        told |= {"chips": chips([job for job, _ in chosen]), "before": self.before(fields["a"]), "rules": RULES}
-        return {**told, "paused": self.drawings.paused, "command": self.command(wanted) if wanted else ""}
+        context = {"fields": fields, "query": urlencode(fields), "adapters": self.work.adapters(), "chosen": chosen}
+        context |= {"drawing": name, "state": state, "grid": grid, "ask": unknown, "problem": problem}
+        context |= {"chips": chips([job for job, _ in chosen]), "before": self.before(fields["a"]), "rules": RULES}
+        return {**context, "paused": self.drawings.paused, "command": self.command(wanted) if wanted else ""}
 
     def cell(self, c: float, s: float, wanted: dict[str, Any], fields: Mapping[str, str]) -> dict[str, Any]:
         """A cell of the grid."""
         name = drawing_id(wanted)
-        here = (c, s) == (number(fields["c"]), number(fields["s"]))
+        here = (c, s) == (parse_strength(fields["c"]), parse_strength(fields["s"]))
         return {"c": c, "s": s, "id": name, "state": self.drawings.state(name), "here": here}
 
     def before(self, name: str) -> dict[str, Any] | None:
         """The picture that is kept as A, with what it was drawn with."""
-        if not name.isalnum() or not self.drawings.there(name):
+        if not name.isalnum() or not self.drawings.is_drawn(name):
             return None
         wanted = self.work.read_json(f"drawings/{name}.json")
         titles = {x.id: x.title for x in self.work.adapters()}
@@ -201,8 +201,8 @@ def prompt_for(adapters: Sequence[Job]) -> str:
     """A prompt with the trigger words of adapters, as the paper's "a <c> in <s> style"."""
     words = {x.facts.get("role"): x.facts.get("trigger", "") for x in adapters}
     style = f" in {words['style']} style" if words.get("style") else ""
-    thing = next((word for role, word in words.items() if role != "style" and word), "cat")
-    return f"a {thing}{style}"
+    subject = next((word for role, word in words.items() if role != "style" and word), "cat")
+    return f"a {subject}{style}"
 
 
 def chips(adapters: Sequence[Job]) -> list[str]:
@@ -215,7 +215,7 @@ def options(name: str, value: Any) -> list[str]:
     return [f"--{name}"] if value is True else [f"--{name}", str(value)]
 
 
-def number(text: str) -> float:
+def parse_strength(text: str) -> float:
     """A strength. Raises ValueError: none."""
     try:
         value = float(text)
@@ -226,6 +226,6 @@ def number(text: str) -> float:
     return value
 
 
-def numbers(text: str) -> list[float]:
+def parse_strengths(text: str) -> list[float]:
     """Strengths with commas between, each once."""
-    return list(dict.fromkeys(number(x.strip()) for x in text.split(",") if x.strip()))
+    return list(dict.fromkeys(parse_strength(x.strip()) for x in text.split(",") if x.strip()))

@@ -1,4 +1,4 @@
-"""The first page: two pictures, the squares that will be learnt, and one button."""
+"""The first page: two pictures, the squares that are trained on, and one button."""
 
 from __future__ import annotations
 
@@ -12,24 +12,24 @@ from fastapi.responses import RedirectResponse
 from starlette.datastructures import FormData, UploadFile
 
 from ..web.pages import FOREVER
-from .access import depends, text
+from .access_token import depends, field_text
 from .draft import (
     ROLES,
-    bases,
     create_runs,
     draft_of_form,
     draft_of_job,
+    known_bases,
     read_draft,
     settings_shown,
     trainings,
 )
 from .jobs import Job
-from .pictures import add_picture, picture_facts
 from .studio import Studio
+from .uploaded_images import add_picture, picture_facts
 
 LABELS = {
-    "content": ("The thing", "One picture of a thing, a creature, a person"),
-    "style": ("The style", "One picture in a style"),
+    "content": ("Subject", "One picture of a subject: an object, an animal, a person"),
+    "style": ("Style", "One picture in a style"),
 }
 
 
@@ -39,7 +39,7 @@ def add_to(app: FastAPI, studio: Studio) -> None:
 
 
 class FirstPage:
-    """What is about to be learnt."""
+    """What is about to be trained."""
 
     def __init__(self, studio: Studio):
         self.studio, self.work = studio, studio.work
@@ -50,12 +50,12 @@ class FirstPage:
 
         @app.get("/")
         def start(request: Request) -> Response:
-            if (entered := access.enter(request)) is not None:
+            if (entered := access.exchange_token(request)) is not None:
                 return entered
-            access.known(request)
+            access.require_token(request)
             return self.page()
 
-        @app.get("/picture/{name}.webp", dependencies=[depends(access.known)])
+        @app.get("/picture/{name}.webp", dependencies=[depends(access.require_token)])
         def picture(name: str) -> Response:
             picture_facts(self.work, name)
             path = self.work.file("pictures", f"{name}.webp")
@@ -73,13 +73,13 @@ class FirstPage:
         @app.post("/pictures/remove")
         def remove(sent: FormData = form) -> Response:
             pictures = self.pictures(sent)
-            role, _, picture = text(sent, "remove").partition("-")
+            role, _, picture = field_text(sent, "remove").partition("-")
             pictures = {x: [p for p in found if (x, p) != (role, picture)] for x, found in pictures.items()}
             return self.piece(draft_of_form(self.work, sent, pictures))
 
         @app.post("/train")
         def train(sent: FormData = form) -> Response:
-            if text(sent, "once") in ("", read_draft(self.work).get("done")):  # a double click
+            if field_text(sent, "once") in ("", read_draft(self.work).get("done")):  # a double click
                 return RedirectResponse("/runs", 303)
             draft = self.kept(sent)
             try:
@@ -87,7 +87,7 @@ class FirstPage:
             except ValueError as error:
                 return self.page(draft, str(error))
             self.studio.work.write_json(
-                "draft.json", {**draft, "content": [], "style": [], "shows": "", "done": text(sent, "once")}
+                "draft.json", {**draft, "content": [], "style": [], "shows": "", "done": field_text(sent, "once")}
             )
             return RedirectResponse("/runs", 303)
 
@@ -95,7 +95,7 @@ class FirstPage:
         def estimate(sent: FormData = form) -> Response:
             return self.estimate(self.kept(sent))
 
-        @app.get("/estimate/{name}", dependencies=[depends(access.known)])
+        @app.get("/estimate/{name}", dependencies=[depends(access.require_token)])
         def counted(name: str) -> Response:
             return self.studio.show("estimate.html", job=self.studio.job(name))
 
@@ -107,16 +107,15 @@ class FirstPage:
     def page(self, draft: dict[str, Any] | None = None, problem: str = "") -> Response:
         """The whole page."""
         draft = draft or read_draft(self.work)
-        return self.studio.show("pictures.html", 422 if problem else 200, **self.told(draft, problem))
+        return self.studio.show("pictures.html", 422 if problem else 200, **self.page_context(draft, problem))
 
     def piece(self, draft: dict[str, Any], problem: str = "") -> Response:
         """The part with the pictures."""
-        return self.studio.show("picture_choice.html", 422 if problem else 200, **self.told(draft, problem))
+        return self.studio.show("picture_choice.html", 422 if problem else 200, **self.page_context(draft, problem))
 
-    def told(self, draft: dict[str, Any], problem: str) -> dict[str, Any]:
+    def page_context(self, draft: dict[str, Any], problem: str) -> dict[str, Any]:
         about = {x["picture"]: picture_facts(self.work, x["picture"]) for role in ROLES for x in draft[role]}
-        known = bases(self.work)
-        more = {"settings": settings_shown(), "bases": known, "labels": LABELS}
+        more = {"settings": settings_shown(), "bases": known_bases(self.work), "labels": LABELS}
         return {
             "draft": draft,
             "about": about,
@@ -150,18 +149,18 @@ class FirstPage:
 
     def estimate(self, draft: dict[str, Any]) -> Response:
         """What the runs of a draft take: counted once for each base and settings, by a job."""
-        told = {"base": draft["base"], **{k: v for k, v in draft["more"].items() if k in ESTIMATED}}
+        shown = {"base": draft["base"], **{k: v for k, v in draft["more"].items() if k in ESTIMATED}}
         try:
             settings = next(iter(trainings(self.work, {**draft, "shows": draft["shows"] or "cat"}).values()), {})
         except ValueError:
             settings = {}
-        chosen = {name: settings[name] for name in told if name in settings and name != "base"}
-        key = hashlib.sha256(json.dumps([told["base"], chosen], sort_keys=True).encode()).hexdigest()[:12]
+        chosen = {name: settings[name] for name in shown if name in settings and name != "base"}
+        key = hashlib.sha256(json.dumps([shown["base"], chosen], sort_keys=True).encode()).hexdigest()[:12]
         job = next((x for x in self.work.jobs() if x.kind == "estimate" and x.settings["key"] == key), None)
         if job is None or job.state in ("failed", "stopped", "interrupted"):
             if job is not None:
                 self.work.delete(job)
-            job = self.estimate_job(told["base"], chosen, key)
+            job = self.estimate_job(shown["base"], chosen, key)
         return self.studio.show("estimate.html", job=job)
 
     def estimate_job(self, base: str, chosen: dict[str, Any], key: str) -> Job:

@@ -11,12 +11,12 @@ from fastapi import FastAPI, HTTPException, Response
 from fastapi.responses import FileResponse, RedirectResponse
 from starlette.datastructures import FormData
 
-from .access import depends
-from .curve import curve
+from .access_token import depends
+from .job_worker import preview_name, training_settings
 from .jobs import ADAPTER, Job
-from .pictures import square_name
+from .loss_curve import loss_curve
 from .studio import Studio
-from .worker import preview_name, training_settings
+from .uploaded_images import square_name
 
 SHOWN = ("train", "merge", "import", "check", "compare")
 """Kinds of jobs in the list of runs."""
@@ -26,13 +26,13 @@ LOG = 64 * 1024
 
 def add_to(app: FastAPI, studio: Studio) -> None:
     """Give an application these pages."""
-    known, form, work = [depends(studio.access.known)], depends(studio.access.form), studio.work
+    known, form, work = [depends(studio.access.require_token)], depends(studio.access.form), studio.work
 
-    def told(job: Job) -> dict[str, Any]:
+    def page_context(job: Job) -> dict[str, Any]:
         return {"job": job, "state": job.state, "progress": progress(job), "moment": moment(job.created)}
 
     def runs() -> dict[str, Any]:
-        jobs = [told(job) for job in work.jobs() if job.kind in SHOWN]
+        jobs = [page_context(job) for job in work.jobs() if job.kind in SHOWN]
         return {"runs": jobs, "in_bin": work.in_bin(), "problem": studio.queue.problem, "page": "runs"}
 
     @app.get("/runs", dependencies=known)
@@ -54,7 +54,7 @@ def add_to(app: FastAPI, studio: Studio) -> None:
     @app.get("/run/{name}/{file}", dependencies=known)
     def file(name: str, file: str) -> Response:
         job = studio.job(name)
-        if file not in files(job):
+        if file not in served_files(job):
             raise HTTPException(404)
         path = work.file("jobs", job.id, file)
         if file == ADAPTER:
@@ -64,12 +64,12 @@ def add_to(app: FastAPI, studio: Studio) -> None:
     @app.post("/run/{name}/stop")
     def stop(name: str, sent: FormData = form) -> Response:
         studio.job(name).stop()
-        return back(sent)
+        return redirect_back(sent)
 
     @app.post("/run/{name}/go-on")
     def go_on(name: str, sent: FormData = form) -> Response:
         studio.job(name).go_on()
-        return back(sent)
+        return redirect_back(sent)
 
     @app.post("/run/{name}/delete")
     def delete(name: str, sent: FormData = form) -> Response:
@@ -89,13 +89,13 @@ def add_to(app: FastAPI, studio: Studio) -> None:
         return RedirectResponse("/runs", 303)
 
 
-def back(sent: FormData) -> Response:
+def redirect_back(sent: FormData) -> Response:
     """To the page that a button was on."""
     job = str(sent.get("from", ""))
     return RedirectResponse(f"/run/{job}" if job.isalnum() else "/runs", 303)
 
 
-def files(job: Job) -> list[str]:
+def served_files(job: Job) -> list[str]:
     """Files in a job's folder that pages show."""
     names = [*(preview_name(step) for step in job.previews), ADAPTER, "plot.png", "thumbnail.png"]
     return [*names, *map(square_name, range(len(job.settings.get("pictures", ()))))]
@@ -119,12 +119,12 @@ def progress(job: Job) -> dict[str, Any]:
 
 def details(studio: Studio, job: Job) -> dict[str, Any]:
     """What the page of a job shows."""
-    told = {"job": job, "state": job.state, "progress": progress(job), "moment": moment(job.created)}
+    context = {"job": job, "state": job.state, "progress": progress(job), "moment": moment(job.created)}
     log = [x for x in job.events if x["event"] not in ("step", "stage", "preview", "end")]
-    told |= {"log": [(moment(x["time"]), *line(x)) for x in log], "output": output(job)}
-    told |= {"curve": curve(job.losses), "previews": [(step, preview_name(step)) for step in job.previews]}
+    context |= {"log": [(moment(x["time"]), *line(x)) for x in log], "output": output(job)}
+    context |= {"curve": loss_curve(job.losses), "previews": [(step, preview_name(step)) for step in job.previews]}
     partners = [x for x in studio.work.adapters() if x.facts.get("base") == job.facts.get("base") and x.id != job.id]
-    return {**told, "command": command(job), "partners": partners, "adapter": job.adapter.is_file()}
+    return {**context, "command": command(job), "partners": partners, "adapter": job.adapter.is_file()}
 
 
 def line(event: Mapping[str, Any]) -> tuple[str, str]:

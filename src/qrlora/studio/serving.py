@@ -15,8 +15,8 @@ from ..web.pages import application
 from ..web.security import Guard, RateLimit, hosts_of
 from ..web.serving import NAMES, Listener, listen, serve
 from . import adapter_pages, mixer_pages, picture_pages, run_pages
-from .access import depends
-from .jobs import Work
+from .access_token import depends
+from .jobs import WorkFolder
 from .studio import Studio
 
 UPLOADS = {"/pictures": 256 * 1024**2, "/adapters": 2 * 1024**3}
@@ -38,7 +38,7 @@ def studio_app(studio: Studio, listener: Listener) -> Guard:
         text = texts.get(word, "Open the address that qrlora studio has printed, with its token.")
         return studio.pages.text("message.html", heading="Not here", text=text, page="").encode()
 
-    @app.get("/events", response_class=EventSourceResponse, dependencies=[depends(access.known)])
+    @app.get("/events", response_class=EventSourceResponse, dependencies=[depends(access.require_token)])
     async def events() -> AsyncIterable[ServerSentEvent]:
         before: dict[str, Any] | None = None
         while not studio.closing.is_set():
@@ -85,8 +85,8 @@ def serve_studio(
     Raises:  OSError: the port is taken.  ValueError: another server has the folder open.
     """
     listener = listen(port)
-    work = Work(folder, bases)
-    lock = work.own()
+    work = WorkFolder(folder, bases)
+    lock = work.acquire_lock()
     try:
         studio = Studio(work, listener.port, devices)
         app = studio_app(studio, listener)

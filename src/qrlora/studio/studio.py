@@ -11,16 +11,16 @@ from typing import Any
 from fastapi import HTTPException, Response
 
 from ..web.pages import Pages
-from .access import Access
+from .access_token import Access
 from .drawings import Drawings
 from .job_queue import JobQueue
-from .jobs import Job, Work
+from .jobs import Job, WorkFolder
 
 
 class Studio:
     """A studio that is open."""
 
-    def __init__(self, work: Work, port: int, devices: Sequence[str]):
+    def __init__(self, work: WorkFolder, port: int, devices: Sequence[str]):
         self.work = work
         self.access = Access(work.token(), port)
         self.drawings = Drawings(work, devices[0])
@@ -39,10 +39,10 @@ class Studio:
         self.queue.close()
         self.drawings.close()
 
-    def show(self, template: str, status: int = 200, **told: Any) -> Response:
+    def show(self, template: str, status: int = 200, **context: Any) -> Response:
         """A page, or a piece of one."""
         common = {"form_token": self.access.form_token, "page": ""}
-        return self.pages.page(template, status, **{**common, **told})
+        return self.pages.page(template, status, **{**common, **context})
 
     def job(self, name: str) -> Job:
         """A job by its id. Raises HTTPException: there is none."""

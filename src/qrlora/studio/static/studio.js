@@ -1,4 +1,4 @@
-// What changed is told by the server; the parts of a page that show it fetch themselves anew.
+// The server names what has changed; the parts of a page that show it fetch themselves anew.
 "use strict";
 
 let source = null;
@@ -34,7 +34,7 @@ document.addEventListener("change", (event) => {
   if (event.target.name === "base" || event.target.name?.startsWith("more_")) htmx.trigger(form, "estimate");
 });
 
-// The square of a picture that is learnt: by dragging it, or by its sliders.
+// The square of a picture that is trained on: by dragging it, or by its sliders.
 const number = (crop, part) => crop.querySelector(`[data-part=${part}]`);
 function place(crop, x, y, side) {
   const width = Number(crop.dataset.width), height = Number(crop.dataset.height);

@@ -14,7 +14,7 @@ SMOOTH = 0.1
 """Share of the run over which the running mean forgets."""
 
 
-def curve(losses: Mapping[int, float]) -> dict[str, Any] | None:
+def loss_curve(losses: Mapping[int, float]) -> dict[str, Any] | None:
     """{"points", "mean": SVG points, "low", "high": losses, "last": step}; None with fewer than two losses."""
     steps = sorted(losses)
     if len(steps) < 2:
@@ -36,5 +36,5 @@ def curve(losses: Mapping[int, float]) -> dict[str, Any] | None:
         ]
         return " ".join(f"{x:.1f},{y:.1f}" for x, y in [*places[:-1:every], places[-1]])
 
-    told = {"low": low, "high": high, "first": steps[0], "last": steps[-1], "now": means[-1]}
-    return {"points": points(values), "mean": points(means), "width": WIDTH, "height": HEIGHT, **told}
+    limits = {"low": low, "high": high, "first": steps[0], "last": steps[-1], "now": means[-1]}
+    return {"points": points(values), "mean": points(means), "width": WIDTH, "height": HEIGHT, **limits}

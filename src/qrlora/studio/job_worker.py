@@ -1,6 +1,6 @@
-"""The process of one job: calls the public function, and writes down what it is told meanwhile.
+"""The process of one job: calls the public function, and appends what it reports to the job's events.
 
-`python -m qrlora.studio.worker FOLDER DEVICE`
+`python -m qrlora.studio.job_worker FOLDER DEVICE`
 """
 
 from __future__ import annotations
@@ -16,32 +16,32 @@ from typing import Any
 
 from .. import output_files
 from .jobs import ADAPTER, Job
-from .pictures import picture_name
+from .uploaded_images import picture_name
 
 GIGABYTE = 1e9
 
 
-def train(job: Job, device: str) -> dict[str, Any]:
+def train_adapter(job: Job, device: str) -> dict[str, Any]:
     """Train an adapter."""
     import qrlora
 
     from ..training import Progress
 
     def on_step(progress: Progress) -> None:
-        told = {"step": progress.step, "steps": progress.steps, "left": progress.seconds_left}
-        job.note("step", loss=progress.loss, **told)
+        fields = {"step": progress.step, "steps": progress.steps, "left": progress.seconds_left}
+        job.add_event("step", loss=progress.loss, **fields)
 
     def on_preview(step: int, image: Any) -> None:
         with output_files.warn_if_unwritable("the training goes on without this preview"):
             save_image(image, job.folder / preview_name(step))
-            job.note("preview", step=step)
+            job.add_event("preview", step=step)
 
     def on_stage(what: str, share: float) -> None:
-        job.note("stage", what=what, share=round(share, 3))
+        job.add_event("stage", what=what, share=round(share, 3))
 
     config = qrlora.TrainConfig(**training_settings(job), device=device)
     qrlora.train(config, on_step=on_step, on_preview=on_preview, on_stage=on_stage)
-    return facts(job.adapter)
+    return adapter_facts(job.adapter)
 
 
 def training_settings(job: Job) -> dict[str, Any]:
@@ -57,17 +57,17 @@ def preview_name(step: int) -> str:
     return f"preview-{step:05}.png"
 
 
-def merge(job: Job, device: str) -> dict[str, Any]:
+def merge_adapters(job: Job, device: str) -> dict[str, Any]:
     """Add adapters, write the file, and check it for every tool."""
     import qrlora
 
     opened = [qrlora.load(path) for path in adapters(job)]
     merged = qrlora.merge(opened, job.settings["strengths"], job.settings["rule"])
     qrlora.save(merged, job.adapter, overwrite=True)
-    return {**facts(job.adapter), "tools": tools_that_load(job.adapter)}
+    return {**adapter_facts(job.adapter), "tools": tools_that_load(job.adapter)}
 
 
-def read(job: Job, device: str) -> dict[str, Any]:
+def read_adapter(job: Job, device: str) -> dict[str, Any]:
     """Read an adapter's file that was brought along, whatever tool wrote it."""
     import qrlora
 
@@ -75,10 +75,10 @@ def read(job: Job, device: str) -> dict[str, Any]:
         qrlora.load(job.adapter)
     except ValueError as error:
         raise ValueError(str(error).replace(str(job.adapter), job.title)) from error
-    return {**facts(job.adapter), "tools": tools_that_load(job.adapter)}
+    return {**adapter_facts(job.adapter), "tools": tools_that_load(job.adapter)}
 
 
-def facts(path: Path) -> dict[str, Any]:
+def adapter_facts(path: Path) -> dict[str, Any]:
     """What pages tell of an adapter's file."""
     import qrlora
 
@@ -98,7 +98,9 @@ def tools_that_load(path: Path) -> list[dict[str, Any]]:
         verdicts = compat.check(path, tool)
         states = Counter(verdict.state for verdict in verdicts)
         reasons = list(dict.fromkeys(x.reason for x in verdicts if x.state != "loaded"))
-        rows.append({"tool": tool, "loaded": states["loaded"], "keys": len(verdicts), "why": "; ".join(reasons)})
+        rows.append(
+            {"tool": tool, "loaded": states["loaded"], "keys": len(verdicts), "why": "; ".join(reasons)}
+        )
     return rows
 
 
@@ -107,12 +109,12 @@ def adapters(job: Job) -> list[Path]:
     return [job.folder.parent / name / ADAPTER for name in job.settings["adapters"]]
 
 
-def check(job: Job, device: str) -> dict[str, Any]:
+def check_tools(job: Job, device: str) -> dict[str, Any]:
     """Which tools load an adapter."""
     return {"tools": tools_that_load(adapters(job)[0])}
 
 
-def compare(job: Job, device: str) -> dict[str, Any]:
+def compare_adapters(job: Job, device: str) -> dict[str, Any]:
     """How alike two adapters are, layer by layer: means, and a plot."""
     import qrlora
 
@@ -135,7 +137,7 @@ def compare(job: Job, device: str) -> dict[str, Any]:
     return {"rows": [[name, value] for name, value in means.items() if value == value], "note": "", "plot": "plot.png"}
 
 
-def estimate(job: Job, device: str) -> dict[str, Any]:
+def estimate_memory(job: Job, device: str) -> dict[str, Any]:
     """Which memory a training takes and whether this machine has it, counted without running the model."""
     from .. import estimate as estimates
     from ..devices import choose_device, choose_dtype
@@ -152,17 +154,17 @@ def estimate(job: Job, device: str) -> dict[str, Any]:
             row = {"weights": weights, "recomputed": activations == "recomputed", "need": need / GIGABYTE}
             fits = {"card": report.fits(weights, activations, method), "here": need <= report.free}
             rows.append({**row, **fits, "chosen": (weights, activations) == chosen})
-    told = {"device": report.device, "free": report.free / GIGABYTE, "resolution": report.resolution}
-    return {**told, "rank": report.rank, "file": report.files["full"] / 1e6, "rows": rows}
+    found = {"device": report.device, "free": report.free / GIGABYTE, "resolution": report.resolution}
+    return {**found, "rank": report.rank, "file": report.files["full"] / 1e6, "rows": rows}
 
 
 KINDS: dict[str, Callable[[Job, str], dict[str, Any]]] = {
-    "train": train,
-    "merge": merge,
-    "import": read,
-    "check": check,
-    "compare": compare,
-    "estimate": estimate,
+    "train": train_adapter,
+    "merge": merge_adapters,
+    "import": read_adapter,
+    "check": check_tools,
+    "compare": compare_adapters,
+    "estimate": estimate_memory,
 }
 """Kind of a job -> (job, device) -> what pages tell of its result."""
 
@@ -183,15 +185,15 @@ def user_message(error: Exception) -> str:
     return " ".join(str(error).split()) if known else f"{type(error).__name__}: {error}"
 
 
-def run(job: Job, device: str) -> None:
+def run_job(job: Job, device: str) -> None:
     """Do a job and note how it ended."""
-    warnings.showwarning = lambda message, *_about: job.note("warning", text=" ".join(str(message).split()))
+    warnings.showwarning = lambda message, *_about: job.add_event("warning", text=" ".join(str(message).split()))
     try:
-        job.note("end", result=KINDS[job.kind](job, device))
+        job.add_event("end", result=KINDS[job.kind](job, device))
     except KeyboardInterrupt as stop:
-        job.note("stopped", text=str(stop) or "stopped")
+        job.add_event("stopped", text=str(stop) or "stopped")
     except Exception as error:
-        job.note("failed", text=user_message(error))
+        job.add_event("failed", text=user_message(error))
         raise
 
 
@@ -203,4 +205,4 @@ if __name__ == "__main__":
     signal.signal(signal.SIGTERM, _stop)  # a training has its own way, in which it writes a checkpoint
     folder = Path(sys.argv[1])
     os.environ["MPLBACKEND"] = "agg"
-    run(Job.read(folder), sys.argv[2])
+    run_job(Job.read(folder), sys.argv[2])

@@ -15,19 +15,19 @@ from dataclasses import dataclass
 from typing import Any, BinaryIO
 
 from .. import image_loading, output_files
-from .jobs import Work
+from .jobs import WorkFolder
 
 LARGEST = 32 * 1024**2
 """Bytes of one file."""
 KINDS = (rb"\x89PNG\r\n\x1a\n", rb"\xff\xd8\xff", rb"RIFF....WEBP", rb"GIF8[79]a", rb"....ftyp(avif|avis)")
 """First bytes of PNG, JPEG, WebP, GIF, AVIF. Pillow reads many more, some by starting other programs."""
 SHOWN, SMALL = 1024, 320
-"""Pixels of the longer side on a page, and of a square that is learnt."""
+"""Pixels of the longer side on a page, and of a square to show."""
 
 
 @dataclass(frozen=True)
 class Square:
-    """The part of a picture that is learnt, in its pixels."""
+    """The part of a picture that is trained on, in its pixels."""
 
     x: int
     y: int
@@ -40,7 +40,7 @@ class Square:
         return cls((width - side) // 2, (height - side) // 2, side)
 
 
-def add_picture(work: Work, file: BinaryIO, name: str) -> str:
+def add_picture(work: WorkFolder, file: BinaryIO, name: str) -> str:
     """Store a picture; its id.
 
     Args:   name: what the person calls it; only shown.
@@ -59,35 +59,35 @@ def add_picture(work: Work, file: BinaryIO, name: str) -> str:
         raise ValueError(str(error).replace(str(incoming), name)) from error
     finally:
         incoming.unlink(missing_ok=True)
-    found = encoded(image, "PNG")
+    found = encode_image(image, "PNG")
     digest = hashlib.sha256(found).hexdigest()[:24]
     shown = image.copy()
     shown.thumbnail((SHOWN, SHOWN))
     about = {"name": os.path.basename(name)[:80], "width": image.width, "height": image.height}
-    contents = {".png": found, ".webp": encoded(shown, "WEBP"), ".json": json.dumps(about).encode()}
+    contents = {".png": found, ".webp": encode_image(shown, "WEBP"), ".json": json.dumps(about).encode()}
     for ending, content in contents.items():
         with output_files.atomic(work.pictures / f"{digest}{ending}") as out:
             out.write(content)
     return digest
 
 
-def picture_facts(work: Work, picture: str) -> dict[str, Any]:
+def picture_facts(work: WorkFolder, picture: str) -> dict[str, Any]:
     """Name, width and height of a stored picture. Raises ValueError: there is no such picture."""
     if not re.fullmatch("[0-9a-f]{24}", picture) or not (path := work.pictures / f"{picture}.json").is_file():
         raise ValueError("this picture is not here any more: choose it again")
     return json.loads(path.read_bytes())
 
 
-def picture_file(work: Work, picture: str) -> bytes:
+def picture_file(work: WorkFolder, picture: str) -> bytes:
     """A stored picture, whole."""
     return (work.pictures / f"{picture}.png").read_bytes()
 
 
-def square_of(work: Work, picture: str, square: Square) -> bytes:
+def square_of(work: WorkFolder, picture: str, square: Square) -> bytes:
     """A square of a stored picture as training sees it, small, as a PNG file. Raises ValueError: it is not within."""
     path, crop = work.pictures / f"{picture}.png", (square.x, square.y, square.side)
     try:
-        return encoded(image_loading.load_image(path, SMALL, crop).image, "PNG")
+        return encode_image(image_loading.load_image(path, SMALL, crop).image, "PNG")
     except ValueError as error:
         raise ValueError(str(error).replace(str(path), picture_facts(work, picture)["name"])) from error
 
@@ -98,11 +98,11 @@ def picture_name(number: int) -> str:
 
 
 def square_name(number: int) -> str:
-    """What is learnt of it, to show."""
+    """The square of it that is trained on, to show."""
     return f"square-{number}.png"
 
 
-def encoded(image: Any, kind: str) -> bytes:
+def encode_image(image: Any, kind: str) -> bytes:
     """A PIL image as a file's content, without anything but pixels."""
     image.info.clear()
     file = io.BytesIO()

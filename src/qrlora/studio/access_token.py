@@ -18,12 +18,12 @@ class Access:
         self.token, self.cookie = token, f"studio-{port}"  # cookies do not tell ports apart
         self.form_token = hashlib.sha256(f"form {token}".encode()).hexdigest()
 
-    def known(self, request: Request) -> None:
+    def require_token(self, request: Request) -> None:
         """Raises HTTPException: a browser that was not given the token."""
         if not hmac.compare_digest(request.cookies.get(self.cookie, ""), self.token):
             raise HTTPException(403)
 
-    def enter(self, request: Request) -> Response | None:
+    def exchange_token(self, request: Request) -> Response | None:
         """The way in for an address with the right token, which then leaves the address; None: another address."""
         if not hmac.compare_digest(request.query_params.get("token", ""), self.token):
             return None
@@ -33,7 +33,7 @@ class Access:
 
     async def form(self, request: Request) -> FormData:
         """A form that one of our pages has sent. Raises HTTPException: it lacks what our pages put in."""
-        self.known(request)
+        self.require_token(request)
         form = await request.form(max_files=100)
         sent = form.get("form_token", "")
         if not isinstance(sent, str) or not hmac.compare_digest(sent, self.form_token):
@@ -41,7 +41,7 @@ class Access:
         return form
 
 
-def text(form: FormData, name: str, default: str = "") -> str:
+def field_text(form: FormData, name: str, default: str = "") -> str:
     """A field of a form."""
     value = form.get(name, default)
     return value.strip() if isinstance(value, str) else default
