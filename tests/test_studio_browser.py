@@ -91,7 +91,9 @@ def test_from_two_pictures_to_a_mixed_one_though_page_and_server_go_down_and_a_r
         page.wait_for_function("() => document.querySelector('progress')?.value > 3", timeout=60_000)
         before = page.evaluate("() => document.querySelector('progress').value")
         page.reload()
-        page.wait_for_function("before => document.querySelector('progress')?.value > before", arg=before)
+        page.click("summary:text-is('Log')")
+        page.wait_for_function("before => document.querySelector('progress')?.value > before + 5", arg=before)
+        assert page.locator("details.log[open]").count() == 1  # what is new does not close what one reads
         page.click("button:text-is('Stop')")
         page.wait_for_selector(".badge.stopped", timeout=30_000)
         style, content = (job for job in work.jobs() if job.kind == "train")
