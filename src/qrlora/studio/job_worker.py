@@ -98,9 +98,7 @@ def tools_that_load(path: Path) -> list[dict[str, Any]]:
         verdicts = compat.check(path, tool)
         states = Counter(verdict.state for verdict in verdicts)
         reasons = list(dict.fromkeys(x.reason for x in verdicts if x.state != "loaded"))
-        rows.append(
-            {"tool": tool, "loaded": states["loaded"], "keys": len(verdicts), "why": "; ".join(reasons)}
-        )
+        rows.append({"tool": tool, "loaded": states["loaded"], "keys": len(verdicts), "why": "; ".join(reasons)})
     return rows
 
 
