@@ -364,12 +364,47 @@ def original_krea2(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     return result
 
 
+WAN = {
+    "condition_embedder.time_embedder.linear_1.": "time_embedding.0.",
+    "condition_embedder.time_embedder.linear_2.": "time_embedding.2.",
+    "condition_embedder.text_embedder.linear_1.": "text_embedding.0.",
+    "condition_embedder.text_embedder.linear_2.": "text_embedding.2.",
+    "condition_embedder.time_proj.": "time_projection.1.",
+    "proj_out.": "head.head.",
+    ".attn1.": ".self_attn.",
+    ".attn2.": ".cross_attn.",
+    ".to_q.": ".q.",
+    ".to_k.": ".k.",
+    ".to_v.": ".v.",
+    ".to_out.0.": ".o.",
+    ".ffn.net.0.proj.": ".ffn.0.",
+    ".ffn.net.2.": ".ffn.2.",
+    ".norm2.": ".norm3.",  # the one before cross-attention is the only one with weights
+}
+
+
+def original_wan(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Wan's transformer in its original names."""
+    result = {}
+    for name, x in state.items():
+        for ours, theirs in WAN.items():
+            name = name.replace(ours, theirs)
+        result[re.sub(r"^scale_shift_table$", "head.modulation", name).replace("scale_shift_table", "modulation")] = x
+    return result
+
+
+def wan(pipe) -> dict[str, torch.Tensor]:
+    """Wan's transformer alone, as ComfyUI's files have it."""
+    return {f"model.diffusion_model.{name}": x for name, x in original_wan(pipe.transformer.state_dict()).items()}
+
+
 def trainable_part(family: str, state: dict[str, torch.Tensor], config) -> dict[str, torch.Tensor]:
     """A UNet or transformer of a family in its original names."""
     ways = {
         "qwen_image": dict,
         "z_image": original_z_image,
         "krea2": original_krea2,
+        "wan": original_wan,
         "sdxl": lambda x: unet(x, config),
         "sd15": lambda x: unet(x, config),
     }

@@ -182,6 +182,7 @@ def qwen3(width: int, vocabulary: int, layers: int = 2, kind: str = "Qwen3Model"
 
 
 HEARD = (
+    "condition_embedder",
     "context_embedder",
     "txt_in",
     "time_text_embed",
@@ -585,9 +586,59 @@ def krea2(distilled: bool = False):
     )
 
 
+def umt5(width: int, vocabulary: int):
+    """A UMT5 encoder with two layers, of a given width."""
+    from transformers import UMT5Config, UMT5EncoderModel
+
+    shape = dict(d_model=width, d_kv=4, d_ff=2 * width, num_layers=2, num_heads=2)
+    return UMT5EncoderModel(
+        UMT5Config(vocab_size=vocabulary, feed_forward_proj="gated-gelu", use_cache=False, **shape)  # pyright: ignore
+    ).eval()
+
+
+def wan(expand_timesteps: bool = False):
+    """A whole pico WanPipeline, the same weights at every call: as 2.1, or as 2.2-TI2V, with a time for each patch. Two
+    frames are one of the latents."""
+    from diffusers import UniPCMultistepScheduler, WanPipeline, WanTransformer3DModel
+
+    pieces = t5_tokenizer()
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        parts = dict(
+            vae=frame_vae(
+                "AutoencoderKLWan", temperal_downsample=[True], scale_factor_spatial=2, scale_factor_temporal=2
+            ),
+            text_encoder=umt5(16, len(pieces)),
+            transformer=WanTransformer3DModel(
+                num_attention_heads=2,
+                attention_head_dim=12,
+                in_channels=4,
+                out_channels=4,
+                text_dim=16,
+                freq_dim=16,
+                ffn_dim=32,
+                num_layers=2,
+            ).eval(),
+        )
+        listening(parts["transformer"])
+    return WanPipeline(
+        **parts,  # pyright: ignore[reportArgumentType]
+        tokenizer=pieces,
+        scheduler=UniPCMultistepScheduler(  # pyright: ignore[reportArgumentType]
+            prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=3.0
+        ),
+        expand_timesteps=expand_timesteps,
+    )
+
+
+def kept_in_float32(model, name: str) -> bool:
+    """Whether diffusers keeps a module in float32, by a word of its name."""
+    return bool({*(model._keep_in_fp32_modules or ())} & {*name.split(".")})
+
+
 def latents(base, rows: int, generator: torch.Generator | None = None) -> torch.Tensor:
     """Random latents (b, c, h, w) of so many images of a pico base, whose VAE may keep the sides."""
-    side = SIZE // base.pipe.vae_scale_factor
+    side = SIZE // base.pixels_per_latent
     shape = base.family.input_shapes(base.pipe, side, TokenLimits())["latents"]
     return torch.randn(rows, *shape[1:], generator=generator)
 
@@ -612,6 +663,7 @@ BASES = {
     "z_image": z_image,
     "flux2": flux2,
     "krea2": krea2,
+    "wan": wan,
 }
 """One pico pipeline per family: a new family is tested by a line here."""
 

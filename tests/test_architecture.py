@@ -23,6 +23,7 @@ LAYERS = (
     ("families", "injection", "training_example", "compat", "trainers"),
     ("contrastive_directions", "networks"),
     ("training", "sampling"),
+    ("video_sampling",),
     ("baselines", "world", "estimate"),
     ("evaluation",),
     ("plots", "comparison", "web"),

@@ -252,6 +252,47 @@ def krea2_files(pipe):
     }
 
 
+def wan_files(pipe):
+    one, many = random_adapter(pipe, "wan"), random_adapter(pipe, "wan", rank=many_ranks)
+    dots = wan_original(dotted(one))
+    flat = {key.replace(".", "_", key.count(".") - 2): x for key, x in down_and_up(dots).items()}
+    flat = {f"lora_unet_{key}": x for key, x in flat.items()}
+    alphas = {f"{key.rpartition('.lora')[0]}.alpha": torch.tensor(1.0) for key in flat}
+    half = {key: x for key, x in (flat | alphas).items() if "ffn" not in key}
+    prefixed = {f"diffusion_model.{key}": x for key, x in dots.items()}
+    return {
+        "diffusers": dotted(one, "transformer."),
+        "diffusers, ranks that differ": dotted(many, "transformer."),
+        "diffusers, described": (dotted(one, "transformer."), described(one, "transformer", 1)),
+        "bare": dotted(one),
+        "original": prefixed,
+        "original, alpha": prefixed
+        | wan_original({f"diffusion_model.{x}.alpha": torch.tensor(1.0) for x in one.layers}),
+        "original beside diffusers": {k: x for k, x in prefixed.items() if "ffn" in k}
+        | dotted(one.select(["to_q"]), "transformer."),
+        "musubi": flat | alphas,
+        "musubi, without alpha": flat,
+        "musubi, attention alone": half,
+    }
+
+
+def wan_original(tensors):
+    """The same under the original model's names."""
+    names = {
+        ".attn1.": ".self_attn.",
+        ".attn2.": ".cross_attn.",
+        ".to_out.0": ".o",
+        ".net.0.proj": ".0",
+        ".net.2": ".2",
+    }
+    made = {}
+    for key, x in tensors.items():
+        for ours, theirs in names.items():
+            key = key.replace(ours, theirs)
+        made[re.sub(r"\.to_([qkv])", r".\1", key)] = x
+    return made
+
+
 def written(adapters, tmp_path):
     """Our own files of adapters, by every content and spelling."""
     for family, adapter in adapters.items():
@@ -290,6 +331,7 @@ def test_diffusers_does_with_every_file_what_the_rules_say(pipes, tmp_path, fami
     pipe = pipes[family]
     made = {
         "qwen_image": qwen_image_files,
+        "wan": wan_files,
         "z_image": z_image_files,
         "flux2": flux2_files,
         "krea2": krea2_files,
@@ -346,12 +388,12 @@ def count(verdicts, state):
 def test_the_default_names_are_loaded_whole_by_all_tools_that_have_names_for_it(pipes, tmp_path, family):
     adapter = random_adapter(pipes[family], family)
     save(adapter, tmp_path / "x.safetensors")
-    readers = {"sdxl": TOOLS, "sd15": TOOLS, "z_image": TWO, "flux2": TWO, "krea2": TWO, "qwen_image": TWO}
+    readers = {"sdxl": TOOLS, "sd15": TOOLS, "z_image": TWO, "flux2": TWO, "krea2": TWO, "qwen_image": TWO, "wan": TWO}
     for tool in readers.get(family, ("comfyui", "diffusers", "forge")):
         assert states(tmp_path / "x.safetensors", tool) == {"loaded": 2 * len(adapter.layers)}, tool
 
 
-@pytest.mark.parametrize("family", ["sd3", "flux", "qwen_image"])
+@pytest.mark.parametrize("family", ["sd3", "flux", "qwen_image", "wan"])
 def test_kohyas_names_are_loaded_whole_by_kohya_and_comfyui(pipes, tmp_path, family):
     adapter = random_adapter(pipes[family], family)
     save(adapter, tmp_path / "x.safetensors", keys="kohya")

@@ -140,6 +140,7 @@ def test_the_papers_settings_are_the_familys_defaults(family):
         "krea2": ("public-script", 28, 4.5, 1024, "uniform"),
         "flux2": ("attention", 50, 4.0, 1024, "uniform"),
         "z_image": ("attention", 50, 4.0, 1024, "uniform"),
+        "wan": ("attention", 50, 5.0, 640, "uniform"),
     }
     assert (own.targets, own.sample_steps, own.guidance, own.resolution, own.timestep_sampling) == expected[family]
 

@@ -107,13 +107,14 @@ READ = {  # (list, how it is made from it, metadata, model whose layers they mus
     "diffusers FLUX.2 klein": ("diffusers-flux2-klein", {}, {}, KLEIN, None),
     "ai-toolkit FLUX.2 klein": ("musubi-flux2-klein-4b", {"rename": dotted, "endings": PAIRS}, {}, KLEIN, None),
     "diffusers Krea 2": ("diffusers-krea2", {}, {}, "krea2-raw", None),
+    "diffusers Wan": ("diffusers-wan", {}, {}, "wan2.1-1.3b", None),
+    "musubi Wan": ("musubi-wan", {}, {"ss_base_model_version": "wan"}, "wan2.1-1.3b", 0.5),
+    "musubi Wan without metadata": ("musubi-wan", {}, {}, "wan2.1-1.3b", 0.5),
     "original FLUX.1 names with dots": ("kohya-flux", {"rename": dotted, "endings": PAIRS}, {}, "flux-dev", None),
 }
 KEPT = {
     "musubi Qwen-Image-Edit": ("musubi-qwen-image", {}, {"ss_base_model_version": "qwen_image_edit"}),
     "Lumina 2": ("diffusers-z-image", {}, {"modelspec.architecture": "lumina2/lora"}),
-    "musubi Wan": ("musubi-wan", {}, {"ss_base_model_version": "wan"}),
-    "diffusers Wan": ("diffusers-wan", {}, {}),
     "sd-scripts Chroma": ("kohya-flux", {}, {"ss_base_model_version": "chroma"}),
     "sd-scripts Chroma, by ModelSpec": ("kohya-flux", {}, {**FLUX, "modelspec.architecture": "chroma/lora"}),
     "bare names of a model of one's own": ("diffusers-wan", {"rename": lambda x: bare(x).replace("blocks", "b")}, {}),
@@ -297,6 +298,7 @@ COMFYUI = {
     "z-image": "z-image",
     KLEIN: "flux2-klein",
     "krea2-raw": "krea2",
+    "wan2.1-1.3b": "wan",
 }
 """Public model -> the list of names that ComfyUI's own key map takes for it."""
 
@@ -324,6 +326,7 @@ def test_what_check_says_of_comfyui_is_what_its_key_map_takes(case):
         "musubi-qwen-image",
         "musubi-z-image",
         "musubi-flux2-klein-4b",
+        "musubi-wan",
     ],
 )
 def test_kohyas_own_files_are_loaded_whole_by_kohya(name):

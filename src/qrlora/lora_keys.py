@@ -27,7 +27,7 @@ ENDINGS = {
 }
 KOHYA = {"A": ".lora_down.weight", "B": ".lora_up.weight", "alpha": ".alpha"}
 DIFFUSERS = {"A": ".lora_A.weight", "B": ".lora_B.weight"}
-WRITTEN = {style: DIFFUSERS if style == "diffusers" else KOHYA for style in STYLES}
+WRITTEN = {style: DIFFUSERS if style in ("diffusers", "original") else KOHYA for style in STYLES}
 """Style of names that we write -> the endings of A, B and, where the style's tools know it, alpha."""
 OTHER_METHODS = {
     "dora_scale": "a DoRA's",

@@ -60,7 +60,8 @@ def process_of(scheduler_config: Mapping[str, Any]) -> dict[str, Any]:
     read here: two configs with equal entries train alike, whatever their settings of sampling."""
     given, steps = scheduler_config.get, {"num_train_timesteps": scheduler_config.get("num_train_timesteps", 1000)}
     if _is_flow(scheduler_config):
-        return {**steps, "shift": 1.0 if given("use_dynamic_shifting") else given("shift", 1.0)}
+        fixed = given("flow_shift", 1.0) if given("use_flow_sigmas") else given("shift", 1.0)
+        return {**steps, "shift": 1.0 if given("use_dynamic_shifting") else fixed}
     kept = {"prediction_type": given("prediction_type", "epsilon")}
     kept["rescale_betas_zero_snr"] = bool(given("rescale_betas_zero_snr"))
     if given("trained_betas") is not None:
@@ -72,7 +73,9 @@ def process_of(scheduler_config: Mapping[str, Any]) -> dict[str, Any]:
 def _check_scheduler(config: Mapping[str, Any]) -> None:
     """Raises ValueError: a scheduler whose timesteps are not those of the processes below, naming the entry."""
     name = config.get("_class_name")
-    on = [key for key in OTHER_NOISE_LEVELS if config.get(key)]
+    flow = config.get("prediction_type") == FLOW_PREDICTION
+    on = [key for key in OTHER_NOISE_LEVELS if config.get(key) and not (flow and key == "use_flow_sigmas")]
+    on += ["prediction_type"] if flow and not config.get("use_flow_sigmas") else []
     on += ["timestep_type"] if config.get("timestep_type") == "continuous" else []
     if name is not None and name not in DISCRETE_SCHEDULERS | FLOW_SCHEDULERS:
         raise ValueError(f"cannot train a base with the scheduler {name!r:.80}: its timesteps are not known here")
@@ -82,8 +85,11 @@ def _check_scheduler(config: Mapping[str, Any]) -> None:
 
 
 def _is_flow(config: Mapping[str, Any]) -> bool:
-    """By the scheduler's class; a config that was never saved lacks it, but only those of flows have a `shift`."""
+    """By the scheduler's class, or by what a multistep one predicts; a config that was never saved lacks the class, but
+    only those of flows have a `shift`."""
     name = config.get("_class_name")
+    if config.get("prediction_type") == FLOW_PREDICTION:
+        return bool(config.get("use_flow_sigmas"))
     return name in FLOW_SCHEDULERS if name else "shift" in config
 
 
@@ -192,6 +198,8 @@ DISCRETE_SCHEDULERS = frozenset(
 """Schedulers of discrete diffusion: the model's timestep is a step number."""
 FLOW_SCHEDULERS = frozenset(f"FlowMatch{name}Scheduler" for name in ("EulerDiscrete", "HeunDiscrete", "LCM"))
 """Schedulers of rectified flow: the model's timestep is sigma T."""
+FLOW_PREDICTION = "flow_prediction"
+"""What UniPC and other multistep schedulers call the prediction of a flow."""
 OTHER_NOISE_LEVELS = ("sigma_data", "use_flow_sigmas", "invert_sigmas", "snr_shift_scale")
 """Entries of a scheduler config that, when set, give any scheduler other timesteps or noise levels."""
 

@@ -22,6 +22,7 @@ from . import (
     studio,
     survey,
     train,
+    video,
 )
 from .named_values import SettingsCommand, VerbCommand
 
@@ -40,6 +41,7 @@ VERBS = {
     "merge": Verb(merge.merge, merge.EXAMPLE),
     "generate": Verb(generate.generate, generate.EXAMPLE),
     "grid": Verb(grid.grid, grid.EXAMPLE),
+    "video": Verb(video.video, video.EXAMPLE),
     "inspect": Verb(inspect.inspect, inspect.EXAMPLE),
     "convert": Verb(convert.convert, convert.EXAMPLE),
     "check": Verb(check.check, check.EXAMPLE),

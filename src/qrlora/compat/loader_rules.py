@@ -166,6 +166,24 @@ def _twice_or_bare(file: File, key: str) -> str:
     return "it wants transformer. before the name, or alpha keys" if bare else ""
 
 
+def _one_tools_names(file: File) -> str:
+    """diffusers takes the beginning off all names alike: diffusion_model., where a block must be adapted, else
+    lora_unet_, where all layers of each block must be."""
+    dotted = [x.spelling.startswith("diffusion_model.") for x in file.keys.values()]
+    flat = [x.spelling.startswith(LORA_UNET) for x in file.keys.values()]
+    blocks = {layer for x in file.keys.values() for layer in x.layers if layer.startswith("blocks.")}
+    if any(dotted):
+        mixed = "it takes the beginning diffusion_model. off every name, also off others"
+        return mixed if not all(dotted) else "" if blocks else "it wants a block in files with diffusion_model. names"
+    if not any(flat):
+        return ""
+    each = collections.Counter(layer.split(".")[1] for layer in blocks)
+    whole = all(flat) and len(file.alphas) == len(file.ranks) and len(blocks) == len(file.ranks)
+    in_block = sum(layer.startswith("blocks.#.") for layer in file.layout.names.values()) if file.layout else 0
+    numbered = {*each} == {*map(str, range(len(each)))} and {*each.values()} == {in_block}
+    return "" if whole and numbered else "it wants all layers of each block with alpha keys in musubi-tuner's names"
+
+
 def _untranslated_names(file: File, key: str) -> str:
     """diffusers translates original names with dots where they end as kohya's do."""
     dotted = file.keys[key].spelling == "diffusion_model.{original}" and not has_down(file)
@@ -235,6 +253,7 @@ QUIRKS = {
     "original attention": Quirk(ignores=_original_attention),
     "bare beside alpha": Quirk(ignores=_bare),
     "transformer or down": Quirk(ignores=_untranslated_names),
+    "one tool's names": Quirk(refuses=_one_tools_names),
     "transformer. alone": Quirk(refuses=_kohya_endings, ignores=_twice_or_bare),
 }
 

@@ -26,7 +26,7 @@ def encoding_bytes(task: TrainingTask, spare: Mapping[str, nn.Module]) -> dict[s
     Args: spare: the text encoders in their dtype and the VAE, on the meta device.
     """
     texts = [spare[name] for name in task.base.family.text_encoders if name in spare]
-    side = task.latent_side * task.base.pipe.vae_scale_factor
+    side = task.latent_side * task.base.pixels_per_latent
     method = METHODS.get(task.config.method)
     rows = PROMPT_BATCH if method and method.needs_example else 1
     read = max((_peak_bytes([part], lambda p=part: p(**_prompts(task, p, rows))) for part in texts), default=0)

@@ -42,7 +42,7 @@ class TrainingTask:
     def latent_side(self) -> int:
         """Side of the latents."""
         assert self.config.resolution is not None
-        return self.config.resolution // self.base.pipe.vae_scale_factor
+        return self.config.resolution // self.base.pixels_per_latent
 
     def with_method(self, method: str) -> TrainingTask:
         """The same with another method: rank, layers and all else stay."""

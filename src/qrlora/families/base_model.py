@@ -20,7 +20,7 @@ from ..config import FamilyDefaults
 from ..layouts import current_preset
 from ..noising import Noising, noising_of
 from .family import Condition, Family, SizeConditioning
-from .pipeline_steps import decode_image, encode_image
+from .pipeline_steps import decode_frames, decode_image, encode_image
 
 T = TypeVar("T")
 PROMPT_BATCH = 8
@@ -58,6 +58,12 @@ class Base:
     def device(self) -> torch.device:
         """Where each component computes."""
         return self.execution_device or next(self.model.parameters()).device
+
+    @property
+    def pixels_per_latent(self) -> int:
+        """Pixels of a side for each place of the latents; pipelines of videos have a word of their own for it."""
+        pipe = self.pipe
+        return getattr(pipe, "vae_scale_factor", None) or pipe.vae_scale_factor_spatial
 
     @property
     def size_multiple(self) -> int:
@@ -165,11 +171,22 @@ class Base:
         """One PIL image for each of the latents (b, c, h, w), as `pipeline_steps.decode_image`; no gradient."""
         return self._run_on_device(["vae"], lambda: decode_image(self.pipe, latents.to(self.device)))
 
+    def decode_frames(self, latents: Tensor) -> list[Any]:
+        """The PIL frames of one video's latents (1, c, f, h, w), as `pipeline_steps.decode_frames`; no gradient."""
+        return self._run_on_device(["vae"], lambda: decode_frames(self.pipe, latents.to(self.device)))
+
     def denoise(
-        self, embedded: Condition, size: int, steps: int, guidance: float, generators: Sequence[torch.Generator]
+        self,
+        embedded: Condition,
+        size: int,
+        steps: int,
+        guidance: float,
+        generators: Sequence[torch.Generator],
+        frames: int = 1,
     ) -> Tensor:
         """Latents (b, c, h, w) of one image of size x size pixels for each row of what `embed` returned, by the stock
-        pipeline; no gradient. The guidance is the one that `embed` was given.
+        pipeline; no gradient. The guidance is the one that `embed` was given. Of videos of several frames (see
+        Family.frames_per_latent), (b, c, f, h, w).
 
         Raises: ValueError: NaN or infinity, which would be black images.
         """
@@ -177,7 +194,9 @@ class Base:
         with torch.no_grad(), self.on_device():
             self.release()  # a pipeline computes where its first component is
             try:
-                latents = self.family.sample(self.pipe, embedded.to(self.device), size, steps, guidance, generators)
+                video = {"frames": frames} if frames > 1 else {}
+                arguments = (embedded.to(self.device), size, steps, guidance, generators)
+                latents = self.family.sample(self.pipe, *arguments, **video)
             finally:
                 for name, component in hidden.items():
                     setattr(self.pipe, name, component)

@@ -19,6 +19,7 @@ from .component_checks import check_channels, check_config, check_token_limit
 from .family import Condition, TokenLimits
 from .family_table import FAMILIES, family_of_folder
 from .library_messages import config_errors_in_one_line, libraries_silenced
+from .model_dtype import is_kept_in_float32
 from .pipeline_folder import index_settings, read_json
 from .pipeline_steps import latent_channels, pixels_per_latent
 from .public_configs import PUBLIC, PublicBase, near
@@ -61,6 +62,7 @@ def _from_configs(name: str, place: Path, public: PublicBase | None) -> tuple[Ba
         **{family.component: model},
         scheduler=scheduler,
         vae_scale_factor=pixels,
+        vae_scale_factor_spatial=pixels,
         patch_size=model.config.get("patch_size"),
         config=configs.settings,
     )
@@ -77,8 +79,9 @@ def blank_example(
 ) -> tuple[Tensor, Any]:
     """Random latents (rows, c, h, w) float32 and a random condition in the model's dtype, of the shapes that an image
     of `resolution` pixels has; on the meta device shapes alone."""
-    shapes = base.family.input_shapes(base.pipe, resolution // base.pipe.vae_scale_factor, tokens)
-    dtypes = (p.dtype for n, p in base.model.named_parameters() if "lora_" not in n)
+    shapes = base.family.input_shapes(base.pipe, resolution // base.pixels_per_latent, tokens)
+    own = (x for x in base.model.named_parameters() if "lora_" not in x[0] and not is_kept_in_float32(base.model, x[0]))
+    dtypes = (parameter.dtype for _, parameter in own)
     dtype = next(x for x in dtypes if x.is_floating_point)  # 4-bit weights are stored as whole numbers
     drawn = {name: torch.randn(rows, *shape[1:], device=device) for name, shape in shapes.items()}
     latents = drawn.pop("latents")
@@ -110,9 +113,9 @@ def materialise_quantised(base: Base, quantize: str, device: torch.device) -> No
 
 
 def _fill_tables(model: nn.Module, device: torch.device | str) -> None:
-    """Zeros for what is neither parameter nor buffer, such as a table of rotations."""
+    """Zeros for what no state dict holds, such as tables of rotations: plain tensors and buffers that are not saved."""
     for module in model.modules():
-        for name, x in [*vars(module).items()]:
+        for name, x in [*vars(module).items(), *module.named_buffers(recurse=False)]:
             if isinstance(x, Tensor) and x.is_meta:
                 setattr(module, name, torch.zeros(x.shape, dtype=x.dtype, device=device))
 

@@ -139,6 +139,11 @@ class Family:
     """Pipeline classes of other components for text to image, which a folder is opened as if its index names them."""
     required_config: Mapping[str, Any] = field(default_factory=dict)
     """Entries of the trainable component's config that would mean another model input -> the values they must have."""
+    required_index: Mapping[str, Any] = field(default_factory=dict)
+    """Entries of model_index.json that would mean another pipeline -> the values they must have."""
+    frames_per_latent: Callable[[Any], int] | None = None
+    """(pipe) -> frames of a video, after the first, that one frame of the latents holds; `sample` then takes `frames`,
+    too. None: it draws images alone."""
     rows_per_step: Callable[[Any, float], int] = lambda pipe, guidance: 2 if guidance > 1 else 1
     """(pipe, guidance) -> rows that the model predicts in a denoising step of one image: two where
     classifier-free guidance acts."""

@@ -14,10 +14,11 @@ from .qwen_image import QWEN_IMAGE
 from .sd3 import SD3
 from .sd15 import SD15
 from .sdxl import SDXL
+from .wan import WAN
 from .z_image import Z_IMAGE
 
 FAMILIES: dict[str, Family] = {
-    family.name: family for family in (SDXL, SD3, FLUX, SD15, QWEN_IMAGE, Z_IMAGE, FLUX2, KREA2)
+    family.name: family for family in (SDXL, SD3, FLUX, SD15, QWEN_IMAGE, Z_IMAGE, FLUX2, KREA2, WAN)
 }
 
 

@@ -13,8 +13,13 @@ def cast_model(model: Any, dtype: torch.dtype) -> nn.Module:
     """A model on any device in a dtype, as diffusers' `from_pretrained` opens it: the modules that its class names
     (`_keep_in_fp32_modules`: norms of Krea 2 and Wan) are in float32."""
     nn.Module.to(model, dtype)  # not diffusers' own `to`, which warns of what is put right here
-    kept: Collection[str] = getattr(model, "_keep_in_fp32_modules", None) or ()
     for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
-        if tensor.is_floating_point() and {*name.split(".")} & {*kept}:
+        if tensor.is_floating_point() and is_kept_in_float32(model, name):
             tensor.data = tensor.data.float()
     return model
+
+
+def is_kept_in_float32(model: Any, name: str) -> bool:
+    """Whether a parameter or buffer is in a module that diffusers keeps in float32."""
+    kept: Collection[str] = getattr(model, "_keep_in_fp32_modules", None) or ()
+    return not {*name.split(".")}.isdisjoint(kept)

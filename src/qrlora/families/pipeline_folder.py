@@ -32,8 +32,16 @@ def check_components(place: Path, family: Family) -> None:
     """Every part that a pipeline's index names and a base needs is there and whole; without a tokenizer's folder
     transformers would make up an empty one, and a cut file is reported without its name.
 
-    Raises: OSError: a component is missing.  ValueError: a file is cut short; a component's class is not named.
+    Raises: OSError: a component is missing.  ValueError: a file is cut short; a component's class is not named; the
+            index says that the pipeline does more than its family's.
     """
+    index = read_json(place / "model_index.json")
+    for name, value in family.required_index.items():
+        if index.get(name, value) != value:
+            served = ", ".join(x.hub for x in family.layout.variants.values())
+            raise ValueError(
+                f"{place} has {name}={index[name]!r:.80} in its model_index.json: as {family.name} are served {served}"
+            )
     absent = absent_components(place, family)
     for name, kind in read_json(place / "model_index.json").items():
         if not _is_component(name, kind) or name in absent:

@@ -46,20 +46,26 @@ def decode_image(pipe: Any, latents: Tensor) -> list[Any]:
 
     Raises: ValueError: NaN or infinity.
     """
+    return [image for one in latents.split(1) for image in decode_frames(pipe, one)]
+
+
+def decode_frames(pipe: Any, latents: Tensor) -> list[Any]:
+    """The PIL frames of one video's latents (1, c, f, h, w), by a VAE of videos; the image of latents (1, c, h, w).
+
+    Raises: ValueError: NaN or infinity.
+    """
     vae, config = pipe.vae, pipe.vae.config
     scale, shift = getattr(config, "scaling_factor", None) or 1.0, getattr(config, "shift_factor", None) or 0.0
     z = latents.float() / scale + shift
     z = z * _deviation(vae, z) + _mean(vae, z)
-    images = []
-    for one in z.split(1):
-        pixels = vae.decode(as_frames(vae, one), return_dict=False)[0]
-        pixels = pixels[:, :, 0] if reads_frames(config) else pixels
-        if not bool(torch.isfinite(pixels).all()):
-            raise ValueError("the VAE made NaN or infinity of an image, which would be black: its weights are damaged")
-        if getattr(pipe, "watermark", None) is not None:  # SDXL's, where its library is installed
-            pixels = pipe.watermark.apply_watermark(pixels)
-        images += pipe.image_processor.postprocess(pixels, output_type="pil")
-    return images
+    pixels = vae.decode(as_frames(vae, z), return_dict=False)[0]
+    pixels = pixels[0].transpose(0, 1) if reads_frames(config) else pixels
+    if not bool(torch.isfinite(pixels).all()):
+        raise ValueError("the VAE made NaN or infinity of an image, which would be black: its weights are damaged")
+    if getattr(pipe, "watermark", None) is not None:  # SDXL's, where its library is installed
+        pixels = pipe.watermark.apply_watermark(pixels)
+    processor = getattr(pipe, "image_processor", None) or pipe.video_processor
+    return processor.postprocess(pixels, output_type="pil")
 
 
 def reads_frames(config: Any) -> bool:
@@ -68,8 +74,8 @@ def reads_frames(config: Any) -> bool:
 
 
 def as_frames(vae: Any, x: Tensor) -> Tensor:
-    """Images or latents (b, c, h, w) as a VAE reads them: a VAE of videos, as videos of one frame."""
-    return x.unsqueeze(2) if reads_frames(vae.config) else x
+    """Images or latents (b, c, h, w) as a VAE reads them: a VAE of videos, as videos of one frame; videos stay."""
+    return x.unsqueeze(2) if reads_frames(vae.config) and x.ndim == 4 else x
 
 
 def latent_channels(config: Any) -> int:
@@ -86,19 +92,19 @@ def pixels_per_latent(config: Any) -> int:
 
 
 def _mean(vae: Any, z: Tensor) -> Tensor:
-    """(1, c, 1, 1) or (1, c, h, w): what the VAE says is the latents' mean; 0 where it says nothing."""
+    """(1, c, 1, 1, ...) or (1, c, h, w): what the VAE says is the latents' mean; 0 where it says nothing."""
     if hasattr(vae, "bn"):
         return _of_patches(vae.bn.running_mean, z)
     found = getattr(vae.config, "latents_mean", None)
-    return z.new_zeros(1) if found is None else z.new_tensor(found).view(1, -1, 1, 1)
+    return z.new_zeros(1) if found is None else z.new_tensor(found).view(1, -1, *[1] * (z.ndim - 2))
 
 
 def _deviation(vae: Any, z: Tensor) -> Tensor:
-    """(1, c, 1, 1) or (1, c, h, w): what the VAE says is the latents' deviation; 1 where it says nothing."""
+    """(1, c, 1, 1, ...) or (1, c, h, w): what the VAE says is the latents' deviation; 1 where it says nothing."""
     if hasattr(vae, "bn"):
         return _of_patches((vae.bn.running_var + vae.config.batch_norm_eps).sqrt(), z)
     found = getattr(vae.config, "latents_std", None)
-    return z.new_ones(1) if found is None else z.new_tensor(found).view(1, -1, 1, 1)
+    return z.new_ones(1) if found is None else z.new_tensor(found).view(1, -1, *[1] * (z.ndim - 2))
 
 
 def _of_patches(values: Tensor, z: Tensor) -> Tensor:
@@ -122,7 +128,7 @@ def run_pipeline(pipe: Any, size: int, steps: int, generators: Sequence[torch.Ge
         output_type="latent",
         **arguments,
     )
-    return drawn.images
+    return drawn[0]
 
 
 def sample_guided(

@@ -19,6 +19,7 @@ from .public_text_encoders import (
     QWEN3_VL,
     QWEN_VL,
     T5_XXL,
+    UMT5_XXL,
 )
 
 
@@ -157,6 +158,29 @@ def _krea2(name: str, distilled: bool) -> PublicBase:
     return PublicBase(VARIANTS[name].hub, "Krea2Pipeline", part, scheduler, {"text_encoder": QWEN3_VL}, vae, settings)
 
 
+WAN_VAE = {"_class_name": "AutoencoderKLWan"}
+# vae/config.json of Wan2.2-TI2V-5B but for the latents' mean and deviation, which change no shape
+WAN22_VAE = {
+    "_class_name": "AutoencoderKLWan",
+    "base_dim": 160,
+    "decoder_base_dim": 256,
+    "z_dim": 48,
+    "in_channels": 12,
+    "out_channels": 12,
+    "patch_size": 2,
+    "is_residual": True,
+    "scale_factor_spatial": 16,
+}
+
+
+def _wan(name: str, flow_shift: float, vae: dict[str, Any], **changes: Any) -> PublicBase:
+    """A base of the family Wan; its sizes where they are not Wan 2.1's of 14 B."""
+    part = {"_class_name": "WanTransformer3DModel", **changes}
+    scheduler = {"_class_name": "UniPCMultistepScheduler", "prediction_type": "flow_prediction"}
+    scheduler |= {"use_flow_sigmas": True, "flow_shift": flow_shift}
+    return PublicBase(VARIANTS[name].hub, "WanPipeline", part, scheduler, {"text_encoder": UMT5_XXL}, vae)
+
+
 PUBLIC: dict[str, PublicBase] = {
     "sdxl": _sdxl("sdxl"),
     "pony": _sdxl("pony"),
@@ -203,6 +227,18 @@ PUBLIC: dict[str, PublicBase] = {
     "sd21-base": _sd15("sd21-base", CLIP_H, PNDM, 64, **SD21_UNET),
     "qwen-image": _qwen("qwen-image"),
     "qwen-image-2512": _qwen("qwen-image-2512"),
+    "wan2.1-1.3b": _wan("wan2.1-1.3b", 3.0, WAN_VAE, num_attention_heads=12, ffn_dim=8960, num_layers=30),
+    "wan2.1-14b": _wan("wan2.1-14b", 5.0, WAN_VAE),
+    "wan2.2-5b": _wan(
+        "wan2.2-5b",
+        5.0,
+        WAN22_VAE,
+        in_channels=48,
+        out_channels=48,
+        num_attention_heads=24,
+        ffn_dim=14336,
+        num_layers=30,
+    ),
 }
 """Short name -> public base model."""
 

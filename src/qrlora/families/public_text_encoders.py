@@ -46,6 +46,8 @@ T5_XXL: dict[str, Any] = {
     "num_heads": 64,
     "feed_forward_proj": "gated-gelu",
 }
+# google/umt5-xxl, the encoder alone
+UMT5_XXL: dict[str, Any] = {**T5_XXL, "architectures": ["UMT5EncoderModel"], "model_type": "umt5", "vocab_size": 256384}
 # text_encoder/config.json of Qwen-Image: Qwen2.5-VL-7B
 QWEN_VL: dict[str, Any] = {
     "architectures": ["Qwen2_5_VLForConditionalGeneration"],

@@ -71,7 +71,8 @@ def fill(model: Any, value_of: Callable[[str], Tensor], quantize: str, device: t
     if quantize:
         quantizer: Any = DiffusersAutoQuantizer.from_config(_quantization_config(quantize, dtype), pre_quantized=False)
         quantizer.validate_environment()
-        quantizer.preprocess_model(model, device_map=None, keep_in_fp32_modules=[])
+        kept = [*(model._keep_in_fp32_modules or ())]  # as they are, in float32
+        quantizer.preprocess_model(model, device_map=None, keep_in_fp32_modules=kept)
     for name in list(model.state_dict()):
         value = value_of(name)
         if quantizer and quantizer.check_if_quantized_param(model, value, name, {}, param_device=device):

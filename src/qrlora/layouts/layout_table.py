@@ -10,10 +10,11 @@ from .qwen_image import QWEN_IMAGE
 from .sd3 import SD3
 from .sd15 import SD15
 from .sdxl import SDXL
+from .wan import WAN
 from .z_image import Z_IMAGE
 
 LAYOUTS: dict[str, Layout] = {
-    layout.family: layout for layout in (SDXL, SD3, FLUX, SD15, QWEN_IMAGE, Z_IMAGE, FLUX2, KREA2)
+    layout.family: layout for layout in (SDXL, SD3, FLUX, SD15, QWEN_IMAGE, Z_IMAGE, FLUX2, KREA2, WAN)
 }
 
 VARIANTS: dict[str, Variant] = {short: variant for x in LAYOUTS.values() for short, variant in x.variants.items()}

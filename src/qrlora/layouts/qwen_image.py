@@ -48,7 +48,7 @@ QWEN_IMAGE = Layout(
     tools={
         "comfyui": Reader((*KNOWN, "{diffusers}", "lycoris_{diffusers}")),
         "diffusers": Reader((*KNOWN, "{diffusers}"), ("transformer. alone",)),
-        "kohya": Reader(("lora_unet_{original}",), ("alpha everywhere",)),
+        "kohya": Reader(("lora_unet_{original}",), ("alpha everywhere", "blocks alone")),
     },
     versions=("qwen_image", "qwen-image"),
     look_alikes=("qwen_image_edit", "qwen-image-edit", "qwen_image_layered", "qwen-image-layered"),

@@ -11,13 +11,14 @@ from .figures import (
     strength_grid,
 )
 from .interval_plot import intervals
-from .save_figure import figure_format, made_with, picture_format, save, save_picture
+from .save_figure import animation_format, figure_format, made_with, picture_format, save, save_animation, save_picture
 
 __all__ = [
     "BAD",
     "GOOD",
     "MUTED",
     "Panel",
+    "animation_format",
     "curves",
     "figure_format",
     "intervals",
@@ -25,6 +26,7 @@ __all__ = [
     "made_with",
     "picture_format",
     "save",
+    "save_animation",
     "save_picture",
     "sheet",
     "strength_grid",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -37,6 +38,35 @@ def save_picture(picture: Image.Image, path: str | Path, made_with: str = "", ov
     info.add_text("qrlora", made_with)
     with atomic(path, overwrite) as file:
         picture.save(file, format=kind, pnginfo=info)
+    return Path(path)
+
+
+ANIMATED = ("WEBP", "GIF", "PNG")
+"""Formats of PIL's that hold several frames and any browser shows."""
+
+
+def animation_format(path: str | Path) -> str:
+    """The format of a file of several frames by its name. Raises ValueError: none."""
+    kind = Image.registered_extensions().get(Path(path).suffix.lower(), "")
+    if kind not in ANIMATED:
+        raise ValueError(f"{Path(path).name}: no format of videos that is written; try {Path(path).stem}.webp")
+    return kind
+
+
+def save_animation(
+    frames: Sequence[Image.Image], path: str | Path, fps: int, made_with: str = "", overwrite: bool = True
+) -> Path:
+    """Write frames as one file that plays them again and again, whole or not at all; a PNG's metadata also hold
+    `made_with`.
+
+    Raises: OSError: see `outputs.atomic`.  ValueError: a suffix that is no format of several frames.
+    """
+    kind = animation_format(path)
+    info = PngImagePlugin.PngInfo()
+    info.add_text("qrlora", made_with)
+    options = {"save_all": True, "append_images": list(frames[1:]), "duration": round(1000 / fps), "loop": 0}
+    with atomic(path, overwrite) as file:
+        frames[0].save(file, format=kind, pnginfo=info, **options)
     return Path(path)
 
 
