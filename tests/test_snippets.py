@@ -56,6 +56,10 @@ def materials(studio, tmp_path_factory):
     folder = tmp_path_factory.mktemp("materials")
     for name in ("my_dog.jpg", "dog.png", "painting.jpg"):
         Image.effect_noise((20, 20), 60).convert("RGB").save(folder / name)
+    (folder / "paintings").mkdir()
+    for name in ("sketch.png", "my_dog_mask.png", "paintings/a.png", "paintings/b.png"):
+        Image.effect_noise((20, 20), 60).convert("RGB" if "mask" not in name else "L").save(folder / name)
+    (folder / "paintings" / "a.txt").write_text("a dog in <s> style")
     files.save(files.load(studio / "dog.safetensors"), folder / "dog.safetensors", keys="diffusers")
     for name, source in {"lora": "dog", "painting": "cat", "ink": "cat", "mine": "cat"}.items():
         shutil.copy(studio / f"{source}.safetensors", folder / f"{name}.safetensors")
@@ -239,6 +243,7 @@ IN_COMMANDS = {
     r"base=(my_sdxl_finetune\.safetensors|tiny-sdxl)": lambda _: f"base={pico_base()}",
     r"base=tiny-sd3": lambda _: f"base={pico_base('sd3')}",
     r"sdxl|flux-dev": lambda _: pico_base(),
+    r"crop=\d+,\d+,\d+": "crop=2,2,16",
     r"quantize=nf4": "quantize=int8",
     r"nf4": "int8",
     r"dino-vits16,clip-vit-base-patch32": "./dino-vits16,./clip-vit-base-patch32",

@@ -43,5 +43,5 @@ def as_markdown(text: str, parameters: list[str]) -> str:
 def escaped(text: str) -> str:
     """Text whose `<`, `*` and `_` outside of backticks are themselves, and whose indented lines are no code."""
     pieces = re.split(r"(`[^`]*`)", text)
-    pieces[::2] = [re.sub(r"([*_<])", r"\\\1", piece) for piece in pieces[::2]]
+    pieces[::2] = [re.sub(r"([*_<[])", r"\\\1", piece) for piece in pieces[::2]]
     return re.sub(r"^ {4,}", "   ", "".join(pieces), flags=re.M)
