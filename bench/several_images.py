@@ -1,14 +1,15 @@
-"""What three more images of a style are worth: python bench/several_images.py OUT [--base tiny-flux] [--styles 4].
+"""What three more images of a style are worth: python bench/several_images.py [--base tiny-flux] [--styles 4].
 
 For each held-out style of the synthetic benchmark two adapters with the base's own settings, equal updates and seed:
 one trained on one true image of the style, one on four, of four contents. Each draws 12 other contents that the base
 knows; the classifiers, who know every style, say in how many the style is right, and in how many content and style.
-Prints a row for each style and writes OUT/several_images.png; adapters that are in OUT already are not trained again.
+Prints a row for each style and writes out/bench/several_images.png; adapters that are there already are not trained
+again.
 """
 
-import argparse
 from pathlib import Path
 
+from harness import arguments
 from qrlora import plots
 from qrlora.families import open_base
 from qrlora.sampling import generate
@@ -38,22 +39,22 @@ def write_images(folder: Path, style: str, shown: list[str]) -> Path:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("out", type=Path)
+    parser = arguments(__doc__)
     parser.add_argument("--base", default="tiny-flux")
     parser.add_argument("--styles", type=int, default=4)
     options = parser.parse_args()
-    base, known = open_base(options.base, "cpu", "float32"), known_contents()
+    out, styles = options.folder / "several_images", 1 if options.quick else options.styles
+    base, known = open_base(options.base, options.device, "float32"), known_contents()
     others = known[5 :: len(known) // DRAWN][:DRAWN]
     right: dict[int, list[tuple[bool, bool]]] = {count: [] for count in COUNTS}
     panels = []
     print("| style | images | style right | content and style right |\n|---|---|---|---|")
-    for k, style in enumerate(list(HELD_OUT_STYLES)[: options.styles]):
+    for k, style in enumerate(list(HELD_OUT_STYLES)[:styles]):
         shown = [known[(k * 4 + j + 1) * len(known) // 25 + 1] for j in range(max(COUNTS))]
         assert not set(shown) & set(others)
         panels.append(plots.Panel(f"{style}: the images", [true_image(content, style) for content in shown]))
         for count in COUNTS:
-            name = options.out / f"{style}-{count}"
+            name = out / f"{style}-{count}"
             images, output = write_images(name, style, shown[:count]), name.with_suffix(".safetensors")
             adapter = train(image=images, role="style", output=str(output), base=base)
             drawn = generate(base, [caption(content, STYLE) for content in others], [(adapter, 1.0)])
@@ -69,7 +70,7 @@ def main() -> None:
         print(f"| all | {count} | {of_style:.0%} of {len(rows)} | {both:.0%} |")
     columns = max(COUNTS) + SHOWN * len(COUNTS)
     figure = plots.sheet(panels, columns, "Trained on one image of a style, or on four; green: the style is right")
-    plots.save(figure, options.out / "several_images.png", True)
+    plots.save(figure, out.with_suffix(".png"), True)
 
 
 if __name__ == "__main__":
