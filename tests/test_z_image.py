@@ -15,8 +15,9 @@ from qrlora.files import load, save
 from qrlora.layouts import LAYOUTS
 from qrlora.safetensors_files import read, write
 from qrlora.sampling import generate, grid
-from qrlora.training import denoising_loss
+from qrlora.training import denoising_loss, train
 from test_families import refused, write_single_file
+from test_training import settings
 
 PROMPTS = ["a dog in <s> style, in red", "a cat"]
 
@@ -155,3 +156,29 @@ def test_layers_of_the_presets_are_as_many_as_the_model_has():
         "image-stream": 2 * 7,
         "time-embedding": 32 + 2,
     }
+
+
+@pytest.mark.parametrize(
+    ("family", "distilled", "other"),
+    [
+        ("z_image", {"shift": 3.0}, "Tongyi-MAI/Z-Image"),
+        ("flux2", {"distilled": True}, "black-forest-labs/FLUX.2-klein-base-4B"),
+        ("krea2", {"distilled": True}, "krea/Krea-2-Raw"),
+    ],
+)
+def test_who_trains_on_a_distilled_base_is_told_which_one_to_train_on(tmp_path, family, distilled, other):
+    with pytest.warns(UserWarning, match=f"is distilled to few steps, .* train on {other}, whose layers are the same"):
+        train(settings(tmp_path, steps=1), base=open_base(pico.folder(family, **distilled), "cpu"))
+
+
+@pytest.mark.parametrize(
+    ("name", "other"),
+    [
+        ("flux2-klein-4b", "black-forest-labs/FLUX.2-klein-base-4B"),
+        ("flux2-klein-9b", "black-forest-labs/FLUX.2-klein-base-9B"),
+        *((name, "") for name in ("flux2-dev", "flux2-klein-base-9b", "z-image", "krea2-raw")),
+    ],
+)
+def test_the_base_to_train_on_has_the_same_size(name, other):
+    base = blank_base(name)[0]
+    assert base.family.distilled_from(base.pipe) == other

@@ -151,6 +151,8 @@ class Family:
     """Components that a base may lack from the start."""
     default_overrides: Callable[[Any], Mapping[str, Any]] = lambda pipe: {}
     """(pipe) -> defaults in which this base differs from its family's."""
+    distilled_from: Callable[[Any], str] = lambda pipe: ""
+    """(pipe) -> the public model to train on in place of this one, which is distilled to few steps; "": it is not."""
     flattened: tuple[str, ...] = ()
     """Endings of the layers that read the tokens of all images of a batch as one row: with adapters of different
     strengths on them, images are drawn one by one."""

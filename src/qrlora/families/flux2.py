@@ -122,6 +122,13 @@ def default_overrides(pipe: Any) -> Mapping[str, Any]:
     return {"sample_steps": 4, "guidance": 1.0} if is_step_distilled(pipe) else {}
 
 
+def distilled_from(pipe: Any) -> str:
+    """The base of FLUX.2-klein of the same size."""
+    config = pipe.transformer.config
+    width = config.num_attention_heads * config.attention_head_dim
+    return LAYOUT.variant_of("klein base", width).hub if is_step_distilled(pipe) else ""
+
+
 FLUX2 = Family(
     layout=LAYOUT,
     pipeline="Flux2KleinPipeline",
@@ -141,5 +148,6 @@ FLUX2 = Family(
     text_widths=text_widths,
     rows_per_step=rows_per_step,
     default_overrides=default_overrides,
+    distilled_from=distilled_from,
     normalize_key=lambda name: name.removeprefix("model.diffusion_model."),
 )

@@ -91,6 +91,11 @@ def default_overrides(pipe: Any) -> Mapping[str, Any]:
     return {"sample_steps": 8, "guidance": 0.0} if is_step_distilled(pipe) else {}
 
 
+def distilled_from(pipe: Any) -> str:
+    """Krea-2-Raw, for Turbo."""
+    return LAYOUT.variants["krea2-raw"].hub if is_step_distilled(pipe) else ""
+
+
 KREA2 = Family(
     layout=LAYOUT,
     pipeline="Krea2Pipeline",
@@ -109,5 +114,6 @@ KREA2 = Family(
     input_shapes=input_shapes,
     text_widths=text_widths,
     default_overrides=default_overrides,
+    distilled_from=distilled_from,
     flattened=("text_fusion.layerwise_blocks.*",),
 )

@@ -85,7 +85,12 @@ def size_multiple(pipe: Any) -> int:
 
 def default_overrides(pipe: Any) -> Mapping[str, Any]:
     """Z-Image-Turbo draws in 9 steps without guidance."""
-    return {"sample_steps": 9, "guidance": 0.0} if pipe.scheduler.config.shift == TURBO_SHIFT else {}
+    return {"sample_steps": 9, "guidance": 0.0} if distilled_from(pipe) else {}
+
+
+def distilled_from(pipe: Any) -> str:
+    """Z-Image, for Turbo."""
+    return LAYOUT.variants["z-image"].hub if pipe.scheduler.config.shift == TURBO_SHIFT else ""
 
 
 Z_IMAGE = Family(
@@ -107,6 +112,7 @@ Z_IMAGE = Family(
     text_widths=text_widths,
     required_config={"siglip_feat_dim": None},  # images beside the words (Z-Image-Omni)
     default_overrides=default_overrides,
+    distilled_from=distilled_from,
     time_rises=True,
     flattened=("all_x_embedder.2-1", "cap_embedder.1"),
 )

@@ -116,6 +116,10 @@ def _train(
         config = replace(config, dtype=str(base.model.dtype).removeprefix("torch."))
     config = config.filled(base.defaults)
     check_config_fits_base(base, config, processes)
+    undistilled = base.family.distilled_from(base.pipe)
+    if undistilled and processes.is_rank_zero:
+        hint = f"train on {undistilled}, whose layers are the same, and draw with this one"
+        warnings.warn(f"{base.name} is distilled to few steps, which training tends to undo: {hint}", stacklevel=3)
 
     stage("reading the image", 0.0)
     assert config.resolution is not None and config.steps is not None and config.lr_decay is not None
