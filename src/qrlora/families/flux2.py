@@ -92,9 +92,11 @@ def sample(
     guidance."""
     before, pipe.vae = pipe.vae, UNCHANGED
     try:
-        return run_pipeline(pipe, size, steps, generators, guidance_scale=guidance, **told.tensors)
+        latents = run_pipeline(pipe, size, steps, generators, guidance_scale=guidance, **told.tensors)
     finally:
         pipe.vae = before
+    side = size // size_multiple(pipe)
+    return latents if latents.ndim == 4 else unpacked(latents, side, side)  # FLUX.2-dev's pipeline leaves them packed
 
 
 def rows_per_step(pipe: Any, guidance: float) -> int:
