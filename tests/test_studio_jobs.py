@@ -2,12 +2,19 @@
 
 import json
 import os
+import shlex
 import subprocess
 import sys
+import warnings
 
 import pytest
 
-from qrlora.studio.jobs import WorkFolder, acquire_job_lock
+import pico
+from qrlora.cli.arguments import recipe_and_settings
+from qrlora.config import TrainConfig, read_recipe
+from qrlora.studio import run_pages
+from qrlora.studio.job_worker import run_job, training_settings
+from qrlora.studio.jobs import ADAPTER, WorkFolder, acquire_job_lock
 
 SLEEPER = "import time; print('up', flush=True); time.sleep(60)"
 
@@ -104,3 +111,53 @@ def test_a_folder_that_was_left_half_made_is_no_job(work):
     (work.jobs_folder / "0123456789ab").mkdir()
     (work.jobs_folder / "notes").mkdir()
     assert [job.title for job in work.jobs()] == ["dog"]
+
+
+def done(work, kind, title, settings, files=None):
+    """What a job finds that is run in this process."""
+    job = work.create(kind, title, settings, files or {})
+    with warnings.catch_warnings():  # a job's process has its own way with warnings
+        run_job(job, "files")
+    assert job.state == "done"
+    return job
+
+
+def test_adapters_are_read_compared_checked_and_merged_by_jobs(work, studio):
+    read = [
+        done(work, "import", name, {"file": name}, {ADAPTER: (studio / f"{name}.safetensors").read_bytes()})
+        for name in ("dog", "cat")
+    ]
+    assert [job.facts["role"] for job in read] == ["content", "style"] and read[0].facts["rank"] == 4
+    both = {"adapters": [job.id for job in read]}
+    compared = done(work, "compare", "dog and cat", {**both, "names": ["dog", "cat"]})
+    assert (compared.folder / "plot.png").read_bytes().startswith(b"\x89PNG")
+    assert all(-1 <= value <= 1 for _, value in compared.facts["rows"]) and compared.facts["rows"]
+    rows = done(work, "check", "dog", {"adapters": [read[0].id]}).facts["tools"]
+    assert {x["tool"]: x["loaded"] == x["keys"] > 0 for x in rows}["diffusers"]
+    merged = done(work, "merge", "both", {**both, "strengths": [1.0, 0.5], "rule": "sum"})
+    assert merged.facts["role"] == "merged" and len(merged.facts["tools"]) == len(rows)
+
+
+def test_a_file_that_is_no_adapter_fails_with_the_name_that_the_person_gave_it(work):
+    job = work.create("import", "holiday", {}, {ADAPTER: (2).to_bytes(8, "little") + b"{}"})
+    with warnings.catch_warnings(), pytest.raises(ValueError):
+        run_job(job, "files")
+    assert job.state == "failed" and job.last("failed")["text"].startswith("holiday")
+
+
+def test_what_a_training_takes_is_counted_by_a_job(work):
+    settings = {"base": str(pico.folder()), "settings": {"rank": 2}, "key": "", "device": "cpu"}
+    facts = done(work, "estimate", "pico", settings).facts
+    (chosen,) = [row for row in facts["rows"] if row["chosen"]]
+    assert chosen["here"] and chosen["weights"] == "float32" and facts["rank"] == 2 and facts["device"] == "cpu"
+
+
+@pytest.mark.parametrize("crop", [[], [[5, 0, 30], [0, 5, 30]]])
+def test_the_command_line_of_a_run_means_the_settings_of_the_run(work, crop):
+    train = {"role": "style", "base": "tiny-flux", "trigger": "<s>", "prompt": "a cat in <s> style", "offload": True}
+    pictures = [{"picture": str(k)} for k in range(2 if crop else 1)]
+    files = {f"picture-{k}.png": b"" for k in range(2)}
+    job = work.create("train", "ink", {"train": train, "crop": crop, "pictures": pictures}, files)
+    program, verb, *words = shlex.split(run_pages.command(job))
+    assert (program, verb) == ("qrlora", "train")
+    assert read_recipe(*recipe_and_settings(words)) == TrainConfig(**training_settings(job))
