@@ -16,6 +16,7 @@ from .config.type_checks import check_strengths
 from .devices import free_memory, pages_to_host_memory
 from .families import Base, adapter_compatibility, open_base
 from .files import load
+from .image_size import ImageSize, height_and_width, parse_image_size
 from .injection import applied, set_strengths
 from .trigger_words import contains_word
 
@@ -38,8 +39,8 @@ def generate(
     count: int = 1,
     steps: int | None = None,
     guidance: float | None = None,
-    size: int | None = None,
-    batch_size: int | None = None,
+    size: ImageSize | None = None,
+    batch_size: ImageSize | None = None,
     check_triggers: bool = True,
     on_picture: Callable[[int, int], Any] | None = None,
     **opening: Any,
@@ -55,11 +56,11 @@ def generate(
              adapters: adapters or files, or (adapter or file, strength) pairs; strength 1 where none is given.
              config: all settings at once, instead of keywords; an open base may stand beside it. Nothing is written.
              seed: of the first image, each further one adds 1; or one for each image.
-             steps, guidance, size: None for the base's own; size is the side in pixels.
+             steps, guidance, size: None for the base's own; size is a side in pixels, or "WIDTHxHEIGHT".
              batch_size: images at once; None: MAX_BATCH, fewer where a GPU's memory runs out or a CPU has large ones.
              check_triggers: refuse a prompt that lacks the trigger word of an adapter in use.
              on_picture: (images done, of how many) after every batch.
-    Returns: one RGB image of size x size for each.
+    Returns: one RGB image of this size for each.
     Raises:  ValueError: counts or sizes that do not fit, a missing trigger word, an adapter of another base.
     """
     if isinstance(base, SampleConfig):
@@ -140,7 +141,7 @@ def grid(
     seed: int = 0,
     steps: int | None = None,
     guidance: float | None = None,
-    size: int | None = None,
+    size: ImageSize | None = None,
     check_triggers: bool = True,
     on_picture: Callable[[int, int], Any] | None = None,
 ) -> list[list[Image.Image]]:
@@ -190,17 +191,17 @@ def _latents_sampler(
     seeds: Sequence[int],
     steps: int | None,
     guidance: float | None,
-    size: int | None,
+    size: ImageSize | None,
 ) -> Callable[[slice], Tensor]:
     """(which of the prompts and seeds) -> their latents in one batch, with the base's own choice where None is given.
     The text encoders' turn is over when it returns."""
     own = base.defaults
-    side = own.resolution if size is None else size
+    side = own.resolution if size is None else parse_image_size("size", size)
     count = own.sample_steps if steps is None else steps
     strength = own.guidance if guidance is None else guidance
     if count < 1 or not 0 <= strength < float("inf"):
         raise ValueError(f"steps must be 1 or more and guidance 0 or more, got {count} and {strength}")
-    base.check_side("size", side)
+    base.check_size("size", side)
     if base.missing_components:
         missing = ", ".join(base.missing_components)
         raise ValueError(f"the base was opened for training only and has no {missing}: open it again")
@@ -260,7 +261,7 @@ def refuse_missing_triggers(prompts: Sequence[str], adapters: Sequence[tuple[Ada
 
 
 def _sample_batches(
-    base: Base, sample: Callable[[slice], Tensor], total: int, size: int | None, wanted: int | None = None
+    base: Base, sample: Callable[[slice], Tensor], total: int, size: ImageSize | None, wanted: int | None = None
 ) -> Iterator[Tensor]:
     """draw(slice), their latents, for `total` images of a size, so many at once as are wanted; None: as many as
     the device holds, by halving the number where a GPU's memory runs out; where a GPU would spill over and not say
@@ -270,7 +271,7 @@ def _sample_batches(
     """
     if wanted is not None and wanted < 1:
         raise ValueError(f"batch_size must be 1 or more, got {wanted}")
-    side = base.defaults.resolution if size is None else size
+    height, width = height_and_width(base.defaults.resolution if size is None else parse_image_size("size", size))
     on_gpu, unmeasured = base.device.type == "cuda", wanted is None and pages_to_host_memory(base.device)
     done, at_once = 0, wanted or (MAX_BATCH if on_gpu else min(max(CPU_PIXELS_AT_ONCE // side**2, 1), MAX_BATCH))
     if unmeasured:

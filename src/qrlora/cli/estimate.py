@@ -34,7 +34,7 @@ def estimate(
     targets: Annotated[
         str | None, typer.Option(help="{presets}, or name endings.", show_default="the base's own")
     ] = None,
-    resolution: Annotated[int | None, typer.Option(help="Pixels.", show_default="the base's own")] = None,
+    resolution: Annotated[str | None, typer.Option(help=options.SIZE, show_default="the base's own")] = None,
     dtype: Annotated[str, typer.Option(help="dtype of the base: float32, bfloat16 or float16.")] = "bfloat16",
     quantize: Annotated[str, typer.Option(help="Run it in fewer bits: nf4, int8 or float8.", show_default="no")] = "",
     gradient_checkpointing: Annotated[bool, typer.Option("--gradient-checkpointing", help="Run it so.")] = False,

@@ -25,7 +25,8 @@ SampleSteps = Annotated[int | None, typer.Option("--steps", help="Denoising step
 Guidance = Annotated[
     float | None, typer.Option(help="Classifier-free, or what a distilled base reads.", show_default="the base's own")
 ]
-Size = Annotated[int | None, typer.Option(help="Side in pixels.", show_default="the base's own")]
+SIZE = "Pixels: a side, or WIDTHxHEIGHT."
+Size = Annotated[str | None, typer.Option(help=SIZE, show_default="the base's own")]
 AnyPrompt = Annotated[bool, typer.Option("--any-prompt", help="Warn, not stop, where the prompt lacks a trigger.")]
 Negative = Annotated[str, typer.Option("--negative-prompt", help="What to keep out of the image.")]
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Self
 
+from ..image_size import parse_image_size
 from ..layouts import current_preset
 from ..trigger_words import contains_word
 from .image_settings import PATH_LISTS, normalise_paths, parse_crops
@@ -100,7 +101,8 @@ class TrainConfig:
     command line: image=FOLDER, image=a.png,b.png or image=a.png image=b.png. Beside one of several a text file of its
     name, a.txt, holds its caption."""
     crop: str | tuple[int | str | tuple[int, ...], ...] = ()
-    """x,y,side in pixels of the image: the square of it that is used; of several images one crop each, in their order,
+    """x,y,side in pixels of the image: the square of it that is used, or the left, top and width of what is, if
+    `resolution` is no square; of several images one crop each, in their order,
     crop=0,0,600 crop=40,0,512. Empty: the middle square."""
     mask: str | Path | tuple[str | Path, ...] = ""
     """What of the image counts in the loss: a grey image of its size, white where it counts, black for the background;
@@ -138,8 +140,9 @@ class TrainConfig:
     timestep_sampling: str | None = None
     """The distribution of training timesteps: `uniform`, `noisy` (more at high noise, where colour and layout are
     decided) or `logit-normal` (more in the middle); None: the base's default (logit-normal for SD3, else uniform)."""
-    resolution: int | None = None
-    """Side of the square that the image is resized and cropped to, in pixels; None: the base's default (1024)."""
+    resolution: int | str | None = None
+    """Size that images are cropped and resized to, in pixels: the side of a square, or WIDTHxHEIGHT, such as 768x512;
+    None: the base's default (1024)."""
     optimizer: Literal["adam", "adamw", "adam8bit", "prodigy"] = "adam"
     """adam, the paper's; adamw with weight decay 1e-2; adam8bit, whose state takes a quarter of the memory (GPU only);
     prodigy, which estimates its own learning rate. The last two need the extra `qrlora[optimizers]`."""
@@ -190,8 +193,10 @@ class TrainConfig:
             object.__setattr__(self, "slot", DEFAULT_SLOTS[self.role])
         if not self.prompt and self.role == "content":
             object.__setattr__(self, "prompt", f"a {self.trigger}")
-        for name in ("rank", "steps", "batch_size", "resolution"):
+        for name in ("rank", "steps", "batch_size"):
             check_at_least(self, name, 1)
+        if self.resolution is not None:
+            object.__setattr__(self, "resolution", parse_image_size("resolution", self.resolution))
         for name in ("seed", "slot", "min_snr_gamma", "save_every", "adapter_every", "preview_every"):
             check_at_least(self, name, 0)
         if self.learning_rate is not None and not 0 < self.learning_rate < math.inf:
@@ -256,8 +261,8 @@ class SampleConfig:
     """Seed of the first image; the next ones take seed + 1, seed + 2, ..."""
     count: int = 1
     """How many images."""
-    size: int | None = None
-    """Side of the square image in pixels; None: the base's default."""
+    size: int | str | None = None
+    """Size of the images in pixels: the side of a square, or "WIDTHxHEIGHT"; None: the base's default."""
     output: str | Path = "picture.png"
     """The file to write: one image, or a contact sheet if `count` is above 1; numbered if there is one of that name."""
     overwrite: bool = False
@@ -283,8 +288,10 @@ class SampleConfig:
             counts = f"{len(self.adapters)} adapters and {len(self.strengths)} strengths"
             raise ValueError(f"{counts}: give one strength for each adapter, or none at all")
         check_strengths(self.strengths)
-        for name in ("steps", "count", "size"):
+        for name in ("steps", "count"):
             check_at_least(self, name, 1)
+        if self.size is not None:
+            object.__setattr__(self, "size", parse_image_size("size", self.size))
         for name in ("seed", "guidance"):
             check_at_least(self, name, 0)
 

@@ -26,12 +26,12 @@ def encoding_bytes(task: TrainingTask, spare: Mapping[str, nn.Module]) -> dict[s
     Args: spare: the text encoders in their dtype and the VAE, on the meta device.
     """
     texts = [spare[name] for name in task.base.family.text_encoders if name in spare]
-    side = task.latent_side * task.base.pixels_per_latent
+    height, width = (side * task.base.pixels_per_latent for side in task.latent_size)
     method = METHODS.get(task.config.method)
     rows = PROMPT_BATCH if method and method.needs_example else 1
     read = max((_peak_bytes([part], lambda p=part: p(**_prompts(task, p, rows))) for part in texts), default=0)
     vae: Any = spare["vae"]
-    seen = _peak_bytes([vae], lambda: vae.encode(as_frames(vae, torch.empty(1, 3, side, side))))
+    seen = _peak_bytes([vae], lambda: vae.encode(as_frames(vae, torch.empty(1, 3, height, width))))
     return {"text encoders": module_bytes(texts) + read, "VAE": module_bytes([vae]) + seen}
 
 
@@ -60,7 +60,7 @@ def _prompts(task: TrainingTask, encoder: nn.Module, rows: int) -> dict[str, Ten
     mask (rows, 1, n, n) of a causal language model, which would look at one of (rows, n), and here are no values."""
     config: Any = encoder.config
     longest = learned_positions(config.to_dict())
-    padded = task.base.family.input_shapes(task.base.pipe, task.latent_side, task.tokens)["text"][1]
+    padded = task.base.family.input_shapes(task.base.pipe, task.latent_size, task.tokens)["text"][1]
     ids = torch.zeros(rows, min(longest, task.tokens.clip) if longest else padded, dtype=torch.long)
     causal = "rope_parameters" in config.get_text_config().to_dict()
     mask = {"attention_mask": torch.ones(rows, 1, padded, padded, dtype=torch.bool)} if causal else {}

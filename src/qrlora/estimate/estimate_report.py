@@ -27,8 +27,8 @@ class Report:
     method: str
     rank: int
     targets: str
-    resolution: int
-    """Pixels."""
+    resolution: int | str
+    """Pixels, or WIDTHxHEIGHT."""
     batch_size: int
     """Noisy copies of the picture in an update."""
     dtype: str

@@ -12,6 +12,7 @@ from ..config import TrainConfig
 from ..families import Base
 from ..families.base_without_weights import blank_example
 from ..families.family import TokenLimits
+from ..image_size import height_and_width
 
 
 @dataclass(frozen=True)
@@ -39,10 +40,11 @@ class TrainingTask:
         return self.config.batch_size
 
     @property
-    def latent_side(self) -> int:
-        """Side of the latents."""
+    def latent_size(self) -> tuple[int, int]:
+        """(height, width) of the latents."""
         assert self.config.resolution is not None
-        return self.config.resolution // self.base.pixels_per_latent
+        height, width = height_and_width(self.config.resolution)
+        return height // self.base.pixels_per_latent, width // self.base.pixels_per_latent
 
     def with_method(self, method: str) -> TrainingTask:
         """The same with another method: rank, layers and all else stay."""

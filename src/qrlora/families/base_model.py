@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from ..adapter import linear_layers
 from ..basis import Weights
 from ..config import FamilyDefaults
+from ..image_size import ImageSize, height_and_width, parse_image_size
 from ..layouts import current_preset
 from ..noising import Noising, noising_of
 from .family import Condition, Family, SizeConditioning
@@ -75,12 +76,13 @@ class Base:
         """The base's noising process, with all timesteps weighted alike."""
         return noising_of(self.pipe.scheduler.config)
 
-    def check_side(self, name: str, pixels: int) -> None:
-        """Raises ValueError with the nearest good value: no side that this base's images can have."""
-        step = self.size_multiple
-        if pixels < 1 or pixels % step:
-            nearest = max(step, round(pixels / step) * step)
-            raise ValueError(f"{name} must be a multiple of {step} pixels for {self.name}, got {pixels}: try {nearest}")
+    def check_size(self, name: str, size: ImageSize) -> None:
+        """Raises ValueError with the nearest good value: no size that this base's images can have."""
+        step, sides = self.size_multiple, height_and_width(size)
+        if any(pixels < 1 or pixels % step for pixels in sides):
+            height, width = (max(step, round(pixels / step) * step) for pixels in sides)
+            nearest = parse_image_size(name, f"{width}x{height}")
+            raise ValueError(f"{name} must be a multiple of {step} pixels for {self.name}, got {size}: try {nearest}")
 
     @property
     def missing_components(self) -> list[str]:
@@ -178,13 +180,13 @@ class Base:
     def denoise(
         self,
         embedded: Condition,
-        size: int,
+        size: ImageSize,
         steps: int,
         guidance: float,
         generators: Sequence[torch.Generator],
         frames: int = 1,
     ) -> Tensor:
-        """Latents (b, c, h, w) of one image of size x size pixels for each row of what `embed` returned, by the stock
+        """Latents (b, c, h, w) of one image of this size in pixels for each row of what `embed` returned, by the stock
         pipeline; no gradient. The guidance is the one that `embed` was given. Of videos of several frames (see
         Family.frames_per_latent), (b, c, f, h, w).
 
@@ -231,12 +233,12 @@ class Base:
         self,
         prompts: Sequence[str],
         negative_prompt: str,
-        size: int,
+        size: ImageSize,
         steps: int,
         guidance: float,
         generators: Sequence[torch.Generator],
     ) -> list[Any]:
-        """One PIL image of size x size pixels per prompt: text encoders, trainable component and VAE in turn."""
+        """One PIL image of this size in pixels per prompt: text encoders, trainable component and VAE in turn."""
         embedded = self.embed(prompts, negative_prompt, guidance)
         return self.decode_image(self.denoise(embedded, size, steps, guidance, generators))
 

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from ..built_in_bases import built_in_bases, installation_hint
+from ..image_size import ImageSize, height_and_width
 from . import quantization
 from .base_location import locate_base, read_base_settings
 from .base_model import Base
@@ -75,11 +76,12 @@ def _from_configs(name: str, place: Path, public: PublicBase | None) -> tuple[Ba
 
 
 def blank_example(
-    base: Base, resolution: int, tokens: TokenLimits, rows: int, device: torch.device | str
+    base: Base, resolution: ImageSize, tokens: TokenLimits, rows: int, device: torch.device | str
 ) -> tuple[Tensor, Any]:
     """Random latents (rows, c, h, w) float32 and a random condition in the model's dtype, of the shapes that an image
     of `resolution` pixels has; on the meta device shapes alone."""
-    shapes = base.family.input_shapes(base.pipe, resolution // base.pixels_per_latent, tokens)
+    height, width = (pixels // base.pixels_per_latent for pixels in height_and_width(resolution))
+    shapes = base.family.input_shapes(base.pipe, (height, width), tokens)
     own = (x for x in base.model.named_parameters() if "lora_" not in x[0] and not is_kept_in_float32(base.model, x[0]))
     dtypes = (parameter.dtype for _, parameter in own)
     dtype = next(x for x in dtypes if x.is_floating_point)  # 4-bit weights are stored as whole numbers

@@ -124,15 +124,15 @@ class Family:
     """(pipe, b prompts, negative_prompt, guidance) -> what its pipeline takes in place of prompts, by
     argument."""
     sample: Callable[..., Tensor]
-    """(pipe, what `embed` returned, size, steps, guidance, generators) -> latents (b, c, h, w) of one image per row, as
-    the backbone sees them; the pipe is without text encoders and VAE."""
+    """(pipe, what `embed` returned, `ImageSize`, steps, guidance, generators) -> latents (b, c, h, w) of one image per
+    row, as the backbone sees them; the pipe is without text encoders and VAE."""
     size_multiple: Callable[[Any], int]
     """(pipe) -> pixels that the sides of its images must be multiples of."""
     block_classes: tuple[str, ...]
     """Class names of the blocks that hold nearly all weights and work of the trainable component are in."""
-    input_shapes: Callable[[Any, int, TokenLimits], Mapping[str, tuple[int, ...]]]
-    """(pipe, side of the latents, tokens that its tokenizers take) -> the shape of one row of "latents" and of each
-    tensor of the condition."""
+    input_shapes: Callable[[Any, int | tuple[int, int], TokenLimits], Mapping[str, tuple[int, ...]]]
+    """(pipe, side of the latents or their (height, width), tokens that its tokenizers take) -> the shape of one row of
+    "latents" and of each tensor of the condition."""
     text_widths: Callable[[Any], Mapping[str, int]]
     """(pipe with its text encoders) -> the last dimensions of the "text" and "pooled" embeddings they compute."""
     other_pipelines: tuple[str, ...] = ()

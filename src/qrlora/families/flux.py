@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from ..config import FamilyDefaults
+from ..image_size import ImageSize, height_and_width
 from ..layouts.flux import FLUX as LAYOUT
 from .family import Condition, Family, SizeConditioning, TokenLimits
 from .pipeline_steps import run_pipeline, text_length
@@ -109,22 +110,22 @@ def _encoded(pipe: Any, prompts: Sequence[str]) -> tuple[Tensor, Tensor]:
 
 
 def sample(
-    pipe: Any, embedded: Condition, size: int, steps: int, guidance: float, generators: Sequence[torch.Generator]
+    pipe: Any, embedded: Condition, size: ImageSize, steps: int, guidance: float, generators: Sequence[torch.Generator]
 ) -> Tensor:
     """Latents of images; `guidance` is the number that a distilled base reads, else the strength of classifier-free
     guidance."""
     strength = {"guidance_scale" if distilled(pipe) else "true_cfg_scale": guidance}
     rows = run_pipeline(pipe, size, steps, generators, **strength, **embedded.tensors)
-    side = size // size_multiple(pipe)
-    return unpacked(rows, side, side)
+    height, width = height_and_width(size)
+    return unpacked(rows, height // size_multiple(pipe), width // size_multiple(pipe))
 
 
-def input_shapes(pipe: Any, side: int, tokens: TokenLimits) -> dict[str, tuple[int, ...]]:
+def input_shapes(pipe: Any, side: int | tuple[int, int], tokens: TokenLimits) -> dict[str, tuple[int, ...]]:
     """Shapes of what `predict` reads for one image; the latents are not packed yet."""
     config = pipe.transformer.config
     text = (1, text_tokens(pipe, tokens.t5), config.joint_attention_dim)
     inputs = {
-        "latents": (1, config.in_channels // 4, side, side),
+        "latents": (1, config.in_channels // 4, *height_and_width(side)),
         "text": text,
         "pooled": (1, config.pooled_projection_dim),
     }

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from ..image_size import ImageSize, height_and_width
 from .family import Condition
 
 
@@ -113,16 +114,19 @@ def _of_patches(values: Tensor, z: Tensor) -> Tensor:
     return patch.repeat(1, 1, z.shape[2] // 2, z.shape[3] // 2)
 
 
-def run_pipeline(pipe: Any, size: int, steps: int, generators: Sequence[torch.Generator], **arguments: Any) -> Tensor:
+def run_pipeline(
+    pipe: Any, size: ImageSize, steps: int, generators: Sequence[torch.Generator], **arguments: Any
+) -> Tensor:
     """Latents of one image per generator from a stock pipeline, all in one batch.
 
     Args:    arguments: what else the family's pipeline takes, embedded prompts among it.
     Returns: as the pipeline leaves them, (b, c, h, w) or packed.
     """
     pipe.set_progress_bar_config(disable=True)
+    height, width = height_and_width(size)
     drawn = pipe(
-        height=size,
-        width=size,
+        height=height,
+        width=width,
         num_inference_steps=steps,
         generator=list(generators),
         output_type="latent",
@@ -132,7 +136,7 @@ def run_pipeline(pipe: Any, size: int, steps: int, generators: Sequence[torch.Ge
 
 
 def sample_guided(
-    pipe: Any, embedded: Condition, size: int, steps: int, guidance: float, generators: Sequence[torch.Generator]
+    pipe: Any, embedded: Condition, size: ImageSize, steps: int, guidance: float, generators: Sequence[torch.Generator]
 ) -> Tensor:
     """`Family.sample` of pipelines with classifier-free guidance of this strength; embedded: what `embed` returned."""
     return run_pipeline(pipe, size, steps, generators, guidance_scale=guidance, **embedded.tensors)

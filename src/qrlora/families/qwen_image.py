@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ..config import FamilyDefaults
+from ..image_size import ImageSize, height_and_width
 from ..layouts.qwen_image import QWEN_IMAGE as LAYOUT
 from .family import Condition, Family, SizeConditioning, TokenLimits
 from .flux import packed, size_multiple, unpacked
@@ -50,7 +51,12 @@ def embed(pipe: Any, prompts: Sequence[str], negative_prompt: str, guidance: flo
 
 
 def sample(
-    pipe: Any, embeddings: Condition, size: int, steps: int, guidance: float, generators: Sequence[torch.Generator]
+    pipe: Any,
+    embeddings: Condition,
+    size: ImageSize,
+    steps: int,
+    guidance: float,
+    generators: Sequence[torch.Generator],
 ) -> Tensor:
     """Latents of images under classifier-free guidance.
 
@@ -63,15 +69,15 @@ def sample(
         mask = embeddings.mask(name)
         masks[f"{name}_mask"] = torch.ones_like(text[..., 0], dtype=torch.bool) if mask is None else mask
     rows = run_pipeline(pipe, size, steps, generators, true_cfg_scale=guidance, **embeddings.tensors, **masks)
-    side = size // size_multiple(pipe)
-    return unpacked(rows, side, side)
+    height, width = height_and_width(size)
+    return unpacked(rows, height // size_multiple(pipe), width // size_multiple(pipe))
 
 
-def input_shapes(pipe: Any, side: int, tokens: TokenLimits) -> dict[str, tuple[int, ...]]:
+def input_shapes(pipe: Any, side: int | tuple[int, int], tokens: TokenLimits) -> dict[str, tuple[int, ...]]:
     """What `predict` reads for one image and the longest prompt; the latents are not packed yet."""
     config = pipe.transformer.config
     text = (1, TEXT_LENGTH, config.joint_attention_dim)
-    return {"latents": (1, config.in_channels // 4, side, side), "text": text}
+    return {"latents": (1, config.in_channels // 4, *height_and_width(side)), "text": text}
 
 
 def text_widths(pipe: Any) -> dict[str, int]:

@@ -8,6 +8,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from ..config import FamilyDefaults
+from ..image_size import height_and_width
 from ..layouts.sd15 import SD15 as LAYOUT
 from .family import Condition, Family, SizeConditioning, TokenLimits
 from .pipeline_steps import PROMPT_EMBEDDINGS, negative_prompts, sample_guided
@@ -37,10 +38,13 @@ def embed(pipe: Any, prompts: Sequence[str], negative_prompt: str, guidance: flo
     return Condition({name: x for name, x in zip(PROMPT_EMBEDDINGS, found, strict=False) if x is not None})
 
 
-def input_shapes(pipe: Any, side: int, tokens: TokenLimits) -> dict[str, tuple[int, ...]]:
+def input_shapes(pipe: Any, side: int | tuple[int, int], tokens: TokenLimits) -> dict[str, tuple[int, ...]]:
     """What `predict` reads for one image."""
     config = pipe.unet.config
-    return {"latents": (1, config.in_channels, side, side), "text": (1, tokens.clip, config.cross_attention_dim)}
+    return {
+        "latents": (1, config.in_channels, *height_and_width(side)),
+        "text": (1, tokens.clip, config.cross_attention_dim),
+    }
 
 
 def text_widths(pipe: Any) -> dict[str, int]:

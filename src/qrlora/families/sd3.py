@@ -9,6 +9,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from ..config import FamilyDefaults
+from ..image_size import height_and_width
 from ..layouts.sd3 import SD3 as LAYOUT
 from .family import Condition, Family, SizeConditioning, TokenLimits
 from .pipeline_steps import PROMPT_EMBEDDINGS, negative_prompts, sample_guided, text_length
@@ -50,11 +51,15 @@ def embed(pipe: Any, prompts: Sequence[str], negative_prompt: str, guidance: flo
     return Condition({name: x for name, x in zip(PROMPT_EMBEDDINGS, found, strict=True) if x is not None})
 
 
-def input_shapes(pipe: Any, side: int, tokens: TokenLimits) -> dict[str, tuple[int, ...]]:
+def input_shapes(pipe: Any, side: int | tuple[int, int], tokens: TokenLimits) -> dict[str, tuple[int, ...]]:
     """Shapes of what `predict` reads for one image."""
     config = pipe.transformer.config
     text = (1, tokens.clip + min(T5_LENGTH, tokens.t5), config.joint_attention_dim)
-    return {"latents": (1, config.in_channels, side, side), "text": text, "pooled": (1, config.pooled_projection_dim)}
+    return {
+        "latents": (1, config.in_channels, *height_and_width(side)),
+        "text": text,
+        "pooled": (1, config.pooled_projection_dim),
+    }
 
 
 def text_widths(pipe: Any) -> dict[str, int]:

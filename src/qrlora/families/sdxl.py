@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ..config import FamilyDefaults
+from ..image_size import height_and_width
 from ..layouts.sdxl import SDXL as LAYOUT
 from .family import Condition, Family, SizeConditioning, TokenLimits
 from .pipeline_steps import PROMPT_EMBEDDINGS, negative_prompts, sample_guided
@@ -53,12 +54,17 @@ def embed(pipe: Any, prompts: Sequence[str], negative_prompt: str, guidance: flo
     return Condition({name: x for name, x in zip(PROMPT_EMBEDDINGS, found, strict=True) if x is not None})
 
 
-def input_shapes(pipe: Any, side: int, tokens: TokenLimits) -> dict[str, tuple[int, ...]]:
+def input_shapes(pipe: Any, side: int | tuple[int, int], tokens: TokenLimits) -> dict[str, tuple[int, ...]]:
     """Shapes of what `predict` reads for one image."""
     config = pipe.unet.config
     pooled = config.projection_class_embeddings_input_dim - 6 * config.addition_time_embed_dim
     text = (1, tokens.clip, config.cross_attention_dim)
-    return {"latents": (1, config.in_channels, side, side), "text": text, "pooled": (1, pooled), "time_ids": (1, 6)}
+    return {
+        "latents": (1, config.in_channels, *height_and_width(side)),
+        "text": text,
+        "pooled": (1, pooled),
+        "time_ids": (1, 6),
+    }
 
 
 def text_widths(pipe: Any) -> dict[str, int]:

@@ -17,6 +17,7 @@ from ..config import TrainConfig, config_from_arguments
 from ..contrastive_directions import ordinary_prompts
 from ..devices import choose_device
 from ..families import Base, open_base
+from ..image_size import height_and_width
 from ..injection.peft_methods import PREFIX, parse_peft_method
 from ..methods import METHODS
 from ..noising import noising_of
@@ -103,7 +104,7 @@ def _train(
     images = find_training_images(config)
     config = with_prompt_of(images, config)
     _check_config(config, on_preview)
-    check_training_images(images)
+    check_training_images(images, config)
     check_outputs_writable(config, images)
     stage("opening the base model", 0.0)
     opened_here = base is None
@@ -123,7 +124,10 @@ def _train(
 
     stage("reading the image", 0.0)
     assert config.resolution is not None and config.steps is not None and config.lr_decay is not None
-    cropped, captions = load_training_images(images, config.resolution), [image.caption for image in images]
+    cropped, captions = (
+        load_training_images(images, height_and_width(config.resolution)),
+        [image.caption for image in images],
+    )
     if processes.is_rank_zero:
         log_cropping(images, cropped)
         log_masks(images, cropped)
@@ -270,7 +274,7 @@ def check_config_fits_base(base: Base, config: TrainConfig, processes: Processes
     assert config.rank is not None and config.targets is not None
     assert config.timestep_sampling is not None and config.resolution is not None
     noising_of(base.pipe.scheduler.config, config.min_snr_gamma, config.timestep_sampling)
-    base.check_side("resolution", config.resolution)
+    base.check_size("resolution", config.resolution)
     if (config.batch_size or 0) % processes.count:
         hint = f"use a multiple of {processes.count}"
         raise ValueError(f"batch_size={config.batch_size} cannot be shared by {processes.count} processes: {hint}")

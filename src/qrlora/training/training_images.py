@@ -11,6 +11,7 @@ from pathlib import Path
 from ..config import TrainConfig
 from ..config.image_settings import IMAGE_SUFFIXES, Crop
 from ..image_loading import MIN_SIDE, CroppedImage, load_image
+from ..image_size import height_and_width
 from ..text_files import read_text
 from ..trigger_words import contains_word
 
@@ -31,7 +32,7 @@ class TrainingImage:
     mask: Path | None = None
     """Its mask's file; None: its own alpha channel."""
 
-    def load(self, size: int) -> CroppedImage:
+    def load(self, size: tuple[int, int]) -> CroppedImage:
         """The image, cropped and resized. Raises as `image_loading.load_image`."""
         return load_image(self.path, size, self.crop, self.mask)
 
@@ -67,14 +68,15 @@ def with_prompt_of(images: Sequence[TrainingImage], config: TrainConfig) -> Trai
     return dataclasses.replace(config, prompt=images[0].caption)
 
 
-def check_training_images(images: Iterable[TrainingImage]) -> None:
-    """Read every image once, small, before a base is opened. Raises as `image_loading.load_image`."""
+def check_training_images(images: Iterable[TrainingImage], config: TrainConfig) -> None:
+    """Read every image once, before a base is opened. Raises as `image_loading.load_image`."""
+    square = config.resolution is None or isinstance(config.resolution, int)
     for image in images:
-        image.load(MIN_SIDE)
+        image.load((MIN_SIDE, MIN_SIDE) if square else height_and_width(config.resolution))
 
 
-def load_training_images(images: Sequence[TrainingImage], size: int) -> list[CroppedImage]:
-    """All images, cropped to squares of `size` pixels a side. Raises as `image_loading.load_image`."""
+def load_training_images(images: Sequence[TrainingImage], size: tuple[int, int]) -> list[CroppedImage]:
+    """All images, cropped to a size of (height, width) pixels. Raises as `image_loading.load_image`."""
     return [image.load(size) for image in images]
 
 
