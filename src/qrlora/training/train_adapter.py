@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import logging
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -17,6 +18,7 @@ from ..config import TrainConfig, config_from_arguments
 from ..contrastive_directions import ordinary_prompts
 from ..devices import choose_device
 from ..families import Base, open_base
+from ..families.trigger_tokens import describe_unreadable_trigger
 from ..image_size import height_and_width
 from ..injection.peft_methods import PREFIX, parse_peft_method
 from ..methods import METHODS
@@ -50,6 +52,8 @@ from .training_images import (
     with_prompt_of,
 )
 from .training_loop import Progress, run_training_loop
+
+log = logging.getLogger("qrlora")
 
 
 def train(
@@ -121,6 +125,8 @@ def _train(
     if undistilled and processes.is_rank_zero:
         hint = f"train on {undistilled}, whose layers are the same, and draw with this one"
         warnings.warn(f"{base.name} is distilled to few steps, which training tends to undo: {hint}", stacklevel=3)
+    if processes.is_rank_zero and (unreadable := describe_unreadable_trigger(base, config.trigger)):
+        log.warning(unreadable)
 
     stage("reading the image", 0.0)
     assert config.resolution is not None and config.steps is not None and config.lr_decay is not None
