@@ -56,6 +56,7 @@ def materials(studio, tmp_path_factory):
     folder = tmp_path_factory.mktemp("materials")
     for name in ("my_dog.jpg", "dog.png", "painting.jpg"):
         Image.effect_noise((20, 20), 60).convert("RGB").save(folder / name)
+    Image.effect_noise((800, 600), 60).convert("RGB").save(folder / "wide_dog.jpg")
     (folder / "paintings").mkdir()
     for name in ("sketch.png", "my_dog_mask.png", "paintings/a.png", "paintings/b.png"):
         Image.effect_noise((20, 20), 60).convert("RGB" if "mask" not in name else "L").save(folder / name)

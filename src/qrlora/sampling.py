@@ -273,7 +273,10 @@ def _sample_batches(
         raise ValueError(f"batch_size must be 1 or more, got {wanted}")
     height, width = height_and_width(base.defaults.resolution if size is None else parse_image_size("size", size))
     on_gpu, unmeasured = base.device.type == "cuda", wanted is None and pages_to_host_memory(base.device)
-    done, at_once = 0, wanted or (MAX_BATCH if on_gpu else min(max(CPU_PIXELS_AT_ONCE // side**2, 1), MAX_BATCH))
+    done, at_once = (
+        0,
+        wanted or (MAX_BATCH if on_gpu else min(max(CPU_PIXELS_AT_ONCE // (height * width), 1), MAX_BATCH)),
+    )
     if unmeasured:
         at_once = 1
         torch.cuda.reset_peak_memory_stats(base.device)
