@@ -272,10 +272,11 @@ def _sample_batches(
     if wanted is not None and wanted < 1:
         raise ValueError(f"batch_size must be 1 or more, got {wanted}")
     height, width = height_and_width(base.defaults.resolution if size is None else parse_image_size("size", size))
+    fits_cpu = min(max(CPU_PIXELS_AT_ONCE // (height * width), 1), MAX_BATCH)
     on_gpu, unmeasured = base.device.type == "cuda", wanted is None and pages_to_host_memory(base.device)
     done, at_once = (
         0,
-        wanted or (MAX_BATCH if on_gpu else min(max(CPU_PIXELS_AT_ONCE // (height * width), 1), MAX_BATCH)),
+        wanted or (MAX_BATCH if on_gpu else fits_cpu),
     )
     if unmeasured:
         at_once = 1
