@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from ..config import FamilyDefaults
+from ..image_size import ImageSize, height_and_width
 from ..layouts.flux2 import FLUX2 as LAYOUT
 from .family import Condition, Family, SizeConditioning, TokenLimits
 from .flux import TRAINING_GUIDANCE, distilled, packed, size_multiple, unpacked
@@ -86,7 +87,7 @@ def embed(pipe: Any, prompts: Sequence[str], negative_prompt: str, guidance: flo
 
 
 def sample(
-    pipe: Any, told: Condition, size: int, steps: int, guidance: float, generators: Sequence[torch.Generator]
+    pipe: Any, told: Condition, size: ImageSize, steps: int, guidance: float, generators: Sequence[torch.Generator]
 ) -> Tensor:
     """Latents of images; `guidance` is the number that FLUX.2-dev reads, else the strength of classifier-free
     guidance."""
@@ -104,11 +105,11 @@ def rows_per_step(pipe: Any, guidance: float) -> int:
     return 2 if guidance > 1 and not distilled(pipe) and not is_step_distilled(pipe) else 1
 
 
-def input_shapes(pipe: Any, side: int, tokens: TokenLimits) -> dict[str, tuple[int, ...]]:
+def input_shapes(pipe: Any, side: int | tuple[int, int], tokens: TokenLimits) -> dict[str, tuple[int, ...]]:
     """What `predict` reads for one image; the latents are not packed yet."""
     config = pipe.transformer.config
     told = {
-        "latents": (1, config.in_channels // 4, side, side),
+        "latents": (1, config.in_channels // 4, *height_and_width(side)),
         "text": (1, TEXT_LENGTH, config.joint_attention_dim),
     }
     return {**told, **({"guidance": (1,)} if config.guidance_embeds else {})}

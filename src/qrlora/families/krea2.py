@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from ..config import FamilyDefaults
+from ..image_size import ImageSize, height_and_width
 from ..layouts.krea2 import KREA2 as LAYOUT
 from .family import Condition, Family, SizeConditioning, TokenLimits
 from .flux import packed, patch_positions, size_multiple, unpacked
@@ -66,19 +67,19 @@ def embed(pipe: Any, prompts: Sequence[str], negative_prompt: str, guidance: flo
 
 
 def sample(
-    pipe: Any, told: Condition, size: int, steps: int, guidance: float, generators: Sequence[torch.Generator]
+    pipe: Any, told: Condition, size: ImageSize, steps: int, guidance: float, generators: Sequence[torch.Generator]
 ) -> Tensor:
     """Latents (b, c, h, w) with classifier-free guidance p + guidance (p - n)."""
     rows = run_pipeline(pipe, size, steps, generators, guidance_scale=guidance, **told.tensors)
-    side = size // size_multiple(pipe)
-    return unpacked(rows, side, side)
+    height, width = height_and_width(size)
+    return unpacked(rows, height // size_multiple(pipe), width // size_multiple(pipe))
 
 
-def input_shapes(pipe: Any, side: int, tokens: TokenLimits) -> dict[str, tuple[int, ...]]:
+def input_shapes(pipe: Any, side: int | tuple[int, int], tokens: TokenLimits) -> dict[str, tuple[int, ...]]:
     """What `predict` reads for one image, with the longest prompt; the latents are not packed yet."""
     config = pipe.transformer.config
     text = (1, TEXT_LENGTH, config.num_text_layers, config.text_hidden_dim)
-    return {"latents": (1, config.in_channels // 4, side, side), "text": text}
+    return {"latents": (1, config.in_channels // 4, *height_and_width(side)), "text": text}
 
 
 def text_widths(pipe: Any) -> dict[str, int]:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ..config import FamilyDefaults
+from ..image_size import ImageSize, height_and_width
 from ..layouts.z_image import Z_IMAGE as LAYOUT
 from .family import Condition, Family, SizeConditioning, TokenLimits
 from .pipeline_steps import run_pipeline
@@ -54,7 +55,7 @@ def _encoded(pipe: Any, prompts: Sequence[str]) -> list[Tensor]:
 
 
 def sample(
-    pipe: Any, told: Condition, size: int, steps: int, guidance: float, generators: Sequence[torch.Generator]
+    pipe: Any, told: Condition, size: ImageSize, steps: int, guidance: float, generators: Sequence[torch.Generator]
 ) -> Tensor:
     """Latents (b, c, h, w) with classifier-free guidance p + guidance (p - n)."""
     return run_pipeline(
@@ -67,10 +68,10 @@ def rows_per_step(pipe: Any, guidance: float) -> int:
     return 2 if guidance > 0 else 1
 
 
-def input_shapes(pipe: Any, side: int, tokens: TokenLimits) -> dict[str, tuple[int, ...]]:
+def input_shapes(pipe: Any, side: int | tuple[int, int], tokens: TokenLimits) -> dict[str, tuple[int, ...]]:
     """What `predict` reads for one image, with the longest prompt."""
     config = pipe.transformer.config
-    return {"latents": (1, config.in_channels, side, side), "text": (1, TEXT_LENGTH, config.cap_feat_dim)}
+    return {"latents": (1, config.in_channels, *height_and_width(side)), "text": (1, TEXT_LENGTH, config.cap_feat_dim)}
 
 
 def text_widths(pipe: Any) -> dict[str, int]:
