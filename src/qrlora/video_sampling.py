@@ -9,6 +9,7 @@ import torch
 
 from .adapter import Adapter
 from .families import FAMILIES, Base, adapter_compatibility
+from .image_size import ImageSize, parse_image_size
 from .injection import applied
 from .sampling import refuse_missing_triggers
 
@@ -23,14 +24,14 @@ def generate_video(
     seed: int = 0,
     steps: int | None = None,
     guidance: float | None = None,
-    size: int | None = None,
+    size: ImageSize | None = None,
     check_triggers: bool = True,
 ) -> list[Any]:
     """The PIL frames of one video from the base with the sum of the adapters' updates on it, by the stock pipeline.
 
     Args:    base: of a family that draws videos.  adapters: (adapter, strength).
              frames: how many; 1 + a multiple of the frames that one frame of the latents holds (4 of Wan's VAE).
-             steps, guidance, size: None for the base's own; size is the side in pixels.
+             steps, guidance, size: None for the base's own; size is a side in pixels, or "WIDTHxHEIGHT".
              check_triggers: refuse a prompt that lacks the trigger word of an adapter in use.
     Raises:  ValueError: a base that draws images alone, a number of frames or a size that does not fit, a missing
              trigger word, an adapter of another base.
@@ -41,9 +42,9 @@ def generate_video(
     for adapter, _ in adapters:
         adapter_compatibility.check(base, adapter)
     own = base.defaults
-    side = own.resolution if size is None else size
+    side = own.resolution if size is None else parse_image_size("size", size)
     count, strength = own.sample_steps if steps is None else steps, own.guidance if guidance is None else guidance
-    base.check_side("size", side)
+    base.check_size("size", side)
     embedded = base.embed([prompt], negative_prompt, strength)
     generator = torch.Generator("cpu").manual_seed(seed)  # on the CPU: the same noise on every device
     with base.on_device(), applied(base.model, list(adapters), not base.offload):

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ..config import FamilyDefaults
+from ..image_size import ImageSize, height_and_width
 from ..layouts.wan import WAN as LAYOUT
 from .family import Condition, Family, SizeConditioning, TokenLimits
 from .pipeline_steps import PROMPT_EMBEDDINGS, run_pipeline
@@ -51,7 +52,7 @@ def embed(pipe: Any, prompts: Sequence[str], negative_prompt: str, guidance: flo
 def sample(
     pipe: Any,
     embeddings: Condition,
-    size: int,
+    size: ImageSize,
     steps: int,
     guidance: float,
     generators: Sequence[torch.Generator],
@@ -63,10 +64,10 @@ def sample(
     return latents.squeeze(2) if frames == 1 else latents
 
 
-def input_shapes(pipe: Any, side: int, tokens: TokenLimits) -> dict[str, tuple[int, ...]]:
+def input_shapes(pipe: Any, side: int | tuple[int, int], tokens: TokenLimits) -> dict[str, tuple[int, ...]]:
     """Shapes of what `predict` reads for one image."""
     config = pipe.transformer.config
-    return {"latents": (1, config.in_channels, side, side), "text": (1, TEXT_LENGTH, config.text_dim)}
+    return {"latents": (1, config.in_channels, *height_and_width(side)), "text": (1, TEXT_LENGTH, config.text_dim)}
 
 
 def text_widths(pipe: Any) -> dict[str, int]:
