@@ -1,17 +1,20 @@
 """The size of an image as settings hold it, 512 or "768x512", and as (height, width) in pixels."""
 
 import re
+from typing import Any
 
 ImageSize = int | str
 """Side of a square in pixels, or "WIDTHxHEIGHT"."""
 
 
-def parse_image_size(name: str, value: ImageSize) -> ImageSize:
-    """A size in its one form: a whole number for a square, else "WIDTHxHEIGHT".
+def parse_image_size(name: str, value: ImageSize | None) -> Any:
+    """A size in its one form: a whole number for a square, else "WIDTHxHEIGHT"; None stays None.
 
     Args:   name: of the setting, for the message.
     Raises: ValueError: neither, or a side under 1.
     """
+    if value is None:
+        return value
     match = re.fullmatch(r"\s*(\d{1,9})(?:\s*[xX\u00d7]\s*(\d{1,9}))?\s*", str(value))
     if match is None or isinstance(value, bool):
         raise ValueError(f"{name} must be a side in pixels, 512, or WIDTHxHEIGHT, 768x512; got {value!r:.80}")

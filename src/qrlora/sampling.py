@@ -40,7 +40,7 @@ def generate(
     steps: int | None = None,
     guidance: float | None = None,
     size: ImageSize | None = None,
-    batch_size: ImageSize | None = None,
+    batch_size: int | None = None,
     check_triggers: bool = True,
     on_picture: Callable[[int, int], Any] | None = None,
     **opening: Any,
@@ -196,7 +196,7 @@ def _latents_sampler(
     """(which of the prompts and seeds) -> their latents in one batch, with the base's own choice where None is given.
     The text encoders' turn is over when it returns."""
     own = base.defaults
-    side = own.resolution if size is None else parse_image_size("size", size)
+    side = parse_image_size("size", size) or own.resolution
     count = own.sample_steps if steps is None else steps
     strength = own.guidance if guidance is None else guidance
     if count < 1 or not 0 <= strength < float("inf"):
@@ -271,13 +271,10 @@ def _sample_batches(
     """
     if wanted is not None and wanted < 1:
         raise ValueError(f"batch_size must be 1 or more, got {wanted}")
-    height, width = height_and_width(base.defaults.resolution if size is None else parse_image_size("size", size))
+    height, width = height_and_width(parse_image_size("size", size) or base.defaults.resolution)
     fits_cpu = min(max(CPU_PIXELS_AT_ONCE // (height * width), 1), MAX_BATCH)
     on_gpu, unmeasured = base.device.type == "cuda", wanted is None and pages_to_host_memory(base.device)
-    done, at_once = (
-        0,
-        wanted or (MAX_BATCH if on_gpu else fits_cpu),
-    )
+    done, at_once = 0, wanted or (MAX_BATCH if on_gpu else fits_cpu)
     if unmeasured:
         at_once = 1
         torch.cuda.reset_peak_memory_stats(base.device)

@@ -195,8 +195,7 @@ class TrainConfig:
             object.__setattr__(self, "prompt", f"a {self.trigger}")
         for name in ("rank", "steps", "batch_size"):
             check_at_least(self, name, 1)
-        if self.resolution is not None:
-            object.__setattr__(self, "resolution", parse_image_size("resolution", self.resolution))
+        object.__setattr__(self, "resolution", parse_image_size("resolution", self.resolution))
         for name in ("seed", "slot", "min_snr_gamma", "save_every", "adapter_every", "preview_every"):
             check_at_least(self, name, 0)
         if self.learning_rate is not None and not 0 < self.learning_rate < math.inf:
@@ -290,8 +289,7 @@ class SampleConfig:
         check_strengths(self.strengths)
         for name in ("steps", "count"):
             check_at_least(self, name, 1)
-        if self.size is not None:
-            object.__setattr__(self, "size", parse_image_size("size", self.size))
+        object.__setattr__(self, "size", parse_image_size("size", self.size))
         for name in ("seed", "guidance"):
             check_at_least(self, name, 0)
 
