@@ -24,7 +24,6 @@ MAX_BATCH, CPU_PIXELS_AT_ONCE = 12, 1024**2
 """Images that are sampled at once unless the caller says otherwise; on a CPU, which gives no warning before its memory
 is full, as many as have together so many pixels."""
 
-
 AdapterOrFile = Adapter | str | PathLike[str]
 
 
@@ -272,9 +271,8 @@ def _sample_batches(
     if wanted is not None and wanted < 1:
         raise ValueError(f"batch_size must be 1 or more, got {wanted}")
     height, width = height_and_width(parse_image_size("size", size) or base.defaults.resolution)
-    fits_cpu = min(max(CPU_PIXELS_AT_ONCE // (height * width), 1), MAX_BATCH)
     on_gpu, unmeasured = base.device.type == "cuda", wanted is None and pages_to_host_memory(base.device)
-    done, at_once = 0, wanted or (MAX_BATCH if on_gpu else fits_cpu)
+    done, at_once = 0, wanted or (MAX_BATCH if on_gpu else min(CPU_PIXELS_AT_ONCE // (height * width) or 1, MAX_BATCH))
     if unmeasured:
         at_once = 1
         torch.cuda.reset_peak_memory_stats(base.device)
