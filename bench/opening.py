@@ -19,7 +19,7 @@ import torch
 
 from harness import Row, arguments, report
 
-sys.path.append(str(Path(__file__).parents[1] / "tests"))
+sys.path.append(str(Path(__file__).parents[1] / "testing"))
 import checkpoint  # noqa: E402
 import pico  # noqa: E402
 

@@ -5,7 +5,7 @@
 
 torch's profiler, own time of each operation, the median of five updates; what is left of an update's wall time (median)
 is calls: Python, and torch's way to a kernel. On a GPU kernels are counted, and what is left is waiting for the CPU.
-Writes parts.png; pico bases (tests/pico.py) are in the table alone.
+Writes parts.png; pico bases (testing/pico.py) are in the table alone.
 """
 
 import statistics
@@ -21,7 +21,7 @@ from torch.profiler import ProfilerActivity, profile
 from harness import FLOOR, arguments, laps, machine
 from step import FULL_SIZE, built_in_lesson, full_size_lesson, update
 
-sys.path.append(str(Path(__file__).parents[1] / "tests"))
+sys.path.append(str(Path(__file__).parents[1] / "testing"))
 import pico  # noqa: E402
 
 KINDS = {

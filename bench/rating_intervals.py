@@ -13,7 +13,7 @@ import numpy as np
 
 from harness import arguments
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
+sys.path.insert(0, str(Path(__file__).parents[1] / "testing"))
 import ratings
 from qrlora.survey.sheets import make, material
 from qrlora.survey.statistics import Crossed

@@ -29,7 +29,7 @@ from qrlora.injection import applied, apply
 from qrlora.sampling import generate, grid
 from step import FULL_SIZE, Shapes, block, full_size, shapes, twin
 
-sys.path.append(str(Path(__file__).parents[1] / "tests"))
+sys.path.append(str(Path(__file__).parents[1] / "testing"))
 import plain  # noqa: E402  (PEFT's layers, as the tests compare with)
 
 RANK, PROMPT = 32, "a <c> in <s> style"

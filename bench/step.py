@@ -31,7 +31,7 @@ from qrlora.training.distributed import Processes
 from qrlora.training.training_loop import make_loss
 from qrlora.training_example import TrainingExamples
 
-sys.path.append(str(Path(__file__).parents[1] / "tests"))
+sys.path.append(str(Path(__file__).parents[1] / "testing"))
 import plain  # noqa: E402  (PEFT's layers, as the tests compare with)
 
 GOAL = "<=0.5x"

@@ -24,10 +24,12 @@ os.environ.update(OMP_NUM_THREADS="1", TOKENIZERS_PARALLELISM="false", HF_HUB_OF
 
 from PIL import Image
 
-import pico
 import qrlora.training  # noqa: F401  # loaded once, not in every fork
 from qrlora import cli
 from qrlora.families import open_base
+
+sys.path.append(str(Path(__file__).parents[1] / "testing"))
+import pico  # noqa: E402
 
 COMMANDS = {
     "train": "train {base} image=dog.png output=out.safetensors device=cpu rank=4 steps=12 save_every=1",

@@ -197,6 +197,7 @@ def used(path: Path) -> Any:
 
 def pipeline(place: Path, chance: random.Random) -> Callable[[], Any]:
     """A base whose configs have changed: its shapes are counted; one in four is opened."""
+    sys.path.append(str(Path(__file__).parents[1] / "testing"))
     import pico
     from qrlora.families import open_base
     from qrlora.families.base_without_weights import blank_base

@@ -25,9 +25,11 @@ from pathlib import Path
 from statistics import median, quantiles
 from urllib.parse import urlencode
 
-import ratings
 import servers
 from qrlora.survey.store import Study
+
+sys.path.append(str(Path(__file__).parents[1] / "testing"))
+import ratings  # noqa: E402
 
 PATIENCE = 120
 """Seconds in which a rater tries one request again."""

@@ -251,3 +251,12 @@ def test_every_exemption_still_is_one():
     """A file that no longer names a backbone leaves the list."""
     for name in NAME_A_BACKBONE:
         assert any(named_backbones(ast.parse((SRC / name).read_text("utf-8")))), name
+
+
+def test_tests_and_benches_share_testing_and_import_nothing_of_each_other():
+    root = Path(__file__).parents[1]
+    own = {folder: {path.stem for path in (root / folder).rglob("*.py")} for folder in ("tests", "bench")}
+    for folder, other in (("tests", "bench"), ("bench", "tests")):
+        for path in {*(root / folder).rglob("*.py")} - {root / "tests" / "gpu" / "first_run.py"}:  # which runs both
+            heads = {name.split(".")[0] for name in imports(ast.parse(path.read_text("utf-8"))) if name[0] != "."}
+            assert not heads & (own[other] - own[folder]) and other not in heads, path

@@ -18,7 +18,7 @@ import torch
 from watch import HEAD, apart, compared, numbers, script, span_error, table
 
 FOLDER = Path(sys.argv[1]).resolve()
-sys.path[:0] = [str(FOLDER), str(Path(__file__).parents[2] / "tests")]
+sys.path[:0] = [str(FOLDER), str(Path(__file__).parents[2] / "testing")]
 os.chdir(FOLDER)
 torch.set_num_threads(1)
 

@@ -17,7 +17,7 @@ import torch
 from watch import apart, script, span_error, ways
 
 FOLDER = Path(sys.argv[1]).resolve() / "examples" / "dreambooth"
-sys.path.insert(0, str(Path(__file__).parents[2] / "tests"))
+sys.path.insert(0, str(Path(__file__).parents[2] / "testing"))
 torch.set_num_threads(1)
 
 import diffusers  # noqa: E402

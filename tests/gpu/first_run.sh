@@ -28,7 +28,7 @@ set -uo pipefail
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 export OUT=${OUT:-out/gpu} DEVICE=${DEVICE:-cuda} DRY=${DRY:-} BUDGET=${BUDGET:-560}
 export BASE=${BASE:-tiny-sdxl} PRETRAIN=${PRETRAIN:-}
-export PYTHONPATH="src:packages/qrlora-bases/src:tests:bench${PYTHONPATH:+:$PYTHONPATH}" PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1
+export PYTHONPATH="src:packages/qrlora-bases/src:testing:tests:bench${PYTHONPATH:+:$PYTHONPATH}" PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1
 export HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false PYTORCH_NVML_BASED_CUDA_CHECK=1 # no CUDA before a part begins
 mkdir -p "$OUT"
 WORK=$(mktemp -d)

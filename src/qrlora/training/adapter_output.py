@@ -95,7 +95,7 @@ def check_step_files(config: TrainConfig, inputs: Mapping[str, Any]) -> None:
 
 def save_adapter_of_step(adapter: Adapter, config: TrainConfig, step: int) -> None:
     """Write the adapter after an update; a warning, and the training goes on, if it cannot be written."""
-    with output_files.dispensable(f"the training goes on without the adapter of step {step}"):
+    with output_files.warn_if_unwritable(f"the training goes on without the adapter of step {step}"):
         save(adapter, file_of_step(config, step), overwrite=True)
 
 
