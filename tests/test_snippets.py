@@ -21,7 +21,7 @@ from PIL import Image
 
 import pico
 from commands import run
-from qrlora import files, methods
+from qrlora import files, merging, methods
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -131,7 +131,7 @@ class Reader:
         return out
 
     def python(self, text: str) -> None:
-        """A snippet after those before it; one that is a row of METHODS is put there."""
+        """A snippet after those before it; one that is a row of METHODS or of RULES is put there."""
         if not self.names:
             self.names = {"PICO": pico_base(), **GIVEN.get(self.page.stem, dict)()}
         for what, instead in IN_PYTHON:
@@ -141,6 +141,9 @@ class Reader:
             value = eval(textwrap.dedent(text), self.names)
             if isinstance(value, methods.Method):
                 self.patch.setitem(methods.METHODS, value.name, value)
+            elif isinstance(value, dict):
+                for name, rule in value.items():
+                    self.patch.setitem(merging.RULES, name, rule)
         else:
             exec(textwrap.dedent(text), self.names)
 
@@ -307,6 +310,7 @@ GIVEN = {
     "python": given_a_model,
     "trainers": given_a_model,
     "add_a_method": lambda: {**vars(methods)},
+    "add_a_rule": lambda: {**vars(merging.exact)},
     "add_a_backbone": lambda: {**vars(pico), "NAME": pico.sdxl},
 }
 """Page -> the names that its Python takes for granted."""
