@@ -388,7 +388,8 @@ def count(verdicts, state):
 def test_the_default_names_are_loaded_whole_by_all_tools_that_have_names_for_it(pipes, tmp_path, family):
     adapter = random_adapter(pipes[family], family)
     save(adapter, tmp_path / "x.safetensors")
-    readers = {"sdxl": TOOLS, "sd15": TOOLS, "z_image": TWO, "flux2": TWO, "krea2": TWO, "qwen_image": TWO, "wan": TWO}
+    two = dict.fromkeys(("sd3", "z_image", "flux2", "krea2", "qwen_image", "wan"), TWO)
+    readers = {"sdxl": TOOLS, "sd15": TOOLS, **two}
     for tool in readers.get(family, ("comfyui", "diffusers", "forge")):
         assert states(tmp_path / "x.safetensors", tool) == {"loaded": 2 * len(adapter.layers)}, tool
 

@@ -99,7 +99,7 @@ FLUX = Layout(
     tools={
         "comfyui": Reader((*KNOWN, "lora_transformer_{diffusers}", "lycoris_{diffusers}")),
         "diffusers": Reader(KNOWN, ("public sizes", "no PEFT names", "alpha or metadata", "transformer or down")),
-        "forge": Reader((*KNOWN, "lora_transformer_{diffusers}")),
+        "forge": Reader((*KNOWN, "lora_transformer_{diffusers}", "lycoris_{diffusers}")),
         "kohya": Reader(("lora_unet_{original}",), ("alpha everywhere",)),
     },
     versions=("flux1", "flux.1", "flux-1"),

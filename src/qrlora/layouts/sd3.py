@@ -85,7 +85,7 @@ SD3 = Layout(
         "text-stream": (*TEXT_ATTENTION, "ff_context.net.0.proj", "ff_context.net.2", "context_embedder"),
         "image-stream": (*IMAGE_ATTENTION, "ff.net.0.proj", "ff.net.2", "proj_out", "norm1.linear", *EMBEDDERS),
     },
-    # diffusers cannot read kohya's names for SD3, ComfyUI reads both.
+    # diffusers cannot read kohya's names for SD3, ComfyUI reads both, Forge kohya's alone.
     written={"diffusers": "transformer.{diffusers}", "kohya": "lora_unet_{original}"},
     with_alpha=("kohya",),
     tools={
@@ -96,9 +96,8 @@ SD3 = Layout(
         "diffusers": Reader(("transformer.{diffusers}",), ("the word lora",)),
         "a1111": Reader(("lora_unet_{original}", "transformer.{diffusers}"), ("no alpha", "the picture's attention")),
         "forge": Reader(
-            ("lora_unet_{original}", "diffusion_model.{original}", "transformer.{diffusers}")
-            + ("base_model.model.{diffusers}", "lora_transformer_{diffusers}")
-        ),
+            ("lora_unet_{original}", "diffusion_model.{original}")
+        ),  # its map of diffusers' is commented out
         "kohya": Reader(("lora_unet_{original}",), ("alpha everywhere",)),
     },
     versions=("medium", "5-medium", "5-large", "sd3", "sd_3", "stable-diffusion-3"),
