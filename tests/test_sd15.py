@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import pico
-from loras import random_adapter
+from loras import random_adapter, shapes_of
 from qrlora.compat import File, notes
 from qrlora.families import SizeConditioning, open_base
 from qrlora.families.adapter_compatibility import check
@@ -125,3 +125,15 @@ def test_the_loss_is_the_formula_of_the_public_training(version, prediction_type
         condition = base.encode_prompt(prompts, SizeConditioning.uncropped(pico.SIZE, pico.SIZE))
         loss = denoising_loss(base.family.predict, base.model, base.noising, clean, noise, time, condition)
     torch.testing.assert_close(loss, expected)
+
+
+def test_an_adapter_of_convolutions_is_refused_for_what_it_is_and_not_for_its_base():
+    """Ordinary LoRAs of kohya's trainer for this family change 1 x 1 convolutions, proj_in and proj_out."""
+    base = open_base(pico.folder("sd15"), "cpu")
+    modules = base.model.named_modules()
+    name, convolution = next((n, x) for n, x in modules if n.endswith("proj_in") and hasattr(x, "kernel_size"))
+    shapes = shapes_of(base.pipe, ["attn1.to_q"]) | {name: tuple(convolution.weight.flatten(1).shape)}
+    adapter = random_adapter(base.pipe, "sd15", shapes, kernels={name: [1, 1]})
+    with pytest.raises(ValueError, match=f"changes 1 convolutions of .*, such as {name}, and qrlora applies linear"):
+        check(base, adapter)
+    check(base, adapter.select(lambda layer: layer != name))

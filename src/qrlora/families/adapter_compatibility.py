@@ -22,6 +22,7 @@ def check(base: Base, adapter: Adapter) -> None:
     shapes = {name: (x.out_features, x.in_features) for name, x in found.items() if isinstance(x, nn.Linear)}
     wrong = [layer for layer, shape in adapter.shapes.items() if shapes.get(layer) != shape]
     family = adapter.header.family
+    _refuse_convolutions(base, adapter, [layer for layer in wrong if isinstance(found.get(layer), nn.Conv2d)])
     if wrong or family and family != base.family.name:
         role, made_for = _names(adapter)
         lack = f"; {len(wrong)} of its {len(adapter.layers)} layers are not there" if wrong else ""
@@ -50,6 +51,14 @@ def weight_difference(base: Base, adapter: Adapter) -> str:
         return ""
     role, made_for = _names(adapter)
     return f"{role} was trained on {made_for}, whose weights differ from those of {_name(base)}: it may act otherwise"
+
+
+def _refuse_convolutions(base: Base, adapter: Adapter, convolutions: Sequence[str]) -> None:
+    """Raises ValueError, with the hint: an adapter changes convolutions of this base, and `injection` linear layers."""
+    if convolutions:
+        changed = f"{_names(adapter)[0]} changes {len(convolutions)} convolutions of {_name(base)}"
+        hint = "merge and convert it here, and generate in diffusers or ComfyUI"
+        raise ValueError(f"{changed}, such as {convolutions[0]}, and qrlora applies linear layers alone: {hint}")
 
 
 def _names(adapter: Adapter) -> tuple[str, str]:
