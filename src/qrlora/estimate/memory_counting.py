@@ -93,8 +93,13 @@ def attend(
     """torch.nn.functional.scaled_dot_product_attention; see flash_attention."""
     if not query.is_meta or enable_gqa:
         return ATTENTION(query, key, value, attn_mask, dropout_p, is_causal, scale=scale, enable_gqa=enable_gqa)
-    kernel = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
-    return kernel(query, key, value, dropout_p, is_causal, attn_mask=attn_mask, scale=scale)[0]
+    return cpu_flash_attention()(query, key, value, dropout_p, is_causal, attn_mask=attn_mask, scale=scale)[0]
+
+
+def cpu_flash_attention() -> Any:
+    """The operator by which torch computes attention on a CPU; its name is torch's own affair
+    (tests/test_library_internals.py)."""
+    return torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
 
 
 def initialise_on_meta(task: TrainingTask) -> list[nn.Parameter]:

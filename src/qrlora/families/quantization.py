@@ -58,6 +58,14 @@ def _quantization_config(quantize: str, dtype: torch.dtype) -> Any:
     return diffusers.TorchAoConfig(kinds[quantize]())
 
 
+def diffusers_quantizer(quantize: str, dtype: torch.dtype) -> Any:
+    """The quantizer that diffusers' loader would use. Its class and the hooks that `fill` calls are not among
+    diffusers' documented names (tests/test_library_internals.py)."""
+    from diffusers.quantizers import DiffusersAutoQuantizer
+
+    return DiffusersAutoQuantizer.from_config(_quantization_config(quantize, dtype), pre_quantized=False)
+
+
 def fill(model: Any, value_of: Callable[[str], Tensor], quantize: str, device: torch.device) -> None:
     """Values for a diffusers model on the meta device, quantised one after another as diffusers' loader does it; with
     an empty `quantize` in the model's own dtype.
@@ -65,11 +73,10 @@ def fill(model: Any, value_of: Callable[[str], Tensor], quantize: str, device: t
     Args: value_of: (name of a parameter or buffer) -> its value on the device, asked for once each.
     """
     from accelerate.utils import set_module_tensor_to_device
-    from diffusers.quantizers import DiffusersAutoQuantizer
 
     dtype, quantizer = model.dtype, None
     if quantize:
-        quantizer: Any = DiffusersAutoQuantizer.from_config(_quantization_config(quantize, dtype), pre_quantized=False)
+        quantizer = diffusers_quantizer(quantize, dtype)
         quantizer.validate_environment()
         kept = [*(model._keep_in_fp32_modules or ())]  # as they are, in float32
         quantizer.preprocess_model(model, device_map=None, keep_in_fp32_modules=kept)

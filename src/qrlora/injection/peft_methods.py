@@ -94,10 +94,10 @@ def parse_peft_method(method: str) -> str:
     """The KIND of `peft:KIND`. Raises ValueError: PEFT has no such kind, or it cannot be a method here;
     MissingExtra."""
     extras.require("peft", "peft", reason=f"method={method}")
-    from peft.mapping import PEFT_TYPE_TO_TUNER_MAPPING
+    _, tuners = peft_tables()
 
     kind = method.removeprefix(PREFIX).lower()
-    known = sorted({*(x.value.lower() for x in PEFT_TYPE_TO_TUNER_MAPPING), *SWITCHES} - UNSUPPORTED_KINDS.keys())
+    known = sorted({*(x.value.lower() for x in tuners), *SWITCHES} - UNSUPPORTED_KINDS.keys())
     if kind in UNSUPPORTED_KINDS:
         raise ValueError(f"{PREFIX}{kind} cannot learn here: {UNSUPPORTED_KINDS[kind]}")
     if kind not in known:
@@ -107,14 +107,22 @@ def parse_peft_method(method: str) -> str:
     return kind
 
 
+def peft_tables() -> tuple[Mapping[Any, Any], Mapping[Any, Any]]:
+    """PEFT's own tables, {PeftType: class} of configurations and of tuners, which are not among its documented names
+    (tests/test_library_internals.py)."""
+    from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING, PEFT_TYPE_TO_TUNER_MAPPING
+
+    return PEFT_TYPE_TO_CONFIG_MAPPING, PEFT_TYPE_TO_TUNER_MAPPING
+
+
 def initialise_peft(model: nn.Module, layers: Collection[str], kind: str, rank: int, seed: int) -> PeftAdapter:
     """Inject a kind into a model's layers, with PEFT's defaults except the rank, and alpha = rank where there is one.
 
     Raises: ValueError: the model has PEFT adapters; a quantised base; PEFT's own refusals.
     """
-    from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING, PEFT_TYPE_TO_TUNER_MAPPING
     from peft.utils import PeftType
 
+    configs, tuners = peft_tables()
     if hasattr(model, "peft_config"):
         raise ValueError(f"{PREFIX}{kind} needs a model without adapters: detach those that are on it")
     refuse_bypassed_layers(model, layers)
@@ -124,7 +132,7 @@ def initialise_peft(model: nn.Module, layers: Collection[str], kind: str, rank: 
             raise ValueError(f"{PREFIX}{kind} cannot learn on a quantised base: leave quantize empty")
     name, switches = SWITCHES.get(kind, (kind.upper(), {}))
     row = PeftType(name)
-    config_of: Any = PEFT_TYPE_TO_CONFIG_MAPPING[row]
+    config_of = configs[row]
     defaults = {x.name: x.default for x in dataclasses.fields(config_of)}
     before = {id(x) for x in _named_tensors(model).values()}
     ranks = {
@@ -138,7 +146,7 @@ def initialise_peft(model: nn.Module, layers: Collection[str], kind: str, rank: 
         torch.manual_seed(seed)
         try:
             config = config_of(target_modules=list(layers), **ranks, **switches)
-            tuner = PEFT_TYPE_TO_TUNER_MAPPING[row](model, config, "learning")
+            tuner = tuners[row](model, config, "learning")
         except (ValueError, TypeError, RuntimeError, AssertionError) as error:
             raise ValueError(f"{PREFIX}{kind} cannot be put on these layers: {error}") from error
     model.eval()

@@ -94,7 +94,7 @@ def collect(study: Study) -> Answers:
                 mine.append(Given(rater=number, item=item_id, **told))
         mine.sort(key=lambda x: x.place)
         given += mine
-        people.append(_person(study.plan, number, rater, mine))
+        people.append(_summary_of_rater(study.plan, number, rater, mine))
     return Answers(tuple(people), tuple(given))
 
 
@@ -105,7 +105,7 @@ def _about(study: Study, item: Item) -> dict[str, Any]:
     return {"form": item.form, "role": item.role, "pair": item.pair, "seed": first.seed, **methods}
 
 
-def _person(plan: Plan, number: int, rater: dict[str, Any], mine: Sequence[Given]) -> Person:
+def _summary_of_rater(plan: Plan, number: int, rater: dict[str, Any], mine: Sequence[Given]) -> Person:
     failed = len({x.item for x in mine if x.passed is False})
     seconds = statistics.median([x.seconds for x in mine]) if mine else 0.0
     rules = {
