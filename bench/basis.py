@@ -1,4 +1,5 @@
-"""Seconds and kept energy of a basis of rank 64: ours, against full SVD and QR, and against other ways to start a LoRA.
+"""Seconds and kept squared norm of a basis of rank 64: ours, against full SVD and QR, and against other ways to start a
+LoRA.
 
     python bench/basis.py                   # this machine's CPU, about six minutes on two quiet cores
     python bench/basis.py --base z-image    # a base of full size, extrapolated: one layer of each shape, random weights
@@ -6,8 +7,8 @@
 
 "Full SVD + QR" is the paper's eq. 3-6 in float32: W = U S V^T whole, then the QR of V_r S_r. PEFT's starts are its own
 `pissa`, `pissa_niter_16` and `olora`, run on a layer of that weight (they also rewrite the weight, which ours never
-does). "Energy" is |W Q|^2 over the best possible, in float64; "of the span" 1 - the mean squared cosine of the angles
-between ours and the SVD's, which is in float32 itself. Spectra: Gaussian, the worst case; "trained", k^-1/2 over
+does). "Squared norm" is |W Q|^2 over the best possible, in float64; "of the span" 1 - the mean squared cosine of the
+angles between ours and the SVD's, which is in float32 itself. Spectra: Gaussian, the worst case; "trained", k^-1/2 over
 256 directions on a Gaussian bulk whose largest singular value is a tenth of the first; and the built-in bases' own
 weights. The floor is one reading of W and one product of W with 64 columns, at the rates measured beside it.
 """
@@ -50,7 +51,7 @@ def full_svd(W: Tensor, rank: int = RANK) -> Tensor:
     return torch.linalg.qr(vh[:rank].T * s[:rank]).Q
 
 
-def energy(W: Tensor, Q: Tensor) -> float:
+def captured_norm(W: Tensor, Q: Tensor) -> float:
     return float((W.double() @ Q.double()).square().sum())
 
 
@@ -94,15 +95,15 @@ def against_svd(shape: tuple[int, int], kind: str, device: str, quick: bool) -> 
     goal = {} if shape not in GOALS or device != "cpu" else {"full SVD + QR": f"{GOALS[shape][kind != 'trained']}x"}
     rounds = 1 if shape == (3072, 12288) and device == "cpu" else 3
     row = compare(f"{shape[0]}x{shape[1]} {kind}", ways, rounds, goal, warm=False)
-    share = energy(W, found["ours"]) / energy(W, found["svd"])
-    print(f"{row.name}: {row.ratio('full SVD + QR'):.1f}x, energy {share:.6f}", flush=True)
+    share = captured_norm(W, found["ours"]) / captured_norm(W, found["svd"])
+    print(f"{row.name}: {row.ratio('full SVD + QR'):.1f}x, squared norm {share:.6f}", flush=True)
     open_span = 1 - float(principal_angles(found["ours"], found["svd"]).double().square().mean())
-    told = {"lost, as measured": f"{subspace_and_lost_fraction(W, RANK)[1]:.0e}", "of the span": f"{open_span:.0e}"}
-    return above(replace(row, notes={"energy": f"{share:.6f}", **told}), floor(W))
+    notes = {"lost, as measured": f"{subspace_and_lost_fraction(W, RANK)[1]:.0e}", "of the span": f"{open_span:.0e}"}
+    return above(replace(row, notes={"squared norm": f"{share:.6f}", **notes}), floor(W))
 
 
 def candidates(kind: str, device: str) -> list[Row]:
-    """Other ways to leading directions, 1280 x 1280, and what their energy lacks of the best possible."""
+    """Other ways to leading directions, 1280 x 1280, and what their |W Q|^2 lacks of the best possible."""
     W, found = weight((1280, 1280), kind, device), {}
 
     def keep(way: str, work: Callable[[], Tensor]) -> Callable[[], None]:
@@ -120,13 +121,13 @@ def candidates(kind: str, device: str) -> list[Row]:
         "svd_lowrank, 16 power steps": lambda: torch.svd_lowrank(W, RANK + 16, 16)[2][:, :RANK],
     }
     took = laps({way: keep(way, work) for way, work in ways.items()}, 5)
-    best = energy(W, found["Gram matrix, all eigenvectors"])
-    lost = {way: f"{max(1 - energy(W, Q) / best, 0.0):.0e}" for way, Q in found.items()}
+    best = captured_norm(W, found["Gram matrix, all eigenvectors"])
+    lost = {way: f"{max(1 - captured_norm(W, Q) / best, 0.0):.0e}" for way, Q in found.items()}
     return [
         Row(
             f"1280x1280 {kind}",
             {"ours": took["ours"], way: took[way]},
-            notes={"energy lost": f"{x}, ours {lost['ours']}"},
+            notes={"squared norm lost": f"{x}, ours {lost['ours']}"},
         )
         for way, x in lost.items()
         if way != "ours"
@@ -144,8 +145,8 @@ def of_builtin(name: str, device: str, quick: bool) -> Row:
         "full SVD + QR": lambda: [full_svd(W, rank) for W in layers],
     }
     row = compare(f"{name}, {len(layers)} layers, rank {rank}", ways, 3)
-    shares = [energy(W, leading_subspace(W, rank)) / energy(W, full_svd(W, rank)) for W in layers]
-    return Row(row.name, row.measured, row.goals, {"energy": f"{min(shares):.6f}"})
+    shares = [captured_norm(W, leading_subspace(W, rank)) / captured_norm(W, full_svd(W, rank)) for W in layers]
+    return Row(row.name, row.measured, row.goals, {"squared norm": f"{min(shares):.6f}"})
 
 
 def whole(name: str, device: str, rounds: int) -> list[Row]:
@@ -164,8 +165,8 @@ def whole(name: str, device: str, rounds: int) -> list[Row]:
     if device == "cpu":
         return [row]
     paper, goal = WHOLE[name]
-    told = {"ours": row.measured["ours"], "the paper, A800": [float(paper)] * rounds}
-    return [row, Row(f"{name}, all {len(shapes)} layers", told, {"the paper, A800": f"{paper / goal:g}x"})]
+    notes = {"ours": row.measured["ours"], "the paper, A800": [float(paper)] * rounds}
+    return [row, Row(f"{name}, all {len(shapes)} layers", notes, {"the paper, A800": f"{paper / goal:g}x"})]
 
 
 def extrapolated(name: str, device: str) -> float:

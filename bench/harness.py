@@ -3,8 +3,8 @@
 from harness import arguments, compare, report      # a script in bench/ finds this file beside it
 
 options = arguments(__doc__).parse_args()
-row = compare("thing", {"ours": f, "alternative": g}, rounds=5, goal="10x")
-report("Things", [row], options.folder)
+row = compare("title", {"ours": f, "alternative": g}, rounds=5, goal="10x")
+report("Titles", [row], options.folder)
 """
 
 import argparse
@@ -34,7 +34,7 @@ class Row:
     goals: Mapping[str, str] = field(default_factory=dict)
     """{alternative: goal}, see `compare`."""
     notes: Mapping[str, object] = field(default_factory=dict)
-    """Further columns: an energy, a floor, a size."""
+    """Further columns: a norm, a floor, a size."""
     unit: str = "s"
     extras: bool = False
     """Whether the numbers are differences from one base, which noise moves as a whole and may make negative."""
@@ -130,9 +130,9 @@ def above(row: Row, floor: float, what: str = "") -> Row:
 
     Args:    floor: in the row's unit.  what: it is made of.
     """
-    told = _number(floor, row.unit) + (f", {what}" if what else "")
+    text = _number(floor, row.unit) + (f", {what}" if what else "")
     times = f"{row.median(row.ours) / floor:.2g}" if floor > 0 else ""
-    return replace(row, notes={**row.notes, FLOOR: told, "ours / floor": times})
+    return replace(row, notes={**row.notes, FLOOR: text, "ours / floor": times})
 
 
 def seconds(work: Callable[[], object]) -> float:

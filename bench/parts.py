@@ -44,8 +44,8 @@ def parts(works: Mapping[str, Callable[[], object]], device: str, rounds: int = 
     for _ in range(rounds):
         for way, work in works.items():
             spent[way].append(_profiled(work, device))
-    for way, told in spent.items():
-        kinds = {kind: statistics.median(one[kind] for one in told) for kind in (*KINDS, PASSES)}
+    for way, times_by_kind in spent.items():
+        kinds = {kind: statistics.median(one[kind] for one in times_by_kind) for kind in (*KINDS, PASSES)}
         found[way] = {**kinds, CALLS: max(statistics.median(walls[way]) - sum(kinds.values()), 0.0)}
     return found
 
@@ -53,10 +53,10 @@ def parts(works: Mapping[str, Callable[[], object]], device: str, rounds: int = 
 def _profiled(work: Callable[[], object], device: str) -> dict[str, float]:
     """{kind: seconds} of one call."""
     activities = [ProfilerActivity.CUDA if device != "cpu" else ProfilerActivity.CPU]
-    with profile(activities=activities, acc_events=True) as told:
+    with profile(activities=activities, acc_events=True) as times_by_kind:
         work()
     spent: dict[str, float] = defaultdict(float)
-    for event in told.key_averages():
+    for event in times_by_kind.key_averages():
         own = event.self_device_time_total if device != "cpu" else event.self_cpu_time_total
         name = event.key.lower()
         if event.key.startswith("aten::") or device != "cpu":
@@ -100,8 +100,8 @@ def main() -> None:
     kinds = [*KINDS, PASSES, CALLS]
     print(f"| ms of an update | {' | '.join(kinds)} |", f"|---{'|---:' * len(kinds)}|", sep="\n")
     for name, ways in found.items():
-        for way, told in ways.items():
-            print(f"| {name}, {way} | {' | '.join(f'{1e3 * told[kind]:.1f}' for kind in kinds)} |")
+        for way, times_by_kind in ways.items():
+            print(f"| {name}, {way} | {' | '.join(f'{1e3 * times_by_kind[kind]:.1f}' for kind in kinds)} |")
     options.folder.mkdir(parents=True, exist_ok=True)
     drawn({name: ways for name, ways in found.items() if name not in smallest}, str(machine()["summary"])).savefig(
         options.folder / "parts.png", dpi=120

@@ -1,14 +1,14 @@
-"""Energy that merging loses where two adapters' bases were computed on processors of different kinds.
+"""Squared norm that merging loses where two adapters' bases were computed on processors of different kinds.
 
     python bench/processors.py
 
 Each kind computes the directions of the same weights in a process of its own: products in bfloat16 where a processor is
 fast at them (AVX-512 BF16, AMX) or float32 alone, with the kernels of torch, oneDNN and MKL held to AVX2 or to SSE
 (`HELD`). One adapter stands in one kind's basis, one in another's, both with random dR, which weigh all directions
-alike; `merge` writes the second in the basis of the first and says how much of its energy that kept. It refuses to lose
-more than 1 %. "Worst" is what an adapter would lose that learnt in the one direction alone that the two spans share
-least. Shapes and spectra are those of `bench/basis.py`; the weights of the built-in bases are so small that all
-eigenvectors are taken, in float64.
+alike; `merge` writes the second in the basis of the first and says which fraction of its squared norm that kept. It
+refuses to lose more than 1 %. "Worst" is what an adapter would lose that was trained in the one direction alone that
+the two spans share least. Shapes and spectra are those of `bench/basis.py`; the weights of the built-in bases are so
+small that all eigenvectors are taken, in float64.
 """
 
 import argparse
@@ -70,7 +70,7 @@ def write(fast: bool, quick: bool, path: Path) -> None:
         torch.save({what: dict(compute_basis(layers, RANK).Q) for what, layers in weights(quick)}, path)
 
 
-def learnt(Q: dict[str, Tensor], seed: int) -> Adapter:
+def random_adapter(Q: dict[str, Tensor], seed: int) -> Adapter:
     """An adapter of method `qr` in that basis."""
     generator = torch.Generator().manual_seed(seed)
     header = Header(family="sdxl", part="unet", method="qr", rank=RANK, basis=Basis(Q, RANK, "input").digest)
@@ -91,7 +91,7 @@ def main() -> None:
     for here, there in combinations(KINDS, 2):
         for what, Q in found[here].items():
             other = found[there][what]
-            merged = merge([learnt(Q, 0), learnt(other, 1)], [1.0, 1.0])
+            merged = merge([random_adapter(Q, 0), random_adapter(other, 1)], [1.0, 1.0])
             lost = max(1 - min(merged.header.config["kept_energy"]), 1e-9)  # 1e-9 stands for none: a ratio needs some
             worst = max(1 - float(principal_angles(q, other[layer]).min()) ** 2 for layer, q in Q.items())
             measured = {"lost": [lost], "refused": [1 - MINIMUM_KEPT_ENERGY]}

@@ -38,7 +38,7 @@ Adapters = list[tuple[Adapter, float]]
 
 
 def two_adapters(layers: Shapes, base: Base | None = None, rank: int = RANK) -> Adapters:
-    """Of one orthonormal basis, with random B that make updates of a learnt size; those of a base say so."""
+    """Of one orthonormal basis, with random B that make updates of a trained size; those of a base say so."""
     generator, pairs = torch.Generator().manual_seed(0), []
     widths = sorted({i for _, i in layers.values()})
     Q = {i: torch.linalg.qr(torch.randn(i, min(rank, i), generator=generator)).Q for i in widths}
@@ -71,7 +71,7 @@ def set_adapters(base: Base, strengths: list[float]) -> None:
 
 
 def built_in(name: str, dtype: str, device: str, rounds: int) -> list[Row]:
-    """Two pictures of a built-in base, against diffusers' own loading."""
+    """Two images of a built-in base, against diffusers' own loading."""
     base = open_base(name, device, dtype)
     base.model.to(base.device)
     side = base.defaults.resolution // getattr(base.pipe, "vae_scale_factor", 8)
@@ -84,7 +84,7 @@ def built_in(name: str, dtype: str, device: str, rounds: int) -> list[Row]:
 
 
 def full_sized(name: str, resolution: int, device: str, rounds: int) -> list[Row]:
-    """One picture of a base of full size in bfloat16."""
+    """One image of a base of full size in bfloat16."""
     base, noisy, condition = full_size(name, resolution, device)
     adapters = two_adapters(shapes(base, base.defaults.targets), base)
     look = looking(base, noisy, condition)
@@ -101,7 +101,7 @@ def attention(width: int, tokens: int, dtype: torch.dtype, device: str, rounds: 
 
 
 def looking(base: Base, noisy: Tensor, condition: Any) -> Callable[[nn.Module], Any]:
-    """(model) -> its answer, as a denoising step asks for it."""
+    """(model) -> its prediction, as a denoising step asks for it."""
     time = base.noising.sample_time(1, torch.Generator().manual_seed(0)).expand(len(noisy)).to(noisy.device)
     return lambda model: base.family.predict(model, noisy, time, condition)
 
@@ -136,7 +136,7 @@ def against(
 
 
 def grids(name: str, device: str, count: int, steps: int, rounds: int) -> Row:
-    """A grid of count x count pictures."""
+    """A grid of count x count images."""
     base = open_base(name, device, "float32")
     adapters = two_adapters(shapes(base, base.defaults.for_run("content", "qr").targets), base)
     (content, _), (style, _) = adapters

@@ -1,4 +1,4 @@
-"""Seconds until a command answers, beside `import torch` alone; each in a fresh process.
+"""Seconds until a command prints, beside `import torch` alone; each in a fresh process.
 
     python bench/startup.py
 
@@ -19,7 +19,7 @@ COMMANDS = {
     "import the rooms of merge": ["-c", "import qrlora.merging, qrlora.files, qrlora.cli.adapter_files"],
 }
 LIMIT = 0.5
-"""Seconds beyond `import torch` that an answer may take."""
+"""Seconds beyond `import torch` that a command may take."""
 
 
 def fresh(command: list[str]) -> Callable[[], object]:

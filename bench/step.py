@@ -40,7 +40,7 @@ FULL_SIZE = {"sdxl": (1024, "20x"), "sd3-medium": (512, ""), "flux-dev": (512, "
 Shapes = Mapping[str, tuple[int, int]]
 """{layer: (o, i)} of those that learn."""
 Ways = dict[str, tuple[nn.Module, list[nn.Parameter]]]
-"""{way: (model, what learns on it)}."""
+"""{way: (model, its trainable parameters)}."""
 TrainingImage = Callable[[nn.Module], Tensor]
 """(model) -> the loss, with the forward pass in it."""
 
@@ -79,7 +79,7 @@ class Unadded(torch.autograd.Function):
 
 
 class Floor(nn.Module):
-    """A linear layer with an `Unadded` update: the floor of time and memory of whatever learns there."""
+    """A linear layer with an `Unadded` update: the floor of time and memory of any adapter there."""
 
     def __init__(self, base_layer: nn.Linear, A: Tensor) -> None:
         super().__init__()
@@ -97,7 +97,7 @@ class Floor(nn.Module):
 
 
 def least(model: nn.Module, shapes: Shapes, rank: int) -> tuple[nn.Module, list[nn.Parameter]]:
-    """A twin with Floor in the place of its layers, and what learns on it."""
+    """A twin with Floor in the place of its layers, and its trainable parameters."""
     found, learn = twin(model), []
     for name, start in starts(shapes, "qr", rank).items():
         parent, _, child = name.rpartition(".")
@@ -175,7 +175,7 @@ def built_in_lesson(name: str, device: str) -> tuple[Ways, TrainingImage]:
     b, side = own.batch_size, own.resolution // getattr(base.pipe, "vae_scale_factor", 8)
     clean = torch.randn(b, base.pipe.vae.config.latent_channels, side, side).to(device)
     condition = base.encode_prompt(["a <c>"] * b, SizeConditioning.uncropped(own.resolution, own.resolution)).to(device)
-    return ways(base.model, shapes(base, own.targets), own.rank), lesson(base, clean, condition)
+    return ways(base.model, shapes(base, own.targets), own.rank), example_and_loss(base, clean, condition)
 
 
 def full_size(name: str, resolution: int, device: str) -> tuple[Base, Tensor, Any]:
@@ -187,9 +187,11 @@ def full_size(name: str, resolution: int, device: str) -> tuple[Base, Tensor, An
 
 
 def full_size_lesson(name: str, device: str) -> tuple[Ways, TrainingImage]:
-    """A base of full size with its own layers, one picture."""
+    """A base of full size with its own layers, one image."""
     base, clean, condition = full_size(name, FULL_SIZE[name][0], device)
-    return ways(base.model, shapes(base, base.defaults.targets), base.defaults.rank), lesson(base, clean, condition)
+    return ways(base.model, shapes(base, base.defaults.targets), base.defaults.rank), example_and_loss(
+        base, clean, condition
+    )
 
 
 def whole(name: str, resolution: int, goal: str, device: str, rounds: int) -> list[Row]:
@@ -197,7 +199,7 @@ def whole(name: str, resolution: int, goal: str, device: str, rounds: int) -> li
     base, clean, condition = full_size(name, resolution, device)
     layers, rank = shapes(base, base.defaults.targets), base.defaults.rank
     title = f"{name}, {resolution} px, bfloat16"
-    found = rows(title, ways(base.model, layers, rank), lesson(base, clean, condition), rounds)
+    found = rows(title, ways(base.model, layers, rank), example_and_loss(base, clean, condition), rounds)
     learn = initialise(base.model, starts(layers, "qr", rank), "run")
     config = TrainConfig(base=name, batch_size=1).filled(base.defaults)
     draw = make_loss(config, base, TrainingExamples(clean, condition), torch.Generator().manual_seed(0), Processes())
@@ -221,7 +223,7 @@ def shapes(base: Base, targets: str) -> Shapes:
     return {name: (layer.out_features, layer.in_features) for name, layer in base.target_layers(targets).items()}
 
 
-def lesson(base: Base, clean: Tensor, condition: Any) -> TrainingImage:
+def example_and_loss(base: Base, clean: Tensor, condition: Any) -> TrainingImage:
     """(model) -> the loss of one draw of noise and times, the same each time."""
     noise = torch.randn_like(clean).requires_grad_(True)
     time = base.noising.sample_time(len(clean), torch.Generator().manual_seed(0))

@@ -5,7 +5,7 @@
                              --musubi-tuner FOLDER  --diffusers FOLDER  --ai-toolkit FOLDER
 
 FOLDER is a checkout, PYTHON the interpreter of its environment, by default this one; --ways "flux" "sdxl, bf16" runs
-some. The tables are those of bench/inside: numbers that learn, first loss, memory kept for the backward pass, CPU
+some. The tables are those of bench/inside: trained parameters, first loss, memory kept for the backward pass, CPU
 seconds a step, the error of A against a float64 SVD and whether the base moved, ours against the trainer's own LoRA.
 """
 
@@ -52,7 +52,7 @@ def model(layers: dict[int, int], device: str) -> nn.Module:
 
 
 def starts(layers: dict[int, int], device: str) -> tuple[list[tuple[float, float]], int, int]:
-    """Seconds of `freeze` with an empty cache and again, by the clock and of all cores together; numbers that learn
+    """Seconds of `freeze` with an empty cache and again, by the clock and of all cores together; trained parameters
     then, and before."""
     from peft import LoraConfig, get_peft_model
 
@@ -147,7 +147,7 @@ def main() -> None:
     warnings.simplefilter("ignore")
     layers = {512: 4} if options.quick else LAYERS
     took, numbers, before = starts(layers, options.device)
-    rows = [Row("numbers that learn", {"ours": [numbers], "PEFT's LoRA": [before]}, {"PEFT's LoRA": "2x"}, unit="")]
+    rows = [Row("trained parameters", {"ours": [numbers], "PEFT's LoRA": [before]}, {"PEFT's LoRA": "2x"}, unit="")]
     for name, goal, (clock, busy) in zip(("first", "second"), GOALS, took, strict=True):
         what = f"directions of {sum(layers.values())} layers: {name} start"
         rows.append(Row(what, {"ours": [clock], "goal": [goal]}, {"goal": "1x"}))

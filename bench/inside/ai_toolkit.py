@@ -41,7 +41,7 @@ def remembering() -> None:
     diffusers.FluxTransformer2DModel.from_pretrained = load
 
 
-def judge(file: Path) -> tuple[float, bool]:
+def factor_error(file: Path) -> tuple[float, bool]:
     """The largest error of any A in a file against the weights that were loaded; whether one of these moved."""
     from safetensors.torch import load_file
 
@@ -79,7 +79,7 @@ def run(kind: str, place: Path, **train: Any) -> dict[str, Any]:
     os.environ["SEED"] = "1"
     file = place / "out" / kind / f"{kind}.safetensors"
     path = job(kind, place, **train)
-    return script(FOLDER / "run.py", [str(path)], remembering, lambda: judge(file))
+    return script(FOLDER / "run.py", [str(path)], remembering, lambda: factor_error(file))
 
 
 def main() -> None:

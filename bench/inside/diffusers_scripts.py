@@ -56,7 +56,7 @@ def remembering(freeze: bool) -> None:
         kind.from_pretrained = load
 
 
-def judge(file: Path) -> tuple[float, bool]:
+def factor_error(file: Path) -> tuple[float, bool]:
     """The largest error of any A in a file against the weights that were loaded; whether one of these moved."""
     from safetensors.torch import load_file
 
@@ -84,7 +84,7 @@ def up(key: str) -> str:
 def run(kind: str, arguments: list[str], place: Path, out: Path, freeze: bool) -> dict[str, Any]:
     line = command(kind, place, out) + arguments
     file = out / "pytorch_lora_weights.safetensors"
-    return script(FOLDER / line[0], line[1:], lambda: remembering(freeze), lambda: judge(file))
+    return script(FOLDER / line[0], line[1:], lambda: remembering(freeze), lambda: factor_error(file))
 
 
 def command(kind: str, place: Path, out: Path) -> list[str]:

@@ -124,7 +124,7 @@ def stored() -> dict[str, Tensor]:
     return {name: numbers(x) for name, x in HELD["model"].state_dict().items()}
 
 
-def judge(file: Path) -> tuple[float, bool]:
+def factor_error(file: Path) -> tuple[float, bool]:
     """The largest error of any A in a file against the weights that the trainer held; whether one of these moved."""
     from safetensors.torch import load_file
 
@@ -148,7 +148,7 @@ def run(module: str, arguments: list[str], place: Path, out: Path) -> dict[str, 
     file = out.with_name(f"{out.name}.safetensors")
 
     def after() -> Any:
-        return judge(file)
+        return factor_error(file)
 
     return script(SOURCE / f"{kind}_train_network.py", [*line, *arguments], lambda: remember(kind), after)
 

@@ -154,7 +154,7 @@ def held() -> dict[str, dict[str, Tensor]]:
     return {part: {k: numbers(x) for k, x in HELD[part].state_dict().items()} for part in PARTS if part in HELD}
 
 
-def judge(file: Path, split: bool) -> tuple[float, bool]:
+def factor_error(file: Path, split: bool) -> tuple[float, bool]:
     """The largest error of any A in a file against the weights that the trainer held; whether one of these moved."""
     from safetensors.torch import load_file
 
@@ -193,7 +193,7 @@ def run(kind: str, module: str, arguments: list[str], place: Path, out: Path) ->
     split = any("split_qkv" in word for word in arguments)
 
     def after() -> Any:  # the first of several processes writes the file
-        return judge(file, split) if os.environ.get("RANK", "0") == "0" else None
+        return factor_error(file, split) if os.environ.get("RANK", "0") == "0" else None
 
     return script(FOLDER / name, [*line, *arguments], patch, after)
 
@@ -270,7 +270,7 @@ def two_processes(module: str, arguments: list[str], place: Path, out: Path) -> 
     """A run in two processes on the CPU, each with this script's `process`, started by torchrun as `accelerate launch`
     does on GPUs; on CPUs it would ask for MPI.
 
-    Returns: what the first one tells. Raises RuntimeError: one failed, or their networks differ at the end.
+    Returns: what the first one has seen. Raises RuntimeError: one failed, or their networks differ at the end.
     """
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", "29517"]
     words = [__file__, str(FOLDER), "process", module, str(place), str(out), *arguments]
@@ -278,14 +278,14 @@ def two_processes(module: str, arguments: list[str], place: Path, out: Path) -> 
     done = subprocess.run([*torchrun, *words], env=cpu, capture_output=True, text=True, timeout=PATIENCE)
     if done.returncode:
         raise RuntimeError(done.stderr)
-    told = [json.loads(out.with_suffix(f".{rank}.json").read_text()) for rank in range(2)]
-    if told[0]["network"] != told[1]["network"] or told[0]["losses"] == told[1]["losses"]:
-        raise RuntimeError(f"the processes' networks are not the same, or their pictures are: {told}")
-    return told[0]
+    results = [json.loads(out.with_suffix(f".{rank}.json").read_text()) for rank in range(2)]
+    if results[0]["network"] != results[1]["network"] or results[0]["losses"] == results[1]["losses"]:
+        raise RuntimeError(f"the processes' networks are not the same, or their pictures are: {results}")
+    return results[0]
 
 
 def process(module: str, place: str, out: str, *arguments: str) -> None:
-    """One of several processes: its run, told in a file beside the adapter."""
+    """One of several processes: its run, results in a file beside the adapter."""
     from accelerate import Accelerator
 
     plain = Accelerator.prepare_model
@@ -298,12 +298,12 @@ def process(module: str, place: str, out: str, *arguments: str) -> None:
         return result
 
     Accelerator.prepare_model = prepared
-    told = run("sdxl", module, list(arguments), Path(place), Path(out))
+    results = run("sdxl", module, list(arguments), Path(place), Path(out))
     digest = hashlib.sha256()
     for x in HELD["network"].state_dict().values():
         digest.update(x.detach().numpy().tobytes())
     path = Path(out).with_suffix(f".{os.environ['RANK']}.json")
-    path.write_text(json.dumps(told | {"network": digest.hexdigest()}))
+    path.write_text(json.dumps(results | {"network": digest.hexdigest()}))
 
 
 def refused(place: Path) -> None:

@@ -1,4 +1,4 @@
-"""What one run of a trainer's own script does: losses, numbers that learn, memory kept for the backward pass, and
+"""What one run of a trainer's own script does: losses, trained parameters, memory kept for the backward pass, and
 seconds of the processor, which other programs on the machine do not lengthen.
 
 Runs happen in children of a process that has imported the trainer, so that none sees what another left behind.
@@ -69,7 +69,7 @@ class Watch:
         hook.remove()
         accelerate.Accelerator.backward = plain
 
-    def told(self) -> dict[str, Any]:
+    def results(self) -> dict[str, Any]:
         steps = [b - a for a, b in zip(self.times, self.times[1:], strict=False)]
         return {
             "losses": self.losses,
@@ -82,14 +82,14 @@ class Watch:
 def script(path: Path, arguments: Sequence[str], patch: Callable[[], Any], after: Callable[[], Any]) -> dict[str, Any]:
     """Run a script as if by itself, with what `patch` does beforehand.
 
-    Returns: what Watch tells, and what `after` gives as "after".
+    Returns: what Watch has seen, and what `after` gives as "after".
     """
     watch = Watch()
     patch()
     sys.argv = [str(path), *arguments]
     with watch.looking():
         runpy.run_path(str(path), run_name="__main__")
-    return watch.told() | {"after": after()}
+    return watch.results() | {"after": after()}
 
 
 def apart(work: Callable[..., Any], *arguments: Any) -> Any:
@@ -102,7 +102,7 @@ def apart(work: Callable[..., Any], *arguments: Any) -> Any:
             for number in (1, 2):
                 os.dup2(os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644), number)
             here.send((True, work(*arguments)))
-        except BaseException:  # all of it is told to the parent
+        except BaseException:  # all of it is sent to the parent
             here.send((False, traceback.format_exc()))
         os._exit(0)
 
@@ -112,11 +112,11 @@ def apart(work: Callable[..., Any], *arguments: Any) -> Any:
     if not there.poll(PATIENCE):
         process.kill()
         raise RuntimeError(f"took more than {PATIENCE} s")
-    good, told = there.recv()
+    good, result = there.recv()
     process.join()
     if not good:
-        raise RuntimeError(told)
-    return told
+        raise RuntimeError(result)
+    return result
 
 
 def span_error(A: Tensor, W: Tensor) -> float:
@@ -152,7 +152,7 @@ def table(rows: Sequence[Sequence[Any]], head: Sequence[str]) -> str:
     return "\n".join("  ".join(x.ljust(width) for x, width in zip(row, widths, strict=True)).rstrip() for row in text)
 
 
-HEAD = ("way", "numbers that learn", "first loss", "kept for backward, MB", "CPU s a step", "A against SVD", "base")
+HEAD = ("way", "trained parameters", "first loss", "kept for backward, MB", "CPU s a step", "A against SVD", "base")
 
 
 def compared(name: str, ours: dict[str, Any], theirs: dict[str, Any]) -> tuple[str, ...]:
