@@ -1,5 +1,6 @@
 """Files that people hold: written by an earlier version, read and written again to the same bytes."""
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -35,3 +36,21 @@ def test_kohyas_and_diffusers_file_hold_the_same_and_merge_to_the_stored_merge(f
     merged = merge([files["kohya"], files["lora"]], [1.0, 0.5], "stack")
     for layer in merged.layers:
         torch.testing.assert_close(merged.dense(layer), files["merged"].dense(layer))
+
+
+def test_a_compact_file_is_read_with_the_directions_of_its_digest_and_written_again_byte_for_byte(
+    tmp_path, monkeypatch
+):
+    """The cache of bases holds the frozen directions that such a file leaves out: its format is kept, too."""
+    golden = Path(__file__).parent / "golden"
+    (compact,) = (golden / "compact").glob("*.safetensors")
+    monkeypatch.setenv("QRLORA_CACHE", str(tmp_path / "cache"))
+    with pytest.raises(FileNotFoundError, match="the compact file's basis .* is not in"):
+        load(compact)
+    shutil.copytree(golden / "compact" / "bases", tmp_path / "cache" / "bases")
+    adapter, full = load(compact), load(golden / "sdxl-kohya.safetensors")
+    assert adapter.layers.keys() == full.layers.keys()
+    for layer, pair in adapter.layers.items():
+        assert torch.equal(pair.A, full.layers[layer].A) and torch.equal(pair.B, full.layers[layer].B)
+    save(adapter, tmp_path / compact.name, content="compact")
+    assert (tmp_path / compact.name).read_bytes() == compact.read_bytes()
