@@ -301,8 +301,8 @@ COMFYUI = {
     "wan2.1-1.3b": "wan",
 }
 """Public model -> the list of names that ComfyUI's own key map takes for it."""
-FORGE = {model: name for model, name in COMFYUI.items() if model != "qwen-image"}
-"""The same of Forge, which has no Qwen-Image."""
+FORGE = {model: COMFYUI[model] for model in ("sd15", "sdxl", "sd3-medium", "sd3.5-medium", "flux-dev")}
+"""The same of Forge, which has no others."""
 MAPS = [("comfyui", model, name) for model, name in COMFYUI.items()] + [("forge", *row) for row in FORGE.items()]
 
 
