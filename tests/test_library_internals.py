@@ -38,7 +38,7 @@ def test_peft_has_a_configuration_for_every_tuner_and_all_kinds_that_are_refused
     assert tuners.keys() <= configs.keys()
     known = {x.value.lower() for x in configs}
     assert {row.lower() for row, _ in SWITCHES.values()} <= known and UNSUPPORTED_KINDS.keys() <= known
-    for tuner in tuners.values():
+    for tuner in (x for kind, x in tuners.items() if kind.value.lower() not in UNSUPPORTED_KINDS):
         inspect.signature(tuner).bind("model", "config", "name")
 
 

@@ -95,9 +95,7 @@ SD3 = Layout(
         ),
         "diffusers": Reader(("transformer.{diffusers}",), ("the word lora",)),
         "a1111": Reader(("lora_unet_{original}", "transformer.{diffusers}"), ("no alpha", "the picture's attention")),
-        "forge": Reader(
-            ("lora_unet_{original}", "diffusion_model.{original}")
-        ),  # its map of diffusers' is commented out
+        "forge": Reader(("lora_unet_{original}", "diffusion_model.{original}")),  # its map of others is commented out
         "kohya": Reader(("lora_unet_{original}",), ("alpha everywhere",)),
     },
     versions=("medium", "5-medium", "5-large", "sd3", "sd_3", "stable-diffusion-3"),
