@@ -96,8 +96,10 @@ def sample(
         latents = run_pipeline(pipe, size, steps, generators, guidance_scale=guidance, **told.tensors)
     finally:
         pipe.vae = before
-    side = size // size_multiple(pipe)
-    return latents if latents.ndim == 4 else unpacked(latents, side, side)  # FLUX.2-dev's pipeline leaves them packed
+    if latents.ndim == 4:
+        return latents
+    height, width = height_and_width(size)  # FLUX.2-dev's pipeline leaves them packed
+    return unpacked(latents, height // size_multiple(pipe), width // size_multiple(pipe))
 
 
 def rows_per_step(pipe: Any, guidance: float) -> int:
