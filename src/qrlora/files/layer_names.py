@@ -122,7 +122,7 @@ def _outputs_fit(layout: Layout, factors: Mapping[str, Factor], tensors: Mapping
         return False
     for key, factor in factors.items():
         named = layout.read(factor.name) if factor.kind == "B" and factor.name in inputs else None
-        fixed = named and (len(named.layers) > 1 or named.layers[0].rpartition(".")[2] in layout.outputs)
+        fixed = named and (named.layers[1:] or named.layers[0].rpartition(".")[2] in layout.outputs)
         if named and fixed and tensors[key].ndim == 2:
             if len(tensors[key]) != sum(layout.heights(named.layers, inputs[factor.name]).values()):
                 return False

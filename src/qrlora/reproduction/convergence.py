@@ -13,6 +13,7 @@ from ..comparison.summary_tables import TableRow
 from ..config import TrainConfig
 from ..families import Base
 from ..image_loading import load_image
+from ..image_size import height_and_width
 from ..methods import METHODS
 from ..output_files import atomic
 from ..temporary_files import temporary_folder
@@ -92,7 +93,9 @@ def _measure_loss_curve(request: ReproductionRequest, job: TrainJob) -> dict[int
 def _loss_on_fixed_noise(base: Base, config: TrainConfig) -> Callable[[], float]:
     """A function that measures the loss of the model with its current adapter, always on the same noise."""
     assert config.resolution is not None
-    example = encode_training_examples(base, [load_image(str(config.image), config.resolution)], [config.prompt])
+    example = encode_training_examples(
+        base, [load_image(str(config.image), height_and_width(config.resolution))], [config.prompt]
+    )
     noising, generator = base.noising, torch.Generator("cpu").manual_seed(12345)
     clean = example.latents.to(base.device).expand(NOISE_SAMPLES, -1, -1, -1)
     noise = torch.randn(clean.shape, generator=generator).to(base.device)

@@ -70,9 +70,10 @@ def with_prompt_of(images: Sequence[TrainingImage], config: TrainConfig) -> Trai
 
 def check_training_images(images: Iterable[TrainingImage], config: TrainConfig) -> None:
     """Read every image once, before a base is opened. Raises as `image_loading.load_image`."""
-    square = config.resolution is None or isinstance(config.resolution, int)
+    resolution = config.resolution
+    size = height_and_width(resolution) if isinstance(resolution, str) else (MIN_SIDE, MIN_SIDE)
     for image in images:
-        image.load((MIN_SIDE, MIN_SIDE) if square else height_and_width(config.resolution))
+        image.load(size)
 
 
 def load_training_images(images: Sequence[TrainingImage], size: tuple[int, int]) -> list[CroppedImage]:
