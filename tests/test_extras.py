@@ -121,7 +121,7 @@ def test_a_library_that_a_trainer_pins_too_low_is_named_with_both_versions(monke
     without(monkeypatch, diffusers="0.32.1", transformers="4.54.1")
     with pytest.raises(
         extras.MissingExtra,
-        match=r"^qrlora.training needs diffusers>=0.37 \(0.32.1 is installed\), transformers>=5.0 \(4.54.1 is "
+        match=r"^qrlora.training needs diffusers>=0.37 \(0.32.1 is installed\), transformers>=5.6 \(4.54.1 is "
         r'installed\): pip install "qrlora\[diffusers\]" \(in an environment of its own if ',
     ):
         fresh(monkeypatch, "qrlora.training")
