@@ -241,7 +241,7 @@ def test_an_estimate_refuses_what_training_would():
     with pytest.raises(ValueError, match="nf4 needs a GPU with CUDA"):
         estimate(str(pico.folder()), how="whole", quantize="nf4", device="cpu")
     for nothing in ("nobody/nothing", "sdxll"):
-        with pytest.raises(FileNotFoundError, match=f"no base '{nothing}'.*nown by heart are sdxl, sd3-medium"):
+        with pytest.raises(FileNotFoundError, match=f"no base '{nothing}'.*nown by heart are sdxl, .*sd3-medium"):
             estimate(nothing, how="count")
 
 

@@ -24,6 +24,7 @@ from commands import run
 from qrlora import files, merging, methods
 
 ROOT = Path(__file__).parents[1]
+pytestmark = pytest.mark.processes
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 FENCE = re.compile(r"^( *)```(\w*)\n(.*?)^\1```$", re.M | re.S)
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
@@ -280,7 +281,7 @@ ADDED = {
 }
 """Verb -> the words that make a command of it small."""
 
-ELSEWHERE = {"survey": "test_survey_serving.py"}
+ELSEWHERE = {"survey": "test_survey_serving.py", "studio": "test_studio_browser.py"}
 """Verbs that a page's own materials do not feed -> the tests that run them."""
 
 
