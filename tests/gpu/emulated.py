@@ -39,6 +39,11 @@ WAYS = {
     "second, offload": {"dtype": "bfloat16", "device": "cuda:1", "offload": True},
 }
 """Settings of a run; the same on the CPU learns the same."""
+EMULATED = [family for family in FAMILIES if family not in ("z_image", "qwen_image")]
+"""The others turn positions by complex numbers, whose gradients the emulation has not."""
+SIZED = ("sdxl", "sd3", "flux", "sd15")
+"""Families whose pico models are sized so that memory runs out where the tests want it: activations are more than what
+recomputing takes, and prompts are as long as `estimate` counts them (of krea2 it counts four times what pico takes)."""
 CPU, GPU = torch.device("cpu"), torch.device("cuda", 0)
 
 
@@ -103,7 +108,7 @@ def test_the_emulation_refuses_what_a_gpu_would_and_counts_memory():
 
 
 @pytest.mark.parametrize("way", WAYS)
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", EMULATED)
 def test_a_run_learns_on_a_gpu_what_it_learns_on_the_cpu(settings, family, way):
     """To the rounding of another order of sums, which Adam makes large where a gradient is nearly zero; with a preview
     on the way."""
@@ -125,7 +130,7 @@ def test_other_methods_learn_on_a_gpu_what_they_learn_on_the_cpu(settings, metho
 
 
 @pytest.mark.parametrize("offload", [False, True])
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", SIZED)
 def test_parts_visit_the_gpu_one_after_the_other(settings, family, offload):
     """While one works, all others wait on the CPU; the trainable part stays, unless it is offloaded."""
     base, seen = open_base(pico.folder(family), "cuda:0", "bfloat16", offload=offload), {}
@@ -151,7 +156,7 @@ def test_parts_visit_the_gpu_one_after_the_other(settings, family, offload):
 
 
 @pytest.mark.parametrize("way", ["plain", "offload", "int8", "float8", "second", "second, offload"])
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", EMULATED)
 def test_pictures_and_grids_are_the_cpus(settings, family, way):
     if way in ("int8", "float8"):
         pytest.importorskip("torchao")
@@ -168,7 +173,7 @@ def test_pictures_and_grids_are_the_cpus(settings, family, way):
 
 
 @pytest.mark.parametrize("way", ["bfloat16", "int8", "float8", "second, offload"])
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", EMULATED)
 def test_a_killed_run_goes_on_to_the_same_bytes(settings, family, way):
     if "quantize" in WAYS[way]:
         pytest.importorskip("torchao")
@@ -192,7 +197,7 @@ def test_a_killed_run_goes_on_to_the_same_bytes(settings, family, way):
     assert all(torch.equal(resumed.layers[layer].B, pair.B) for layer, pair in whole.layers.items())
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", SIZED)
 def test_where_memory_runs_out_in_decoding_the_trainable_part_steps_aside(family):
     """Nothing is denoised again, the pictures are the same, and all is as before."""
     base, steps = open_base(pico.folder(family), "cuda:0", "float32"), []
@@ -218,7 +223,7 @@ def test_where_memory_runs_out_in_decoding_the_trainable_part_steps_aside(family
     assert places(base)["model"] == GPU and places(base)["vae"] == CPU
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", EMULATED)
 def test_a_preview_without_memory_is_left_out_and_the_run_goes_on(settings, family):
     """The adapter is the one of the run without previews."""
     plain = train(settings(family, dtype="bfloat16", steps=3))
@@ -233,7 +238,7 @@ def test_a_preview_without_memory_is_left_out_and_the_run_goes_on(settings, fami
     assert all(torch.equal(ours.layers[layer].B, pair.B) for layer, pair in plain.layers.items())
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", SIZED)
 def test_a_run_recomputes_where_activations_do_not_fit(settings, family):
     base = open_base(pico.folder(family), "cuda:0", "bfloat16")
 
@@ -285,7 +290,7 @@ def test_pictures_of_the_built_in_bases_lose_nothing_visible_in_bfloat16(name):
 
 
 @pytest.mark.parametrize("how", [{}, {"gradient_checkpointing": True}, {"method": "lora"}, {"batch_size": 8}], ids=str)
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", SIZED)
 def test_a_run_fits_into_what_estimate_says_and_a_tenth_less_is_told_beforehand(settings, family, how, monkeypatch):
     """With a preview. The emulation has no driver that needs memory, and computes attention as the plain product."""
     monkeypatch.setattr(memory_counting, "attend", memory_counting.ATTENTION)
