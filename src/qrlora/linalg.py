@@ -70,12 +70,12 @@ def subspace_and_lost_fraction(
         found = leading_singular_vectors(short.float(), torch.maximum(-low, high).float(), count)
     if found:
         directions, images, lost = found
-        leading = torch.linalg.qr(images if wanted > other else directions).Q
+        # in float64: float32's sums of equal numbers round one way, on some processors by ten times its resolution
+        leading = torch.linalg.qr((images if wanted > other else directions).double()).Q
     else:
         leading = all_singular_vectors(short)[:, : min(count, wanted, other)]
         leading = torch.linalg.qr(tall.double() @ leading).Q if wanted > other else leading
-    length = torch.linalg.vector_norm(leading, dim=0, dtype=torch.float64)  # QR's sums of equal numbers round one way
-    return _fix_signs((leading / length.to(leading))[:, :rank]).float().to(device), lost
+    return _fix_signs(leading[:, :rank].float()).to(device), lost
 
 
 def rank_of_whole_batches(rank: int) -> int:
