@@ -46,6 +46,7 @@ def figure9(request: ReproductionRequest) -> ReproducedResult:
     adapters = request.train_or_load_adapters(jobs)
     sets = [some for count in range(STYLE_COUNT + 1) for some in itertools.combinations(shown, count)]
     truths = {some: true_images_of_orders(thing.content, some) for some in sets}
+    true_features = {some: classifier_features(truth) for some, truth in truths.items()}
     lines = [[Cell(f"true: {_style_set_name(x)}", pil_from_tensor(truths[x][:1])[0]) for x in sets]]
     rows: list[TableRow] = []
     for method in METHODS_SHOWN:
@@ -55,7 +56,7 @@ def figure9(request: ReproductionRequest) -> ReproducedResult:
             prompt = FUSED_PROMPT if some else CONTENT_TRAINING_PROMPT
             pictures = generate(request.base_model, prompt, applied, seed=request.seed, count=IMAGES_PER_METHOD)
             seen = [x.content == thing.content for x in classify_images("", pictures).predictions]
-            nearest = nearest_style_set(tensor_from_pil(pictures), truths)
+            nearest = nearest_style_set(tensor_from_pil(pictures), true_features)
             about = {
                 "method": method,
                 "attributes": len(some) + 1,
@@ -97,18 +98,25 @@ def true_images_of_orders(thing: str, styles: StyleSet) -> Tensor:
     return torch.cat(pictures)
 
 
-@torch.no_grad()
-def nearest_style_set(pictures: Tensor, truths: Mapping[StyleSet, Tensor]) -> list[StyleSet]:
+def classifier_features(pictures: Tensor) -> list[Tensor]:
+    """Features (b, n) of images (b, 3, 128, 128) by each of the classifiers."""
+    with torch.no_grad():
+        return [classify.features(pictures) for classify in load_classifiers().values()]  # pyright: ignore[reportCallIssue]
+
+
+def nearest_style_set(pictures: Tensor, true_features: Mapping[StyleSet, list[Tensor]]) -> list[StyleSet]:
     """For each image (b, 3, 128, 128) the set of styles with the nearest true image: the largest sum of the cosines of
-    both classifiers' features, over all orders."""
-    likeness = torch.zeros(len(pictures), len(truths))
-    for classify in load_classifiers().values():
-        features = classify.features(pictures)[:, None]  # pyright: ignore[reportCallIssue]
-        for k, truth in enumerate(truths.values()):
-            true = classify.features(truth)[None]  # pyright: ignore[reportCallIssue]
-            likeness[:, k] += F.cosine_similarity(features, true, dim=2).amax(1)
-    sets = list(truths)
-    return [sets[k] for k in likeness.argmax(1)]
+    both classifiers' features, over all orders.
+
+    Args:    true_features: of each set, the `classifier_features` of its `true_images_of_orders`.
+    """
+    features = classifier_features(pictures)
+    likeness = [
+        sum(F.cosine_similarity(x[:, None], y[None], dim=2).amax(1) for x, y in zip(features, true, strict=True))
+        for true in true_features.values()
+    ]
+    sets = list(true_features)
+    return [sets[k] for k in torch.stack(likeness).argmax(0)]
 
 
 def figure26(request: ReproductionRequest) -> ReproducedResult:
