@@ -15,7 +15,7 @@ from harness import arguments
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "testing"))
 import ratings
-from qrlora.survey.sheets import make, material
+from qrlora.survey.sheets import make_items, make_sheets
 from qrlora.survey.statistics import Crossed
 
 POPULATIONS = {
@@ -74,8 +74,8 @@ def main() -> None:
     options = parser.parse_args()
     studies = min(options.studies, 20) if options.quick else options.studies
     plan = ratings.plan(methods=2, inputs=5, comparisons=8, raters=60, sheets=60)
-    stuff = material(plan, ratings.pictures(methods=2, pairs=27))
-    sheets = make(plan, stuff)
+    stuff = make_items(plan, ratings.pictures(methods=2, pairs=27))
+    sheets = make_sheets(plan, stuff)
     levels, duels = who_and_what(sheets, stuff.results), who_and_what(sheets, stuff.duels)
     print(f"share of {studies} studies whose 95 % interval holds the truth\n{'':28}level  difference  wins")
     for name, sizes in POPULATIONS.items():

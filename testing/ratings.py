@@ -13,9 +13,9 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from qrlora.survey.making import new
-from qrlora.survey.plan import PICTURES, PLAN, TABLE, Picture, Plan, Question, read
-from qrlora.survey.store import Study, now
+from qrlora.survey.new_study import make_study
+from qrlora.survey.plan import PICTURES, PLAN, TABLE, Picture, Plan, Question, read_plan
+from qrlora.survey.rater_store import Study, now
 
 WORDS = ("none", "poor", "rather poor", "rather good", "good", "perfect")
 OVERALL = Question("overall", "levels", "How good?", WORDS)
@@ -64,7 +64,7 @@ def folder(where: Path, pairs: int = 4, **told: Any) -> Path:
     if key not in MADE:
         place = Path(tempfile.mkdtemp(prefix="qrlora-study"))
         atexit.register(shutil.rmtree, place, ignore_errors=True)
-        new(table(place, pairs=pairs), place / "study", **{"raters": 4, "simulations": 2, **told})
+        make_study(table(place, pairs=pairs), place / "study", **{"raters": 4, "simulations": 2, **told})
         MADE[key] = place
     shutil.copytree(MADE[key], where, dirs_exist_ok=True)
     return renamed(where / "study")
@@ -75,7 +75,7 @@ MADE: dict[str, Path] = {}
 
 def renamed(folder: Path) -> Path:
     """A study under other random names, and so another study."""
-    before = read(folder)
+    before = read_plan(folder)
     text = (folder / TABLE).read_text()
     for path in sorted((folder / PICTURES).iterdir()):
         name = f"{secrets.token_hex(12)}.webp"
@@ -90,7 +90,7 @@ def renamed(folder: Path) -> Path:
 def answer(study: Study, token: str, better: str = "qr-secretname", seed: int = 0) -> None:
     """A rater who passes every check, and rates one method a level higher than the others."""
     generator = np.random.default_rng(seed)
-    who = study.rater(token)
+    who = study.rater_of_token(token)
     assert who is not None
     for entry in study.sheets[who.sheet]:
         item = study.items[entry.item]
@@ -99,4 +99,4 @@ def answer(study: Study, token: str, better: str = "qr-secretname", seed: int = 
         noise = int(generator.integers(-1, 2))
         free = value[item.left] + noise if item.form == "levels" else value[item.left] - value[item.right]
         values = {q.name: known.get(q.name, free) for q in study.plan.of(item.form)}
-        study.record(who, entry.item, values, now() - 3000)
+        study.record_answers(who, entry.item, values, now() - 3000)

@@ -26,7 +26,7 @@ from statistics import median, quantiles
 from urllib.parse import urlencode
 
 import servers
-from qrlora.survey.store import Study
+from qrlora.survey.rater_store import Study
 
 sys.path.append(str(Path(__file__).parents[1] / "testing"))
 import ratings  # noqa: E402
@@ -129,7 +129,7 @@ def faults(study: Study, raters: Raters) -> list[str]:
     """What differs between what the raters were told and what is stored."""
     stored: Counter = Counter()
     last: dict[tuple[str, int, str], int] = {}
-    rows, answers = study.everything()
+    rows, answers = study.raters_and_answers()
     sheets = {row["id"]: study.sheets[row["sheet"]] for row in rows}
     places = {(who, entry.item): (k, entry) for who, sheet in sheets.items() for k, entry in enumerate(sheet, 1)}
     for x in answers:
@@ -141,7 +141,7 @@ def faults(study: Study, raters: Raters) -> list[str]:
     known = {}
     for (cookie, place, question), value in raters.told.items():
         if cookie not in known:
-            known[cookie] = getattr(study.rater(cookie), "id", "")
+            known[cookie] = getattr(study.rater_of_token(cookie), "id", "")
         told[known[cookie], place, question] = value
     lost = [key for key in told if key not in last]
     found = [f"{len(lost)} acknowledged answers are lost"] if lost else []

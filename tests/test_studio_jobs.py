@@ -45,7 +45,7 @@ def test_a_job_runs_for_as_long_as_its_process_lives_and_kill_9_makes_it_interru
     child.wait()
     child.stdout.close()
     assert job.state == "interrupted" and job.losses == {3: 0.5}
-    job.go_on()
+    job.requeue()
     assert job.state == "waiting"
 
 
@@ -58,9 +58,9 @@ def test_stopping_ends_the_process_or_leaves_the_queue(work):
     assert child.wait(30) == -15
     child.stdout.close()
     assert running.state == "stopped"
-    running.go_on()
+    running.requeue()
     with pytest.raises(ValueError, match="b is waiting: there is nothing to go on with"):
-        running.go_on()
+        running.requeue()
 
 
 def test_a_torn_line_is_no_event_and_the_next_one_is_whole(work):
@@ -158,6 +158,6 @@ def test_the_command_line_of_a_run_means_the_settings_of_the_run(work, crop):
     pictures = [{"picture": str(k)} for k in range(2 if crop else 1)]
     files = {f"picture-{k}.png": b"" for k in range(2)}
     job = work.create("train", "ink", {"train": train, "crop": crop, "pictures": pictures}, files)
-    program, verb, *words = shlex.split(run_pages.command(job))
+    program, verb, *words = shlex.split(run_pages.run_command_line(job))
     assert (program, verb) == ("qrlora", "train")
     assert read_recipe(*recipe_and_settings(words)) == TrainConfig(**training_settings(job))

@@ -10,11 +10,11 @@ import pytest
 from fastapi.testclient import TestClient
 from PIL import Image
 
+from qrlora.studio.app_state import Studio
 from qrlora.studio.job_worker import training_settings
 from qrlora.studio.jobs import ADAPTER, WorkFolder
 from qrlora.studio.serving import studio_app
-from qrlora.studio.studio import Studio
-from qrlora.studio.uploaded_images import Square, add_picture, square_of
+from qrlora.studio.uploaded_images import Square, add_uploaded_image, square_of_upload
 from qrlora.web.security import HEADERS
 
 
@@ -225,13 +225,13 @@ def test_the_square_that_is_shown_as_learnt_is_the_one_that_was_drawn(studio):
     image.paste("red", (30, 5, 50, 25))
     file = io.BytesIO()
     image.save(file, "PNG")
-    picture = add_picture(studio.work, io.BytesIO(file.getvalue()), "a.png")
-    with Image.open(io.BytesIO(square_of(studio.work, picture, Square(30, 5, 20)))) as square:
+    picture = add_uploaded_image(studio.work, io.BytesIO(file.getvalue()), "a.png")
+    with Image.open(io.BytesIO(square_of_upload(studio.work, picture, Square(30, 5, 20)))) as square:
         assert square.getcolors() == [(square.width * square.height, (255, 0, 0))]
     assert Square.middle(50, 30) == Square(10, 0, 30)
     for wrong in (Square(31, 5, 20), Square(0, 0, 31), Square(0, 0, 15)):
         with pytest.raises(ValueError, match=r"^a.png: "):
-            square_of(studio.work, picture, wrong)
+            square_of_upload(studio.work, picture, wrong)
 
 
 def test_two_pictures_become_two_runs_once_and_a_reload_loses_nothing_before(studio, page):

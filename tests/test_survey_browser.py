@@ -8,7 +8,7 @@ from playwright.sync_api import sync_playwright
 
 import ratings
 import servers
-from qrlora.survey.store import Study
+from qrlora.survey.rater_store import Study
 
 pytestmark = [
     pytest.mark.skipif(servers.CHROMIUM is None, reason="no chromium here"),
@@ -105,9 +105,9 @@ def test_a_rater_by_keys_in_light_and_dark(window, served, made):
     clean(page)
     assert looked == {True, False} and page.locator("strong code").inner_text()
     study = Study(made)
-    who = next(x for x in study.everything()[0] if x["finished"])
+    who = next(x for x in study.raters_and_answers()[0] if x["finished"])
     sheet = {entry.item: entry for entry in study.sheets[who["sheet"]]}
-    for x in study.everything()[1]:
+    for x in study.raters_and_answers()[1]:
         if x["rater"] == who["id"]:
             wanted = {"overall": 3, "content": 4, "style": 1}.get(x["question"])
             right = 1 if sheet[x["item"]].flipped else -1  # the right one is the item's first, where sides are changed
@@ -152,7 +152,7 @@ def test_no_page_is_wider_than_a_phone_and_the_back_button_and_two_tabs_lose_not
         tab.wait_for_url(re.compile("/item/[45]"))
     token = next(x["value"] for x in page.context.cookies() if x["name"] == "rater")
     study = Study(made)
-    mine = [x for x in study.everything()[1] if x["rater"] == study.rater(token).id]
+    mine = [x for x in study.raters_and_answers()[1] if x["rater"] == study.rater_of_token(token).id]
     keys = [(x["item"], x["question"]) for x in mine]
     assert len(keys) == len(set(keys)), "the same answer again is no new row"
 

@@ -9,8 +9,8 @@ from fastapi.testclient import TestClient
 
 import ratings
 from qrlora.survey.rater_pages import rater_app
+from qrlora.survey.rater_store import DATABASE, Study
 from qrlora.survey.researcher_pages import researcher_app
-from qrlora.survey.store import DATABASE, Study
 from qrlora.survey.texts import texts
 from qrlora.web.serving import Listener
 
@@ -81,11 +81,11 @@ def test_a_rater_goes_through_the_study_without_javascript(study, browser):
         assert number(page) == place
         page = rater.rate(page)
     assert WORDS["thanks"] in page.text
-    (who,), answers = study.everything()
+    (who,), answers = study.raters_and_answers()
     assert who["finished"] and who["age"] == "25-34" and who["experience"] == ""
     wanted = sum(len(study.plan.of(study.items[x.item].form)) for x in study.sheets[who["sheet"]])
     assert len(answers) == wanted
-    assert study.code(who["id"]) in page.text and study.code(who["id"]) in study.codes()
+    assert study.code(who["id"]) in page.text and study.code(who["id"]) in study.completion_codes()
 
 
 def test_sides_are_the_pictures_and_not_the_screens(study, browser):
@@ -95,7 +95,7 @@ def test_sides_are_the_pictures_and_not_the_screens(study, browser):
     page = rater.get("/item")
     while "/item/" in str(page.url):
         page = rater.rate(page)
-    (who,), answers = study.everything()
+    (who,), answers = study.raters_and_answers()
     values = {x["item"]: x["value"] for x in answers if x["question"] == "preferred"}
     for entry in study.sheets[who["sheet"]]:
         if study.items[entry.item].form == "pairs":
@@ -118,7 +118,7 @@ def test_back_shows_the_answer_and_a_changed_one_is_a_revision(study, browser):
     first = rater.get("/item/1")
     assert first.text.count("checked") == 3 or 'class="answer given"' in first.text
     rater.rate(first, "0")
-    assert [x["revision"] for x in study.everything()[1]] in ([0, 1], [0, 0, 0, 1, 1, 1])
+    assert [x["revision"] for x in study.raters_and_answers()[1]] in ([0, 1], [0, 0, 0, 1, 1, 1])
     assert number(rater.get("/item")) == 2
 
 
@@ -138,7 +138,7 @@ def test_nobody_skips_pages_and_every_question_is_asked(study, browser):
 def test_a_form_that_we_did_not_make_is_refused(study, browser):
     rater, other = browser(), browser()
     rater.begin()
-    other.begin()
+    other.begin_rater()
     page = rater.get("/item")
     for mark in ("", "1", f"1.{'0' * 32}", re.search(r'name="shown" value="([^"]+)"', other.get("/item").text)[1]):
         assert rater.post("/item/1", shown=mark, preferred="1", overall="1", content="1", style="1").status_code == 403
@@ -179,7 +179,7 @@ def test_prolific_and_mturk_get_the_codes_they_want(study, browser):
     prolific, mturk, link = shown.values()
     assert f"https://app.prolific.com/submissions/complete?cc={study.platform_code}" in prolific
     for page in (mturk, link):
-        assert "prolific" not in page and any(code in page for code in study.codes())
+        assert "prolific" not in page and any(code in page for code in study.completion_codes())
     preview = browser().get("/?workerId=b&assignmentId=ASSIGNMENT_ID_NOT_AVAILABLE").text
     assert WORDS["preview"] in preview and "/begin" not in preview
 
@@ -189,7 +189,7 @@ def test_a_rater_may_withdraw_and_nothing_is_left(study, browser):
     rater.begin()
     rater.rate(rater.get("/item"))
     assert WORDS["erased_text"] in rater.post("/withdraw").text
-    assert study.everything() == ([], []) and rater.get("/item").status_code == 403
+    assert study.raters_and_answers() == ([], []) and rater.get("/item").status_code == 403
 
 
 def test_a_full_study_says_so(study, browser):
@@ -210,7 +210,7 @@ def test_a_raters_cookie_is_for_the_server_alone_and_its_token_is_not_stored(stu
     rater.client.follow_redirects = False
     cookie = rater.begin().headers["set-cookie"]
     assert "HttpOnly" in cookie and "SameSite=lax" in cookie and "Secure" not in cookie
-    assert re.search(r"rater=([^;]+)", cookie)[1] not in str(study.everything())
+    assert re.search(r"rater=([^;]+)", cookie)[1] not in str(study.raters_and_answers())
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         public = Browser(rater_app(study, Listener(taken, "https://r.example.org")), "https://r.example.org")
@@ -261,9 +261,9 @@ def test_the_researchers_pages_want_their_token_and_show_no_results(study, liste
     page = owner.get(f"/?token={token}")
     assert page.status_code == 200 and "token" not in str(page.url) and token not in page.text
     assert "SameSite=strict" in page.history[0].headers["set-cookie"]
-    ratings.answer(study, study.begin("link"))
+    ratings.answer(study, study.begin_rater("link"))
     page = owner.get("/progress")
-    assert "1 of 4" in page.text and study.codes()[0] in page.text
+    assert "1 of 4" in page.text and study.completion_codes()[0] in page.text
     assert "{{%PROLIFIC_PID%}}" in owner.get("/").text
     assert stranger.get("/progress", headers={"host": "evil.example"}).status_code == 421
 

@@ -12,10 +12,10 @@ from PIL import Image
 
 import ratings
 from qrlora.survey import plan as plans
-from qrlora.survey.making import new
+from qrlora.survey.new_study import make_study
 from qrlora.survey.power import power
-from qrlora.survey.sheets import make, material
-from qrlora.survey.source import find
+from qrlora.survey.sheets import make_items, make_sheets
+from qrlora.survey.study_images import find_study_images
 from qrlora.survey.texts import languages, texts
 
 DESIGNS = [
@@ -33,9 +33,9 @@ DESIGNS = [
 @pytest.mark.parametrize(("methods", "pairs", "seeds", "inputs", "comparisons"), DESIGNS)
 def test_sheets_are_balanced(methods, pairs, seeds, inputs, comparisons):
     plan = ratings.plan(methods, inputs, comparisons)
-    stuff = material(plan, ratings.pictures(methods, pairs, seeds))
+    stuff = make_items(plan, ratings.pictures(methods, pairs, seeds))
     names = {item: key[0] for key, item in stuff.results.items()} | {k: key[:2] for key, k in stuff.duels.items()}
-    sheets = make(plan, stuff)
+    sheets = make_sheets(plan, stuff)
     shown, flipped, used = Counter(), Counter(), Counter()
     for sheet in sheets:
         items = [stuff.items[x.item] for x in sheet]
@@ -69,19 +69,19 @@ def test_sheets_are_balanced(methods, pairs, seeds, inputs, comparisons):
 
 def test_sheets_depend_on_the_seed_alone_and_not_on_the_names_of_methods():
     plan = ratings.plan()
-    first = make(plan, material(plan, ratings.pictures()))
-    assert make(plan, material(plan, ratings.pictures())) == first
-    assert make(replace(plan, seed=1), material(plan, ratings.pictures())) != first
+    first = make_sheets(plan, make_items(plan, ratings.pictures()))
+    assert make_sheets(plan, make_items(plan, ratings.pictures())) == first
+    assert make_sheets(replace(plan, seed=1), make_items(plan, ratings.pictures())) != first
     renamed = replace(plan, methods=("zebra", "apple"))
     as_before = {"m0": "zebra", "m1": "apple"}
     others = [replace(x, method=as_before.get(x.method, "")) for x in ratings.pictures()]
-    assert make(renamed, material(renamed, others)) == first
+    assert make_sheets(renamed, make_items(renamed, others)) == first
 
 
 @pytest.mark.parametrize("truth", [True, False], ids=["truth known", "own pictures"])
 def test_checks_have_answers_that_are_known(truth):
     plan = ratings.plan(questions=(ratings.OVERALL, replace(ratings.OVERALL, name="content"), ratings.BETTER))
-    stuff = material(plan, ratings.pictures(truth=truth))
+    stuff = make_items(plan, ratings.pictures(truth=truth))
     checks = [stuff.items[k] for kinds in stuff.known.values() for kind in kinds for k in kind]
     noise = [x for x in checks if x.left == "noise"]
     assert noise and all(high <= 1 for x in noise for _, _, high in x.expected)
@@ -104,21 +104,21 @@ def test_a_design_that_cannot_be_balanced_is_refused(told, reason):
     plan = ratings.plan(**{"inputs": 3, "comparisons": 4 if told.get("methods") else 2} | told)
     plan = replace(plan, comparisons=4) if "methods" in told else plan
     with pytest.raises(ValueError, match=reason):
-        make(plan, material(plan, ratings.pictures(len(plan.methods))))
+        make_sheets(plan, make_items(plan, ratings.pictures(len(plan.methods))))
 
 
 def test_a_study_needs_3_inputs_and_every_methods_picture():
     plan = ratings.plan()
     with pytest.raises(ValueError, match="3 inputs or more"):
-        material(plan, ratings.pictures(pairs=2))
+        make_items(plan, ratings.pictures(pairs=2))
     lacking = [x for x in ratings.pictures() if (x.method, x.pair) != ("m1", "pair 3")]
     with pytest.raises(ValueError, match="'pair 3' has no seed of which each of m0, m1"):
-        material(plan, lacking)
+        make_items(plan, lacking)
 
 
 def test_power_grows_with_raters_and_is_about_5_percent_where_there_is_nothing_to_see():
     plan = ratings.plan(raters=16, sheets=32, effect=1.0, win_rate=0.75)
-    stuff = material(plan, ratings.pictures(pairs=12))
+    stuff = make_items(plan, ratings.pictures(pairs=12))
     few, as_planned, many = power(plan, stuff, simulations=25)
     assert [x["raters"] for x in (few, as_planned, many)] == [8, 16, 32]
     assert few["levels"] < many["levels"] and few["pairs"] < many["pairs"] and many["levels"] > 0.6
@@ -136,9 +136,9 @@ def test_new_copies_pictures_under_names_that_say_nothing(tmp_path):
     image = Image.open(tmp_path / "qr-secretname 0.png")
     image.save(tmp_path / "qr-secretname 0.png", exif=place)
     folder = tmp_path / "study"
-    new(path, folder, raters=4, simulations=1)
-    plan = plans.read(folder)
-    table = plans.read_table(folder, plan)
+    make_study(path, folder, raters=4, simulations=1)
+    plan = plans.read_plan(folder)
+    table = plans.read_pictures_csv(folder, plan)
     files = sorted(path.name for path in (folder / "pictures").iterdir())
     assert files == sorted(x.file for x in table) and len(files) == 4 * 4 + 1
     assert all(re.fullmatch(r"[0-9a-f]{24}\.webp", name) for name in files)
@@ -156,13 +156,13 @@ def test_new_copies_pictures_under_names_that_say_nothing(tmp_path):
 
 def test_the_plan_is_a_file_for_people_and_reads_back_as_it_is(tmp_path):
     folder = ratings.folder(tmp_path, title='Which "one"?', contact="a@b.example")
-    plan = plans.read(folder)
+    plan = plans.read_plan(folder)
     assert plan.title == 'Which "one"?' and plan.methods == ("qr-secretname", "lora-secretname")
     assert plan.power and {"raters", "levels", "pairs"} == set(plan.power[0])
-    assert plans.write(plan, tmp_path / "again").text == plan.text
+    assert plans.write_plan(plan, tmp_path / "again").text == plan.text
     assert [q.name for q in plan.questions] == ["overall", "content", "style", "preferred"]
     with pytest.raises(FileExistsError, match="is there already"):
-        new(tmp_path / "mine.csv", folder)
+        make_study(tmp_path / "mine.csv", folder)
 
 
 @pytest.mark.parametrize(
@@ -183,7 +183,7 @@ def test_a_plan_with_a_mistake_is_refused_with_the_reason(tmp_path, line, instea
     assert line in text
     (folder / "plan.toml").write_text(text.replace(line, instead, 1))
     with pytest.raises(ValueError, match=reason):
-        plans.read(folder)
+        plans.read_plan(folder)
 
 
 @pytest.mark.parametrize(
@@ -201,23 +201,23 @@ def test_a_table_with_a_mistake_is_refused_with_its_line(tmp_path, rows, reason)
     Image.new("RGB", (32, 32)).save(tmp_path / "c.png")
     (tmp_path / "t.csv").write_text(rows)
     with pytest.raises(ValueError, match=reason):
-        find(tmp_path / "t.csv", (), 1)
+        find_study_images(tmp_path / "t.csv", (), 1)
 
 
 def test_an_unknown_method_language_form_or_source_is_refused(tmp_path):
     table = ratings.table(tmp_path)
     with pytest.raises(ValueError, match="no pictures of 'dora', but of qr-secretname"):
-        new(table, tmp_path / "s", methods=["dora"])
+        make_study(table, tmp_path / "s", methods=["dora"])
     with pytest.raises(ValueError, match="no texts in 'xx', but in de, en"):
-        new(table, tmp_path / "s", language="xx")
+        make_study(table, tmp_path / "s", language="xx")
     with pytest.raises(ValueError, match="no form 'stars'"):
-        new(table, tmp_path / "s", forms=["stars"])
+        make_study(table, tmp_path / "s", forms=["stars"])
     with pytest.raises(ValueError, match="pairs need two methods"):
-        new(table, tmp_path / "s", methods=["qr-secretname"])
+        make_study(table, tmp_path / "s", methods=["qr-secretname"])
     with pytest.raises(FileNotFoundError, match="qrlora compare"):
-        new(tmp_path, tmp_path / "s")
+        make_study(tmp_path, tmp_path / "s")
     with pytest.raises(FileNotFoundError, match="neither a folder"):
-        new(tmp_path / "none", tmp_path / "s")
+        make_study(tmp_path / "none", tmp_path / "s")
     assert not (tmp_path / "s").exists()
 
 
@@ -228,7 +228,7 @@ def test_the_pictures_table_is_the_plans(tmp_path):
     with (folder / "pictures.csv").open("a") as file:
         file.write("\n")
     with pytest.raises(ValueError, match="not the one that plan.toml was made with"):
-        plans.read_table(folder, plans.read(folder))
+        plans.read_pictures_csv(folder, plans.read_plan(folder))
 
 
 def test_every_language_has_every_text():

@@ -10,11 +10,11 @@ import pytest
 
 import ratings
 from commands import run
-from qrlora.survey.answers import collect
-from qrlora.survey.exchange import export
-from qrlora.survey.findings import findings
-from qrlora.survey.report import report
-from qrlora.survey.store import Study, now
+from qrlora.survey.counted_answers import collect_answers
+from qrlora.survey.export_answers import export_answers
+from qrlora.survey.rater_store import Study, now
+from qrlora.survey.report import write_report
+from qrlora.survey.result_tables import result_tables
 
 QR, LORA = "qr-secretname", "lora-secretname"
 
@@ -23,13 +23,13 @@ QR, LORA = "qr-secretname", "lora-secretname"
 def study(tmp_path_factory):
     """Six raters who find one method a level better; one who fails every check; one who has only begun."""
     study = Study(ratings.folder(tmp_path_factory.mktemp("study"), raters=7))
-    study.begin("link")
+    study.begin_rater("link")
     for k in range(6):
-        ratings.answer(study, study.begin("link"), better=QR, seed=k)
-    who = study.rater(study.begin("prolific", "careless"))
+        ratings.answer(study, study.begin_rater("link"), better=QR, seed=k)
+    who = study.rater_of_token(study.begin_rater("prolific", "careless"))
     for entry in study.sheets[who.sheet]:
         item = study.items[entry.item]
-        study.record(
+        study.record_answers(
             who,
             entry.item,
             {q.name: 5 * (item.form == "levels") - (item.form == "pairs") for q in study.plan.of(item.form)},
@@ -40,7 +40,7 @@ def study(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def tables(study):
-    return findings(study.plan, collect(study), list(study.pictures.values()))
+    return result_tables(study.plan, collect_answers(study), list(study.pictures.values()))
 
 
 def row(rows, **wanted):
@@ -49,7 +49,7 @@ def row(rows, **wanted):
 
 
 def test_levels_and_differences_are_the_means_of_the_answers_that_count(study, tables):
-    given = [x for x in collect(study).counted() if (x.question, x.role) == ("overall", "rating")]
+    given = [x for x in collect_answers(study).counted() if (x.question, x.role) == ("overall", "rating")]
     for method in (QR, LORA):
         mean = np.mean([x.value for x in given if x.first == method])
         assert row(tables["levels"], question="overall", method=method)["value"] == pytest.approx(mean)
@@ -75,7 +75,7 @@ def test_who_fails_the_checks_is_left_out_by_the_plans_rule_and_counted(study, t
     assert row(tables["conduct"], measure="checks passed")["value"] == 1
     lenient = replace(study.plan, failed_checks=0, least_seconds=100.0)
     study_of = type("Opened", (), {**vars(study), "plan": lenient, "everything": study.everything})
-    assert {x.excluded for x in collect(study_of).people if x.finished} == {"too fast"}
+    assert {x.excluded for x in collect_answers(study_of).people if x.finished} == {"too fast"}
 
 
 def test_agreement_with_oneself_is_1_where_nothing_changes(tables):
@@ -85,20 +85,22 @@ def test_agreement_with_oneself_is_1_where_nothing_changes(tables):
 
 def test_people_are_held_against_machines_where_these_have_spoken(study):
     """Classifiers that know what raters find have rank correlation 1 with them, and -1 if they say the opposite."""
-    given = [x for x in collect(study).counted() if (x.form, x.question, x.role) == ("levels", "overall", "rating")]
+    given = [
+        x for x in collect_answers(study).counted() if (x.form, x.question, x.role) == ("levels", "overall", "rating")
+    ]
     mean = lambda x: float(np.mean([y.value for y in given if (y.first, y.pair) == (x.method, x.pair)]))  # noqa: E731
     spoken = [
         replace(x, scores={"agrees": mean(x), "disagrees": -mean(x)}) if x.kind == "result" else x
         for x in study.pictures.values()
     ]
-    rows = findings(study.plan, collect(study), spoken)["machines"]
+    rows = result_tables(study.plan, collect_answers(study), spoken)["machines"]
     assert row(rows, question="overall", machine="agrees")["value"] == pytest.approx(1)
     assert row(rows, question="overall", machine="disagrees")["value"] == pytest.approx(-1)
     assert row(rows, question="overall", machine="agrees")["pictures"] == 8
 
 
 def test_the_report_is_a_page_with_plots_and_tables(study, tmp_path):
-    _, written = report(study, tmp_path)
+    _, written = write_report(study, tmp_path)
     names = {path.name for path in written}
     assert {"report.html", "levels.csv", "levels.png", "differences.png", "wins.png", "raters.csv"} <= names
     page = (tmp_path / "report.html").read_text()
@@ -107,28 +109,28 @@ def test_the_report_is_a_page_with_plots_and_tables(study, tmp_path):
 
 
 def test_the_exported_answers_tell_everything_but_who_gave_them(study, tmp_path):
-    answers, raters = export(study, "csv", tmp_path)
+    answers, raters = export_answers(study, "csv", tmp_path)
     rows = list(csv.DictReader(answers.open()))
-    assert len(rows) == len(collect(study).given) and {x["excluded"] for x in rows} == {"", "checks"}
+    assert len(rows) == len(collect_answers(study).given) and {x["excluded"] for x in rows} == {"", "checks"}
     text = answers.read_text() + raters.read_text()
-    stored, _ = study.everything()
+    stored, _ = study.raters_and_answers()
     assert (
         not any(x["id"] in text or (x["outside_id_hash"] or "-" * 9) in text for x in stored) and "careless" not in text
     )
     with pytest.raises(ValueError, match="no export to 'excel': there are csv, label-studio"):
-        export(study, "excel", tmp_path)
+        export_answers(study, "excel", tmp_path)
 
 
 def test_label_studios_tasks_fit_their_configuration(study, tmp_path):
     """Each control, object and choice that an annotation names is one of the configuration's."""
-    tasks, config = export(study, "label-studio", tmp_path)
+    tasks, config = export_answers(study, "label-studio", tmp_path)
     view = ET.parse(config).getroot()
     choices = {x.get("name"): {y.get("value") for y in x} for x in view.iter("Choices")}
     objects = {x.get("name"): x.get("value")[1:] for x in view.iter("Image")}
     names = [x.get("name") for x in view.iter() if x.get("name")]
     assert len(names) == len(set(names)), "Label Studio refuses a name that comes twice"
     loaded = json.loads(tasks.read_text())
-    assert sum(len(x["annotations"]) for x in loaded) == len({(x.rater, x.item) for x in collect(study).given})
+    assert sum(len(x["annotations"]) for x in loaded) == len({(x.rater, x.item) for x in collect_answers(study).given})
     for task in loaded:
         assert set(objects.values()) <= task["data"].keys()
         for result in (x for annotation in task["annotations"] for x in annotation["result"]):
@@ -144,8 +146,8 @@ def test_the_commands_go_from_pictures_to_a_report(tmp_path, capsys):
     code, _, err = run(capsys, "survey", "report", folder)
     assert code == 2 and "nobody has finished yet" in err
     study = Study(folder)
-    token = study.begin("prolific", "5f00")
-    for again in (token, study.begin("link")):
+    token = study.begin_rater("prolific", "5f00")
+    for again in (token, study.begin_rater("link")):
         ratings.answer(study, again)
     code, out, err = run(capsys, "survey", "report", folder)
     assert code == 0 and "report.html" in out and "2 of 3 raters have finished" in err

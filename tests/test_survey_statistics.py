@@ -10,14 +10,7 @@ import pandas as pd
 import pytest
 from scipy import optimize, stats
 
-from qrlora.survey.statistics import (
-    Crossed,
-    alpha,
-    alpha_estimate,
-    bradley_terry_davidson,
-    holm,
-    students_t,
-)
+from qrlora.survey.statistics import Crossed, alpha, alpha_estimate, bradley_terry_davidson, holm, students_t
 
 POPULATIONS = {"raters and pairs": (0.7, 0.5, 0.9), "answers alone": (0.0, 0.0, 1.0), "pairs alone": (0.0, 0.7, 0.7)}
 """Standard deviations of raters, pairs, answers."""

@@ -10,7 +10,7 @@ from .named_values import VerbCommand
 from .progress_bar import progress_bar
 
 if TYPE_CHECKING:
-    from ..survey.store import Study
+    from ..survey.rater_store import Study
 
 EXAMPLE = "qrlora survey new out/fusion --methods qr,lora --raters 60"
 app = typer.Typer(help="Rating studies with people.", rich_markup_mode="rich")
@@ -46,7 +46,7 @@ def new(
 ) -> None:
     """Plan a study: copies the pictures under random names, writes plan.toml for you to read and edit."""
     with progress_bar("power") as bar:
-        from ..survey.making import new as make
+        from ..survey.new_study import make_study as make
 
         names = [list(options.split_names(text)) for text in (methods, form)]
         told = {
@@ -96,14 +96,14 @@ def report(
 ) -> None:
     """Write what the answers say: a page with plots, a CSV file for each table."""
     study = _opened(folder, database)
-    from ..survey.findings import TABLES
-    from ..survey.report import cell, report
+    from ..survey.report import report_cell, write_report
+    from ..survey.result_tables import TABLES
 
-    found, written = report(study, output or folder / "report")
+    found, written = write_report(study, output or folder / "report")
     for name in ("levels", "differences", "wins", "agreement"):
         if rows := found[name]:
             columns = [x for x in rows[0] if x not in ("low", "high", "answers", "inputs", "all")]
-            tables.print_table(columns, [[cell(row, x) for x in columns] for row in rows], TABLES[name])
+            tables.print_table(columns, [[report_cell(row, x) for x in columns] for row in rows], TABLES[name])
     finished = next(row["raters"] for row in found["raters"] if row["what"] == "finished")
     if finished < study.plan.raters:
         console.warn(f"{finished} of {study.plan.raters} raters have finished: the stopping rule is not met")
@@ -119,9 +119,9 @@ def export(
 ) -> None:
     """Write every answer for another program, without anything that tells who gave it."""
     study = _opened(folder, database)
-    from ..survey.exchange import export
+    from ..survey.export_answers import export_answers
 
-    for path in export(study, to, output or folder / "export"):
+    for path in export_answers(study, to, output or folder / "export"):
         console.say(str(path))
 
 
@@ -133,14 +133,14 @@ def erase(
 ) -> None:
     """Remove a rater with every answer, for good. The sheet is free for somebody else."""
     study = _opened(folder, database)
-    number = study.find(rater)
+    number = study.find_rater(rater)
     if not number:
         raise ValueError(f"no rater {rater!r} in {folder}")
-    study.erase(number)
+    study.erase_rater(number)
     console.say(f"rater {number} and every answer of theirs are erased")
 
 
 def _opened(folder: Path, database: str) -> "Study":
-    from ..survey.store import Study
+    from ..survey.rater_store import Study
 
     return Study(folder, database)

@@ -24,15 +24,15 @@ class Access:
             raise HTTPException(403)
 
     def exchange_token(self, request: Request) -> Response | None:
-        """The way in for an address with the right token, which then leaves the address; None: another address."""
+        """Exchange the access token in an address for a cookie; None: the address has no token, or a wrong one."""
         if not hmac.compare_digest(request.query_params.get("token", ""), self.token):
             return None
         answer = RedirectResponse("/", 303)
         answer.set_cookie(self.cookie, self.token, max_age=365 * 24 * 3600, httponly=True, samesite="strict")
         return answer
 
-    async def form(self, request: Request) -> FormData:
-        """A form that one of our pages has sent. Raises HTTPException: it lacks what our pages put in."""
+    async def read_form(self, request: Request) -> FormData:
+        """The form of a request with the cookie and the form token. Raises HTTPException: one is missing or wrong."""
         self.require_token(request)
         form = await request.form(max_files=100)
         sent = form.get("form_token", "")

@@ -1,8 +1,7 @@
-"""Adapters that were trained, merged or brought along, and the bases that there are."""
+"""The pages of adapters: a list of those that were trained, merged or uploaded; uploads; checks; comparisons of two."""
 
 from __future__ import annotations
 
-import re
 import secrets
 import shutil
 from pathlib import Path
@@ -12,22 +11,17 @@ from fastapi import FastAPI, Response
 from fastapi.responses import RedirectResponse
 from starlette.datastructures import FormData, UploadFile
 
-from ..built_in_bases import built_in_bases
 from .access_token import depends, field_text
-from .draft import ADDED, known_bases, read_base_json
+from .app_state import Studio
 from .job_worker import preview_name
 from .jobs import ADAPTER, Job
 from .run_pages import moment
-from .studio import Studio
 from .uploaded_images import square_name
 
-HUB_NAME = re.compile(r"[\w-][\w.-]{0,95}/[\w-][\w.-]{0,95}(@[\w-][\w./-]{0,95})?")
-"""OWNER/NAME, with a revision if wanted. No folder of this machine: those come by the command line alone."""
 
-
-def add_to(app: FastAPI, studio: Studio) -> None:
-    """Give an application these pages."""
-    known, form, work = [depends(studio.access.require_token)], depends(studio.access.form), studio.work
+def add_adapter_pages(app: FastAPI, studio: Studio) -> None:
+    """Add the routes of the adapter pages to a FastAPI application."""
+    known, form, work = [depends(studio.access.require_token)], depends(studio.access.read_form), studio.work
 
     def page(problem: str = "") -> Response:
         cards = [adapter_card(job) for job in work.adapters()]
@@ -44,7 +38,7 @@ def add_to(app: FastAPI, studio: Studio) -> None:
             return page("Choose a file first.")
         incoming = work.folder / f".{secrets.token_hex(6)}"
         try:
-            check_safetensors(file.file, file.filename)
+            check_uploaded_adapter(file.file, file.filename)
             with incoming.open("xb") as out:
                 shutil.copyfileobj(file.file, out)
             title = Path(file.filename).stem[:80]
@@ -71,26 +65,9 @@ def add_to(app: FastAPI, studio: Studio) -> None:
         settings = {"adapters": [job.id for job in jobs], "names": names}
         return RedirectResponse(f"/run/{work.create('compare', ' and '.join(names), settings).id}", 303)
 
-    def show_bases(problem: str = "") -> Response:
-        rows = [base_row(name, about) for name, about in known_bases(work).items()]
-        return studio.show("bases.html", 422 if problem else 200, rows=rows, problem=problem, page="bases")
-
-    @app.get("/bases", dependencies=known)
-    def base_list() -> Response:
-        return show_bases()
-
-    @app.post("/bases")
-    def add_base(sent: FormData = form) -> Response:
-        name = field_text(sent, "name")
-        if not HUB_NAME.fullmatch(name) or ".." in name:
-            return show_bases(f"{name!r} is no name on the hub: OWNER/NAME. For a folder: qrlora studio --base FOLDER")
-        added = work.read_json(ADDED).get("added", [])
-        work.write_json(ADDED, {"added": list(dict.fromkeys([*added, name]))})
-        return RedirectResponse("/bases", 303)
-
 
 def adapter_card(job: Job) -> dict[str, Any]:
-    """What the list shows of an adapter."""
+    """What the list of adapters shows of one: previews, origin, size."""
     if job.previews:
         shown = preview_name(job.previews[-1])
     else:
@@ -100,8 +77,8 @@ def adapter_card(job: Job) -> dict[str, Any]:
     return {**context, "moment": moment(job.created), "megabytes": job.facts["bytes"] / 1e6}
 
 
-def check_safetensors(file: BinaryIO, name: str) -> None:
-    """Refuse what is no safetensors file before it is stored: pickles can run programs. Raises ValueError."""
+def check_uploaded_adapter(file: BinaryIO, name: str) -> None:
+    """Refuse an upload that is no safetensors file before it is stored: pickles run programs. Raises ValueError."""
     size = file.seek(0, 2)
     file.seek(0)
     head = file.read(9)
@@ -109,10 +86,3 @@ def check_safetensors(file: BinaryIO, name: str) -> None:
     length = int.from_bytes(head[:8], "little")
     if not name.lower().endswith(".safetensors") or head[8:] != b"{" or length + 8 > size:
         raise ValueError(f"{name} is no safetensors file: others are not read, a pickle can run any program")
-
-
-def base_row(name: str, about: str) -> dict[str, Any]:
-    """What the list shows of a base."""
-    folder = built_in_bases().get(name)
-    train = read_base_json(folder).get("defaults", {}).get("train", {}) if folder else {}
-    return {"name": name, "about": about, "built_in": folder is not None, "train": train}

@@ -8,7 +8,7 @@ import sys
 import threading
 from collections.abc import Sequence
 
-from .drawings import Drawings
+from .generation_queue import GenerationQueue
 from .jobs import Job, WorkFolder, acquire_job_lock
 
 FILES = "files"
@@ -22,13 +22,13 @@ PAUSE = 0.2
 class JobQueue:
     """The queue of a folder. All that it knows is in the jobs' folders: another server can take it over."""
 
-    def __init__(self, work: WorkFolder, devices: Sequence[str], drawings: Drawings):
+    def __init__(self, work: WorkFolder, devices: Sequence[str], drawings: GenerationQueue):
         self.work, self.devices, self.drawings = work, list(devices), drawings
         self.problem = ""
         """Why nothing can be started, "" while it can."""
         self._children: list[subprocess.Popen] = []
         self._closing = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="queue")
+        self._thread = threading.Thread(target=self._start_jobs_until_closed, name="queue")
 
     def start(self) -> None:
         """Look for work until `close`."""
@@ -39,18 +39,19 @@ class JobQueue:
         self._closing.set()
         self._thread.join()
 
-    def _run(self) -> None:
+    def _start_jobs_until_closed(self) -> None:
+        """The thread of the job queue: start waiting jobs, again and again."""
         while not self._closing.wait(PAUSE):
             try:
-                self.start_what_can()
+                self.start_waiting_jobs()
                 self.problem = ""
             except FileNotFoundError:
                 continue  # a job went to the bin meanwhile
             except OSError as error:  # such as a full disk: said on the page until it is over
                 self.problem = f"{error.filename or self.work.folder}: {error.strerror or error}"
 
-    def start_what_can(self) -> None:
-        """Start the longest-waiting job of each place where nothing runs. Drawing makes room for a training first."""
+    def start_waiting_jobs(self) -> None:
+        """Start the longest-waiting job of each device where none runs. Generating images makes room for a training."""
         self._children = [child for child in self._children if child.poll() is None]  # which also buries the dead
         jobs = self.work.jobs()
         states = {job.id: job.state for job in jobs}
@@ -61,13 +62,13 @@ class JobQueue:
         self.drawings.pause(bool(trainings) or self.devices[0] in busy)
         for device in reversed(self.devices):  # pictures are drawn on the first
             if trainings and device not in busy and (device != self.devices[0] or self.drawings.closed):
-                self._start(trainings.pop(0), device)
+                self._start_job_worker(trainings.pop(0), device)
         on_files = [job for job in waiting if job.kind not in NEED_A_DEVICE]
         if on_files and FILES not in busy:
-            self._start(on_files[0], FILES)
+            self._start_job_worker(on_files[0], FILES)
 
-    def _start(self, job: Job, device: str) -> None:
-        """Start a job's process, which inherits the lock: it is held from now to the end of the process."""
+    def _start_job_worker(self, job: Job, device: str) -> None:
+        """Start a job's worker process, which inherits the job's lock: held from now to the process's end."""
         if (lock := acquire_job_lock(job)) is None:
             return
         try:

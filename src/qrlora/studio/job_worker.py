@@ -22,7 +22,7 @@ GIGABYTE = 1e9
 
 
 def train_adapter(job: Job, device: str) -> dict[str, Any]:
-    """Train an adapter."""
+    """Do a training job: train, report each update as an event, keep previews."""
     import qrlora
 
     from ..training import Progress
@@ -45,7 +45,7 @@ def train_adapter(job: Job, device: str) -> dict[str, Any]:
 
 
 def training_settings(job: Job) -> dict[str, Any]:
-    """A training's settings with whole names of files."""
+    """The settings of a training job, with whole names of files."""
     images = [str(job.folder / picture_name(k)) for k in range(len(job.settings["pictures"]))]
     crops = tuple(tuple(crop) for crop in job.settings["crop"])
     image = tuple(images) if len(images) > 1 else images[0]
@@ -58,7 +58,7 @@ def preview_name(step: int) -> str:
 
 
 def merge_adapters(job: Job, device: str) -> dict[str, Any]:
-    """Add adapters, write the file, and check it for every tool."""
+    """Do a merge job: merge adapters, write the file, and check it for every tool."""
     import qrlora
 
     opened = [qrlora.load(path) for path in adapters(job)]
@@ -68,7 +68,7 @@ def merge_adapters(job: Job, device: str) -> dict[str, Any]:
 
 
 def read_adapter(job: Job, device: str) -> dict[str, Any]:
-    """Read an adapter's file that was brought along, whatever tool wrote it."""
+    """Do an import job: read an uploaded adapter, whatever tool wrote it."""
     import qrlora
 
     try:
@@ -79,7 +79,7 @@ def read_adapter(job: Job, device: str) -> dict[str, Any]:
 
 
 def adapter_facts(path: Path) -> dict[str, Any]:
-    """What pages tell of an adapter's file."""
+    """A job's result for its page: what an adapter's file says of itself."""
     import qrlora
 
     adapter = qrlora.load(path)
@@ -90,7 +90,7 @@ def adapter_facts(path: Path) -> dict[str, Any]:
 
 
 def tools_that_load(path: Path) -> list[dict[str, Any]]:
-    """For every tool how many of a file's keys it loads, and what it says of the others."""
+    """A job's result for its page: for every tool, how many of a file's keys it loads, and why not the others."""
     from .. import compat
 
     rows = []
@@ -113,7 +113,7 @@ def check_tools(job: Job, device: str) -> dict[str, Any]:
 
 
 def compare_adapters(job: Job, device: str) -> dict[str, Any]:
-    """How alike two adapters are, layer by layer: means, and a plot."""
+    """Do a comparison job: how alike two adapters are, layer by layer, and a plot."""
     import qrlora
 
     from .. import plots
@@ -136,7 +136,7 @@ def compare_adapters(job: Job, device: str) -> dict[str, Any]:
 
 
 def estimate_memory(job: Job, device: str) -> dict[str, Any]:
-    """Which memory a training takes and whether this machine has it, counted without running the model."""
+    """Do an estimate job: the memory that a training takes, counted without running the model."""
     from .. import estimate as estimates
     from ..devices import choose_device, choose_dtype
 
@@ -174,7 +174,7 @@ def save_image(image: Any, path: Path) -> None:
 
 
 def user_message(error: Exception) -> str:
-    """An error as one line for a page."""
+    """A job's error as one line for its page."""
     if isinstance(error, OSError) and error.strerror:
         return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
     if type(error).__name__ == "OutOfMemoryError" or isinstance(error, MemoryError):
@@ -184,7 +184,7 @@ def user_message(error: Exception) -> str:
 
 
 def run_job(job: Job, device: str) -> None:
-    """Do a job and note how it ended."""
+    """Do a job of any kind and note in its events how it ended."""
     warnings.showwarning = lambda message, *_about: job.add_event("warning", text=" ".join(str(message).split()))
     try:
         job.add_event("end", result=KINDS[job.kind](job, device))

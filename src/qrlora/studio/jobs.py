@@ -67,7 +67,7 @@ class Job:
             new = file.read()
         whole = new[: new.rfind(b"\n") + 1]
         if whole:
-            known = (*known, *(found for line in whole.splitlines() if (found := _event(line))))
+            known = (*known, *(found for line in whole.splitlines() if (found := _parse_event(line))))
             _read[path] = place + len(whole), known
         return known
 
@@ -87,7 +87,7 @@ class Job:
     def running(self) -> bool:
         """Whether a process holds the lock."""
         with (self.folder / "lock").open("a") as file:
-            return not _locked(file.fileno(), fcntl.LOCK_SH)
+            return not _try_lock(file.fileno(), fcntl.LOCK_SH)
 
     @property
     def state(self) -> str:
@@ -125,7 +125,7 @@ class Job:
         By SIGTERM: of a second SIGINT a training thinks that the first was not fast enough, and ends without one.
         """
         with (self.folder / "lock").open("r+") as file:
-            if _locked(file.fileno(), fcntl.LOCK_EX):
+            if _try_lock(file.fileno(), fcntl.LOCK_EX):
                 if self._ended_as == "waiting":
                     self.add_event("stopped", text="taken from the queue")
                 return
@@ -134,7 +134,7 @@ class Job:
             if number:
                 os.kill(int(number), signal.SIGTERM)
 
-    def go_on(self) -> None:
+    def requeue(self) -> None:
         """Put a job that has ended, or was ended, into the queue again. Raises ValueError: it is there, or runs."""
         if self.state in ("waiting", "running", "done"):
             raise ValueError(f"{self.title} is {self.state}: there is nothing to go on with")
@@ -154,7 +154,7 @@ class WorkFolder:
     def acquire_lock(self) -> int:
         """The descriptor of the lock of the one server of this folder. Raises ValueError: another server has it."""
         lock = os.open(self.folder / "lock", os.O_RDWR | os.O_CREAT, 0o600)
-        if not _locked(lock, fcntl.LOCK_EX):
+        if not _try_lock(lock, fcntl.LOCK_EX):
             os.close(lock)
             raise ValueError(f"a studio has {self.folder} open already: use that one, or another folder")
         return lock
@@ -170,7 +170,7 @@ class WorkFolder:
 
     def jobs(self) -> list[Job]:
         """All jobs, the newest first."""
-        found = [job for place in self.jobs_folder.iterdir() if (job := _job(place))]
+        found = [job for place in self.jobs_folder.iterdir() if (job := _read_job(place))]
         return sorted(found, key=lambda job: (-job.created, job.id))
 
     def job(self, name: str) -> Job | None:
@@ -179,7 +179,7 @@ class WorkFolder:
 
     def in_bin(self) -> list[Job]:
         """Jobs that were deleted."""
-        return [job for place in self.bin.iterdir() if (job := _job(place))]
+        return [job for place in self.bin.iterdir() if (job := _read_job(place))]
 
     def create(self, kind: str, title: str, settings: Mapping[str, Any], files: Mapping[str, bytes | Path] = {}) -> Job:
         """A new job in the queue.
@@ -203,20 +203,21 @@ class WorkFolder:
 
     def delete(self, job: Job) -> None:
         """Move a job to the bin. Raises ValueError: it runs."""
-        self._move(job, self.bin)
+        self._move_job(job, self.bin)
 
     def restore(self, job: Job) -> None:
         """Take a job out of the bin."""
-        self._move(job, self.jobs_folder)
+        self._move_job(job, self.jobs_folder)
 
     def empty_bin(self) -> None:
         """Remove what was deleted, for good."""
         for job in self.in_bin():
             shutil.rmtree(job.folder)
 
-    def _move(self, job: Job, place: Path) -> None:
+    def _move_job(self, job: Job, place: Path) -> None:
+        """Move a job's folder into the bin, or out of it. Raises ValueError: the job runs."""
         with (job.folder / "lock").open("a") as file:
-            if not _locked(file.fileno(), fcntl.LOCK_EX):
+            if not _try_lock(file.fileno(), fcntl.LOCK_EX):
                 raise ValueError(f"{job.title} runs: stop it first")
             job.folder.rename(place / job.id)
 
@@ -224,8 +225,8 @@ class WorkFolder:
         """Jobs that have made an adapter."""
         return [job for job in self.jobs() if job.kind in ("train", "merge", "import") and job.state == "done"]
 
-    def file(self, *parts: str) -> Path:
-        """A file in here that is to be served.
+    def served_file(self, *parts: str) -> Path:
+        """A file in the work folder that is to be served.
 
         Raises: FileNotFoundError: there is none, or it leads out of this folder, by a link or otherwise.
         """
@@ -249,14 +250,14 @@ class WorkFolder:
 def acquire_job_lock(job: Job) -> int | None:
     """The descriptor of a job's lock, for its process to inherit; None: somebody has it."""
     lock = os.open(job.folder / "lock", os.O_RDWR)
-    if _locked(lock, fcntl.LOCK_EX):
+    if _try_lock(lock, fcntl.LOCK_EX):
         return lock
     os.close(lock)
     return None
 
 
-def _locked(descriptor: int, how: int) -> bool:
-    """Whether a lock could be had."""
+def _try_lock(descriptor: int, how: int) -> bool:
+    """Whether the lock file of a job or work folder could be locked."""
     try:
         fcntl.flock(descriptor, how | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -264,14 +265,16 @@ def _locked(descriptor: int, how: int) -> bool:
     return True
 
 
-def _job(folder: Path) -> Job | None:
+def _read_job(folder: Path) -> Job | None:
+    """The job in a folder; None: it is no job's folder."""
     path = folder / "job.json"
     if not re.fullmatch("[0-9a-f]{12}", folder.name) or folder.is_symlink() or not path.is_file():
         return None
     return Job.read(folder)
 
 
-def _event(line: bytes) -> dict[str, Any] | None:
+def _parse_event(line: bytes) -> dict[str, Any] | None:
+    """A line of a job's events.jsonl; None: it is torn."""
     try:
         return json.loads(line)
     except ValueError:  # torn

@@ -30,6 +30,7 @@ def loss_curve(losses: Mapping[int, float]) -> dict[str, Any] | None:
     every = math.ceil(len(steps) / POINTS)
 
     def points(numbers: list[float]) -> str:
+        """The losses as the points of an SVG polyline."""
         places = [
             (WIDTH * (step - steps[0]) / (steps[-1] - steps[0]), HEIGHT * (1 - (x - low) / span))
             for step, x in zip(steps, numbers, strict=True)

@@ -1,4 +1,4 @@
-"""The queue, and the page of one run: curve, previews, log, and the same as a command line."""
+"""The pages of runs: the list of all, and one run's loss curve, previews, log and command line."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from fastapi.responses import FileResponse, RedirectResponse
 from starlette.datastructures import FormData
 
 from .access_token import depends
+from .app_state import Studio
 from .job_worker import preview_name, training_settings
 from .jobs import ADAPTER, Job
 from .loss_curve import loss_curve
-from .studio import Studio
 from .uploaded_images import square_name
 
 SHOWN = ("train", "merge", "import", "check", "compare")
@@ -24,12 +24,12 @@ LOG = 64 * 1024
 """Bytes of a log's end that are shown."""
 
 
-def add_to(app: FastAPI, studio: Studio) -> None:
-    """Give an application these pages."""
-    known, form, work = [depends(studio.access.require_token)], depends(studio.access.form), studio.work
+def add_run_pages(app: FastAPI, studio: Studio) -> None:
+    """Add the routes of the run pages to a FastAPI application."""
+    known, form, work = [depends(studio.access.require_token)], depends(studio.access.read_form), studio.work
 
     def page_context(job: Job) -> dict[str, Any]:
-        return {"job": job, "state": job.state, "progress": progress(job), "moment": moment(job.created)}
+        return {"job": job, "state": job.state, "progress": run_progress(job), "moment": moment(job.created)}
 
     def runs() -> dict[str, Any]:
         jobs = [page_context(job) for job in work.jobs() if job.kind in SHOWN]
@@ -45,18 +45,18 @@ def add_to(app: FastAPI, studio: Studio) -> None:
 
     @app.get("/run/{name}", dependencies=known)
     def run(name: str) -> Response:
-        return studio.show("run.html", **details(studio, studio.job(name)), page="runs")
+        return studio.show("run.html", **run_page_context(studio, studio.job(name)), page="runs")
 
     @app.get("/run/{name}/details", dependencies=known)
     def run_details(name: str) -> Response:
-        return studio.show("run_details.html", **details(studio, studio.job(name)))
+        return studio.show("run_details.html", **run_page_context(studio, studio.job(name)))
 
     @app.get("/run/{name}/{file}", dependencies=known)
     def file(name: str, file: str) -> Response:
         job = studio.job(name)
         if file not in served_files(job):
             raise HTTPException(404)
-        path = work.file("jobs", job.id, file)
+        path = work.served_file("jobs", job.id, file)
         if file == ADAPTER:
             return FileResponse(path, filename=f"{job.title}.safetensors", media_type="application/octet-stream")
         return FileResponse(path, media_type="image/png")
@@ -68,7 +68,7 @@ def add_to(app: FastAPI, studio: Studio) -> None:
 
     @app.post("/run/{name}/go-on")
     def go_on(name: str, sent: FormData = form) -> Response:
-        studio.job(name).go_on()
+        studio.job(name).requeue()
         return redirect_back(sent)
 
     @app.post("/run/{name}/delete")
@@ -101,8 +101,8 @@ def served_files(job: Job) -> list[str]:
     return [*names, *map(square_name, range(len(job.settings.get("pictures", ()))))]
 
 
-def progress(job: Job) -> dict[str, Any]:
-    """How far a job is: {"step", "steps", "loss", "left"}, or what it does before the first update."""
+def run_progress(job: Job) -> dict[str, Any]:
+    """How far a run is: {"step", "steps", "loss", "left"}, or what it does before the first update."""
     step, stage = job.last("step"), job.last("stage")
     left = datetime.timedelta(seconds=round(step["left"])) if step else ""
     queued = max((k for k, x in enumerate(job.events) if x["event"] == "queued"), default=0)
@@ -117,23 +117,23 @@ def progress(job: Job) -> dict[str, Any]:
     }
 
 
-def details(studio: Studio, job: Job) -> dict[str, Any]:
-    """What the page of a job shows."""
-    context = {"job": job, "state": job.state, "progress": progress(job), "moment": moment(job.created)}
+def run_page_context(studio: Studio, job: Job) -> dict[str, Any]:
+    """What the page of a run shows."""
+    context = {"job": job, "state": job.state, "progress": run_progress(job), "moment": moment(job.created)}
     log = [x for x in job.events if x["event"] not in ("step", "stage", "preview", "end")]
-    context |= {"log": [(moment(x["time"]), *line(x)) for x in log], "output": output(job)}
+    context |= {"log": [(moment(x["time"]), *log_line(x)) for x in log], "output": end_of_log(job)}
     context |= {"curve": loss_curve(job.losses), "previews": [(step, preview_name(step)) for step in job.previews]}
     partners = [x for x in studio.work.adapters() if x.facts.get("base") == job.facts.get("base") and x.id != job.id]
-    return {**context, "command": command(job), "partners": partners, "adapter": job.adapter.is_file()}
+    return {**context, "command": run_command_line(job), "partners": partners, "adapter": job.adapter.is_file()}
 
 
-def line(event: Mapping[str, Any]) -> tuple[str, str]:
+def log_line(event: Mapping[str, Any]) -> tuple[str, str]:
     """An event as (word, text)."""
     return str(event["event"]), str(event.get("text", event.get("device", "")))
 
 
-def output(job: Job) -> str:
-    """The end of what the process printed."""
+def end_of_log(job: Job) -> str:
+    """The end of what a run's process printed."""
     path = job.folder / "log.txt"
     if not path.is_file():
         return ""
@@ -142,11 +142,11 @@ def output(job: Job) -> str:
         return file.read().decode(errors="replace")
 
 
-def command(job: Job) -> str:
-    """The same as a command line; "" for what has none."""
+def run_command_line(job: Job) -> str:
+    """A run as a command line; "" for what has none."""
     jobs, settings = job.folder.parent, job.settings
     if job.kind == "train":
-        words = [f"{name}={x}" for name, value in training_settings(job).items() for x in _words(value)]
+        words = [f"{name}={x}" for name, value in training_settings(job).items() for x in _setting_words(value)]
         return shlex.join(["qrlora", "train", *words])
     if job.kind not in ("merge", "check", "compare"):
         return ""
@@ -157,8 +157,8 @@ def command(job: Job) -> str:
     return shlex.join(["qrlora", {"check": "check", "compare": "inspect"}[job.kind], *paths])
 
 
-def _words(value: Any) -> list[str]:
-    """A setting's value as the command line takes it; of several images and crops each by itself."""
+def _setting_words(value: Any) -> list[str]:
+    """A setting's value in a run's command line; of several images and crops each by itself."""
     if isinstance(value, tuple):
         return [",".join(map(str, x)) if isinstance(x, tuple) else x for x in value]
     return [str(value).lower() if isinstance(value, bool) else str(value)]

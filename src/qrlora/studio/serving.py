@@ -14,10 +14,14 @@ from fastapi.sse import EventSourceResponse, ServerSentEvent
 from ..web.pages import application
 from ..web.security import Guard, RateLimit, hosts_of
 from ..web.serving import NAMES, Listener, listen, serve
-from . import adapter_pages, mixer_pages, picture_pages, run_pages
 from .access_token import depends
+from .adapter_pages import add_adapter_pages
+from .app_state import Studio
+from .base_pages import add_base_pages
 from .jobs import WorkFolder
-from .studio import Studio
+from .mixer_pages import add_mixer_pages
+from .run_pages import add_run_pages
+from .start_training_page import add_start_training_page
 
 UPLOADS = {"/pictures": 256 * 1024**2, "/adapters": 2 * 1024**3}
 """Bytes of a request that brings files; each picture has a limit of its own."""
@@ -27,11 +31,11 @@ LOOK = 0.3
 
 
 def studio_app(studio: Studio, listener: Listener) -> Guard:
-    """The pages of a studio, behind their guard."""
+    """The FastAPI application of a studio: all its pages behind their guard."""
     app, access = application(), studio.access
     studio.pages.serve_static(app)
-    for routes in (picture_pages, run_pages, mixer_pages, adapter_pages):
-        routes.add_to(app, studio)
+    for add_pages in (add_start_training_page, add_run_pages, add_mixer_pages, add_adapter_pages, add_base_pages):
+        add_pages(app, studio)
 
     def closed(status: int, word: str = "") -> bytes:
         texts = {"size": "That is larger than this page takes.", "rate": "Too many requests at once."}

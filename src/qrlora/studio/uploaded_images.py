@@ -1,4 +1,4 @@
-"""Pictures that were brought along: made upright sRGB, stripped of all else that the file said, and cut to a square.
+"""Uploaded images: made upright sRGB, stripped of all else that the file said, and cut to a square.
 
 What a camera writes beside the pixels, the place above all, is not kept. Files are named by their content's digest.
 """
@@ -40,8 +40,8 @@ class Square:
         return cls((width - side) // 2, (height - side) // 2, side)
 
 
-def add_picture(work: WorkFolder, file: BinaryIO, name: str) -> str:
-    """Store a picture; its id.
+def add_uploaded_image(work: WorkFolder, file: BinaryIO, name: str) -> str:
+    """Store an uploaded image; returns its id.
 
     Args:   name: what the person calls it; only shown.
     Raises: ValueError: too large, of no kind that browsers show, damaged.
@@ -59,20 +59,20 @@ def add_picture(work: WorkFolder, file: BinaryIO, name: str) -> str:
         raise ValueError(str(error).replace(str(incoming), name)) from error
     finally:
         incoming.unlink(missing_ok=True)
-    found = encode_image(image, "PNG")
+    found = encode_upload(image, "PNG")
     digest = hashlib.sha256(found).hexdigest()[:24]
     shown = image.copy()
     shown.thumbnail((SHOWN, SHOWN))
     about = {"name": os.path.basename(name)[:80], "width": image.width, "height": image.height}
-    contents = {".png": found, ".webp": encode_image(shown, "WEBP"), ".json": json.dumps(about).encode()}
+    contents = {".png": found, ".webp": encode_upload(shown, "WEBP"), ".json": json.dumps(about).encode()}
     for ending, content in contents.items():
         with output_files.atomic(work.pictures / f"{digest}{ending}") as out:
             out.write(content)
     return digest
 
 
-def picture_facts(work: WorkFolder, picture: str) -> dict[str, Any]:
-    """Name, width and height of a stored picture. Raises ValueError: there is no such picture."""
+def uploaded_image_facts(work: WorkFolder, picture: str) -> dict[str, Any]:
+    """Name, width and height of an uploaded image. Raises ValueError: there is no such image."""
     if not re.fullmatch("[0-9a-f]{24}", picture) or not (path := work.pictures / f"{picture}.json").is_file():
         raise ValueError("this picture is not here any more: choose it again")
     return json.loads(path.read_bytes())
@@ -83,13 +83,13 @@ def picture_file(work: WorkFolder, picture: str) -> bytes:
     return (work.pictures / f"{picture}.png").read_bytes()
 
 
-def square_of(work: WorkFolder, picture: str, square: Square) -> bytes:
-    """A square of a stored picture as training sees it, small, as a PNG file. Raises ValueError: it is not within."""
+def square_of_upload(work: WorkFolder, picture: str, square: Square) -> bytes:
+    """A square of an uploaded image as training sees it, small, as a PNG file. Raises ValueError: it is not within."""
     path, crop = work.pictures / f"{picture}.png", (square.x, square.y, square.side)
     try:
-        return encode_image(image_loading.load_image(path, SMALL, crop).image, "PNG")
+        return encode_upload(image_loading.load_image(path, SMALL, crop).image, "PNG")
     except ValueError as error:
-        raise ValueError(str(error).replace(str(path), picture_facts(work, picture)["name"])) from error
+        raise ValueError(str(error).replace(str(path), uploaded_image_facts(work, picture)["name"])) from error
 
 
 def picture_name(number: int) -> str:
@@ -102,8 +102,8 @@ def square_name(number: int) -> str:
     return f"square-{number}.png"
 
 
-def encode_image(image: Any, kind: str) -> bytes:
-    """A PIL image as a file's content, without anything but pixels."""
+def encode_upload(image: Any, kind: str) -> bytes:
+    """An uploaded image, opened with PIL, as a file's content without anything but pixels."""
     image.info.clear()
     file = io.BytesIO()
     image.save(file, kind)

@@ -114,13 +114,13 @@ class Database:
     @contextlib.contextmanager
     def reading(self) -> Iterator[sa.Connection]:
         """One consistent view. Raises: OSError: the database cannot be reached."""
-        with _reached(self.engine), self.engine.connect() as connection:
+        with _explain_unreachable(self.engine), self.engine.connect() as connection:
             yield connection
 
     @contextlib.contextmanager
     def writing(self) -> Iterator[sa.Connection]:
         """A transaction: all of it, or none of it; on SQLite the only one. Raises: OSError, as `reading`."""
-        with _reached(self.engine), self._writing.begin() as connection:
+        with _explain_unreachable(self.engine), self._writing.begin() as connection:
             yield connection
 
     def alone(self, connection: sa.Connection) -> None:
@@ -129,7 +129,7 @@ class Database:
             connection.execute(sa.select(sa.func.pg_advisory_xact_lock(LOCK)))
 
     def migrate(self) -> None:
-        """Bring the tables to the newest version. Raises: OSError."""
+        """Bring the survey's tables to the newest version with Alembic. Raises: OSError."""
         with self.writing() as connection:
             self.alone(connection)
             config = Config()
@@ -139,7 +139,8 @@ class Database:
 
 
 @contextlib.contextmanager
-def _reached(engine: sa.Engine) -> Iterator[None]:
+def _explain_unreachable(engine: sa.Engine) -> Iterator[None]:
+    """Turn sqlalchemy's OperationalError into an OSError that names the database."""
     try:
         yield
     except exc.OperationalError as error:
@@ -148,6 +149,7 @@ def _reached(engine: sa.Engine) -> Iterator[None]:
 
 
 def _sqlite_settings(connection: Any, record: Any) -> None:
+    """The settings of every connection to SQLite."""
     connection.isolation_level = None  # transactions begin where `_sqlite_begin` says, not where Python's driver thinks
     for pragma in (
         "busy_timeout=30000",

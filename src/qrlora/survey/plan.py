@@ -160,7 +160,7 @@ win_rate = {win_rate}
 """
 
 
-def write(plan: Plan, folder: Path) -> Plan:
+def write_plan(plan: Plan, folder: Path) -> Plan:
     """Write plan.toml; returns the plan as it is read back. Raises: OSError."""
     flat = {f.name: getattr(plan, f.name) for f in dataclasses.fields(plan)}
     text = TEMPLATE.format(**{name: _toml(value) for name, value in flat.items() if name not in ("power", "questions")})
@@ -169,10 +169,10 @@ def write(plan: Plan, folder: Path) -> Plan:
             text += f"\n[[{title}]]\n" + "".join(f"{name} = {_toml(value)}\n" for name, value in table.items())
     with atomic(folder / PLAN) as file:
         file.write(text.encode())
-    return read(folder)
+    return read_plan(folder)
 
 
-def read(folder: Path) -> Plan:
+def read_plan(folder: Path) -> Plan:
     """The plan of a study's folder.
 
     Raises: OSError: there is none.  ValueError: it does not say what a plan says; names the file.
@@ -197,8 +197,8 @@ def _toml(value: Any) -> str:
     return json.dumps(list(value) if isinstance(value, tuple) else value, ensure_ascii=False)
 
 
-def table(pictures: Sequence[Picture]) -> str:
-    """pictures.csv: a line for each picture, what machines said of it in columns of their own."""
+def pictures_csv(pictures: Sequence[Picture]) -> str:
+    """The content of pictures.csv: a line for each image, what machines said of it in columns of their own."""
     scores = list(dict.fromkeys(name for x in pictures for name in x.scores))
     buffer = io.StringIO()
     writer = csv.DictWriter(buffer, [*COLUMNS, *scores], lineterminator="\n")
@@ -207,8 +207,8 @@ def table(pictures: Sequence[Picture]) -> str:
     return buffer.getvalue()
 
 
-def read_table(folder: Path, plan: Plan) -> list[Picture]:
-    """The pictures of a study. Raises: OSError, ValueError: not those of the plan."""
+def read_pictures_csv(folder: Path, plan: Plan) -> list[Picture]:
+    """The images of a study, read from pictures.csv. Raises: OSError, ValueError: not those of the plan."""
     text = read_text(folder / TABLE)
     if hashlib.sha256(text.encode()).hexdigest() != plan.pictures_sha256:
         raise ValueError(f"{folder / TABLE} is not the one that {PLAN} was made with: make the study anew")

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from .plan import LEVELS, Plan
-from .sheets import Entry, Material, make
+from .sheets import Entry, StudyItems, make_sheets
 from .statistics import Crossed
 
 RATER, PAIR, METHOD_ON_PAIR, ANSWER = 0.8, 0.6, 0.5, 0.9
@@ -18,23 +18,25 @@ TIES = 0.2
 
 
 def power(
-    plan: Plan, stuff: Material, simulations: int = 200, on_step: Callable[[int, int], Any] | None = None
+    plan: Plan, stuff: StudyItems, simulations: int = 200, on_step: Callable[[int, int], Any] | None = None
 ) -> list[dict[str, Any]]:
-    """For half as many raters, as many and twice as many: how often a true difference of `plan.effect` levels, and a
-    true share of wins `plan.win_rate`, between the first two methods has an interval that leaves out none.
+    """The power of a planned study, with half as many raters, as many and twice as many.
+
+    How often the interval of a true difference of `plan.effect` levels, and of a true share of wins `plan.win_rate`,
+    between the first two methods leaves out no difference.
 
     Returns: rows {raters, levels, pairs}; only the forms that the plan asks for, none for a single method.
     """
     if len(plan.methods) < 2:
         return []
     counts = sorted({max(2, plan.raters // 2), plan.raters, 2 * plan.raters})
-    sheets = make(plan, stuff, max(counts))
-    kinds = {"levels": _levels, "pairs": _pairs}
+    sheets = make_sheets(plan, stuff, max(counts))
+    kinds = {"levels": _simulate_level_ratings, "pairs": _simulate_comparisons}
     rows, done = [], 0
     for raters in counts:
         row: dict[str, Any] = {"raters": raters}
         for form in plan.forms:
-            rows_of = _first_two(plan, stuff, sheets[:raters], form)
+            rows_of = _planned_answers(plan, stuff, sheets[:raters], form)
             seen = 0
             for k in range(simulations):
                 seen += kinds[form](plan, rows_of, np.random.default_rng((plan.seed, k)))
@@ -46,10 +48,10 @@ def power(
     return rows
 
 
-def _first_two(
-    plan: Plan, stuff: Material, sheets: Sequence[Sequence[Entry]], form: str
+def _planned_answers(
+    plan: Plan, stuff: StudyItems, sheets: Sequence[Sequence[Entry]], form: str
 ) -> tuple[list[int], list[str]]:
-    """(rater, pair) of each input rated with, or comparison of, the first two methods."""
+    """(rater, pair) of each answer in planned sheets that tells the first two methods apart."""
     one, two = plan.methods[:2]
     where = stuff.results if form == "levels" else stuff.duels
     wanted = {item: key for key, item in where.items() if key[0] == one and (form == "levels" or key[1] == two)}
@@ -57,7 +59,8 @@ def _first_two(
     return [r for r, _ in found], [str(pair) for _, pair in found]
 
 
-def _levels(plan: Plan, rows: tuple[list[int], list[str]], rng: np.random.Generator) -> bool:
+def _simulate_level_ratings(plan: Plan, rows: tuple[list[int], list[str]], rng: np.random.Generator) -> bool:
+    """Simulate a study's level ratings once: whether it sees the true difference of `plan.effect` levels."""
     crossed = Crossed(*rows, seed=int(rng.integers(2**31)), resamples=400)
     r, p, n = crossed.raters, crossed.pairs, len(crossed.raters)
     common = (LEVELS - 1) / 2 + rng.normal(0, RATER, crossed.sizes[0])[r] + rng.normal(0, PAIR, crossed.sizes[1])[p]
@@ -67,7 +70,8 @@ def _levels(plan: Plan, rows: tuple[list[int], list[str]], rng: np.random.Genera
     return found.low > 0 or found.high < 0
 
 
-def _pairs(plan: Plan, rows: tuple[list[int], list[str]], rng: np.random.Generator) -> bool:
+def _simulate_comparisons(plan: Plan, rows: tuple[list[int], list[str]], rng: np.random.Generator) -> bool:
+    """Simulate a study's paired comparisons once: whether it sees the true share of wins, `plan.win_rate`."""
     crossed = Crossed(*rows, seed=int(rng.integers(2**31)), resamples=400)
     edge = math.log(plan.win_rate / (1 - plan.win_rate))
     odds = edge + rng.normal(0, METHOD_ON_PAIR, crossed.sizes[1])[crossed.pairs]

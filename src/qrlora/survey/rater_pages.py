@@ -1,4 +1,4 @@
-"""What a rater sees: what it is about, consent, the sheet page by page, thanks. [fastapi]
+"""The pages that raters see: what it is about, consent, the sheet page by page, thanks. [fastapi]
 
 Every page works without JavaScript; answers go by forms. A rater's browser gets no method's name, in no way.
 """
@@ -15,8 +15,8 @@ from ..web.pages import FOREVER, Pages, application
 from ..web.security import Guard, RateLimit, hosts_of
 from ..web.serving import NAMES, Listener
 from .plan import LEVELS, PICTURES, Question
+from .rater_store import Rater, Study, now
 from .sheets import WON, Entry, Item
-from .store import Rater, Study, now
 from .texts import texts
 
 COOKIE = "rater"
@@ -38,7 +38,7 @@ FORM = Depends(sent)
 
 
 def rater_app(study: Study, listener: Listener) -> Guard:
-    """The application for raters."""
+    """The FastAPI application for raters."""
     pages, app = Pages([Path(__file__).parent]), application()
     pages.serve_static(app)
     words = texts(study.plan.language)
@@ -81,22 +81,24 @@ class Entrance:
         self.study, self.words, self.show, self.secure = study, words, show, secure
 
     def add_to(self, app: FastAPI) -> None:
+        """Add the routes of consent, the questions about a rater, thanks and withdrawal."""
         app.get("/")(self.start)
-        app.post("/begin")(self.begin)
+        app.post("/begin")(self.begin_rating)
         app.get("/about-you")(self.about_you)
-        app.post("/about-you")(self.tell)
+        app.post("/about-you")(self.store_about_you)
         app.get("/thanks")(self.thanks)
         app.post("/withdraw")(self.withdraw)
 
     def start(self, request: Request) -> Response:
         """What it is about, and consent."""
         preview = request.query_params.get("assignmentId") == PREVIEW
-        return self._consent(request, *came_from(request.query_params), preview=preview)
+        return self._consent(request, *platform_of_link(request.query_params), preview=preview)
 
     def _consent(
         self, request: Request, source: str, outside_id: str, preview: bool = False, problem: str = ""
     ) -> Response:
-        who = self.study.rater(request.cookies.get(COOKIE, ""))
+        """The first page that a rater sees: what the study is about, and consent."""
+        who = self.study.rater_of_token(request.cookies.get(COOKIE, ""))
         if who is not None and outside_id and who.outside_id_hash != self.study.hashed(source, outside_id):
             who = None  # somebody else at this browser
         plan, entries = self.study.plan, next(iter(self.study.sheets.values()))
@@ -107,13 +109,13 @@ class Entrance:
         told |= {"done": done, "preview": preview, "problem": problem}
         return self.show("start.html", 422 if problem else 200, **told)
 
-    def begin(self, request: Request, form: dict[str, str] = FORM) -> Response:
-        """Take a sheet."""
+    def begin_rating(self, request: Request, form: dict[str, str] = FORM) -> Response:
+        """A rater consents and gets a sheet."""
         source, outside_id = form.get("source", ""), form.get("outside_id", "")[:200]
         source = source if source in ("prolific", "mturk") else "link"
         if form.get("consent") != "yes":
             return self._consent(request, source, outside_id, problem=self.words["consent_missing"])
-        token = self.study.begin(source, outside_id)
+        token = self.study.begin_rater(source, outside_id)
         if not token:
             told = {"heading": self.words["full"], "text": self.words["full_text"], "link": ""}
             return self.show("message.html", **told)
@@ -126,8 +128,8 @@ class Entrance:
         """Age and experience, if one likes."""
         return self.show("about_you.html") if self._who(request) else self._lost()
 
-    def tell(self, request: Request, form: dict[str, str] = FORM) -> Response:
-        """Store them."""
+    def store_about_you(self, request: Request, form: dict[str, str] = FORM) -> Response:
+        """Store what a rater says of age and experience."""
         if (who := self._who(request)) is None:
             return self._lost()
         chosen = {
@@ -138,7 +140,7 @@ class Entrance:
         return RedirectResponse("/item", 303)
 
     def thanks(self, request: Request) -> Response:
-        """The completion code, for those who have finished."""
+        """The last page: a rater's completion code."""
         if (who := self._who(request)) is None:
             return self._lost()
         if not who.finished:
@@ -148,16 +150,16 @@ class Entrance:
         return self.show("thanks.html", code=code, number=who.id, source=who.source)
 
     def withdraw(self, request: Request) -> Response:
-        """Erase everything of this rater."""
+        """A rater withdraws: erase everything of theirs."""
         if (who := self._who(request)) is None:
             return self._lost()
-        self.study.erase(who.id)
+        self.study.erase_rater(who.id)
         answer = self.show("message.html", heading=self.words["erased"], text=self.words["erased_text"], link="")
         answer.delete_cookie(COOKIE)
         return answer
 
     def _who(self, request: Request) -> Rater | None:
-        return self.study.rater(request.cookies.get(COOKIE, ""))
+        return self.study.rater_of_token(request.cookies.get(COOKIE, ""))
 
     def _lost(self) -> Response:
         return lost(self.show, self.words)
@@ -171,26 +173,26 @@ class Rating:
 
     def add_to(self, app: FastAPI) -> None:
         app.get("/item")(self.current)
-        app.get("/item/{position}")(self.item)
-        app.post("/item/{position}")(self.answer)
+        app.get("/item/{position}")(self.item_page)
+        app.post("/item/{position}")(self.store_answers)
 
     def current(self, request: Request) -> Response:
         """Where this rater is."""
-        who = self.study.rater(request.cookies.get(COOKIE, ""))
+        who = self.study.rater_of_token(request.cookies.get(COOKIE, ""))
         return lost(self.show, self.words) if who is None else self._go(who)
 
-    def item(self, position: int, request: Request) -> Response:
-        """A page of the sheet: the first that is not answered, or one before it."""
-        if (who := self.study.rater(request.cookies.get(COOKIE, ""))) is None:
+    def item_page(self, position: int, request: Request) -> Response:
+        """The page of an item of a rater's sheet: the first that is not answered, or one before it."""
+        if (who := self.study.rater_of_token(request.cookies.get(COOKIE, ""))) is None:
             return lost(self.show, self.words)
         entries = self.study.sheets[who.sheet]
         if not 1 <= position <= min(len(entries), who.position(entries) + 1):
             return self._go(who)
         return self._page(who, position)
 
-    def answer(self, position: int, request: Request, form: dict[str, str] = FORM) -> Response:
-        """Store a page's answers."""
-        if (who := self.study.rater(request.cookies.get(COOKIE, ""))) is None:
+    def store_answers(self, position: int, request: Request, form: dict[str, str] = FORM) -> Response:
+        """Store a rater's answers to the page of an item."""
+        if (who := self.study.rater_of_token(request.cookies.get(COOKIE, ""))) is None:
             return lost(self.show, self.words)
         entries = self.study.sheets[who.sheet]
         if not 1 <= position <= min(len(entries), who.position(entries) + 1):
@@ -206,7 +208,7 @@ class Rating:
         if any(form.get(q.name) not in allowed for q in questions):
             return self._page(who, position, self.words["missing"])
         side = -1 if entry.flipped else 1
-        self.study.record(who, entry.item, {q.name: side * int(form[q.name]) for q in questions}, int(moment))
+        self.study.record_answers(who, entry.item, {q.name: side * int(form[q.name]) for q in questions}, int(moment))
         ahead = position + 1 if position < len(entries) else 0
         return RedirectResponse(f"/item/{ahead}" if ahead else "/item", 303)
 
@@ -216,6 +218,7 @@ class Rating:
         return RedirectResponse(f"/item/{place}" if place <= len(entries) else "/thanks", 303)
 
     def _page(self, who: Rater, position: int, problem: str = "") -> Response:
+        """Show a rater the page of an item: images and questions."""
         entries = self.study.sheets[who.sheet]
         entry, item = entries[position - 1], self.study.items[entries[position - 1].item]
         side = -1 if entry.flipped else 1
@@ -226,9 +229,9 @@ class Rating:
             "items": len(entries),
             "practice": item.role == "practice",
             "form": item.form,
-            "shown": shown(entry, item),
+            "shown": images_of_page(entry, item),
             "questions": questions,
-            "answers": answers,
+            "answers": answer_buttons,
             "at_once": item.form == "pairs" and len(questions) == 1,
             "given": {name: side * value for name, value in who.values.get(entry.item, {}).items()},
             "mark": f"{moment}.{self.study.signed('shown', who.id, entry.item, moment)}",
@@ -238,8 +241,8 @@ class Rating:
         return self.show("item.html", 422 if problem else 200, **told)
 
 
-def came_from(asked: Any) -> tuple[str, str]:
-    """(source, outside id) of a link's parameters: docs.prolific.com, docs.aws.amazon.com/AWSMechTurk."""
+def platform_of_link(asked: Any) -> tuple[str, str]:
+    """(platform, its id of a rater) from a link's parameters: docs.prolific.com, docs.aws.amazon.com/AWSMechTurk."""
     for source, name in (("prolific", "PROLIFIC_PID"), ("mturk", "workerId")):
         if asked.get(name):
             return source, asked[name][:200]
@@ -257,8 +260,8 @@ def files(item: Item) -> list[str]:
     return [x for x in (item.content, item.style, item.left, item.right) if x]
 
 
-def shown(entry: Entry, item: Item) -> list[tuple[str, str]]:
-    """(what it is, file) of the pictures of a page from left to right."""
+def images_of_page(entry: Entry, item: Item) -> list[tuple[str, str]]:
+    """(what it is, file) of the images on a rater's page from left to right."""
     inputs = [("content", item.content), ("style", item.style)]
     if item.form == "levels":
         return [*inputs, ("result", item.left)]
@@ -266,8 +269,8 @@ def shown(entry: Entry, item: Item) -> list[tuple[str, str]]:
     return [*inputs, ("left", left), ("right", right)]
 
 
-def answers(question: Question) -> list[tuple[int, str, str, str]]:
-    """(value, word, key, key's name) of the answers to a question from left to right."""
+def answer_buttons(question: Question) -> list[tuple[int, str, str, str]]:
+    """(value, word, key, key's name) of the buttons that answer a question on a rater's page, from left to right."""
     if question.form == "levels":
         return [(k, word, str(k), str(k)) for k, word in enumerate(question.words)]
     first, second, neither = question.words

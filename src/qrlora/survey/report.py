@@ -9,31 +9,31 @@ from .. import __version__, plots
 from ..comparison.report import csv_text
 from ..output_files import atomic
 from ..web.pages import Pages
-from .answers import collect
-from .findings import TABLES, Row, findings
+from .counted_answers import collect_answers
 from .plan import LEVELS, Plan
-from .store import Study
+from .rater_store import Study
+from .result_tables import TABLES, Row, result_tables
 
 HIDDEN = ("low", "high")
 """Columns that stand in the cell of "value" on the page."""
 
 
-def report(study: Study, folder: Path) -> tuple[dict[str, list[Row]], list[Path]]:
-    """Write report.html, its plots and tables into a folder. Returns the tables and the files.
+def write_report(study: Study, folder: Path) -> tuple[dict[str, list[Row]], list[Path]]:
+    """Write a study's report.html, its plots and tables into a folder. Returns the tables and the files.
 
     Raises: ValueError: nobody has finished.  OSError: a full disk.
     """
-    answers = collect(study)
+    answers = collect_answers(study)
     finished = sum(x.finished for x in answers.people)
     if not finished:
         begun = len(answers.people)
         raise ValueError(f"nobody has finished yet, {begun} raters have begun: there is nothing to report")
-    tables = findings(study.plan, answers, list(study.pictures.values()))
+    tables = result_tables(study.plan, answers, list(study.pictures.values()))
     written = []
     for name, rows in tables.items():
         if rows:
             written.append(_write(folder / f"{name}.csv", csv_text(rows)))
-    drawn = _drawn(study.plan, tables)
+    drawn = _report_figures(study.plan, tables)
     written += [plots.save(figure, folder / f"{name}.png") for name, figure in drawn.items()]
     pages = Pages([Path(__file__).parent])
     told = {
@@ -51,11 +51,11 @@ def report(study: Study, folder: Path) -> tuple[dict[str, list[Row]], list[Path]
 def _shown(rows: Sequence[Row]) -> tuple[list[str], list[list[str]]]:
     """Columns and cells of a table for people."""
     columns = [name for name in rows[0] if name not in HIDDEN]
-    return columns, [[cell(row, name) for name in columns] for row in rows]
+    return columns, [[report_cell(row, name) for name in columns] for row in rows]
 
 
-def cell(row: Row, name: str) -> str:
-    """A value for a page, an estimate with its interval."""
+def report_cell(row: Row, name: str) -> str:
+    """A value as a cell of the report, an estimate with its interval."""
     value = row[name]
     if name in ("raters", "inputs") and value == 0 and "answers" in row:
         return ""
@@ -69,11 +69,12 @@ def cell(row: Row, name: str) -> str:
     return str(value)
 
 
-def _drawn(plan: Plan, tables: dict[str, list[Row]]) -> dict[str, Any]:
-    """{name: figure} of the tables that are better seen."""
+def _report_figures(plan: Plan, tables: dict[str, list[Row]]) -> dict[str, Any]:
+    """{name: figure} of the report's plots."""
     figures: dict[str, Any] = {}
 
     def panels(name: str, label: Any) -> dict[str, dict[str, tuple[float, float, float]]]:
+        """The estimates of a table as panels of a plot, one for each question."""
         texts = {q.name: q.text for q in plan.questions}
         rows = [row for row in tables[name] if not math.isnan(row["value"]) and label(row)]
         return {

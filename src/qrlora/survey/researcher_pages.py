@@ -11,7 +11,7 @@ from fastapi.responses import RedirectResponse
 from ..web.pages import Pages, application
 from ..web.security import Guard, RateLimit, hosts_of
 from ..web.serving import NAMES, Listener
-from .store import Study
+from .rater_store import Study
 
 COOKIE = "researcher"
 
@@ -32,10 +32,11 @@ def researcher_app(study: Study, listener: Listener, raters_at: str) -> tuple[Gu
         return pages.text("message.html", heading="Not for everybody", text=text, link="").encode()
 
     def told() -> dict[str, Any]:
-        return {"plan": study.plan, "counts": study.progress(), "codes": study.codes()}
+        return {"plan": study.plan, "counts": study.progress(), "codes": study.completion_codes()}
 
     @app.get("/")
     def start(request: Request) -> Response:
+        """The researcher's page: how far the study is, and the links for raters."""
         if hmac.compare_digest(request.query_params.get("token", ""), token):
             answer = RedirectResponse("/", 303)  # the token leaves the address
             answer.set_cookie(COOKIE, token, httponly=True, samesite="strict")

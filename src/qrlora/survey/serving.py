@@ -7,8 +7,8 @@ from typing import Any
 
 from ..web.serving import LOOPBACK, listen, serve
 from .rater_pages import rater_app
+from .rater_store import Study
 from .researcher_pages import researcher_app
-from .store import Study
 
 
 def serve_study(

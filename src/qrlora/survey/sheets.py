@@ -50,7 +50,7 @@ class Entry:
 
 
 @dataclass(frozen=True)
-class Material:
+class StudyItems:
     """Every item of a study, and where to find it."""
 
     items: tuple[Item, ...]
@@ -66,8 +66,8 @@ class Material:
     """{pair: seeds of which every method has a picture}."""
 
 
-def material(plan: Plan, pictures: Sequence[Picture]) -> Material:
-    """All items. Raises: ValueError: a method lacks a picture, a pair lacks its input; under 3 pairs."""
+def make_items(plan: Plan, pictures: Sequence[Picture]) -> StudyItems:
+    """All items of a study. Raises: ValueError: a method lacks a picture, a pair lacks its input; under 3 pairs."""
     by = {(x.kind, x.method, x.pair, x.seed): x.file for x in pictures}
     inputs = {kind: {x.pair: x.file for x in pictures if x.kind == kind} for kind in ("content", "style", "truth")}
     noise = next((x.file for x in pictures if x.kind == "noise"), "")
@@ -101,20 +101,20 @@ def material(plan: Plan, pictures: Sequence[Picture]) -> Material:
     known: dict[tuple[str, str], tuple[tuple[int, ...], ...]] = {}
     best = inputs["truth"] or inputs["content"]  # where nobody knows the truth, the content itself keeps the content
     for form in plan.forms:
-        made = [_checks(plan, form, pair, pairs[k - 1], inputs, best, noise) for k, pair in enumerate(pairs)]
+        made = [_check_items(plan, form, pair, pairs[k - 1], inputs, best, noise) for k, pair in enumerate(pairs)]
         for role in ("check", "practice"):
             kinds: list[tuple[int, ...]] = []
             for kind in zip(*made, strict=True):
                 kinds.append(tuple(range(len(items), len(items) + len(kind))))
                 items += [Item(**{**vars(x), "role": role}) for x in kind]
             known[form, role] = tuple(kinds)
-    return Material(tuple(items), results, duels, known, again, seeds)
+    return StudyItems(tuple(items), results, duels, known, again, seeds)
 
 
-def _checks(
+def _check_items(
     plan: Plan, form: str, pair: str, other: str, inputs: dict[str, dict[str, str]], best: dict[str, str], noise: str
 ) -> list[Item]:
-    """Items whose answer is known: what is right, noise, and another input's picture.
+    """Items of the sheets whose answer is known: what is right, noise, and another input's picture.
 
     What a question asks is told by its name: "style" is the style's alone, about which a picture of another content in
     the same style would be right; any other asks for the content, too.
@@ -133,8 +133,8 @@ def _checks(
     return [Item(**told, left=best[pair], right=noise, expected=wins), *(wrong if about_content else [])]
 
 
-def make(plan: Plan, stuff: Material, count: int | None = None) -> list[list[Entry]]:
-    """The sheets: practice, then levels and pairs, or pairs and levels, in turn.
+def make_sheets(plan: Plan, stuff: StudyItems, count: int | None = None) -> list[list[Entry]]:
+    """The raters' sheets: practice, then levels and pairs, or pairs and levels, in turn.
 
     Raises: ValueError: more inputs or comparisons than there are; no order without an input twice in a row.
     """
@@ -161,34 +161,34 @@ def make(plan: Plan, stuff: Material, count: int | None = None) -> list[list[Ent
         for form in order:
             kinds = stuff.known[form, "practice"]
             others = tuple(k for k in kinds[number % len(kinds)] if stuff.items[k].pair != last)
-            item = _turn(rng, used[f"practice {form}"], others)
+            item = _least_used_one(rng, used[f"practice {form}"], others)
             sheet.append(Entry(item, form == "pairs" and bool(rng.integers(2))))
             last = stuff.items[sheet[-1].item].pair
         for form in order:
-            sheet += _with_checks(plan, stuff, rng, used, form, blocks[form](), number, last)
+            sheet += _shuffled_with_checks(plan, stuff, rng, used, form, blocks[form](), number, last)
             last = stuff.items[sheet[-1].item].pair
         sheets.append(sheet)
     return sheets
 
 
-def _level_block(plan: Plan, stuff: Material, rng: np.random.Generator, used: dict[str, Counter]) -> list[Entry]:
-    """Every method's picture of the inputs whose turn it is."""
+def _level_block(plan: Plan, stuff: StudyItems, rng: np.random.Generator, used: dict[str, Counter]) -> list[Entry]:
+    """The level ratings of a sheet: every method's image of the inputs whose turn it is."""
     entries = []
-    for pair in _turns(rng, used["inputs"], tuple(stuff.seeds), plan.inputs):
-        seed = _turn(rng, used[f"seed {pair}"], stuff.seeds[pair])
+    for pair in _least_used(rng, used["inputs"], tuple(stuff.seeds), plan.inputs):
+        seed = _least_used_one(rng, used[f"seed {pair}"], stuff.seeds[pair])
         entries += [Entry(stuff.results[method, pair, seed]) for method in plan.methods]
     return entries
 
 
 def _pair_block(
     plan: Plan,
-    stuff: Material,
+    stuff: StudyItems,
     rng: np.random.Generator,
     used: dict[str, Counter],
     duels: Sequence[tuple[str, str]],
     number: int,
 ) -> list[Entry]:
-    """Every two methods equally often, on inputs whose turn it is; sides change from one such to the next."""
+    """The paired comparisons of a sheet: every two methods equally often, on inputs in turn; sides alternate."""
     rounds, inputs = plan.comparisons // len(duels), tuple(stuff.seeds)
     entries, here = [], Counter()
     met: dict[tuple[str, str], set[str]] = defaultdict(set)
@@ -196,17 +196,17 @@ def _pair_block(
         for k, duel in enumerate(duels):
             left = [x for x in inputs if x not in met[duel]]
             fewest = min(here[x] for x in left)
-            pair = _turn(rng, used[f"inputs of {duel}"], [x for x in left if here[x] == fewest])
+            pair = _least_used_one(rng, used[f"inputs of {duel}"], [x for x in left if here[x] == fewest])
             here[pair] += 1
             met[duel].add(pair)
-            seed = _turn(rng, used[f"seed of {duel} {pair}"], stuff.seeds[pair])
+            seed = _least_used_one(rng, used[f"seed of {duel} {pair}"], stuff.seeds[pair])
             entries.append(Entry(stuff.duels[*duel, pair, seed], bool((turn + k + number * rounds) % 2)))
     return entries
 
 
-def _with_checks(
+def _shuffled_with_checks(
     plan: Plan,
-    stuff: Material,
+    stuff: StudyItems,
     rng: np.random.Generator,
     used: dict[str, Counter],
     form: str,
@@ -214,7 +214,7 @@ def _with_checks(
     number: int,
     last: str,
 ) -> list[Entry]:
-    """A block in random order, with its checks, and with what comes again, well apart and with the sides changed."""
+    """A sheet's block in random order, with its checks and repeated items, well apart and with the sides changed."""
 
     def pair_of(entry: Entry) -> str:
         return stuff.items[entry.item].pair
@@ -230,18 +230,18 @@ def _with_checks(
         among = rarest(here, [Entry(x) for x in kinds[(number + k) % len(kinds)] if x not in taken])
         if not among:
             raise ValueError(f"checks = {plan.checks}, but there are not so many of the form {form!r}")
-        check = _turn(rng, used[f"checks {form}"], among)
+        check = _least_used_one(rng, used[f"checks {form}"], among)
         here[pair_of(check)] += 1
         entries = [*entries, Entry(check.item, form == "pairs" and bool(rng.integers(2)))]
     once = [x for x in entries if stuff.items[x.item].role == "rating"]
     second: dict[Entry, Entry] = {}
     for _ in range(min(plan.repeats, len(once))):
-        first = _turn(rng, Counter(), rarest(here, once))
+        first = _least_used_one(rng, Counter(), rarest(here, once))
         once.remove(first)
         here[pair_of(first)] += 1
         second[first] = Entry(stuff.again[first.item], form == "pairs" and not first.flipped)
-    orders = [arrange(rng, [*entries, *second.values()], pair_of, last) for _ in range(TRIES)]
-    return _in_turn(max(orders, key=lambda order: _gap(order, second)), second)
+    orders = [random_sheet_order(rng, [*entries, *second.values()], pair_of, last) for _ in range(TRIES)]
+    return _repeats_after_first(max(orders, key=lambda order: _gap(order, second)), second)
 
 
 def _gap(order: list[Entry], second: dict[Entry, Entry]) -> int:
@@ -249,8 +249,8 @@ def _gap(order: list[Entry], second: dict[Entry, Entry]) -> int:
     return min((abs(order.index(one) - order.index(two)) for one, two in second.items()), default=0)
 
 
-def _in_turn(order: list[Entry], second: dict[Entry, Entry]) -> list[Entry]:
-    """What repeats comes after what it repeats."""
+def _repeats_after_first(order: list[Entry], second: dict[Entry, Entry]) -> list[Entry]:
+    """A sheet's order in which a repeated item comes after what it repeats."""
     order = list(order)
     for one, two in second.items():
         i, j = sorted((order.index(one), order.index(two)))
@@ -258,10 +258,10 @@ def _in_turn(order: list[Entry], second: dict[Entry, Entry]) -> list[Entry]:
     return order
 
 
-def arrange(
+def random_sheet_order(
     rng: np.random.Generator, entries: Sequence[Entry], pair_of: Callable[[Entry], str], last: str = ""
 ) -> list[Entry]:
-    """A random order in which no pair follows itself, nor comes first after `last`.
+    """A random order of a sheet's entries in which no pair follows itself, nor comes first after `last`.
 
     Raises: ValueError: there is none.
     """
@@ -283,13 +283,13 @@ def arrange(
     return order
 
 
-def _turns(rng: np.random.Generator, used: Counter, among: Sequence[Key], count: int) -> list[Key]:
-    """Some different ones that were used least, and note it."""
+def _least_used(rng: np.random.Generator, used: Counter, among: Sequence[Key], count: int) -> list[Key]:
+    """The inputs or images that the sheets have used least so far, which counts them."""
     order = sorted((used[x], float(rng.random()), k) for k, x in enumerate(among))
     chosen = [among[k] for *_, k in order[:count]]
     used.update(chosen)
     return chosen
 
 
-def _turn(rng: np.random.Generator, used: Counter, among: Sequence[Key]) -> Key:
-    return _turns(rng, used, among, 1)[0]
+def _least_used_one(rng: np.random.Generator, used: Counter, among: Sequence[Key]) -> Key:
+    return _least_used(rng, used, among, 1)[0]

@@ -48,7 +48,7 @@ class Crossed:
         self.of_raters, self.of_pairs = (x.astype(float) for x in drawn)
 
     def spread(self, values: np.ndarray, chosen: np.ndarray) -> list[np.ndarray]:
-        """Sums of some answers' values in every resample: of raters alone, of pairs alone, of both; each (b, k).
+        """Bootstrap sums of answers' values: raters resampled alone, pairs alone, and both; each (b, k).
 
         Args: values (n, k).  chosen: (n,) of bool, which answers.
         """
@@ -65,7 +65,7 @@ class Crossed:
         chosen: np.ndarray | None = None,
         null: float = 0.0,
     ) -> list[Estimate]:
-        """Statistics of the answers' sums, each with its interval.
+        """Statistics of the answers' sums, each with its bootstrap interval.
 
         With A, B and E the shares of raters, of pairs and of single answers in the variance, resampling raters finds
         A + E, resampling pairs B + E, resampling both A + B + 3 E (Owen 2007, theorem 2, to leading order). The draws
@@ -80,14 +80,17 @@ class Crossed:
         if min(counts[1:]) < 2:
             return [Estimate(float(value), math.nan, math.nan, math.nan, *counts) for value in found]
         kinds = [statistic(x) for x in self.spread(values, chosen)]
-        return [_estimate(float(value), [x[..., m] for x in kinds], counts, null) for m, value in enumerate(found)]
+        return [
+            _estimate_with_interval(float(value), [x[..., m] for x in kinds], counts, null)
+            for m, value in enumerate(found)
+        ]
 
     def mean(self, values: np.ndarray, chosen: np.ndarray | None = None, null: float = 0.0) -> Estimate:
         """The mean of one value for each answer; NaN of none."""
         return self.estimates(np.stack([values, np.ones(len(values))], 1), quotient, chosen, null)[0]
 
 
-def _estimate(value: float, kinds: Sequence[np.ndarray], counts: Sequence[int], null: float) -> Estimate:
+def _estimate_with_interval(value: float, kinds: Sequence[np.ndarray], counts: Sequence[int], null: float) -> Estimate:
     """See `Crossed.estimates`. Args: kinds: draws of resampled raters, of pairs, of both."""
     found = Estimate(value, math.nan, math.nan, math.nan, *counts)
     if not math.isfinite(value) or any(np.isfinite(x).mean() < FINITE for x in kinds):
@@ -192,7 +195,11 @@ def alpha(units: np.ndarray, levels: int, ordinal: bool) -> float:
 
     Args: units (R, U): each rater's level 0..levels-1 of each unit; -1: none.
     """
-    return float(_alphas(_one_hot(units, levels), np.ones((1, len(units))), np.ones((1, units.shape[1])), ordinal)[0])
+    return float(
+        _krippendorff_alphas(_one_hot(units, levels), np.ones((1, len(units))), np.ones((1, units.shape[1])), ordinal)[
+            0
+        ]
+    )
 
 
 def alpha_estimate(
@@ -210,15 +217,15 @@ def alpha_estimate(
         return found
     crossed = Crossed(range(len(units)), [0] * len(units), seed, RESAMPLES // 4)
     of_pairs = Crossed(pairs.tolist(), [0] * len(pairs), seed + 1, RESAMPLES // 4).of_raters
-    drawn = _alphas(_one_hot(units, levels), crossed.of_raters, of_pairs[:, pairs], ordinal)
+    drawn = _krippendorff_alphas(_one_hot(units, levels), crossed.of_raters, of_pairs[:, pairs], ordinal)
     if np.isfinite(drawn).mean() < FINITE:
         return found
     low, high = np.quantile(drawn[np.isfinite(drawn)], [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
     return found._replace(low=float(low), high=float(high))
 
 
-def _alphas(one_hot: np.ndarray, of_raters: np.ndarray, of_units: np.ndarray, ordinal: bool) -> np.ndarray:
-    """Alpha for every weighting. one_hot (R, U, K), of_raters (b, R), of_units (b, U) -> (b,)"""
+def _krippendorff_alphas(one_hot: np.ndarray, of_raters: np.ndarray, of_units: np.ndarray, ordinal: bool) -> np.ndarray:
+    """Krippendorff's alpha for every weighting. one_hot (R, U, K), of_raters (b, R), of_units (b, U) -> (b,)"""
     R, U, K = one_hot.shape
     flat = one_hot.reshape(R, U * K)
     held = (of_raters @ flat).reshape(-1, U, K)

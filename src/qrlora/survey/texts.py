@@ -16,7 +16,7 @@ def languages() -> list[str]:
 
 
 def texts(language: str) -> dict[str, Any]:
-    """Every text of a language. Raises: ValueError: there is no such."""
+    """Every text of the raters' pages in a language. Raises: ValueError: there is no such."""
     if language not in languages():
         raise ValueError(f"no texts in {language!r}, but in {', '.join(languages())}")
     return tomllib.loads((FOLDER / f"{language}.toml").read_text(encoding="utf-8"))

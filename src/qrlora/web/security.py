@@ -42,7 +42,7 @@ class RateLimit:
         self._left: dict[bytes, tuple[float, float]] = {}
 
     def allows(self, address: str) -> bool:
-        """Whether one more is allowed, which counts it."""
+        """Whether the rate limit allows an address one more request, which counts it."""
         moment, key = time.monotonic(), hashlib.blake2b(address.encode(), key=self._salt, digest_size=8).digest()
         if len(self._left) > 10_000:
             self._left = {k: v for k, v in self._left.items() if v[0] + (moment - v[1]) * self.rate < self.burst}
@@ -97,7 +97,7 @@ class Guard:
         await self.app(scope, receive, guarded)
 
     def _fault(self, scope: dict[str, Any], headers: dict[str, str]) -> tuple[int, str] | None:
-        """Status and reason of a request that is not passed on."""
+        """HTTP status and reason of a request that the guard refuses; None: passed on."""
         if headers.get("host", "").lower() not in self.hosts:
             return 421, "host"
         if scope["method"] not in (*SAFE, "POST"):
@@ -116,7 +116,7 @@ class Guard:
         return None
 
     def _from_ourselves(self, headers: dict[str, str]) -> bool:
-        """Whether a form was sent from one of our own pages: every browser says so in one header or both."""
+        """Whether a form was sent from one of our own pages, by its Origin and Sec-Fetch-Site headers."""
         origin, site = headers.get("origin"), headers.get("sec-fetch-site")
         if origin is None and site is None:
             return False
@@ -124,7 +124,7 @@ class Guard:
 
 
 def hosts_of(names: Sequence[str], port: int) -> list[str]:
-    """What a browser writes into Host for each name of this machine, and for a public address ("https://a.org")."""
+    """The Host headers that the guard allows: each name of this machine, and a public address ("https://a.org")."""
     found = []
     for name in names:
         if "://" in name:

@@ -39,7 +39,7 @@ class Listener:
 
 
 def listen(port: int, address: str = LOOPBACK, public: str = "") -> Listener:
-    """Take a port; 0: any.
+    """Take a port for a server; 0: any.
 
     Raises: ValueError: an address beyond this machine without a public address with TLS in front; no address.
             OSError: the port is taken.
@@ -75,12 +75,13 @@ def serve(
     on_ready: Callable[[], Any] = lambda: None,
     on_stop: Callable[[], Any] = lambda: None,
 ) -> None:
-    """Serve applications until Ctrl-C or SIGTERM, each at its own address. No log of who asked for what.
+    """Serve applications with uvicorn until Ctrl-C or SIGTERM, each at its own address. No log of who asked for what.
 
     Args: on_stop: called before open connections are waited for, to end those that would never end by themselves.
     """
 
     async def run() -> None:
+        """Run one uvicorn server for each application, until all have ended."""
         servers = []
         for app, listener in apps:
             trusted = LOOPBACK if listener.public else ""  # the proxy in front tells the client's address

@@ -1,6 +1,6 @@
-"""The process that draws: keeps the base and the adapters of the last picture open for the next one.
+"""The process that generates images: keeps the base and the adapters of the last image open for the next one.
 
-`python -m qrlora.studio.drawing_worker FOLDER DEVICE`: a line of JSON in for each picture, one out when it lies in
+`python -m qrlora.studio.generation_worker FOLDER DEVICE`: a line of JSON in for each picture, one out when it lies in
 the folder's drawings. Ends with whoever asks.
 """
 
@@ -30,8 +30,8 @@ load_adapter = functools.lru_cache(8)(qrlora.load)
 """(file) -> its adapter; a job's adapter never changes."""
 
 
-def draw_image(wanted: Mapping[str, Any], jobs: Path, device: str) -> Any:
-    """One picture. Raises ValueError, OSError: as `qrlora.generate`."""
+def generate_image(wanted: Mapping[str, Any], jobs: Path, device: str) -> Any:
+    """Generate one image that the studio asked for. Raises ValueError, OSError: as `qrlora.generate`."""
     base = open_base(wanted["base"], device, **wanted["opening"])
     adapters = [(load_adapter(jobs / name / ADAPTER), strength) for name, strength in wanted["adapters"]]
     names = ("negative_prompt", "seed", "steps", "guidance", "size")
@@ -40,13 +40,13 @@ def draw_image(wanted: Mapping[str, Any], jobs: Path, device: str) -> Any:
 
 
 def main(folder: Path, device: str) -> None:
-    """Draw what standard input asks for, for the studio of a folder."""
+    """Generate the images that come on standard input, one JSON line each, for the studio of a folder."""
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # whatever a library prints is no answer
     for line in sys.stdin:
         wanted = json.loads(line)
         try:
-            save_image(draw_image(wanted, folder / "jobs", device), folder / "drawings" / f"{wanted['name']}.png")
+            save_image(generate_image(wanted, folder / "jobs", device), folder / "drawings" / f"{wanted['name']}.png")
             answer = {}
         except Exception as error:
             answer = {"failed": user_message(error)}

@@ -1,4 +1,4 @@
-"""What the first page holds: pictures, squares and settings that are not yet a run. Kept at every change.
+"""The draft of a training that the start page edits: images, crops and settings. Kept at every change.
 
 Settings are those of `config.TrainConfig`, with its docstrings beside them.
 """
@@ -6,7 +6,6 @@ Settings are those of `config.TrainConfig`, with its docstrings beside them.
 from __future__ import annotations
 
 import dataclasses
-import json
 import typing
 from collections.abc import Mapping
 from pathlib import Path
@@ -16,9 +15,9 @@ from ..built_in_bases import built_in_bases
 from ..config import TrainConfig
 from ..config.setting_descriptions import settings_rows
 from ..config.type_checks import parse_override
-from ..text_files import read_text
+from .base_pages import known_bases, read_base_json
 from .jobs import Job, WorkFolder
-from .uploaded_images import Square, picture_facts, picture_file, picture_name, square_name, square_of
+from .uploaded_images import Square, picture_file, picture_name, square_name, square_of_upload, uploaded_image_facts
 
 ROLES = ("content", "style")
 MORE = (
@@ -39,8 +38,6 @@ MORE = (
 )
 """Settings under "More", for both runs."""
 DRAFT = "draft.json"
-ADDED = "bases.json"
-"""Names of bases that were added on a page."""
 PREVIEWS = 5
 """That a run shows, where nobody says how many."""
 STEPS = 500
@@ -58,8 +55,8 @@ class Setting:
     """What one can choose; (): any text."""
 
 
-def settings_shown() -> list[Setting]:
-    """The fields under "More", described by the docstrings of TrainConfig."""
+def draft_settings() -> list[Setting]:
+    """The settings of a draft under "More", described by the docstrings of TrainConfig."""
     hints, rows = typing.get_type_hints(TrainConfig), {row[0]: row for row in settings_rows(TrainConfig)}
     found = []
     for name in MORE:
@@ -77,22 +74,22 @@ def read_draft(work: WorkFolder) -> dict[str, Any]:
 
 
 def draft_of_form(work: WorkFolder, form: Mapping[str, Any], pictures: Mapping[str, list[str]]) -> dict[str, Any]:
-    """The draft that a form of the first page holds, which is kept.
+    """The draft in a form of the start page, which is kept.
 
     Args: pictures: {role: ids of its pictures}.
     """
     names = ("shows", "base", "content_trigger", "style_trigger")
     draft = read_draft(work) | {name: str(form[name]).strip() for name in names if name in form}
     for role in ROLES:
-        draft[role] = [_placed(work, form, role, picture) for picture in pictures[role]]
+        draft[role] = [_image_with_crop(work, form, role, picture) for picture in pictures[role]]
     draft["more"] = {name: value for name in MORE if (value := str(form.get(f"more_{name}", "")).strip())}
     work.write_json(DRAFT, draft)
     return draft
 
 
-def _placed(work: WorkFolder, form: Mapping[str, Any], role: str, picture: str) -> dict[str, Any]:
-    """A picture with its square: the form's, or the middle one of a new picture."""
-    about = picture_facts(work, picture)
+def _image_with_crop(work: WorkFolder, form: Mapping[str, Any], role: str, picture: str) -> dict[str, Any]:
+    """An image of the draft with its square crop: the form's, or the middle one of a new image."""
+    about = uploaded_image_facts(work, picture)
     square = dataclasses.asdict(Square.middle(about["width"], about["height"]))
     for name in square:
         value = str(form.get(f"{role}-{picture}-{name}", ""))
@@ -100,8 +97,8 @@ def _placed(work: WorkFolder, form: Mapping[str, Any], role: str, picture: str) 
     return {"picture": picture, **square}
 
 
-def trainings(work: WorkFolder, draft: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
-    """{role: settings} of the runs that a draft asks for, checked as far as they can be before a base is open.
+def settings_of_draft(work: WorkFolder, draft: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """{role: settings} of the trainings that a draft asks for, checked as far as can be before a base is open.
 
     Raises: ValueError: no picture, a setting that cannot be, a style without what its picture shows.
     """
@@ -128,15 +125,15 @@ def trainings(work: WorkFolder, draft: Mapping[str, Any]) -> dict[str, dict[str,
 
 
 def create_runs(work: WorkFolder, draft: Mapping[str, Any]) -> list[Job]:
-    """A training job for each role that has a picture. Raises ValueError: see `trainings`, `square_of`."""
+    """Turn a draft into training jobs, one for each role with images. Raises ValueError: see `settings_of_draft`."""
     jobs = []
-    for role, settings in trainings(work, draft).items():
+    for role, settings in settings_of_draft(work, draft).items():
         files, squares = {}, []
         for number, placed in enumerate(draft[role]):
             squares.append(Square(placed["x"], placed["y"], placed["side"]))
             files[picture_name(number)] = picture_file(work, placed["picture"])
-            files[square_name(number)] = square_of(work, placed["picture"], squares[-1])
-        about = [picture_facts(work, placed["picture"]) for placed in draft[role]]
+            files[square_name(number)] = square_of_upload(work, placed["picture"], squares[-1])
+        about = [uploaded_image_facts(work, placed["picture"]) for placed in draft[role]]
         middle = [Square.middle(x["width"], x["height"]) for x in about]
         crop = [] if squares == middle else [dataclasses.astuple(square) for square in squares]
         stored = {"train": settings, "crop": crop, "pictures": draft[role]}
@@ -145,7 +142,7 @@ def create_runs(work: WorkFolder, draft: Mapping[str, Any]) -> list[Job]:
 
 
 def draft_of_job(work: WorkFolder, job: Job) -> dict[str, Any]:
-    """The first page filled with what a run was made of; the other role as it was."""
+    """A new draft with the images and settings of an earlier training; the other role as it was."""
     settings = job.settings["train"]
     role, draft = settings["role"], read_draft(work)
     own = {name: TrainConfig.__dataclass_fields__[name].default for name in MORE}
@@ -158,20 +155,7 @@ def draft_of_job(work: WorkFolder, job: Job) -> dict[str, Any]:
     return draft
 
 
-def known_bases(work: WorkFolder) -> dict[str, str]:
-    """{name: what is known of it} of the bases to choose from: built in, and those that were added."""
-    found = {name: read_base_json(folder).get("about", "") for name, folder in built_in_bases().items()}
-    found |= dict.fromkeys(work.local_bases, "on this machine")
-    return found | dict.fromkeys(work.read_json(ADDED).get("added", []), "on the hub")
-
-
 def default_steps(base: str, role: str) -> int:
     """The updates that a base's own defaults ask for, as far as its folder tells."""
     train = read_base_json(built_in_bases().get(base) or Path(base)).get("defaults", {}).get("train", {})
     return train.get(role, {}).get("steps") or train.get("steps") or STEPS
-
-
-def read_base_json(folder: Path) -> dict[str, Any]:
-    """What a base's folder says of itself; {} if nothing."""
-    path = folder / "qrlora.json"
-    return json.loads(read_text(path)) if path.is_file() else {}

@@ -1,4 +1,4 @@
-"""The answers of a study as the report counts them: the last of each, by those who finished, with who is left out."""
+"""The answers that a report counts: the last of each, by those who finished, with who is left out."""
 
 import statistics
 from collections import defaultdict
@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from .plan import Plan
+from .rater_store import Study
 from .sheets import Item
-from .store import Study
 
 
 @dataclass(frozen=True)
@@ -71,9 +71,9 @@ class Answers:
         return [x for x in self.given if x.rater in ids]
 
 
-def collect(study: Study) -> Answers:
-    """Read a study's answers."""
-    raters, rows = study.everything()
+def collect_answers(study: Study) -> Answers:
+    """All answers of a rating study from its database, and a summary of each rater."""
+    raters, rows = study.raters_and_answers()
     by: dict[str, dict[tuple[int, str], list[dict[str, Any]]]] = defaultdict(lambda: defaultdict(list))
     for row in rows:
         by[row["rater"]][row["item"], row["question"]].append(row)
@@ -87,7 +87,7 @@ def collect(study: Study) -> Answers:
             if item.role != "practice" and item_id in places:
                 place, flipped = places[item_id]
                 seconds = (versions[0]["answered"] - versions[0]["shown"]) / 1000
-                told = _about(study, item) | {"question": question, "value": last["value"], "passed": None}
+                told = _item_of_answer(study, item) | {"question": question, "value": last["value"], "passed": None}
                 if expected := next((x for x in item.expected if x[0] == question), None):
                     told["passed"] = expected[1] <= last["value"] <= expected[2]
                 told |= {"place": place, "flipped": flipped, "seconds": seconds, "revisions": len(versions) - 1}
@@ -98,14 +98,15 @@ def collect(study: Study) -> Answers:
     return Answers(tuple(people), tuple(given))
 
 
-def _about(study: Study, item: Item) -> dict[str, Any]:
-    """What a picture's random name stands for."""
+def _item_of_answer(study: Study, item: Item) -> dict[str, Any]:
+    """The item of an answer: what the random names of its images stand for."""
     first, second = study.pictures[item.left], study.pictures.get(item.right)
     methods = {"first": first.method, "second": second.method if second else ""}
     return {"form": item.form, "role": item.role, "pair": item.pair, "seed": first.seed, **methods}
 
 
 def _summary_of_rater(plan: Plan, number: int, rater: dict[str, Any], mine: Sequence[Given]) -> Person:
+    """A rater's summary, and the rule by which the answers are not counted, if any."""
     failed = len({x.item for x in mine if x.passed is False})
     seconds = statistics.median([x.seconds for x in mine]) if mine else 0.0
     rules = {

@@ -1,4 +1,4 @@
-"""The first page: two pictures, the squares that are trained on, and one button."""
+"""The start page: choose a content and a style image, crop them, and start their trainings."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ from starlette.datastructures import FormData, UploadFile
 
 from ..web.pages import FOREVER
 from .access_token import depends, field_text
-from .draft import (
+from .app_state import Studio
+from .base_pages import known_bases
+from .jobs import Job
+from .training_draft import (
     ROLES,
     create_runs,
     draft_of_form,
     draft_of_job,
-    known_bases,
+    draft_settings,
     read_draft,
-    settings_shown,
-    trainings,
+    settings_of_draft,
 )
-from .jobs import Job
-from .studio import Studio
-from .uploaded_images import add_picture, picture_facts
+from .uploaded_images import add_uploaded_image, uploaded_image_facts
 
 LABELS = {
     "content": ("Subject", "One picture of a subject: an object, an animal, a person"),
@@ -33,20 +33,21 @@ LABELS = {
 }
 
 
-def add_to(app: FastAPI, studio: Studio) -> None:
-    """Give an application these pages."""
-    FirstPage(studio).add_to(app)
+def add_start_training_page(app: FastAPI, studio: Studio) -> None:
+    """Add the routes of the start page to a FastAPI application."""
+    StartTrainingPage(studio).add_to(app)
 
 
-class FirstPage:
+class StartTrainingPage:
     """What is about to be trained."""
 
     def __init__(self, studio: Studio):
         self.studio, self.work = studio, studio.work
 
     def add_to(self, app: FastAPI) -> None:
+        """Add the routes of the page that starts trainings: images, crops, settings."""
         access = self.studio.access
-        form = depends(access.form)
+        form = depends(access.read_form)
 
         @app.get("/")
         def start(request: Request) -> Response:
@@ -57,8 +58,8 @@ class FirstPage:
 
         @app.get("/picture/{name}.webp", dependencies=[depends(access.require_token)])
         def picture(name: str) -> Response:
-            picture_facts(self.work, name)
-            path = self.work.file("pictures", f"{name}.webp")
+            uploaded_image_facts(self.work, name)
+            path = self.work.served_file("pictures", f"{name}.webp")
             return Response(path.read_bytes(), media_type="image/webp", headers=FOREVER)
 
         @app.post("/draft")
@@ -114,8 +115,9 @@ class FirstPage:
         return self.studio.show("picture_choice.html", 422 if problem else 200, **self.page_context(draft, problem))
 
     def page_context(self, draft: dict[str, Any], problem: str) -> dict[str, Any]:
-        about = {x["picture"]: picture_facts(self.work, x["picture"]) for role in ROLES for x in draft[role]}
-        more = {"settings": settings_shown(), "bases": known_bases(self.work), "labels": LABELS}
+        """What the start page shows of a draft: its images, settings and bases."""
+        about = {x["picture"]: uploaded_image_facts(self.work, x["picture"]) for role in ROLES for x in draft[role]}
+        more = {"settings": draft_settings(), "bases": known_bases(self.work), "labels": LABELS}
         return {
             "draft": draft,
             "about": about,
@@ -134,24 +136,26 @@ class FirstPage:
         return draft_of_form(self.work, sent, self.pictures(sent))
 
     def upload(self, sent: FormData) -> Response:
-        """Add files to the pictures of a form."""
+        """Add uploaded images to a form of the start page."""
         pictures, problem = self.pictures(sent), ""
         for role in ROLES:
             for file in sent.getlist(f"files_{role}"):
                 if not isinstance(file, UploadFile) or not file.filename:
                     continue
                 try:
-                    pictures[role].append(add_picture(self.work, file.file, file.filename))
+                    pictures[role].append(add_uploaded_image(self.work, file.file, file.filename))
                 except ValueError as error:
                     problem = str(error)
         pictures = {role: list(dict.fromkeys(found)) for role, found in pictures.items()}
         return self.piece(draft_of_form(self.work, sent, pictures), problem)
 
     def estimate(self, draft: dict[str, Any]) -> Response:
-        """What the runs of a draft take: counted once for each base and settings, by a job."""
+        """The memory that the trainings of a draft take: counted once for each base and settings, by a job."""
         shown = {"base": draft["base"], **{k: v for k, v in draft["more"].items() if k in ESTIMATED}}
         try:
-            settings = next(iter(trainings(self.work, {**draft, "shows": draft["shows"] or "cat"}).values()), {})
+            settings = next(
+                iter(settings_of_draft(self.work, {**draft, "shows": draft["shows"] or "cat"}).values()), {}
+            )
         except ValueError:
             settings = {}
         chosen = {name: settings[name] for name in shown if name in settings and name != "base"}

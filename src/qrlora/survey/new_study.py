@@ -10,17 +10,17 @@ from pathlib import Path
 from typing import Any
 
 from ..output_files import atomic, check
-from .plan import PICTURES, PLAN, TABLE, Picture, Plan, table, write
+from .plan import PICTURES, PLAN, TABLE, Picture, Plan, pictures_csv, write_plan
 from .power import power
-from .sheets import make, material
-from .source import Found, find
+from .sheets import make_items, make_sheets
+from .study_images import StudyImage, find_study_images
 from .texts import questions, texts
 
 INPUTS, COMPARISONS = 5, 8
 """Of a sheet that takes about ten minutes with two methods."""
 
 
-def new(
+def make_study(
     source: Path,
     folder: Path,
     *,
@@ -35,21 +35,21 @@ def new(
     simulations: int = 200,
     on_step: Callable[[int, int], Any] | None = None,
 ) -> Plan:
-    """Make a study's folder: pictures, pictures.csv, plan.toml.
+    """Make the folder of a new rating study: images, pictures.csv, plan.toml.
 
     Args:   source, methods, seeds: see `source.find`.  forms: "levels", "pairs".
     Raises: OSError, ValueError: the source holds no such pictures; the folder holds a plan.
     """
     check(folder / PLAN)
-    found, chosen = find(source, methods, seeds)
+    found, chosen = find_study_images(source, methods, seeds)
     if len(chosen) < 2 and "pairs" in forms:
         raise ValueError(f"pairs need two methods, got {', '.join(chosen)}: --form levels")
     asked = questions(language, forms)
     count = len({x.pair for x in found if x.kind == "result"})
     inputs = min(INPUTS, count) if "levels" in forms else 0
     duels = len(list(combinations(chosen, 2))) if "pairs" in forms else 0
-    pictures = _named(found, folder)
-    text = table(pictures)
+    pictures = _write_anonymous_images(found, folder)
+    text = pictures_csv(pictures)
     words = texts(language)
     plan = Plan(
         title=title or words["title"],
@@ -71,16 +71,16 @@ def new(
         win_rate=0.6,
         questions=asked,
     )
-    stuff = material(plan, pictures)
-    make(plan, stuff)
+    stuff = make_items(plan, pictures)
+    make_sheets(plan, stuff)
     plan = replace(plan, power=tuple(power(plan, stuff, simulations, on_step)))
     with atomic(folder / TABLE) as file:
         file.write(text.encode())
-    return write(plan, folder)
+    return write_plan(plan, folder)
 
 
-def _named(found: Sequence[Found], folder: Path) -> list[Picture]:
-    """Write the pictures under names that say nothing, in one lossless format, without metadata."""
+def _write_anonymous_images(found: Sequence[StudyImage], folder: Path) -> list[Picture]:
+    """Write a new study's images under random names, in one lossless format, without metadata."""
     pictures = []
     for x in found:
         buffer = io.BytesIO()

@@ -1,4 +1,4 @@
-"""Where a study's pictures come from: a folder of `qrlora compare`, or a table of one's own. [PIL]"""
+"""The images of a new study: read from a folder of `qrlora compare`, or from a CSV file of one's own. [PIL]"""
 
 import csv
 import io
@@ -20,7 +20,7 @@ COLUMNS = ("method", "pair", "content", "style", "picture")
 
 
 @dataclass(frozen=True)
-class Found:
+class StudyImage:
     """A picture before it gets its random name."""
 
     kind: str
@@ -31,14 +31,14 @@ class Found:
     scores: dict[str, float] = field(default_factory=dict)
 
 
-def find(source: Path, methods: Sequence[str], seeds: int) -> tuple[list[Found], tuple[str, ...]]:
-    """All pictures of a source, of one size, and the methods in their order.
+def find_study_images(source: Path, methods: Sequence[str], seeds: int) -> tuple[list[StudyImage], tuple[str, ...]]:
+    """All images of a study's source, of one size, and the methods in their order.
 
     Args:    source: a folder of `qrlora compare`, or a CSV file with the columns COLUMNS and perhaps seed.
              methods: which; none: all but the ends of the scale.  seeds: how many pictures of a pair and method.
     Raises:  OSError, ValueError: not such a source, no such method, a picture that is none.
     """
-    found = of_study(source, seeds) if source.is_dir() else of_table(source)
+    found = images_of_comparison(source, seeds) if source.is_dir() else images_of_csv(source)
     there = list(dict.fromkeys(x.method for x in found if x.kind == "result"))
     chosen = tuple(methods) or tuple(name for name in there if name not in ("none", "oracle"))
     if missing := [name for name in chosen if name not in there]:
@@ -46,12 +46,12 @@ def find(source: Path, methods: Sequence[str], seeds: int) -> tuple[list[Found],
     found = [x for x in found if not x.method or x.method in chosen]
     side = min(LARGEST, max(x.image.width for x in found if x.kind == "result"))
     noise = np.random.default_rng(0).integers(0, 256, (side, side, 3), dtype=np.uint8)
-    found.append(Found("noise", "", "", 0, Image.fromarray(noise)))
-    return [Found(x.kind, x.method, x.pair, x.seed, _sized(x.image, side), x.scores) for x in found], chosen
+    found.append(StudyImage("noise", "", "", 0, Image.fromarray(noise)))
+    return [StudyImage(x.kind, x.method, x.pair, x.seed, _sized(x.image, side), x.scores) for x in found], chosen
 
 
-def of_study(folder: Path, seeds: int) -> list[Found]:
-    """The pictures of `qrlora compare`: results from its folder, inputs and true fusions as they were made for it.
+def images_of_comparison(folder: Path, seeds: int) -> list[StudyImage]:
+    """The images in a folder of `qrlora compare`: results from its folder, inputs and true fusions made anew.
 
     Raises: OSError, ValueError: the folder holds no such study, or one that is not done.
     """
@@ -67,7 +67,9 @@ def of_study(folder: Path, seeds: int) -> list[Found]:
     found = []
     for pair in pairs:
         shown = {"content": pair.content, "style": pair.style, "truth": pair.truth}
-        found += [Found(kind, "", pair.name, 0, _squared(x.file)) for kind, x in shown.items() if x is not None]
+        found += [
+            StudyImage(kind, "", pair.name, 0, _input_as_trained(x.file)) for kind, x in shown.items() if x is not None
+        ]
     rows = list(csv.DictReader(io.StringIO(read_text(page.with_name(f"{page.stem}-pictures.csv")))))
     order = {job: sorted({int(row["seed"]) for row in rows if row["job"] == job}) for job in {r["job"] for r in rows}}
     known = {"method", "pair", "seed", "device", "job", "encoders"}
@@ -78,16 +80,16 @@ def of_study(folder: Path, seeds: int) -> list[Found]:
             side = strip.width // len(order[row["job"]])
             image = strip.crop((index * side, 0, (index + 1) * side, strip.height))
             scores = {name: float(x) for name, x in row.items() if name not in known and x}
-            found.append(Found("result", row["method"], row["pair"], int(row["seed"]), image, scores))
+            found.append(StudyImage("result", row["method"], row["pair"], int(row["seed"]), image, scores))
     return found
 
 
-def _squared(picture: bytes) -> Image.Image:
-    """A picture file as training sees it."""
+def _input_as_trained(picture: bytes) -> Image.Image:
+    """An input image of a comparison as training sees it."""
     with temporary_folder() as folder:
         path = folder / "picture"
         path.write_bytes(picture)
-        return _opened(path, "an input of the study")
+        return _open_study_image(path, "an input of the study")
 
 
 def _settings(page: Path) -> str:
@@ -100,8 +102,8 @@ def _split(name: str):
     return "dev" if name == "dev" else "test"
 
 
-def of_table(path: Path) -> list[Found]:
-    """The pictures of a CSV file; files are beside it or absolute.
+def images_of_csv(path: Path) -> list[StudyImage]:
+    """The images that a CSV file lists; files are beside it or absolute.
 
     Raises: OSError, ValueError, with the line: a column or cell is missing, a picture is none.
     """
@@ -110,7 +112,7 @@ def of_table(path: Path) -> list[Found]:
     reader = csv.DictReader(io.StringIO(read_text(path), newline=""))
     if missing := [name for name in COLUMNS if name not in (reader.fieldnames or ())]:
         raise ValueError(f"{path} lacks the column {missing[0]!r}; it needs {', '.join(COLUMNS)}, and may have seed")
-    found: dict[tuple[str, str, str, int], Found] = {}
+    found: dict[tuple[str, str, str, int], StudyImage] = {}
     for row in reader:
         line = f"{path}, line {reader.line_num}"
         if empty := [name for name in COLUMNS if not (row[name] or "").strip()]:
@@ -128,14 +130,14 @@ def of_table(path: Path) -> list[Found]:
             if kind == "result" and key in found:
                 raise ValueError(f"{line}: {row['method']!r} has two pictures of {row['pair']!r} with seed {seed}")
             if key not in found:
-                found[key] = Found(*key, _opened(path.parent / row[column], line))
+                found[key] = StudyImage(*key, _open_study_image(path.parent / row[column], line))
     if not found:
         raise ValueError(f"{path} has no pictures")
     return list(found.values())
 
 
-def _opened(path: Path, line: str) -> Image.Image:
-    """A picture as people should see it: the middle square, upright, without what its file says of place and maker."""
+def _open_study_image(path: Path, line: str) -> Image.Image:
+    """A study's image as people should see it: the middle square, upright, without metadata of place and maker."""
     try:
         size = load_image(path, MIN_SIDE).original
         return load_image(path, min(LARGEST, *size)).image

@@ -10,24 +10,24 @@ from xml.sax.saxutils import quoteattr
 
 from ..comparison.report import csv_text
 from ..output_files import atomic
-from .answers import Answers, Given, collect
+from .counted_answers import Answers, Given, collect_answers
 from .plan import PICTURES, Plan
-from .rater_pages import answers as words_of
+from .rater_pages import answer_buttons as words_of
+from .rater_store import Study
 from .sheets import Item
-from .store import Study
 
 LABEL_STUDIO = "label-studio"
 TARGETS = ("csv", LABEL_STUDIO)
 
 
-def export(study: Study, target: str, folder: Path) -> list[Path]:
-    """Write a study's answers, practice left out, for another program. Returns the files.
+def export_answers(study: Study, target: str, folder: Path) -> list[Path]:
+    """Export a study's answers, practice left out, as CSV or for Label Studio. Returns the files.
 
     Raises: ValueError: no such target.  OSError: a full disk.
     """
     if target not in TARGETS:
         raise ValueError(f"no export to {target!r}: there are {', '.join(TARGETS)}")
-    answers = collect(study)
+    answers = collect_answers(study)
     if target == "csv":
         people = {x.number: x for x in answers.people}
         rows = [
@@ -38,14 +38,14 @@ def export(study: Study, target: str, folder: Path) -> list[Path]:
         told = {"answers.csv": csv_text(rows or head), "raters.csv": csv_text([asdict(x) for x in answers.people])}
     else:
         told = {
-            "tasks.json": json.dumps(tasks(study, answers), ensure_ascii=False, indent=1),
-            "config.xml": config(study.plan),
+            "tasks.json": json.dumps(label_studio_tasks(study, answers), ensure_ascii=False, indent=1),
+            "config.xml": label_studio_config(study.plan),
         }
     return [_write(folder / name, text) for name, text in told.items()]
 
 
-def tasks(study: Study, answers: Answers) -> list[dict[str, Any]]:
-    """A task for each item, an annotation for each rater, as Label Studio's JSON import reads them.
+def label_studio_tasks(study: Study, answers: Answers) -> list[dict[str, Any]]:
+    """Answers exported as Label Studio's tasks: one for each item, with an annotation for each rater.
 
     Pictures are named by /data/local-files, Label Studio's address for files of its own machine.
     """
@@ -57,14 +57,19 @@ def tasks(study: Study, answers: Answers) -> list[dict[str, Any]]:
     for item_id, raters in sorted(by.items()):
         item = study.items[item_id]
         annotations = [
-            {"completed_by": rater, "lead_time": max(x.seconds for x in given), "result": _results(given, words)}
+            {
+                "completed_by": rater,
+                "lead_time": max(x.seconds for x in given),
+                "result": _label_studio_results(given, words),
+            }
             for rater, given in sorted(raters.items())
         ]
-        found.append({"data": _data(study, item), "meta": {"role": item.role}, "annotations": annotations})
+        found.append({"data": _label_studio_data(study, item), "meta": {"role": item.role}, "annotations": annotations})
     return found
 
 
-def _data(study: Study, item: Item) -> dict[str, Any]:
+def _label_studio_data(study: Study, item: Item) -> dict[str, Any]:
+    """The images of an item as the data of a Label Studio task."""
     shown = {"content": item.content, "style": item.style, "first": item.left, "second": item.right or item.left}
     place = (study.folder / PICTURES).resolve()
     return {
@@ -74,7 +79,8 @@ def _data(study: Study, item: Item) -> dict[str, Any]:
     }
 
 
-def _results(given: Sequence[Given], words: dict[str, dict[int, str]]) -> list[dict[str, Any]]:
+def _label_studio_results(given: Sequence[Given], words: dict[str, dict[int, str]]) -> list[dict[str, Any]]:
+    """A rater's answers to an item as the results of a Label Studio annotation."""
     return [
         {
             "from_name": x.question,
@@ -86,8 +92,8 @@ def _results(given: Sequence[Given], words: dict[str, dict[int, str]]) -> list[d
     ]
 
 
-def config(plan: Plan) -> str:
-    """Label Studio's labelling configuration for the same questions."""
+def label_studio_config(plan: Plan) -> str:
+    """Label Studio's labelling configuration for the exported questions."""
     lines = ["<View>"]
     for name in ("content", "style", "first", "second"):
         lines.append(f'  <Header value="{name}"/><Image name="{name}_picture" value="${name}" width="256px"/>')

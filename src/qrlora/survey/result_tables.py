@@ -1,4 +1,4 @@
-"""What the answers say: levels, differences, wins, strengths, agreement, people against machines. Rows for tables."""
+"""The tables of a rating study's results: mean levels, differences, wins, agreement, people against machines."""
 
 import math
 import statistics as plain
@@ -10,17 +10,9 @@ from typing import Any
 import numpy as np
 
 from ..comparison.statistics import rank_correlation
-from .answers import Answers, Given, values
+from .counted_answers import Answers, Given, values
 from .plan import LEVELS, Picture, Plan
-from .statistics import (
-    LEVEL,
-    Crossed,
-    Estimate,
-    alpha_estimate,
-    bradley_terry_davidson,
-    holm,
-    quotient,
-)
+from .statistics import LEVEL, Crossed, Estimate, alpha_estimate, bradley_terry_davidson, holm, quotient
 
 Row = dict[str, Any]
 TABLES = {
@@ -36,18 +28,23 @@ TABLES = {
 """Table -> its title."""
 
 
-def findings(plan: Plan, answers: Answers, pictures: Sequence[Picture]) -> dict[str, list[Row]]:
-    """All tables. Estimates are of those whom no rule leaves out; "all" is the same with everybody who finished."""
+def result_tables(plan: Plan, answers: Answers, pictures: Sequence[Picture]) -> dict[str, list[Row]]:
+    """All tables of results. Estimates are of those whom no rule leaves out; "all" counts everybody who finished."""
     kept, everybody = answers.counted(), answers.counted(everybody=True)
     tables = {}
-    for name, make in {"levels": _levels, "differences": _differences, "wins": _wins, "strengths": _strengths}.items():
+    for name, make in {
+        "levels": _level_table,
+        "differences": _difference_table,
+        "wins": _win_table,
+        "strengths": _strength_table,
+    }.items():
         rows, others = make(plan, kept), make(plan, everybody)
         same = {_key(row): row["value"] for row in others}
         tables[name] = [{**row, "all": same.get(_key(row), math.nan)} for row in rows]
-    tables["agreement"] = _agreement(plan, kept)
-    tables["machines"] = _machines(plan, kept, pictures)
-    tables["conduct"] = _conduct(plan, kept)
-    tables["raters"] = _raters(answers)
+    tables["agreement"] = _agreement_table(plan, kept)
+    tables["machines"] = _machine_correlation_table(plan, kept, pictures)
+    tables["conduct"] = _conduct_table(plan, kept)
+    tables["raters"] = _rater_table(answers)
     return tables
 
 
@@ -64,7 +61,8 @@ def _crossed(given: Sequence[Given], seed: int) -> Crossed:
     return Crossed([x.rater for x in given], [x.pair for x in given], seed)
 
 
-def _levels(plan: Plan, given: Sequence[Given]) -> list[Row]:
+def _level_table(plan: Plan, given: Sequence[Given]) -> list[Row]:
+    """A table of each method's mean level, with its interval."""
     rows = []
     for q in plan.of("levels"):
         mine = values(given, "levels", q.name)
@@ -75,7 +73,8 @@ def _levels(plan: Plan, given: Sequence[Given]) -> list[Row]:
     return rows
 
 
-def _differences(plan: Plan, given: Sequence[Given]) -> list[Row]:
+def _difference_table(plan: Plan, given: Sequence[Given]) -> list[Row]:
+    """A table of the differences between every two methods' levels."""
     rows: list[Row] = []
     for q in plan.of("levels"):
         by: dict[tuple[int, str, int], dict[str, int]] = defaultdict(dict)
@@ -92,7 +91,8 @@ def _differences(plan: Plan, given: Sequence[Given]) -> list[Row]:
     return rows
 
 
-def _wins(plan: Plan, given: Sequence[Given]) -> list[Row]:
+def _win_table(plan: Plan, given: Sequence[Given]) -> list[Row]:
+    """A table of how often each of two methods won their paired comparisons."""
     rows: list[Row] = []
     for q in plan.of("pairs"):
         mine, found = values(given, "pairs", q.name), []
@@ -116,7 +116,8 @@ def _with_holm(rows: list[Row]) -> list[Row]:
     return [{**row, "p, Holm": p} for row, p in zip(rows, adjusted, strict=True)]
 
 
-def _strengths(plan: Plan, given: Sequence[Given]) -> list[Row]:
+def _strength_table(plan: Plan, given: Sequence[Given]) -> list[Row]:
+    """A table of the methods' strengths in the model of Bradley, Terry and Davidson."""
     rows: list[Row] = []
     duels, count = list(combinations(range(len(plan.methods)), 2)), len(plan.methods)
     for q in plan.of("pairs"):
@@ -137,7 +138,8 @@ def _strengths(plan: Plan, given: Sequence[Given]) -> list[Row]:
     return rows
 
 
-def _agreement(plan: Plan, given: Sequence[Given]) -> list[Row]:
+def _agreement_table(plan: Plan, given: Sequence[Given]) -> list[Row]:
+    """A table of how far raters agree with each other, and with themselves."""
     rows: list[Row] = []
     for q in plan.questions:
         mine = values(given, q.form, q.name)
@@ -153,13 +155,17 @@ def _agreement(plan: Plan, given: Sequence[Given]) -> list[Row]:
         kind = f"Krippendorff's alpha, {'ordinal' if ordinal else 'nominal'}"
         rows.append({"question": q.name, "measure": kind, **_flat(found)})
         rows.append(
-            {"question": q.name, "measure": "the same answer to what came twice", **_flat(_oneself(plan, given, q))}
+            {
+                "question": q.name,
+                "measure": "the same answer to what came twice",
+                **_flat(_self_agreement(plan, given, q)),
+            }
         )
     return rows
 
 
-def _oneself(plan: Plan, given: Sequence[Given], q: Any) -> Estimate:
-    """Share of repeats that were answered as the first time."""
+def _self_agreement(plan: Plan, given: Sequence[Given], q: Any) -> Estimate:
+    """Share of repeated items that were answered as the first time, a row of the table of agreement."""
     key = {(x.rater, x.pair, x.seed, x.first, x.second): x.value for x in values(given, q.form, q.name)}
     again = values(given, q.form, q.name, "repeat")
     again = [x for x in again if (x.rater, x.pair, x.seed, x.first, x.second) in key]
@@ -167,8 +173,8 @@ def _oneself(plan: Plan, given: Sequence[Given], q: Any) -> Estimate:
     return _crossed(again, plan.seed).mean(np.array(same))
 
 
-def _machines(plan: Plan, given: Sequence[Given], pictures: Sequence[Picture]) -> list[Row]:
-    """Spearman's rho between a picture's mean level and what machines said of it, resampling raters and pairs."""
+def _machine_correlation_table(plan: Plan, given: Sequence[Given], pictures: Sequence[Picture]) -> list[Row]:
+    """A table of Spearman's rho between an image's mean level and what machines said of it."""
     scores = {(x.method, x.pair, x.seed): x.scores for x in pictures if x.kind == "result" and x.scores}
     names = list(dict.fromkeys(name for told in scores.values() for name in told))
     rows: list[Row] = []
@@ -185,11 +191,15 @@ def _machines(plan: Plan, given: Sequence[Given], pictures: Sequence[Picture]) -
         draws = (crossed.of_raters[:400], crossed.of_pairs[:400][:, [pair_of[p] for _, p, _ in shown]].astype(int))
         for name in names:
             score = np.array([scores[x].get(name, math.nan) for x in shown])
-            rows.append({"question": q.name, "machine": name, **_rho(sums, score, draws), "pictures": len(shown)})
+            rows.append(
+                {"question": q.name, "machine": name, **_spearman_row(sums, score, draws), "pictures": len(shown)}
+            )
     return rows
 
 
-def _rho(sums: np.ndarray, score: np.ndarray, draws: tuple[np.ndarray, np.ndarray]) -> Row:
+def _spearman_row(sums: np.ndarray, score: np.ndarray, draws: tuple[np.ndarray, np.ndarray]) -> Row:
+    """A row of Spearman's rho with its interval, from resampled raters and pairs."""
+
     def rho(of_raters: np.ndarray, times: np.ndarray) -> float:
         level = quotient(np.moveaxis(of_raters @ sums, 0, -1))[:, 0]
         index = np.repeat(np.arange(len(score)), times)
@@ -204,8 +214,8 @@ def _rho(sums: np.ndarray, score: np.ndarray, draws: tuple[np.ndarray, np.ndarra
     return {"value": value, "low": float(low), "high": float(high)}
 
 
-def _conduct(plan: Plan, given: Sequence[Given]) -> list[Row]:
-    """Side bias, drift over the sheet, time, checks."""
+def _conduct_table(plan: Plan, given: Sequence[Given]) -> list[Row]:
+    """A table of how people rated: side bias, drift over the sheet, time, checks."""
     duels = [x for x in given if x.form == "pairs" and x.role == "rating" and x.value]
     left = np.array([float((x.value == 1) != x.flipped) for x in duels])
     levels = [x for x in given if x.form == "levels" and x.role == "rating"]
@@ -245,8 +255,8 @@ def _conduct(plan: Plan, given: Sequence[Given]) -> list[Row]:
     return [row for row in rows if row["answers"]]
 
 
-def _raters(answers: Answers) -> list[Row]:
-    """How many began, finished, were left out, and what they told of themselves."""
+def _rater_table(answers: Answers) -> list[Row]:
+    """A table of how many raters began, finished, were left out, and what they told of themselves."""
     people = answers.people
     finished = [x for x in people if x.finished]
     counts: Mapping[str, int] = {

@@ -1,4 +1,4 @@
-"""What a running study keeps: who has which sheet, and every answer. [sqlalchemy]"""
+"""The database of a running study: who has which sheet, and every answer. [sqlalchemy]"""
 
 import hashlib
 import hmac
@@ -15,7 +15,7 @@ from sqlalchemy import exc
 
 from . import plan as plans
 from .database import Database, answer, item, rater, sheet, sheet_item, survey
-from .sheets import Entry, Item, make, material
+from .sheets import Entry, Item, make_items, make_sheets
 
 DATABASE = "survey.db"
 
@@ -47,8 +47,8 @@ class Study:
         Raises: OSError: no plan, no database.  ValueError: the plan was changed since; a picture is not the plan's.
         """
         self.folder = folder
-        self.plan = plans.read(folder)
-        pictures = plans.read_table(folder, self.plan)
+        self.plan = plans.read_plan(folder)
+        pictures = plans.read_pictures_csv(folder, self.plan)
         self.pictures = {x.file: x for x in pictures}
         self.database = Database(url or f"sqlite:///{folder / DATABASE}")
         self.database.migrate()
@@ -67,8 +67,8 @@ class Study:
                 row = None
             if row is None:
                 self._check_pictures()
-                stuff = material(self.plan, pictures)
-                self._write(db, slug, stuff.items, make(self.plan, stuff))
+                stuff = make_items(self.plan, pictures)
+                self._write_sheets(db, slug, stuff.items, make_sheets(self.plan, stuff))
                 row = db.execute(sa.select(survey).where(survey.c.slug == slug)).one()
             self.id, self.secret, self.opened = row.id, row.secret, row.opened
             told = db.execute(sa.select(item.c.id, item.c.told).where(item.c.survey == self.id))
@@ -81,13 +81,17 @@ class Study:
                 self.sheets.setdefault(row.sheet, []).append(Entry(row.item, row.flipped))
 
     def _check_pictures(self) -> None:
+        """Refuse a study whose image files are not those that its plan was made with."""
         for x in self.pictures.values():
             if hashlib.sha256((self.folder / plans.PICTURES / x.file).read_bytes()).hexdigest() != x.sha256:
                 raise ValueError(
                     f"{self.folder / plans.PICTURES / x.file} is not the picture that the plan was made with"
                 )
 
-    def _write(self, db: sa.Connection, slug: str, items: Sequence[Item], sheets: Sequence[Sequence[Entry]]) -> None:
+    def _write_sheets(
+        self, db: sa.Connection, slug: str, items: Sequence[Item], sheets: Sequence[Sequence[Entry]]
+    ) -> None:
+        """Insert a study's items and sheets into its database."""
         told = {"slug": slug, "plan": self.plan.text, "plan_sha256": self.plan.sha256}
         db.execute(sa.insert(survey).values(**told, secret=secrets.token_hex(32), opened=now()))
         id = db.scalar(sa.select(survey.c.id).where(survey.c.slug == slug))
@@ -124,7 +128,7 @@ class Study:
         finished = sa.select(sa.func.count()).where(rater.c.survey == self.id, rater.c.finished.is_not(None))
         return (db.scalar(finished) or 0) >= self.plan.raters
 
-    def begin(self, source: str, outside_id: str = "") -> str:
+    def begin_rater(self, source: str, outside_id: str = "") -> str:
         """A new rater takes a sheet; somebody whom a platform sends again goes on. Returns the token that the browser
         keeps, "" where no sheet is to be had."""
         token, hashed = secrets.token_urlsafe(24), self.hashed(source, outside_id) if outside_id else None
@@ -151,8 +155,8 @@ class Study:
         whose = sa.update(rater).where(rater.c.survey == self.id, rater.c.outside_id_hash == hashed)
         return db.execute(whose.values(token_sha256=_sha(token))).rowcount > 0
 
-    def rater(self, token: str) -> Rater | None:
-        """Whose browser this is."""
+    def rater_of_token(self, token: str) -> Rater | None:
+        """The rater whose browser holds a token; None: nobody's."""
         if not token:
             return None
         with self.database.reading() as db:
@@ -160,7 +164,7 @@ class Study:
             row = db.execute(known.where(rater.c.survey == self.id, rater.c.token_sha256 == _sha(token))).first()
             if row is None:
                 return None
-            values = _values(db, row.id)
+            values = _answers_of_rater(db, row.id)
         return Rater(row.id, row.sheet, row.source, row.outside_id_hash, row.finished is not None, values)
 
     def describe(self, rater_id: str, age: str, experience: str) -> None:
@@ -168,7 +172,7 @@ class Study:
         with self.database.writing() as db:
             db.execute(sa.update(rater).where(rater.c.id == rater_id).values(age=age, experience=experience))
 
-    def record(self, who: Rater, item_id: int, values: Mapping[str, int], shown: int) -> None:
+    def record_answers(self, who: Rater, item_id: int, values: Mapping[str, int], shown: int) -> None:
         """Store the answers of one page. The same ones again, as a double click sends them, are one row; others are a
         revision, and the last one counts."""
         with self.database.writing() as db:
@@ -190,7 +194,7 @@ class Study:
                 if done == len(self.sheets[who.sheet]):
                     db.execute(sa.update(rater).where(rater.c.id == who.id).values(finished=now()))
 
-    def erase(self, rater_id: str) -> bool:
+    def erase_rater(self, rater_id: str) -> bool:
         """Remove a rater with every answer; the sheet is free again. Returns whether there was one."""
         with self.database.writing() as db:
             gone = db.execute(sa.delete(rater).where(rater.c.survey == self.id, rater.c.id == rater_id)).rowcount
@@ -200,7 +204,7 @@ class Study:
                 db.exec_driver_sql("PRAGMA wal_checkpoint(TRUNCATE)")
         return gone > 0
 
-    def find(self, word: str) -> str:
+    def find_rater(self, word: str) -> str:
         """A rater's number, of that number or of the one that a platform gave; "" if there is none."""
         hashes = [self.hashed(source, word) for source in ("prolific", "mturk", "link")]
         known = sa.or_(rater.c.id == word, rater.c.outside_id_hash.in_(hashes))
@@ -208,7 +212,7 @@ class Study:
             return db.scalar(sa.select(rater.c.id).where(rater.c.survey == self.id, known)) or ""
 
     def progress(self) -> dict[str, int]:
-        """Counts that say nothing of the results."""
+        """How many raters began, finished and were erased, and how many answers there are; nothing of the results."""
         with self.database.reading() as db:
             begun = db.scalar(sa.select(sa.func.count()).where(rater.c.survey == self.id)) or 0
             ended = sa.select(sa.func.count()).where(rater.c.survey == self.id, rater.c.finished.is_not(None))
@@ -219,14 +223,14 @@ class Study:
             erased = db.scalar(sa.select(survey.c.erased).where(survey.c.id == self.id)) or 0
         return {"begun": begun, "finished": finished, "answers": answers or 0, "erased": erased}
 
-    def codes(self) -> list[str]:
-        """The completion codes of those who have finished."""
+    def completion_codes(self) -> list[str]:
+        """The completion codes of the raters who have finished."""
         with self.database.reading() as db:
             ids = db.scalars(sa.select(rater.c.id).where(rater.c.survey == self.id, rater.c.finished.is_not(None)))
             return sorted(map(self.code, ids))
 
-    def everything(self) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-        """(raters, answers), a row each, all revisions, in the order in which they came."""
+    def raters_and_answers(self) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+        """(raters, answers) of the database, a row each, all revisions, in the order in which they came."""
         with self.database.reading() as db:
             who = sa.select(rater, sheet.c.id.label("sheet")).join(sheet, sheet.c.taken_by == rater.c.id)
             raters = db.execute(who.where(rater.c.survey == self.id).order_by(rater.c.consented, rater.c.id))
@@ -240,7 +244,8 @@ def now() -> int:
     return time.time_ns() // 1_000_000
 
 
-def _values(db: sa.Connection, rater_id: str) -> dict[int, dict[str, int]]:
+def _answers_of_rater(db: sa.Connection, rater_id: str) -> dict[int, dict[str, int]]:
+    """{item: {question: value}} of a rater's last answers in the database."""
     columns = answer.c.item, answer.c.question, answer.c.value
     values: dict[int, dict[str, int]] = {}
     for item_id, question, value in db.execute(

@@ -1,4 +1,4 @@
-"""What the pages of one studio share: its folder, queue and drawings, how a page is shown, what has changed."""
+"""What the studio's pages share: the work folder, both queues, how a page is shown, what has changed."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from fastapi import HTTPException, Response
 
 from ..web.pages import Pages
 from .access_token import Access
-from .drawings import Drawings
+from .generation_queue import GenerationQueue
 from .job_queue import JobQueue
 from .jobs import Job, WorkFolder
 
@@ -23,7 +23,7 @@ class Studio:
     def __init__(self, work: WorkFolder, port: int, devices: Sequence[str]):
         self.work = work
         self.access = Access(work.token(), port)
-        self.drawings = Drawings(work, devices[0])
+        self.drawings = GenerationQueue(work, devices[0])
         self.queue = JobQueue(work, devices, self.drawings)
         self.pages = Pages([Path(__file__).parent])
         self.closing = threading.Event()
@@ -34,7 +34,7 @@ class Studio:
         self.queue.start()
 
     def close(self) -> None:
-        """End what would not end by itself. Runs go on."""
+        """End the studio's queues. Runs go on."""
         self.closing.set()
         self.queue.close()
         self.drawings.close()
@@ -45,14 +45,14 @@ class Studio:
         return self.pages.page(template, status, **{**common, **context})
 
     def job(self, name: str) -> Job:
-        """A job by its id. Raises HTTPException: there is none."""
+        """A job of this studio by its id. Raises HTTPException: there is none."""
         job = self.work.job(name)
         if job is None:
             raise HTTPException(404)
         return job
 
     def snapshot(self) -> dict[str, Any]:
-        """{id of a job: how far it is; "drawings": which are there}: what pages show anew when it changes."""
+        """The state of all jobs and images, {job id: how far it is}: pages show anew what has changed in it."""
         found: dict[str, Any] = {"queue": self.queue.problem}
         for job in self.work.jobs():
             with contextlib.suppress(FileNotFoundError):  # it went to the bin meanwhile
