@@ -24,8 +24,8 @@ from qrlora.config import TrainConfig
 from qrlora.estimate.memory_counting import LiveBytes
 from qrlora.families import Base, SizeConditioning, open_base
 from qrlora.families.base_without_weights import blank_base, blank_example, materialise
+from qrlora.initialisation_methods import METHODS
 from qrlora.injection import initialise
-from qrlora.methods import METHODS
 from qrlora.training import denoising_loss
 from qrlora.training.distributed import Processes
 from qrlora.training.training_loop import make_loss

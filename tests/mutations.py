@@ -186,7 +186,7 @@ def used(path: Path) -> Any:
         with refusals(results):
             results.append([str(x) for x in compat.check(path, tool)])
     adapter = files.load(path, skip_text_encoders=True)
-    found = files.reading.file_in(path)
+    found = files.load_adapter.file_in(path)
     file_facts(found, adapter), parent_rows(adapter.header.parents)
     out = found.with_name("out.safetensors")
     files.save(adapter, out)

@@ -10,10 +10,10 @@ import pico
 import plain
 from qrlora.adapter import Adapter, Header, Pair
 from qrlora.families import SizeConditioning, open_base
+from qrlora.initialisation_methods import METHODS
 from qrlora.injection import adapter_names, applied, apply, detach, initialise, set_strengths, weight_folding
 from qrlora.injection.adapted_linear import AdaptedLinear
 from qrlora.linalg import leading_subspace
-from qrlora.methods import METHODS
 from qrlora.training import denoising_loss
 
 WIDTH = 24

@@ -13,12 +13,12 @@ from qrlora.layouts import LAYOUTS, VARIANTS
 
 SRC = Path(__file__).parents[1] / "src" / "qrlora"
 LAYERS = (
-    ("extras", "crop_geometry", "devices", "image_size", "layouts", "temporary_files", "trigger_words"),
+    ("optional_dependencies", "crop_geometry", "devices", "image_size", "layouts", "temporary_files", "trigger_words"),
     ("built_in_bases", "image_loading", "output_files"),
     ("lanczos", "text_files"),
     ("linalg", "noising", "config", "safetensors_files", "lora_keys", "parallel_map"),
     ("basis",),
-    ("methods", "adapter"),
+    ("initialisation_methods", "adapter"),
     ("merging", "analysis", "files", "doctor"),
     ("families", "injection", "training_example", "compat", "trainers"),
     ("contrastive_directions", "networks"),
@@ -70,7 +70,7 @@ OWNERS = {  # the synthetic benchmark makes base models and pictures, so it may 
 }
 FILES = sorted(SRC.rglob("*.py"))
 NAME_A_BACKBONE = {  # beside families/ and layouts/; why
-    "baselines/fusion_methods.py": "methods that their papers define on one backbone",
+    "baselines/fusion_table.py": "methods that their papers define on one backbone",
     "baselines/b_lora.py": "B-LoRA: which blocks of one backbone",
     "baselines/style_aligned.py": "StyleAligned: the attention of one backbone",
     "reproduction/published_numbers.py": "the paper's tables",

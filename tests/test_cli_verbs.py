@@ -14,9 +14,9 @@ from qrlora.cli import generate, merge, train
 from qrlora.cli.named_values import VerbCommand, as_options, as_settings
 from qrlora.cli.verbs import OLD_VERBS, VERBS
 from qrlora.config import TrainConfig
+from qrlora.initialisation_methods import METHODS
 from qrlora.layouts import LAYOUTS
 from qrlora.merging import RULES
-from qrlora.methods import METHODS
 
 FOLDER = Path(cli.__file__).parent
 

@@ -21,8 +21,8 @@ from qrlora.estimate.training_task import TrainingTask
 from qrlora.families import FAMILIES, SizeConditioning, open_base
 from qrlora.families.base_without_weights import blank_base, blank_example, materialise_quantised
 from qrlora.families.public_configs import PUBLIC
+from qrlora.initialisation_methods import METHODS
 from qrlora.injection import initialise
-from qrlora.methods import METHODS
 from qrlora.training import denoising_loss
 from qrlora.training.optimizers import OPTIMIZERS
 from qrlora.training.trainable_adapter import ADAPTER_NAME

@@ -167,7 +167,7 @@ def test_an_adapter_lands_on_exactly_the_chosen_layers_of_a_real_model(which, re
 
 def test_qr_learns_half_of_loras_parameters_on_real_sdxl(real_sdxl):
     """21.3 M against 42.6 M on the 280 self-attention layers at rank 64: all are square."""
-    from qrlora.methods import METHODS
+    from qrlora.initialisation_methods import METHODS
 
     shapes = [tuple(weight.shape) for _, weight in real_sdxl.weights("self")]
     count = {name: sum(m.trainable_parameters(o, i, 64) for o, i in shapes) for name, m in METHODS.items()}

@@ -10,10 +10,10 @@ import pico
 from qrlora.adapter import Adapter, Header, Pair
 from qrlora.basis import cache_folder, compute_basis
 from qrlora.files import load, read_header, save
+from qrlora.initialisation_methods import METHODS
 from qrlora.linalg import is_finite
 from qrlora.lora_keys import natural
 from qrlora.merging import merge
-from qrlora.methods import METHODS
 from qrlora.safetensors_files import read, write
 
 

@@ -12,8 +12,8 @@ from loras import assert_updates, random_adapter
 from qrlora.adapter import Adapter, Header, Pair
 from qrlora.compat import check
 from qrlora.files import count_text_encoder_keys, load, save
+from qrlora.initialisation_methods import METHODS
 from qrlora.merging import merge
-from qrlora.methods import METHODS
 from qrlora.safetensors_files import HEADER_LIMIT, read, read_metadata, write
 
 LAYER = "down_blocks.1.attentions.0.transformer_blocks.0.attn1.to_q"

@@ -9,6 +9,7 @@ from torch import nn
 import pico
 import qrlora
 from qrlora.adapter import Adapter, Header, Pair
+from qrlora.initialisation_methods import METHODS
 from qrlora.injection import (
     adapter_names,
     applied,
@@ -21,7 +22,6 @@ from qrlora.injection import (
     trainable_factors,
 )
 from qrlora.linalg import leading_subspace
-from qrlora.methods import METHODS
 
 LAYERS = {"a.to_q": (12, 10), "a.to_out.0": (10, 12), "b.to_q": (9, 10)}
 

@@ -8,9 +8,9 @@ import torch
 
 from qrlora.adapter import Adapter, Header, Pair
 from qrlora.files import load, save
+from qrlora.initialisation_methods import METHODS
 from qrlora.linalg import leading_subspace
 from qrlora.merging import RULES, merge
-from qrlora.methods import METHODS
 
 LAYERS = {"a.attn1.to_q": (20, 16), "a.attn1.to_k": (12, 16), "b.attn1.to_out.0": (16, 16)}
 

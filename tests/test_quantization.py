@@ -17,8 +17,8 @@ from qrlora.estimate.memory_counting import LiveBytes
 from qrlora.families import FAMILIES, SizeConditioning, open_base, quantization
 from qrlora.files import load
 from qrlora.image_loading import load_image
+from qrlora.initialisation_methods import METHODS
 from qrlora.injection import applied, detach, initialise
-from qrlora.methods import METHODS
 from qrlora.sampling import generate
 from qrlora.training import denoising_loss, train
 from qrlora.training_example import encode_training_examples

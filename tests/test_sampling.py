@@ -13,9 +13,9 @@ from qrlora.adapter import Adapter, Header, Pair
 from qrlora.families import FAMILIES, Base, open_base
 from qrlora.files import load, save
 from qrlora.image_loading import load_image
+from qrlora.initialisation_methods import METHODS
 from qrlora.injection import adapter_names
 from qrlora.merging import merge
-from qrlora.methods import METHODS
 from qrlora.sampling import generate, grid
 from qrlora.training_example import encode_training_examples
 

@@ -21,7 +21,7 @@ from PIL import Image
 
 import pico
 from commands import run
-from qrlora import files, merging, methods
+from qrlora import files, initialisation_methods, merging
 
 ROOT = Path(__file__).parents[1]
 pytestmark = pytest.mark.processes
@@ -140,8 +140,8 @@ class Reader:
         body = ast.parse(textwrap.dedent(text)).body
         if len(body) == 1 and isinstance(body[0], ast.Expr):
             value = eval(textwrap.dedent(text), self.names)
-            if isinstance(value, methods.Method):
-                self.patch.setitem(methods.METHODS, value.name, value)
+            if isinstance(value, initialisation_methods.Method):
+                self.patch.setitem(initialisation_methods.METHODS, value.name, value)
             elif isinstance(value, dict):
                 for name, rule in value.items():
                     self.patch.setitem(merging.RULES, name, rule)
@@ -310,7 +310,7 @@ GIVEN = {
     "strengths": given_a_pipeline,
     "python": given_a_model,
     "trainers": given_a_model,
-    "add_a_method": lambda: {**vars(methods)},
+    "add_a_method": lambda: {**vars(initialisation_methods)},
     "add_a_rule": lambda: {**vars(merging.exact)},
     "add_a_backbone": lambda: {**vars(pico), "NAME": pico.sdxl},
 }

@@ -163,5 +163,5 @@ def test_the_researchers_page_follows_by_itself(window, served, made):
     clean(page)
     assert "token" not in page.url and page.evaluate("document.documentElement.scrollWidth") <= 390
     before = page.locator("#progress").inner_text()
-    Study(made).begin("link")
+    Study(made).begin_rater("link")
     page.wait_for_function("before => document.querySelector('#progress').innerText !== before", arg=before)

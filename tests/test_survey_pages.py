@@ -138,7 +138,7 @@ def test_nobody_skips_pages_and_every_question_is_asked(study, browser):
 def test_a_form_that_we_did_not_make_is_refused(study, browser):
     rater, other = browser(), browser()
     rater.begin()
-    other.begin_rater()
+    other.begin()
     page = rater.get("/item")
     for mark in ("", "1", f"1.{'0' * 32}", re.search(r'name="shown" value="([^"]+)"', other.get("/item").text)[1]):
         assert rater.post("/item/1", shown=mark, preferred="1", overall="1", content="1", style="1").status_code == 403

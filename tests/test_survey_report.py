@@ -74,7 +74,7 @@ def test_who_fails_the_checks_is_left_out_by_the_plans_rule_and_counted(study, t
     )
     assert row(tables["conduct"], measure="checks passed")["value"] == 1
     lenient = replace(study.plan, failed_checks=0, least_seconds=100.0)
-    study_of = type("Opened", (), {**vars(study), "plan": lenient, "everything": study.everything})
+    study_of = type("Opened", (), {**vars(study), "plan": lenient, "raters_and_answers": study.raters_and_answers})
     assert {x.excluded for x in collect_answers(study_of).people if x.finished} == {"too fast"}
 
 

@@ -152,8 +152,8 @@ def test_a_plan_may_change_until_somebody_has_begun(tmp_path):
     (folder / "plan.toml").write_text(text.replace("sheets = 8", "sheets = 9"))
     after = Study(folder)
     assert len(before.sheets) == 8 and len(after.sheets) == 9
-    token = after.begin("link")
-    assert Study(folder).rater(token) is not None, "a server that is started again knows everybody"
+    token = after.begin_rater("link")
+    assert Study(folder).rater_of_token(token) is not None, "a server that is started again knows everybody"
     (folder / "plan.toml").write_text(text)
     with pytest.raises(ValueError, match="was changed after 1 raters had begun"):
         Study(folder)

@@ -18,9 +18,9 @@ import pico
 from qrlora.config import TrainConfig
 from qrlora.families import FAMILIES, SizeConditioning, open_base
 from qrlora.files import load
+from qrlora.initialisation_methods import METHODS
 from qrlora.injection import detach, initialise
 from qrlora.linalg import leading_subspace
-from qrlora.methods import METHODS
 from qrlora.training import train
 from qrlora.training.gradient_checkpointing import saved_activation_bytes
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 if sys.version_info < (3, 11):  # noqa: UP036 - pip keeps to requires-python, a checkout on the path does not
     raise ImportError(f"qrlora needs Python 3.11 or newer, this is {sys.version.split()[0]} in {sys.prefix}")
 
-from .extras import MissingExtraFinder
+from .optional_dependencies import MissingExtraFinder
 
 if TYPE_CHECKING:
     from .adapter import Adapter as Adapter
@@ -31,10 +31,10 @@ if TYPE_CHECKING:
     from .files import load as load
     from .files import read_header as read_header
     from .files import save as save
+    from .initialisation_methods import METHODS as METHODS
     from .injection import inject as inject
     from .merging import RULES as RULES
     from .merging import merge as merge
-    from .methods import METHODS as METHODS
     from .sampling import generate as generate
     from .sampling import grid as grid
     from .trainers.peft import freeze as freeze

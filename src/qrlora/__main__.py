@@ -2,7 +2,7 @@
 
 import sys
 
-from . import extras
+from . import optional_dependencies
 
 
 def main() -> None:
@@ -15,14 +15,14 @@ def main() -> None:
         sys.exit(130)
     except ModuleNotFoundError:
         try:
-            extras.require("cli", reason="the command line")
-        except extras.MissingExtra as error:
+            optional_dependencies.require("cli", reason="the command line")
+        except optional_dependencies.MissingExtra as error:
             sys.exit(_without_cli(error))
         raise
     run()
 
 
-def _without_cli(error: extras.MissingExtra) -> int:
+def _without_cli(error: optional_dependencies.MissingExtra) -> int:
     """The exit code of a command where the libraries of commands are missing."""
     if sys.argv[1:] == ["doctor"]:
         from .doctor import report

@@ -12,8 +12,8 @@ from torch import Tensor
 
 from .adapter import Adapter, Pair
 from .basis import Weights
+from .initialisation_methods import METHODS
 from .linalg import leading_subspace
-from .methods import METHODS
 
 NEGLIGIBLE = 1e-6
 """Directions below this fraction of a factor's largest squared singular value do not count: to float32 they are 0."""

@@ -11,7 +11,7 @@ from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
 
-from . import __version__, extras
+from . import __version__, optional_dependencies
 
 EXTRAS = (
     "cli",
@@ -42,19 +42,19 @@ def facts() -> Iterator[tuple[str, str]]:
     yield "system", f"{platform.system()} {platform.release()} {platform.machine()}"
     yield from _machine()
     yield from _bases()
-    yield "core", _versions(extras.requirements(""))
+    yield "core", _versions(optional_dependencies.requirements(""))
     for extra in EXTRAS:
-        yield f"qrlora[{extra}]", _versions(extras.requirements(extra))
+        yield f"qrlora[{extra}]", _versions(optional_dependencies.requirements(extra))
 
 
 def problems() -> Iterator[str]:
     """What will make commands fail or be slow, each in one line with the way out."""
-    if not list(extras.requirements("")):
+    if not list(optional_dependencies.requirements("")):
         yield "qrlora runs from a folder and is not installed, its extras cannot be checked: pip install -e FOLDER"
     for name, places in duplicates().items():
         yield f"{name} is installed {len(places)} times, the first is used: {'; '.join(places)}; remove one"
     for extra, reason in (("cli", "every command but doctor"), ("diffusers", "train, generate, grid, demo")):
-        if hint := extras.missing(extra, reason=reason):
+        if hint := optional_dependencies.missing(extra, reason=reason):
             yield hint
     if hint := _hidden_gpu():
         yield hint
@@ -69,13 +69,20 @@ def duplicates() -> dict[str, list[str]]:
         place = f"{distribution.version} in {distribution.locate_file('')}"
         if place not in found[name]:
             found[name].append(place)
-    ours = {"qrlora", "qrlora-bases", *(name for extra in ("", *EXTRAS) for name, _ in extras.requirements(extra))}
+    ours = {
+        "qrlora",
+        "qrlora-bases",
+        *(name for extra in ("", *EXTRAS) for name, _ in optional_dependencies.requirements(extra)),
+    }
     return {name: found[name] for name in sorted(ours) if len(found.get(name, ())) > 1}
 
 
 def _versions(requirements: Iterator[tuple[str, str]]) -> str:
     """ "typer 0.29.2, rich missing" of an extra's distributions."""
-    return ", ".join(f"{name} {extras.version_of(name) or 'missing'}" for name, _ in requirements) or "unknown"
+    return (
+        ", ".join(f"{name} {optional_dependencies.version_of(name) or 'missing'}" for name, _ in requirements)
+        or "unknown"
+    )
 
 
 def _machine() -> Iterator[tuple[str, str]]:

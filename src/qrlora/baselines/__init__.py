@@ -4,5 +4,5 @@ from .fusion_method import FusionInputs as FusionInputs
 from .fusion_method import FusionMethod as FusionMethod
 from .fusion_method import FusionResult as FusionResult
 from .fusion_method import TrainingImage as TrainingImage
-from .fusion_methods import FUSIONS as FUSIONS
-from .fusion_methods import fusion as fusion
+from .fusion_table import FUSIONS as FUSIONS
+from .fusion_table import fusion as fusion

@@ -7,8 +7,8 @@ from typing import Any
 
 from .. import analysis
 from ..adapter import Adapter, Header
+from ..initialisation_methods import METHODS
 from ..layouts.blocks import block_of
-from ..methods import METHODS
 from .tables import file_size, format_count, format_number, print_table
 
 RUN_SETTINGS = ("steps", "learning_rate", "batch_size", "resolution", "optimizer", "seed", "dtype", "image")

@@ -26,7 +26,7 @@ def check(
     The exit code is 0 if every tool that was asked for loads all at the right strength, 1 if one does not.
     """
     from .. import compat, safetensors_files
-    from ..files.reading import file_in
+    from ..files.load_adapter import file_in
 
     usage_hints.check_kind(str(path))
     use_one_thread()
@@ -57,7 +57,7 @@ def remedy(path: Path, output: Path, tool: str) -> str:
     import torch
 
     from .. import compat, files
-    from ..files.writing import tensors_and_metadata
+    from ..files.save_adapter import tensors_and_metadata
 
     try:
         adapter = files.load(path, skip_text_encoders=True)

@@ -42,9 +42,9 @@ def run_demo(output: Path, content: Path | None, style: Path | None, *, base: st
     Args:   settings: of `world.demo.demo`.
     Raises: as `world.demo.demo`.
     """
-    from .. import extras
+    from .. import optional_dependencies
 
-    extras.require("diffusers", reason="qrlora demo")
+    optional_dependencies.require("diffusers", reason="qrlora demo")
     from .. import plots
     from ..world import demo as world_demo
     from . import demo_sheet

@@ -53,19 +53,19 @@ def draw_images(config: SampleConfig, skip_text_encoders: bool = False, any_prom
     Args:   skip_text_encoders: layers of text encoders in the files are left out.
             any_prompt: a prompt without a trigger word is warned of, not refused.
     Raises: ValueError, OSError: a bad file, base or setting; a trigger word missing in the prompt; see
-            `image_files.write_where_free`.
+            `output_images.write_where_free`.
     """
-    from .. import extras
+    from .. import optional_dependencies
 
-    extras.require("diffusers", reason="qrlora generate")
+    optional_dependencies.require("diffusers", reason="qrlora generate")
     from .. import plots, sampling
-    from . import image_files, open_for_sampling
+    from . import open_for_sampling, output_images
 
     seeds = [config.seed + k for k in range(config.count)]
     plots.picture_format(config.output)
     if config.count > 1:
         plots.figure_format(config.output)
-    image_files.try_output(config, seeds)
+    output_images.try_output(config, seeds)
     config, base, adapters = open_for_sampling.open_base_and_adapters(config, skip_text_encoders, any_prompt)
     weighted = list(zip(adapters, config.strengths, strict=True))
     with progress_bar("drawing") as bar:
@@ -77,10 +77,10 @@ def draw_images(config: SampleConfig, skip_text_encoders: bool = False, any_prom
         if len(images) == 1:
             plots.save_picture(images[0], output, made_with, config.overwrite)
             return
-        for image, path in zip(images, image_files.single_images(output, seeds), strict=True):
+        for image, path in zip(images, output_images.single_images(output, seeds), strict=True):
             plots.save_picture(image, path, made_with, config.overwrite)
         panels = [plots.Panel("", [x], [f"seed {s}"]) for x, s in zip(images, seeds, strict=True)]
-        footer = image_files.footer(config)
+        footer = output_images.footer(config)
         plots.save(plots.sheet(panels, min(4, len(panels)), config.prompt, footer), output, config.overwrite)
 
-    console.say(str(image_files.write_where_free(write, config, seeds)))
+    console.say(str(output_images.write_where_free(write, config, seeds)))

@@ -57,15 +57,15 @@ def draw_grid(
     Args:   config: its adapters are the content's and the style's file.  others: as `generate.draw_images`.
     Raises: as `generate.draw_images`.
     """
-    from .. import extras
+    from .. import optional_dependencies
 
-    extras.require("diffusers", reason="qrlora grid")
+    optional_dependencies.require("diffusers", reason="qrlora grid")
     from .. import plots, sampling
     from ..merging.roles import swapped
-    from . import image_files, open_for_sampling
+    from . import open_for_sampling, output_images
 
     plots.figure_format(config.output)
-    image_files.try_output(config)
+    output_images.try_output(config)
     opened = open_for_sampling.open_base_and_adapters(config, skip_text_encoders, any_prompt)
     config, base, (content, style) = opened
     if doubt := swapped(content.header, style.header):
@@ -74,6 +74,6 @@ def draw_grid(
         strengths = (content_strengths, style_strengths)
         common = open_for_sampling.sampling_settings(config, any_prompt)
         images = sampling.grid(base, config.prompt, content, style, *strengths, **common, on_picture=bar.step)
-    figure = plots.strength_grid(images, *strengths, config.prompt, image_files.footer(config))
-    written = image_files.write_where_free(lambda output: plots.save(figure, output, config.overwrite), config)
+    figure = plots.strength_grid(images, *strengths, config.prompt, output_images.footer(config))
+    written = output_images.write_where_free(lambda output: plots.save(figure, output, config.overwrite), config)
     console.say(str(written))

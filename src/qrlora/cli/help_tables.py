@@ -9,7 +9,7 @@ from ..lora_keys import WRITTEN
 
 def method_names() -> str:
     """Rows of METHODS."""
-    from ..methods import METHODS
+    from ..initialisation_methods import METHODS
 
     return ", ".join(METHODS)
 

@@ -104,10 +104,10 @@ def plot_path(paths: Sequence[str], plot: Path | None) -> Path | None:
 
     Raises: ValueError, OSError: no kind of figure, or nothing can be written there; MissingExtra.
     """
-    from .. import extras, output_files
+    from .. import optional_dependencies, output_files
 
     if plot is None and len(paths) == 2:
-        if hint := extras.missing("plots", reason="a plot of the two"):
+        if hint := optional_dependencies.missing("plots", reason="a plot of the two"):
             console.warn(hint)
             return None
         plot = Path(f"{Path(paths[0]).stem}-{Path(paths[1]).stem}-similarity.png")

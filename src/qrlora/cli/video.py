@@ -56,16 +56,16 @@ def draw_video(
     Args:   frames, fps: how many, and how many in a second.  others: as `generate.draw_images`.
     Raises: as `generate.draw_images`, and ValueError: fps below 1; see `video_sampling.generate_video`.
     """
-    from .. import extras
+    from .. import optional_dependencies
 
-    extras.require("diffusers", reason="qrlora video")
+    optional_dependencies.require("diffusers", reason="qrlora video")
     from .. import plots, video_sampling
-    from . import image_files, open_for_sampling
+    from . import open_for_sampling, output_images
 
     if fps < 1:
         raise ValueError(f"fps must be 1 or more, got {fps}")
     plots.animation_format(config.output)
-    image_files.try_output(config)
+    output_images.try_output(config)
     config, base, adapters = open_for_sampling.open_base_and_adapters(config, skip_text_encoders, any_prompt)
     weighted = list(zip(adapters, config.strengths, strict=True))
     common = open_for_sampling.sampling_settings(config, any_prompt)
@@ -76,4 +76,4 @@ def draw_video(
     def write(output: Path) -> None:
         plots.save_animation(drawn, output, fps, made_with, config.overwrite)
 
-    console.say(str(image_files.write_where_free(write, config)))
+    console.say(str(output_images.write_where_free(write, config)))

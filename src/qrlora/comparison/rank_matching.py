@@ -4,8 +4,8 @@ from bisect import bisect_left
 from functools import cache, partial
 
 from ..families import Base
+from ..initialisation_methods import METHODS
 from ..injection.peft_methods import initialise_peft, parse_peft_method
-from ..methods import METHODS
 
 
 def layer_shapes(base: Base, targets: str) -> list[tuple[int, int]]:

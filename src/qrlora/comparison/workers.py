@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from multiprocessing.connection import Connection, wait
 from typing import Any
 
-from .. import extras
+from .. import optional_dependencies
 from .jobs import Job
 from .run_job import JobFailure, JobOutput, run_job
 
@@ -95,7 +95,7 @@ def _worker_loop(connection: Connection) -> None:
 @contextlib.contextmanager
 def on_ray_cluster(address: str) -> Iterator[RunJobs]:
     """One CPU, and one GPU if the cluster has any, for each job; twice as many jobs are submitted as can run."""
-    extras.require("ray", reason="--ray")
+    optional_dependencies.require("ray", reason="--ray")
     import ray
     from ray.exceptions import RayError
 

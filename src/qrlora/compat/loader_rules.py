@@ -11,7 +11,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 from ..lora_keys import is_text_encoder
-from .adapter_file import File
+from .checked_file import File
 
 LORA_UNET = "lora_unet_"
 SGM = ("input_blocks", "middle_block", "output_blocks")

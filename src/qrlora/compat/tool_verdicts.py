@@ -3,10 +3,10 @@
 from os import PathLike
 
 from .. import safetensors_files
-from ..files.reading import file_in
+from ..files.load_adapter import file_in
 from ..layouts import TOOLS, Reader
 from ..lora_keys import is_text_encoder
-from .adapter_file import File, Verdict
+from .checked_file import File, Verdict
 from .loader_rules import EVERY_FILE, QUIRKS, STRENGTHS, TEXT_ENCODERS
 
 UNKNOWN = "of a model whose names qrlora does not know"

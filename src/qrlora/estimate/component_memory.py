@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from ..families.base_model import PROMPT_BATCH
 from ..families.component_checks import learned_positions
 from ..families.pipeline_steps import as_frames
-from ..methods import METHODS
+from ..initialisation_methods import METHODS
 from .estimate_report import MARGIN
 from .memory_counting import LiveBytes, flash_attention
 from .training_task import TrainingTask

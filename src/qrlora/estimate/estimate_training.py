@@ -22,8 +22,8 @@ from ..families import quantization
 from ..families.base_without_weights import blank_base
 from ..families.model_dtype import cast_model
 from ..files import size_in_bytes
+from ..initialisation_methods import METHODS
 from ..injection import detach
-from ..methods import METHODS
 from ..training import check_config_fits_base
 from ..training.distributed import Processes
 from ..training.trainable_adapter import ADAPTER_NAME

@@ -16,8 +16,8 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
 
+from ..initialisation_methods import METHODS, InitialFactors
 from ..injection import initialise
-from ..methods import METHODS, InitialFactors
 from ..noising import Noising
 from ..training import denoising_loss
 from ..training.optimizers import OPTIMIZERS

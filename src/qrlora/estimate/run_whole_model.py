@@ -19,8 +19,8 @@ from ..adapter import Adapter, Header
 from ..basis import Basis, compute_basis
 from ..devices import return_freed_memory
 from ..families.base_without_weights import materialise, materialise_quantised
+from ..initialisation_methods import METHODS
 from ..injection import applied, detach, extract, initialise
-from ..methods import METHODS
 from ..training.distributed import Processes
 from ..training.optimizers import OPTIMIZERS
 from ..training.trainable_adapter import ADAPTER_NAME

@@ -14,9 +14,9 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_iter, tree_map
 
 from ..families.base_without_weights import materialise
+from ..initialisation_methods import METHODS
 from ..injection import detach
 from ..linalg import leading_subspace
-from ..methods import METHODS
 from ..training.trainable_adapter import ADAPTER_NAME
 from .device_memory import wait_for_device
 from .memory_counting import LiveBytes, initialise_on_meta

@@ -16,7 +16,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
-from .. import extras
+from .. import optional_dependencies
 from ..devices import return_freed_memory
 from ..safetensors_files import places, read_rows
 from .weight_files import weight_files
@@ -33,7 +33,7 @@ def check(quantize: str, device: torch.device) -> None:
         raise ValueError(f"quantize must be one of {', '.join(LIBRARIES)} or empty, got {quantize!r}")
     if quantize == "nf4" and device.type != "cuda":
         raise ValueError(f"quantize=nf4 needs a GPU with CUDA, the device is {device}: use quantize=int8 or float8")
-    extras.require("quantize", LIBRARIES[quantize], reason=f"quantize={quantize}")
+    optional_dependencies.require("quantize", LIBRARIES[quantize], reason=f"quantize={quantize}")
 
 
 def quantization_kwargs(component: str, quantize: str, dtype: torch.dtype) -> dict[str, Any]:

@@ -8,9 +8,9 @@ them (a missing alpha means scale 1 everywhere; present ones break some readers)
 no other tool mistakes it for a LoRA).
 """
 
-from .metadata import CONTENTS, layout_of
-from .reading import count_text_encoder_keys, load, read_header
-from .writing import save, size_in_bytes
+from .load_adapter import count_text_encoder_keys, load, read_header
+from .save_adapter import save, size_in_bytes
+from .written_metadata import CONTENTS, layout_of
 
 __all__ = [
     "CONTENTS",

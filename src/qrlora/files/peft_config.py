@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .. import extras
+from .. import optional_dependencies
 from ..adapter import Pair
 from ..lora_keys import PEFT_PREFIX
 
@@ -204,7 +204,7 @@ def _compiled(pattern: str) -> Any:
     """PEFT's pattern of a layer's end. Raises ValueError: too long, or no regular expression."""
     if len(pattern) > LONGEST:
         raise ValueError(f"an alpha_pattern of {len(pattern)} characters, {LONGEST} are read: {pattern[:80]!r}...")
-    extras.require("cli", "regex", reason="alpha_pattern")
+    optional_dependencies.require("cli", "regex", reason="alpha_pattern")
     import regex
 
     try:

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from ..adapter import Adapter, Header, Pair
 from ..config.type_checks import check_strengths
-from ..methods import InitialFactors
+from ..initialisation_methods import InitialFactors
 from . import weight_folding
 from .adapted_linear import AdaptedLinear, Strength, product_cancels
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ..basis import Basis, Weights
-from ..methods import DirectionSources, InitialFactors, Method
+from ..initialisation_methods import DirectionSources, InitialFactors, Method
 
 
 def initial_factors(

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from ..adapter import Adapter, Header, linear_layers
 from ..basis import Weights, compute_basis, fingerprint
-from ..methods import METHODS
+from ..initialisation_methods import METHODS
 from .apply_adapter import detach, extract, initialise, trainable_factors
 from .initial_factors import initial_factors
 

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .. import extras
+from .. import optional_dependencies
 from ..adapter import Adapter, Header, Pair
 from ..linalg import low_rank_factors
 from .apply_adapter import refuse_bypassed_layers
@@ -93,7 +93,7 @@ class PeftAdapter:
 def parse_peft_method(method: str) -> str:
     """The KIND of `peft:KIND`. Raises ValueError: PEFT has no such kind, or it cannot be a method here;
     MissingExtra."""
-    extras.require("peft", "peft", reason=f"method={method}")
+    optional_dependencies.require("peft", "peft", reason=f"method={method}")
     _, tuners = peft_tables()
 
     kind = method.removeprefix(PREFIX).lower()

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ..adapter import Adapter, Pair
-from ..methods import METHODS
+from ..initialisation_methods import METHODS
 
 MINIMUM_KEPT_ENERGY = 0.99
 WAY_OUT = "Train both on one base model with one rank, or merge with rule='stack'"

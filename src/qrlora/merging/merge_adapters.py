@@ -15,7 +15,7 @@ from typing import Any
 from ..adapter import Adapter, Header
 from ..basis import Basis, same_base
 from ..config.type_checks import check_strengths
-from ..methods import METHODS
+from ..initialisation_methods import METHODS
 from .exact import Merged, add, peft_linear, stack
 from .rule_parameters import check_parameters
 from .sources import sources

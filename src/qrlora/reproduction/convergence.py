@@ -14,7 +14,7 @@ from ..config import TrainConfig
 from ..families import Base
 from ..image_loading import load_image
 from ..image_size import height_and_width
-from ..methods import METHODS
+from ..initialisation_methods import METHODS
 from ..output_files import atomic
 from ..temporary_files import temporary_folder
 from ..training import Progress, denoising_loss, train

@@ -6,9 +6,9 @@ from torch import Tensor, nn
 from ..basis import Basis, Weights
 from ..comparison.figure_data import ReproducedResult
 from ..comparison.summary_tables import TableRow
+from ..initialisation_methods import METHODS, DirectionSources
 from ..injection import initialise
 from ..linalg import leading_subspace
-from ..methods import METHODS, DirectionSources
 from .request import ReproductionRequest
 
 FORWARD = {

@@ -12,8 +12,8 @@ from ..devices import choose_device
 from ..estimate.time_blocks import median_seconds
 from ..families.base_without_weights import blank_base
 from ..families.public_configs import PUBLIC
+from ..initialisation_methods import METHODS
 from ..linalg import leading_subspace
-from ..methods import METHODS
 from .published_numbers import INITIALISATION
 from .request import ReproductionRequest
 

@@ -4,8 +4,8 @@ from ..comparison.figure_data import ReproducedResult
 from ..comparison.summary_tables import TableRow
 from ..families import Base
 from ..families.base_without_weights import blank_base
+from ..initialisation_methods import METHODS
 from ..layouts import LAYOUTS
-from ..methods import METHODS
 from .request import ReproductionRequest
 
 

@@ -13,7 +13,7 @@ from alembic import command
 from alembic.config import Config
 from sqlalchemy import event, exc
 
-from .. import extras
+from .. import optional_dependencies
 
 MIGRATIONS = Path(__file__).parent / "migrations"
 WAIT = 30
@@ -98,7 +98,7 @@ class Database:
             if kind.drivername == "postgresql":
                 kind = kind.set(drivername="postgresql+psycopg")
             if kind.drivername == "postgresql+psycopg":
-                extras.require("postgres", reason="a database of PostgreSQL")
+                optional_dependencies.require("postgres", reason="a database of PostgreSQL")
             # PostgreSQL allows 100 connections unless told otherwise: four servers fit
             self.engine = sa.create_engine(kind, pool_size=20, max_overflow=0, pool_timeout=WAIT, pool_pre_ping=True)
         except exc.ArgumentError as error:

@@ -16,7 +16,7 @@ from ..basis import cache_folder
 from ..config import TrainConfig, as_stored_dict
 from ..families import Base
 from ..files import load, read_header, save, size_in_bytes
-from ..methods import METHODS
+from ..initialisation_methods import METHODS
 from .checkpoint import CHECKPOINT_FILE
 from .distributed import is_rank_zero
 from .run_identity import NOT_IN_HEADER

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import nn
 
-from .. import extras
+from .. import optional_dependencies
 
 LIBRARIES = {"adam8bit": "bitsandbytes", "prodigy": "prodigyopt"}
 """Optimizer -> the library that it needs; the others are torch's."""
@@ -62,7 +62,7 @@ def check_optimizer(name: str, device: torch.device) -> None:
     if name == "adam8bit" and device.type != "cuda":
         raise ValueError(f"optimizer=adam8bit needs a GPU with CUDA, the device is {device}: use optimizer=adam")
     if library := LIBRARIES.get(name):
-        extras.require("optimizers", library, reason=f"optimizer={name}")
+        optional_dependencies.require("optimizers", library, reason=f"optimizer={name}")
 
 
 def _use_fused_kernel(parameters: list[nn.Parameter]) -> bool:

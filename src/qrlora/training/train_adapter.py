@@ -20,8 +20,8 @@ from ..devices import choose_device
 from ..families import Base, open_base
 from ..families.trigger_tokens import describe_unreadable_trigger
 from ..image_size import height_and_width
+from ..initialisation_methods import METHODS
 from ..injection.peft_methods import PREFIX, parse_peft_method
-from ..methods import METHODS
 from ..noising import noising_of
 from ..training_example import TrainingExamples, encode_training_examples
 from ..trigger_words import contains_word

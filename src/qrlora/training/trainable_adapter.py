@@ -15,10 +15,10 @@ from ..basis import cached_basis
 from ..config import TrainConfig
 from ..contrastive_directions import compute_contrast_directions
 from ..families import Base
+from ..initialisation_methods import METHODS
 from ..injection import adapter_names, detach, extract, frozen_factors, initialise, set_strengths, trainable_factors
 from ..injection.initial_factors import initial_factors
 from ..injection.peft_methods import PREFIX, initialise_peft, parse_peft_method
-from ..methods import METHODS
 from ..training_example import TrainingExamples
 
 ADAPTER_NAME = "learning"

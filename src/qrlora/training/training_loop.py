@@ -20,7 +20,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
-from .. import extras
+from .. import optional_dependencies
 from ..config import TrainConfig
 from ..families import Base
 from ..noising import Noising, noising_of
@@ -226,7 +226,7 @@ def tensorboard_logger(config: TrainConfig) -> Iterator[Callable[[float, int], N
     if not config.tensorboard or not is_rank_zero():
         yield lambda _loss, _step: None
         return
-    extras.require("tensorboard", reason="tensorboard=true")
+    optional_dependencies.require("tensorboard", reason="tensorboard=true")
     from torch.utils.tensorboard import SummaryWriter
 
     with SummaryWriter(str(Path(config.output).with_suffix(".tensorboard"))) as writer:

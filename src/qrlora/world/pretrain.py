@@ -24,7 +24,8 @@ from transformers.utils import logging
 from ..built_in_bases import folder_of
 from ..text_files import write_text
 from .base_architectures import ARCHITECTURES
-from .pretraining_run import (
+from .pretraining_set import TrainingSet, build_training_set, load_training_set, save_training_set, training_set_digest
+from .pretraining_state import (
     Batch,
     PretrainingRun,
     PretrainingSettings,
@@ -32,7 +33,6 @@ from .pretraining_run import (
     trained_base_folder,
     training_step,
 )
-from .pretraining_set import TrainingSet, build_training_set, load_training_set, save_training_set, training_set_digest
 
 PREFETCHED_BATCHES = 4
 """Batches that each worker prepares ahead while the device computes."""

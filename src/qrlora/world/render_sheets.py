@@ -21,7 +21,7 @@ from typing import NamedTuple
 
 from PIL import Image
 
-from .. import extras
+from .. import optional_dependencies
 from ..basis import cache_folder
 from .drawings import SIZE, contents, full_sheet_folder, write_sheet
 
@@ -159,7 +159,7 @@ def open_emoji_set(folder: Path) -> Callable[[Emoji], Image.Image | None]:
     """A reader of the emoji set in ``folder``: emoji -> square RGBA drawing, or None where the set has none."""
     if (folder / "assets").is_dir():  # ready-made images named by code point
         return lambda emoji: _read_image(folder / "assets", emoji)
-    extras.require("world", reason="drawing SVG")
+    optional_dependencies.require("world", reason="drawing SVG")
     import resvg_py
 
     icons = json.loads((folder / "icons.json").read_text())

@@ -13,9 +13,9 @@ from torch import Tensor
 
 from ..adapter import Header
 from ..files.layer_names import Key, Names, factors_of, understand
-from ..files.metadata import HEADER
+from ..files.load_adapter import alpha_in, grouped
 from ..files.peft_config import read_config, refusal
-from ..files.reading import alpha_in, grouped
+from ..files.written_metadata import HEADER
 from ..layouts import Layout
 from ..linalg import is_finite
 from ..lora_keys import printable

@@ -19,8 +19,8 @@ from ..lora_keys import is_text_encoder, natural, printable
 from ..safetensors_files import read, read_metadata
 from .fused_layers import split_layers, swap_shift_and_scale
 from .layer_names import Names, factors_of, refuse_unreadable_keys, understand
-from .metadata import CONTENT, FUSED, HEADER
 from .peft_config import as_object, number, read_config, refusal, without_start
+from .written_metadata import CONTENT, FUSED, HEADER
 
 FOLDERS = ("adapter_model.safetensors", "pytorch_lora_weights.safetensors")
 """What PEFT's and diffusers' own savers call the file in the folder that they write."""

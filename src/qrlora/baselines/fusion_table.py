@@ -6,9 +6,9 @@ import difflib
 from collections.abc import Callable
 from functools import partial
 
+from ..initialisation_methods import METHODS
 from ..injection.peft_methods import PREFIX, parse_peft_method
 from ..merging import merge
-from ..methods import METHODS
 from .adapter_schedules import composite_fusion, k_lora_schedule, scheduled_fusion, switch_schedule
 from .b_lora import b_lora
 from .fusion_method import FusionInputs, FusionMethod, FusionResult, sample_with_adapter

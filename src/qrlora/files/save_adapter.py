@@ -14,12 +14,12 @@ from torch import Tensor
 from .. import safetensors_files
 from ..adapter import Adapter, Header, Pair
 from ..basis import Basis, save_basis
+from ..initialisation_methods import METHODS
 from ..layouts import Layout
 from ..linalg import is_finite
 from ..lora_keys import WRITTEN
-from ..methods import METHODS
 from .fused_layers import fuse_layers, swap_shift_and_scale
-from .metadata import CONTENTS, layout_of, metadata
+from .written_metadata import CONTENTS, layout_of, metadata
 
 DIGEST_LENGTH = 64
 """Characters of a basis' digest."""

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from qrlora import __version__, built_in_bases, doctor, extras
+from qrlora import __version__, built_in_bases, doctor, optional_dependencies
 
 ROOT = Path(__file__).parents[1]
 SRC = ROOT / "src" / "qrlora"
@@ -60,7 +60,9 @@ def needed(path: Path) -> set[str]:
     """The extras that are checked before a file is imported."""
     parts = path.relative_to(SRC).with_suffix("").parts
     above = [".".join(parts[: k + 1]) for k in range(len(parts))]
-    return {extras.NEEDS[name] for name in above if name in extras.NEEDS} | ({"cli"} if parts[0] == "cli" else set())
+    return {optional_dependencies.NEEDS[name] for name in above if name in optional_dependencies.NEEDS} | (
+        {"cli"} if parts[0] == "cli" else set()
+    )
 
 
 @pytest.mark.parametrize("path", sorted(SRC.rglob("*.py")), ids=lambda path: str(path.relative_to(SRC)))
@@ -77,7 +79,7 @@ def test_the_core_depends_on_four_libraries():
 
 
 def test_every_module_that_needs_an_extra_exists_and_so_does_the_extra():
-    for module, extra in extras.NEEDS.items():
+    for module, extra in optional_dependencies.NEEDS.items():
         path = SRC / module.replace(".", "/")
         assert path.is_dir() or path.with_suffix(".py").is_file(), module
         assert extra in PROJECT["optional-dependencies"]
@@ -86,7 +88,7 @@ def test_every_module_that_needs_an_extra_exists_and_so_does_the_extra():
 
 @pytest.mark.parametrize("extra", ["", *PROJECT["optional-dependencies"]])
 def test_requirements_are_those_of_pyproject(extra):
-    assert {import_name(name) for name, _ in extras.requirements(extra)} == distributions(extra)
+    assert {import_name(name) for name, _ in optional_dependencies.requirements(extra)} == distributions(extra)
 
 
 def without(monkeypatch, *names: str, **versions: str) -> None:
@@ -111,7 +113,7 @@ def fresh(monkeypatch, module: str):
 @pytest.mark.parametrize("module", ["families", "training", "sampling", "world", "evaluation", "baselines"])
 def test_without_diffusers_a_module_that_needs_it_says_so_in_one_line(monkeypatch, module):
     without(monkeypatch, "diffusers", "peft")
-    with pytest.raises(extras.MissingExtra) as caught:
+    with pytest.raises(optional_dependencies.MissingExtra) as caught:
         fresh(monkeypatch, f"qrlora.{module}")
     assert str(caught.value) == f'qrlora.{module} needs diffusers, peft: pip install "qrlora[diffusers]"'
     assert isinstance(caught.value, ImportError) and isinstance(caught.value, ValueError)
@@ -120,7 +122,7 @@ def test_without_diffusers_a_module_that_needs_it_says_so_in_one_line(monkeypatc
 def test_a_library_that_a_trainer_pins_too_low_is_named_with_both_versions(monkeypatch):
     without(monkeypatch, diffusers="0.32.1", transformers="4.54.1")
     with pytest.raises(
-        extras.MissingExtra,
+        optional_dependencies.MissingExtra,
         match=r"^qrlora.training needs diffusers>=0.37 \(0.32.1 is installed\), transformers>=5.6 \(4.54.1 is "
         r'installed\): pip install "qrlora\[diffusers\]" \(in an environment of its own if ',
     ):
@@ -133,12 +135,12 @@ def test_a_library_that_a_trainer_pins_too_low_is_named_with_both_versions(monke
     + [("2.13.0+cpu", "2.4", True), ("2026.1.3", "2024.4", True), ("4", "4.0.1", False), ("5.0rc1", "5.0", True)],
 )
 def test_versions_are_compared_as_numbers(version, bound, enough):
-    assert (extras._numbers(version) >= extras._numbers(bound)) == enough
+    assert (optional_dependencies._numbers(version) >= optional_dependencies._numbers(bound)) == enough
 
 
 def test_an_extra_that_the_installed_metadata_does_not_know_is_refused():
     with pytest.raises(ValueError, match="qrlora has no extra 'difusers', it has cli, .*; install it anew"):
-        extras.require("difusers")
+        optional_dependencies.require("difusers")
 
 
 BARE = """
@@ -183,7 +185,7 @@ qrlora.similarity(a, a), qrlora.compute_basis, qrlora.read_header({str(tmp_path 
 import qrlora.compat, qrlora.trainers
 try:
     qrlora.train
-except qrlora.extras.MissingExtra as error:
+except qrlora.optional_dependencies.MissingExtra as error:
     print(error)
 """)
     assert done.returncode == 0, done.stderr
