@@ -35,7 +35,7 @@ from qrlora.comparison.image_pairs import pairs_from_csv
 from qrlora.config import read_recipe
 from qrlora.image_loading import load_image
 from qrlora.merging import merge
-from qrlora.safetensors_files import read, write
+from qrlora.safetensors_files import read_safetensors, write_safetensors
 
 SECONDS = 60
 """After so long an input hangs: a file of these sizes takes well under one."""
@@ -149,11 +149,12 @@ def seeds(folder: Path) -> dict[str, Callable[[Path, random.Random], Callable[[]
     compact = Adapter(frozen, replace(adapters["sdxl"].header, method="qr"))
     files.save(compact, folder / "compact.safetensors", content="compact")
     tensors = {
-        k.replace("unet.", "base_model.model."): x for k, x in read(folder / "sdxl-diffusers.safetensors")[0].items()
+        k.replace("unet.", "base_model.model."): x
+        for k, x in read_safetensors(folder / "sdxl-diffusers.safetensors")[0].items()
     }
     peft = folder / "peft"
     peft.mkdir()
-    write(peft / "adapter_model.safetensors", tensors, {})
+    write_safetensors(peft / "adapter_model.safetensors", tensors, {})
     told = {"peft_type": "LORA", "r": 2, "lora_alpha": 4, "alpha_pattern": {"to_q": 2}, "rank_pattern": {},
             "init_lora_weights": True, "use_rslora": False, "use_dora": False, "target_modules": ["to_q"]}  # fmt: skip
     loras = sorted(folder.glob("*.safetensors"))

@@ -273,9 +273,9 @@ def test_the_demos_sheet_shows_what_is_given_what_is_true_and_what_came_out():
 
 
 def test_only_a_base_of_the_package_is_said_to_know_drawings_only():
-    assert "knows drawings only" in demo_sheet.limits("tiny-sd3")
+    assert "knows drawings only" in demo_sheet.limits_of_base("tiny-sd3")
     for other in (str(pico.folder()), "owner/name", ""):
-        assert demo_sheet.limits(other) == ""
+        assert demo_sheet.limits_of_base(other) == ""
 
 
 def test_of_ones_own_pictures_nobody_pretends_to_know_what_they_show(tmp_path, capsys, monkeypatch):

@@ -14,7 +14,7 @@ from loras import assert_same, random_adapter
 from qrlora import files
 from qrlora.adapter import Adapter, Header
 from qrlora.families import open_base
-from qrlora.safetensors_files import read, write
+from qrlora.safetensors_files import read_safetensors, write_safetensors
 
 TEXT = {f"lora_te1_text_model_encoder_layers_{k}_mlp_fc1.lora_down.weight": torch.ones(2, 8) for k in range(4)}
 
@@ -27,7 +27,7 @@ def folder(tmp_path_factory):
     files.save(sdxl, place / "sdxl.safetensors", keys="diffusers")
     files.save(flux, place / "flux.safetensors")
     files.save(sdxl, place / "kohya.safetensors")
-    write(place / "text.safetensors", {**read(place / "kohya.safetensors")[0], **TEXT}, {})
+    write_safetensors(place / "text.safetensors", {**read_safetensors(place / "kohya.safetensors")[0], **TEXT}, {})
     return place
 
 
@@ -39,7 +39,7 @@ def test_converting_changes_names_and_nothing_else(folder, tmp_path, capsys, nam
     assert code == 0, err
     assert f"{len(before.layers)} layers, rank 2, " in out and (to or "full") in out
     assert_same(before, files.load(output))
-    assert any(key.startswith("lora_unet_") for key in read(output)[0]) == (
+    assert any(key.startswith("lora_unet_") for key in read_safetensors(output)[0]) == (
         to == "kohya" or (name, to) == ("sdxl", None)
     )
 
@@ -51,7 +51,7 @@ def test_converting_to_compact_and_back_is_exact(studio, tmp_path, capsys):
     assert compact.stat().st_size < 0.8 * full.stat().st_size  # small matrices, long names
     assert_same(files.load(studio / "dog.safetensors"), files.load(full))
     assert run(capsys, "convert", full, compact, "--dtype", "bfloat16", "--overwrite")[0] == 0
-    assert {x.dtype for x in read(compact)[0].values()} == {torch.bfloat16}
+    assert {x.dtype for x in read_safetensors(compact)[0].values()} == {torch.bfloat16}
 
 
 @pytest.mark.parametrize("to, option", [("compact", "content"), ("full", "content"), ("diffusers", "keys")])
@@ -110,7 +110,7 @@ def test_check_says_where_there_is_no_remedy(folder, capsys):
 
 def test_check_shows_hostile_names_without_obeying_them(tmp_path, capsys):
     tensors = {"lora_unet_x.\x1b[2Jdora_scale": torch.ones(1), "unet.mid_block.a.lora_A.weight": torch.ones(1, 1)}
-    write(tmp_path / "x.safetensors", {**tensors, "unet.mid_block.a.lora_B.weight": torch.ones(1, 1)}, {})
+    write_safetensors(tmp_path / "x.safetensors", {**tensors, "unet.mid_block.a.lora_B.weight": torch.ones(1, 1)}, {})
     code, out, err = run(capsys, "check", tmp_path / "x.safetensors", "--for", "diffusers")
     assert code == 1 and "\x1b[2J" not in out + err and "\\x1b[2J" in out
     code, out, err = run(capsys, "inspect", tmp_path / "x.safetensors")

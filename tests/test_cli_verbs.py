@@ -11,7 +11,7 @@ from commands import run
 from qrlora import cli
 from qrlora.baselines import FUSIONS
 from qrlora.cli import generate, merge, train
-from qrlora.cli.named_values import VerbCommand, as_options, as_settings
+from qrlora.cli.named_values import VerbCommand, named_values_as_options, options_as_named_values
 from qrlora.cli.verbs import OLD_VERBS, VERBS
 from qrlora.config import TrainConfig
 from qrlora.initialisation_methods import METHODS
@@ -60,10 +60,10 @@ def test_every_option_of_every_verb_may_be_written_name_equals_value(verb, name)
     long = next(x for x in option.opts if x.startswith("--"))
     for written in (long.lstrip("-"), long.lstrip("-").replace("-", "_")):
         if option.is_flag:
-            assert as_options([f"{written}=true"], command.params) == [option.opts[0]]
-            assert as_options([f"{written}=false"], command.params) == []
+            assert named_values_as_options([f"{written}=true"], command.params) == [option.opts[0]]
+            assert named_values_as_options([f"{written}=false"], command.params) == []
         else:
-            assert as_options(["a", f"{written}=x=y"], command.params) == ["a", option.opts[0], "x=y"]
+            assert named_values_as_options(["a", f"{written}=x=y"], command.params) == ["a", option.opts[0], "x=y"]
 
 
 def test_a_file_an_options_value_and_what_follows_two_dashes_are_no_settings(tmp_path, monkeypatch):
@@ -71,8 +71,8 @@ def test_a_file_an_options_value_and_what_follows_two_dashes_are_no_settings(tmp
     (tmp_path / "steps=3").touch()
     (tmp_path / "seed").touch()
     words = ["steps=3", "seed=0.5", "--negative-prompt", "size=9", "-o", "size=9", "--", "size=9"]
-    assert as_options(words, COMMANDS["generate"].params) == words
-    assert as_options(["size=9"], COMMANDS["generate"].params) == ["--size", "9"]
+    assert named_values_as_options(words, COMMANDS["generate"].params) == words
+    assert named_values_as_options(["size=9"], COMMANDS["generate"].params) == ["--size", "9"]
 
 
 @pytest.mark.parametrize("name", TrainConfig.__dataclass_fields__)
@@ -80,14 +80,14 @@ def test_every_setting_of_train_may_be_written_as_an_option(name):
     flag = TrainConfig.__dataclass_fields__[name].type in (bool, bool | None)
     dashed, params = f"--{name.replace('_', '-')}", COMMANDS["train"].params
     if name == "overwrite":
-        assert as_settings(["--overwrite"], params) == ["--overwrite"]
+        assert options_as_named_values(["--overwrite"], params) == ["--overwrite"]
     elif flag:
-        assert as_settings([dashed], params) == [f"{name}=true"]
-        assert as_settings([f"--no-{name.replace('_', '-')}"], params) == [f"{name}=false"]
+        assert options_as_named_values([dashed], params) == [f"{name}=true"]
+        assert options_as_named_values([f"--no-{name.replace('_', '-')}"], params) == [f"{name}=false"]
     else:
         for words in ([dashed, "x=y"], [f"{dashed}=x=y"], [f"--{name}", "x=y"]):
-            assert as_settings(["r.toml", *words], params) == ["r.toml", f"{name}=x=y"]
-    assert as_settings([f"{name}=1"], params) == [f"{name}=1"]
+            assert options_as_named_values(["r.toml", *words], params) == ["r.toml", f"{name}=x=y"]
+    assert options_as_named_values([f"{name}=1"], params) == [f"{name}=1"]
 
 
 def test_both_spellings_train_to_the_same_bytes(studio, tmp_path, capsys, monkeypatch):

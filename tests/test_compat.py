@@ -8,10 +8,10 @@ import torch
 
 import pico
 from loras import random_adapter, stock_updates
-from qrlora.compat import TOOLS, File, check, key_verdicts, notes
+from qrlora.compat import TOOLS, CheckedFile, check, key_verdicts, tool_notes
 from qrlora.files import load, save
 from qrlora.layouts import LAYOUTS
-from qrlora.safetensors_files import read, write
+from qrlora.safetensors_files import read_safetensors, write_safetensors
 
 FACTORS, TWO = ("A", "B"), ("comfyui", "diffusers")
 
@@ -305,7 +305,7 @@ def written(adapters, tmp_path):
 def assert_diffusers_does_as_judged(pipe, path):
     """Layer by layer, the stock library's update is the judged multiple of what the file means; or it refuses all."""
     adapter = load(path, skip_text_encoders=True) if "LoKr" not in path.stem else None
-    file = File(*read(path), path)
+    file = CheckedFile(*read_safetensors(path), path)
     verdicts = {v.key: v for v in key_verdicts(file, "diffusers")}
     factors = {}
     for key, verdict in verdicts.items():
@@ -344,7 +344,7 @@ def test_diffusers_does_with_every_file_what_the_rules_say(pipes, tmp_path, fami
     for name, contents in files.items():
         tensors, metadata = contents if isinstance(contents, tuple) else (contents, {})
         version = LAYOUTS[family].variants[LAYOUTS[family].example].base_version
-        write(tmp_path / f"{name}.safetensors", tensors, {**metadata, "ss_base_model_version": version})
+        write_safetensors(tmp_path / f"{name}.safetensors", tensors, {**metadata, "ss_base_model_version": version})
     for path in sorted(tmp_path.glob("*.safetensors")):
         print(path.stem)  # shown where the assertion fails
         assert_diffusers_does_as_judged(pipe, path)
@@ -367,8 +367,12 @@ def test_diffusers_does_with_our_kohya_files_what_the_rules_say(pipes, tmp_path,
         assert_diffusers_does_as_judged(pipes[path.stem.split("-")[0]], path)
     save(flux, tmp_path / "whole.safetensors", keys="kohya")  # pico's linear1 is not FLUX.1's
     assert_diffusers_does_as_judged(pipes["flux"], tmp_path / "whole.safetensors")
-    tensors = {key: x for key, x in read(tmp_path / "flux-kohya.safetensors")[0].items() if not key.endswith("alpha")}
-    write(tmp_path / "dotted.safetensors", original(tensors, endings), {})
+    tensors = {
+        key: x
+        for key, x in read_safetensors(tmp_path / "flux-kohya.safetensors")[0].items()
+        if not key.endswith("alpha")
+    }
+    write_safetensors(tmp_path / "dotted.safetensors", original(tensors, endings), {})
     assert_diffusers_does_as_judged(pipes["flux"], tmp_path / "dotted.safetensors")
 
 
@@ -398,12 +402,12 @@ def test_the_default_names_are_loaded_whole_by_all_tools_that_have_names_for_it(
 def test_kohyas_names_are_loaded_whole_by_kohya_and_comfyui(pipes, tmp_path, family):
     adapter = random_adapter(pipes[family], family)
     save(adapter, tmp_path / "x.safetensors", keys="kohya")
-    keys = len(read(tmp_path / "x.safetensors")[0])
+    keys = len(read_safetensors(tmp_path / "x.safetensors")[0])
     for tool in {"kohya", "comfyui", "forge"} & LAYOUTS[family].tools.keys():
         assert states(tmp_path / "x.safetensors", tool) == {"loaded": keys}
-    tensors, metadata = read(tmp_path / "x.safetensors")
+    tensors, metadata = read_safetensors(tmp_path / "x.safetensors")
     without = {key: tensor for key, tensor in tensors.items() if not key.endswith(".alpha")}
-    write(tmp_path / "x.safetensors", without, metadata)
+    write_safetensors(tmp_path / "x.safetensors", without, metadata)
     assert states(tmp_path / "x.safetensors", "kohya") == {"ignored": len(without)}
     assert "demands alpha keys" in check(tmp_path / "x.safetensors", "kohya")[0].reason
 
@@ -429,7 +433,7 @@ def test_a1111_knows_half_of_sd3s_attention_and_no_flux(pipes, tmp_path):
 
 def test_what_diffusers_describes_in_metadata_other_tools_load_at_another_strength(pipes, tmp_path):
     one = random_adapter(pipes["flux"], "flux")
-    write(tmp_path / "x.safetensors", dotted(one, "transformer."), described(one, "transformer", 1))
+    write_safetensors(tmp_path / "x.safetensors", dotted(one, "transformer."), described(one, "transformer", 1))
     for verdict in check(tmp_path / "x.safetensors", "comfyui"):
         assert verdict.state == "wrong strength" and verdict.factor == 2  # r = 2, alpha = 1: the file means a half
 
@@ -446,11 +450,11 @@ def test_text_encoders_and_unknown_keys_are_counted(pipes, tmp_path):
     text = {"lora_te1_text_model_encoder_layers_0_mlp_fc1.lora_down.weight": torch.ones(2, 8)}
     text |= {"text_encoder.text_model.encoder.layers.0.mlp.fc1.lora_A.weight": torch.ones(2, 8)}
     tensors = kohya(random_adapter(pipes["sdxl"], "sdxl", ["attn1.to_q"]))
-    write(tmp_path / "x.safetensors", {**tensors, **text, "model.secret": torch.ones(1)}, {})
+    write_safetensors(tmp_path / "x.safetensors", {**tensors, **text, "model.secret": torch.ones(1)}, {})
     assert states(tmp_path / "x.safetensors", "comfyui") == {"loaded": len(tensors) + 2, "not judged": 1}
     assert states(tmp_path / "x.safetensors", "a1111") == {"loaded": len(tensors) + 1, "ignored": 1, "not judged": 1}
-    (note,) = notes(File(tensors, {}), "a1111")
-    assert "ss_base_model_version" in note and not notes(File(tensors, {}), "comfyui")
+    (note,) = tool_notes(CheckedFile(tensors, {}), "a1111")
+    assert "ss_base_model_version" in note and not tool_notes(CheckedFile(tensors, {}), "comfyui")
 
 
 def test_another_tool_is_refused_by_name(pipes, tmp_path):

@@ -8,7 +8,7 @@ from qrlora.families.base_without_weights import blank_base
 from qrlora.families.opening import open_base
 from qrlora.files import load, save
 from qrlora.layouts import VARIANTS
-from qrlora.safetensors_files import read
+from qrlora.safetensors_files import read_safetensors
 
 ANCESTORS = {
     "pony": "sdxl",
@@ -43,7 +43,7 @@ def test_a_descendants_file_says_what_its_ancestors_says_and_is_read_back(name, 
     for base in (name, ancestor):
         adapter = random_adapter(pico.BASES[family](), family, base=VARIANTS[base].hub)
         save(adapter, tmp_path / "x.safetensors")
-        metadata = read(tmp_path / "x.safetensors")[1]
+        metadata = read_safetensors(tmp_path / "x.safetensors")[1]
         said.append({x: metadata[x] for x in ("ss_base_model_version", "modelspec.architecture")})
         assert load(tmp_path / "x.safetensors").header.family == family
     assert said[0] == said[1]

@@ -14,7 +14,7 @@ from qrlora.initialisation_methods import METHODS
 from qrlora.linalg import is_finite
 from qrlora.lora_keys import natural
 from qrlora.merging import merge
-from qrlora.safetensors_files import read, write
+from qrlora.safetensors_files import read_safetensors, write_safetensors
 
 
 @pytest.fixture(autouse=True)
@@ -147,7 +147,8 @@ def test_a_compact_file_is_about_half_and_holds_the_same(unet, tmp_path, method)
     (basis,) = cache_folder().iterdir()
     assert basis.stem == compact.header.basis
     numbers = {
-        name: sum(x.numel() for x in read(tmp_path / f"{name}.safetensors")[0].values()) for name in ("compact", "full")
+        name: sum(x.numel() for x in read_safetensors(tmp_path / f"{name}.safetensors")[0].values())
+        for name in ("compact", "full")
     }
     learnt = "B" if METHODS[method].frozen_side == "input" else "A"
     assert numbers["compact"] == sum(getattr(pair, learnt).numel() for pair in adapter.layers.values())
@@ -172,13 +173,13 @@ def test_a_method_that_freezes_nothing_has_no_compact_file(unet, tmp_path):
 def test_the_metadata_is_what_tools_look_for(unet, tmp_path):
     adapter = trained(unet, "qr", 1, role="content", trigger="<c>")
     save(adapter, tmp_path / "kohya.safetensors")
-    tensors, metadata = read(tmp_path / "kohya.safetensors")
+    tensors, metadata = read_safetensors(tmp_path / "kohya.safetensors")
     assert all(key.startswith("lora_unet_") and not key.endswith("alpha") for key in tensors)
     assert metadata["ss_base_model_version"].startswith("sdxl_") and "lora_adapter_metadata" not in metadata
     assert metadata["modelspec.architecture"] == "stable-diffusion-xl-v1-base/lora"
     assert metadata["modelspec.trigger_phrase"] == "<c>" and metadata["ss_network_dim"] == "3"
     save(adapter, tmp_path / "diffusers.safetensors", keys="diffusers")
-    described = json.loads(read(tmp_path / "diffusers.safetensors")[1]["lora_adapter_metadata"])
+    described = json.loads(read_safetensors(tmp_path / "diffusers.safetensors")[1]["lora_adapter_metadata"])
     known = {"r", "lora_alpha", "rank_pattern", "alpha_pattern", "target_modules", "use_dora", "lora_bias"}
     assert {name.removeprefix("unet.") for name in described} == known and described["unet.lora_alpha"] == 3
 
@@ -225,19 +226,19 @@ def test_a_file_cut_at_any_byte_is_refused(unet, tmp_path, content):
 @pytest.mark.parametrize("content", ["full", "compact"])
 def test_nan_and_infinity_are_refused_with_the_layer(unet, tmp_path, bad, content):
     save(trained(unet, "qr", 1), tmp_path / "x.safetensors", content=content)
-    tensors, metadata = read(tmp_path / "x.safetensors")
+    tensors, metadata = read_safetensors(tmp_path / "x.safetensors")
     name = max(tensors)
     tensors[name] = torch.full_like(tensors[name], bad)
-    write(tmp_path / "x.safetensors", tensors, metadata)
+    write_safetensors(tmp_path / "x.safetensors", tensors, metadata)
     with pytest.raises(ValueError, match=r"x.safetensors: up_blocks.*attn1.to_.: B holds NaN or infinity"):
         load(tmp_path / "x.safetensors")
 
 
 def test_another_version_is_refused(unet, tmp_path):
     save(trained(unet, "qr", 1), tmp_path / "x.safetensors")
-    tensors, metadata = read(tmp_path / "x.safetensors")
+    tensors, metadata = read_safetensors(tmp_path / "x.safetensors")
     newer = {**metadata, "qrlora": json.dumps({**json.loads(metadata["qrlora"]), "format_version": 9})}
-    write(tmp_path / "x.safetensors", tensors, newer)
+    write_safetensors(tmp_path / "x.safetensors", tensors, newer)
     for reader in (load, read_header):
         with pytest.raises(ValueError, match="x.safetensors: adapter format 9, this qrlora reads format 1: upgrade"):
             reader(tmp_path / "x.safetensors")
@@ -251,7 +252,7 @@ def test_half_a_pair_a_convolution_and_a_whole_model_are_refused(unet, tmp_path)
         ({"conv_in.weight": torch.ones(2, 2)}, "plain LoRA files"),
         ({}, "no layers"),
     ):
-        write(path, tensors, {})
+        write_safetensors(path, tensors, {})
         with pytest.raises(ValueError, match=message):
             load(path)
     with pytest.raises(ValueError, match="not written by qrlora"):
@@ -264,7 +265,9 @@ def test_kohya_alphas_are_strengths(pipe, unet, tmp_path):
         flat = f"lora_unet_{layer.replace('.', '_')}"
         tensors |= {f"{flat}.lora_down.weight": pair.A, f"{flat}.lora_up.weight": pair.B}
         tensors[f"{flat}.alpha"] = torch.tensor(1.5)
-    write(tmp_path / "x.safetensors", tensors, {"ss_base_model_version": "sdxl_base_v1-0", "ss_sd_model_name": "some"})
+    write_safetensors(
+        tmp_path / "x.safetensors", tensors, {"ss_base_model_version": "sdxl_base_v1-0", "ss_sd_model_name": "some"}
+    )
     loaded = load(tmp_path / "x.safetensors")
     assert (loaded.header.family, loaded.header.base, loaded.header.method) == ("sdxl", "some", "lora")
     assert loaded.header.rank == 3
@@ -310,7 +313,7 @@ def test_files_of_peft_and_diffusers_are_read_at_their_strength(pipe, unet, tmp_
 def test_foreign_files_merge_as_a_stack_and_stay_one_file(pipe, unet, tmp_path):
     foreign, own = trained(unet, "lora", 1), trained(unet, "qr", 2, base="pico")
     tensors = {f"unet.{x}.lora_{k}.weight": getattr(p, k) for x, p in foreign.layers.items() for k in "AB"}
-    write(tmp_path / "foreign.safetensors", tensors, {"format": "pt"})
+    write_safetensors(tmp_path / "foreign.safetensors", tensors, {"format": "pt"})
     merged = merge([load(tmp_path / "foreign.safetensors"), own], (1, 0.5), "stack")
     assert (merged.header.family, merged.header.base) == ("sdxl", "pico")
     save(merged, tmp_path / "m.safetensors")
@@ -321,7 +324,7 @@ def test_saving_twice_gives_the_same_bytes(unet, tmp_path):
     for name in "ab":
         save(trained(unet, "qr", 1), tmp_path / f"{name}.safetensors")
     assert (tmp_path / "a.safetensors").read_bytes() == (tmp_path / "b.safetensors").read_bytes()
-    assert all(is_finite(x) for x in read(tmp_path / "a.safetensors")[0].values())
+    assert all(is_finite(x) for x in read_safetensors(tmp_path / "a.safetensors")[0].values())
 
 
 def test_a_merge_may_replace_a_file_that_it_read(unet, tmp_path):

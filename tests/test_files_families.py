@@ -12,7 +12,7 @@ from qrlora.families import FAMILIES
 from qrlora.files import load, save, size_in_bytes
 from qrlora.files.fused_layers import fuse_layers, split_layers
 from qrlora.layouts import LAYOUTS
-from qrlora.safetensors_files import read
+from qrlora.safetensors_files import read_safetensors
 
 FLUX = LAYOUTS["flux"]
 ATTENTION = ("to_q", "to_k", "to_v", "add_k_proj")
@@ -93,7 +93,7 @@ def test_a_kohya_key_of_the_original_model_holds_the_layers_outputs_below_each_o
     """What ComfyUI and kohya do with the file: alpha / r times up times down, added to the one weight of q, k and v."""
     adapter = random_adapter(pipes[family], family)
     save(adapter, tmp_path / "x.safetensors", keys="kohya")
-    tensors, _ = read(tmp_path / "x.safetensors")
+    tensors, _ = read_safetensors(tmp_path / "x.safetensors")
     stem = {"sd3": "lora_unet_joint_blocks_0_x_block_attn_qkv", "flux": "lora_unet_double_blocks_0_img_attn_qkv"}[
         family
     ]
@@ -140,7 +140,7 @@ def test_pairs_that_cannot_lie_in_one_weight_are_refused():
 def test_the_metadata_names_the_family_to_other_tools(pipes, tmp_path, family):
     adapter = random_adapter(pipes[family], family)
     save(adapter, tmp_path / "x.safetensors")
-    metadata = read(tmp_path / "x.safetensors")[1]
+    metadata = read_safetensors(tmp_path / "x.safetensors")[1]
     known = next(iter(LAYOUTS[family].variants.values()))
     assert metadata["modelspec.architecture"] == f"{known.architecture}/lora" and metadata["ss_v2"] == "False"
     assert metadata["ss_base_model_version"] == known.base_version

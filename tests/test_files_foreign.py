@@ -14,7 +14,7 @@ from qrlora.compat import check
 from qrlora.files import count_text_encoder_keys, load, save
 from qrlora.initialisation_methods import METHODS
 from qrlora.merging import merge
-from qrlora.safetensors_files import HEADER_LIMIT, read, read_metadata, write
+from qrlora.safetensors_files import HEADER_LIMIT, read_metadata, read_safetensors, write_safetensors
 
 LAYER = "down_blocks.1.attentions.0.transformer_blocks.0.attn1.to_q"
 FLAT = f"lora_unet_{LAYER.replace('.', '_')}"
@@ -42,7 +42,7 @@ def test_names_of_the_original_model_are_read_with_dots_too(pipes, tmp_path, fam
     """diffusion_model.double_blocks.0.img_attn.qkv.lora_A.weight, as trainers for ComfyUI write them."""
     adapter = random_adapter(pipes[family], family)
     save(adapter, tmp_path / "kohya.safetensors", keys="kohya")
-    tensors, _ = read(tmp_path / "kohya.safetensors")
+    tensors, _ = read_safetensors(tmp_path / "kohya.safetensors")
     dotted = {}
     for key, tensor in tensors.items():
         name = key.replace("lora_unet_", "diffusion_model.").replace("lora_down", "lora_A").replace("lora_up", "lora_B")
@@ -52,7 +52,7 @@ def test_names_of_the_original_model_are_read_with_dots_too(pipes, tmp_path, fam
             name = name.replace(f"_{inner}_", f"_{inner}.")
         name = name.replace("x_block_", "x_block.")
         dotted[name.replace("context_block_", "context_block.")] = tensor
-    write(tmp_path / "dotted.safetensors", dotted, {})
+    write_safetensors(tmp_path / "dotted.safetensors", dotted, {})
     loaded = load(tmp_path / "dotted.safetensors")
     assert loaded.header.family == family and loaded.header.part == "transformer"
     assert_updates(updates(loaded), adapter)
@@ -61,9 +61,9 @@ def test_names_of_the_original_model_are_read_with_dots_too(pipes, tmp_path, fam
 def test_alpha_of_a_fused_pair_is_the_strength_of_all_its_layers(pipes, tmp_path):
     adapter = random_adapter(pipes["flux"], "flux")
     save(adapter, tmp_path / "x.safetensors", keys="kohya")
-    tensors, _ = read(tmp_path / "x.safetensors")
+    tensors, _ = read_safetensors(tmp_path / "x.safetensors")
     halved = {key: x / 2 if key.endswith(".alpha") else x for key, x in tensors.items()}
-    write(tmp_path / "half.safetensors", halved, {"ss_base_model_version": "flux1"})
+    write_safetensors(tmp_path / "half.safetensors", halved, {"ss_base_model_version": "flux1"})
     assert_updates(updates(load(tmp_path / "half.safetensors")), adapter, 0.5)
 
 
@@ -101,7 +101,7 @@ def test_the_authors_file_is_the_update_that_their_inference_adds(tmp_path, tria
     theirs = (weight - Q @ R) + Q @ (R + delta)
     stem = "transformer.transformer_blocks.0.attn.to_q.lora"
     factors = {"q": Q, "delta_r": delta, "base_r": R}
-    write(tmp_path / "x.safetensors", {f"{stem}.{k}.weight": x.float() for k, x in factors.items()}, {})
+    write_safetensors(tmp_path / "x.safetensors", {f"{stem}.{k}.weight": x.float() for k, x in factors.items()}, {})
     loaded = load(tmp_path / "x.safetensors")
     (layer,) = loaded.layers
     assert loaded.header.method == ("qr-triangular" if triangular else "qr-output")
@@ -157,16 +157,16 @@ REFUSED = {  # what is added to a sound pair, what the one line must say
 
 @pytest.mark.parametrize(("added", "message"), REFUSED.values(), ids=REFUSED.keys())
 def test_what_is_no_plain_lora_is_refused_with_what_was_found(tmp_path, added, message):
-    write(tmp_path / "x.safetensors", {**PAIR, **added}, {})
+    write_safetensors(tmp_path / "x.safetensors", {**PAIR, **added}, {})
     with pytest.raises(ValueError, match=f"x.safetensors: .*{message}"):
         load(tmp_path / "x.safetensors")
 
 
 def test_text_encoders_can_be_left_out_and_are_counted(tmp_path):
-    write(tmp_path / "x.safetensors", {**PAIR, **TEXT}, {})
+    write_safetensors(tmp_path / "x.safetensors", {**PAIR, **TEXT}, {})
     assert count_text_encoder_keys(tmp_path / "x.safetensors") == 3
     assert load(tmp_path / "x.safetensors", skip_text_encoders=True).layers.keys() == {LAYER}
-    write(tmp_path / "x.safetensors", TEXT, {})
+    write_safetensors(tmp_path / "x.safetensors", TEXT, {})
     with pytest.raises(ValueError, match="no layers"):
         load(tmp_path / "x.safetensors", skip_text_encoders=True)
 
@@ -174,10 +174,10 @@ def test_text_encoders_can_be_left_out_and_are_counted(tmp_path):
 def test_a_layer_alone_and_in_one_with_others_is_refused(pipes, tmp_path):
     adapter = random_adapter(pipes["flux"], "flux")
     save(adapter, tmp_path / "x.safetensors", keys="kohya")
-    tensors, metadata = read(tmp_path / "x.safetensors")
+    tensors, metadata = read_safetensors(tmp_path / "x.safetensors")
     layer = "transformer_blocks.0.attn.to_q"
     alone = {f"transformer.{layer}.lora_{x}.weight": getattr(adapter.layers[layer], x) for x in FACTORS}
-    write(tmp_path / "x.safetensors", {**tensors, **alone}, metadata)
+    write_safetensors(tmp_path / "x.safetensors", {**tensors, **alone}, metadata)
     with pytest.raises(ValueError, match="twice"):
         load(tmp_path / "x.safetensors")
 
@@ -187,7 +187,9 @@ def test_adapters_of_two_families_are_not_merged_and_both_are_named(pipes, tmp_p
         tensors = random_adapter(pipes[family], family).layers
         stored = {f"transformer.{x}.lora_{k}.weight": getattr(p, k) for x, p in tensors.items() for k in FACTORS}
         version = {"sd3": "medium", "flux": ""}[family]  # FLUX.1's single blocks give it away
-        write(tmp_path / f"{family}.safetensors", stored, {"ss_base_model_version": version} if version else {})
+        write_safetensors(
+            tmp_path / f"{family}.safetensors", stored, {"ss_base_model_version": version} if version else {}
+        )
     with pytest.raises(ValueError, match="different family: 'sd3' and 'flux'"):
         merge([load(tmp_path / f"{family}.safetensors") for family in ("sd3", "flux")], [1, 1], "stack")
 
@@ -196,7 +198,7 @@ def test_a_name_given_twice_is_refused(tmp_path):
     entry = b'{"dtype":"F32","shape":[1],"data_offsets":[0,4]}'
     raw_file(tmp_path / "x.safetensors", [("a", entry), ("a", entry)], bytes(4))
     with pytest.raises(ValueError, match="holds 1 names twice, such as 'a'"):
-        read(tmp_path / "x.safetensors")
+        read_safetensors(tmp_path / "x.safetensors")
     raw_file(tmp_path / "x.safetensors", [("__metadata__", b'{"k":"1","k":"2"}'), ("a", entry)], bytes(4))
     with pytest.raises(ValueError, match="such as 'k'"):
         read_metadata(tmp_path / "x.safetensors")
@@ -207,15 +209,15 @@ def test_headers_that_lie_are_refused(tmp_path):
     for length in (2**20, 2**40, 2**63, 2**64 - 1):
         path.write_bytes(length.to_bytes(8, "little") + b'{"a":1}')
         with pytest.raises(ValueError, match="not a whole safetensors file"):
-            read(path)
+            read_safetensors(path)
     for offsets in ("[0,99]", "[4,0]", "[-4,0]", "[0,1e300]"):
         raw_file(path, [("a", b'{"dtype":"F32","shape":[1],"data_offsets":%s}' % offsets.encode())], bytes(4))
         with pytest.raises(ValueError, match="not a whole safetensors file"):
-            read(path)
+            read_safetensors(path)
     for text in (b"[" * 100_000, b"{" + b'"a":{' * 50_000, b"\xff\xfe{}"):
         path.write_bytes(len(text).to_bytes(8, "little") + text)
         with pytest.raises(ValueError, match="not a whole safetensors file"):
-            read(path)
+            read_safetensors(path)
 
 
 @pytest.mark.parametrize("size", [HEADER_LIMIT + 1, 100_000_000, 200_000_000])
@@ -239,7 +241,7 @@ def test_no_name_in_a_file_is_a_place_on_disk(tmp_path, monkeypatch):
 
 
 def test_reading_warns_of_nothing(tmp_path):
-    write(tmp_path / "x.safetensors", PAIR, {})
+    write_safetensors(tmp_path / "x.safetensors", PAIR, {})
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         load(tmp_path / "x.safetensors")
@@ -249,11 +251,11 @@ def test_a_fused_pair_that_another_tool_has_changed_is_read_as_it_is(pipes, tmp_
     """The header still says which rank is whose, but numbers stand outside: nothing is cut off."""
     adapter = random_adapter(pipes["flux"], "flux")
     save(adapter, tmp_path / "x.safetensors", keys="kohya")
-    tensors, metadata = read(tmp_path / "x.safetensors")
+    tensors, metadata = read_safetensors(tmp_path / "x.safetensors")
     name = next(key.removesuffix(".lora_up.weight") for key in tensors if key.endswith("img_attn_qkv.lora_up.weight"))
     A, B = (tensors[f"{name}.lora_{x}.weight"].clone() for x in ("down", "up"))
     B += torch.randn(B.shape, generator=torch.Generator().manual_seed(3))
-    write(tmp_path / "y.safetensors", {**tensors, f"{name}.lora_up.weight": B}, metadata)
+    write_safetensors(tmp_path / "y.safetensors", {**tensors, f"{name}.lora_up.weight": B}, metadata)
     loaded = load(tmp_path / "y.safetensors")
     rows = (B.double() @ A.double()).split(len(B) // 3)
     for layer, update in zip(("to_q", "to_k", "to_v"), rows, strict=True):
@@ -267,9 +269,9 @@ def test_a_fused_pair_that_another_tool_has_changed_is_read_as_it_is(pipes, tmp_
 )
 def test_ranks_of_a_fused_pair_that_are_none_are_refused(pipes, tmp_path, fused):
     save(random_adapter(pipes["flux"], "flux"), tmp_path / "x.safetensors", keys="kohya")
-    tensors, metadata = read(tmp_path / "x.safetensors")
+    tensors, metadata = read_safetensors(tmp_path / "x.safetensors")
     name = next(iter(json.loads(metadata["qrlora.fused"])))
-    write(tmp_path / "x.safetensors", tensors, {**metadata, "qrlora.fused": fused.replace("NAME", name)})
+    write_safetensors(tmp_path / "x.safetensors", tensors, {**metadata, "qrlora.fused": fused.replace("NAME", name)})
     with pytest.raises(ValueError, match="qrlora.fused"):
         load(tmp_path / "x.safetensors")
 
@@ -280,7 +282,7 @@ def test_a_compact_file_of_anything_but_learnt_factors_is_refused(tmp_path, monk
     Q = torch.linalg.qr(torch.randn(8, 2)).Q
     pair = {LAYER: Pair(Q.T.contiguous(), torch.ones(8, 2))}
     save(Adapter(pair, Header(part="unet", method="qr", rank=2)), tmp_path / "x.safetensors", content="compact")
-    tensors, metadata = read(tmp_path / "x.safetensors")
+    tensors, metadata = read_safetensors(tmp_path / "x.safetensors")
     if change == "integers":
         tensors = {key: x.to(torch.int64) for key, x in tensors.items()}
     elif change == "another kind":
@@ -288,7 +290,7 @@ def test_a_compact_file_of_anything_but_learnt_factors_is_refused(tmp_path, monk
     else:
         told = {**json.loads(metadata["qrlora"]), "basis": "../../x"}
         metadata = {**metadata, "qrlora": json.dumps(told)}
-    write(tmp_path / "x.safetensors", tensors, metadata)
+    write_safetensors(tmp_path / "x.safetensors", tensors, metadata)
     with pytest.raises(ValueError, match="compact file"):
         load(tmp_path / "x.safetensors")
 
@@ -299,7 +301,7 @@ ALPHAS = [torch.tensor(math.nan), torch.tensor(math.inf), torch.ones(2), torch.o
 @pytest.mark.parametrize("alpha", ALPHAS, ids=["nan", "inf", "two", "none"])
 def test_an_alpha_that_is_no_number_is_refused_by_load_and_check(tmp_path, alpha):
     tensors = {f"{FLAT}.lora_down.weight": torch.ones(2, 8), f"{FLAT}.lora_up.weight": torch.ones(8, 2)}
-    write(tmp_path / "x.safetensors", {**tensors, f"{FLAT}.alpha": alpha}, {})
+    write_safetensors(tmp_path / "x.safetensors", {**tensors, f"{FLAT}.alpha": alpha}, {})
     for read_it in (load, lambda path: check(path, "comfyui")):
         with pytest.raises(ValueError, match="alpha"):
             read_it(tmp_path / "x.safetensors")
@@ -310,13 +312,13 @@ def test_check_refuses_numbers_that_no_tool_can_use(tmp_path, value):
     for key in PAIR:
         damaged = {name: x.clone() for name, x in PAIR.items()}
         damaged[key][0, 0] = value
-        write(tmp_path / "x.safetensors", damaged, {})
+        write_safetensors(tmp_path / "x.safetensors", damaged, {})
         with pytest.raises(ValueError, match="NaN or infinity"):
             check(tmp_path / "x.safetensors", "diffusers")
 
 
 def test_a_pattern_that_searches_for_ever_is_refused(tmp_path):
-    write(
+    write_safetensors(
         tmp_path / "adapter_model.safetensors",
         {k.replace("unet.", "base_model.model."): x for k, x in PAIR.items()},
         {},

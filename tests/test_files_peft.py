@@ -11,7 +11,7 @@ import pico
 from commands import run
 from qrlora.compat import check
 from qrlora.files import load, read_header
-from qrlora.safetensors_files import read, write
+from qrlora.safetensors_files import read_safetensors, write_safetensors
 
 TARGETS = ["attn1.to_q", "attn2.to_k", "ff.net.2"]
 OUTSIDE = [True, False, "gaussian", "orthogonal", "mica"]
@@ -114,10 +114,10 @@ def test_what_is_not_b_a_beside_the_weight_is_refused_by_name(tmp_path, name, ch
     for base in (None, weights.__getitem__):
         with pytest.raises(ValueError, match=rf"adapter_model.safetensors: .*{said}"):
             load(tmp_path / "peft", weights=base)
-    tensors, _ = read(tmp_path / "peft" / "adapter_model.safetensors")
+    tensors, _ = read_safetensors(tmp_path / "peft" / "adapter_model.safetensors")
     ours = {key.replace("base_model.model.", "unet."): x for key, x in tensors.items()}
     entries = {f"unet.{key}": value for key, value in told.items()}
-    write(tmp_path / "d.safetensors", ours, {"lora_adapter_metadata": json.dumps(entries)})
+    write_safetensors(tmp_path / "d.safetensors", ours, {"lora_adapter_metadata": json.dumps(entries)})
     with pytest.raises(ValueError, match=rf"d.safetensors: .*{said}"):
         load(tmp_path / "d.safetensors")
 
@@ -133,11 +133,13 @@ def test_what_does_not_touch_the_update_is_read(tmp_path, change):
 @pytest.mark.parametrize("init", ["pissa", "olora"])
 def test_diffusers_metadata_and_kohyas_arguments_tell_the_start_too(tmp_path, init):
     changes, weights = folder_of(tmp_path / "peft", init, lora_alpha=4)
-    tensors, _ = read(tmp_path / "peft" / "adapter_model.safetensors")
+    tensors, _ = read_safetensors(tmp_path / "peft" / "adapter_model.safetensors")
     ours = {key.replace("base_model.model.", "unet."): x for key, x in tensors.items()}
     told = {"unet.r": 4, "unet.lora_alpha": 4, "unet.init_lora_weights": init}
-    write(tmp_path / "d.safetensors", ours, {"lora_adapter_metadata": json.dumps(told)})
-    write(tmp_path / "k.safetensors", ours, {"ss_network_args": json.dumps({"initialize": init, "conv_dim": "4"})})
+    write_safetensors(tmp_path / "d.safetensors", ours, {"lora_adapter_metadata": json.dumps(told)})
+    write_safetensors(
+        tmp_path / "k.safetensors", ours, {"ss_network_args": json.dumps({"initialize": init, "conv_dim": "4"})}
+    )
     for name in ("d", "k"):
         with pytest.raises(ValueError, match=f"{name}.safetensors: .*{init}.*within the weight"):
             load(tmp_path / f"{name}.safetensors")

@@ -9,11 +9,11 @@ import torch
 import pico
 from loras import random_adapter
 from qrlora.families import SizeConditioning, flux2, open_base
-from qrlora.families.adapter_compatibility import check
+from qrlora.families.adapter_compatibility import check_adapter_fits_base
 from qrlora.families.base_without_weights import blank_base
 from qrlora.files import load
 from qrlora.layouts import LAYOUTS
-from qrlora.safetensors_files import write
+from qrlora.safetensors_files import write_safetensors
 from qrlora.training import denoising_loss
 from test_families import refused, write_single_file
 
@@ -116,7 +116,7 @@ def test_a_lora_of_klein_4b_is_refused_on_9b():
     shapes = {"transformer_blocks.0.attn.to_q": (3072, 3072)}
     adapter = random_adapter(pico.flux2(), "flux2", shapes, rank=1, base="black-forest-labs/FLUX.2-klein-base-4B")
     with pytest.raises(ValueError, match=r"FLUX.2-klein-base-4B \(flux2\), not to flux2-klein-base-9b \(flux2\)"):
-        check(base, adapter)
+        check_adapter_fits_base(base, adapter)
 
 
 @pytest.mark.parametrize(("rows", "family"), [(7, "flux"), (9, "flux2")])
@@ -124,7 +124,7 @@ def test_the_fused_layer_of_single_blocks_tells_the_two_families_apart(tmp_path,
     adapter = random_adapter(pico.flux2(), "", {"single_blocks.0.linear1": (rows * 16, 16)}, rank=1)
     (pair,) = adapter.layers.values()
     stem = "lora_unet_single_blocks_0_linear1.lora"
-    write(tmp_path / "x.safetensors", {f"{stem}_down.weight": pair.A, f"{stem}_up.weight": pair.B}, {})
+    write_safetensors(tmp_path / "x.safetensors", {f"{stem}_down.weight": pair.A, f"{stem}_up.weight": pair.B}, {})
     assert load(tmp_path / "x.safetensors").header.family == family
 
 

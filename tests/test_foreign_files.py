@@ -10,12 +10,12 @@ from torch import nn
 
 import foreign_files
 from foreign_files import energy, listed, small, tensors
-from qrlora.compat import TOOLS, File, key_verdicts, notes
+from qrlora.compat import TOOLS, CheckedFile, key_verdicts, tool_notes
 from qrlora.families.public_configs import PUBLIC
 from qrlora.files import load, save
 from qrlora.layouts import LAYOUTS
 from qrlora.merging import merge
-from qrlora.safetensors_files import read, write
+from qrlora.safetensors_files import read_safetensors, write_safetensors
 
 PAIRS = ".lora_A.weight .lora_B.weight"
 KOHYA = ".lora_down.weight .lora_up.weight .alpha"
@@ -155,7 +155,7 @@ def family_of(model):
 
 
 def written(tmp_path, made, metadata):
-    write(tmp_path / "x.safetensors", made, metadata)
+    write_safetensors(tmp_path / "x.safetensors", made, metadata)
     return tmp_path / "x.safetensors"
 
 
@@ -209,7 +209,7 @@ def test_a_file_of_an_unknown_model_is_read_merged_and_written_back_unchanged(tm
     adapter = load(written(tmp_path, made, metadata))
     assert adapter.header.family == "" and len(adapter.layers) == len(listed(name)[1])
     save(merge([adapter, adapter], [0.25, 0.75], "stack"), tmp_path / "merged.safetensors")
-    back = read(tmp_path / "merged.safetensors")[0]
+    back = read_safetensors(tmp_path / "merged.safetensors")[0]
     assert back.keys() == made.keys() and all(back[key].ndim == x.ndim for key, x in made.items())
     alpha = 1.0 if any(key.endswith(".alpha") for key in made) else None
     expected = energy(made, alpha)
@@ -260,7 +260,7 @@ def test_names_that_several_models_have_stay_paths_of_no_family(tmp_path):
     adapter = load(written(tmp_path, made, {}))
     assert (adapter.header.family, adapter.header.part, len(adapter.layers)) == ("", "transformer", 240)
     save(adapter, tmp_path / "back.safetensors")
-    assert read(tmp_path / "back.safetensors")[0].keys() == made.keys()
+    assert read_safetensors(tmp_path / "back.safetensors")[0].keys() == made.keys()
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
@@ -283,7 +283,7 @@ def test_an_sdxl_file_without_metadata_is_written_in_the_names_that_comfyui_take
     adapter = load(written(tmp_path, tensors("kohya-sdxl-locon"), {}))
     for keys in (None, "sgm"):
         save(adapter, tmp_path / "out.safetensors", keys=keys)
-        back = read(tmp_path / "out.safetensors")[0]
+        back = read_safetensors(tmp_path / "out.safetensors")[0]
         assert {key.rpartition(".lora_")[0] for key in back} <= known.keys() and len(back) == 2 * 788
     assert {key.rpartition(".lora_")[0] for key in back} == listed("kohya-sdxl-locon")[1].keys()
 
@@ -313,7 +313,7 @@ MAPS = [("comfyui", model, name) for model, name in COMFYUI.items()] + [("forge"
 def test_what_check_says_of_a_tool_is_what_its_own_key_map_takes(tool, case, names):
     name, how, metadata, _, _ = READ[case]
     known = listed(f"{tool}-reads-{names}")[1]
-    file = File(tensors(name, **how), metadata)
+    file = CheckedFile(tensors(name, **how), metadata)
     taken = {key: meaning.factor.name in known for key, meaning in file.keys.items()}
     if tool == "forge" and sum(not x for x in taken.values()) > 12:  # load_lora_for_models: another model's
         taken = dict.fromkeys(taken, False)
@@ -339,21 +339,21 @@ def test_what_check_says_of_a_tool_is_what_its_own_key_map_takes(tool, case, nam
     ],
 )
 def test_kohyas_own_files_are_loaded_whole_by_kohya(name):
-    file = File(tensors(name), {})
-    assert {verdict.state for verdict in key_verdicts(file, "kohya")} == {"loaded"} and not notes(file, "kohya")
+    file = CheckedFile(tensors(name), {})
+    assert {verdict.state for verdict in key_verdicts(file, "kohya")} == {"loaded"} and not tool_notes(file, "kohya")
 
 
 @pytest.mark.parametrize("case", KEPT)
 def test_nobody_judges_a_file_of_an_unknown_model(case):
     name, how, metadata = KEPT[case]
-    file = File(tensors(name, unit=512, **how), metadata)
+    file = CheckedFile(tensors(name, unit=512, **how), metadata)
     for tool in TOOLS:
         assert {(verdict.state, verdict.factor) for verdict in key_verdicts(file, tool)} == {("not judged", None)}
 
 
 def test_names_that_kohyas_merging_script_does_not_know_are_noted():
     """sdxl_merge_lora.py looks modules up by their names in sd-scripts' own UNet, where the trainers translate."""
-    file = File(tensors("diffusers-sdxl", endings=KOHYA, rename=flat), {})
-    (note,) = notes(file, "kohya")
+    file = CheckedFile(tensors("diffusers-sdxl", endings=KOHYA, rename=flat), {})
+    (note,) = tool_notes(file, "kohya")
     assert "sdxl_merge_lora.py" in note and "--keys sgm" in note
     assert not listed("kohya-sdxl")[1].keys() & {flat(x) for x in listed("diffusers-sdxl")[1]}

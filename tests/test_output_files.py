@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from qrlora import output_files
-from qrlora.output_files import atomic, check
+from qrlora.output_files import atomic, check_writable
 
 
 def refusing(monkeypatch, name, number, when=lambda *_: True):
@@ -50,10 +50,10 @@ def test_every_file_system_is_written_to_and_nothing_is_left_beside(tmp_path, mo
     path = tmp_path / "x.bin"
     if old is not None:
         path.write_bytes(old)
-    check(path, overwrite=True)
+    check_writable(path, overwrite=True)
     assert [x.name for x in tmp_path.iterdir()] == ([] if old is None else ["x.bin"])
     with atomic(path) as file:
-        output_files.reserve(file, 3)
+        output_files.reserve_space(file, 3)
         file.write(b"new")
     assert path.read_bytes() == b"new" and list(tmp_path.iterdir()) == [path]
 
@@ -91,7 +91,7 @@ def test_what_is_an_error_on_every_file_system_leaves_the_old_file(tmp_path, mon
     refusing(monkeypatch, call, number)
     (tmp_path / "x").write_text("old")
     with pytest.raises(OSError, match="nothing was written to") as caught, atomic(tmp_path / "x") as file:
-        output_files.reserve(file, 3)
+        output_files.reserve_space(file, 3)
         file.write(b"new")
     assert caught.value.errno == number
     assert (tmp_path / "x").read_text() == "old" and len(list(tmp_path.iterdir())) == 1
@@ -140,7 +140,7 @@ def test_an_output_that_cannot_be_written_is_refused_beforehand_and_leaves_nothi
     cases = in_the_way(tmp_path)
     before = sorted(tmp_path.rglob("*"))
     for what, (path, message) in cases.items():
-        for attempt in (lambda path: check(path, overwrite=True), lambda path: atomic(path).__enter__()):
+        for attempt in (lambda path: check_writable(path, overwrite=True), lambda path: atomic(path).__enter__()):
             with pytest.raises(OSError, match=message) as caught:
                 attempt(path)
             assert caught.value.filename == str(path), what
@@ -148,8 +148,8 @@ def test_an_output_that_cannot_be_written_is_refused_beforehand_and_leaves_nothi
 
 
 def test_folders_that_were_made_for_a_file_go_with_it(tmp_path):
-    """`check` leaves none, an error neither; one that somebody else has used meanwhile stays."""
-    check(tmp_path / "a" / "b" / "x.bin")
+    """`check_writable` leaves none, an error neither; one that somebody else has used meanwhile stays."""
+    check_writable(tmp_path / "a" / "b" / "x.bin")
     assert not list(tmp_path.iterdir())
     for used in (False, True):
         with pytest.raises(KeyboardInterrupt), atomic(tmp_path / "a" / "b" / "x.bin") as file:
@@ -165,14 +165,14 @@ def test_folders_that_were_made_for_a_file_go_with_it(tmp_path):
 
 def test_a_size_that_does_not_fit_is_refused_beforehand(tmp_path, small_disk, monkeypatch):
     """By the system, and by the count of free bytes where it cannot reserve."""
-    check(tmp_path / "x", size=65536)
+    check_writable(tmp_path / "x", size=65536)
     with pytest.raises(OSError, match="nothing was written to"):
-        check(tmp_path / "x", size=65537)
+        check_writable(tmp_path / "x", size=65537)
     monkeypatch.delattr(os, "posix_fallocate")
-    check(tmp_path / "x", size=65537)
+    check_writable(tmp_path / "x", size=65537)
     size = shutil.disk_usage(tmp_path).free + 10**9
     with pytest.raises(OSError, match=r"No space left on device \([\d.]+ MB needed, [\d.]+ MB free\)"):
-        check(tmp_path / "x", size=size)
+        check_writable(tmp_path / "x", size=size)
     assert not list(tmp_path.iterdir())
 
 
@@ -182,7 +182,7 @@ def test_a_file_that_may_not_be_replaced_stays_even_if_it_appears_while_another_
         path.write_bytes(b"another run's")
         file.write(b"ours")
     with pytest.raises(FileExistsError):
-        check(path)
+        check_writable(path)
     assert path.read_bytes() == b"another run's" and list(tmp_path.iterdir()) == [path]
 
 

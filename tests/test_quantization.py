@@ -207,7 +207,7 @@ def test_a_checkpoint_that_lacks_a_layer_is_named(tmp_path):
         quantization.original_weights(folder)
     folder.mkdir()
     file = folder / "diffusion_pytorch_model-00001-of-00001.safetensors"
-    safetensors_files.write(file, {"b.weight": torch.zeros(1)}, {})
+    safetensors_files.write_safetensors(file, {"b.weight": torch.zeros(1)}, {})
     with pytest.raises(ValueError, match="00001.safetensors has no tensor 'a.weight'"):
         quantization.original_weights(folder)("a")
 
@@ -253,7 +253,7 @@ def test_a_quantised_layer_answers_and_hands_back_as_if_its_weight_were_unpacked
     values = {name: value.bfloat16() for name, value in model.state_dict().items()}
     with torch.device("meta"):
         blank = type(model).from_config(model.config).bfloat16()
-    quantization.fill(blank, values.__getitem__, quantize, torch.device("cpu"))
+    quantization.fill_quantised(blank, values.__getitem__, quantize, torch.device("cpu"))
     layers = {n: x for n, x in blank.named_modules() if isinstance(x, torch.nn.Linear)}
     for name, layer in layers.items():
         x = torch.randn(3, layer.in_features, dtype=torch.bfloat16, requires_grad=True)

@@ -26,7 +26,7 @@ from qrlora.families import open_base
 from qrlora.files import load
 from qrlora.image_loading import load_image
 from qrlora.injection import apply, detach, set_strengths
-from qrlora.safetensors_files import read, write
+from qrlora.safetensors_files import read_safetensors, write_safetensors
 from qrlora.training import checkpoint, train, trainable_adapter
 from qrlora.training.run_identity import numeric_environment, run_identity
 from test_training import launch, picture, settings, steps_until
@@ -387,14 +387,14 @@ def test_what_else_is_in_the_folder_of_checkpoints_stays(tmp_path, bases):
 
 def full_after(monkeypatch, step, until=math.inf):
     """An on_step after which the disk is full, and after another no more."""
-    real, now = checkpoint.write, [0]
+    real, now = checkpoint.write_safetensors, [0]
 
     def write_if_there_is_room(path, *rest):
         if step <= now[0] < until:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
         real(path, *rest)
 
-    monkeypatch.setattr(checkpoint, "write", write_if_there_is_room)
+    monkeypatch.setattr(checkpoint, "write_safetensors", write_if_there_is_room)
     return lambda progress: now.__setitem__(0, progress.step)
 
 
@@ -462,13 +462,13 @@ DAMAGES = {
 
 def rewritten(path, drop="", cut="", **entries):
     """The state with entries replaced or left out (None), one tensor dropped, or reduced to a row."""
-    tensors, metadata = read(path)
+    tensors, metadata = read_safetensors(path)
     metadata = {key: x for key, x in {**metadata, **entries}.items() if x is not None}
     chosen = next((key for key in tensors if (drop or cut) and key.startswith(drop or cut)), None)
     tensors = {key: x.clone()[:1] if cut and key == chosen else x.clone() for key, x in tensors.items()}
     if drop:
         del tensors[chosen]
-    write(path, tensors, metadata)
+    write_safetensors(path, tensors, metadata)
 
 
 @pytest.mark.parametrize("damage", DAMAGES)

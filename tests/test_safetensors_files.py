@@ -11,15 +11,23 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from qrlora.output_files import atomic
-from qrlora.safetensors_files import CHUNK_BYTES, places, read, read_metadata, read_rows, word_sum, write
+from qrlora.safetensors_files import (
+    CHUNK_BYTES,
+    places,
+    read_metadata,
+    read_rows,
+    read_safetensors,
+    word_sum,
+    write_safetensors,
+)
 
 TENSORS = {"b": torch.randn(3, 5), "a": torch.randn(4).bfloat16(), "c": torch.arange(3), "empty": torch.zeros(0, 2)}
 
 
 def test_what_is_written_is_what_the_library_reads(tmp_path):
-    write(tmp_path / "x.safetensors", TENSORS, {"format": "pt", "b": "Größe"})
+    write_safetensors(tmp_path / "x.safetensors", TENSORS, {"format": "pt", "b": "Größe"})
     stock = load_file(tmp_path / "x.safetensors")
-    ours, metadata = read(tmp_path / "x.safetensors")
+    ours, metadata = read_safetensors(tmp_path / "x.safetensors")
     assert metadata == read_metadata(tmp_path / "x.safetensors") == {"format": "pt", "b": "Größe"}
     for name, tensor in TENSORS.items():
         assert torch.equal(stock[name], tensor) and torch.equal(ours[name], tensor)
@@ -41,7 +49,7 @@ def test_the_sum_of_words_is_that_of_numpy_and_sees_every_bit(tmp_path, size):
 
 def test_what_the_library_writes_is_read(tmp_path):
     save_file({"a": TENSORS["a"]}, tmp_path / "x.safetensors")
-    tensors, metadata = read(tmp_path / "x.safetensors")
+    tensors, metadata = read_safetensors(tmp_path / "x.safetensors")
     assert torch.equal(tensors["a"], TENSORS["a"]) and metadata == {}
 
 
@@ -75,29 +83,29 @@ def test_equal_content_gives_equal_bytes_in_every_process(tmp_path):
 
 def test_transposed_and_sliced_tensors_are_stored_as_they_look(tmp_path):
     wide = torch.randn(4, 6)
-    write(tmp_path / "x.safetensors", {"t": wide.T, "s": wide[:, 2:4]}, {})
-    tensors, _ = read(tmp_path / "x.safetensors")
+    write_safetensors(tmp_path / "x.safetensors", {"t": wide.T, "s": wide[:, 2:4]}, {})
+    tensors, _ = read_safetensors(tmp_path / "x.safetensors")
     assert torch.equal(tensors["t"], wide.T) and torch.equal(tensors["s"], wide[:, 2:4])
 
 
 def test_a_read_tensor_can_be_changed_without_changing_the_file(tmp_path):
-    write(tmp_path / "x.safetensors", {"a": torch.ones(3)}, {})
+    write_safetensors(tmp_path / "x.safetensors", {"a": torch.ones(3)}, {})
     before = (tmp_path / "x.safetensors").read_bytes()
-    read(tmp_path / "x.safetensors")[0]["a"].add_(1)
+    read_safetensors(tmp_path / "x.safetensors")[0]["a"].add_(1)
     assert (tmp_path / "x.safetensors").read_bytes() == before
 
 
 def test_a_file_cut_at_any_byte_is_refused(tmp_path):
-    write(tmp_path / "x.safetensors", {"a": torch.ones(6), "b": torch.ones(2, 3)}, {"format": "pt"})
+    write_safetensors(tmp_path / "x.safetensors", {"a": torch.ones(6), "b": torch.ones(2, 3)}, {"format": "pt"})
     whole = (tmp_path / "x.safetensors").read_bytes()
     cut = tmp_path / "cut.safetensors"
     for size in range(len(whole)):
         cut.write_bytes(whole[:size])
         with pytest.raises(ValueError, match="not a whole safetensors file"):
-            read(cut)
+            read_safetensors(cut)
     cut.write_bytes(whole + b"x")
     with pytest.raises(ValueError, match="not a whole safetensors file"):
-        read(cut)
+        read_safetensors(cut)
 
 
 def test_a_pickle_is_refused_by_name_and_by_content(tmp_path):
@@ -105,28 +113,28 @@ def test_a_pickle_is_refused_by_name_and_by_content(tmp_path):
     for name in ("x.pt", "disguised.safetensors"):
         (tmp_path / name).write_bytes((tmp_path / "x.pt").read_bytes())
         with pytest.raises(ValueError, match="pickle"):
-            read(tmp_path / name)
+            read_safetensors(tmp_path / name)
     torch.save({"a": torch.ones(2)}, tmp_path / "old.safetensors", _use_new_zipfile_serialization=False)
     with pytest.raises(ValueError, match="pickle"):
-        read(tmp_path / "old.safetensors")
+        read_safetensors(tmp_path / "old.safetensors")
 
 
 def test_what_is_no_file_is_an_os_error(tmp_path):
     with pytest.raises(FileNotFoundError):
-        read(tmp_path / "missing.safetensors")
+        read_safetensors(tmp_path / "missing.safetensors")
     with pytest.raises(IsADirectoryError):
-        read(tmp_path)
+        read_safetensors(tmp_path)
     with pytest.raises(IsADirectoryError, match="is a folder"):
-        write(tmp_path, {"a": torch.ones(2)}, {})
+        write_safetensors(tmp_path, {"a": torch.ones(2)}, {})
 
 
 def test_no_space_leaves_nothing_behind_and_the_old_file_as_it_was(tmp_path, small_disk):
     path = tmp_path / "x.safetensors"
-    write(path, {"a": torch.ones(8)}, {})
+    write_safetensors(path, {"a": torch.ones(8)}, {})
     before = path.read_bytes()
     for target in (path, tmp_path / "new.safetensors"):
         with pytest.raises(OSError, match="nothing was written to.*safetensors"):
-            write(target, {"a": torch.ones(100_000)}, {})
+            write_safetensors(target, {"a": torch.ones(100_000)}, {})
     with pytest.raises(OSError, match="nothing was written to"), atomic(tmp_path / "y") as file:
         file.write(b"x" * 100_000)
     assert path.read_bytes() == before and list(tmp_path.iterdir()) == [path]
@@ -139,7 +147,7 @@ def test_a_disk_that_fills_up_late_leaves_nothing_behind(tmp_path, monkeypatch, 
 
     monkeypatch.setattr(os, call, full)
     with pytest.raises(OSError, match="No space left on device; nothing was written") as caught:
-        write(tmp_path / "x.safetensors", {"a": torch.ones(8)}, {})
+        write_safetensors(tmp_path / "x.safetensors", {"a": torch.ones(8)}, {})
     assert caught.value.errno == errno.ENOSPC and not list(tmp_path.iterdir())
 
 
@@ -148,8 +156,8 @@ def test_a_file_system_that_cannot_reserve_space_is_written_to_all_the_same(tmp_
         raise OSError(errno.EOPNOTSUPP, os.strerror(errno.EOPNOTSUPP))
 
     monkeypatch.setattr(os, "posix_fallocate", unsupported)
-    write(tmp_path / "x.safetensors", {"a": torch.ones(8)}, {})
-    assert torch.equal(read(tmp_path / "x.safetensors")[0]["a"], torch.ones(8))
+    write_safetensors(tmp_path / "x.safetensors", {"a": torch.ones(8)}, {})
+    assert torch.equal(read_safetensors(tmp_path / "x.safetensors")[0]["a"], torch.ones(8))
 
 
 def test_ctrl_c_leaves_the_old_file(tmp_path):
@@ -162,10 +170,10 @@ def test_ctrl_c_leaves_the_old_file(tmp_path):
 
 def test_an_unknown_dtype_is_refused(tmp_path):
     with pytest.raises(ValueError, match="a: torch.complex64 is not stored"):
-        write(tmp_path / "x.safetensors", {"a": torch.ones(2, dtype=torch.complex64)}, {})
+        write_safetensors(tmp_path / "x.safetensors", {"a": torch.ones(2, dtype=torch.complex64)}, {})
 
 
 def test_what_could_not_be_read_back_is_not_written(tmp_path):
     with pytest.raises(ValueError, match="33 MB of names and metadata, above the 32 MB that are read back"):
-        write(tmp_path / "x.safetensors", {"a": torch.ones(2)}, {"long": "x" * 33_000_000})
+        write_safetensors(tmp_path / "x.safetensors", {"a": torch.ones(2)}, {"long": "x" * 33_000_000})
     assert not list(tmp_path.iterdir())

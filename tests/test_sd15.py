@@ -8,12 +8,12 @@ import torch
 
 import pico
 from loras import random_adapter, shapes_of
-from qrlora.compat import File, notes
+from qrlora.compat import CheckedFile, tool_notes
 from qrlora.families import SizeConditioning, open_base
-from qrlora.families.adapter_compatibility import check
+from qrlora.families.adapter_compatibility import check_adapter_fits_base
 from qrlora.families.base_without_weights import blank_base
 from qrlora.files import load, save
-from qrlora.safetensors_files import read, write
+from qrlora.safetensors_files import read_safetensors, write_safetensors
 from qrlora.training import denoising_loss, train
 from test_training import settings
 
@@ -41,7 +41,7 @@ def test_a_file_says_which_version_it_is_of_as_kohyas_trainer_does(
 ):
     """By `ss_v2` A1111's gallery tells the two versions apart."""
     save(shaped(width, base=base), tmp_path / "x.safetensors")
-    metadata = read(tmp_path / "x.safetensors")[1]
+    metadata = read_safetensors(tmp_path / "x.safetensors")[1]
     assert (metadata["ss_base_model_version"], metadata["ss_v2"]) == (version, second)
     assert metadata["modelspec.architecture"] == f"{architecture}/lora"
 
@@ -62,7 +62,7 @@ def test_names_that_two_unets_share_are_told_apart_by_metadata_or_by_the_width_o
 ):
     adapter = shaped(width, endings)
     tensors = {f"unet.{n}.lora_{x}.weight": getattr(pair, x) for n, pair in adapter.layers.items() for x in "AB"}
-    write(tmp_path / "x.safetensors", tensors, metadata)
+    write_safetensors(tmp_path / "x.safetensors", tensors, metadata)
     found = load(tmp_path / "x.safetensors")
     assert found.header.family == family and found.layers.keys() == adapter.layers.keys()
     if not family:
@@ -73,7 +73,7 @@ def test_names_that_two_unets_share_are_told_apart_by_metadata_or_by_the_width_o
 def test_a_gallery_needs_no_version_to_know_a_lora_of_sd15():
     adapter = shaped(768)
     tensors = {f"unet.{n}.lora_{x}.weight": getattr(pair, x) for n, pair in adapter.layers.items() for x in "AB"}
-    assert notes(File(tensors, {}), "a1111") == []
+    assert tool_notes(CheckedFile(tensors, {}), "a1111") == []
 
 
 def test_the_versions_are_trained_and_drawn_at_their_own_size():
@@ -87,9 +87,9 @@ def test_an_adapter_of_one_version_is_refused_on_the_other(tmp_path):
     assert second.noising.name == "v_prediction"
     adapter = train(settings(tmp_path, steps=2), base=second)
     assert all(pair.B.any() for pair in adapter.layers.values())
-    check(second, adapter)
+    check_adapter_fits_base(second, adapter)
     with pytest.raises(ValueError, match="belongs to another base.*layers are not there"):
-        check(open_base(pico.folder("sd15"), "cpu"), adapter)
+        check_adapter_fits_base(open_base(pico.folder("sd15"), "cpu"), adapter)
 
 
 def test_the_checker_of_finished_images_is_neither_needed_nor_read(tmp_path):
@@ -135,5 +135,5 @@ def test_an_adapter_of_convolutions_is_refused_for_what_it_is_and_not_for_its_ba
     shapes = shapes_of(base.pipe, ["attn1.to_q"]) | {name: tuple(convolution.weight.flatten(1).shape)}
     adapter = random_adapter(base.pipe, "sd15", shapes, kernels={name: [1, 1]})
     with pytest.raises(ValueError, match=f"changes 1 convolutions of .*, such as {name}, and qrlora applies linear"):
-        check(base, adapter)
-    check(base, adapter.select(lambda layer: layer != name))
+        check_adapter_fits_base(base, adapter)
+    check_adapter_fits_base(base, adapter.select(lambda layer: layer != name))

@@ -9,7 +9,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 import qrlora.trainers.freeze_lora
-from qrlora.trainers.kohya import weight_of
+from qrlora.trainers.kohya import weight_of_kohya_module
 
 TRAINER = Path(__file__).parent / "trainer"
 
@@ -226,8 +226,8 @@ def test_weights_in_fp8_are_read_with_their_scales(scale):
         layer.register_buffer("scale_weight", scales)
         layer.weight.data = (parts / scales).view(24, 32).to(torch.float8_e4m3fn)
         assert scales.shape == scale
-    assert weight_of(layer).dtype == torch.float32
-    torch.testing.assert_close(weight_of(layer), W, rtol=0.07, atol=1e-3)
+    assert weight_of_kohya_module(layer).dtype == torch.float32
+    torch.testing.assert_close(weight_of_kohya_module(layer), W, rtol=0.07, atol=1e-3)
 
 
 def test_a_network_on_fp8_weights_learns_beside_the_directions_of_those_weights():

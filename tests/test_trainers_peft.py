@@ -11,7 +11,7 @@ from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 import qrlora
-from qrlora.trainers.peft import everywhere, weight_of
+from qrlora.trainers.peft import freeze_every_peft_lora, weight_of_peft_layer
 
 pytestmark = pytest.mark.filterwarnings("ignore:fan_in_fan_out is set")  # PEFT notices by itself
 TARGETS = ["first", "second", "conv", "turned"]
@@ -60,7 +60,7 @@ def factors(model, adapter="default"):
     found = {}
     for name, layer in model.named_modules():
         if adapter in getattr(layer, "lora_A", ()):
-            W = weight_of(layer.get_base_layer(), getattr(layer, "fan_in_fan_out", False))
+            W = weight_of_peft_layer(layer.get_base_layer(), getattr(layer, "fan_in_fan_out", False))
             found[name.rpartition(".")[2]] = (
                 layer.lora_A[adapter].weight.flatten(1),
                 layer.lora_B[adapter].weight.flatten(1),
@@ -198,7 +198,7 @@ def test_a_base_quantised_by_hqq_or_quanto_is_read_by_its_own_dequantize():
     quanto = nn.Linear(3, 2)
     quanto.weight = nn.Parameter(torch.zeros(2, 3).as_subclass(Quantised), requires_grad=False)
     for layer in (HQQ(), quanto):
-        assert torch.equal(weight_of(layer), torch.arange(6.0).view(2, 3))
+        assert torch.equal(weight_of_peft_layer(layer), torch.arange(6.0).view(2, 3))
 
 
 def test_ddp_sends_rank_0s_A_and_reduces_B_alone(tmp_path):
@@ -255,11 +255,11 @@ def test_an_adapter_that_is_not_there_and_weights_that_are_no_numbers_are_refuse
 
 @pytest.fixture
 def frozen(monkeypatch):
-    """`everywhere`, until the end of a test."""
+    """`freeze_every_peft_lora`, until the end of a test."""
     from peft.tuners.lora import LoraModel
 
     monkeypatch.setattr(LoraModel, "inject_adapter", LoraModel.inject_adapter)
-    return everywhere()
+    return freeze_every_peft_lora()
 
 
 def test_everywhere_freezes_what_will_be_trained_and_leaves_what_only_infers_or_waits_for_a_file(frozen, tmp_path):
@@ -282,7 +282,7 @@ def test_a_peft_without_the_function_that_is_overridden_is_refused_with_its_vers
     with pytest.raises(
         ValueError, match=rf"peft {peft.__version__}: LoraModel has no inject_adapter\(\), which qrlora"
     ):
-        everywhere()
+        freeze_every_peft_lora()
 
 
 SCRIPT = """

@@ -8,12 +8,12 @@ import torch
 
 import pico
 from loras import random_adapter
-from qrlora.compat import File, check, key_verdicts
+from qrlora.compat import CheckedFile, check, key_verdicts
 from qrlora.families import Condition, SizeConditioning, open_base
 from qrlora.families.base_without_weights import blank_base
 from qrlora.files import load, save
 from qrlora.layouts import LAYOUTS
-from qrlora.safetensors_files import read, write
+from qrlora.safetensors_files import read_safetensors, write_safetensors
 from qrlora.sampling import generate, grid
 from qrlora.training import denoising_loss, train
 from test_families import refused, write_single_file
@@ -90,16 +90,16 @@ def test_a_kohya_file_is_converted_there_and_back(tmp_path):
     """musubi-tuner's names with its alphas, to the names that ComfyUI reads, and back."""
     adapter = random_adapter(pico.z_image(), "z_image", ["to_q", "to_k", "to_v", "to_out.0", "w1", "w2", "w3"])
     save(adapter, tmp_path / "k.safetensors", keys="kohya")
-    tensors = read(tmp_path / "k.safetensors")[0]
+    tensors = read_safetensors(tmp_path / "k.safetensors")[0]
     assert "lora_unet_layers_0_attention_to_out_0.lora_down.weight" in tensors
-    write(tmp_path / "foreign.safetensors", tensors, {"ss_base_model_version": "z_image"})
+    write_safetensors(tmp_path / "foreign.safetensors", tensors, {"ss_base_model_version": "z_image"})
     foreign = load(tmp_path / "foreign.safetensors")
     assert foreign.header.family == "z_image"
     save(foreign, tmp_path / "d.safetensors")
     for tool in ("comfyui", "diffusers"):
         assert {x.state for x in check(tmp_path / "d.safetensors", tool)} == {"loaded"}
     save(load(tmp_path / "d.safetensors"), tmp_path / "back.safetensors", keys="kohya")
-    back = read(tmp_path / "back.safetensors")[0]
+    back = read_safetensors(tmp_path / "back.safetensors")[0]
     assert back.keys() == tensors.keys() and all(torch.equal(x, back[key]) for key, x in tensors.items())
     assert {x.state for x in check(tmp_path / "back.safetensors", "kohya")} == {"loaded"}
 
@@ -109,7 +109,7 @@ def test_comfyui_loads_of_kohyas_names_those_that_the_original_model_has_too():
     stems = {layer: f"lora_unet_{layer.replace('.', '_')}" for layer in adapter.layers}
     tensors = {f"{stem}.lora_down.weight": adapter.layers[x].A for x, stem in stems.items()}
     tensors |= {f"{stem}.lora_up.weight": adapter.layers[x].B for x, stem in stems.items()}
-    for verdict in key_verdicts(File(tensors, {"ss_base_model_version": "z_image"}), "comfyui"):
+    for verdict in key_verdicts(CheckedFile(tensors, {"ss_base_model_version": "z_image"}), "comfyui"):
         assert bool(verdict.factor) == ("feed_forward" in verdict.key)
 
 
@@ -121,7 +121,7 @@ def test_a_lora_of_lumina_2_is_no_lora_of_z_image(tmp_path):
         tensors = {
             f"transformer.{n}.lora_{x}.weight": getattr(pair, x) for n, pair in adapter.layers.items() for x in "AB"
         }
-        write(tmp_path / "x.safetensors", tensors, {})
+        write_safetensors(tmp_path / "x.safetensors", tensors, {})
         assert load(tmp_path / "x.safetensors").header.family == family
 
 

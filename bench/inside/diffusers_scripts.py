@@ -36,9 +36,9 @@ CLASSES = {
 
 
 def freezing() -> None:
-    from qrlora.trainers.peft import everywhere
+    from qrlora.trainers.peft import freeze_every_peft_lora
 
-    everywhere()
+    freeze_every_peft_lora()
 
 
 def remembering(freeze: bool) -> None:

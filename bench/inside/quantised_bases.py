@@ -14,7 +14,7 @@ from torch import nn
 from watch import span_error
 
 import qrlora
-from qrlora.trainers.peft import weight_of
+from qrlora.trainers.peft import weight_of_peft_layer
 
 SIZE = 64
 W = torch.randn(SIZE, SIZE, generator=torch.Generator().manual_seed(0)) @ torch.linspace(1, 0.02, SIZE).diag()
@@ -69,7 +69,7 @@ def row(make: Callable[[], nn.Module]) -> str:
     model = get_peft_model(nn.Sequential(make()), LoraConfig(r=4, lora_alpha=4, target_modules=["0"]))
     qrlora.freeze(model)
     (layer,) = (x for x in model.modules() if hasattr(x, "lora_A"))
-    held = weight_of(layer.get_base_layer()).float()
+    held = weight_of_peft_layer(layer.get_base_layer()).float()
     learning = [x for x in model.parameters() if x.requires_grad]
     optimizer = torch.optim.AdamW(learning, lr=1e-2)
     x, losses = torch.randn(8, SIZE), []

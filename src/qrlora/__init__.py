@@ -49,7 +49,7 @@ _EXPORTS = {
     "files": ("load", "read_header", "save"),
     "injection": ("inject",),
     "merging": ("RULES", "merge"),
-    "methods": ("METHODS",),
+    "initialisation_methods": ("METHODS",),
     "sampling": ("generate", "grid"),
     "trainers.peft": ("freeze",),
     "training": ("train",),

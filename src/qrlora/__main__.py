@@ -25,9 +25,9 @@ def main() -> None:
 def _without_cli(error: optional_dependencies.MissingExtra) -> int:
     """The exit code of a command where the libraries of commands are missing."""
     if sys.argv[1:] == ["doctor"]:
-        from .doctor import report
+        from .doctor import doctor_report
 
-        print(report())
+        print(doctor_report())
         return 0
     print(f"error: {error}", file=sys.stderr)
     return 2

@@ -22,7 +22,7 @@ from torch import Tensor
 from .linalg import rank_of_whole_batches, subspace_and_lost_fraction
 from .output_files import atomic, warn_if_unwritable
 from .parallel_map import on_device, parallel_map
-from .safetensors_files import raw_bytes, read, word_sum, write
+from .safetensors_files import raw_bytes, read_safetensors, word_sum, write_safetensors
 
 FINGERPRINT_LAYERS = 16
 SEARCH_ALGORITHM = "thick-restart block Lanczos, until a random block agrees"
@@ -173,7 +173,7 @@ def save_basis(basis: Basis, replace: bool = False) -> Path:
     """
     path = _basis_path(basis.digest)
     if replace or not path.is_file():
-        write(path, basis.Q, {"format": "pt", "side": basis.side, "rank": str(basis.rank)})
+        write_safetensors(path, basis.Q, {"format": "pt", "side": basis.side, "rank": str(basis.rank)})
     return path
 
 
@@ -292,9 +292,9 @@ def _truncated_with_digest(basis: Basis, rank: int, entry: dict, known: Mapping,
 
 
 def _read_basis_file(digest: str) -> Basis:
-    """What the file of that digest holds, unverified. Raises as `read`, and OSError: not in the cache."""
+    """What the file of that digest holds, unverified. Raises as `read_safetensors`, and OSError: not in the cache."""
     path = _basis_path(digest)
     if not path.is_file():
         raise FileNotFoundError(errno.ENOENT, "no such basis in the cache", str(path))
-    directions, metadata = read(path)
+    directions, metadata = read_safetensors(path)
     return Basis(directions, int(metadata.get("rank", "0")), metadata.get("side", ""))

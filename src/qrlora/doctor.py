@@ -28,39 +28,39 @@ EXTRAS = (
 """The extras that a user installs, in the order of the report."""
 
 
-def report() -> str:
+def doctor_report() -> str:
     """The whole report as lines "name: value", problems last, each with the command that mends it."""
-    lines = [f"{name}: {value}" for name, value in facts()]
-    found = list(problems())
+    lines = [f"{name}: {value}" for name, value in installed_facts()]
+    found = list(found_problems())
     return "\n".join([*lines, *(f"problem: {text}" for text in found), *(["problems: none"] if not found else [])])
 
 
-def facts() -> Iterator[tuple[str, str]]:
+def installed_facts() -> Iterator[tuple[str, str]]:
     """(name, value) of what is installed and what this machine is."""
     yield "qrlora", f"{__version__} in {Path(__file__).parent}"
     yield "python", f"{platform.python_version()} in {sys.prefix}"
     yield "system", f"{platform.system()} {platform.release()} {platform.machine()}"
     yield from _machine()
     yield from _bases()
-    yield "core", _versions(optional_dependencies.requirements(""))
+    yield "core", _versions(optional_dependencies.requirements_of_extra(""))
     for extra in EXTRAS:
-        yield f"qrlora[{extra}]", _versions(optional_dependencies.requirements(extra))
+        yield f"qrlora[{extra}]", _versions(optional_dependencies.requirements_of_extra(extra))
 
 
-def problems() -> Iterator[str]:
+def found_problems() -> Iterator[str]:
     """What will make commands fail or be slow, each in one line with the way out."""
-    if not list(optional_dependencies.requirements("")):
+    if not list(optional_dependencies.requirements_of_extra("")):
         yield "qrlora runs from a folder and is not installed, its extras cannot be checked: pip install -e FOLDER"
-    for name, places in duplicates().items():
+    for name, places in duplicate_distributions().items():
         yield f"{name} is installed {len(places)} times, the first is used: {'; '.join(places)}; remove one"
     for extra, reason in (("cli", "every command but doctor"), ("diffusers", "train, generate, grid, demo")):
-        if hint := optional_dependencies.missing(extra, reason=reason):
+        if hint := optional_dependencies.missing_extra_hint(extra, reason=reason):
             yield hint
     if hint := _hidden_gpu():
         yield hint
 
 
-def duplicates() -> dict[str, list[str]]:
+def duplicate_distributions() -> dict[str, list[str]]:
     """{distribution: its "version in folder"} of what this package needs and is there in several folders of the path,
     in the order in which Python looks."""
     found: dict[str, list[str]] = defaultdict(list)
@@ -72,7 +72,7 @@ def duplicates() -> dict[str, list[str]]:
     ours = {
         "qrlora",
         "qrlora-bases",
-        *(name for extra in ("", *EXTRAS) for name, _ in optional_dependencies.requirements(extra)),
+        *(name for extra in ("", *EXTRAS) for name, _ in optional_dependencies.requirements_of_extra(extra)),
     }
     return {name: found[name] for name in sorted(ours) if len(found.get(name, ())) > 1}
 

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from .devices import choose_device
 from .families.library_messages import libraries_silenced, opening_errors_in_one_line
-from .safetensors_files import places, raw_bytes, read
+from .safetensors_files import places, raw_bytes, read_safetensors
 from .world.classifiers import load_classifiers, probabilities_by_style
 from .world.drawings import contents
 from .world.ssim import ssim as ssim
@@ -125,7 +125,7 @@ def open_encoder(name: str, device: str = "auto") -> Encoder:
     checkpoint, execution_device = ENCODERS.get(name, name), choose_device(device)
     with opening_errors_in_one_line(checkpoint, "vision network"), libraries_silenced():
         if weights := _csd_weight_file(name, checkpoint):
-            model = csd_model(read(weights)[0])
+            model = csd_model(read_safetensors(weights)[0])
             config: Any = model.config
             config._commit_hash = weights.parent.name if weights.parents[1].name == "snapshots" else None
         else:

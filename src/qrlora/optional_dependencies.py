@@ -46,13 +46,13 @@ def require(extra: str, *names: str, reason: str = "") -> None:
             reason: what asks for it, such as "optimizer=prodigy"; empty: the extra's name.
     Raises: MissingExtra: one of them is absent, or older than this package's bound.
     """
-    if text := missing(extra, *names, reason=reason):
+    if text := missing_extra_hint(extra, *names, reason=reason):
         raise MissingExtra(text)
 
 
-def missing(extra: str, *names: str, reason: str = "") -> str:
+def missing_extra_hint(extra: str, *names: str, reason: str = "") -> str:
     """The message with which `require` would raise, "" if it would not."""
-    lacking = list(_lacking(extra, names))
+    lacking = list(_lacking_of_extra(extra, names))
     if not lacking:
         return ""
     command = f'pip install "qrlora[{extra}]"'
@@ -61,7 +61,7 @@ def missing(extra: str, *names: str, reason: str = "") -> str:
     return f"{reason or f'qrlora[{extra}]'} needs {', '.join(lacking)}: {command}"
 
 
-def requirements(extra: str) -> Iterator[tuple[str, str]]:
+def requirements_of_extra(extra: str) -> Iterator[tuple[str, str]]:
     """(distribution, lower bound or "") of an extra and of the extras in it, of the core for "", by this package's
     metadata; nothing where the package is used from a folder without being installed. Raises ValueError: no such extra.
     """
@@ -80,7 +80,7 @@ def requirements(extra: str) -> Iterator[tuple[str, str]]:
             continue
         if inner := re.match(r"qrlora\[([\w,-]+)\]", requirement):
             for name in inner[1].split(","):
-                yield from requirements(name)
+                yield from requirements_of_extra(name)
         elif found := re.match(r"([\w.-]+)(?:\[[^]]*\])?\s*(?:>=\s*([\w.]+))?", requirement):
             yield found[1], found[2] or ""
 
@@ -95,18 +95,18 @@ def version_of(name: str) -> str:
         return ""
 
 
-def _lacking(extra: str, names: Sequence[str]) -> Iterator[str]:
+def _lacking_of_extra(extra: str, names: Sequence[str]) -> Iterator[str]:
     """What of an extra is absent or too old, in words."""
-    bounds = dict(requirements(extra))
+    bounds = dict(requirements_of_extra(extra))
     for name in names or bounds:
         bound, version = bounds.get(name, ""), version_of(name)
         if not version:
             yield name
-        elif _numbers(version) < _numbers(bound):
+        elif _release_numbers(version) < _release_numbers(bound):
             yield f"{name}>={bound} ({version} is installed)"
 
 
-def _numbers(version: str) -> tuple[int, ...]:
+def _release_numbers(version: str) -> tuple[int, ...]:
     """The release of a version: "0.37.0.dev0" is (0, 37), zeros at the end do not count."""
     release = re.match(r"\d+(\.\d+)*", version)
     numbers = [int(x) for x in release[0].split(".")] if release else []

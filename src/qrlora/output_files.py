@@ -59,7 +59,7 @@ def atomic(path: str | os.PathLike, overwrite: bool = True) -> Iterator[BinaryIO
         raise
 
 
-def check(path: str | os.PathLike, overwrite: bool = False, size: int = MIN_FREE_BYTES) -> None:
+def check_writable(path: str | os.PathLike, overwrite: bool = False, size: int = MIN_FREE_BYTES) -> None:
     """That an output can be written, tried before work that takes long: the temporary file of `atomic` is made, space
     for the size in bytes is claimed in it, and it is removed again.
 
@@ -73,11 +73,11 @@ def check(path: str | os.PathLike, overwrite: bool = False, size: int = MIN_FREE
     if not overwrite and os.path.isfile(path):
         raise FileExistsError(errno.EEXIST, EXISTS_HINT, str(path))
     with contextlib.suppress(SpaceReserved), atomic(path) as file:
-        reserve(file, size)
+        reserve_space(file, size)
         raise SpaceReserved
 
 
-def reserve(file: BinaryIO, size: int) -> None:
+def reserve_space(file: BinaryIO, size: int) -> None:
     """Claim the space at once where the system can: a full disk shows before writing, which is 4 x faster so.
 
     Raises: OSError: no space.

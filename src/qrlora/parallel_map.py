@@ -62,12 +62,12 @@ def on_device(function: Callable[[torch.Tensor], R], tensor: torch.Tensor, devic
         with contextlib.suppress(torch.cuda.OutOfMemoryError):
             return on_device(function, tensor.to(device), None)
         tensor = tensor.cpu()
-    with own_stream(tensor.device):
+    with cuda_stream_of_thread(tensor.device):
         return function(tensor)
 
 
 @contextlib.contextmanager
-def own_stream(device: torch.device) -> Iterator[None]:
+def cuda_stream_of_thread(device: torch.device) -> Iterator[None]:
     """On a GPU a stream for this piece of work, after all that was asked of the device before: while one piece is busy
     on the CPU, with eigenvectors of small matrices, the GPU works for another. All is done at the end."""
     if device.type != "cuda":

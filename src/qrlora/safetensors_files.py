@@ -13,7 +13,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from .output_files import atomic, reserve
+from .output_files import atomic, reserve_space
 
 DTYPE_NAMES = {
     torch.float32: "F32",
@@ -47,7 +47,7 @@ class TensorLocation(NamedTuple):
     start: int
 
 
-def write(
+def write_safetensors(
     path: str | os.PathLike, tensors: Mapping[str, Tensor], metadata: Mapping[str, str], overwrite: bool = True
 ) -> None:
     """Write a safetensors file, atomically; equal content gives equal bytes.
@@ -61,14 +61,14 @@ def write(
     """
     names, head, end = _header_bytes({name: (tensor.dtype, tensor.shape) for name, tensor in tensors.items()}, metadata)
     with atomic(path, overwrite) as file:
-        reserve(file, len(head) + end)
+        reserve_space(file, len(head) + end)
         file.write(head)
         for name in names:
             file.write(raw_bytes(tensors[name]))
 
 
 def size_in_bytes(shapes: Shapes, metadata: Mapping[str, str]) -> int:
-    """The size of the file that `write` would make of tensors with these dtypes and shapes. Raises as write does."""
+    """The size of the file that `write_safetensors` would make of such tensors. Raises as it does."""
     _, head, end = _header_bytes(shapes, metadata)
     return len(head) + end
 
@@ -110,7 +110,7 @@ def word_sum(path: str | os.PathLike) -> int:
     return total % 2**64
 
 
-def read(path: str | os.PathLike) -> tuple[dict[str, Tensor], dict[str, str]]:
+def read_safetensors(path: str | os.PathLike) -> tuple[dict[str, Tensor], dict[str, str]]:
     """All tensors of a safetensors file, memory-mapped, and its metadata.
 
     Raises: OSError: missing, a folder, unreadable.  ValueError: a pickle, cut short, not safetensors, a

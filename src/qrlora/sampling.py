@@ -76,7 +76,7 @@ def generate(
         refuse_missing_triggers(prompts, weighted)  # before a base is opened, which takes long
     opened = _open_if_named(base, opening)
     for adapter, _ in weighted:
-        adapter_compatibility.check(opened, adapter)
+        adapter_compatibility.check_adapter_fits_base(opened, adapter)
     sample = _latents_sampler(opened, prompts, negative_prompt, seeds, steps, guidance, size)
     images: list[Image.Image] = []
     with opened.on_device(), applied(opened.model, weighted, not opened.offload):
@@ -159,7 +159,7 @@ def grid(
     if check_triggers:
         refuse_missing_triggers([prompt], [(content, 1.0), (style, 1.0)])
     for adapter in (content, style):
-        adapter_compatibility.check(base, adapter)
+        adapter_compatibility.check_adapter_fits_base(base, adapter)
     cells = torch.cartesian_prod(*(torch.tensor(x, dtype=torch.float32) for x in (content_strengths, style_strengths)))
     images: list[Image.Image] = []
     sample = _latents_sampler(base, [prompt] * len(cells), negative_prompt, [seed] * len(cells), steps, guidance, size)

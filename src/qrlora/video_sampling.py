@@ -40,7 +40,7 @@ def generate_video(
     if check_triggers:
         refuse_missing_triggers([prompt], adapters)
     for adapter, _ in adapters:
-        adapter_compatibility.check(base, adapter)
+        adapter_compatibility.check_adapter_fits_base(base, adapter)
     own = base.defaults
     side = own.resolution if size is None else parse_image_size("size", size)
     count, strength = own.sample_steps if steps is None else steps, own.guidance if guidance is None else guidance

@@ -22,7 +22,7 @@ def read_adapter(
     """An adapter from a file; what is left out is counted aloud. Args and errors as files.load."""
     from .. import files
 
-    usage_hints.check_kind(str(path))
+    usage_hints.refuse_picture(str(path))
     adapter = files.load(path, skip_text_encoders, weights)
     left_out = files.count_text_encoder_keys(path) if skip_text_encoders else 0
     if left_out:
@@ -48,13 +48,13 @@ def open_base_for_weights(base: str) -> Any:
 def check_output(output: Path) -> bool:
     """Whether an adapter's file is there before it is written; that it can be is tried.
 
-    Raises: ValueError: no name of an adapter's file.  OSError: see `output_files.check`.
+    Raises: ValueError: no name of an adapter's file.  OSError: see `output_files.check_writable`.
     """
     from .. import output_files
 
     if output.suffix != ".safetensors":
         raise ValueError(f"{output}: the name must end in .safetensors")
-    output_files.check(output, overwrite=True)
+    output_files.check_writable(output, overwrite=True)
     return output.exists()
 
 

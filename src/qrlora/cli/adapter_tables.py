@@ -79,10 +79,10 @@ def print_similarity(names: Sequence[str], rows: Sequence[analysis.Similarity], 
         "in overlap": lambda row: row.input_overlap,
         "out overlap": lambda row: row.output_overlap,
     }
-    print_grouped(columns, rows, every_layer)
+    print_by_block(columns, rows, every_layer)
 
 
-def print_grouped(
+def print_by_block(
     columns: Mapping[str, Callable[[Any], float]],
     rows: Sequence[Any],
     every_layer: bool,

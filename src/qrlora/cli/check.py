@@ -11,7 +11,7 @@ from . import console, tables, usage_hints
 from .adapter_files import use_one_thread
 
 if TYPE_CHECKING:
-    from ..compat import File, Verdict
+    from ..compat import CheckedFile, Verdict
 
 EXAMPLE = "qrlora check lora.safetensors --for comfyui"
 STATES = ("loaded", "ignored", "wrong strength", "not judged")
@@ -28,10 +28,10 @@ def check(
     from .. import compat, safetensors_files
     from ..files.load_adapter import file_in
 
-    usage_hints.check_kind(str(path))
+    usage_hints.refuse_picture(str(path))
     use_one_thread()
     found = file_in(path)
-    file = compat.File(*safetensors_files.read(found), found)
+    file = compat.CheckedFile(*safetensors_files.read_safetensors(found), found)
     rows, causes = [], []
     remedies: dict[str, list[str]] = {}
     for tool in tools or list(compat.TOOLS):
@@ -40,9 +40,9 @@ def check(
         rows.append((tool, *(str(states[x]) for x in STATES)))
         if states["loaded"] < len(verdicts) or not verdicts:
             copy = path.with_name(f"{path.stem}-converted.safetensors")
-            remedies.setdefault(remedy(path, copy, tool), []).append(tool)
+            remedies.setdefault(command_that_helps(path, copy, tool), []).append(tool)
         causes += [(tool, *cause) for cause in grouped_causes(verdicts)]
-        causes += [(tool, "", note, "") for note in compat.notes(file, tool)]
+        causes += [(tool, "", note, "") for note in compat.tool_notes(file, tool)]
     tables.print_table(("tool", *STATES), rows, title=f"{path}: {len(file.tensors)} keys")
     if causes:
         tables.print_table(("tool", "keys", "why", "such as"), causes, numbers=False)
@@ -52,7 +52,7 @@ def check(
         raise typer.Exit(1)
 
 
-def remedy(path: Path, output: Path, tool: str) -> str:
+def command_that_helps(path: Path, output: Path, tool: str) -> str:
     """The command after which a tool would load all of a file, found by trying the names that we write."""
     import torch
 
@@ -66,11 +66,13 @@ def remedy(path: Path, output: Path, tool: str) -> str:
     left_out = ["--skip-text-encoders"] if files.count_text_encoder_keys(path) else []
     for keys in (None, *WRITTEN):
         try:
-            file: File = compat.File(*tensors_and_metadata(adapter.layers, adapter.header, "full", keys, torch.float32))
+            file: CheckedFile = compat.CheckedFile(
+                *tensors_and_metadata(adapter.layers, adapter.header, "full", keys, torch.float32)
+            )
         except ValueError:  # names that cannot spell these layers
             continue
         if all(verdict.state == "loaded" for verdict in compat.key_verdicts(file, tool)):
-            return console.command("convert", path, output, *(["--keys", keys] if keys else []), *left_out)
+            return console.shell_command("convert", path, output, *(["--keys", keys] if keys else []), *left_out)
     return "none: no names under which it loads all of this adapter"
 
 

@@ -10,7 +10,7 @@ from rich.markup import escape
 
 from .. import __version__
 from . import console, log_lines, stop_signals, usage_hints, verbs
-from .error_messages import user_message
+from .error_messages import error_message
 
 
 class Stopped(Exception):
@@ -22,7 +22,7 @@ class VerbGroup(typer.core.TyperGroup):
 
     def invoke(self, ctx: Any) -> Any:
         try:
-            with stop_signals.as_keyboard_interrupt():
+            with stop_signals.stop_signals_as_keyboard_interrupt():
                 return super().invoke(ctx)
         except KeyboardInterrupt as stop:
             raise Stopped(str(stop) or "stopped") from stop
@@ -68,14 +68,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
         console.warn(deprecation)
     try:
         # typer would print its own errors over many lines
-        with log_lines.on_standard_error():
+        with log_lines.log_to_standard_error():
             sys.exit(app(typed, prog_name="qrlora", standalone_mode=False))
     except (KeyboardInterrupt, Stopped) as stop:
         console.err.print(escape(str(stop) or "stopped"))
         sys.exit(130)
     except Exception as error:
         usage = hasattr(error, "format_message")  # typer's: a wrong option, a missing argument, no such verb
-        message = usage_hints.for_usage(error, typed) if usage else user_message(error)
+        message = usage_hints.usage_error_with_hint(error, typed) if usage else error_message(error)
         if traceback or message is None:
             raise
         console.fail(message)

@@ -88,7 +88,7 @@ def compare(
 
         summary = run_comparison(comparison, output, workers, ray, on_job)
     found = summary_tables.summarise(summary)
-    command = console.command(*sys.argv[1:])
+    command = console.shell_command(*sys.argv[1:])
     written = report.write_report(summary, found, output, equal, command)
     if found.table:
         sheet = sheet_of_cells(

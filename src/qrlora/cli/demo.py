@@ -49,9 +49,9 @@ def run_demo(output: Path, content: Path | None, style: Path | None, *, base: st
     from ..world import demo as world_demo
     from . import demo_sheet
 
-    limit = demo_sheet.limits(base) if content or style else ""
+    limit = demo_sheet.limits_of_base(base) if content or style else ""
     if limit:
-        real = console.command("train", "recipes/content_sdxl.toml", f"image={content or 'my_dog.jpg'}")
+        real = console.shell_command("train", "recipes/content_sdxl.toml", f"image={content or 'my_dog.jpg'}")
         console.warn(f"{limit}; for photographs learn on a real base, such as {real}")
     with progress_bar("demo") as bar:
 

@@ -18,7 +18,7 @@ def contact_sheet(rows: list[ClassifiedImages], footer: str) -> Any:
     return plots.sheet(panels, columns, title="A thing and a style, each from one picture, added", footer=footer)
 
 
-def limits(base: str) -> str:
+def limits_of_base(base: str) -> str:
     """What cannot be expected of a built-in base with one's own pictures; "" of another."""
     if base not in built_in_bases():
         return ""

@@ -7,7 +7,7 @@ EXAMPLE = "qrlora doctor"
 
 def doctor() -> None:
     """Print versions, device, dtype, cache and what is missing or wrong, ready to paste into an issue."""
-    from ..doctor import report
+    from ..doctor import doctor_report
 
-    for line in report().splitlines():
+    for line in doctor_report().splitlines():
         console.say(line)

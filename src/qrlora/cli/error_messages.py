@@ -6,7 +6,7 @@ OUT_OF_MEMORY = (
 )
 
 
-def user_message(error: Exception) -> str | None:
+def error_message(error: Exception) -> str | None:
     """What a person can do something about, in one line; None for a slip of ours, which shows its trace."""
     if type(error).__name__ == "OutOfMemoryError" or isinstance(error, MemoryError):
         return OUT_OF_MEMORY

@@ -52,7 +52,7 @@ def estimate(
     from .. import output_files
 
     if report is not None:
-        output_files.check(report, overwrite)
+        output_files.check_writable(report, overwrite)
     with progress_bar("estimating") as bar:
         found = estimates.estimate(
             base,

@@ -53,7 +53,7 @@ def draw_images(config: SampleConfig, skip_text_encoders: bool = False, any_prom
     Args:   skip_text_encoders: layers of text encoders in the files are left out.
             any_prompt: a prompt without a trigger word is warned of, not refused.
     Raises: ValueError, OSError: a bad file, base or setting; a trigger word missing in the prompt; see
-            `output_images.write_where_free`.
+            `output_images.write_image_output`.
     """
     from .. import optional_dependencies
 
@@ -65,7 +65,7 @@ def draw_images(config: SampleConfig, skip_text_encoders: bool = False, any_prom
     plots.picture_format(config.output)
     if config.count > 1:
         plots.figure_format(config.output)
-    output_images.try_output(config, seeds)
+    output_images.check_image_output(config, seeds)
     config, base, adapters = open_for_sampling.open_base_and_adapters(config, skip_text_encoders, any_prompt)
     weighted = list(zip(adapters, config.strengths, strict=True))
     with progress_bar("drawing") as bar:
@@ -80,7 +80,7 @@ def draw_images(config: SampleConfig, skip_text_encoders: bool = False, any_prom
         for image, path in zip(images, output_images.single_images(output, seeds), strict=True):
             plots.save_picture(image, path, made_with, config.overwrite)
         panels = [plots.Panel("", [x], [f"seed {s}"]) for x, s in zip(images, seeds, strict=True)]
-        footer = output_images.footer(config)
+        footer = output_images.sampling_footer(config)
         plots.save(plots.sheet(panels, min(4, len(panels)), config.prompt, footer), output, config.overwrite)
 
-    console.say(str(output_images.write_where_free(write, config, seeds)))
+    console.say(str(output_images.write_image_output(write, config, seeds)))

@@ -61,19 +61,19 @@ def draw_grid(
 
     optional_dependencies.require("diffusers", reason="qrlora grid")
     from .. import plots, sampling
-    from ..merging.roles import swapped
+    from ..merging.roles import swapped_roles
     from . import open_for_sampling, output_images
 
     plots.figure_format(config.output)
-    output_images.try_output(config)
+    output_images.check_image_output(config)
     opened = open_for_sampling.open_base_and_adapters(config, skip_text_encoders, any_prompt)
     config, base, (content, style) = opened
-    if doubt := swapped(content.header, style.header):
+    if doubt := swapped_roles(content.header, style.header):
         console.warn(doubt)
     with progress_bar("drawing") as bar:
         strengths = (content_strengths, style_strengths)
         common = open_for_sampling.sampling_settings(config, any_prompt)
         images = sampling.grid(base, config.prompt, content, style, *strengths, **common, on_picture=bar.step)
-    figure = plots.strength_grid(images, *strengths, config.prompt, output_images.footer(config))
-    written = output_images.write_where_free(lambda output: plots.save(figure, output, config.overwrite), config)
+    figure = plots.strength_grid(images, *strengths, config.prompt, output_images.sampling_footer(config))
+    written = output_images.write_image_output(lambda output: plots.save(figure, output, config.overwrite), config)
     console.say(str(written))

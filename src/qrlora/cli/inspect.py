@@ -59,11 +59,11 @@ def inspect_files(
             tables.print_table(("merged from", "strength", "squared norm kept"), parents)
     names = [Path(path).stem for path in paths]
     if len(adapters) == 2:
-        return compare_two(names, adapters, place, every_layer, overwrite, given=plot is not None)
-    return describe_one(names[0], adapters[0], place, every_layer, overwrite)
+        return inspect_two_files(names, adapters, place, every_layer, overwrite, given=plot is not None)
+    return inspect_one_file(names[0], adapters[0], place, every_layer, overwrite)
 
 
-def compare_two(
+def inspect_two_files(
     names: list[str], adapters: "list[Adapter]", place: Path | None, every_layer: bool, overwrite: bool, given: bool
 ) -> Path | None:
     """The table and the plot of two adapters' similarity; no plot where they share no layer."""
@@ -83,14 +83,16 @@ def compare_two(
     return save_plot(adapter_tables.similarity_plot(names, rows), place, overwrite, number=not given)
 
 
-def describe_one(name: str, adapter: "Adapter", place: Path | None, every_layer: bool, overwrite: bool) -> Path | None:
+def inspect_one_file(
+    name: str, adapter: "Adapter", place: Path | None, every_layer: bool, overwrite: bool
+) -> Path | None:
     """The table of an adapter's norms by block or layer, and its plot where one is asked for."""
     from .. import analysis
     from . import adapter_tables
 
     norms = analysis.update_norms(adapter)
     shares = {"fraction of squared norm": lambda row: row.share}
-    adapter_tables.print_grouped({"norm of the update": lambda row: row.norm}, norms, every_layer, shares)
+    adapter_tables.print_by_block({"norm of the update": lambda row: row.norm}, norms, every_layer, shares)
     if place is None:
         return None
     from .. import plots
@@ -107,7 +109,7 @@ def plot_path(paths: Sequence[str], plot: Path | None) -> Path | None:
     from .. import optional_dependencies, output_files
 
     if plot is None and len(paths) == 2:
-        if hint := optional_dependencies.missing("plots", reason="a plot of the two"):
+        if hint := optional_dependencies.missing_extra_hint("plots", reason="a plot of the two"):
             console.warn(hint)
             return None
         plot = Path(f"{Path(paths[0]).stem}-{Path(paths[1]).stem}-similarity.png")
@@ -115,7 +117,7 @@ def plot_path(paths: Sequence[str], plot: Path | None) -> Path | None:
         from .. import plots
 
         plots.figure_format(plot)
-        output_files.check(plot, overwrite=True)
+        output_files.check_writable(plot, overwrite=True)
     return plot
 
 

@@ -20,7 +20,7 @@ class Lines(logging.Handler):
 
 
 @contextlib.contextmanager
-def on_standard_error() -> Iterator[None]:
+def log_to_standard_error() -> Iterator[None]:
     """For the length of a `with`. Of several processes the first one alone shows the log; all show warnings."""
     log, lines, level = logging.getLogger("qrlora"), Lines(), logging.INFO
     before = log.level

@@ -17,7 +17,7 @@ class VerbCommand(typer.core.TyperCommand):
     """A verb whose options may be written NAME=VALUE, too, and whose help names what is in tables."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        return super().parse_args(ctx, as_options(args, self.params))
+        return super().parse_args(ctx, named_values_as_options(args, self.params))
 
     def format_help(self, ctx: Any, formatter: Any) -> None:
         for parameter in self.params:
@@ -31,10 +31,10 @@ class SettingsCommand(VerbCommand):
     """`train`: its settings are NAME=VALUE words, and every one of them may be written --NAME VALUE, too."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        return super().parse_args(ctx, as_settings(args, self.params))
+        return super().parse_args(ctx, options_as_named_values(args, self.params))
 
 
-def as_options(words: Sequence[str], parameters: Sequence[Any]) -> list[str]:
+def named_values_as_options(words: Sequence[str], parameters: Sequence[Any]) -> list[str]:
     """Words of a verb with each NAME=VALUE that names one of its options written as that option.
 
     A word that is a file as it stands, or whose NAME is one, stays: FILE=STRENGTH. What follows an option that takes a
@@ -44,7 +44,7 @@ def as_options(words: Sequence[str], parameters: Sequence[Any]) -> list[str]:
     """
     options = {name: p for p in parameters for name in p.opts if name.startswith("-")}
     written: list[str] = []
-    for kind, word in _kinds(words, options):
+    for kind, word in _kinds_of_words(words, options):
         name, equals, value = word.partition("=")
         option = options.get(f"--{name.replace('_', '-')}")
         if kind != "word" or not equals or option is None or Path(word).exists() or Path(name).exists():
@@ -58,7 +58,7 @@ def as_options(words: Sequence[str], parameters: Sequence[Any]) -> list[str]:
     return written
 
 
-def as_settings(words: Sequence[str], parameters: Sequence[Any]) -> list[str]:
+def options_as_named_values(words: Sequence[str], parameters: Sequence[Any]) -> list[str]:
     """Words of `train` with each --NAME VALUE, --NAME=VALUE, --FLAG and --no-FLAG of a setting written NAME=VALUE."""
     own = {name for p in parameters for name in p.opts if name.startswith("-")} | {"-h", "--help"}
     flags = [name for name, hint in typing.get_type_hints(TrainConfig).items() if _is_flag(hint)]
@@ -90,7 +90,7 @@ def nearest_setting(name: str) -> str:
     return next(iter(difflib.get_close_matches(name, TrainConfig.__dataclass_fields__, n=1)), "")
 
 
-def _kinds(words: Sequence[str], options: dict[str, Any]) -> Iterator[tuple[str, str]]:
+def _kinds_of_words(words: Sequence[str], options: dict[str, Any]) -> Iterator[tuple[str, str]]:
     """(what it is, word): "option", "value" of the option before, "word", or "last" after `--`."""
     rest = iter(words)
     for word in rest:

@@ -26,7 +26,7 @@ def open_base_and_adapters(
     config = dataclasses.replace(config, base=config.base or base_of_adapters(adapters))
     base = open_base(config.base, config.device, config.dtype, config.quantize, config.offload, config.revision)
     for adapter in adapters:
-        adapter_compatibility.check(base, adapter)
+        adapter_compatibility.check_adapter_fits_base(base, adapter)
         if doubt := adapter_compatibility.weight_difference(base, adapter):
             console.warn(doubt)
     return config.filled(base.defaults), base, adapters

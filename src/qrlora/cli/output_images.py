@@ -25,14 +25,14 @@ def any_exists(seeds: Sequence[int]) -> Callable[[Path], bool]:
     return lambda output: any(map(os.path.lexists, (output, *single_images(output, seeds))))
 
 
-def try_output(config: SampleConfig, seeds: Sequence[int] = ()) -> None:
+def check_image_output(config: SampleConfig, seeds: Sequence[int] = ()) -> None:
     """Raises OSError: what will be drawn could not be written."""
     output = free_path(config, seeds)
     for path in (output, *single_images(output, seeds)[-1:]):
-        output_files.check(path, config.overwrite)
+        output_files.check_writable(path, config.overwrite)
 
 
-def write_where_free(write: Callable[[Path], object], config: SampleConfig, seeds: Sequence[int] = ()) -> Path:
+def write_image_output(write: Callable[[Path], object], config: SampleConfig, seeds: Sequence[int] = ()) -> Path:
     """Where what was drawn lies.
 
     Raises: OSError: it could not be written there; it is in the folder for temporary files, as the message says.
@@ -42,7 +42,7 @@ def write_where_free(write: Callable[[Path], object], config: SampleConfig, seed
     return output
 
 
-def footer(config: SampleConfig) -> str:
+def sampling_footer(config: SampleConfig) -> str:
     """What a plot was made with, in one line."""
     names = " + ".join(Path(path).stem for path in config.adapters) or "no adapter"
     strengths = f" at {', '.join(f'{x:g}' for x in config.strengths)}" if set(config.strengths) - {1.0} else ""

@@ -37,11 +37,11 @@ def project(
 
     existed = adapter_files.check_output(output)
     if existed and not can_be_projected_file(output, base, side, rank):
-        output_files.check(output, overwrite)  # before the base is opened
+        output_files.check_writable(output, overwrite)  # before the base is opened
     opened = adapter_files.open_base_for_weights(base)
     adapter_files.use_one_thread()
     adapter = adapter_files.read_adapter(source, skip_text_encoders, opened.weight)
-    adapter_compatibility.check(opened, adapter)
+    adapter_compatibility.check_adapter_fits_base(opened, adapter)
     layers = ",".join(adapter.layers)
     weights = {layer: weight for layer, weight in opened.weights(layers) if layer in adapter.layers}
     header = Header(
@@ -71,9 +71,9 @@ def can_be_projected_file(path: Path, base: str, side: str, rank: int | None) ->
 
 def report_kept(adapter: "Adapter", kept: Mapping[str, float], output: Path) -> None:
     """The table of what a projection kept of each layer, and a warning where it is too little."""
-    from ..merging import kept_fraction
+    from ..merging import kept_fraction_of_update
 
-    total = kept_fraction(adapter, kept)
+    total = kept_fraction_of_update(adapter, kept)
     rows = [(layer, f"{share:.2%}") for layer, share in sorted(kept.items(), key=lambda item: item[1])]
     tables.print_table(("layer", "squared norm kept"), [*rows, ("all", f"{total:.2%}")])
     if total < MIN_KEPT_FRACTION:

@@ -57,7 +57,7 @@ def reproduce(
             base=base, pairs=pairs, seed=seed, folder=output, on_job=on_job, **settings
         )
         found = paper_results.reproduce(name, request, overwrite)
-    written = paper_results.write_result(name, found, request, console.command(*sys.argv[1:]))
+    written = paper_results.write_result(name, found, request, console.shell_command(*sys.argv[1:]))
     if (figure := figure_of(found)) is not None:
         written.append(plots.save(figure, output / f"{name}.png"))
     columns = list(found.rows[0])

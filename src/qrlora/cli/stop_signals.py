@@ -11,7 +11,7 @@ POLITE = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(sig
 
 
 @contextlib.contextmanager
-def as_keyboard_interrupt() -> Iterator[None]:
+def stop_signals_as_keyboard_interrupt() -> Iterator[None]:
     """For the length of a `with` these signals stop a command as Ctrl-C does, unless they are ignored, as under nohup;
     by themselves they would end it on the spot. A training has its own way, see `training.stop_signals`."""
 

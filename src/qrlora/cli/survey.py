@@ -63,7 +63,9 @@ def new(
         rows = [[str(row[name]) for name in columns] for row in plan.power]
         what = f"Power: chance to see {plan.effect:g} levels, {plan.win_rate:.0%} wins"
         tables.print_table(columns, rows, what)
-    console.say(f"{output / 'plan.toml'}: read and edit it, then: {console.command('survey', 'serve', str(output))}")
+    console.say(
+        f"{output / 'plan.toml'}: read and edit it, then: {console.shell_command('survey', 'serve', str(output))}"
+    )
 
 
 @app.command(

@@ -77,7 +77,7 @@ def run_training(config: TrainConfig) -> None:
     console.say(f"{output}: {len(adapter.layers)} layers, rank {adapter.rank}, {size}{done_before}")
     if updates and training.world_size() > 1:
         console.say(f"trained by {training.world_size()} processes")
-    console.say(f"generate with it: {console.command('generate', adapter.header.prompt, output)}")
+    console.say(f"generate with it: {console.shell_command('generate', adapter.header.prompt, output)}")
 
 
 def save_preview(config: TrainConfig, step: int, image: Any) -> None:

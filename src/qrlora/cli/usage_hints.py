@@ -35,11 +35,11 @@ def check_settings(words: Sequence[str]) -> None:
         if is_picture(word) and "=" in before and Path(f"{before.partition('=')[2]} {word}").is_file():
             raise ValueError(f"a name with spaces needs quotes: {console.command('train', f'{before} {word}')}")
         if is_picture(word) and before.startswith("image=") and Path(word).is_file():
-            hint = console.command("train", before, f"image={word}")
+            hint = console.shell_command("train", before, f"image={word}")
             raise ValueError(f"several images are given one by one, {hint}, or as their folder, image=FOLDER")
         if is_picture(word):
             output = f"{Path(word).stem}.safetensors"
-            hint = console.command("train", f"image={word}", f"output={output}")
+            hint = console.shell_command("train", f"image={word}", f"output={output}")
             raise ValueError(f"{word} is no setting, pictures are given as image=FILE: {hint}")
         if word in SETTINGS:
             raise ValueError(f"{word} has no value: write {word}=VALUE, without spaces around the sign")
@@ -53,15 +53,15 @@ def check_prompt(prompt: str, adapters: Sequence[str]) -> None:
     if is_adapter(prompt):
         given = next((word for word in adapters if not is_adapter(word)), "a <c>")
         others = [word for word in adapters if word != given]
-        right = console.command("generate", given, prompt, *others)
+        right = console.shell_command("generate", given, prompt, *others)
         raise ValueError(f"{prompt} is a file, the prompt comes first: {right}")
     for word in adapters:
         if " " in word and not is_adapter(word):
-            right = console.command("generate", word, *(x for x in adapters if is_adapter(x)))
+            right = console.shell_command("generate", word, *(x for x in adapters if is_adapter(x)))
             raise ValueError(f"{word!r} is no file; there is one prompt, which comes first: {right}")
     loose = list(itertools.takewhile(lambda x: re.fullmatch(r"[\w<>,'-]*[^\W\d][\w<>,'-]*", x), adapters))
     if loose and not any(Path(word).exists() for word in loose):
-        right = console.command("generate", " ".join([prompt, *loose]), *adapters[len(loose) :])
+        right = console.shell_command("generate", " ".join([prompt, *loose]), *adapters[len(loose) :])
         raise ValueError(f"{loose[0]} is no file; a prompt of several words needs quotes: {right}")
 
 
@@ -83,15 +83,15 @@ def check_adapters(words: Sequence[str], verb: Callable[..., Any]) -> None:
             raise ValueError(f"{word} does not exist; to write to it: {_quoted('-o', word)}")
 
 
-def check_kind(word: str) -> None:
+def refuse_picture(word: str) -> None:
     """Refuse a picture where an adapter is wanted. Raises ValueError with what makes one of it."""
     if is_picture(word) and Path(word).is_file():
         output = f"{Path(word).stem}.safetensors"
-        hint = console.command("train", f"image={word}", f"output={output}")
+        hint = console.shell_command("train", f"image={word}", f"output={output}")
         raise ValueError(f"{word} is a picture, not an adapter; train one on it: {hint}")
 
 
-def for_usage(error: Exception, words: Sequence[str]) -> str:
+def usage_error_with_hint(error: Exception, words: Sequence[str]) -> str:
     """Typer's complaint about options, arguments or a verb, with what was meant or the command's example."""
     context = getattr(error, "ctx", None)
     path = context.command_path.split()[1:] if context else []  # of "qrlora survey new"
@@ -103,7 +103,7 @@ def for_usage(error: Exception, words: Sequence[str]) -> str:
     hint = HINTS.get(path[0] if path else "")
     meant = hint(rest) if hint and "Did you mean" not in message else ""
     example = _example(context)
-    seen = console.command(*path, "--help")
+    seen = console.shell_command(*path, "--help")
     return ". ".join(filter(None, (message, meant or example, f"See {seen}"))).replace("?.", "?")
 
 
@@ -112,19 +112,19 @@ def _example(context: object) -> str:
     return re.sub(r"\[/?bold\]", "", getattr(getattr(context, "command", None), "epilog", None) or "")
 
 
-def _verb(words: Sequence[str]) -> str:
+def _hint_without_verb(words: Sequence[str]) -> str:
     """For `qrlora` itself: a picture, an adapter or a prompt in place of a verb."""
     word = next((x for x in words if not x.startswith("-")), "")
     if word == "bench":
-        return _compare(words[1:])
+        return _compare_hint(words[1:])
     if is_picture(word):
         return f"To train on it: {console.command('train', f'image={word}', f'output={Path(word).stem}.safetensors')}"
     if is_adapter(word):
-        return f"To see what is in it: {console.command('inspect', word)}"
+        return f"To see what is in it: {console.shell_command('inspect', word)}"
     return ""
 
 
-def _train(words: Sequence[str]) -> str:
+def _train_hint(words: Sequence[str]) -> str:
     """`train --lr 1e-3`: an option that is no setting, but near one."""
     k, word = next(((k, x) for k, x in enumerate(words) if _is_unknown_setting(x)), (0, ""))
     name, equals, value = word.lstrip("-").partition("=")
@@ -139,45 +139,45 @@ def _is_unknown_setting(word: str) -> bool:
     return word.startswith("-") and name not in (*SETTINGS, "settings", "o")
 
 
-def _demo(words: Sequence[str]) -> str:
+def _demo_hint(words: Sequence[str]) -> str:
     """`demo cat.jpg`, `demo cat.jpg ink.jpg`."""
     found = [x.rpartition("=")[2] for x in words if is_picture(x)]
     if not found:
         return ""
     content, style = [*found, "PAINTING.jpg"][:2]
-    right = console.command("demo", "--content", content, "--style", style, "--style-shows", "cat")
+    right = console.shell_command("demo", "--content", content, "--style", style, "--style-shows", "cat")
     return f"Pictures are options: {right}"
 
 
-def _grid(words: Sequence[str]) -> str:
+def _grid_hint(words: Sequence[str]) -> str:
     """`grid "a <c>" A B`, `grid A`."""
     found = [x for x in words if is_adapter(x)]
     given = next((x for x in words if " " in x and x not in found), "")
     if given:
-        return f"The prompt is an option: {console.command('grid', *found[:2], '--prompt', given)}"
+        return f"The prompt is an option: {console.shell_command('grid', *found[:2], '--prompt', given)}"
     return "" if len(found) > 1 else "A grid takes two adapters, the content's and the style's"
 
 
-def _compare(words: Sequence[str]) -> str:
+def _compare_hint(words: Sequence[str]) -> str:
     """`compare table4`, `compare tiny-sd3`, `compare qr pissa`."""
     names = [x for x in words if not x.startswith("-")]
     if names and re.fullmatch(r"(table|figure)\d+", names[0]):
-        return f"The paper's results: {console.command('reproduce', names[0])}"
+        return f"The paper's results: {console.shell_command('reproduce', names[0])}"
     base = next((x for x in names if x.startswith("tiny-")), "")
     right = ("--base", base) if base else ("--methods", ",".join(names) or "qr,lora")
-    return f"To compare methods: {console.command('compare', *right)}"
+    return f"To compare methods: {console.shell_command('compare', *right)}"
 
 
 HINTS: dict[str, Callable[[Sequence[str]], str]] = {
-    "": _verb,
-    "train": _train,
-    "demo": _demo,
-    "grid": _grid,
-    "compare": _compare,
+    "": _hint_without_verb,
+    "train": _train_hint,
+    "demo": _demo_hint,
+    "grid": _grid_hint,
+    "compare": _compare_hint,
 }
 """Verb -> (its words) -> what was meant, "" if that is not clear."""
 
 
 def _quoted(*words: str) -> str:
     """Words as a shell takes them."""
-    return console.command(*words).removeprefix("qrlora ")
+    return console.shell_command(*words).removeprefix("qrlora ")

@@ -65,7 +65,7 @@ def draw_video(
     if fps < 1:
         raise ValueError(f"fps must be 1 or more, got {fps}")
     plots.animation_format(config.output)
-    output_images.try_output(config)
+    output_images.check_image_output(config)
     config, base, adapters = open_for_sampling.open_base_and_adapters(config, skip_text_encoders, any_prompt)
     weighted = list(zip(adapters, config.strengths, strict=True))
     common = open_for_sampling.sampling_settings(config, any_prompt)
@@ -76,4 +76,4 @@ def draw_video(
     def write(output: Path) -> None:
         plots.save_animation(drawn, output, fps, made_with, config.overwrite)
 
-    console.say(str(output_images.write_where_free(write, config)))
+    console.say(str(output_images.write_image_output(write, config)))

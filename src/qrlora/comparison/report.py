@@ -27,18 +27,19 @@ def check_outputs_writable(settings: ComparisonSettings, folder: Path, overwrite
     beside = [folder / f"{settings.equal}-{name}.csv" for name in TABLES] + [page.with_suffix(".png")]
     check_page_writable(page, beside, settings_line(as_dict(settings)), overwrite)
     for subfolder in ("adapters", "results"):
-        output_files.check(folder / subfolder / page.name, overwrite=True)
+        output_files.check_writable(folder / subfolder / page.name, overwrite=True)
 
 
 def check_page_writable(page: Path, beside: Iterable[Path], line: str, overwrite: bool) -> None:
     """Check that a page and the files beside it can be written, before anything is computed: either they do not exist,
     or the page has this settings line, so that they are of the same settings.
 
-    Raises: FileExistsError: they are of other settings, and may not be replaced.  OSError: see `output_files.check`.
+    Raises: FileExistsError: they are of other settings, and may not be replaced.
+            OSError: see `output_files.check_writable`.
     """
     ours = page.is_file() and line in page.read_text(encoding="utf-8", errors="replace").splitlines()
     for path in (page, *beside):
-        output_files.check(path, overwrite or ours)
+        output_files.check_writable(path, overwrite or ours)
 
 
 def settings_line(settings: Mapping[str, Any]) -> str:

@@ -95,7 +95,7 @@ def _base_digest_once(name: str, device: str, dtype: str) -> str:
     return base_digest(open_base_once(name, device, dtype))
 
 
-def _checked_base(base_spec: BaseSpec) -> Base:
+def _checked_base_of_job(base_spec: BaseSpec) -> Base:
     """The open base. Raises: ValueError: this worker has another base of that name."""
     if _base_digest_once(base_spec.base, base_spec.device, base_spec.dtype) != base_spec.digest:
         raise ValueError(f"this worker's {base_spec.base} is another base than the comparison's: give all the same one")
@@ -103,7 +103,7 @@ def _checked_base(base_spec: BaseSpec) -> Base:
 
 
 def _run_train_job(job: TrainJob) -> JobOutput:
-    base = _checked_base(job.base_spec)
+    base = _checked_base_of_job(job.base_spec)
     with temporary_folder() as folder:
         output = folder / "adapter.safetensors"
         source = _write_training_image(job.training_image, folder, "lesson")  # stands in the adapter's header
@@ -113,9 +113,9 @@ def _run_train_job(job: TrainJob) -> JobOutput:
 
 
 def _run_sample_job(job: SampleJob, inputs: Mapping[str, bytes]) -> JobOutput:
-    base = _checked_base(job.base_spec)
+    base = _checked_base_of_job(job.base_spec)
     with temporary_folder() as folder:
-        content, style = (_load_adapter(x, inputs, folder) for x in (job.content, job.style))
+        content, style = (_load_adapter_of_job(x, inputs, folder) for x in (job.content, job.style))
         task = FusionInputs(
             base=base,
             content=content,  # pyright: ignore[reportArgumentType]  # None where the method uses no adapter
@@ -144,7 +144,7 @@ def _run_sample_job(job: SampleJob, inputs: Mapping[str, bytes]) -> JobOutput:
         "parameters": sum(map(trainable_parameters, adapters)),
         "truncation_error": max(errors, default=0.0),
         "device": str(base.device),
-        "encoders": [str(encoder) for encoder in _checked_encoders(job)],
+        "encoders": [str(encoder) for encoder in _checked_encoders_of_job(job)],
     }
     return {IMAGES: _images_side_by_side(images), RESULT: json.dumps(result).encode()}
 
@@ -167,7 +167,7 @@ def _decomposed_scores(
     for present in dict.fromkeys(x.adapters for x in job.decomposed):
         some = [x for x in job.decomposed if x.adapters == present]
         alone = adapters.get(present)
-        draw = fused if alone is None else sample_with_adapter(_checked_base(job.base_spec), alone)
+        draw = fused if alone is None else sample_with_adapter(_checked_base_of_job(job.base_spec), alone)
         images = draw.draw([x.prompt for x in some], [x.seed for x in some])
         for x, image in zip(some, images, strict=True):
             row = {"part": x.part, "seed": x.seed, **_encoder_scores(job, [image])[0]}
@@ -194,14 +194,14 @@ def _image_scores(job: SampleJob, images: Sequence[Image.Image]) -> list[dict[st
 def _encoder_scores(job: SampleJob, images: Sequence[Image.Image]) -> list[dict[str, float]]:
     """For each image its likeness to the content and to the style image, by each vision encoder."""
     rows: list[dict[str, float]] = [{} for _ in images]
-    for encoder in _checked_encoders(job):
+    for encoder in _checked_encoders_of_job(job):
         for letter, given in (("C", job.pair.content), ("S", job.pair.style)):
             for row, likeness in zip(rows, encoder.likeness(images, _open_image(given)), strict=True):
                 row[f"{encoder.name}-{letter}"] = likeness
     return rows
 
 
-def _checked_encoders(job: SampleJob) -> list[evaluation.Encoder]:
+def _checked_encoders_of_job(job: SampleJob) -> list[evaluation.Encoder]:
     """The open encoders. Raises: ValueError: this worker has another encoder of that name."""
     opened = [_encoder(name, job.base_spec.device) for name in job.encoders]
     for name, encoder, wanted in zip(job.encoders, opened, job.encoder_identities, strict=True):
@@ -218,7 +218,7 @@ def _encoder(name: str, device: str) -> evaluation.Encoder:
 @cache
 def _base_images(base_spec: BaseSpec, prompts: tuple[str, ...], seeds: tuple[int, ...]) -> list[Image.Image]:
     """Images of the base without adapters; the same for every method and pair."""
-    return generate(_checked_base(base_spec), prompts, seed=seeds)
+    return generate(_checked_base_of_job(base_spec), prompts, seed=seeds)
 
 
 def _ssim_of_images(first: Sequence[Image.Image], second: Sequence[Image.Image]) -> list[float]:
@@ -226,7 +226,7 @@ def _ssim_of_images(first: Sequence[Image.Image], second: Sequence[Image.Image])
     return evaluation.ssim(tensor_from_pil(first), tensor_from_pil(second)).tolist()
 
 
-def _load_adapter(job: TrainJob | None, inputs: Mapping[str, bytes], folder: Path) -> Adapter | None:
+def _load_adapter_of_job(job: TrainJob | None, inputs: Mapping[str, bytes], folder: Path) -> Adapter | None:
     if job is None:
         return None
     path = folder / f"{job.identity}.safetensors"

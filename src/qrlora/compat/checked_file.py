@@ -12,9 +12,9 @@ from typing import NamedTuple
 from torch import Tensor
 
 from ..adapter import Header
-from ..files.layer_names import Key, Names, factors_of, understand
-from ..files.load_adapter import alpha_in, grouped
-from ..files.peft_config import read_config, refusal
+from ..files.layer_names import Key, Names, factors_of, understand_names
+from ..files.load_adapter import alpha_of_tensor, group_keys_by_layer
+from ..files.peft_config import read_peft_config, refusal
 from ..files.written_metadata import HEADER
 from ..layouts import Layout
 from ..linalg import is_finite
@@ -40,7 +40,7 @@ class Verdict(NamedTuple):
 
 
 @dataclass(frozen=True)
-class File:
+class CheckedFile:
     """What tools look at in a file."""
 
     tensors: Mapping[str, Tensor]
@@ -52,7 +52,7 @@ class File:
         """What the keys mean that are a UNet's or transformer's, judged together."""
         factors, _ = factors_of(self.tensors)
         header = Header.from_json(self.metadata[HEADER]) if HEADER in self.metadata else None
-        return understand(factors, self.tensors, self.metadata, header) if factors else Names(None, "", {})
+        return understand_names(factors, self.tensors, self.metadata, header) if factors else Names(None, "", {})
 
     @property
     def keys(self) -> Mapping[str, Key]:
@@ -82,7 +82,7 @@ class File:
     @cached_property
     def right(self) -> dict[str, float]:
         """{name: the strength that the file means}, as `files.load` reads it. Raises as load without a base."""
-        groups, _ = grouped(self.path, self.tensors, self.metadata, self.names)
+        groups, _ = group_keys_by_layer(self.path, self.tensors, self.metadata, self.names)
         return {self.keys[x.keys["A"]].factor.name: x.scale for x in groups.values() if "A" in x.keys}
 
     def refuse_unsound(self) -> None:
@@ -91,12 +91,12 @@ class File:
         for key, meaning in self.keys.items():
             x = self.tensors[key]
             if meaning.factor.kind == "alpha":
-                alpha_in(x, key)
+                alpha_of_tensor(x, key)
             elif x.ndim < 2 or not x.numel():
                 raise ValueError(f"{printable(key)}: needs a matrix, got {tuple(x.shape)}")
             elif x.is_floating_point() and not is_finite(x.float()):
                 raise ValueError(f"{printable(key)}: holds NaN or infinity")
-        start = read_config(self.path, self.keys, self.metadata, self.part).start
+        start = read_peft_config(self.path, self.keys, self.metadata, self.part).start
         if start:
             raise ValueError(refusal(start))
 

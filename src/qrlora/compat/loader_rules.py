@@ -11,7 +11,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 from ..lora_keys import is_text_encoder
-from .checked_file import File
+from .checked_file import CheckedFile
 
 LORA_UNET = "lora_unet_"
 SGM = ("input_blocks", "middle_block", "output_blocks")
@@ -20,25 +20,25 @@ OURS = ("down_blocks", "up_blocks")
 """Those of diffusers."""
 
 
-def _no_reason(file: File, key: str = "") -> str:
+def _no_reason(file: CheckedFile, key: str = "") -> str:
     return ""
 
 
 class Quirk(NamedTuple):
     """A row of QUIRKS; each function gives a reason, or "" where there is none."""
 
-    refuses: Callable[[File], str] = _no_reason
+    refuses: Callable[[CheckedFile], str] = _no_reason
     """Why the tool loads nothing of a file at all."""
-    ignores: Callable[[File, str], str] = _no_reason
+    ignores: Callable[[CheckedFile, str], str] = _no_reason
     """Why it passes over a key whose spelling it knows."""
 
 
-def _is_kohya(file: File) -> bool:
+def _is_kohya(file: CheckedFile) -> bool:
     """Whether all keys are kohya's."""
     return all(key.startswith((LORA_UNET, "lora_te_", "lora_te1_", "lora_te2_")) for key in file.tensors)
 
 
-def _attention(file: File, key: str) -> str:
+def _comfyui_unet_attention(file: CheckedFile, key: str) -> str:
     """ComfyUI's map of a UNet renames .to_ to .processor.to_, which only the oldest diffusers files have."""
     prefix, _, kind = file.keys[key].spelling.partition("{")
     dotted = kind == "diffusers}" and not prefix.endswith("_")
@@ -46,18 +46,18 @@ def _attention(file: File, key: str) -> str:
     return "" if known else "it looks for attention layers under kohya's names alone"
 
 
-def _alpha(file: File) -> str:
+def _alpha(file: CheckedFile) -> str:
     return "it cannot split the names of alpha keys of this family and fails" if file.alphas else ""
 
 
-def _image_attention(file: File, key: str) -> str:
+def _a1111_sd3_attention(file: CheckedFile, key: str) -> str:
     """A1111's map of diffusers' SD3 names ends there; for the text's half it has a misspelt name."""
     known = (".attn.to_q", ".attn.to_k", ".attn.to_v", ".attn.to_out.0")
     kohya = file.keys[key].spelling.startswith(LORA_UNET) or file.keys[key].layers[0].endswith(known)
     return "" if kohya else "of diffusers' names it knows those of the image stream's attention alone"
 
 
-def _without_alpha(file: File) -> str:
+def _kohya_needs_alpha(file: CheckedFile) -> str:
     """lora_flux.py and lora_sd3.py look every layer's alpha up."""
     missing = [name for name in file.ranks if name not in file.alphas]
     if missing and any(key.spelling.startswith(LORA_UNET) for key in file.keys.values()):
@@ -65,14 +65,14 @@ def _without_alpha(file: File) -> str:
     return ""
 
 
-def _word_lora(file: File) -> str:
+def _diffusers_word_lora(file: CheckedFile) -> str:
     """diffusers looks for the word in every name, kohya's SDXL files aside."""
     if _is_kohya(file) and file.part == "unet" or all("lora" in key for key in file.tensors):
         return ""
     return "it refuses a file in which a name does not hold the word lora"
 
 
-def _kohya_whole(file: File) -> str:
+def _diffusers_kohya_whole(file: CheckedFile) -> str:
     if _is_kohya(file) and file.alphas and "lora_adapter_metadata" in file.metadata:
         return "it refuses alpha keys beside lora_adapter_metadata"
     if _is_kohya(file) and len(file.keys) < len([key for key in file.tensors if not is_text_encoder(key)]):
@@ -80,7 +80,7 @@ def _kohya_whole(file: File) -> str:
     return ""
 
 
-def _public_sizes(file: File) -> str:
+def _diffusers_public_sizes(file: CheckedFile) -> str:
     """diffusers takes what holds a wider layer beside others apart by the public model's numbers of outputs."""
     layout = file.layout
     for key, meaning in file.keys.items():
@@ -93,30 +93,30 @@ def _public_sizes(file: File) -> str:
     return ""
 
 
-def _peft(file: File) -> str:
+def _peft(file: CheckedFile) -> str:
     peft = any(key.spelling.startswith("base_model.") for key in file.keys.values())
     return "it takes base_model. names for another kind of file and fails" if peft else ""
 
 
-def _alpha_or_metadata(file: File) -> str:
+def _alpha_or_metadata(file: CheckedFile) -> str:
     both = file.alphas and not has_down(file) and "lora_adapter_metadata" in file.metadata
     return "it refuses alpha keys beside lora_adapter_metadata" if both else ""
 
 
-def _alpha_or_prefix(file: File) -> str:
+def _alpha_or_prefix(file: CheckedFile) -> str:
     """diffusers' translators put the part before every name, once more if it is there."""
     named = any(key.spelling.startswith(f"{file.part}.") for key in file.keys.values())
     return "it takes no alpha keys beside transformer. names" if file.alphas and named else ""
 
 
-def _bare(file: File, key: str) -> str:
+def _diffusers_bare_names(file: CheckedFile, key: str) -> str:
     translated = file.alphas or any("default." in x for x in file.tensors)
     return (
         "it wants transformer. before the name" if file.keys[key].spelling == "{diffusers}" and not translated else ""
     )
 
 
-def _original_attention(file: File, key: str) -> str:
+def _diffusers_original_attention(file: CheckedFile, key: str) -> str:
     """diffusers splits flat names with kohya's endings; of original names with dots it knows `out` with these endings
     and what is called the same in both."""
     spelling, layers = file.keys[key].spelling, file.keys[key].layers
@@ -125,11 +125,11 @@ def _original_attention(file: File, key: str) -> str:
         return "it takes flat names with kohya's endings alone"
     if not spelling.endswith("{original}") or (file.layout and not split and file.layout.has_one_name(layers[0])):
         return ""
-    known = not _outside_blocks(file, key) and (flat or not split and has_down(file))
+    known = not _musubi_outside_blocks(file, key) and (flat or not split and has_down(file))
     return "" if known else "it wants the original model's names flat, those of blocks alone"
 
 
-def _mixed_names(file: File, key: str) -> str:
+def _diffusers_mixed_names(file: CheckedFile, key: str) -> str:
     """diffusers translates kohya's names for SDXL in files that hold nothing else, drops the original model's block
     names where there are diffusers' too, and loses the number of add_embedding_linear_1."""
     if not file.keys[key].spelling.startswith(LORA_UNET):
@@ -143,12 +143,12 @@ def _mixed_names(file: File, key: str) -> str:
     return "it drops the original model's block names where there are diffusers' too" if dropped else ""
 
 
-def _translated(file: File) -> bool:
+def _translated(file: CheckedFile) -> bool:
     """Whether diffusers translates a file for a model that has one set of names: other tools' names, or alpha."""
     return bool(file.alphas) or any(x.spelling.startswith((LORA_UNET, "diffusion_model.")) for x in file.keys.values())
 
 
-def _kohya_endings(file: File) -> str:
+def _diffusers_kohya_endings(file: CheckedFile) -> str:
     """It knows kohya's endings in files that it translates, and fails where others are left."""
     if not has_down(file):
         return ""
@@ -157,7 +157,7 @@ def _kohya_endings(file: File) -> str:
     return "it refuses lora_A beside lora_down" if any(".lora_A.weight" in key for key in file.tensors) else ""
 
 
-def _twice_or_bare(file: File, key: str) -> str:
+def _diffusers_prefix_twice(file: CheckedFile, key: str) -> str:
     """In such files it puts transformer. before every name, also its own; else it passes over names without it."""
     spelling = file.keys[key].spelling
     if spelling.startswith("transformer.") and _translated(file):
@@ -166,7 +166,7 @@ def _twice_or_bare(file: File, key: str) -> str:
     return "it wants transformer. before the name, or alpha keys" if bare else ""
 
 
-def _one_tools_names(file: File) -> str:
+def _diffusers_wan_prefixes(file: CheckedFile) -> str:
     """diffusers takes the beginning off all names alike: diffusion_model., where a block must be adapted, else
     lora_unet_, where all layers of each block must be."""
     dotted = [x.spelling.startswith("diffusion_model.") for x in file.keys.values()]
@@ -184,20 +184,20 @@ def _one_tools_names(file: File) -> str:
     return "" if whole and numbered else "it wants all layers of each block with alpha keys in musubi-tuner's names"
 
 
-def _untranslated_names(file: File, key: str) -> str:
+def _untranslated_names(file: CheckedFile, key: str) -> str:
     """diffusers translates original names with dots where they end as kohya's do."""
     dotted = file.keys[key].spelling == "diffusion_model.{original}" and not has_down(file)
     return "it wants transformer. before the name, or kohya's endings" if dotted else ""
 
 
-def _outside_blocks(file: File, key: str) -> str:
+def _musubi_outside_blocks(file: CheckedFile, key: str) -> str:
     """musubi-tuner makes modules for the layers of the model's blocks."""
     blocks = {x for variant in file.layout.variants.values() for x in variant.blocks} if file.layout else set()
     inside = all(layer.partition(".")[0] in blocks for layer in file.keys[key].layers)
     return "" if inside else "it adapts the layers of blocks alone"
 
 
-def _kohya_alone(file: File, key: str) -> str:
+def _diffusers_flat_with_kohya(file: CheckedFile, key: str) -> str:
     """diffusers looks in a file with kohya's endings for flat names, in others for those with dots."""
     flat = file.keys[key].spelling.startswith(LORA_UNET)
     if flat and any(key.startswith(f"{LORA_UNET}{name}") for name in ("guidance_in", "double_stream", "single_stream")):
@@ -207,18 +207,18 @@ def _kohya_alone(file: File, key: str) -> str:
     return "" if flat == has_down(file) else "it takes flat names with kohya's endings, and those with dots with PEFT's"
 
 
-def _dotted_alpha(file: File) -> str:
+def _dotted_alpha(file: CheckedFile) -> str:
     return "it takes alpha keys beside kohya's endings alone" if file.alphas and not has_down(file) else ""
 
 
-def _comfyui_modulation(file: File, key: str) -> str:
+def _comfyui_modulation(file: CheckedFile, key: str) -> str:
     """ComfyUI's map of diffusers' names has those of the family before for embedders, and no shared modulation."""
     named = any("time_guidance_embed" in x or "stream_modulation" in x for x in file.keys[key].layers)
     ours = file.keys[key].spelling.endswith("{diffusers}")
     return "of diffusers' names it lacks those of the time's embedder and of the modulation" if named and ours else ""
 
 
-def _original_names_alone(file: File) -> str:
+def _diffusers_krea2_original_names(file: CheckedFile) -> str:
     """diffusers translates a Krea 2 file with such a prefix whole: PEFT's endings, original names, nothing else."""
     prefixed = [x for x in file.keys.values() if x.spelling.startswith(("diffusion_model.", "base_model.model."))]
     if file.alphas and (prefixed or all("lora" in key for key in file.keys)):
@@ -228,37 +228,37 @@ def _original_names_alone(file: File) -> str:
     return "it takes original names with PEFT's endings alone" if prefixed and has_down(file) else ""
 
 
-def has_down(file: File) -> bool:
+def has_down(file: CheckedFile) -> bool:
     """Whether diffusers takes the file for kohya's."""
     return any(".lora_down.weight" in key for key in file.tensors)
 
 
 QUIRKS = {
-    "attention in kohya names": Quirk(ignores=_attention),
+    "attention in kohya names": Quirk(ignores=_comfyui_unet_attention),
     "no alpha": Quirk(refuses=_alpha),
-    "the picture's attention": Quirk(ignores=_image_attention),
-    "original names alone": Quirk(refuses=_original_names_alone),
-    "kohya's endings flat": Quirk(ignores=_kohya_alone),
+    "the picture's attention": Quirk(ignores=_a1111_sd3_attention),
+    "original names alone": Quirk(refuses=_diffusers_krea2_original_names),
+    "kohya's endings flat": Quirk(ignores=_diffusers_flat_with_kohya),
     "alpha beside down": Quirk(refuses=_dotted_alpha),
     "no modulation": Quirk(ignores=_comfyui_modulation),
-    "blocks alone": Quirk(ignores=_outside_blocks),
-    "alpha everywhere": Quirk(refuses=_without_alpha),
-    "the word lora": Quirk(refuses=_word_lora),
-    "whole kohya files": Quirk(refuses=_kohya_whole),
-    "kohya files alone": Quirk(ignores=_mixed_names),
-    "public sizes": Quirk(refuses=_public_sizes),
+    "blocks alone": Quirk(ignores=_musubi_outside_blocks),
+    "alpha everywhere": Quirk(refuses=_kohya_needs_alpha),
+    "the word lora": Quirk(refuses=_diffusers_word_lora),
+    "whole kohya files": Quirk(refuses=_diffusers_kohya_whole),
+    "kohya files alone": Quirk(ignores=_diffusers_mixed_names),
+    "public sizes": Quirk(refuses=_diffusers_public_sizes),
     "no PEFT names": Quirk(refuses=_peft),
     "alpha or metadata": Quirk(refuses=_alpha_or_metadata),
     "alpha or transformer": Quirk(refuses=_alpha_or_prefix),
-    "original attention": Quirk(ignores=_original_attention),
-    "bare beside alpha": Quirk(ignores=_bare),
+    "original attention": Quirk(ignores=_diffusers_original_attention),
+    "bare beside alpha": Quirk(ignores=_diffusers_bare_names),
     "transformer or down": Quirk(ignores=_untranslated_names),
-    "one tool's names": Quirk(refuses=_one_tools_names),
-    "transformer. alone": Quirk(refuses=_kohya_endings, ignores=_twice_or_bare),
+    "one tool's names": Quirk(refuses=_diffusers_wan_prefixes),
+    "transformer. alone": Quirk(refuses=_diffusers_kohya_endings, ignores=_diffusers_prefix_twice),
 }
 
 
-def common_alpha(file: File, name: str) -> float:
+def diffusers_alpha_factor(file: CheckedFile, name: str) -> float:
     """diffusers: alpha / r, but where alphas differ in a kohya SDXL file, attention layers get the commonest: the
     pattern that should tell them apart keeps a name that no layer has. Without any alpha, what the metadata says. In a
     transformer's file with kohya's endings the alphas of diffusers' names are passed over, but for flat names."""
@@ -273,7 +273,7 @@ def common_alpha(file: File, name: str) -> float:
     return (common if confused else file.alphas.get(name, common)) / file.ranks[name]
 
 
-STRENGTHS: dict[str, Callable[[File, str], float]] = {"diffusers": common_alpha}
+STRENGTHS: dict[str, Callable[[CheckedFile, str], float]] = {"diffusers": diffusers_alpha_factor}
 """Tool -> at which strength it applies the layer of a name; others take alpha / r, or 1 without alpha."""
 EVERY_FILE: dict[str, int] = {"forge": 12}
 """Tool -> how many keys it lets pass that it does not know; above, it takes the file for another model's."""

@@ -6,7 +6,7 @@ from .. import safetensors_files
 from ..files.load_adapter import file_in
 from ..layouts import TOOLS, Reader
 from ..lora_keys import is_text_encoder
-from .checked_file import File, Verdict
+from .checked_file import CheckedFile, Verdict
 from .loader_rules import EVERY_FILE, QUIRKS, STRENGTHS, TEXT_ENCODERS
 
 UNKNOWN = "of a model whose names qrlora does not know"
@@ -19,22 +19,22 @@ def check(path: str | PathLike, tool: str) -> list[Verdict]:
     """
     path = file_in(path)
     try:
-        return key_verdicts(File(*safetensors_files.read(path), path), tool)
+        return key_verdicts(CheckedFile(*safetensors_files.read_safetensors(path), path), tool)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
 
 
-def key_verdicts(file: File, tool: str) -> list[Verdict]:
+def key_verdicts(file: CheckedFile, tool: str) -> list[Verdict]:
     """`check` of a file's contents."""
     if tool not in TOOLS:
         raise ValueError(f"no rules for {tool!r}; known tools: {', '.join(TOOLS)}")
     file.refuse_unsound()
     row = file.layout.tools.get(tool) if file.layout else None
-    refusal = _refusal(file, tool, row)
+    refusal = _whole_file_refusal(file, tool, row)
     return [_key_verdict(file, tool, row, refusal, key) for key in file.tensors]
 
 
-def notes(file: File, tool: str) -> list[str]:
+def tool_notes(file: CheckedFile, tool: str) -> list[str]:
     """What else a person should know about the file in this tool."""
     version = file.metadata.get("ss_base_model_version", "")
     if tool == "kohya" and file.layout and "sgm" in file.layout.written:
@@ -47,7 +47,7 @@ def notes(file: File, tool: str) -> list[str]:
     return []
 
 
-def _refusal(file: File, tool: str, row: Reader | None) -> str:
+def _whole_file_refusal(file: CheckedFile, tool: str, row: Reader | None) -> str:
     """Why a tool loads nothing of a file at all; "" where it loads something, or nobody knows."""
     kinds = {key.factor.kind for key in file.keys.values()}
     if kinds and not kinds & {"A", "B"}:
@@ -62,7 +62,7 @@ def _refusal(file: File, tool: str, row: Reader | None) -> str:
     return next(iter(reasons), "")
 
 
-def _key_verdict(file: File, tool: str, row: Reader | None, refusal: str, key: str) -> Verdict:
+def _key_verdict(file: CheckedFile, tool: str, row: Reader | None, refusal: str, key: str) -> Verdict:
     if refusal:
         return Verdict(key, 0.0, refusal)
     if is_text_encoder(key):
@@ -73,11 +73,11 @@ def _key_verdict(file: File, tool: str, row: Reader | None, refusal: str, key: s
     return _lora_key_verdict(file, tool, row, key) if row else Verdict(key, None, UNKNOWN)
 
 
-def _lora_key_verdict(file: File, tool: str, row: Reader, key: str) -> Verdict:
+def _lora_key_verdict(file: CheckedFile, tool: str, row: Reader, key: str) -> Verdict:
     """The verdict on a key that is a UNet's or transformer's, of a known family."""
     meaning = file.keys[key]
     name = meaning.factor.name
-    if meaning.spelling in row.spellings or _other_kind(file, key) in row.spellings:
+    if meaning.spelling in row.spellings or _spelling_of_other_kind(file, key) in row.spellings:
         reason = next((why for word in row.quirks if (why := QUIRKS[word].ignores(file, key))), "")
         reason = reason or ("" if name in file.ranks else "holds no pair A, B")
     else:
@@ -85,12 +85,12 @@ def _lora_key_verdict(file: File, tool: str, row: Reader, key: str) -> Verdict:
         reason = f"it does not know names such as {readable_spelling(meaning.spelling)}, only {known}"
     if reason:
         return Verdict(key, 0.0, reason)
-    strength = STRENGTHS.get(tool, File.by_alpha)(file, name)
+    strength = STRENGTHS.get(tool, CheckedFile.by_alpha)(file, name)
     factor = strength / file.right[name] if file.right[name] else 1.0
     return Verdict(key, factor, "" if abs(factor - 1) < 1e-3 else "alpha is read differently from what the file means")
 
 
-def _other_kind(file: File, key: str) -> str:
+def _spelling_of_other_kind(file: CheckedFile, key: str) -> str:
     """The spelling of a key whose layer has one name in the original model and in diffusers, taken for the other kind;
     "" where it has two names."""
     spelling, (first, *others) = file.keys[key].spelling, file.keys[key].layers

@@ -43,11 +43,11 @@ def parse_crops(value: str | Sequence[Any]) -> tuple[Crop, ...]:
     Raises: ValueError: not three whole numbers, a negative corner, or a side under 1.
     """
     if isinstance(value, str) or value and all(isinstance(x, int) for x in value):
-        return (_parse_crop(value),) if value else ()
-    return tuple(_parse_crop(one) for one in value)
+        return (_parse_one_crop(value),) if value else ()
+    return tuple(_parse_one_crop(one) for one in value)
 
 
-def _parse_crop(value: str | Sequence[int]) -> Crop:
+def _parse_one_crop(value: str | Sequence[int]) -> Crop:
     numbers: Sequence[Any] = value.split(",") if isinstance(value, str) else value
     try:
         x, y, side = (int(number) for number in numbers)

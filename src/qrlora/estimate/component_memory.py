@@ -29,9 +29,11 @@ def encoding_bytes(task: TrainingTask, spare: Mapping[str, nn.Module]) -> dict[s
     height, width = (side * task.base.pixels_per_latent for side in task.latent_size)
     method = METHODS.get(task.config.method)
     rows = PROMPT_BATCH if method and method.needs_example else 1
-    read = max((_peak_bytes([part], lambda p=part: p(**_prompts(task, p, rows))) for part in texts), default=0)
+    read = max(
+        (_peak_component_bytes([part], lambda p=part: p(**_prompt_inputs(task, p, rows))) for part in texts), default=0
+    )
     vae: Any = spare["vae"]
-    seen = _peak_bytes([vae], lambda: vae.encode(as_frames(vae, torch.empty(1, 3, height, width))))
+    seen = _peak_component_bytes([vae], lambda: vae.encode(as_frames(vae, torch.empty(1, 3, height, width))))
     return {"text encoders": module_bytes(texts) + read, "VAE": module_bytes([vae]) + seen}
 
 
@@ -43,8 +45,10 @@ def sampling_bytes(task: TrainingTask, spare: Mapping[str, nn.Module]) -> dict[s
     latents, condition = task.example(rows, "meta")
     inputs = [latents, *condition.tensors.values()]
     own = [base.model]
-    prediction = _peak_bytes(own, lambda: base.family.predict(base.model, latents, torch.empty(rows), condition))
-    pixels = _peak_bytes([vae], lambda: vae.decode(as_frames(vae, torch.empty(1, *latents.shape[1:]))))
+    prediction = _peak_component_bytes(
+        own, lambda: base.family.predict(base.model, latents, torch.empty(rows), condition)
+    )
+    pixels = _peak_component_bytes([vae], lambda: vae.decode(as_frames(vae, torch.empty(1, *latents.shape[1:]))))
     trained_on, its_condition = task.example(task.config.batch_size or 1, "meta")  # stay there during a preview
     held = sum(x.nbytes for x in (*inputs, trained_on, *its_condition.tensors.values()))
     return {"denoising": held + prediction, "decoding": held + module_bytes([vae]) + pixels}
@@ -55,7 +59,7 @@ def module_bytes(parts: Iterable[nn.Module]) -> int:
     return sum(x.nbytes for part in parts for x in (*part.parameters(), *part.buffers()))
 
 
-def _prompts(task: TrainingTask, encoder: nn.Module, rows: int) -> dict[str, Tensor]:
+def _prompt_inputs(task: TrainingTask, encoder: nn.Module, rows: int) -> dict[str, Tensor]:
     """Numbers of the tokens of prompts, (rows, n): as many as CLIP takes, or the most that the model reads; with the
     mask (rows, 1, n, n) of a causal language model, which would look at one of (rows, n), and here are no values."""
     config: Any = encoder.config
@@ -67,7 +71,7 @@ def _prompts(task: TrainingTask, encoder: nn.Module, rows: int) -> dict[str, Ten
     return {"input_ids": ids, **mask}
 
 
-def _peak_bytes(parts: Iterable[nn.Module], work: Callable[[], Any]) -> int:
+def _peak_component_bytes(parts: Iterable[nn.Module], work: Callable[[], Any]) -> int:
     """Most bytes alive at once in a piece of work, beyond the parts that do it, times MARGIN."""
     known = [x for part in parts for x in (*part.parameters(), *part.buffers())]
     with torch.no_grad(), torch.device("meta"), flash_attention(), LiveBytes(known) as live:

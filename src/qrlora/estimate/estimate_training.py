@@ -104,7 +104,7 @@ def estimate(
 def _why_not_whole(report: Report, methods: list[str], device: torch.device) -> str:
     """What keeps the whole model from being run on a device, or ""."""
     try:
-        quantization.check(report.quantize, device)
+        quantization.check_quantize(report.quantize, device)
     except ValueError as error:
         return str(error)
     need = max(report.training(*report.chosen, method) for method in methods)

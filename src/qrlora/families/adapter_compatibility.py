@@ -12,7 +12,7 @@ from ..built_in_bases import built_in_bases
 from .base_model import Base
 
 
-def check(base: Base, adapter: Adapter) -> None:
+def check_adapter_fits_base(base: Base, adapter: Adapter) -> None:
     """Refuse an adapter of another kind of base, or of another edition of a built-in one, by the bases' names.
 
     Raises: ValueError: another family; layers that the base does not have, or has in another shape; weights of a
@@ -24,13 +24,14 @@ def check(base: Base, adapter: Adapter) -> None:
     family = adapter.header.family
     _refuse_convolutions(base, adapter, [layer for layer in wrong if isinstance(found.get(layer), nn.Conv2d)])
     if wrong or family and family != base.family.name:
-        role, made_for = _names(adapter)
+        role, made_for = _names_of_adapter_and_base(adapter)
         lack = f"; {len(wrong)} of its {len(adapter.layers)} layers are not there" if wrong else ""
         raise ValueError(f"{role} belongs to another base, {made_for}, not to {_name(base)}{lack}: choose its own base")
     if adapter.header.base == base.name and base.name in built_in_bases() and weight_difference(base, adapter):
         raise ValueError(
-            f"{_names(adapter)[0]} was trained on {base.name} of another version of qrlora, whose weights were others: "
-            "train it again, which takes half a minute, or sample with the version that it was made with"
+            f"{_names_of_adapter_and_base(adapter)[0]} was trained on {base.name} of another version of qrlora, whose "
+            "weights were others: train it again, which takes half a minute, or sample with the version that it was made "
+            "with"
         )
 
 
@@ -49,19 +50,19 @@ def weight_difference(base: Base, adapter: Adapter) -> str:
     here = fingerprint((layer, base.weight(layer)) for layer in expected)
     if same_base(expected, here):
         return ""
-    role, made_for = _names(adapter)
+    role, made_for = _names_of_adapter_and_base(adapter)
     return f"{role} was trained on {made_for}, whose weights differ from those of {_name(base)}: it may act otherwise"
 
 
 def _refuse_convolutions(base: Base, adapter: Adapter, convolutions: Sequence[str]) -> None:
     """Raises ValueError, with the hint: an adapter changes convolutions of this base, and `injection` linear layers."""
     if convolutions:
-        changed = f"{_names(adapter)[0]} changes {len(convolutions)} convolutions of {_name(base)}"
+        changed = f"{_names_of_adapter_and_base(adapter)[0]} changes {len(convolutions)} convolutions of {_name(base)}"
         hint = "merge and convert it here, and generate in diffusers or ComfyUI"
         raise ValueError(f"{changed}, such as {convolutions[0]}, and qrlora applies linear layers alone: {hint}")
 
 
-def _names(adapter: Adapter) -> tuple[str, str]:
+def _names_of_adapter_and_base(adapter: Adapter) -> tuple[str, str]:
     """What an adapter is called, and what its base is."""
     header = adapter.header
     family = f" ({header.family})" if header.family else ""

@@ -16,14 +16,14 @@ from ..image_size import ImageSize, height_and_width
 from . import quantization
 from .base_location import locate_base, read_base_settings
 from .base_model import Base
-from .component_checks import check_channels, check_config, check_token_limit
+from .component_checks import check_model_config, check_token_limit, check_vae_channels
 from .family import Condition, TokenLimits
 from .family_table import FAMILIES, family_of_folder
 from .library_messages import config_errors_in_one_line, libraries_silenced
 from .model_dtype import is_kept_in_float32
 from .pipeline_folder import index_settings, read_json
 from .pipeline_steps import latent_channels, pixels_per_latent
-from .public_configs import PUBLIC, PublicBase, near
+from .public_configs import PUBLIC, PublicBase, near_public_names
 
 
 def blank_base(name: str) -> tuple[Base, dict[str, nn.Module], TokenLimits]:
@@ -39,19 +39,21 @@ def blank_base(name: str) -> tuple[Base, dict[str, nn.Module], TokenLimits]:
     if not public and name not in built_in_bases() and not Path(name).expanduser().exists():
         if hint := installation_hint(name):
             raise FileNotFoundError(hint)
-        hint = f"did you mean {' or '.join(near(name))}? " if near(name) else ""
+        hint = f"did you mean {' or '.join(near_public_names(name))}? " if near_public_names(name) else ""
         known = f"{hint}Known by heart are {', '.join(PUBLIC)}; else give a built-in name or a local folder"
         raise FileNotFoundError(f"no base {name!r}: {known}")
     place = Path() if public else locate_base(name)
     if place.is_file():
         raise ValueError(f"{name} is one file: estimate its kind by name ({', '.join(PUBLIC)})")
     with config_errors_in_one_line(name):
-        return _from_configs(name, place, public)
+        return _blank_base_from_configs(name, place, public)
 
 
-def _from_configs(name: str, place: Path, public: PublicBase | None) -> tuple[Base, dict[str, nn.Module], TokenLimits]:
+def _blank_base_from_configs(
+    name: str, place: Path, public: PublicBase | None
+) -> tuple[Base, dict[str, nn.Module], TokenLimits]:
     """`blank_base` of a place that is there."""
-    configs = public or _configs_of_folder(place)
+    configs = public or _configs_of_pipeline_folder(place)
     family = next(x for x in FAMILIES.values() if configs.pipeline in (x.pipeline, *x.other_pipelines))
     with libraries_silenced(), torch.device("meta"):
         model = _model_from_config(configs.model_config)
@@ -67,8 +69,8 @@ def _from_configs(name: str, place: Path, public: PublicBase | None) -> tuple[Ba
         patch_size=model.config.get("patch_size"),
         config=configs.settings,
     )
-    check_config(model.config, family)
-    check_channels(pipe, family, latent_channels(vae.config))
+    check_model_config(model.config, family)
+    check_vae_channels(pipe, family, latent_channels(vae.config))
     defaults, plain = dataclasses.replace(family.defaults, **family.default_overrides(pipe)), False
     if not public:
         defaults, plain = read_base_settings(place, defaults)
@@ -109,7 +111,7 @@ def materialise_quantised(base: Base, quantize: str, device: torch.device) -> No
         return _fill_randomly(name, torch.empty(shape, dtype=dtype, device=device))
 
     with libraries_silenced():
-        quantization.fill(base.model, draw, quantize, device)
+        quantization.fill_quantised(base.model, draw, quantize, device)
     _fill_tables(base.model, device)
     base.original = lambda layer: draw(f"{layer}.weight")
 
@@ -130,7 +132,7 @@ def _fill_randomly(name: str, tensor: Tensor) -> Tensor:
     return tensor.fill_(1.0 if name.endswith("weight") else 0.0)
 
 
-def _configs_of_folder(place: Path) -> PublicBase:
+def _configs_of_pipeline_folder(place: Path) -> PublicBase:
     """The configs in a pipeline's folder."""
     family = family_of_folder(place)
     texts = {

@@ -10,15 +10,15 @@ from .family import Family, TokenLimits
 from .pipeline_steps import latent_channels
 
 
-def check(pipe: Any, family: Family) -> None:
+def check_pipeline_components(pipe: Any, family: Family) -> None:
     """Raises ValueError: a base whose components take or return something else than our code expects, see below."""
-    check_config(getattr(pipe, family.component).config, family)
-    check_channels(pipe, family, latent_channels(pipe.vae.config))
+    check_model_config(getattr(pipe, family.component).config, family)
+    check_vae_channels(pipe, family, latent_channels(pipe.vae.config))
     check_text_widths(pipe, family)
     check_vocabulary(pipe, family)
 
 
-def check_config(config: Mapping[str, Any], family: Family) -> None:
+def check_model_config(config: Mapping[str, Any], family: Family) -> None:
     """Raises ValueError: the model takes an input that this family's do not, naming it."""
     for name, plain in family.required_config.items():
         if config.get(name, plain) != plain:
@@ -26,7 +26,7 @@ def check_config(config: Mapping[str, Any], family: Family) -> None:
             raise ValueError(f"its {family.component} reads more than a {family.name} base's does: {what}")
 
 
-def check_channels(pipe: Any, family: Family, latent_channels: int) -> None:
+def check_vae_channels(pipe: Any, family: Family, latent_channels: int) -> None:
     """The model takes the VAE's latents, and predicts as many channels.
 
     Raises: ValueError: it was made for another input beside them, or predicts more (a learned variance).

@@ -21,7 +21,7 @@ def fetch_index(repository: str, revision: str | None) -> Path:
     """A pipeline's `model_index.json`, fetched if it is not here, in the folder that will hold the rest."""
     from huggingface_hub import hf_hub_download
 
-    with _silent():
+    with _silence_retries():
         return Path(hf_hub_download(repository, "model_index.json", revision=revision))
 
 
@@ -33,7 +33,7 @@ def repository_files(repository: str, revision: str | None, folder: Path) -> lis
     # the HTTP library's own base of all that goes wrong on the way; the hub's client has changed that library twice
     unreachable: Any = HfHubHTTPError.__bases__[0]
     try:
-        with _silent():
+        with _silence_retries():
             return list_repo_files(repository, revision=revision)
     except (OfflineModeIsEnabled, unreachable):
         return folder_files(folder)
@@ -54,7 +54,7 @@ def fetch_pipeline(repository: str, revision: str | None, variant: str, absent: 
 
 
 @contextlib.contextmanager
-def _silent() -> Iterator[None]:
+def _silence_retries() -> Iterator[None]:
     """Five lines about retries tell a person without network less than our one."""
     from huggingface_hub.utils import logging
 

@@ -20,11 +20,11 @@ from .family_table import family_of_folder, family_of_tensors
 from .library_messages import config_errors_in_one_line, libraries_silenced, log_opened_base, opening_errors_in_one_line
 from .pipeline_folder import (
     absent_components,
-    check_components,
-    check_weights,
+    check_component_weights,
+    check_folder_components,
     needed_components,
     read_json,
-    trainable_weight_files,
+    weight_files_of_trainable_component,
 )
 from .weight_files import file_variant, variant_of
 
@@ -55,11 +55,15 @@ def open_base(
     weight_dtype = choose_dtype(dtype, execution_device)
     name = f"{name}@{revision}" if revision else str(name)
     with opening_errors_in_one_line(name):
-        quantization.check(quantize, execution_device)
+        quantization.check_quantize(quantize, execution_device)
         place = locate_base(name, weight_dtype)
         one_file = Checkpoint.of(place) if place.is_file() else None
         family = family_of_tensors(place, one_file.places) if one_file else family_of_folder(place)
-        held = [one_file] if one_file else map(Checkpoint.of, trainable_weight_files(place, family, weight_dtype))
+        held = (
+            [one_file]
+            if one_file
+            else map(Checkpoint.of, weight_files_of_trainable_component(place, family, weight_dtype))
+        )
         log_opened_base(name, held, execution_device, weight_dtype, quantize)
         with libraries_silenced():
             filled_on = execution_device if quantize == "nf4" else torch.device("cpu")
@@ -83,7 +87,7 @@ def _open_folder(
     Raises: ValueError: a component is not there.
     """
     with config_errors_in_one_line(place):
-        check_components(place, family)
+        check_folder_components(place, family)
         variant = file_variant(dtype, hub_download.folder_files(place), needed_components(place, family)) or ""
         absent = absent_components(place, family)
         quantized = quantization.quantization_kwargs(family.component, quantize, dtype)
@@ -91,10 +95,10 @@ def _open_folder(
         present = [name for name in family.text_encoders if name not in absent]
         texts = {name: _open_component(place, name, dtype, variant) for name in present}
         kwargs = {**absent, **texts, **quantized, **_variant_kwargs(variant)}
-        pipe = _pipeline(family, place).from_pretrained(str(place), torch_dtype=types, **kwargs)
+        pipe = _pipeline_class(family, place).from_pretrained(str(place), torch_dtype=types, **kwargs)
         for component in needed_components(place, family):
-            check_weights(place, component, getattr(pipe, component), variant)
-    component_checks.check(pipe, family)
+            check_component_weights(place, component, getattr(pipe, component), variant)
+    component_checks.check_pipeline_components(pipe, family)
     if not quantize:
         return pipe, None
     quantization.keep_no_copies(getattr(pipe, family.component))
@@ -131,17 +135,17 @@ def _open_single_file(
         try:
             given = {"torch_dtype": dtype, **kwargs, **vae, family.component: model}
             if family.beside_a_folder:
-                pipe = _pipeline(family, beside).from_pretrained(given.pop("config"), **given)
+                pipe = _pipeline_class(family, beside).from_pretrained(given.pop("config"), **given)
             else:
-                pipe = _pipeline(family).from_single_file(str(place), **given)
+                pipe = _pipeline_class(family).from_single_file(str(place), **given)
         except SingleFileComponentError as error:
             lacking = str(error).strip().splitlines()[0]
             raise ValueError(f"{place} is not a whole base model ({lacking}): {hint}") from error
     component_checks.fill_shared_embeddings(pipe, family)
     pipe.register_modules(scheduler=component_checks.scheduler_of_file(file, family, pipe.scheduler))
-    component_checks.check(pipe, family)
+    component_checks.check_pipeline_components(pipe, family)
     dtypes = {name: x.dtype for name, x in model.state_dict().items()}
-    quantization.fill(model, lambda name: read(name).to(device, dtypes[name]), quantize, device)
+    quantization.fill_quantised(model, lambda name: read(name).to(device, dtypes[name]), quantize, device)
     return pipe, (lambda layer: read(f"{layer}.weight")) if quantize else None
 
 
@@ -153,7 +157,7 @@ def _kwargs_from_folder_beside(file: Checkpoint, beside: Path, family: Family, d
         return {}
     if family_of_folder(beside) is not family:
         raise ValueError(f"{file.path} is a {family.name} base, the folder beside it, {beside}, is of another family")
-    check_components(beside, family)
+    check_folder_components(beside, family)
     kwargs: dict[str, Any] = {"config": str(beside), **absent_components(beside, family)}
     for component, beginning in {**family.text_encoders, "vae": single_file.VAE_BEGINNINGS}.items():
         in_file = not family.beside_a_folder and any(name.startswith(beginning) for name in file.places)
@@ -162,7 +166,7 @@ def _kwargs_from_folder_beside(file: Checkpoint, beside: Path, family: Family, d
             kwargs[component] = _open_component(
                 beside, component, torch.float32 if component == "vae" else dtype, variant
             )
-            check_weights(beside, component, kwargs[component], variant)
+            check_component_weights(beside, component, kwargs[component], variant)
     return kwargs
 
 
@@ -192,7 +196,7 @@ def _variant_kwargs(variant: str | None) -> dict[str, Any]:
     return {"use_safetensors": True, "variant": variant or None}
 
 
-def _pipeline(family: Family, folder: Path | None = None) -> Any:
+def _pipeline_class(family: Family, folder: Path | None = None) -> Any:
     """diffusers' class, of several the one that a folder's index names."""
     import diffusers
 

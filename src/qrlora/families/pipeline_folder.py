@@ -28,7 +28,7 @@ def read_json(path: Path) -> dict[str, Any]:
     return values
 
 
-def check_components(place: Path, family: Family) -> None:
+def check_folder_components(place: Path, family: Family) -> None:
     """Every part that a pipeline's index names and a base needs is there and whole; without a tokenizer's folder
     transformers would make up an empty one, and a cut file is reported without its name.
 
@@ -96,7 +96,7 @@ def needed_components(place: Path, family: Family) -> list[str]:
     return [component for component in (*family.text_encoders, family.component, "vae") if component not in absent]
 
 
-def check_weights(place: Path, component: str, model: nn.Module, variant: str) -> None:
+def check_component_weights(place: Path, component: str, model: nn.Module, variant: str) -> None:
     """A component has each of its weights from its files, as they hold it: diffusers leaves out what a file
     lacks, and integers become numbers without their scale.
 
@@ -125,7 +125,7 @@ def check_weights(place: Path, component: str, model: nn.Module, variant: str) -
         )
 
 
-def trainable_weight_files(place: Path, family: Family, dtype: torch.dtype) -> list[Path]:
+def weight_files_of_trainable_component(place: Path, family: Family, dtype: torch.dtype) -> list[Path]:
     """The files that hold the trainable component."""
     if place.is_file():
         return [place]

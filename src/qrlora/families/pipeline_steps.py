@@ -34,7 +34,7 @@ def encode_image(pipe: Any, pixels: Tensor, generator: torch.Generator | None = 
     else:
         z = found.latents  # AutoencoderTiny
     z = z.squeeze(2) if reads_frames(config) else z
-    z = (z - _mean(vae, z)) / _deviation(vae, z)
+    z = (z - _vae_latents_mean(vae, z)) / _vae_latents_deviation(vae, z)
     return (z - (getattr(config, "shift_factor", None) or 0.0)) * (getattr(config, "scaling_factor", None) or 1.0)
 
 
@@ -58,7 +58,7 @@ def decode_frames(pipe: Any, latents: Tensor) -> list[Any]:
     vae, config = pipe.vae, pipe.vae.config
     scale, shift = getattr(config, "scaling_factor", None) or 1.0, getattr(config, "shift_factor", None) or 0.0
     z = latents.float() / scale + shift
-    z = z * _deviation(vae, z) + _mean(vae, z)
+    z = z * _vae_latents_deviation(vae, z) + _vae_latents_mean(vae, z)
     pixels = vae.decode(as_frames(vae, z), return_dict=False)[0]
     pixels = pixels[0].transpose(0, 1) if reads_frames(config) else pixels
     if not bool(torch.isfinite(pixels).all()):
@@ -92,7 +92,7 @@ def pixels_per_latent(config: Any) -> int:
     return 2 ** (len(levels) - 1)
 
 
-def _mean(vae: Any, z: Tensor) -> Tensor:
+def _vae_latents_mean(vae: Any, z: Tensor) -> Tensor:
     """(1, c, 1, 1, ...) or (1, c, h, w): what the VAE says is the latents' mean; 0 where it says nothing."""
     if hasattr(vae, "bn"):
         return _of_patches(vae.bn.running_mean, z)
@@ -100,7 +100,7 @@ def _mean(vae: Any, z: Tensor) -> Tensor:
     return z.new_zeros(1) if found is None else z.new_tensor(found).view(1, -1, *[1] * (z.ndim - 2))
 
 
-def _deviation(vae: Any, z: Tensor) -> Tensor:
+def _vae_latents_deviation(vae: Any, z: Tensor) -> Tensor:
     """(1, c, 1, 1, ...) or (1, c, h, w): what the VAE says is the latents' deviation; 1 where it says nothing."""
     if hasattr(vae, "bn"):
         return _of_patches((vae.bn.running_var + vae.config.batch_norm_eps).sqrt(), z)

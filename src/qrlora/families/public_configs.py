@@ -243,7 +243,7 @@ PUBLIC: dict[str, PublicBase] = {
 """Short name -> public base model."""
 
 
-def near(name: str) -> list[str]:
+def near_public_names(name: str) -> list[str]:
     """The short names of PUBLIC that somebody may have meant by another."""
     plain = name.lower().replace(".1", "").replace("_", "-")
     starts = [short for short in PUBLIC if plain and (short.startswith(plain) or plain.startswith(short))]
@@ -252,4 +252,4 @@ def near(name: str) -> list[str]:
 
 def near_hubs(name: str) -> list[str]:
     """Their hub names."""
-    return [PUBLIC[short].hub for short in near(name)]
+    return [PUBLIC[short].hub for short in near_public_names(name)]

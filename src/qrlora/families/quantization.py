@@ -25,7 +25,7 @@ LIBRARIES = {"nf4": "bitsandbytes", "int8": "torchao", "float8": "torchao"}
 """How the weights are kept -> the library that does it: 4-bit normal float (arXiv 2305.14314), or 8 bits."""
 
 
-def check(quantize: str, device: torch.device) -> None:
+def check_quantize(quantize: str, device: torch.device) -> None:
     """Raises ValueError with the way out: an unknown word, a library that is not installed, nf4 without CUDA."""
     if not quantize:
         return
@@ -59,14 +59,14 @@ def _quantization_config(quantize: str, dtype: torch.dtype) -> Any:
 
 
 def diffusers_quantizer(quantize: str, dtype: torch.dtype) -> Any:
-    """The quantizer that diffusers' loader would use. Its class and the hooks that `fill` calls are not among
+    """The quantizer that diffusers' loader would use. Its class and the hooks that `fill_quantised` calls are not among
     diffusers' documented names (tests/test_library_internals.py)."""
     from diffusers.quantizers import DiffusersAutoQuantizer
 
     return DiffusersAutoQuantizer.from_config(_quantization_config(quantize, dtype), pre_quantized=False)
 
 
-def fill(model: Any, value_of: Callable[[str], Tensor], quantize: str, device: torch.device) -> None:
+def fill_quantised(model: Any, value_of: Callable[[str], Tensor], quantize: str, device: torch.device) -> None:
     """Values for a diffusers model on the meta device, quantised one after another as diffusers' loader does it; with
     an empty `quantize` in the model's own dtype.
 

@@ -63,7 +63,7 @@ def refuse_unreadable_keys(refused: Mapping[str, list[str]], total: int) -> None
         raise ValueError(f"not read, not even in part: {found}")
 
 
-def understand(
+def understand_names(
     factors: Mapping[str, Factor], tensors: Mapping[str, Tensor], metadata: Mapping[str, str], header: Header | None
 ) -> Names:
     """What the names mean.
@@ -91,7 +91,7 @@ def understand(
     if all(name.startswith(PEFT_PREFIX) for name in names):  # a path in any module, by definition
         return _refuse_duplicates(Names(None, "", _verbatim_names(factors, PEFT_PREFIX)))
     return _refuse_duplicates(
-        Names(None, part, _verbatim_names(factors, f"{part}." if part else ""), _endings(factors))
+        Names(None, part, _verbatim_names(factors, f"{part}." if part else ""), _common_endings(factors))
     )
 
 
@@ -139,7 +139,7 @@ def _verbatim_names(factors: Mapping[str, Factor], prefix: str) -> dict[str, Key
     return {key: Key(x, (x.name.removeprefix(prefix),), VERBATIM) for key, x in factors.items()}
 
 
-def _endings(factors: Mapping[str, Factor]) -> str:
+def _common_endings(factors: Mapping[str, Factor]) -> str:
     """Those of A, B and alpha, with spaces between. Raises ValueError: several for one of them."""
     found: dict[str, str] = {}
     for key, factor in factors.items():

@@ -16,10 +16,10 @@ from torch import Tensor
 from ..adapter import Adapter, Header, Pair
 from ..basis import cache_folder, load_basis
 from ..lora_keys import is_text_encoder, natural, printable
-from ..safetensors_files import read, read_metadata
+from ..safetensors_files import read_metadata, read_safetensors
 from .fused_layers import split_layers, swap_shift_and_scale
-from .layer_names import Names, factors_of, refuse_unreadable_keys, understand
-from .peft_config import as_object, number, read_config, refusal, without_start
+from .layer_names import Names, factors_of, refuse_unreadable_keys, understand_names
+from .peft_config import as_object, finite_number, read_peft_config, refusal, subtract_peft_start
 from .written_metadata import CONTENT, FUSED, HEADER
 
 FOLDERS = ("adapter_model.safetensors", "pytorch_lora_weights.safetensors")
@@ -57,18 +57,18 @@ def load(
             within the weight that cannot be taken off it.
     """
     path = file_in(path)
-    tensors, metadata = read(path)
+    tensors, metadata = read_safetensors(path)
     if skip_text_encoders:
         tensors = {key: tensor for key, tensor in tensors.items() if not is_text_encoder(key)}
     try:
         header = Header.from_json(metadata[HEADER]) if HEADER in metadata else None
         factors, refused = factors_of(tensors)
         refuse_unreadable_keys(refused, len(tensors))
-        names = understand(factors, tensors, metadata, header)
+        names = understand_names(factors, tensors, metadata, header)
         if header and metadata.get(CONTENT) == "compact":
             return Adapter(_layers_of_compact_file(tensors, names, header), header)
-        groups, start = grouped(path, tensors, metadata, names)
-        layers = _pairs(tensors, groups, _fused(metadata.get(FUSED, "{}")), names)
+        groups, start = group_keys_by_layer(path, tensors, metadata, names)
+        layers = _pairs_of_plain_lora(tensors, groups, _parse_fused_ranks(metadata.get(FUSED, "{}")), names)
         if start:
             layers = _subtract_start(layers, groups, start, weights)
         return Adapter(layers, header or _foreign_header(layers, tensors, groups, names, metadata))
@@ -92,10 +92,10 @@ def read_header(path: str | PathLike) -> Header:
 
 def count_text_encoder_keys(path: str | PathLike) -> int:
     """How many keys of a file load(..., skip_text_encoders=True) leaves out. Raises as storage.read does."""
-    return sum(map(is_text_encoder, read(file_in(path))[0]))
+    return sum(map(is_text_encoder, read_safetensors(file_in(path))[0]))
 
 
-def grouped(
+def group_keys_by_layer(
     path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str], names: Names
 ) -> tuple[dict[tuple[str, ...], Group], str]:
     """{layers of one name: their keys, and the strength of their update}, in the model's order; and the start within
@@ -108,21 +108,21 @@ def grouped(
     for key, meaning in names.keys.items():
         found.setdefault(meaning.layers, {})[meaning.factor.kind] = key
     _check_matrices(tensors, found)
-    config = read_config(path, tensors, metadata, names.part)
+    config = read_peft_config(path, tensors, metadata, names.part)
     groups = {}
     for layers in sorted(found, key=lambda layers: natural(layers[0])):
         keys = found[layers]
         rank = len(tensors[keys.get("A") or keys["dR"]])
-        alpha = alpha_in(tensors[keys["alpha"]], keys["alpha"]) if "alpha" in keys else None
+        alpha = alpha_of_tensor(tensors[keys["alpha"]], keys["alpha"]) if "alpha" in keys else None
         groups[layers] = Group(keys, config.scale(layers[0], rank) if alpha is None else alpha / rank)
     return groups, config.start
 
 
-def alpha_in(tensor: Tensor, key: str) -> float:
+def alpha_of_tensor(tensor: Tensor, key: str) -> float:
     """The number in an alpha key. Raises ValueError: several numbers, NaN or infinity."""
     if tensor.numel() != 1:
         raise ValueError(f"{printable(key)}: must be one number, got {tuple(tensor.shape)}")
-    return number(tensor.double().item(), printable(key))
+    return finite_number(tensor.double().item(), printable(key))
 
 
 def file_in(path: str | PathLike) -> Path:
@@ -147,7 +147,7 @@ def _check_matrices(tensors: Mapping[str, Tensor], found: Mapping[tuple[str, ...
                 raise ValueError(f"{printable(layers[0])}: {kind} holds {x.dtype}; a LoRA's numbers are floats")
 
 
-def _pairs(
+def _pairs_of_plain_lora(
     tensors: Mapping[str, Tensor],
     groups: Mapping[tuple[str, ...], Group],
     fused: Mapping[str, list[int]],
@@ -180,7 +180,7 @@ def _pairs(
     return {layer: layers[layer] for layer in sorted(layers, key=natural)}
 
 
-def _fused(text: str) -> dict[str, list[int]]:
+def _parse_fused_ranks(text: str) -> dict[str, list[int]]:
     """{name: ranks} of what `fused_layers.fuse_layers` put into one. Raises ValueError: something else."""
     found = as_object(text, FUSED)
     for name, ranks in found.items():
@@ -201,7 +201,7 @@ def _subtract_start(
     fused = next((names for names in groups if len(names) > 1), None)
     if fused:
         raise ValueError(f"init_lora_weights={start!r}: it began in one weight of {', '.join(fused)}; convert it there")
-    return without_start(layers, start, {names[0]: group.scale for names, group in groups.items()}, weights)
+    return subtract_peft_start(layers, start, {names[0]: group.scale for names, group in groups.items()}, weights)
 
 
 def _layers_of_compact_file(tensors: Mapping[str, Tensor], names: Names, header: Header) -> dict[str, Pair]:

@@ -75,7 +75,7 @@ class Config:
         return alpha / (math.sqrt(rank) if self.rslora else rank)
 
 
-def read_config(path: Path, keys: Mapping[str, Any], metadata: Mapping[str, str], part: str) -> Config:
+def read_peft_config(path: Path, keys: Mapping[str, Any], metadata: Mapping[str, str], part: str) -> Config:
     """What PEFT, diffusers or kohya's forks wrote about a file, of which `keys` are the names of its tensors.
 
     Raises: ValueError: PEFT's adapter_config.json is missing; not readable; a setting that makes of the file more than
@@ -93,20 +93,25 @@ def read_config(path: Path, keys: Mapping[str, Any], metadata: Mapping[str, str]
         entries = {name: value for name, value in entries.items() if "." not in name}  # the rest is of text encoders
     if not entries:
         arguments = as_object(metadata.get("ss_network_args") or "{}", "ss_network_args")
-        return Config(start=_start(next((arguments[x] for x in KOHYA_ARGUMENTS if x in arguments), True)))
-    _check_plain(entries)
+        return Config(
+            start=_parse_init_lora_weights(next((arguments[x] for x in KOHYA_ARGUMENTS if x in arguments), True))
+        )
+    _refuse_other_than_plain_lora(entries)
     alpha, patterns = entries.get("lora_alpha"), entries.get("alpha_pattern") or {}
     if not isinstance(patterns, dict):
         raise ValueError(f"alpha_pattern must be {{layer: alpha}}, got {patterns!r:.80}")
     return Config(
-        alpha=None if alpha is None else number(alpha, "lora_alpha"),
-        alphas=tuple((_compiled(x), number(value, f"alpha_pattern of {x:.80}")) for x, value in patterns.items()),
+        alpha=None if alpha is None else finite_number(alpha, "lora_alpha"),
+        alphas=tuple(
+            (_compile_alpha_pattern(x), finite_number(value, f"alpha_pattern of {x:.80}"))
+            for x, value in patterns.items()
+        ),
         rslora=bool(entries.get("use_rslora")),
-        start=_start(entries.get("init_lora_weights", True)),
+        start=_parse_init_lora_weights(entries.get("init_lora_weights", True)),
     )
 
 
-def number(value: Any, name: str) -> float:
+def finite_number(value: Any, name: str) -> float:
     """A finite number. Raises ValueError, naming it: something else."""
     if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) < 1e300:
         raise ValueError(f"{name} must be a finite number, got {value!r:.80}")
@@ -119,7 +124,7 @@ def refusal(start: str) -> str:
     return f"{what}; qrlora convert IN OUT --base BASE takes it off, or load(..., weights=...)"
 
 
-def without_start(
+def subtract_peft_start(
     layers: Mapping[str, Pair], start: str, scales: Mapping[str, float], weights: Callable[[str], Tensor]
 ) -> dict[str, Pair]:
     """The updates of the base's weights, [A; A_0] and [s B, -s B_0] at rank 2r.
@@ -137,7 +142,7 @@ def without_start(
         if tuple(weight.shape) != pair.shape:
             shape = tuple(weight.shape)
             raise ValueError(f"{layer}: the LoRA is for a weight {pair.shape}, the base's is {shape}: another base")
-        A, B = _start_of(weight, pair.rank, start.lower(), scales[layer])
+        A, B = _start_factors(weight, pair.rank, start.lower(), scales[layer])
         updates[layer] = Pair(torch.cat([pair.A, A]), torch.cat([pair.B, -B], 1))
         before, after = before + pair.squared_norm, after + updates[layer].squared_norm
     if not after < before:
@@ -149,7 +154,7 @@ def without_start(
     return updates
 
 
-def _start_of(weight: Tensor, rank: int, start: str, scale: float) -> tuple[Tensor, Tensor]:
+def _start_factors(weight: Tensor, rank: int, start: str, scale: float) -> tuple[Tensor, Tensor]:
     """A_0 (r, i) and s B_0 (o, r) of a weight."""
     if start == "pissa":
         U, S, V = torch.linalg.svd(weight, full_matrices=False)
@@ -158,7 +163,7 @@ def _start_of(weight: Tensor, rank: int, start: str, scale: float) -> tuple[Tens
     return R[:rank], scale * Q[:, :rank]
 
 
-def _start(value: Any) -> str:
+def _parse_init_lora_weights(value: Any) -> str:
     """The start within the weight, "" for one beside it. Raises ValueError: one that cannot be computed, or unknown."""
     name = str(value).lower()
     if name in BESIDE:
@@ -177,7 +182,7 @@ def _start(value: Any) -> str:
     raise ValueError(f"{what}: a start that qrlora does not know, so that it may lie within the weight")
 
 
-def _check_plain(entries: Mapping[str, Any]) -> None:
+def _refuse_other_than_plain_lora(entries: Mapping[str, Any]) -> None:
     """Raises ValueError, naming it: another kind of adapter, or a setting beyond PLAIN that is on."""
     kind = entries.get("peft_type") or "LORA"
     if kind != "LORA":
@@ -200,7 +205,7 @@ def as_object(text: str | bytes, name: str) -> dict[str, Any]:
     return values
 
 
-def _compiled(pattern: str) -> Any:
+def _compile_alpha_pattern(pattern: str) -> Any:
     """PEFT's pattern of a layer's end. Raises ValueError: too long, or no regular expression."""
     if len(pattern) > LONGEST:
         raise ValueError(f"an alpha_pattern of {len(pattern)} characters, {LONGEST} are read: {pattern[:80]!r}...")

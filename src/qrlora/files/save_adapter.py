@@ -19,7 +19,7 @@ from ..layouts import Layout
 from ..linalg import is_finite
 from ..lora_keys import WRITTEN
 from .fused_layers import fuse_layers, swap_shift_and_scale
-from .written_metadata import CONTENTS, layout_of, metadata
+from .written_metadata import CONTENTS, layout_of, metadata_to_write
 
 DIGEST_LENGTH = 64
 """Characters of a basis' digest."""
@@ -55,7 +55,7 @@ def save(
     for key, tensor in tensors.items():
         if dtype != torch.float32 and not is_finite(tensor):
             raise ValueError(f"{key}: holds numbers too large for {dtype}; save as torch.float32 or torch.bfloat16")
-    safetensors_files.write(path, tensors, entries, overwrite)
+    safetensors_files.write_safetensors(path, tensors, entries, overwrite)
 
 
 def size_in_bytes(
@@ -101,7 +101,7 @@ def tensors_and_metadata(
     else:
         tensors, fused = _spelled_tensors(layers, header, layout, style)
     stored = {key: x if key.endswith(".alpha") else x.to(dtype) for key, x in tensors.items()}
-    return stored, metadata(layers, header, layout, content, style, fused)
+    return stored, metadata_to_write(layers, header, layout, content, style, fused)
 
 
 def _verbatim_tensors(layers: Mapping[str, Pair], header: Header) -> dict[str, Tensor]:

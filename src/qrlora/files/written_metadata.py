@@ -20,7 +20,7 @@ def layout_of(layers: Iterable[str], header: Header) -> Layout | None:
     return fitting[0] if len(fitting) == 1 else None
 
 
-def metadata(
+def metadata_to_write(
     layers: Mapping[str, Pair],
     header: Header,
     layout: Layout | None,
@@ -56,11 +56,11 @@ def metadata(
         **(variant.metadata if variant else {}),
     }
     if style == "diffusers" and content == "full":
-        entries["lora_adapter_metadata"] = _diffusers_metadata(layers, header.part or "unet", largest)
+        entries["lora_adapter_metadata"] = _lora_adapter_metadata(layers, header.part or "unet", largest)
     return {name: value for name, value in entries.items() if value}
 
 
-def _diffusers_metadata(layers: Mapping[str, Pair], part: str, largest: int) -> str:
+def _lora_adapter_metadata(layers: Mapping[str, Pair], part: str, largest: int) -> str:
     """LoraConfig's fields that every version of PEFT knows; alpha = r in every layer."""
     ranks = {layer: pair.rank for layer, pair in layers.items() if pair.rank != largest}
     config = {

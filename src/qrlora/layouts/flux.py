@@ -1,6 +1,6 @@
 """FLUX.1: a transformer of blocks with two streams, image and text, and of blocks with one."""
 
-from .layout import Layout, Reader, Variant, within
+from .layout import Layout, Reader, Variant, names_within_blocks
 
 QKV, ADDED = "attn.to_q attn.to_k attn.to_v", "attn.add_q_proj attn.add_k_proj attn.add_v_proj"
 IMAGE_ATTENTION = ("attn.to_q", "attn.to_k", "attn.to_v", "attn.to_out.0")
@@ -38,7 +38,7 @@ KNOWN = ("lora_unet_{original}", "diffusion_model.{original}", "transformer.{dif
 DEV = "FLUX.1 [dev] Non-Commercial (images may be sold)"
 
 
-def _variant(hub: str, architecture: str, words: tuple[str, ...], licence: str, good_for: str) -> Variant:
+def _public_flux(hub: str, architecture: str, words: tuple[str, ...], licence: str, good_for: str) -> Variant:
     return Variant(
         hub=f"black-forest-labs/{hub}",
         architecture=architecture,
@@ -57,21 +57,23 @@ FLUX = Layout(
     family="flux",
     component="transformer",
     variants={
-        "flux-dev": _variant(
+        "flux-dev": _public_flux(
             "FLUX.1-dev", "flux-1-dev", ("flux1",), DEV, "photographs, hands, text; the paper's third base"
         ),
-        "flux-schnell": _variant("FLUX.1-schnell", "flux-1-schnell", ("schnell",), "Apache-2.0", "images in 4 steps"),
-        "flux-krea": _variant(
+        "flux-schnell": _public_flux(
+            "FLUX.1-schnell", "flux-1-schnell", ("schnell",), "Apache-2.0", "images in 4 steps"
+        ),
+        "flux-krea": _public_flux(
             "FLUX.1-Krea-dev", "flux-1-dev", ("flux1", "krea"), DEV, "photographs without a plastic look"
         ),
-        "flux-kontext": _variant(
+        "flux-kontext": _public_flux(
             "FLUX.1-Kontext-dev", "flux-1-dev", ("flux1", "kontext"), DEV, "made to edit; draws, too"
         ),
     },
     example="flux-dev",
     names={
-        **within("double_blocks.#", "transformer_blocks.#", DOUBLE),
-        **within("single_blocks.#", "single_transformer_blocks.#", SINGLE),
+        **names_within_blocks("double_blocks.#", "transformer_blocks.#", DOUBLE),
+        **names_within_blocks("single_blocks.#", "single_transformer_blocks.#", SINGLE),
         **OUTSIDE,
     },
     # Table 3 of the paper, 342 layers: the eight names of attention (266, in both kinds of block) and the feed-forward

@@ -1,7 +1,7 @@
 """FLUX.2: a transformer of blocks with two streams, images and words, and of fused blocks with one."""
 
 from .flux import ADDED, IMAGE_ATTENTION, QKV, TEXT_ATTENTION
-from .layout import Layout, Reader, Variant, within
+from .layout import Layout, Reader, Variant, names_within_blocks
 
 IMAGE_FEED_FORWARD = ("ff.linear_in", "ff.linear_out")
 TEXT_FEED_FORWARD = ("ff_context.linear_in", "ff_context.linear_out")
@@ -38,7 +38,7 @@ KLEIN_9B = ("flux_2_klein_9b", "Flux.2-klein-9b", 4096, 8, 24, CLOSED, 9.08, 24)
 DEV = ("flux_2_dev", "Flux.2-dev", 6144, 8, 48, CLOSED, 32.2, 48)
 
 
-def _variant(hub: str, good_for: str, words: tuple[str, ...], size: tuple) -> Variant:
+def _public_flux2(hub: str, good_for: str, words: tuple[str, ...], size: tuple) -> Variant:
     """size: kohya's name, ModelSpec's, width, blocks with two streams and with one, licence, parameters, card."""
     version, architecture, width, double, single, licence, billions, card = size
     return Variant(
@@ -59,17 +59,19 @@ FLUX2 = Layout(
     family="flux2",
     component="transformer",
     variants={
-        "flux2-klein-base-4b": _variant("klein-base-4B", "small, to train on", ("klein", "base"), KLEIN_4B),
-        "flux2-klein-4b": _variant("klein-4B", "the same in 4 steps, to draw with", ("klein",), KLEIN_4B),
-        "flux2-klein-base-9b": _variant("klein-base-9B", "the larger one, to train on", ("klein", "base"), KLEIN_9B),
-        "flux2-klein-9b": _variant("klein-9B", "the same in 4 steps, to draw with", ("klein",), KLEIN_9B),
-        "flux2-dev": _variant("dev", "the largest: long prompts, detail", (), DEV),
+        "flux2-klein-base-4b": _public_flux2("klein-base-4B", "small, to train on", ("klein", "base"), KLEIN_4B),
+        "flux2-klein-4b": _public_flux2("klein-4B", "the same in 4 steps, to draw with", ("klein",), KLEIN_4B),
+        "flux2-klein-base-9b": _public_flux2(
+            "klein-base-9B", "the larger one, to train on", ("klein", "base"), KLEIN_9B
+        ),
+        "flux2-klein-9b": _public_flux2("klein-9B", "the same in 4 steps, to draw with", ("klein",), KLEIN_9B),
+        "flux2-dev": _public_flux2("dev", "the largest: long prompts, detail", (), DEV),
     },
     example="flux2-klein-base-4b",
     sized_by=(".to_q", ".to_k", ".to_v", ".add_q_proj", ".add_k_proj", ".add_v_proj", ".to_qkv_mlp_proj", ".linear_in"),
     names={
-        **within("double_blocks.#", "transformer_blocks.#", DOUBLE),
-        **within(
+        **names_within_blocks("double_blocks.#", "transformer_blocks.#", DOUBLE),
+        **names_within_blocks(
             "single_blocks.#",
             "single_transformer_blocks.#",
             {"linear1": "attn.to_qkv_mlp_proj", "linear2": "attn.to_out"},

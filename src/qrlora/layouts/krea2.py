@@ -1,6 +1,6 @@
 """Krea 2: a transformer on one stream of words and image, after a small one that fuses the words."""
 
-from .layout import Layout, Reader, Variant, within
+from .layout import Layout, Reader, Variant, names_within_blocks
 
 ATTENTION = ("attn.to_q", "attn.to_k", "attn.to_v", "attn.to_out.0", "attn.to_gate")
 FEED_FORWARD = ("ff.gate", "ff.up", "ff.down")
@@ -29,7 +29,7 @@ OUTSIDE = {
 BLOCKS = {"transformer_blocks": 28}
 
 
-def _variant(hub: str, good_for: str, *words: str) -> Variant:
+def _public_krea2(hub: str, good_for: str, *words: str) -> Variant:
     return Variant(
         hub=f"krea/{hub}",
         architecture="Krea-2",
@@ -48,15 +48,15 @@ KREA2 = Layout(
     family="krea2",
     component="transformer",
     variants={
-        "krea2-raw": _variant("Krea-2-Raw", "styles of all kinds; made to be trained on"),
-        "krea2-turbo": _variant("Krea-2-Turbo", "the same in 8 steps; to draw with, trained on Raw", "turbo"),
+        "krea2-raw": _public_krea2("Krea-2-Raw", "styles of all kinds; made to be trained on"),
+        "krea2-turbo": _public_krea2("Krea-2-Turbo", "the same in 8 steps; to draw with, trained on Raw", "turbo"),
     },
     example="krea2-raw",
     sized_by=(".to_q", ".to_k", ".to_v", ".to_gate"),
     names={
-        **within("blocks.#", "transformer_blocks.#", BLOCK),
-        **within("txtfusion.layerwise_blocks.#", "text_fusion.layerwise_blocks.#", BLOCK),
-        **within("txtfusion.refiner_blocks.#", "text_fusion.refiner_blocks.#", BLOCK),
+        **names_within_blocks("blocks.#", "transformer_blocks.#", BLOCK),
+        **names_within_blocks("txtfusion.layerwise_blocks.#", "text_fusion.layerwise_blocks.#", BLOCK),
+        **names_within_blocks("txtfusion.refiner_blocks.#", "text_fusion.refiner_blocks.#", BLOCK),
         **OUTSIDE,
     },
     # The public script's choice, its authors', but for text_fusion.projector, a 1 x 12 that has no rank above 1; for

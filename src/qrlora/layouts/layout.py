@@ -173,7 +173,7 @@ class Layout:
     def has_last_blocks(self, width: int | None, layers: Collection[str]) -> bool:
         """Whether these layers reach to the last block, of each kind that they are in, of a public model."""
         last: dict[str, int] = {}
-        for kind, number in _numbered(layers):
+        for kind, number in _numbered_blocks(layers):
             last[kind] = max(number, last.get(kind, 0))
         fitting = (x for x in self.variants.values() if _fits(x, width, layers))
         return any(all(x.blocks.get(kind) == number + 1 for kind, number in last.items()) for x in fitting)
@@ -208,7 +208,7 @@ class Layout:
         return Templates((x.removeprefix(SWAPPED), True) for x in marked)
 
 
-def within(original: str, ours: str, layers: Mapping[str, str]) -> dict[str, str]:
+def names_within_blocks(original: str, ours: str, layers: Mapping[str, str]) -> dict[str, str]:
     """Rows of `Layout.names` for what lies in a block of the original model and in one of diffusers."""
 
     def placed(layer: str) -> str:
@@ -224,11 +224,11 @@ def _plain(layers: str) -> tuple[str, ...]:
 
 def _fits(variant: Variant, width: int | None, layers: Collection[str]) -> bool:
     """Whether a model can be of this width and have these layers."""
-    enough = all(number < variant.blocks.get(kind, UNLIMITED) for kind, number in _numbered(layers))
+    enough = all(number < variant.blocks.get(kind, UNLIMITED) for kind, number in _numbered_blocks(layers))
     return enough and width in (None, variant.width)
 
 
-def _numbered(layers: Collection[str]) -> Iterator[tuple[str, int]]:
+def _numbered_blocks(layers: Collection[str]) -> Iterator[tuple[str, int]]:
     """(kind, number) of the numbered block of each layer that is in one: "transformer_blocks.7.attn.to_q"."""
     for kind, _, rest in (layer.partition(".") for layer in layers):
         number = rest.partition(".")[0]

@@ -12,7 +12,7 @@ OUTSIDE = ("img_in", "txt_in", "proj_out", "norm_out.linear", *TIME)
 KNOWN = ("lora_unet_{original}", "diffusion_model.{original}", "transformer.{diffusers}")
 
 
-def _variant(hub: str, good_for: str, *words: str) -> Variant:
+def _public_qwen_image(hub: str, good_for: str, *words: str) -> Variant:
     return Variant(
         hub=f"Qwen/{hub}",
         architecture="Qwen-Image",
@@ -31,8 +31,10 @@ QWEN_IMAGE = Layout(
     family="qwen_image",
     component="transformer",
     variants={
-        "qwen-image": _variant("Qwen-Image", "long prompts, text in images, Chinese too", "qwenimage"),
-        "qwen-image-2512": _variant("Qwen-Image-2512", "the same with finer people and textures", "qwenimage", "2512"),
+        "qwen-image": _public_qwen_image("Qwen-Image", "long prompts, text in images, Chinese too", "qwenimage"),
+        "qwen-image-2512": _public_qwen_image(
+            "Qwen-Image-2512", "the same with finer people and textures", "qwenimage", "2512"
+        ),
     },
     example="qwen-image",
     names={x: x for x in (*(f"transformer_blocks.#.{layer}" for layer in IN_BLOCK), *OUTSIDE)},

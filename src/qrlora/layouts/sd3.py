@@ -1,6 +1,6 @@
 """Stable Diffusion 3 and 3.5: a transformer on image and text tokens."""
 
-from .layout import Layout, Reader, Variant, within
+from .layout import Layout, Reader, Variant, names_within_blocks
 
 QKV, ADDED = "attn.to_q attn.to_k attn.to_v", "attn.add_q_proj attn.add_k_proj attn.add_v_proj"
 IMAGE_ATTENTION = ("attn.to_q", "attn.to_k", "attn.to_v", "attn.to_out.0")
@@ -34,7 +34,7 @@ OUTSIDE = {
 }
 
 
-def _variant(
+def _public_sd3(
     hub: str, version: str, width: int, blocks: int, words: tuple[str, ...], billions: float, card: int, good_for: str
 ) -> Variant:
     return Variant(
@@ -55,10 +55,10 @@ SD3 = Layout(
     family="sd3",
     component="transformer",
     variants={
-        "sd3-medium": _variant(
+        "sd3-medium": _public_sd3(
             "stable-diffusion-3-medium-diffusers", "medium", 1536, 24, ("3medium",), 2.03, 16, "the paper's second base"
         ),
-        "sd3.5-medium": _variant(
+        "sd3.5-medium": _public_sd3(
             "stable-diffusion-3.5-medium",
             "5-medium",
             1536,
@@ -68,12 +68,12 @@ SD3 = Layout(
             16,
             "text in images, varied styles",
         ),
-        "sd3.5-large": _variant(
+        "sd3.5-large": _public_sd3(
             "stable-diffusion-3.5-large", "5-large", 2432, 38, ("35large",), 8.06, 16, "detail, varied styles"
         ),
     },
     example="sd3.5-medium",
-    names={**within("joint_blocks.#", "transformer_blocks.#", BLOCK), **OUTSIDE},
+    names={**names_within_blocks("joint_blocks.#", "transformer_blocks.#", BLOCK), **OUTSIDE},
     # Table 3 of the paper: 191 layers of SD3-medium, with the last add_q_proj, which no answer depends on.
     # SD3.5-medium has a second attention in its first 13 blocks, on the image stream alone; the paper and the public
     # trainings leave it out, "attention-dual" (243 layers) takes it in.

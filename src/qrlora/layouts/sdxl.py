@@ -20,7 +20,7 @@ LYCORIS = ("lycoris_{diffusers}",)
 FAIR = "Fair AI Public 1.0-SD (changed models stay open)"
 
 
-def _variant(hub: str, licence: str, good_for: str, *words: str) -> Variant:
+def _public_sdxl(hub: str, licence: str, good_for: str, *words: str) -> Variant:
     """SDXL or one of its descendants: they differ in weights alone."""
     return Variant(
         hub=hub,
@@ -39,19 +39,19 @@ SDXL = Layout(
     family="sdxl",
     component="unet",
     variants={
-        "sdxl": _variant(
+        "sdxl": _public_sdxl(
             "stabilityai/stable-diffusion-xl-base-1.0",
             "CreativeML Open RAIL++-M",
             "the most fine-tunes and LoRAs",
             "xl",
         ),
-        "pony": _variant(
+        "pony": _public_sdxl(
             "AstraliteHeart/pony-diffusion-v6-xl", f"{FAIR}, modified", "cartoons, figures, by tags", "pony"
         ),
-        "illustrious": _variant(
+        "illustrious": _public_sdxl(
             "OnomaAIResearch/Illustrious-xl-early-release-v0", FAIR, "anime, by tags", "illustrious"
         ),
-        "noobai-vpred": _variant("Laxhar/noobai-XL-Vpred-1.0", FAIR, "anime in dark and bright, by tags", "noobai"),
+        "noobai-vpred": _public_sdxl("Laxhar/noobai-XL-Vpred-1.0", FAIR, "anime in dark and bright, by tags", "noobai"),
     },
     example="sdxl",
     sized_by=PROMPT_READERS,

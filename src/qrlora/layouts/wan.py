@@ -1,6 +1,6 @@
 """Wan 2.1 and 2.2-TI2V: a transformer on videos with self-attention and, to the text, cross-attention."""
 
-from .layout import Layout, Reader, Variant, within
+from .layout import Layout, Reader, Variant, names_within_blocks
 
 SELF = ("attn1.to_q", "attn1.to_k", "attn1.to_v", "attn1.to_out.0")
 CROSS = ("attn2.to_q", "attn2.to_k", "attn2.to_v", "attn2.to_out.0")
@@ -23,7 +23,7 @@ OUTSIDE = {
 }
 
 
-def _variant(hub: str, word: str, width: int, blocks: int, billions: float, card: int, good_for: str) -> Variant:
+def _public_wan(hub: str, word: str, width: int, blocks: int, billions: float, card: int, good_for: str) -> Variant:
     return Variant(
         hub=f"Wan-AI/{hub}-Diffusers",
         architecture="wan2.1",  # musubi-tuner's word for all of them
@@ -42,15 +42,15 @@ WAN = Layout(
     family="wan",
     component="transformer",
     variants={
-        "wan2.1-1.3b": _variant(
+        "wan2.1-1.3b": _public_wan(
             "Wan2.1-T2V-1.3B", "t2v13b", 1536, 30, 1.42, 16, "images and short videos on small cards"
         ),
-        "wan2.1-14b": _variant("Wan2.1-T2V-14B", "t2v14b", 5120, 40, 14.29, 16, "images and videos in detail"),
-        "wan2.2-5b": _variant("Wan2.2-TI2V-5B", "ti2v5b", 3072, 30, 5.0, 16, "videos of 720p; coarse latents"),
+        "wan2.1-14b": _public_wan("Wan2.1-T2V-14B", "t2v14b", 5120, 40, 14.29, 16, "images and videos in detail"),
+        "wan2.2-5b": _public_wan("Wan2.2-TI2V-5B", "ti2v5b", 3072, 30, 5.0, 16, "videos of 720p; coarse latents"),
     },
     example="wan2.1-1.3b",
     sized_by=("attn1.to_q", "attn1.to_k", "attn1.to_v"),
-    names={**within("blocks.#", "blocks.#", BLOCK), **OUTSIDE},
+    names={**names_within_blocks("blocks.#", "blocks.#", BLOCK), **OUTSIDE},
     targets={
         "attention": SELF + CROSS,
         "attention-ff": SELF + CROSS + FEED_FORWARD,

@@ -1,6 +1,6 @@
 """Z-Image: a transformer on one stream of image and text tokens, each refined alone before."""
 
-from .layout import Layout, Reader, Variant, within
+from .layout import Layout, Reader, Variant, names_within_blocks
 
 ATTENTION = ("attention.to_q", "attention.to_k", "attention.to_v", "attention.to_out.0")
 FEED_FORWARD = ("feed_forward.w1", "feed_forward.w2", "feed_forward.w3")
@@ -19,7 +19,7 @@ OUTSIDE = {
 BLOCKS = {"layers": 30, "noise_refiner": 2, "context_refiner": 2}
 
 
-def _variant(hub: str, good_for: str, *words: str) -> Variant:
+def _public_z_image(hub: str, good_for: str, *words: str) -> Variant:
     return Variant(
         hub=f"Tongyi-MAI/{hub}",
         architecture="Z-Image",
@@ -38,14 +38,16 @@ Z_IMAGE = Layout(
     family="z_image",
     component="transformer",
     variants={
-        "z-image": _variant("Z-Image", "photographs and text in images; to train on"),
-        "z-image-turbo": _variant("Z-Image-Turbo", "the same in 9 steps; to draw with, trained on Z-Image", "turbo"),
+        "z-image": _public_z_image("Z-Image", "photographs and text in images; to train on"),
+        "z-image-turbo": _public_z_image(
+            "Z-Image-Turbo", "the same in 9 steps; to draw with, trained on Z-Image", "turbo"
+        ),
     },
     example="z-image",
     names={
-        **within("layers.#", "layers.#", MODULATED),
-        **within("noise_refiner.#", "noise_refiner.#", MODULATED),
-        **within("context_refiner.#", "context_refiner.#", BLOCK),
+        **names_within_blocks("layers.#", "layers.#", MODULATED),
+        **names_within_blocks("noise_refiner.#", "noise_refiner.#", MODULATED),
+        **names_within_blocks("context_refiner.#", "context_refiner.#", BLOCK),
         **OUTSIDE,
     },
     # The public script adapts the attention of all blocks, 136 layers. The streams are apart in the refiners alone.

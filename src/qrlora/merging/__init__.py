@@ -1,6 +1,6 @@
 """Merging rules: several adapters of one base model become one."""
 
-from .exact import kept_fraction as kept_fraction
+from .exact import kept_fraction_of_update as kept_fraction_of_update
 from .merge_adapters import OLD_RULES as OLD_RULES
 from .merge_adapters import RULES as RULES
 from .merge_adapters import find_rule as find_rule

@@ -32,7 +32,7 @@ class Merged:
     """What the rule chose and what it lost, for the header."""
 
 
-def kept_fraction(adapter: Adapter, by_layer: Mapping[str, float]) -> float:
+def kept_fraction_of_update(adapter: Adapter, by_layer: Mapping[str, float]) -> float:
     """The share of an adapter's whole |B A|^2 that its layers keep, 0..1; 1 for a zero adapter."""
     squared_norm = {layer: pair.squared_norm for layer, pair in adapter.layers.items()}
     total = sum(squared_norm.values())
@@ -126,7 +126,7 @@ def _checked_kept_fraction(adapter: Adapter, by_layer: Mapping[str, float]) -> f
     """The fraction of an adapter's squared norm that its layers keep. Raises ValueError below 99 %."""
     if all(share == 1.0 for share in by_layer.values()):
         return 1.0
-    kept = kept_fraction(adapter, by_layer)
+    kept = kept_fraction_of_update(adapter, by_layer)
     if kept < MINIMUM_KEPT_ENERGY:
         worst = min(by_layer, key=by_layer.__getitem__)
         share = f"{kept:.1%} of an adapter's update ({by_layer[worst]:.1%} in {worst})"

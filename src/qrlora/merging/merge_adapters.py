@@ -45,7 +45,7 @@ def merge(adapters: Sequence[Adapter], weights: Sequence[float], rule: str = "su
     for other in adapters[1:]:
         _check_same_base(adapters[0], other)
     merged = function(adapters, weights, **parameters)
-    return Adapter(merged.layers, _header(adapters, weights, rule, merged))
+    return Adapter(merged.layers, _merged_header(adapters, weights, rule, merged))
 
 
 def find_rule(name: str) -> tuple[str, Callable[..., Merged]]:
@@ -95,7 +95,7 @@ OLD_RULES = {"plain": "peft-linear"}
 """Names of rules that go with 0.3 -> those of today."""
 
 
-def _header(adapters: Sequence[Adapter], weights: Sequence[float], rule: str, merged: Merged) -> Header:
+def _merged_header(adapters: Sequence[Adapter], weights: Sequence[float], rule: str, merged: Merged) -> Header:
     """The merged adapter's header: what all share, and where it comes from."""
     headers = [adapter.header for adapter in adapters]
     same_layers = all(adapter.layers.keys() == adapters[0].layers.keys() for adapter in adapters)

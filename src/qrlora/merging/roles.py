@@ -14,7 +14,7 @@ def doubts(headers: Sequence[Header]) -> list[str]:
 
     Merges count as what went into them; nothing is said of adapters without a role, which other tools made.
     """
-    sources = [source for header in headers for source in _sources(header.__dict__)]
+    sources = [source for header in headers for source in _headers_of_sources(header.__dict__)]
     found = []
     for role in ROLES:
         count = sum(source.get("role") == role for source in sources)
@@ -28,7 +28,7 @@ def doubts(headers: Sequence[Header]) -> list[str]:
     return found
 
 
-def swapped(content: Header, style: Header) -> str:
+def swapped_roles(content: Header, style: Header) -> str:
     """A sentence if the adapter in the content's place is a style, or the other way round; else ""."""
     for place, other, header in (("content", "style", content), ("style", "content", style)):
         if header.role == other:
@@ -39,10 +39,10 @@ def swapped(content: Header, style: Header) -> str:
 _SHARED = {"content": "things", "style": "manners"}
 
 
-def _sources(header: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
+def _headers_of_sources(header: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
     """The header itself, or of a merge those of what went into it."""
     parents = header.get("parents") or ()
     if not parents:
         yield header
     for parent in (x for x in parents if x.get("weight") != 0):
-        yield from _sources(parent)
+        yield from _headers_of_sources(parent)

@@ -48,12 +48,12 @@ def parse_parameters(name: str, rule: Callable[..., Any], words: Iterable[str]) 
         parameter, equals, text = word.partition("=")
         if not equals:
             raise ValueError(f"a parameter of a rule reads NAME=VALUE, got {word!r}")
-        values[parameter.strip()] = _number(text.strip(), hints.get(parameter.strip()))
+        values[parameter.strip()] = _parse_number(text.strip(), hints.get(parameter.strip()))
     check_parameters(name, rule, values)
     return values
 
 
-def _number(text: str, kind: Any) -> Any:
+def _parse_number(text: str, kind: Any) -> Any:
     """A text as a number of a kind; the text itself if it is none."""
     try:
         return kind(text) if kind in KINDS else text

@@ -25,7 +25,7 @@ def sources(
     """
     found: dict[str, dict[str, Any]] = {}
     for adapter, weight, share in zip(adapters, weights, kept or [None] * len(adapters), strict=True):
-        for source in _of(adapter):
+        for source in _sources_of_adapter(adapter):
             entry = {name: value for name, value in source.items() if name not in OWN}
             shares = [share, source["kept_energy"]]
             through = None if None in shares else shares[0] * shares[1]
@@ -38,15 +38,21 @@ def sources(
     return tuple(found.values())
 
 
-def _of(adapter: Adapter) -> Iterator[dict[str, Any]]:
+def _sources_of_adapter(adapter: Adapter) -> Iterator[dict[str, Any]]:
     """The sources of a merge as its header names them, or the adapter itself."""
     if adapter.header.parents:
-        yield from _leaves(adapter.header.parents)
+        yield from _leaves_of_merges(adapter.header.parents)
     else:
-        yield {**adapter.header.__dict__, "parents": [], "digest": _digest(adapter), "weight": 1.0, "kept_energy": 1.0}
+        yield {
+            **adapter.header.__dict__,
+            "parents": [],
+            "digest": _adapter_digest(adapter),
+            "weight": 1.0,
+            "kept_energy": 1.0,
+        }
 
 
-def _leaves(parents: Sequence[Mapping[str, Any]]) -> Iterator[dict[str, Any]]:
+def _leaves_of_merges(parents: Sequence[Mapping[str, Any]]) -> Iterator[dict[str, Any]]:
     """Files of qrlora 0.1.0 name merges within merges: what those were made of."""
     waiting = [dict(parent) for parent in reversed(parents)]
     while waiting:
@@ -60,7 +66,7 @@ def _leaves(parents: Sequence[Mapping[str, Any]]) -> Iterator[dict[str, Any]]:
             waiting.append({**parent, "weight": entry["weight"] * parent["weight"], "kept_energy": through})
 
 
-def _digest(adapter: Adapter) -> str:
+def _adapter_digest(adapter: Adapter) -> str:
     """Tells adapters of equal headers apart, as those of other tools: by the sums of their factors' words, at the pace
     of memory."""
     state = hashlib.sha256()

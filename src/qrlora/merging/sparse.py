@@ -26,13 +26,16 @@ NOISE = 1e-5
 def ties(adapters: Sequence[Adapter], weights: Sequence[float], *, density: float = DENSITY) -> Merged:
     """Trim each update to its largest entries, elect a sign for each entry, average those that have it.
 
-    See `elected`. The result is dense; it is cut to rank r_1 + r_2 + ..., and header.config says the relative error.
+    See `elect_sign_and_average`. The result is dense; it is cut to rank r_1 + r_2 + ..., and header.config says the
+    relative error.
 
     Args:    density: fraction of each update's entries that stay, above 0 and up to 1.
     Raises:  ValueError: another density.
     """
     _check_density(density)
-    layers, error = _dense(adapters, weights, lambda updates, w: elected(trimmed(updates, density), w))
+    layers, error = _merge_dense_updates(
+        adapters, weights, lambda updates, w: elect_sign_and_average(trim_to_largest(updates, density), w)
+    )
     return Merged(layers, "ties", None, {"density": density, "truncation_error": error})
 
 
@@ -54,7 +57,7 @@ def dare(adapters: Sequence[Adapter], weights: Sequence[float], *, drop: float =
         kept = torch.rand(updates.shape, generator=generator) >= drop
         return (w * updates * kept / (1 - drop)).sum(0)
 
-    layers, error = _dense(adapters, weights, thinned)
+    layers, error = _merge_dense_updates(adapters, weights, thinned)
     return Merged(layers, "dare", None, {"drop": drop, "seed": seed, "truncation_error": error})
 
 
@@ -79,7 +82,9 @@ def knots(adapters: Sequence[Adapter], weights: Sequence[float], *, density: flo
         u, s, _ = torch.linalg.svd(torch.cat(within, 1), full_matrices=False)
         u = u[:, : max(1, int((s > NOISE).sum()))]
         tasks = torch.stack([u.T @ x for x in within])  # S V_k
-        layers[layer] = Pair(elected(trimmed(tasks, density), _column(weights, tasks)).float(), (P @ u).float())
+        layers[layer] = Pair(
+            elect_sign_and_average(trim_to_largest(tasks, density), _column(weights, tasks)).float(), (P @ u).float()
+        )
     return Merged(layers, "knots", None, {"density": density})
 
 
@@ -89,14 +94,14 @@ def _check_density(density: float) -> None:
         raise ValueError(f"density is the fraction of entries that stay, 0 < density <= 1, got {density:g}")
 
 
-def trimmed(updates: Tensor, density: float) -> Tensor:
+def trim_to_largest(updates: Tensor, density: float) -> Tensor:
     """Each update (n, o, i) with all but its largest magnitudes zero: int(density o i) entries stay, at least one."""
     flat = updates.flatten(1)
     largest = flat.abs().topk(max(1, int(density * flat.shape[1])), dim=1).indices
     return torch.zeros_like(flat).scatter(1, largest, flat.gather(1, largest)).view_as(updates)
 
 
-def elected(updates: Tensor, weights: Tensor) -> Tensor:
+def elect_sign_and_average(updates: Tensor, weights: Tensor) -> Tensor:
     """By entry the sign of the weighted sum, and the mean of the weighted entries that have it (arXiv 2306.01708).
 
     Args:    updates (n, o, i), weights (n, 1, 1).
@@ -107,7 +112,7 @@ def elected(updates: Tensor, weights: Tensor) -> Tensor:
     return (weighted * agree).sum(0) / agree.sum(0).clamp_min(1)
 
 
-def _dense(
+def _merge_dense_updates(
     adapters: Sequence[Adapter], weights: Sequence[float], rule: Callable[[Tensor, Tensor], Tensor]
 ) -> tuple[dict[str, Pair], float]:
     """A rule on each layer's updates (n, o, i), its answers cut to rank r_1 + r_2 + ..., and the whole relative error.

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 from types import ModuleType
 
-from ..trainers.kohya import delegated
+from ..trainers.kohya import frozen_module
 
 PACKAGE = "qrlora.networks."
 
@@ -31,7 +31,7 @@ class TrainerModules(importlib.abc.MetaPathFinder, importlib.abc.Loader):
                 f"{module.__name__} stands for {name} of sd-scripts or musubi-tuner, which is not there; "
                 "run their own script, with its own networks.NAME after qrlora."
             ) from error
-        module.__dict__.update(delegated(theirs))
+        module.__dict__.update(frozen_module(theirs))
 
 
 sys.meta_path.append(TrainerModules())  # behind Python's own, which finds what is in this folder

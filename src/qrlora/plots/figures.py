@@ -196,7 +196,7 @@ def layer_lines(
         axis.sharex(grid[-1, 0])
         axis.tick_params(labelsize=7, labelbottom=k == len(curves) - 1)
         if spread:
-            _histogram(grid[k, 1], lines)
+            _plot_histogram(grid[k, 1], lines)
             _label_axes(grid[k, 1], "", spread if k == len(curves) - 1 else "", "layers")
     _label_blocks(grid[-1, 0], layers)
     if title:
@@ -221,7 +221,7 @@ def _plot_over_layers(axis: Axes, label: str, lines: Mapping[str, Sequence[float
         axis.legend(fontsize=7, frameon=False, ncols=len(lines), loc="lower right", bbox_to_anchor=(1, 1))
 
 
-def _histogram(axis: Axes, series: Mapping[str, Sequence[float]]) -> None:
+def _plot_histogram(axis: Axes, series: Mapping[str, Sequence[float]]) -> None:
     """How values are distributed, in the colours of their curves."""
     from matplotlib.ticker import MaxNLocator
 

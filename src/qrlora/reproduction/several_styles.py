@@ -63,7 +63,7 @@ def figure9(request: ReproductionRequest) -> ReproducedResult:
                 "styles": _style_set_name(some),
                 "pictures": IMAGES_PER_METHOD,
             }
-            rows.append({**about, **_mean_scores(pictures, seen, [x == some for x in nearest], truths[some])})
+            rows.append({**about, **_mean_scores_of_styles(pictures, seen, [x == some for x in nearest], truths[some])})
             note = f"{'thing, ' * seen[0]}{_style_set_name(nearest[0])}"
             lines[-1].append(
                 Cell(f"{method}: {_style_set_name(some)}", pictures[0], note, seen[0] and nearest[0] == some)
@@ -78,7 +78,7 @@ def figure9(request: ReproductionRequest) -> ReproducedResult:
     return ReproducedResult(f"Figure 9: several attributes at once, {request.base}", rows, notes, ContactSheet(lines))
 
 
-def _mean_scores(
+def _mean_scores_of_styles(
     pictures: Sequence[Image.Image], seen: list[bool], exact: list[bool], truth: Tensor
 ) -> dict[str, float]:
     """Means over images; ssim with the best of the true images of all orders (orders, 3, 128, 128)."""

@@ -9,7 +9,7 @@ from itertools import combinations
 from pathlib import Path
 from typing import Any
 
-from ..output_files import atomic, check
+from ..output_files import atomic, check_writable
 from .plan import PICTURES, PLAN, TABLE, Picture, Plan, pictures_csv, write_plan
 from .power import power
 from .sheets import make_items, make_sheets
@@ -40,7 +40,7 @@ def make_study(
     Args:   source, methods, seeds: see `source.find`.  forms: "levels", "pairs".
     Raises: OSError, ValueError: the source holds no such pictures; the folder holds a plan.
     """
-    check(folder / PLAN)
+    check_writable(folder / PLAN)
     found, chosen = find_study_images(source, methods, seeds)
     if len(chosen) < 2 and "pairs" in forms:
         raise ValueError(f"pairs need two methods, got {', '.join(chosen)}: --form levels")

@@ -10,8 +10,8 @@ import importlib
 from typing import Any
 
 from .freeze_lora import AdaptedLayer, freeze_layers
-from .kohya import check, pairs_of
-from .peft import weight_of
+from .kohya import check_kohya_network, pairs_of
+from .peft import weight_of_peft_layer
 
 TRAINER = "extensions_built_in.sd_trainer.DiffusionTrainer"
 
@@ -36,12 +36,12 @@ class QRLoRA:
             )
 
         def hook_add_extra_train_params(self: Any, params: list[dict[str, Any]]) -> list[dict[str, Any]]:
-            return without_A(self.network, theirs.hook_add_extra_train_params(self, params))
+            return freeze_ai_toolkit_network(self.network, theirs.hook_add_extra_train_params(self, params))
 
         return type("QRLoRATrainer", (theirs,), {"hook_add_extra_train_params": hook_add_extra_train_params})
 
 
-def without_A(network: Any, params: list[dict[str, Any]]) -> list[dict[str, Any]]:
+def freeze_ai_toolkit_network(network: Any, params: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Freeze a network.
 
     Returns: the optimizer's groups without its A.
@@ -49,10 +49,10 @@ def without_A(network: Any, params: list[dict[str, Any]]) -> list[dict[str, Any]
     """
     if network is None:
         raise ValueError("type: qrlora needs a network of type lora in the job's yaml")
-    check(network)
+    check_kohya_network(network)
     loras = [*network.text_encoder_loras, *network.unet_loras]
     layers = [
-        AdaptedLayer(lora.lora_name, *pair, functools.partial(weight_of, lora.org_module[0]))
+        AdaptedLayer(lora.lora_name, *pair, functools.partial(weight_of_peft_layer, lora.org_module[0]))
         for lora in loras
         for pair in pairs_of(lora)
     ]

@@ -47,31 +47,31 @@ def freeze_layers(layers: Sequence[AdaptedLayer]) -> None:
             shape, a learnt A that does not span Q. No layer is changed then.
     """
     for layer in layers:
-        _check(layer)
+        _refuse_unfit_lora(layer)
     ranks = sorted({len(layer.down.weight) for layer in layers})
     Q: dict[str, Tensor] = {}
     for rank in ranks:
-        Q |= _directions({layer.name: layer for layer in layers if len(layer.down.weight) == rank}, rank)
+        Q |= _directions_of_layers({layer.name: layer for layer in layers if len(layer.down.weight) == rank}, rank)
     learnt = {layer.name for layer in layers if layer.up.weight.any()}
     for layer in layers:
         if layer.name in learnt:
-            check_span(layer.name, layer.down.weight, Q[layer.name].T)
+            check_span_of_A(layer.name, layer.down.weight, Q[layer.name].T)
     for layer in layers:
         theirs = layer.down.weight.detach()
         A = theirs if layer.name in learnt else Q[layer.name].T
         layer.up.float()
-        as_buffer(layer.down, A.to(theirs.device, torch.float32).reshape(theirs.shape).contiguous())
+        A_as_buffer(layer.down, A.to(theirs.device, torch.float32).reshape(theirs.shape).contiguous())
 
 
-def as_buffer(down: Any, A: Tensor) -> None:
+def A_as_buffer(down: Any, A: Tensor) -> None:
     """Make A the weight of a layer as a buffer, which takes another A only if that spans it."""
     if isinstance(down.weight, nn.Parameter):
         del down.weight
-        down._register_load_state_dict_pre_hook(_check_loaded, with_module=True)  # the public name is torch 2.5's
+        down._register_load_state_dict_pre_hook(_check_loaded_A, with_module=True)  # the public name is torch 2.5's
     down.register_buffer("weight", A)
 
 
-def check_span(name: str, A: Tensor, ours: Tensor) -> None:
+def check_span_of_A(name: str, A: Tensor, ours: Tensor) -> None:
     """Raises ValueError unless the rows of an A span those of ours, both (r, i) if viewed so, by SPANNED."""
     rows = torch.linalg.qr(A.detach().flatten(1).float().T).Q
     share = float(principal_angles(rows, ours.detach().flatten(1).float().T.to(rows)).square().mean())
@@ -82,14 +82,14 @@ def check_span(name: str, A: Tensor, ours: Tensor) -> None:
         )
 
 
-def _check_loaded(down: Any, state: Mapping[str, Tensor], prefix: str, *_: Any) -> None:
+def _check_loaded_A(down: Any, state: Mapping[str, Tensor], prefix: str, *_: Any) -> None:
     """What `load_state_dict` of any trainer meets; another shape is its own to refuse."""
     A = state.get(f"{prefix}weight")
     if A is not None and A.shape == down.weight.shape:
-        check_span(prefix.removesuffix("."), A, down.weight)
+        check_span_of_A(prefix.removesuffix("."), A, down.weight)
 
 
-def _check(layer: AdaptedLayer) -> None:
+def _refuse_unfit_lora(layer: AdaptedLayer) -> None:
     """Raises ValueError: a LoRA of more than two matrices, without numbers, or of a rank that its layer has not."""
     if not isinstance(layer.down, PLAIN) or not isinstance(layer.up, PLAIN):
         kinds = f"{type(layer.down).__name__} and {type(layer.up).__name__}"
@@ -103,7 +103,7 @@ def _check(layer: AdaptedLayer) -> None:
         )
 
 
-def _directions(layers: Mapping[str, AdaptedLayer], rank: int) -> Mapping[str, Tensor]:
+def _directions_of_layers(layers: Mapping[str, AdaptedLayer], rank: int) -> Mapping[str, Tensor]:
     """{name: Q}."""
 
     def read(name: str) -> Tensor:

@@ -35,7 +35,7 @@ class Frozen:
     def apply_to(self, text_encoder: Any, unet: Any, apply_text_encoder: bool = True, apply_unet: bool = True) -> None:
         """Theirs, after the LoRAs that will be used have got their directions. Raises as `freeze_layers` does."""
         used = (self.text_encoder_loras if apply_text_encoder else []) + (self.unet_loras if apply_unet else [])
-        freeze_layers([layer for lora in used for layer in layers_of(lora)])
+        freeze_layers([layer for lora in used for layer in layers_of_kohya_lora(lora)])
         super().apply_to(text_encoder, unet, apply_text_encoder, apply_unet)  # pyright: ignore
 
     def apply_max_norm_regularization(self, max_norm_value: float, device: Any) -> Any:
@@ -50,18 +50,18 @@ class Frozen:
         return result
 
 
-def delegated(theirs: ModuleType) -> dict[str, Any]:
+def frozen_module(theirs: ModuleType) -> dict[str, Any]:
     """What a module of the trainer's holds, with networks for training frozen.
 
     Raises: AttributeError: it makes no networks.
     """
-    makers = {name: _frozen(getattr(theirs, name)) for name in MAKERS if hasattr(theirs, name)}
+    makers = {name: _freezing_maker(getattr(theirs, name)) for name in MAKERS if hasattr(theirs, name)}
     if not makers:
         raise AttributeError(f"{theirs.__name__} makes no network: it has no {' or '.join(MAKERS)}")
     return {name: value for name, value in vars(theirs).items() if not name.startswith("__")} | makers
 
 
-def _frozen(make: Callable) -> Callable:
+def _freezing_maker(make: Callable) -> Callable:
     """A maker of networks whose networks are Frozen, but for those that are only merged."""
 
     @functools.wraps(make)
@@ -69,37 +69,41 @@ def _frozen(make: Callable) -> Callable:
         result = make(*args, **kwargs)
         network = result[0] if isinstance(result, tuple) else result  # sd-scripts gives the weights back, too
         if network is not None and not kwargs.get("for_inference"):
-            check(network)
-            network.__class__ = frozen_class(type(network))
+            check_kohya_network(network)
+            network.__class__ = frozen_network_class(type(network))
         return result
 
     return made
 
 
 @functools.cache
-def frozen_class(theirs: type) -> type:
+def frozen_network_class(theirs: type) -> type:
     """The same class for every network of one class: trainers know their network by it when they resume.
 
     Raises: ValueError: it lacks what is overridden, naming its version.
     """
     lacking = [name for name in OVERRIDDEN if not hasattr(theirs, name)]
     if lacking:
-        what = f"{_named(theirs)} has no {lacking[0]}(), which qrlora overrides"
+        what = f"{_class_and_version(theirs)} has no {lacking[0]}(), which qrlora overrides"
         raise ValueError(f"{what}; it knows sd-scripts of 2026 and musubi-tuner 0.3.4")
     return type(f"Frozen{theirs.__name__}", (Frozen, theirs), {})
 
 
-def check(network: Any) -> None:
+def check_kohya_network(network: Any) -> None:
     """Raises ValueError: a network that is no plain LoRA's, naming its class and version."""
     for name in ("text_encoder_loras", "unet_loras"):
         if not hasattr(network, name):
-            raise ValueError(f"{_named(network)} has no {name}: no network of plain LoRAs; use one of networks.lora...")
+            raise ValueError(
+                f"{_class_and_version(network)} has no {name}: no network of plain LoRAs; use one of networks.lora..."
+            )
         for lora in getattr(network, name):
             lacking = [x for x in ("lora_down", "lora_up", "org_module") if not hasattr(lora, x)]
             more = [x for x in BESIDE_A_AND_B if getattr(lora, x, None) is not None]
             if lacking or more:
                 why = f"has no {lacking[0]}" if lacking else f"has {more[0]}"
-                raise ValueError(f"{_named(lora)} {why}: no plain LoRA, whose A could be frozen; leave it out")
+                raise ValueError(
+                    f"{_class_and_version(lora)} {why}: no plain LoRA, whose A could be frozen; leave it out"
+                )
 
 
 def pairs_of(lora: Any) -> Iterable[tuple[Any, Any]]:
@@ -108,20 +112,20 @@ def pairs_of(lora: Any) -> Iterable[tuple[Any, Any]]:
     return zip(lora.lora_down, lora.lora_up, strict=True) if split else [(lora.lora_down, lora.lora_up)]
 
 
-def layers_of(lora: Any) -> list[AdaptedLayer]:
+def layers_of_kohya_lora(lora: Any) -> list[AdaptedLayer]:
     """One for each pair, with its part of the weight."""
     pairs = list(pairs_of(lora))
     if len(pairs) == 1:
-        return [AdaptedLayer(lora.lora_name, *pairs[0], functools.partial(weight_of, lora.org_module))]
+        return [AdaptedLayer(lora.lora_name, *pairs[0], functools.partial(weight_of_kohya_module, lora.org_module))]
     heights = [len(up.weight) for _, up in pairs]
 
     def part(k: int) -> Tensor:
-        return weight_of(lora.org_module).split(heights)[k]
+        return weight_of_kohya_module(lora.org_module).split(heights)[k]
 
     return [AdaptedLayer(f"{lora.lora_name}.{k}", *pair, functools.partial(part, k)) for k, pair in enumerate(pairs)]
 
 
-def weight_of(module: Any) -> Tensor:
+def weight_of_kohya_module(module: Any) -> Tensor:
     """W (o, i) of a linear layer or a convolution; of fp8 numbers in float32, times their scales if they have any.
 
     Scales, as kohya's fp8 layers keep them: `scale_weight` of shape (1,), (o, 1) or (o, blocks, 1) over the inputs.
@@ -133,7 +137,7 @@ def weight_of(module: Any) -> Tensor:
     return W.flatten(1)
 
 
-def _named(thing: Any) -> str:
+def _class_and_version(thing: Any) -> str:
     """An object's class and module, with the version of the distribution if that tells one: sd-scripts does not."""
     kind = thing if isinstance(thing, type) else type(thing)
     distribution = kind.__module__.partition(".")[0]

@@ -37,14 +37,14 @@ def freeze(model: nn.Module, adapter: str = "default") -> None:
     if str(begun).lower() not in BESIDE:
         raise ValueError(f"init_lora_weights={begun!r} has changed the base's weights; use init_lora_weights=True")
     adapted = {name: module for name, module in model.named_modules() if isinstance(module, LoraLayer)}
-    layers = [_layer(name, module, adapter) for name, module in adapted.items() if adapter in _adapters(module)]
+    layers = [_adapted_layer(name, module, adapter) for name, module in adapted.items() if adapter in _adapters(module)]
     if not layers:
         others = sorted({other for module in adapted.values() for other in _adapters(module)})
         raise ValueError(f"the model has no LoRA of PEFT named {adapter!r}; there are: {', '.join(others) or 'none'}")
     freeze_layers(layers)
 
 
-def everywhere() -> list[str]:
+def freeze_every_peft_lora() -> list[str]:
     """From here on `freeze` every LoRA that PEFT adds to train it.
 
     What only infers is left as it is, and so is what waits on the meta device for its file: for both a file follows.
@@ -69,7 +69,7 @@ def everywhere() -> list[str]:
     return frozen
 
 
-def weight_of(base: nn.Module, transposed: bool = False) -> Tensor:
+def weight_of_peft_layer(base: nn.Module, transposed: bool = False) -> Tensor:
     """W (o, i) of a layer in floats, whoever has quantised it. Raises ValueError: PEFT cannot read it."""
     if not isinstance(getattr(base, "weight", None), Tensor) and not hasattr(base, "W_q"):
         raise ValueError(f"a {type(base).__name__} has no weight that PEFT {peft.__version__} can dequantise")
@@ -80,10 +80,10 @@ def weight_of(base: nn.Module, transposed: bool = False) -> Tensor:
 
 
 def main(arguments: Sequence[str]) -> None:
-    """Run a Python script as if by itself, with `everywhere`."""
+    """Run a Python script as if by itself, with `freeze_every_peft_lora`."""
     if not arguments or not Path(arguments[0]).is_file():
         raise SystemExit(f"usage: python -m qrlora.trainers.peft SCRIPT ...; no script {(arguments or [''])[0]!r}")
-    frozen = everywhere()
+    frozen = freeze_every_peft_lora()
     sys.argv = [*arguments]
     sys.path[0] = str(Path(arguments[0]).resolve().parent)
     runpy.run_path(arguments[0], run_name="__main__")
@@ -95,7 +95,7 @@ def _adapters(module: Any) -> list[str]:
     return [*module.lora_A, *module.lora_embedding_A]
 
 
-def _layer(name: str, module: Any, adapter: str) -> AdaptedLayer:
+def _adapted_layer(name: str, module: Any, adapter: str) -> AdaptedLayer:
     """A layer's LoRA. Raises ValueError: an embedding's, a parameter's, or one that does more than B A."""
     more = getattr(module, "lora_variant", {}).get(adapter)
     if adapter not in module.lora_A or hasattr(module, "parameter_name") or more:
@@ -103,7 +103,7 @@ def _layer(name: str, module: Any, adapter: str) -> AdaptedLayer:
         raise ValueError(
             f"{name}: a {kind} of PEFT {peft.__version__} is no plain LoRA of a layer's weight; leave it out"
         )
-    weight = functools.partial(weight_of, module.get_base_layer(), getattr(module, "fan_in_fan_out", False))
+    weight = functools.partial(weight_of_peft_layer, module.get_base_layer(), getattr(module, "fan_in_fan_out", False))
     return AdaptedLayer(name.removeprefix("base_model.model."), module.lora_A[adapter], module.lora_B[adapter], weight)
 
 

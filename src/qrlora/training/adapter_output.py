@@ -40,12 +40,12 @@ def check_outputs_writable(config: TrainConfig, images: Sequence[TrainingImage])
     output = Path(config.output)
     if output.is_file() and not config.overwrite:
         if not _may_be_of_run(output, config, images):
-            output_files.check(output)
+            output_files.check_writable(output)
         return  # this very run has ended, or is refused once its base is open: nothing will be written
     if is_rank_zero():
         folders = [output.with_suffix(".tensorboard")] if config.tensorboard else []
         for path in (output, config.checkpoints / CHECKPOINT_FILE, *(folder / CHECKPOINT_FILE for folder in folders)):
-            output_files.check(path, overwrite=True)
+            output_files.check_writable(path, overwrite=True)
 
 
 def check_adapter_fits(config: TrainConfig, base: Base) -> None:
@@ -58,7 +58,7 @@ def check_adapter_fits(config: TrainConfig, base: Base) -> None:
     shapes = {name: (x.out_features, x.in_features) for name, x in base.target_layers(config.targets).items()}
     header = Header(family=base.family.name, part=base.family.component, method=config.method, rank=rank)
     size = size_in_bytes(shapes, header) * (1 + len(saved_steps(config)))
-    output_files.check(config.output, overwrite=True, size=size)
+    output_files.check_writable(config.output, overwrite=True, size=size)
 
 
 def file_of_step(config: TrainConfig, step: int) -> Path:
@@ -90,7 +90,7 @@ def check_step_files(config: TrainConfig, inputs: Mapping[str, Any]) -> None:
         path = file_of_step(config, step)
         run = header_of_step(Header(), config, inputs, step).config[RUN_ENTRY]
         if path.exists() and _header_or_empty(path).config.get(RUN_ENTRY) != run:
-            output_files.check(path)
+            output_files.check_writable(path)
 
 
 def save_adapter_of_step(adapter: Adapter, config: TrainConfig, step: int) -> None:
@@ -108,7 +108,7 @@ def load_finished_adapter(config: TrainConfig, run: str) -> Adapter | None:
         return None
     if _header_or_empty(Path(config.output)).config.get(RUN_ENTRY) == run:
         return load(config.output)
-    output_files.check(config.output)
+    output_files.check_writable(config.output)
     return None
 
 

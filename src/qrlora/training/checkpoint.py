@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..safetensors_files import read, read_metadata, write
+from ..safetensors_files import read_metadata, read_safetensors, write_safetensors
 from ..temporary_files import remove_stale
 from .distributed import is_rank_zero
 from .loss_scale import LossScale
@@ -64,7 +64,7 @@ class Checkpoint:
         metadata |= {"start": self.adapter.start, "optimizer": numbers, "tensors": len(tensors)}
         metadata["loss scale"] = scale.state_dict()
         try:
-            write(
+            write_safetensors(
                 self.folder / CHECKPOINT_FILE,
                 tensors,
                 {key: json.dumps(metadata[key], sort_keys=True) for key in METADATA_TYPES},
@@ -92,7 +92,7 @@ class Checkpoint:
         if metadata["step"] > self.steps:
             longer = f"step {metadata['step']} of a longer run than steps={self.steps}"
             raise ValueError(f"{self.folder} holds {longer}: {_hint(path)}")
-        tensors, _ = read(path)
+        tensors, _ = read_safetensors(path)
         self._check_tensors(path, tensors, metadata["tensors"])
         try:
             scale.load_state_dict(metadata["loss scale"])

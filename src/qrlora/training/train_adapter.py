@@ -92,12 +92,12 @@ def train(
     if progress is None:
         progress = on_stage is None and is_visible()
     if not (progress and is_rank_zero()):
-        return _train(config, base, on_step, on_preview, on_stage or (lambda _what, _share: None))
+        return _train_without_bar(config, base, on_step, on_preview, on_stage or (lambda _what, _share: None))
     with training_progress_bar(Path(config.output).stem, on_step, on_stage) as (step, stage):
-        return _train(config, base, step, on_preview, stage)
+        return _train_without_bar(config, base, step, on_preview, stage)
 
 
-def _train(
+def _train_without_bar(
     config: TrainConfig,
     base: Base | None,
     on_step: Callable[[Progress], Any] | None,
@@ -149,7 +149,7 @@ def _train(
     ordinary = ordinary_prompts(config) if needs_ordinary else []
     examples = encode_training_examples(base, cropped, captions, ordinary)
     header_settings = settings_in_header(config, images)
-    preview = _preview(config, base) if config.preview_every else None
+    preview = _preview_sampler(config, base) if config.preview_every else None
     if opened_here:
         base.release(keep=["vae"] if preview else [])
     with base.on_device():
@@ -184,7 +184,7 @@ def _train_on_base(
     generator = torch.Generator("cpu").manual_seed(config.seed)
     with processes.rank_zero_first():
         inject_adapter = prepare_adapter(base, config, examples, generator, stage)
-    header = _header(config, base, header_settings)
+    header = _header_of_run(config, base, header_settings)
     trainable = inject_adapter()
     try:
         processes.assert_equal_across_ranks(trainable.start["basis"])
@@ -216,7 +216,7 @@ def _train_on_base(
         trainable.detach()
 
 
-def _preview(config: TrainConfig, base: Base) -> Callable[[], Any]:
+def _preview_sampler(config: TrainConfig, base: Base) -> Callable[[], Any]:
     """() -> an image with the adapter so far, always of one seed, so that previews of a run can be compared. The prompt
     is encoded now. The image is None, with a warning, if a GPU's memory runs out: training continues."""
     defaults, side = base.defaults, config.resolution
@@ -236,7 +236,7 @@ def _preview(config: TrainConfig, base: Base) -> Callable[[], Any]:
     return preview
 
 
-def _header(config: TrainConfig, base: Base, settings: dict[str, Any]) -> Header:
+def _header_of_run(config: TrainConfig, base: Base, settings: dict[str, Any]) -> Header:
     assert config.rank is not None and config.targets is not None
     return Header(
         family=base.family.name,

@@ -5,7 +5,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from ..safetensors_files import read
+from ..safetensors_files import read_safetensors
 from ..text_files import write_text
 from .classifiers import classifier_accuracy, measured_quality
 from .drawings import HANDS, SIZE, contents, held_out_contents, known_contents
@@ -73,7 +73,7 @@ def _pipeline_class(folder: Path) -> str:
 def _millions_of_parameters(folder: Path) -> float:
     """Parameters of all components but the VAE, in millions, from the weight files."""
     files = [file for file in folder.glob("*/*.safetensors") if file.parent.name != "vae"]
-    return sum(tensor.numel() for file in files for tensor in read(file)[0].values()) / 1e6
+    return sum(tensor.numel() for file in files for tensor in read_safetensors(file)[0].values()) / 1e6
 
 
 def _command_options(settings: dict[str, Any]) -> str:

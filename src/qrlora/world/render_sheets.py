@@ -158,7 +158,7 @@ def npm_install(packages: list[str], folder: Path) -> Path:
 def open_emoji_set(folder: Path) -> Callable[[Emoji], Image.Image | None]:
     """A reader of the emoji set in ``folder``: emoji -> square RGBA drawing, or None where the set has none."""
     if (folder / "assets").is_dir():  # ready-made images named by code point
-        return lambda emoji: _read_image(folder / "assets", emoji)
+        return lambda emoji: _read_png_of_emoji(folder / "assets", emoji)
     optional_dependencies.require("world", reason="drawing SVG")
     import resvg_py
 
@@ -175,7 +175,7 @@ def open_emoji_set(folder: Path) -> Callable[[Emoji], Image.Image | None]:
     return render
 
 
-def _read_image(folder: Path, emoji: Emoji) -> Image.Image | None:
+def _read_png_of_emoji(folder: Path, emoji: Emoji) -> Image.Image | None:
     for path in (folder / f"{emoji.code}.webp", folder / f"{emoji.code}-fe0f.webp"):
         if path.is_file():
             with Image.open(path) as image:
