@@ -16,7 +16,7 @@ LAYERS = (
     ("optional_dependencies", "crop_geometry", "devices", "image_size", "layouts", "temporary_files", "trigger_words"),
     ("built_in_bases", "image_loading", "output_files"),
     ("lanczos", "text_files"),
-    ("linalg", "noising", "config", "safetensors_files", "lora_keys", "parallel_map"),
+    ("linalg", "noising", "config", "safetensors_files", "lora_keys", "parallel_map", "json_objects"),
     ("basis",),
     ("initialisation_methods", "adapter"),
     ("merging", "analysis", "files", "doctor"),

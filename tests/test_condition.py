@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from qrlora.families.family import Condition
+from qrlora.families.condition import Condition
 
 
 def told(*lengths, **more):

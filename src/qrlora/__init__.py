@@ -68,6 +68,7 @@ if not any(isinstance(finder, MissingExtraFinder) for finder in sys.meta_path):
 
 
 def __getattr__(name: str) -> Any:
+    """Import a public name when it is first used; an old name with a DeprecationWarning."""
     if new := RENAMED.get(name):
         warnings.warn(
             f"qrlora.{name} is now qrlora.{new}; the old name goes with 0.3", DeprecationWarning, stacklevel=2

@@ -114,7 +114,7 @@ class Header:
 
     @classmethod
     def from_json(cls, text: str) -> "Header":
-        """The header that to_json wrote.
+        """The adapter's header that to_json wrote.
 
         Raises: ValueError: not JSON, another format version, a field missing a meaning here.
         """
@@ -150,6 +150,7 @@ class Adapter:
     header: Header
 
     def __post_init__(self) -> None:
+        """Check that the adapter's factors fit its header and each other."""
         if not self.layers:
             raise ValueError("an adapter needs at least one layer, got none")
         for layer, pair in self.layers.items():
@@ -166,7 +167,7 @@ class Adapter:
         return {layer: pair.shape for layer, pair in self.layers.items()}
 
     def dense(self, layer: str) -> Tensor:
-        """The update B A of one layer, (o, i). Raises ValueError for a layer that is not adapted."""
+        """The adapter's update B A of one layer, (o, i). Raises ValueError for a layer that is not adapted."""
         if layer not in self.layers:
             raise ValueError(f"no layer {layer!r} among the adapter's {len(self.layers)}")
         return self.layers[layer].B @ self.layers[layer].A
@@ -182,13 +183,14 @@ class Adapter:
             raise ValueError(f"the adapters' base models differ, {bases}: {found}")
 
     def scaled(self, strength: float) -> "Adapter":
-        """Every update times strength, which goes into B. Raises ValueError: see config.types.check_strengths."""
+        """Every update of the adapter times strength, which goes into B. Raises ValueError: see
+        config.types.check_strengths."""
         check_strengths([strength], "a strength")
         layers = {layer: Pair(pair.A, pair.B * strength) for layer, pair in self.layers.items()}
         return replace(self, layers=layers)
 
     def select(self, wanted: Sequence[str] | Callable[[str], bool]) -> "Adapter":
-        """The layers whose name ends in one of the dotted suffixes, or for which wanted(name) is true.
+        """The adapter's layers whose name ends in one of the dotted suffixes, or for which wanted(name) is true.
 
         Raises: ValueError: no layer is left.
         """
@@ -244,7 +246,7 @@ def linear_layers(model: nn.Module, endings: Sequence[str]) -> dict[str, nn.Line
 
 
 def _project_factors(pair: Pair, Q: Tensor, side: str) -> Pair:
-    """The pair projected on given directions; the pair itself where its factor is them already."""
+    """The pair of an adapter projected on given directions; the pair itself where its factor is them already."""
     directions = pair.directions(side)
     if torch.equal(directions, Q):
         return pair
@@ -253,7 +255,7 @@ def _project_factors(pair: Pair, Q: Tensor, side: str) -> Pair:
 
 
 def _check_entries(values: Mapping[str, Any]) -> None:
-    """Raises ValueError, naming it: an entry of a header that is of another type than what is written there."""
+    """Raises ValueError, naming it: an entry of an adapter's header of another type than what is written there."""
     for name, value in values.items():
         kind = HEADER_TYPES.get(name, object)
         if not isinstance(value, kind) or (isinstance(value, bool) and kind is not object):
@@ -272,7 +274,7 @@ def _check_entries(values: Mapping[str, Any]) -> None:
 
 
 def _check_factors(layer: str, pair: Pair) -> None:
-    """Raises ValueError unless A (r, i) and B (o, r) are finite float32 matrices."""
+    """Raises ValueError unless an adapter's A (r, i) and B (o, r) are finite float32 matrices."""
     A, B = pair.A, pair.B
     if A.ndim != 2 or B.ndim != 2 or A.shape[0] != B.shape[1] or min(*A.shape, *B.shape) < 1:
         raise ValueError(f"{layer}: A must be (r, i) and B (o, r), got {tuple(A.shape)} and {tuple(B.shape)}")

@@ -167,7 +167,7 @@ def trainable_parameters(adapter: Adapter) -> int:
 
 
 def _similarity(layer: str, a: Pair, b: Pair, trains_A: bool) -> Similarity:
-    """One row. With <X, Y> the sum of products, <B A, B' A'> is that of B^T B' and A A'^T."""
+    """One row of `similarity`. With <X, Y> the sum of products, <B A, B' A'> is that of B^T B' and A A'^T."""
     inputs, outputs = _grams(a.A.T, b.A.T), _grams(a.B, b.B)
     square_a, square_b, cross = (float((x * y).sum(dtype=torch.float64)) for x, y in zip(inputs, outputs, strict=True))
     factors = inputs if trains_A else outputs
@@ -211,7 +211,8 @@ def _cosine(cross: float, square_a: float, square_b: float) -> float:
 
 
 def _span_overlap(gram_a: Tensor, gram_b: Tensor, cross: Tensor) -> float:
-    """|Q_a^T Q_b|^2 / min(r_a, r_b) for the spans with Gram matrices X^T X, Y^T Y and X^T Y; NaN for an empty span."""
+    """The overlap |Q_a^T Q_b|^2 / min(r_a, r_b) of the spans with Gram matrices X^T X, Y^T Y and X^T Y; NaN for an
+    empty span."""
     if cross is gram_a:
         return 1.0 if gram_a.any() else math.nan
     whiten_a, whiten_b = _inverse_root(gram_a), _inverse_root(gram_b)
@@ -222,7 +223,7 @@ def _span_overlap(gram_a: Tensor, gram_b: Tensor, cross: Tensor) -> float:
 
 
 def _inverse_root(gram: Tensor) -> Tensor:
-    """K (r, s) with K^T gram K = I on the s directions that count."""
+    """The inverse root of a Gram matrix, for overlaps: K (r, s) with K^T gram K = I on the s directions that count."""
     exact = gram.double()
     factor, failed = torch.linalg.cholesky_ex(exact)
     pivots = factor.diagonal().square()

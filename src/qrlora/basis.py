@@ -99,6 +99,7 @@ def compute_basis(
     """
 
     def found(item: tuple[str, Tensor]) -> tuple[str, Tensor, float]:
+        """The directions of one weight of the base, as `compute_basis` finds them."""
         layer, weight = item
         count = min(rank_of_whole_batches(rank), *weight.shape) if spare and 1 <= rank <= min(weight.shape) else rank
         try:
@@ -238,7 +239,7 @@ def same_base(first: Mapping[str, float], second: Mapping[str, float]) -> bool:
 
 
 def _tensors_digest(title: str, tensors: Iterable[tuple[str, Tensor]]) -> str:
-    """SHA-256 (hex) of a title and of names, dtypes, shapes and bytes of tensors."""
+    """A basis' digest: SHA-256 (hex) of a title and of names, dtypes, shapes and bytes of tensors."""
     state = hashlib.sha256(title.encode())
     for name, tensor in tensors:
         state.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
@@ -251,7 +252,8 @@ class _DamagedCache(ValueError):
 
 
 def _read_record(record: Path) -> dict[str, dict]:
-    """{directions held: {"file": digest of the basis, "checksum": its word_sum, "lost", "digests": {rank: it}}}."""
+    """The cache's record of a base's bases: {directions held: {"file": digest of the basis, "checksum": its word_sum,
+    "lost", "digests": {rank: it}}}."""
     try:
         known = json.loads(record.read_text()) if os.access(record, os.R_OK) else {}
         return {str(int(held)): {**x, "file": x["file"], "digests": {**x["digests"]}} for held, x in known.items()}

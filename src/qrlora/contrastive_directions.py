@@ -75,6 +75,7 @@ def compute_contrast_directions(
     conditions = (examples.condition.rows(rows), examples.ordinary)
 
     def moments_of(group: Sequence[str]) -> list[Moments]:
+        """The second moments of a group of layers, for the prompts with and without the trigger."""
         assert config.timestep_sampling is not None
         generator = torch.Generator().manual_seed(config.seed)
         return [
@@ -170,6 +171,7 @@ def shared_inputs(
     alive: list[tuple[weakref.ref[Tensor], str]] = []
 
     def note(layer: str, x: Tensor) -> None:
+        """Add a layer's inputs to its second moment."""
         alive[:] = [(other, reader) for other, reader in alive if other() is not None]
         first_readers[layer] = next((reader for other, reader in alive if other() is x), layer)
         if first_readers[layer] == layer:
@@ -184,7 +186,8 @@ def shared_inputs(
 def _forward_noisy_copies(
     base: Base, latents: Tensor, condition: Condition, timestep_sampling: str, generator: torch.Generator
 ) -> None:
-    """One forward pass of the model for each row of the condition, on a noisy copy of image k modulo n for row k."""
+    """To excite directions, one forward pass of the model for each row of the condition, on a noisy copy of image k
+    modulo n for row k."""
     noising, device = noising_of(base.pipe.scheduler.config, timestep_sampling=timestep_sampling), base.device
     for k in range(len(condition)):
         image = latents[[k % len(latents)]]
@@ -199,6 +202,8 @@ def input_hooks(model: nn.Module, layers: Sequence[str], on_input: Callable[[str
     """Call on_input(layer, its input) at every forward pass of these layers, for the length of a `with`."""
 
     def hook_of(layer: str) -> Callable[..., None]:
+        """A hook that hands over a layer's input."""
+
         def hook(_module: nn.Module, arguments: tuple[Any, ...]) -> None:
             on_input(layer, arguments[0])
 

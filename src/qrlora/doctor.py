@@ -29,14 +29,14 @@ EXTRAS = (
 
 
 def doctor_report() -> str:
-    """The whole report as lines "name: value", problems last, each with the command that mends it."""
+    """The whole report of `qrlora doctor` as lines "name: value", problems last, with the command that mends each."""
     lines = [f"{name}: {value}" for name, value in installed_facts()]
     found = list(found_problems())
     return "\n".join([*lines, *(f"problem: {text}" for text in found), *(["problems: none"] if not found else [])])
 
 
 def installed_facts() -> Iterator[tuple[str, str]]:
-    """(name, value) of what is installed and what this machine is."""
+    """(name, value) for the doctor's report: what is installed and what this machine is."""
     yield "qrlora", f"{__version__} in {Path(__file__).parent}"
     yield "python", f"{platform.python_version()} in {sys.prefix}"
     yield "system", f"{platform.system()} {platform.release()} {platform.machine()}"
@@ -48,7 +48,7 @@ def installed_facts() -> Iterator[tuple[str, str]]:
 
 
 def found_problems() -> Iterator[str]:
-    """What will make commands fail or be slow, each in one line with the way out."""
+    """The doctor's problems: what will make commands fail or be slow, each in one line with the way out."""
     if not list(optional_dependencies.requirements_of_extra("")):
         yield "qrlora runs from a folder and is not installed, its extras cannot be checked: pip install -e FOLDER"
     for name, places in duplicate_distributions().items():
@@ -86,7 +86,8 @@ def _versions(requirements: Iterator[tuple[str, str]]) -> str:
 
 
 def _machine() -> Iterator[tuple[str, str]]:
-    """torch, the devices that it sees, the dtype of bases on the one that is chosen, the folder of the cache."""
+    """The doctor's lines on this machine: torch, the devices that it sees, the dtype of bases on the one that is
+    chosen, the folder of the cache."""
     import torch
 
     from . import basis, devices

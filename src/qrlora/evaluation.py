@@ -148,6 +148,7 @@ def open_encoder(name: str, device: str = "auto") -> Encoder:
 
     @torch.no_grad()
     def features(images: Sequence[Image.Image]) -> Tensor:
+        """The features of images by a vision network."""
         pixels = torch.cat([_resized_and_cropped(image, shorter, size) for image in images])
         pixels = (pixels - torch.tensor(mean)[:, None, None]) / torch.tensor(deviation)[:, None, None]
         answer = model(pixels.to(execution_device))
@@ -235,6 +236,7 @@ def _resized_and_cropped(image: Image.Image, shorter: int, size: int) -> Tensor:
 
 
 def _checkpoint_revision(config: Any, model: torch.nn.Module) -> str:
+    """The revision of a vision network's checkpoint, by which scores are known."""
     commit = getattr(config, "_commit_hash", None)
     if commit:
         return commit

@@ -62,7 +62,7 @@ class CroppedImage:
 
     @property
     def pixels(self) -> Tensor:
-        """(1, 3, H, W) float32 in -1..1."""
+        """The loaded image as (1, 3, H, W) float32 in -1..1."""
         import torch  # not above: who only reads pictures, as the studio's server, does without
 
         values = torch.from_numpy(np.asarray(self.image, dtype=np.float32).copy())
@@ -70,7 +70,7 @@ class CroppedImage:
 
     @property
     def mask_values(self) -> Tensor | None:
-        """The mask as (1, 1, H, W) float32 in 0..1; None without one."""
+        """The loaded mask as (1, 1, H, W) float32 in 0..1; None without one."""
         import torch
 
         if self.mask is None:

@@ -25,7 +25,7 @@ def parse_image_size(name: str, value: ImageSize | None) -> Any:
 
 
 def height_and_width(size: ImageSize | tuple[int, int]) -> tuple[int, int]:
-    """(height, width) of a size, or of a pair that is one already."""
+    """(height, width) of an image size, or of a pair that is one already."""
     if isinstance(size, tuple):
         return size
     if isinstance(size, int):

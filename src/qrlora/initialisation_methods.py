@@ -1,4 +1,5 @@
-"""METHODS: the initial factors A and B of a layer, and which of them is trained.
+"""METHODS, how A and B of a LoRA are initialised and which of them is trained: qr, lora, PiSSA, OLoRA, Orthogonal
+Adaptation.
 
 Letters: o outputs, i inputs, r rank. Every method's update of a weight W (o, i) is B A with
 A (r, i) and B (o, r), so that every method lives in an ordinary LoRA layer and file.
@@ -197,7 +198,8 @@ def slot_directions(size: int, rank: int, slot: int) -> Tensor:
 
 
 def minor_directions(weight: Tensor, rank: int) -> Tensor:
-    """The weakest input directions of a weight: the last right singular vectors of its thin SVD, in float64.
+    """The initial directions of a method that starts from the weakest: the last right singular vectors of a weight's
+    thin SVD, in float64.
 
     They are those that MiLoRA (arXiv 2406.09044) starts from.
 
@@ -238,7 +240,7 @@ def olora(weight: Tensor, Q: Tensor | None, rank: int, generator: torch.Generato
 
 
 def _checked_directions(Q: Tensor | None, size: int, rank: int, side: str) -> Tensor:
-    """Q on the CPU in float32. Raises ValueError unless it is (size, rank)."""
+    """A method's directions Q on the CPU in float32. Raises ValueError unless it is (size, rank)."""
     if Q is None or tuple(Q.shape) != (size, rank):
         found = "none" if Q is None else f"shape {tuple(Q.shape)}"
         raise ValueError(f"needs {rank} leading {side} directions of shape ({size}, {rank}), got {found}")

@@ -148,7 +148,8 @@ def largest_missed_value(gram: Callable[[Tensor], Tensor], X: Tensor, values: Te
 
 
 def orthogonal_part(known: Tensor, image: Tensor, inside: Tensor, trace: Tensor) -> tuple[Tensor, Tensor]:
-    """What an image holds beside the known directions: orthonormal columns, and the triangle of their QR.
+    """In block Lanczos, what an image holds beside the known directions: orthonormal columns, and the triangle of their
+    QR.
 
     An exhausted span leaves nothing but rounding. A random trace of that size keeps the block full, and orthogonal to
     the strongest directions, whose share in it the next product would multiply.
@@ -237,7 +238,7 @@ def ritz_value_error(values: Tensor, residuals: Tensor, further: float) -> Tenso
 
 
 def lost_fraction(values: Tensor, residual: Tensor, Y: Tensor, further: Tensor) -> float:
-    """Fraction of its squared norm |W z|^2 that a direction found lacks, the mean over all sought.
+    """Fraction of its squared norm |W z|^2 that a direction found by Lanczos lacks, the mean over all sought.
 
     Two directions with values s > t and a product c in G mix until s has risen by the root of
     ((s - t) / 2)^2 + c^2, less (s - t) / 2. So much is lost to each of the directions Y that a search kept beside those

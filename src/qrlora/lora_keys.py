@@ -79,7 +79,7 @@ def printable(name: str, most: int = 200) -> str:
 
 
 def factor_of(key: str) -> Factor:
-    """A key of any style of LoRA file, taken apart.
+    """A key of any LoRA file, taken apart: the layer's name, the factor A, B or alpha, and the ending.
 
     Raises: UnreadableKey: a text encoder's layer, another kind of adapter.
     """

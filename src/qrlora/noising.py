@@ -147,6 +147,7 @@ def _diffusion(process: Mapping[str, Any], min_snr_gamma: float, timestep_sampli
     signal, sigma = squared.sqrt(), (1 - squared).sqrt()
 
     def scales(x: Tensor, time: Tensor) -> tuple[Tensor, Tensor]:
+        """a_t and s_t at timesteps, shaped as x."""
         shape = (-1, *[1] * (x.ndim - 1))
         rows = time.to(squared.device)
         a, s = signal[rows].view(shape), sigma[rows].view(shape)
@@ -157,6 +158,7 @@ def _diffusion(process: Mapping[str, Any], min_snr_gamma: float, timestep_sampli
         return a * x + s * noise
 
     def weighting(time: Tensor) -> Tensor:
+        """The loss weight at timesteps: min-SNR."""
         if not min_snr_gamma:
             return torch.ones(time.shape, device=time.device)
         snr = squared / (1 - squared).clamp_min(torch.finfo(squared.dtype).tiny)

@@ -51,7 +51,7 @@ def require(extra: str, *names: str, reason: str = "") -> None:
 
 
 def missing_extra_hint(extra: str, *names: str, reason: str = "") -> str:
-    """The message with which `require` would raise, "" if it would not."""
+    """The message with which `require` would raise for an optional dependency, "" if it would not."""
     lacking = list(_lacking_of_extra(extra, names))
     if not lacking:
         return ""
@@ -86,7 +86,7 @@ def requirements_of_extra(extra: str) -> Iterator[tuple[str, str]]:
 
 
 def version_of(name: str) -> str:
-    """The version of a distribution, "" if it is not installed."""
+    """The version of a distribution that may be installed, "" if it is not."""
     import importlib.metadata
 
     try:
@@ -96,7 +96,7 @@ def version_of(name: str) -> str:
 
 
 def _lacking_of_extra(extra: str, names: Sequence[str]) -> Iterator[str]:
-    """What of an extra is absent or too old, in words."""
+    """What of an extra's distributions is absent or too old, in words."""
     bounds = dict(requirements_of_extra(extra))
     for name in names or bounds:
         bound, version = bounds.get(name, ""), version_of(name)
@@ -107,7 +107,7 @@ def _lacking_of_extra(extra: str, names: Sequence[str]) -> Iterator[str]:
 
 
 def _release_numbers(version: str) -> tuple[int, ...]:
-    """The release of a version: "0.37.0.dev0" is (0, 37), zeros at the end do not count."""
+    """A distribution's release as numbers: "0.37.0.dev0" is (0, 37), zeros at the end do not count."""
     release = re.match(r"\d+(\.\d+)*", version)
     numbers = [int(x) for x in release[0].split(".")] if release else []
     while numbers and numbers[-1] == 0:
@@ -119,6 +119,7 @@ class MissingExtraFinder(importlib.abc.MetaPathFinder):
     """Asked by Python before a module of `NEEDS` is looked for; finds nothing itself."""
 
     def find_spec(self, fullname: str, path: Sequence[str] | None, target: object = None) -> ModuleSpec | None:
+        """Check the extra of a module of this package before it is imported."""
         package, _, module = fullname.partition(".")
         if package == "qrlora" and module in NEEDS:
             require(NEEDS[module], reason=fullname)

@@ -78,7 +78,8 @@ def check_writable(path: str | os.PathLike, overwrite: bool = False, size: int =
 
 
 def reserve_space(file: BinaryIO, size: int) -> None:
-    """Claim the space at once where the system can: a full disk shows before writing, which is 4 x faster so.
+    """Reserve the space of an output file at once where the system can: a full disk shows before writing, which is 4 x
+    faster so.
 
     Raises: OSError: no space.
     """
@@ -95,7 +96,7 @@ def reserve_space(file: BinaryIO, size: int) -> None:
 
 
 def first_free_name(path: str | os.PathLike, taken: Callable[[Path], bool] = os.path.lexists) -> Path:
-    """The path itself, or the first of `name_2.png`, `name_3.png` ... that is not taken."""
+    """The output's path itself, or the first of `name_2.png`, `name_3.png` ... that is not taken."""
     path, number = Path(path), 1
     found = path
     while taken(found):
@@ -140,7 +141,7 @@ def warn_if_unwritable(consequence: str) -> Iterator[None]:
 
 
 def _with_nothing_written(error: OSError) -> str:
-    """What is wrong, and that nothing was written."""
+    """An error of writing as one that says what is wrong, and that nothing was written."""
     if isinstance(error, FileExistsError):
         return error.strerror or str(error)
     if error.errno == errno.ENAMETOOLONG:
@@ -157,7 +158,8 @@ def _refuse_folders_and_devices(path: Path) -> None:
 
 
 def _missing_folders(folder: Path) -> list[Path]:
-    """The folder and those above it that are not there, innermost first. Raises OSError: one of them is a file."""
+    """The folder of an output and those above it that are not there, innermost first. Raises OSError: one of them is a
+    file."""
     missing = []
     for place in (folder, *folder.parents):
         if place.is_dir():
@@ -169,7 +171,7 @@ def _missing_folders(folder: Path) -> list[Path]:
 
 
 def _fsync_if_supported(file: BinaryIO) -> None:
-    """fsync, where the file system has it."""
+    """fsync an output file, where the file system has it."""
     try:
         os.fsync(file.fileno())
     except OSError as error:
@@ -259,7 +261,7 @@ def _copy_into_place(partial: Path, path: Path, aside: Path) -> bool:
 
 
 def _overwrite_content(file: BinaryIO, source: Path) -> None:
-    """Give an open file the content of another."""
+    """Overwrite an open output file with the content of another."""
     with source.open("rb") as content:
         file.seek(0)
         shutil.copyfileobj(content, file)

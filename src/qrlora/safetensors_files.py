@@ -74,7 +74,8 @@ def size_in_bytes(shapes: Shapes, metadata: Mapping[str, str]) -> int:
 
 
 def _header_bytes(shapes: Shapes, metadata: Mapping[str, str]) -> tuple[list[str], bytes, int]:
-    """Names in the order of their bytes, everything before the first tensor, and the length of all tensors."""
+    """The header of a safetensors file: names in the order of their bytes, everything before the first tensor, and the
+    length of all tensors."""
     names = sorted(shapes, key=lambda name: (-shapes[name][0].itemsize, name))
     header: dict[str, object] = {"__metadata__": dict(sorted(metadata.items()))}
     end = 0
@@ -98,7 +99,8 @@ def raw_bytes(tensor: Tensor) -> memoryview:
 
 
 def word_sum(path: str | os.PathLike) -> int:
-    """The sum of a file's 64-bit words, modulo 2^64, which any one bit changes: detects damage, at the pace of reading.
+    """The sum of a tensor file's 64-bit words, modulo 2^64, which any one bit changes: detects damage, at the pace of
+    reading.
 
     Raises: OSError: missing, unreadable.
     """
@@ -126,7 +128,7 @@ def places(path: str | os.PathLike) -> dict[str, TensorLocation]:
 
 
 def _read_header(path: str | os.PathLike) -> tuple[dict[str, TensorLocation], dict[str, str]]:
-    """Where each tensor lies, and the metadata."""
+    """The header of a safetensors file: where each tensor lies, and the metadata."""
     metadata = read_metadata(path)  # the library's word that no tensor leaves the file, nor is cut
     with Path(path).open("rb") as file:
         length = int.from_bytes(file.read(8), "little")
@@ -181,7 +183,7 @@ def read_metadata(path: str | os.PathLike) -> dict[str, str]:
 
 @contextlib.contextmanager
 def _open_checked(path: str | os.PathLike) -> Iterator:
-    """safe_open with the refusals of read."""
+    """safetensors' safe_open with the refusals of `read_safetensors`."""
     path = Path(path)
     with path.open("rb") as raw:  # missing, a folder, no permission: Python's own OSError says so
         start = raw.read(16)
@@ -204,6 +206,7 @@ def _refuse_oversized_or_duplicate_names(path: Path, raw: BinaryIO, length: int)
     """
 
     def unique(pairs: list[tuple[str, object]]) -> dict[str, object]:
+        """JSON's pairs as a dictionary. Raises ValueError: a name given twice."""
         found = dict(pairs)
         if len(found) < len(pairs):
             twice.extend(name for name, times in Counter(name for name, _ in pairs).items() if times > 1)

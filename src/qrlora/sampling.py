@@ -218,7 +218,7 @@ def _latents_sampler(
 def _pair_prompts_and_seeds(
     prompt: str | Sequence[str], seed: int | Sequence[int], count: int
 ) -> tuple[list[str], list[int]]:
-    """One prompt and one seed for each image."""
+    """One prompt and one seed for each image to sample."""
     if count < 1:
         raise ValueError(f"count must be 1 or more, got {count}")
     prompts = [prompt] * count if isinstance(prompt, str) else list(prompt)

@@ -77,8 +77,8 @@ def remove_stale(folder: Path) -> None:
 
 
 def _create_locked(path: Path) -> tuple[Path, int | None]:
-    """A new file beside `path`, and the descriptor that holds its lock; another one if a neighbour who clears was
-    faster than the lock."""
+    """Create a temporary file: A new file beside `path`, and the descriptor that holds its lock; another one if a
+    neighbour who clears was faster than the lock."""
     while True:
         partial = path.with_name(f".{path.name}.{secrets.token_hex(4)}.partial")
         lock = os.open(partial, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o666)

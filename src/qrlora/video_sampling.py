@@ -53,7 +53,8 @@ def generate_video(
 
 
 def check_frames(base: Base, frames: int) -> None:
-    """Raises ValueError, with what would do: a base that draws images alone; frames that its latents cannot hold."""
+    """Raises ValueError, with what would do: a base that draws images alone, no videos; frames that its latents cannot
+    hold."""
     step = base.family.frames_per_latent
     if step is None:
         served = ", ".join(x.layout.variants[x.layout.example].hub for x in FAMILIES.values() if x.frames_per_latent)

@@ -37,6 +37,7 @@ def switch_schedule(adapters: Sequence[Adapter], weights: Sequence[float], turn:
     """
 
     def schedule(step: int, steps: int) -> list[dict[str, float]]:
+        """The adapter whose turn it is acts alone."""
         acts = step // turn % len(adapters)
         return [
             dict.fromkeys(x.layers, w if k == acts else 0.0)
@@ -60,6 +61,7 @@ def k_lora_schedule(adapters: Sequence[Adapter], weights: Sequence[float], alter
     ratio = _top_magnitude_ratios(content, style)
 
     def schedule(step: int, steps: int) -> list[dict[str, float]]:
+        """In each layer the content or the style acts, whichever is larger at this step."""
         scale = ALPHA * step / steps + BETA
         if alternating:
             scale = (ALPHA * step / steps + 0.85 * ALPHA) % ALPHA
@@ -104,6 +106,7 @@ def apply_schedule(base: Base, names: Sequence[str], schedule: Schedule) -> Iter
     done = [0]
 
     def note(_model: Any, arguments: tuple[Any, ...], named: dict[str, Any]) -> None:
+        """Count the schedule's steps by the timesteps of the model's calls."""
         time = float(torch.as_tensor(named["timestep"] if "timestep" in named else arguments[1]).flatten()[0])
         time = -time if base.family.time_rises else time
         if last and time == last[0]:
@@ -129,6 +132,7 @@ def average_predictions(base: Base, strengths: Mapping[str, float]) -> Iterator[
     own, replaced = model.forward, model.__dict__.get("forward")
 
     def averaged(*arguments: Any, **named: Any) -> tuple[Any]:
+        """The mean of the model's predictions with each adapter alone: LoRA Composite."""
         predictions = []
         for name in strengths:
             set_strengths(model, {other: strengths[other] * (other == name) for other in strengths})
@@ -150,9 +154,10 @@ def average_predictions(base: Base, strengths: Mapping[str, float]) -> Iterator[
 def scheduled_fusion(
     schedule_of: Callable[[Sequence[Adapter], Sequence[float]], Schedule],
 ) -> Callable[[FusionInputs], FusionResult]:
-    """A fusion method that samples with the adapters' strengths set by a schedule."""
+    """A fusion method that samples with the adapters' strengths set by a schedule: K-LoRA, LoRA Switch."""
 
     def fuse(task: FusionInputs) -> FusionResult:
+        """Sample with the adapters' strengths set by the schedule."""
         base, schedule, off = task.base, schedule_of(task.both, task.weights), [(x, 0.0) for x in task.both]
 
         def draw(prompts: Sequence[str], seeds: Sequence[int]) -> list[Any]:

@@ -37,7 +37,7 @@ class FusionInputs:
 
     @property
     def both(self) -> list[Adapter]:
-        """The two adapters. Raises ValueError: there is no style adapter."""
+        """The two adapters that a fusion method combines. Raises ValueError: there is no style adapter."""
         if self.style is None:
             raise ValueError("this fusion needs a content and a style adapter, and got no style adapter")
         return [self.content, self.style]
@@ -76,7 +76,7 @@ class FusionMethod:
 
 
 def sample_with_adapter(base: Base, adapter: Adapter) -> FusionResult:
-    """The result of a method that merges: samples with the merged adapter at strength 1."""
+    """The result of a fusion method that merges: samples with the merged adapter at strength 1."""
     return FusionResult(
         lambda prompts, seeds: generate(base, list(prompts), [(adapter, 1.0)], seed=list(seeds)), adapter
     )

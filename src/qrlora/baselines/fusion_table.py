@@ -22,7 +22,8 @@ def merge_by_rule(rule: str) -> Callable[[FusionInputs], FusionResult]:
 
 
 def ortha(task: FusionInputs) -> FusionResult:
-    """The sum of two adapters of different slots. Raises ValueError: equal slots, so that they are not orthogonal."""
+    """A row of the table, Orthogonal Adaptation: the sum of two adapters of different slots. Raises ValueError: equal
+    slots, so that they are not orthogonal."""
     slots = [adapter.header.config.get("slot") for adapter in task.both]
     if slots[0] == slots[1]:
         raise ValueError(f"both adapters have slot {slots[0]} of the orthogonal basis: train them with different ones")

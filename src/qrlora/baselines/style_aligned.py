@@ -42,6 +42,7 @@ def fuse_style_aligned(task: FusionInputs) -> FusionResult:
     trajectory = invert_image(base, task.style_image)
 
     def draw(prompts: Sequence[str], seeds: Sequence[int]) -> list[Any]:
+        """Sample images beside StyleAligned's reference, MAX_BATCH at a time."""
         images: list[Any] = []
         for first in range(0, len(prompts), MAX_BATCH - 1):
             part = slice(first, first + MAX_BATCH - 1)
@@ -112,7 +113,7 @@ class SharedAttentionProcessor:
         self.images, self.shift, self.scale = images, shift, scale
 
     def __call__(self, attn: Any, hidden_states: Tensor, *_arguments: Any, **_named: Any) -> Tensor:
-        """(rows, n, width) -> (rows, n, width)."""
+        """Self-attention that shares the reference image's keys and values, (rows, n, width) -> (rows, n, width)."""
         rows, n, _ = hidden_states.shape
         query, key, value = (layer(hidden_states) for layer in (attn.to_q, attn.to_k, attn.to_v))
         query, key = (adain(x, reference_rows(x, self.images)) for x in (query, key))
@@ -136,7 +137,8 @@ def reference_rows(x: Tensor, images: int) -> Tensor:
 
 
 def adain(x: Tensor, of: Tensor) -> Tensor:
-    """(x - mean) / sqrt(var + 1e-5) sqrt(var_of + 1e-5) + mean_of, by channel over tokens (b, n, c), unbiased."""
+    """StyleAligned's AdaIN: (x - mean) / sqrt(var + 1e-5) sqrt(var_of + 1e-5) + mean_of, by channel over tokens (b, n,
+    c), unbiased."""
     (mean, spread), (other_mean, other) = (
         (y.mean(1, keepdim=True), (y.var(1, keepdim=True) + 1e-5).sqrt()) for y in (x, of)
     )
@@ -146,7 +148,7 @@ def adain(x: Tensor, of: Tensor) -> Tensor:
 def invert_image(
     base: Base, training_image: TrainingImage, guidance: float = INVERSION_GUIDANCE, repeats: int = 1
 ) -> dict[float, Tensor]:
-    """DDIM inversion (arXiv 2010.02502) of an image at the base's own steps, without adapters.
+    """DDIM inversion (arXiv 2010.02502) of StyleAligned's reference image at the base's own steps, without adapters.
 
     A step of the sampler from time t' down to t is x = a / a' (x' - s' n) + s n, with the noise n asked at (x', t'), or
     x = (a a' + s s') x' - (a s' - s a') v where the base answers v; it is solved for x'. `repeats` 1 asks at x in place
@@ -172,6 +174,7 @@ def invert_image(
     kind = base_scheduler.config.get("prediction_type", "epsilon")
 
     def guided(x: Tensor, time: Tensor) -> Tensor:
+        """The prediction of the reference image under guidance, in its inversion."""
         model_inputs = (base.model, x, time[None].to(device))
         with torch.no_grad(), base.on_device():
             predictions = [
@@ -197,9 +200,11 @@ def invert_image(
 
 
 def _trajectory_hook(images: int, trajectory: Mapping[float, Tensor]) -> Any:
-    """A forward hook that checks the batch size and sets the first image of each half to the trajectory's latents."""
+    """A forward hook that checks the batch size and sets StyleAligned's reference image to the inverted trajectory's
+    latents."""
 
     def hook(_unet: Any, arguments: tuple[Any, ...], named: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """Put StyleAligned's reference latents at this timestep into the batch."""
         latents, time = arguments[:2]
         if len(latents) not in (images, 2 * images):
             raise ValueError(
@@ -217,7 +222,8 @@ def _trajectory_hook(images: int, trajectory: Mapping[float, Tensor]) -> Any:
 
 
 def _append_reference_hook(images: int) -> Any:
-    """A forward hook that concatenates the reference to each image (rows, c, h, ...) before a GroupNorm."""
+    """StyleAligned's shared normalisation: a forward hook that concatenates the reference to each image (rows, c, h,
+    ...) before a GroupNorm."""
 
     def hook(_norm: nn.Module, arguments: tuple[Any, ...]) -> tuple[Any, ...]:
         (x,) = arguments

@@ -33,6 +33,7 @@ def ziplora(learning_rate: float, steps: int = 100) -> Callable[[FusionInputs], 
     """ZipLoRA as a fusion method, its coefficients trained by Adam. The paper does not state its learning rate."""
 
     def fuse(task: FusionInputs) -> FusionResult:
+        """Train merger coefficients, merge with them and sample: ZipLoRA."""
         content, style = (x.scaled(w) for x, w in zip(task.both, task.weights, strict=True))
         coefficients = train_merger_coefficients(task, content, style, learning_rate, steps)
         merged = merge_with_coefficients(content, style, *coefficients)
@@ -48,7 +49,8 @@ def ziplora(learning_rate: float, steps: int = 100) -> Callable[[FusionInputs], 
 def merge_with_coefficients(
     content: Adapter, style: Adapter, of_content: Coefficients, of_style: Coefficients
 ) -> Adapter:
-    """dW = dW_c diag(m_c) + dW_s diag(m_s), exactly, at rank 2 r: B = [B_c B_s], A = [A_c diag m_c; A_s diag m_s]."""
+    """Merge with ZipLoRA's coefficients: dW = dW_c diag(m_c) + dW_s diag(m_s), exactly, at rank 2 r: B = [B_c B_s], A =
+    [A_c diag m_c; A_s diag m_s]."""
 
     def scaled_by(adapter: Adapter, coefficients: Coefficients) -> Adapter:
         return replace(
@@ -59,7 +61,8 @@ def merge_with_coefficients(
 
 
 def coefficient_overlap(of_content: Coefficients, of_style: Coefficients) -> Tensor:
-    """sum over layers of mean_j |m_c,j m_s,j|, a scalar: the public code's form of the paper's |m_c . m_s|."""
+    """The overlap of ZipLoRA's merger coefficients, sum over layers of mean_j |m_c,j m_s,j|, a scalar: the public
+    code's form of the paper's |m_c . m_s|."""
     shared = of_content.keys() & of_style.keys()
     terms = [(of_content[x] * of_style[x]).abs().mean() for x in sorted(shared)]
     return torch.stack(terms).sum() if terms else torch.zeros(())
@@ -106,6 +109,7 @@ def train_merger_coefficients(
 
 
 def _example(base: Base, training_image: TrainingImage) -> TrainingExamples:
+    """A training image, encoded, on which ZipLoRA's coefficients are trained."""
     example = encode_training_examples(
         base, [load_image(training_image.image, base.defaults.resolution)], [training_image.prompt]
     )

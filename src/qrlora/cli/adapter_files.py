@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 def read_adapter(
     path: str | Path, skip_text_encoders: bool, weights: "Callable[[str], Tensor] | None" = None
 ) -> "Adapter":
-    """An adapter from a file; what is left out is counted aloud. Args and errors as files.load."""
+    """Read an adapter file for a verb; what is left out is counted aloud. Args and errors as files.load."""
     from .. import files
 
     usage_hints.refuse_picture(str(path))
@@ -46,7 +46,7 @@ def open_base_for_weights(base: str) -> Any:
 
 
 def check_output(output: Path) -> bool:
-    """Whether an adapter's file is there before it is written; that it can be is tried.
+    """Whether a verb's adapter file is there before it is written; that it can be is tried.
 
     Raises: ValueError: no name of an adapter's file.  OSError: see `output_files.check_writable`.
     """

@@ -16,7 +16,7 @@ RUN_SETTINGS = ("steps", "learning_rate", "batch_size", "resolution", "optimizer
 
 
 def file_facts(path: Path, adapter: Adapter) -> list[tuple[str, str]]:
-    """(name, value) lines about one file, those that are known."""
+    """(name, value) lines of an adapter file's table, those that are known."""
     header = adapter.header
     run = [f"{name} {header.config[name]}" for name in RUN_SETTINGS if header.config.get(name) not in (None, "")]
     paper = f" ({METHODS[header.method].paper})" if header.method in METHODS else ""
@@ -39,7 +39,7 @@ def file_facts(path: Path, adapter: Adapter) -> list[tuple[str, str]]:
 
 
 def lost_fraction_text(header: Header) -> str:
-    """What the basis lacks, in the layer where it is most."""
+    """A line of an adapter's table: what its basis lacks, in the layer where it is most."""
     lost = header.config.get("basis_energy_lost")
     return (
         "" if lost is None else ", all eigenvectors" if lost == 0 else f", lacks {lost:.1g} of the squared norm at most"
@@ -47,7 +47,8 @@ def lost_fraction_text(header: Header) -> str:
 
 
 def trained_parameters_text(adapter: Adapter) -> str:
-    """How many parameters were trained, and LoRA's at the same rank beside it; "" for a merge, which trained none."""
+    """A line of an adapter's table: how many parameters were trained, and LoRA's at the same rank beside it; "" for a
+    merge, which trained none."""
     header = adapter.header
     if header.parents or header.method not in METHODS or not header.rank:
         return ""
@@ -57,7 +58,7 @@ def trained_parameters_text(adapter: Adapter) -> str:
 
 
 def parent_rows(headers: Sequence[Mapping[str, Any]], depth: int = 0) -> list[tuple[str, str, str]]:
-    """One line for each adapter that went into a merge, and for those that went into it, indented."""
+    """Lines of a merge's table: one for each adapter that went into it, and for those that went into it, indented."""
     lines = []
     for header in headers:
         made = " ".join(str(header[name]) for name in ("role", "trigger", "method") if header.get(name))
@@ -70,7 +71,7 @@ def parent_rows(headers: Sequence[Mapping[str, Any]], depth: int = 0) -> list[tu
 
 
 def print_similarity(names: Sequence[str], rows: Sequence[analysis.Similarity], every_layer: bool) -> None:
-    """The table of two adapters: norms, cosines, overlaps."""
+    """Print the table of two adapters: norms, cosines, overlaps."""
     columns: dict[str, Callable[[Any], float]] = {
         f"|{names[0]}|": lambda row: row.first_norm,
         f"|{names[1]}|": lambda row: row.second_norm,

@@ -19,7 +19,7 @@ def recipe_and_settings(words: Sequence[str]) -> tuple[str | None, list[str]]:
 
 
 def files_with_strengths(adapters: Sequence[str], verb: Callable[..., Any]) -> tuple[list[str], list[float]]:
-    """FILE or FILE=STRENGTH each; a name that exists as it stands is a file, whatever signs it holds.
+    """Arguments FILE or FILE=STRENGTH each; a name that exists as it stands is a file, whatever signs it holds.
 
     Raises: ValueError: a strength that is no number; words that a person puts in that place by mistake.
     """
@@ -33,7 +33,7 @@ def files_with_strengths(adapters: Sequence[str], verb: Callable[..., Any]) -> t
 
 
 def parse_strengths(text: str) -> list[float]:
-    """ "0,0.5,1" as numbers. Raises ValueError with the text, or for a strength that is none."""
+    """The argument "0,0.5,1" as numbers. Raises ValueError with the text, or for a strength that is none."""
     try:
         found = [float(part) for part in text.split(",")]
     except ValueError:

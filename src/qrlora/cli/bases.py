@@ -58,13 +58,14 @@ def print_public_bases() -> None:
 
 def base_row(folder: Path) -> tuple[str, ...]:
     """A built-in base's folder as a row: family, size, its default resolution, rank and steps."""
-    from ..families import FAMILIES, read_json
+    from ..families import FAMILIES
+    from ..json_objects import read_json_object
 
-    index = read_json(folder / "model_index.json")
+    index = read_json_object(folder / "model_index.json")
     kind = index.get("_class_name")
     family = next((x for x in FAMILIES.values() if kind in (x.pipeline, *x.compatible_pipelines)), None)
     path = folder / "qrlora.json"
-    own = read_json(path) if path.is_file() else {}
+    own = read_json_object(path) if path.is_file() else {}
     defaults = family.defaults.with_base_defaults(own.get("defaults", {})) if family else None
     megabytes = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file()) / 1e6
     sizes = (str(x) for x in (defaults.resolution, defaults.rank, defaults.steps)) if defaults else ("", "", "")
@@ -72,7 +73,8 @@ def base_row(folder: Path) -> tuple[str, ...]:
 
 
 def print_shared_span(base: str, other: str, targets: str | None, rank: int | None, side: str) -> None:
-    """The table of `analysis.shared_span` of two bases, the layers that share least first, and the mean.
+    """Print how much of their directions two bases share: `analysis.shared_span`, the layers that share least first,
+    and the mean.
 
     Raises: ValueError: one base alone; bases of two families; layers of other shapes.
     """

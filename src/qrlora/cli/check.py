@@ -53,7 +53,8 @@ def check(
 
 
 def command_that_helps(path: Path, output: Path, tool: str) -> str:
-    """The command after which a tool would load all of a file, found by trying the names that we write."""
+    """For `qrlora check`: the command after which a tool would load all of a file, found by trying the names that we
+    write."""
     import torch
 
     from .. import compat, files
@@ -77,7 +78,7 @@ def command_that_helps(path: Path, output: Path, tool: str) -> str:
 
 
 def grouped_causes(verdicts: "list[Verdict]") -> list[tuple[str, str, str]]:
-    """(how many keys, why, one of them) of what is not loaded as it should be."""
+    """For `qrlora check`: (how many keys, why, one of them) of what is not loaded as it should be."""
     groups: dict[tuple[str, str], list[Verdict]] = {}
     for verdict in verdicts:
         if verdict.state != "loaded":

@@ -103,7 +103,7 @@ def compare(
 
 
 def print_findings(summary: "RunSummary", found: "SummaryTables") -> None:
-    """The tables and the counts."""
+    """Print a comparison's tables and counts."""
     from ..comparison.report import compact_table, parts_table
     from ..comparison.summary_tables import SPAN
 

@@ -23,7 +23,8 @@ MAX_SHOWN = 10_000
 
 
 def escape_what_streams_cannot_encode() -> None:
-    """What standard output and error cannot spell is written as an escape, not an error at the end of long work."""
+    """What the console, standard output and error, cannot spell is written as an escape, not an error at the end of
+    long work."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper) and stream.errors == "strict":
             stream.reconfigure(errors="backslashreplace")

@@ -19,7 +19,7 @@ def contact_sheet(rows: list[ClassifiedImages], footer: str) -> Any:
 
 
 def limits_of_base(base: str) -> str:
-    """What cannot be expected of a built-in base with one's own pictures; "" of another."""
+    """A note under the demo's sheet: what cannot be expected of a built-in base with own images; "" of another."""
     if base not in built_in_bases():
         return ""
     return f"{base} knows drawings only and has never seen a photograph; what yours should become, nobody judges"
@@ -31,7 +31,8 @@ def row_panel(row: ClassifiedImages) -> plots.Panel:
 
 
 def classification_note(row: ClassifiedImages, prediction: Classification) -> str:
-    """What the judges see, of what somebody knows: for anything else they would name the nearest of their world."""
+    """What the demo's sheet says of an image: the classifiers' prediction, of what is known; of anything else they
+    would name the nearest class."""
     seen = (
         (row.content, prediction.content, prediction.content_probability),
         (row.style, prediction.style, prediction.style_probability),

@@ -7,7 +7,8 @@ OUT_OF_MEMORY = (
 
 
 def error_message(error: Exception) -> str | None:
-    """What a person can do something about, in one line; None for a slip of ours, which shows its trace."""
+    """The message of an error that a person can do something about, in one line; None for a slip of ours, which shows
+    its trace."""
     if type(error).__name__ == "OutOfMemoryError" or isinstance(error, MemoryError):
         return OUT_OF_MEMORY
     if isinstance(error, OSError) and error.strerror:

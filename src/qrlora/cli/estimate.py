@@ -76,7 +76,7 @@ def estimate(
 
 
 def print_report(report: "Report") -> None:
-    """What is trained, what it needs, and what a run took."""
+    """Print an estimate: what is trained, what it needs, and what a run took."""
     from ..estimate import MARGIN, RESERVED
 
     about = [("trainable part", tables.format_count(report.parameters)), ("layers with an adapter", str(report.layers))]
@@ -106,7 +106,7 @@ def print_report(report: "Report") -> None:
 
 
 def _print_run(report: "Report") -> None:
-    """The table of what was run, measured beside counted; nothing if nothing was."""
+    """Print an estimate's table of what was run, measured beside counted; nothing if nothing was."""
     weights, activations = report.chosen
     rows = []
     for method, stages in report.stages.items():

@@ -74,6 +74,7 @@ def draw_images(config: SampleConfig, skip_text_encoders: bool = False, any_prom
     made_with = json.dumps(as_dict(config))
 
     def write(output: Path) -> None:
+        """Write the images of `qrlora generate`."""
         if len(images) == 1:
             plots.save_picture(images[0], output, made_with, config.overwrite)
             return

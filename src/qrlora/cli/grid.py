@@ -52,7 +52,7 @@ def draw_grid(
     skip_text_encoders: bool = False,
     any_prompt: bool = False,
 ) -> None:
-    """Draw the image of each pair of strengths into one captioned plot.
+    """Draw the image of each pair of strengths into one captioned plot, for `qrlora grid`.
 
     Args:   config: its adapters are the content's and the style's file.  others: as `generate.draw_images`.
     Raises: as `generate.draw_images`.

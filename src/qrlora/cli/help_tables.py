@@ -8,21 +8,21 @@ from ..lora_keys import WRITTEN
 
 
 def method_names() -> str:
-    """Rows of METHODS."""
+    """Names for help texts: rows of METHODS."""
     from ..initialisation_methods import METHODS
 
     return ", ".join(METHODS)
 
 
 def fusion_names() -> str:
-    """Rows of FUSIONS: ways to bring a content and a style together."""
+    """Names for help texts: rows of FUSIONS, ways to bring a content and a style together."""
     from ..baselines import FUSIONS
 
     return ", ".join(FUSIONS)
 
 
 def rule_summaries() -> str:
-    """Merging rules with their parameters."""
+    """Names for help texts: merging rules with their parameters."""
     from ..merging import RULES
     from ..merging.rule_parameters import describe
 

@@ -39,7 +39,7 @@ def inspect_files(
     overwrite: bool = False,
     skip_text_encoders: bool = False,
 ) -> Path | None:
-    """Print what is in one or two files; with two, or if asked, plot norms and similarity.
+    """What `qrlora inspect` prints of one or two files; with two, or if asked, norms and similarity are plotted.
 
     Args:    overwrite: whether another plot at that place may be replaced; where no place is given it is numbered.
     Returns: where the plot is, None without one.
@@ -66,7 +66,7 @@ def inspect_files(
 def inspect_two_files(
     names: list[str], adapters: "list[Adapter]", place: Path | None, every_layer: bool, overwrite: bool, given: bool
 ) -> Path | None:
-    """The table and the plot of two adapters' similarity; no plot where they share no layer."""
+    """Inspect two files: the table and the plot of their similarity; no plot where they share no layer."""
     from .. import analysis
     from . import adapter_tables
 
@@ -86,7 +86,7 @@ def inspect_two_files(
 def inspect_one_file(
     name: str, adapter: "Adapter", place: Path | None, every_layer: bool, overwrite: bool
 ) -> Path | None:
-    """The table of an adapter's norms by block or layer, and its plot where one is asked for."""
+    """Inspect one file: the table of its norms by block or layer, and its plot where one is asked for."""
     from .. import analysis
     from . import adapter_tables
 
@@ -102,7 +102,7 @@ def inspect_one_file(
 
 
 def plot_path(paths: Sequence[str], plot: Path | None) -> Path | None:
-    """Where to draw; of two files also if nobody says so, provided that there is something to draw with.
+    """Where `qrlora inspect` plots; of two files also if nobody says so, provided that matplotlib is installed.
 
     Raises: ValueError, OSError: no kind of figure, or nothing can be written there; MissingExtra.
     """
@@ -122,7 +122,8 @@ def plot_path(paths: Sequence[str], plot: Path | None) -> Path | None:
 
 
 def save_plot(figure: Any, place: Path, overwrite: bool, number: bool = False) -> Path:
-    """Where a plot is; one that is there with these very lines is left alone. Raises as `output_files.atomic`."""
+    """Save the plot of `qrlora inspect`; one that is there with these very lines is left alone. Raises as
+    `output_files.atomic`."""
     from .. import output_files, plots
 
     try:

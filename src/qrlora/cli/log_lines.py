@@ -21,7 +21,8 @@ class Lines(logging.Handler):
 
 @contextlib.contextmanager
 def log_to_standard_error() -> Iterator[None]:
-    """For the length of a `with`. Of several processes the first one alone shows the log; all show warnings."""
+    """Show the library's log and warnings on standard error for the length of a `with`. Of several processes the first
+    one alone shows the log; all show warnings."""
     log, lines, level = logging.getLogger("qrlora"), Lines(), logging.INFO
     before = log.level
     with warnings.catch_warnings():

@@ -50,7 +50,7 @@ def merge(
 
 
 def report_merge(paths: Sequence[str], header: "Header") -> None:
-    """A line for each adapter of a merge, what its rule lost, and whether they go together."""
+    """Print a line for each adapter of a merge, what its rule lost, and whether they go together."""
     from ..merging.roles import doubts
 
     weights, shares = header.config["weights"], header.config["kept_energy"]

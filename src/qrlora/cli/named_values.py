@@ -20,6 +20,7 @@ class VerbCommand(typer.core.TyperCommand):
         return super().parse_args(ctx, named_values_as_options(args, self.params))
 
     def format_help(self, ctx: Any, formatter: Any) -> None:
+        """Fill the help texts of a verb's options before they are shown."""
         for parameter in self.params:
             help_text = getattr(parameter, "help", None)
             if help_text:
@@ -91,7 +92,7 @@ def nearest_setting(name: str) -> str:
 
 
 def _kinds_of_words(words: Sequence[str], options: dict[str, Any]) -> Iterator[tuple[str, str]]:
-    """(what it is, word): "option", "value" of the option before, "word", or "last" after `--`."""
+    """The kinds of a verb's words: "option", "value" of the option before, "word", or "last" after `--`."""
     rest = iter(words)
     for word in rest:
         if word == "--":

@@ -15,7 +15,7 @@ from . import adapter_files, console
 def open_base_and_adapters(
     config: SampleConfig, skip_text_encoders: bool, any_prompt: bool
 ) -> tuple[SampleConfig, Base, list[Adapter]]:
-    """The config with nothing left open, its base and its adapters."""
+    """Open the base and the adapters to sample with; the config with nothing left open."""
     adapters = [adapter_files.read_adapter(path, skip_text_encoders) for path in config.adapters]
     acting = [(adapter, x) for adapter, x in zip(adapters, config.strengths, strict=True) if x]
     if not any_prompt:
@@ -46,7 +46,7 @@ def drawing_bases(header: Header) -> set[str]:
 
 
 def base_of_adapters(adapters: Sequence[Adapter]) -> str:
-    """The base that the adapters are to be drawn with; the built-in one without adapters.
+    """The base to open for adapters, in which they are to be drawn; the built-in one without adapters.
 
     Raises: ValueError: they name different bases, or none.
     """

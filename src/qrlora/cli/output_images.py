@@ -26,14 +26,14 @@ def any_exists(seeds: Sequence[int]) -> Callable[[Path], bool]:
 
 
 def check_image_output(config: SampleConfig, seeds: Sequence[int] = ()) -> None:
-    """Raises OSError: what will be drawn could not be written."""
+    """Raises OSError: the image files that will be drawn could not be written."""
     output = free_path(config, seeds)
     for path in (output, *single_images(output, seeds)[-1:]):
         output_files.check_writable(path, config.overwrite)
 
 
 def write_image_output(write: Callable[[Path], object], config: SampleConfig, seeds: Sequence[int] = ()) -> Path:
-    """Where what was drawn lies.
+    """Write image files that were drawn; returns where they are.
 
     Raises: OSError: it could not be written there; it is in the folder for temporary files, as the message says.
     """
@@ -43,7 +43,7 @@ def write_image_output(write: Callable[[Path], object], config: SampleConfig, se
 
 
 def sampling_footer(config: SampleConfig) -> str:
-    """What a plot was made with, in one line."""
+    """The line under drawn images: the adapters, strengths and settings that they were made with."""
     names = " + ".join(Path(path).stem for path in config.adapters) or "no adapter"
     strengths = f" at {', '.join(f'{x:g}' for x in config.strengths)}" if set(config.strengths) - {1.0} else ""
     sampling = f"{config.steps} steps, guidance {config.guidance:g}, seed {config.seed}"

@@ -18,6 +18,7 @@ class Clock(ProgressColumn):
     resumed run's past do not count. rich's own clock stops when a stage before the work reaches its end."""
 
     def render(self, task: Task) -> Text:
+        """The time since the bar began, and the time left."""
         now, done = time.monotonic(), task.completed - task.fields["origin"]
         text = Text(_clock(now - task.fields["begun"]), style="cyan")
         if task.total and done > 0:
@@ -35,13 +36,14 @@ class Bar:
     """One line of progress: first what is being prepared, then how far the work is."""
 
     def __init__(self, bars: Progress, what: str) -> None:
+        """Begin a bar."""
         self._bars, self._what, self._shown = bars, what, time.monotonic()
         clock: dict[str, Any] = {"begun": self._shown, "origin": math.inf, "since": 0.0}
         self._name = bars.add_task(escape(what), total=None, note="", count="", **clock)
         self._task = bars.tasks[0]
 
     def name(self, what: str) -> None:
-        """Another piece of work begins; its time left is counted anew."""
+        """The bar's name when another piece of work begins; its time left is counted anew."""
         if what != self._what:
             self._what = what
             self._task.fields["origin"] = math.inf
@@ -51,7 +53,7 @@ class Bar:
         self._show(escape(f"{self._what}: {what}"), share, 1.0 if share else None, f"{share:.0%}" if share else "", "")
 
     def step(self, done: int, total: int, note: str = "") -> None:
-        """How many of how many, and a few words such as the loss."""
+        """Move the bar: how many of how many, and a few words such as the loss."""
         if self._task.fields["origin"] > done:
             self._task.fields.update(origin=done, since=time.monotonic())
         self._show(escape(self._what), done, total, f"{done}/{total}", note)
@@ -67,7 +69,7 @@ class Bar:
 
 @contextlib.contextmanager
 def progress_bar(what: str) -> Iterator[Bar]:
-    """A bar on standard error for the length of a `with`; where that is no terminal, a line now and then."""
+    """A progress bar on standard error for the length of a `with`; where that is no terminal, a line now and then."""
     columns = (
         TextColumn("{task.description}"),
         BarColumn(bar_width=32),

@@ -70,7 +70,7 @@ def can_be_projected_file(path: Path, base: str, side: str, rank: int | None) ->
 
 
 def report_kept(adapter: "Adapter", kept: Mapping[str, float], output: Path) -> None:
-    """The table of what a projection kept of each layer, and a warning where it is too little."""
+    """Print the table of what a projection kept of each layer, and a warning where it is too little."""
     from ..merging import kept_fraction_of_update
 
     total = kept_fraction_of_update(adapter, kept)

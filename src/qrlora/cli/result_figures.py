@@ -8,7 +8,7 @@ from ..comparison.figure_data import Cell, ContactSheet, Curves, LayerCurves, Re
 
 
 def figure_of(found: ReproducedResult) -> Any:
-    """The picture of a reproduced result; None: tables alone have none."""
+    """The figure of a reproduced result; None: tables alone have none."""
     match found.figure:
         case Curves(panels, x_label, y_label, bands):
             return plots.curves(panels, x_label, y_label, found.title, bands)

@@ -12,10 +12,11 @@ POLITE = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(sig
 
 @contextlib.contextmanager
 def stop_signals_as_keyboard_interrupt() -> Iterator[None]:
-    """For the length of a `with` these signals stop a command as Ctrl-C does, unless they are ignored, as under nohup;
-    by themselves they would end it on the spot. A training has its own way, see `training.stop_signals`."""
+    """For the length of a `with` stop signals end a command as Ctrl-C does, unless they are ignored, as under nohup; by
+    themselves they would end it on the spot. A training has its own way, see `training.stop_signals`."""
 
     def stop(number: int, frame: Any) -> None:
+        """A stop signal as a KeyboardInterrupt."""
         raise KeyboardInterrupt(f"stopped by {signal.Signals(number).name}")
 
     if threading.current_thread() is not threading.main_thread():

@@ -1,4 +1,4 @@
-"""`qrlora survey`: rating studies. Heavy rooms are imported when one runs."""
+"""`qrlora survey`: rating studies. Heavy packages are imported when one runs."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated

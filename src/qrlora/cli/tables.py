@@ -28,6 +28,7 @@ class Cell:
         return Measurement(min(self.least, most), most)
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        """A table as wide as the terminal allows."""
         lines = [""]
         for part in self.parts:
             for piece in [part] if cell_len(part.rstrip()) <= options.max_width else _pieces(part):
@@ -43,8 +44,10 @@ def _pieces(part: str) -> list[str]:
 
 
 def print_table(columns: Sequence[str], rows: Sequence[Sequence[str]], title: str = "", numbers: bool = True) -> None:
-    """A table; columns after the first are set to the right if they hold numbers. No head if no column has a name.
-    What is too wide is broken at spaces and after the signs that part a name."""
+    """Print a table; columns after the first are set to the right if they hold numbers.
+
+    No head if no column has a name. What is too wide is broken at spaces and after the signs that part a name.
+    """
     out, grid = streams.out, Table(box=box.SIMPLE_HEAD, show_header=any(columns), collapse_padding=True, pad_edge=False)
     lines = [[Cell(printable(cell, streams.MAX_SHOWN)) for cell in line] for line in (columns, *rows)]
     for k, column in enumerate(lines[0]):

@@ -51,7 +51,7 @@ def train(
 
 
 def run_training(config: TrainConfig) -> None:
-    """Train with a bar, and say how to sample with the adapter. Of several processes, the main one speaks.
+    """Train with a bar, and say how to sample with the adapter. Of several processes, rank 0 speaks.
 
     Raises: as `training.train`.
     """
@@ -81,7 +81,8 @@ def run_training(config: TrainConfig) -> None:
 
 
 def save_preview(config: TrainConfig, step: int, image: Any) -> None:
-    """Beside the output; over the one that this very command drew before it was stopped, but over no other."""
+    """Save a training's preview beside the output; over the one that this very command drew before it was stopped, but
+    over no other."""
     from .. import output_files, plots
 
     output, made_with = Path(config.output), json.dumps(as_dict(config))

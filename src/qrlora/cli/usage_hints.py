@@ -1,4 +1,5 @@
-"""What a person meant whose words are read otherwise: for each verb one sentence with the command that does it."""
+"""Hints for words that are read otherwise than a person meant: for each verb one sentence with the command that does
+it."""
 
 import inspect
 import itertools
@@ -84,7 +85,7 @@ def check_adapters(words: Sequence[str], verb: Callable[..., Any]) -> None:
 
 
 def refuse_picture(word: str) -> None:
-    """Refuse a picture where an adapter is wanted. Raises ValueError with what makes one of it."""
+    """Refuse an image file where a verb wants an adapter. Raises ValueError with a hint at what makes one of it."""
     if is_picture(word) and Path(word).is_file():
         output = f"{Path(word).stem}.safetensors"
         hint = console.shell_command("train", f"image={word}", f"output={output}")
@@ -92,7 +93,7 @@ def refuse_picture(word: str) -> None:
 
 
 def usage_error_with_hint(error: Exception, words: Sequence[str]) -> str:
-    """Typer's complaint about options, arguments or a verb, with what was meant or the command's example."""
+    """Typer's complaint about options, arguments or a verb, with a hint at what was meant or the command's example."""
     context = getattr(error, "ctx", None)
     path = context.command_path.split()[1:] if context else []  # of "qrlora survey new"
     rest = list(words)
@@ -113,7 +114,7 @@ def _example(context: object) -> str:
 
 
 def _hint_without_verb(words: Sequence[str]) -> str:
-    """For `qrlora` itself: a picture, an adapter or a prompt in place of a verb."""
+    """The hint where an image, an adapter or a prompt stands in place of a verb."""
     word = next((x for x in words if not x.startswith("-")), "")
     if word == "bench":
         return _compare_hint(words[1:])
@@ -125,7 +126,7 @@ def _hint_without_verb(words: Sequence[str]) -> str:
 
 
 def _train_hint(words: Sequence[str]) -> str:
-    """`train --lr 1e-3`: an option that is no setting, but near one."""
+    """The hint for `train --lr 1e-3`: an option that is no setting, but near one."""
     k, word = next(((k, x) for k, x in enumerate(words) if _is_unknown_setting(x)), (0, ""))
     name, equals, value = word.lstrip("-").partition("=")
     near = nearest_setting(name)
@@ -140,7 +141,7 @@ def _is_unknown_setting(word: str) -> bool:
 
 
 def _demo_hint(words: Sequence[str]) -> str:
-    """`demo cat.jpg`, `demo cat.jpg ink.jpg`."""
+    """The hint for `demo cat.jpg` and `demo cat.jpg ink.jpg`."""
     found = [x.rpartition("=")[2] for x in words if is_picture(x)]
     if not found:
         return ""
@@ -150,7 +151,7 @@ def _demo_hint(words: Sequence[str]) -> str:
 
 
 def _grid_hint(words: Sequence[str]) -> str:
-    """`grid "a <c>" A B`, `grid A`."""
+    """The hint for `grid "a <c>" A B` and `grid A`."""
     found = [x for x in words if is_adapter(x)]
     given = next((x for x in words if " " in x and x not in found), "")
     if given:
@@ -159,7 +160,7 @@ def _grid_hint(words: Sequence[str]) -> str:
 
 
 def _compare_hint(words: Sequence[str]) -> str:
-    """`compare table4`, `compare tiny-sd3`, `compare qr pissa`."""
+    """The hint for `compare table4`, `compare tiny-sd3` and `compare qr pissa`."""
     names = [x for x in words if not x.startswith("-")]
     if names and re.fullmatch(r"(table|figure)\d+", names[0]):
         return f"The paper's results: {console.shell_command('reproduce', names[0])}"

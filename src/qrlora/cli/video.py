@@ -51,7 +51,7 @@ def video(
 def draw_video(
     config: SampleConfig, frames: int, fps: int, skip_text_encoders: bool = False, any_prompt: bool = False
 ) -> None:
-    """Draw a video into one file.
+    """Draw a video into one file, for `qrlora video`.
 
     Args:   frames, fps: how many, and how many in a second.  others: as `generate.draw_images`.
     Raises: as `generate.draw_images`, and ValueError: fps below 1; see `video_sampling.generate_video`.

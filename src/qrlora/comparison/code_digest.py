@@ -48,8 +48,8 @@ def imported_files(*modules: str) -> list[Path]:
 
 
 def _imported_names(path: Path) -> Iterator[tuple[str, ...]]:
-    """The dotted names, inside the package and split at the dots, that a file imports: modules and objects in them.
-    Imports for type checkers alone are left out."""
+    """The dotted names that a file imports, whose code its digest covers, inside the package and split at the dots:
+    modules and objects in them. Imports for type checkers alone are left out."""
     folder = path.relative_to(PACKAGE).parts[:-1]
     waiting: list[ast.AST] = [ast.parse(path.read_text(encoding="utf-8"))]
     while waiting:

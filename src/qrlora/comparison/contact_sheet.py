@@ -20,6 +20,7 @@ def sheet_rows(summary: RunSummary) -> list[list[Cell]]:
 
 
 def _sheet_row(summary: RunSummary, pair: Pair, done: dict[tuple[str, str], SampleJob]) -> list[Cell]:
+    """A row of the contact sheet: the two inputs, each method's first image, the true image."""
     cells = [Cell("content", _open_image(pair.content)), Cell("style", _open_image(pair.style))]
     for variant in summary.comparison.variants:
         job = done.get((variant, pair.name))
@@ -33,7 +34,8 @@ def _sheet_row(summary: RunSummary, pair: Pair, done: dict[tuple[str, str], Samp
 
 
 def _recognised(row: dict[str, float]) -> tuple[str, bool | None]:
-    """(which of content and style the classifiers recognised, whether both); ("", None) without ground truth."""
+    """A cell's note: (which of content and style the classifiers recognised, whether both); ("", None) without ground
+    truth."""
     if "both" not in row:
         return "", None
     return " and ".join(name for name in ("content", "style") if row[name]) or "neither", bool(row["both"])

@@ -137,6 +137,7 @@ def run_comparison(
     failed_adapters: set[str] = set()
 
     def run_jobs(jobs: Sequence[Job], run_on_workers: RunJobs) -> None:
+        """Run those of the comparison's jobs that have no result yet, and keep their results."""
         nonlocal ended
         left = [job for job in jobs if not store.has(job)]
         summary.found_done += len(jobs) - len(left)

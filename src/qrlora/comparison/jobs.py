@@ -47,7 +47,7 @@ class TrainJob:
 
     @cached_property
     def identity(self) -> str:
-        """`job_identity`: equal for jobs with equal results."""
+        """`job_identity` of a training: equal for jobs with equal results."""
         inputs = {
             "settings": dict(self.settings),
             "prompt": self.training_image.prompt,
@@ -89,7 +89,7 @@ class SampleJob:
 
     @cached_property
     def identity(self) -> str:
-        """`job_identity`: equal for jobs with equal results."""
+        """`job_identity` of sampling: equal for jobs with equal results."""
         images = [self.pair.content, self.pair.style, *([self.pair.truth] if self.pair.truth else [])]
         inputs = {
             "method": self.method,
@@ -127,7 +127,7 @@ def job_identity(kind: str, base_spec: BaseSpec, module: str, inputs: Mapping[st
 
 @cache
 def versions() -> dict[str, str]:
-    """{name: version} of qrlora and of the libraries that results depend on."""
+    """{name: version} of qrlora and of the libraries that a job's result depends on."""
     return {
         "qrlora": f"{__version__}, format {FORMAT}",
         **{name: importlib.metadata.version(name) for name in LIBRARIES},
@@ -135,7 +135,7 @@ def versions() -> dict[str, str]:
 
 
 def base_digest(base: Base) -> str:
-    """SHA-256 (hex) of everything of an open base that training and sampling depend on."""
+    """SHA-256 (hex) of everything of a job's base that training and sampling depend on."""
     sampler = {"sampler": type(base.pipe.scheduler).__name__, **base.pipe.scheduler.config}
     inputs = {**component_digests(base), "plain framing": base.always_uncropped}
     inputs["sampling"] = {name: value for name, value in sampler.items() if not name.startswith("_")}

@@ -149,7 +149,7 @@ def parts_table(tables: SummaryTables) -> tuple[list[str], list[list[str]]]:
 
 
 def estimate_cell(row: TableRow, kind: str) -> str:
-    """One estimate in hundredths."""
+    """One estimate as a cell of the report, in hundredths."""
     value, low, high = (row.get(name, math.nan) for name in (kind, f"{kind}: low", f"{kind}: high"))
     if math.isnan(value):
         return "-"
@@ -157,7 +157,7 @@ def estimate_cell(row: TableRow, kind: str) -> str:
 
 
 def csv_text(rows: Sequence[TableRow]) -> str:
-    """Rows as CSV, with the union of their keys as columns; NaN becomes an empty cell."""
+    """Rows of a report as CSV, with the union of their keys as columns; NaN becomes an empty cell."""
     buffer = io.StringIO()
     columns = list(dict.fromkeys(name for row in rows for name in row))
     writer = csv.DictWriter(buffer, columns, lineterminator="\n")
@@ -176,7 +176,7 @@ def _bullet_section(title: str, lines: Sequence[str]) -> list[str]:
 
 
 def _parts_section(tables: SummaryTables) -> list[str]:
-    """Each adapter by itself; nothing if that was not asked for."""
+    """The report's section on each adapter by itself; nothing if that was not asked for."""
     if not tables.parts:
         return []
     shown = [f"- {part}: {meaning}" for part, meaning in PART_MEANINGS.items()]
@@ -190,7 +190,7 @@ def _leakage_section(tables: SummaryTables) -> list[str]:
 
 
 def _training_settings_rows(summary: RunSummary) -> list[TableRow]:
-    """A row for each adapter's main settings."""
+    """A row of the report for each adapter's main settings."""
     rows = []
     for spec, roles in summary.comparison.training_settings.items():
         for role, settings in roles.items():
@@ -200,7 +200,7 @@ def _training_settings_rows(summary: RunSummary) -> list[TableRow]:
 
 
 def _row_with_interval(row: TableRow, kind: str, digits: int) -> TableRow:
-    """A row with its estimate and interval merged into one cell."""
+    """A row of the report with its estimate and interval merged into one cell."""
     estimate = {kind, f"{kind}: low", f"{kind}: high"}
     others = {k: v for k, v in row.items() if k not in estimate}
     value, low, high = (row[name] for name in (kind, f"{kind}: low", f"{kind}: high"))
@@ -209,7 +209,7 @@ def _row_with_interval(row: TableRow, kind: str, digits: int) -> TableRow:
 
 
 def markdown_table(rows: Sequence[TableRow]) -> list[str]:
-    """The lines of a Markdown table; all rows have the first one's keys."""
+    """The lines of a report's Markdown table; all rows have the first one's keys."""
     if not rows:
         return ["(nothing was measured)"]
     head = list(rows[0])

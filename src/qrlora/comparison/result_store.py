@@ -19,7 +19,7 @@ from .run_job import ADAPTER, IMAGES, RESULT, JobOutput
 
 @contextlib.contextmanager
 def explain_damaged_file(path: Path) -> Iterator[None]:
-    """Turns a ValueError in the `with` into one that names the damaged file and the way out."""
+    """Turns a ValueError in the `with` into one that names the damaged file of the store and the way out."""
     try:
         yield
     except ValueError as error:
@@ -35,7 +35,7 @@ class ResultStore:
             (folder / name).mkdir(parents=True, exist_ok=True)
 
     def has(self, job: Job) -> bool:
-        """Whether a job's output is complete: its .json, which is written last, or its adapter exists.
+        """Whether the store holds a job's whole output: its .json, which is written last, or its adapter exists.
 
         Raises: ValueError: an adapter's file was damaged since.
         """
@@ -57,7 +57,7 @@ class ResultStore:
         return {x.identity: self._path(x, ADAPTER).read_bytes() for x in needed}
 
     def result(self, job: SampleJob) -> dict[str, Any]:
-        """The scores of a sample job. Raises: ValueError: the file was damaged since it was written."""
+        """The stored scores of a sample job. Raises: ValueError: the file was damaged since it was written."""
         path = self._path(job, RESULT)
         with explain_damaged_file(path):
             return json.loads(path.read_text(encoding="utf-8"))

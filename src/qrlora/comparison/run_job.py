@@ -96,13 +96,14 @@ def _base_digest_once(name: str, device: str, dtype: str) -> str:
 
 
 def _checked_base_of_job(base_spec: BaseSpec) -> Base:
-    """The open base. Raises: ValueError: this worker has another base of that name."""
+    """Open a job's base. Raises: ValueError: this worker has another base of that name."""
     if _base_digest_once(base_spec.base, base_spec.device, base_spec.dtype) != base_spec.digest:
         raise ValueError(f"this worker's {base_spec.base} is another base than the comparison's: give all the same one")
     return open_base_once(base_spec.base, base_spec.device, base_spec.dtype)
 
 
 def _run_train_job(job: TrainJob) -> JobOutput:
+    """Run a training job: the adapter's file."""
     base = _checked_base_of_job(job.base_spec)
     with temporary_folder() as folder:
         output = folder / "adapter.safetensors"
@@ -113,6 +114,7 @@ def _run_train_job(job: TrainJob) -> JobOutput:
 
 
 def _run_sample_job(job: SampleJob, inputs: Mapping[str, bytes]) -> JobOutput:
+    """Run a sampling job: fuse two adapters, sample images and score them."""
     base = _checked_base_of_job(job.base_spec)
     with temporary_folder() as folder:
         content, style = (_load_adapter_of_job(x, inputs, folder) for x in (job.content, job.style))
@@ -152,7 +154,8 @@ def _run_sample_job(job: SampleJob, inputs: Mapping[str, bytes]) -> JobOutput:
 def _adapter_interference(
     content: Adapter | None, style: Adapter | None
 ) -> tuple[dict[str, float], list[dict[str, Any]]]:
-    """(`analysis.interference` of two adapters, `analysis.similarity` for each layer that both have)."""
+    """A sampling job's interference: `analysis.interference` of its two adapters, `analysis.similarity` for each layer
+    that both have."""
     if content is None or style is None:
         return {}, []
     both = content.layers.keys() & style.layers.keys()
@@ -180,7 +183,8 @@ def _decomposed_scores(
 
 
 def _image_scores(job: SampleJob, images: Sequence[Image.Image]) -> list[dict[str, float]]:
-    """A row of scores for each image: by the classifiers, if there is ground truth, and by the vision encoders."""
+    """A row of scores for each image of a job: by the classifiers, if there is ground truth, and by the vision
+    encoders."""
     pair = job.pair
     rows: list[dict[str, float]] = [{} for _ in images]
     if pair.truth is not None:
@@ -192,7 +196,7 @@ def _image_scores(job: SampleJob, images: Sequence[Image.Image]) -> list[dict[st
 
 
 def _encoder_scores(job: SampleJob, images: Sequence[Image.Image]) -> list[dict[str, float]]:
-    """For each image its likeness to the content and to the style image, by each vision encoder."""
+    """For each image of a job its likeness to the content and to the style image, by each vision encoder."""
     rows: list[dict[str, float]] = [{} for _ in images]
     for encoder in _checked_encoders_of_job(job):
         for letter, given in (("C", job.pair.content), ("S", job.pair.style)):
@@ -202,7 +206,7 @@ def _encoder_scores(job: SampleJob, images: Sequence[Image.Image]) -> list[dict[
 
 
 def _checked_encoders_of_job(job: SampleJob) -> list[evaluation.Encoder]:
-    """The open encoders. Raises: ValueError: this worker has another encoder of that name."""
+    """Open a job's vision encoders. Raises: ValueError: this worker has another encoder of that name."""
     opened = [_encoder(name, job.base_spec.device) for name in job.encoders]
     for name, encoder, wanted in zip(job.encoders, opened, job.encoder_identities, strict=True):
         if encoder.identity != wanted:
@@ -227,6 +231,7 @@ def _ssim_of_images(first: Sequence[Image.Image], second: Sequence[Image.Image])
 
 
 def _load_adapter_of_job(job: TrainJob | None, inputs: Mapping[str, bytes], folder: Path) -> Adapter | None:
+    """Load an adapter that a sampling job needs, from the bytes that came with it."""
     if job is None:
         return None
     path = folder / f"{job.identity}.safetensors"
@@ -237,6 +242,7 @@ def _load_adapter_of_job(job: TrainJob | None, inputs: Mapping[str, bytes], fold
 
 
 def _write_training_image(training_image: CaptionedImage, folder: Path, name: str) -> TrainingImage:
+    """Write a training job's image to a file."""
     image = _open_image(training_image)
     path = folder / f"{name}.{(image.format or 'png').lower()}"
     path.write_bytes(training_image.file)
@@ -248,7 +254,7 @@ def _open_image(training_image: CaptionedImage) -> Image.Image:
 
 
 def _images_side_by_side(images: Sequence[Image.Image]) -> bytes:
-    """The images side by side, as a PNG."""
+    """A job's images side by side, as a PNG."""
     width, height = images[0].size
     strip = Image.new("RGB", (width * len(images), height))
     for k, image in enumerate(images):

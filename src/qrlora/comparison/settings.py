@@ -43,6 +43,7 @@ class ComparisonSettings:
     dtype: str = "float32"
 
     def __post_init__(self) -> None:
+        """Check a comparison's settings."""
         for name in ("methods", "encoders"):
             object.__setattr__(self, name, tuple(getattr(self, name)))
         check_types(ComparisonSettings, as_dict(self))
@@ -58,7 +59,7 @@ class ComparisonSettings:
 
 
 def check_counts(settings: Mapping[str, Any], *names: str) -> None:
-    """Raises ValueError: one of the named settings is given and below 1."""
+    """Raises ValueError: one of a comparison's settings that are counts is given and below 1."""
     for name in names:
         count = settings.get(name)
         if count is not None and count < 1:

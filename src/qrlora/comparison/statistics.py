@@ -66,7 +66,7 @@ def fraction_of_span(score: Sequence[float], none: Sequence[float], oracle: Sequ
 
 
 def bootstrap(statistic: Callable[[np.ndarray], np.ndarray], rows: np.ndarray, seed: int = 0) -> Estimate:
-    """A statistic of pairs with its percentile interval.
+    """A statistic of pairs with its percentile bootstrap interval.
 
     Args: statistic: (..., pairs, values) -> (...).  rows: (pairs, values).
     """
@@ -83,7 +83,7 @@ def bootstrap(statistic: Callable[[np.ndarray], np.ndarray], rows: np.ndarray, s
 
 
 def ranks(values: Sequence[float]) -> np.ndarray:
-    """1 for the smallest; equal values share the mean of their ranks."""
+    """Ranks for Spearman's correlation: 1 for the smallest; equal values share the mean of their ranks."""
     x = np.asarray(values, dtype=float)
     _, inverse, counts = np.unique(x, return_inverse=True, return_counts=True)
     last = counts.cumsum()

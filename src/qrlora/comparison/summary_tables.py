@@ -113,6 +113,7 @@ Means = dict[str, dict[str, dict[str, float]]]
 
 
 def _means_by_pair(pictures: Sequence[TableRow]) -> Means:
+    """Each method's scores averaged over the images of a pair, for the tables."""
     grouped: dict[str, dict[str, list[TableRow]]] = {}
     for row in pictures:
         grouped.setdefault(row["method"], {}).setdefault(row["pair"], []).append(row)
@@ -128,6 +129,7 @@ def _means_by_pair(pictures: Sequence[TableRow]) -> Means:
 
 
 def _score_table(means: Means, order: Sequence[str], scores: Sequence[str]) -> list[TableRow]:
+    """The table of scores: estimates over pairs, a row for each method and score."""
     rows = []
     for method in order:
         for score in scores:
@@ -142,6 +144,7 @@ def _score_table(means: Means, order: Sequence[str], scores: Sequence[str]) -> l
 
 
 def _paired_differences_table(means: Means, order: Sequence[str], scores: Sequence[str]) -> list[TableRow]:
+    """The table of paired differences of each two methods."""
     rows = []
     methods = [name for name in order if name not in ("none", "oracle")]
     for k, first in enumerate(methods):

@@ -27,7 +27,8 @@ def training_settings(
 def _settings_of_role(
     base: Base, role: Any, spec: str, fusion: FusionMethod, settings: ComparisonSettings
 ) -> dict[str, Any]:
-    """The reference's shared settings, the method's own learning rate, and what its row or its spec sets."""
+    """The training settings of a compared method's role: the reference's shared ones, the method's own learning rate,
+    and what its row or its spec sets."""
     default = base.defaults.for_run(role, REFERENCE_METHOD)
     chosen: dict[str, Any] = {name: getattr(default, name) for name in SHARED_SETTINGS}
     chosen |= {name: value for name in ("rank", "steps") if (value := getattr(settings, name)) is not None}
@@ -50,7 +51,7 @@ def _settings_of_role(
 
 
 def _oracle_targets_and_steps(base: Base, content: dict[str, Any], steps: int | None) -> dict[str, Any]:
-    """The oracle trains the layers of both roles, for the sum of their steps."""
+    """Targets and steps of the oracle's training: the layers of both roles, for the sum of their steps."""
     style = base.defaults.for_run("style", REFERENCE_METHOD)
     endings = [base.family.targets.get(x) or tuple(x.split(",")) for x in (content["targets"], style.targets)]
     union = dict.fromkeys(ending.strip() for of_role in endings for ending in of_role)

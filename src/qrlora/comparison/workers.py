@@ -38,12 +38,14 @@ def in_this_process() -> Iterator[RunJobs]:
 
 @contextlib.contextmanager
 def in_processes(workers: int) -> Iterator[RunJobs]:
-    """A worker that dies (out of memory, killed) takes its own job with it and no other; a new one takes its place."""
+    """Run jobs in worker processes of this machine. A worker that dies (out of memory, killed) takes its own job with
+    it and no other; a new one takes its place."""
     context = multiprocessing.get_context("spawn")  # a fork would copy this process's threads' locks
     processes: dict[Connection, Any] = {}
     """{our end of its pipe: process}, idle and busy."""
 
     def start_worker() -> Connection:
+        """Start a worker process."""
         ours, theirs = context.Pipe()
         processes[ours] = context.Process(target=_worker_loop, args=(theirs,), daemon=True)
         processes[ours].start()
@@ -51,6 +53,7 @@ def in_processes(workers: int) -> Iterator[RunJobs]:
         return ours
 
     def run_jobs(jobs: Iterable[Job], inputs: AdapterFiles) -> Iterator[tuple[Job, JobOutput | JobFailure]]:
+        """Give jobs to the worker processes as they become free, and yield what they send."""
         waiting, busy = iter(jobs), {}
         idle = list(processes)
         while True:
@@ -94,7 +97,8 @@ def _worker_loop(connection: Connection) -> None:
 
 @contextlib.contextmanager
 def on_ray_cluster(address: str) -> Iterator[RunJobs]:
-    """One CPU, and one GPU if the cluster has any, for each job; twice as many jobs are submitted as can run."""
+    """Run jobs on a Ray cluster: one CPU, and one GPU if the cluster has any, for each job; twice as many jobs are
+    submitted as can run."""
     optional_dependencies.require("ray", reason="--ray")
     import ray
     from ray.exceptions import RayError
@@ -107,6 +111,7 @@ def on_ray_cluster(address: str) -> Iterator[RunJobs]:
         raise ValueError(f"no Ray cluster at {address!r} ({reason}); --ray local starts one") from error
 
     def run_jobs(jobs: Iterable[Job], inputs: AdapterFiles) -> Iterator[tuple[Job, JobOutput | JobFailure]]:
+        """Submit jobs to the Ray cluster, and yield their outputs."""
         has = ray.cluster_resources()
         gpus = 1 if has.get("GPU") else 0
         # a crash is a result, to be reported; a second try would hide it

@@ -1,4 +1,4 @@
-"""A file as tools see it, and what is said of a key.
+"""A LoRA file that is checked for tools, and the verdict on each of its keys.
 
 Letters: r rank.
 """
@@ -33,7 +33,7 @@ class Verdict(NamedTuple):
 
     @property
     def state(self) -> str:
-        """ "loaded", "ignored", "wrong strength" or "not judged"."""
+        """The verdict on a key: "loaded", "ignored", "wrong strength" or "not judged"."""
         if self.factor is None:
             return "not judged"
         return "loaded" if abs(self.factor - 1) < 1e-3 else "wrong strength" if self.factor else "ignored"
@@ -49,7 +49,7 @@ class CheckedFile:
 
     @cached_property
     def names(self) -> Names:
-        """What the keys mean that are a UNet's or transformer's, judged together."""
+        """What the keys of the checked file mean that are a UNet's or transformer's, judged together."""
         factors, _ = factors_of(self.tensors)
         header = Header.from_json(self.metadata[HEADER]) if HEADER in self.metadata else None
         return understand_names(factors, self.tensors, self.metadata, header) if factors else Names(None, "", {})
@@ -86,8 +86,8 @@ class CheckedFile:
         return {self.keys[x.keys["A"]].factor.name: x.scale for x in groups.values() if "A" in x.keys}
 
     def refuse_unsound(self) -> None:
-        """Raises ValueError: the file is no update of the base, whatever its names, or holds numbers that no tool can
-        use: NaN or infinity, factors that are no matrices."""
+        """Raises ValueError: the checked file is no update of the base, whatever its names, or holds numbers that no
+        tool can use: NaN or infinity, factors that are no matrices."""
         for key, meaning in self.keys.items():
             x = self.tensors[key]
             if meaning.factor.kind == "alpha":

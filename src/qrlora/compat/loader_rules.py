@@ -1,4 +1,5 @@
-"""QUIRKS: what a tool's loader looks at beside the names, by the words that the rows of layouts use.
+"""QUIRKS: what the loaders of ComfyUI, A1111, diffusers, kohya and musubi look at beside the names of keys, by the
+words that the rows of layouts use.
 
 The versions that were read: ComfyUI 0.3.64 (comfy/lora.py), diffusers 0.42.1 (loaders/lora_pipeline.py,
 lora_conversion_utils.py), A1111 1.10 (extensions-builtin/Lora/networks.py, sd3_model.py), Forge of 2025
@@ -58,7 +59,7 @@ def _a1111_sd3_attention(file: CheckedFile, key: str) -> str:
 
 
 def _kohya_needs_alpha(file: CheckedFile) -> str:
-    """lora_flux.py and lora_sd3.py look every layer's alpha up."""
+    """kohya's lora_flux.py and lora_sd3.py look every layer's alpha up."""
     missing = [name for name in file.ranks if name not in file.alphas]
     if missing and any(key.spelling.startswith(LORA_UNET) for key in file.keys.values()):
         return f"it demands alpha keys here, {len(missing)} of {len(file.ranks)} layers have none"
@@ -66,13 +67,14 @@ def _kohya_needs_alpha(file: CheckedFile) -> str:
 
 
 def _diffusers_word_lora(file: CheckedFile) -> str:
-    """diffusers looks for the word in every name, kohya's SDXL files aside."""
+    """diffusers' loader looks for the word "lora" in every name, kohya's SDXL files aside."""
     if _is_kohya(file) and file.part == "unet" or all("lora" in key for key in file.tensors):
         return ""
     return "it refuses a file in which a name does not hold the word lora"
 
 
 def _diffusers_kohya_whole(file: CheckedFile) -> str:
+    """diffusers' loader translates a kohya file whole, or refuses it."""
     if _is_kohya(file) and file.alphas and "lora_adapter_metadata" in file.metadata:
         return "it refuses alpha keys beside lora_adapter_metadata"
     if _is_kohya(file) and len(file.keys) < len([key for key in file.tensors if not is_text_encoder(key)]):
@@ -110,6 +112,7 @@ def _alpha_or_prefix(file: CheckedFile) -> str:
 
 
 def _diffusers_bare_names(file: CheckedFile, key: str) -> str:
+    """diffusers' loader wants a prefix before names of its own."""
     translated = file.alphas or any("default." in x for x in file.tensors)
     return (
         "it wants transformer. before the name" if file.keys[key].spelling == "{diffusers}" and not translated else ""
@@ -149,7 +152,7 @@ def _translated(file: CheckedFile) -> bool:
 
 
 def _diffusers_kohya_endings(file: CheckedFile) -> str:
-    """It knows kohya's endings in files that it translates, and fails where others are left."""
+    """diffusers' loader knows kohya's endings in files that it translates, and fails where others are left."""
     if not has_down(file):
         return ""
     if not _translated(file):
@@ -158,7 +161,8 @@ def _diffusers_kohya_endings(file: CheckedFile) -> str:
 
 
 def _diffusers_prefix_twice(file: CheckedFile, key: str) -> str:
-    """In such files it puts transformer. before every name, also its own; else it passes over names without it."""
+    """In files that it translates, diffusers' loader puts transformer. before every name, also its own; else it passes
+    over names without it."""
     spelling = file.keys[key].spelling
     if spelling.startswith("transformer.") and _translated(file):
         return "it puts transformer. before it once more, since the file has alpha keys or other tools' names"

@@ -25,7 +25,7 @@ def check(path: str | PathLike, tool: str) -> list[Verdict]:
 
 
 def key_verdicts(file: CheckedFile, tool: str) -> list[Verdict]:
-    """`check` of a file's contents."""
+    """What a tool does with each key of an open file: `check` without reading."""
     if tool not in TOOLS:
         raise ValueError(f"no rules for {tool!r}; known tools: {', '.join(TOOLS)}")
     file.refuse_unsound()
@@ -35,7 +35,7 @@ def key_verdicts(file: CheckedFile, tool: str) -> list[Verdict]:
 
 
 def tool_notes(file: CheckedFile, tool: str) -> list[str]:
-    """What else a person should know about the file in this tool."""
+    """What else a person should know about a file in a tool, beside the verdicts on its keys."""
     version = file.metadata.get("ss_base_model_version", "")
     if tool == "kohya" and file.layout and "sgm" in file.layout.written:
         if any(key.spelling == "lora_unet_{diffusers}" for key in file.keys.values()):
@@ -63,6 +63,7 @@ def _whole_file_refusal(file: CheckedFile, tool: str, row: Reader | None) -> str
 
 
 def _key_verdict(file: CheckedFile, tool: str, row: Reader | None, refusal: str, key: str) -> Verdict:
+    """The verdict of a tool on one key of a file."""
     if refusal:
         return Verdict(key, 0.0, refusal)
     if is_text_encoder(key):
@@ -101,7 +102,7 @@ def _spelling_of_other_kind(file: CheckedFile, key: str) -> str:
 
 
 def readable_spelling(spelling: str) -> str:
-    """A spelling as a person reads it: "transformer. + diffusers names"."""
+    """The spelling of a key in a verdict as a person reads it: "transformer. with diffusers' names"."""
     prefix, _, kind = spelling.rstrip("}").partition("{")
     kind = {"processor": "diffusers' oldest names", "diffusers": "diffusers' names", "original": "original names"}.get(
         kind, "names of its own"

@@ -19,8 +19,9 @@ def normalise_paths(value: str | Path | Iterable[str | Path]) -> str | tuple[str
 
 
 def split_paths(text: str) -> str | list[str]:
-    """ "a.png,b.png" of a command line as a list. A name that exists as it stands is one file, with all its commas; so
-    is a text of which no part exists, for the message that it is missing."""
+    """The setting `image` or `mask` of a command line: "a.png,b.png" of a command line as a list. A name that exists as
+    it stands is one file, with all its commas; so is a text of which no part exists, for the message that it is
+    missing."""
     parts = [part.strip() for part in text.split(",") if part.strip()]
     if len(parts) < 2 or Path(text).exists() or not any(Path(part).exists() for part in parts):
         return text
@@ -48,6 +49,7 @@ def parse_crops(value: str | Sequence[Any]) -> tuple[Crop, ...]:
 
 
 def _parse_one_crop(value: str | Sequence[int]) -> Crop:
+    """One `crop`, "x,y,side" or three numbers."""
     numbers: Sequence[Any] = value.split(",") if isinstance(value, str) else value
     try:
         x, y, side = (int(number) for number in numbers)

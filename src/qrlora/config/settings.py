@@ -56,7 +56,7 @@ class FamilyDefaults:
     """Exceptions by role ("style"), method ("lora") or both ("style/lora"): {"lora": {"learning_rate": 1e-3}}."""
 
     def with_base_defaults(self, tables: Mapping[str, Any]) -> "FamilyDefaults":
-        """These defaults, overridden by those in a base's folder.
+        """A family's default settings, overridden by those in a base's folder.
 
         Args:   tables: {"train": {...}, "sample": {"steps", "guidance"}}, the "defaults" of `qrlora.json`. A table
                 inside "train" is an exception for the role or method that it is named after.
@@ -78,7 +78,8 @@ class FamilyDefaults:
         return dataclasses.replace(self, **train, **sample, special={**self.special, **special})
 
     def for_run(self, role: str, method: str) -> "FamilyDefaults":
-        """These defaults with the exceptions for a method, then a role, then both, applied in this order."""
+        """The default settings of a run: with the exceptions for a method, then a role, then both, applied in this
+        order."""
         values: dict[str, Any] = {}
         for name in (method, role, f"{role}/{method}"):
             values |= self.special.get(name, {})
@@ -179,6 +180,7 @@ class TrainConfig:
     """Log the loss for tensorboard beside the output (needs the extra `qrlora[tensorboard]`)."""
 
     def __post_init__(self) -> None:
+        """Check the settings of a training."""
         check_types(TrainConfig, as_dict(self))
         if self.targets is not None:
             object.__setattr__(self, "targets", current_preset(self.targets, stacklevel=4))
@@ -214,8 +216,8 @@ class TrainConfig:
         return isinstance(self.image, tuple) or Path(str(self.image)).is_dir()
 
     def checked(self) -> Self:
-        """This config. Raises ValueError: no image, no prompt for a style, or a prompt without its trigger word. What a
-        prompt lacks may stand in the captions of several images, see `training.training_images`."""
+        """These settings, checked. Raises ValueError: no image, no prompt for a style, or a prompt without its trigger
+        word. What a folder of images holds is checked when it is read."""
         if not self.image:
             raise ValueError("no training image: give image=FILE, or image=FOLDER for several")
         if self.has_several_images:
@@ -278,6 +280,7 @@ class SampleConfig:
     """Keep every component of the base in the CPU's memory but while it runs: slower, less GPU memory."""
 
     def __post_init__(self) -> None:
+        """Check the settings of sampling."""
         for name in ("adapters", "strengths"):
             object.__setattr__(self, name, tuple(getattr(self, name)))
         check_types(SampleConfig, as_dict(self))

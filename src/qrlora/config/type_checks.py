@@ -33,6 +33,7 @@ def check_types(kind: type, values: Mapping[str, Any]) -> None:
 
 
 def _has_type(value: Any, hint: Any) -> bool:
+    """Whether a setting's value has the type of its annotation."""
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
     if origin in (types.UnionType, typing.Union):
         return any(_has_type(value, h) for h in arguments)
@@ -48,6 +49,7 @@ def _has_type(value: Any, hint: Any) -> bool:
 
 
 def _describe_type(hint: Any) -> str:
+    """A setting's type in words."""
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
     if origin in (types.UnionType, typing.Union):
         return " or ".join(_describe_type(h) for h in arguments if h not in (type(None), Path))

@@ -21,7 +21,8 @@ from .training_task import TrainingTask
 
 
 def encoding_bytes(task: TrainingTask, spare: Mapping[str, nn.Module]) -> dict[str, int]:
-    """{"text encoders", "VAE": most bytes on the device while prompt and picture are encoded}; nothing else is there.
+    """{"text encoders", "VAE": most bytes that each takes of the device while prompt and image are encoded}; nothing
+    else is there.
 
     Args: spare: the text encoders in their dtype and the VAE, on the meta device.
     """
@@ -38,7 +39,7 @@ def encoding_bytes(task: TrainingTask, spare: Mapping[str, nn.Module]) -> dict[s
 
 
 def sampling_bytes(task: TrainingTask, spare: Mapping[str, nn.Module]) -> dict[str, int]:
-    """{"denoising", "decoding": most bytes beside the trainable part and its adapter while one picture is drawn}."""
+    """{"denoising", "decoding": most bytes that each takes beside the trainable component while an image is drawn}."""
     vae: Any = spare["vae"]
     base = task.base
     rows = base.family.rows_per_step(base.pipe, base.defaults.guidance)
@@ -72,7 +73,7 @@ def _prompt_inputs(task: TrainingTask, encoder: nn.Module, rows: int) -> dict[st
 
 
 def _peak_component_bytes(parts: Iterable[nn.Module], work: Callable[[], Any]) -> int:
-    """Most bytes alive at once in a piece of work, beyond the parts that do it, times MARGIN."""
+    """Most bytes alive at once while components compute, beyond their weights, times MARGIN; on the meta device."""
     known = [x for part in parts for x in (*part.parameters(), *part.buffers())]
     with torch.no_grad(), torch.device("meta"), flash_attention(), LiveBytes(known) as live:
         work()

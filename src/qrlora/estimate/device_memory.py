@@ -20,7 +20,7 @@ PAUSE = 0.005
 
 
 def free_bytes(device: torch.device) -> int:
-    """Bytes that a device has left for us; of RAM, what can be had without swapping."""
+    """Bytes of memory that a device has free; of RAM, what can be had without swapping."""
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
     return psutil.virtual_memory().available
@@ -33,7 +33,7 @@ def bytes_in_use(device: torch.device) -> int:
 
 @contextlib.contextmanager
 def peak_memory(device: torch.device) -> Iterator[Callable[[], int]]:
-    """Yields a function that says the most bytes in use at once since the `with` began."""
+    """Measure the peak memory of a device: yields a function, the most bytes in use at once since the `with` began."""
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
         yield lambda: torch.cuda.max_memory_allocated(device)
@@ -42,6 +42,7 @@ def peak_memory(device: torch.device) -> Iterator[Callable[[], int]]:
     most, over = [bytes_in_use(device)], threading.Event()
 
     def look() -> None:
+        """Look at the memory in use again and again."""
         while not over.wait(PAUSE):
             most[0] = max(most[0], bytes_in_use(device))
 

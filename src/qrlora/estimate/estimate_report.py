@@ -83,7 +83,7 @@ class Report:
         return self.counted(weights, activations, method) + (MARGIN - 1) * self.step[method][activations] + RESERVED
 
     def need(self, weights: str, activations: str, method: str) -> float:
-        """Most bytes at any time of a training with a preview: opening, update, drawing."""
+        """The estimate's most bytes at any time of a training with a preview: opening, update, drawing."""
         stays = 3 * 4 * self.trained[method]  # gradients and Adam's moments, while a preview is drawn
         beside = self.weights[weights] + self.buffers + self.adapter[method] + stays
         others = max(beside + max(self.drawing.values()), *self.opening.values())
@@ -91,7 +91,7 @@ class Report:
 
     @property
     def short(self) -> str:
-        """What the device lacks for the settings that were estimated, or ""."""
+        """What the device lacks for the settings of this estimate, or ""."""
         need = max(self.need(*self.chosen, method) for method in self.step)
         if need <= self.free:
             return ""

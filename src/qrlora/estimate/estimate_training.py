@@ -114,7 +114,8 @@ def _why_not_whole(report: Report, methods: list[str], device: torch.device) -> 
 
 
 def _counted_from_shapes(task: TrainingTask, methods: list[str], on_stage: OnStage) -> dict[str, Any]:
-    """What Report has of model, adapter, files and memory. The base is left as it was."""
+    """What an estimate's report has of model, adapter, files and memory, counted from shapes. The base is left as it
+    was."""
     base, rank = task.base, task.rank
     shapes = {layer: (int(w.shape[0]), int(w.shape[1])) for layer, w in base.weights(task.targets)}
     header = Header(

@@ -46,6 +46,7 @@ class LiveBytes(TorchDispatchMode):
         self._seen: dict[int, Any] = {id(x): None for x in self._known}
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Count the storages of every operation's results."""
         result = func(*args, **(kwargs or {}))
         for value in tree_iter(result):
             if isinstance(value, Tensor):
@@ -53,11 +54,13 @@ class LiveBytes(TorchDispatchMode):
         return result
 
     def _count(self, storage: Any) -> None:
+        """Count a storage's bytes until it is freed."""
         key, size = id(storage), storage.nbytes()
         if key in self._seen:
             return
 
         def on_freed(_: Any) -> None:
+            """A storage that was counted is freed."""
             del self._seen[key]
             self.now -= size
 
@@ -109,6 +112,7 @@ def initialise_on_meta(task: TrainingTask) -> list[nn.Parameter]:
 
 
 def _meta_factors(weight: Tensor, method: str, rank: int) -> InitialFactors:
+    """A method's factors A and B on the meta device: shapes without bytes."""
     o, i = weight.shape
     row = METHODS[method]
     Q = torch.empty({"input": i, "output": o}[row.side], rank) if row.side else None
@@ -118,7 +122,8 @@ def _meta_factors(weight: Tensor, method: str, rank: int) -> InitialFactors:
 
 
 def step_bytes(task: TrainingTask, parameters: list[nn.Parameter], recomputed: bool) -> int:
-    """Most bytes alive at once in an update beyond model and adapter: activations, gradients, Adam's two moments.
+    """Count the most bytes alive at once in an update beyond model and adapter: activations, gradients, Adam's two
+    moments.
 
     Args:   task: its base on the meta device, with a start on it whose trainable factors are `parameters`.
             recomputed: activations are computed again in the backward pass, whatever the task's settings say.

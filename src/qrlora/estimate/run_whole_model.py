@@ -44,7 +44,7 @@ class Stopwatch:
     """(what, share done 0..1)."""
 
     def once(self, work: Callable[[], Any]) -> tuple[Any, Stage]:
-        """What a piece of work returns, and what it took."""
+        """Run work once on the whole model: what it returns, and its time and memory."""
         with peak_memory(self.device) as peak:
             begun = clock.perf_counter()
             result = work()
@@ -52,7 +52,7 @@ class Stopwatch:
             return result, Stage(clock.perf_counter() - begun, peak() - self.before)
 
     def often(self, work: Callable[[], Any]) -> Stage:
-        """What one of `repeats` runs took, and the peak of all."""
+        """Run work `repeats` times on the whole model: the time of one, and the peak memory of all."""
         with peak_memory(self.device) as peak:
             took = median_seconds(work, self.device, self.repeats)
             return Stage(took, peak() - self.before)
@@ -92,10 +92,12 @@ def sides_of(methods: list[str]) -> list[str]:
 
 
 def _timed_basis(task: TrainingTask, side: str, on_stage: Callable[[str, float], Any]) -> Basis:
+    """Time the basis of the whole model."""
     weights = task.base.weights(task.targets)
     done: list[str] = []
 
     def count(layer: str) -> None:
+        """Report how many of the layers have their directions."""
         done.append(layer)
         on_stage("finding the leading directions", len(done) / len(weights))
 
@@ -103,7 +105,7 @@ def _timed_basis(task: TrainingTask, side: str, on_stage: Callable[[str, float],
 
 
 def _stages_of_method(task: TrainingTask, basis: Basis | None, stopwatch: Stopwatch) -> dict[str, Stage]:
-    """Updates, a merge, and a denoising step with what was merged; the model is left without adapter."""
+    """Time a method's stages on the whole model: updates, a merge, a denoising step with what was merged."""
     model, method = task.base.model, METHODS[task.config.method]
     generator = torch.Generator().manual_seed(task.config.seed)
     directions: Any = basis.Q if basis else {}
@@ -126,13 +128,14 @@ def _stages_of_method(task: TrainingTask, basis: Basis | None, stopwatch: Stopwa
 def _timed_updates(
     task: TrainingTask, parameters: list[nn.Parameter], generator: torch.Generator, stopwatch: Stopwatch
 ) -> Stage:
-    """Of an update as training makes them, on random latents and a random condition."""
+    """Time updates of the whole model as training makes them, on random latents and a random condition."""
     config, done = task.config, 0
     assert config.learning_rate is not None
     loss = make_loss(config, task.base, TrainingExamples(*task.example(1, stopwatch.device)), generator, Processes())
     optimizer = OPTIMIZERS[config.optimizer](parameters, config.learning_rate)
 
     def one_update() -> None:
+        """One update of the adapter on the whole model."""
         nonlocal done
         stopwatch.on_stage(f"{config.method}: update {done} of {stopwatch.repeats}, after one that warms up", 0.0)
         loss().backward()
@@ -145,7 +148,7 @@ def _timed_updates(
 
 
 def _timed_denoising(task: TrainingTask, adapter: Adapter, stopwatch: Stopwatch) -> Stage:
-    """Of the model's prediction in a denoising step, for one picture, with an adapter on it."""
+    """Time the whole model's prediction in a denoising step, for one image, with an adapter on it."""
     base = task.base
     rows = base.family.rows_per_step(base.pipe, base.defaults.guidance)
     latents, condition = task.example(rows, stopwatch.device)

@@ -54,7 +54,7 @@ def estimate_from_blocks(
 
 
 def _update_and_denoising(task: TrainingTask, device: torch.device, repeats: int) -> dict[str, Stage]:
-    """Of an update and a denoising step of the adapter that is on the base."""
+    """Estimate an update and a denoising step from the times of the model's blocks."""
     base = task.base
     times = [(kind.count, *block_seconds(kind, device, repeats)) for kind in block_kinds(task)]
     update, forward = (sum(row[0] * row[k] for row in times) for k in (1, 2))
@@ -69,6 +69,7 @@ def block_kinds(task: TrainingTask) -> list[BlockKind]:
     found: dict[Any, BlockKind] = {}
 
     def note(module: nn.Module, arguments: tuple[Any, ...], named: dict[str, Any]) -> None:
+        """Note a block that the model runs, its inputs and how often it came."""
         weights = tuple((n, tuple(p.shape)) for n, p in module.named_parameters())
         read = tuple(tuple(x.shape) for x in tree_iter((arguments, named)) if isinstance(x, Tensor))
         key = (type(module).__name__, weights, read)
@@ -96,6 +97,7 @@ def block_seconds(kind: BlockKind, device: torch.device, repeats: int) -> tuple[
     materialise(block, device)
 
     def real(value: Any) -> Any:
+        """A tensor of the meta device as a real one with random numbers, for timing a block."""
         if not isinstance(value, Tensor):
             return value
         drawn = torch.randn(value.shape, device=device).to(value.dtype)
@@ -115,7 +117,7 @@ def block_seconds(kind: BlockKind, device: torch.device, repeats: int) -> tuple[
 
 
 def median_seconds(work: Callable[[], Any], device: torch.device, repeats: int) -> float:
-    """Median of `repeats` runs after one that warms up; waits for a GPU to be done."""
+    """Time a block or other work: median of `repeats` runs after one that warms up; waits for a GPU to be done."""
     times = []
     for _ in range(repeats + 1):
         wait_for_device(device)
@@ -127,7 +129,7 @@ def median_seconds(work: Callable[[], Any], device: torch.device, repeats: int) 
 
 
 def basis_seconds(shapes: Sequence[tuple[int, int]], rank: int, side: str, device: torch.device) -> float:
-    """Seconds of a basis of weights (o, i) of these shapes: one of each shape is done, times how many there are."""
+    """Time a basis of weights (o, i) from one weight of each shape, times how many there are."""
     total = 0.0
     for shape in dict.fromkeys(shapes):
         weight = torch.randn(shape, device=device)

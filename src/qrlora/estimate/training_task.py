@@ -41,7 +41,7 @@ class TrainingTask:
 
     @property
     def latent_size(self) -> tuple[int, int]:
-        """(height, width) of the latents."""
+        """(height, width) of the latents in the training that is estimated."""
         assert self.config.resolution is not None
         height, width = height_and_width(self.config.resolution)
         return height // self.base.pixels_per_latent, width // self.base.pixels_per_latent

@@ -3,11 +3,11 @@ FAMILIES, beside those in layouts/."""
 
 from ..devices import choose_device, choose_dtype
 from .base_model import Base
-from .family import Condition, Family, SizeConditioning
+from .condition import Condition, SizeConditioning
+from .family import Family
 from .family_table import FAMILIES
 from .library_messages import SlowDevice
 from .opening import open_base
-from .pipeline_folder import read_json
 
 __all__ = [
     "FAMILIES",
@@ -19,5 +19,4 @@ __all__ = [
     "choose_device",
     "choose_dtype",
     "open_base",
-    "read_json",
 ]

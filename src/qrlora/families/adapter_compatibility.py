@@ -30,8 +30,8 @@ def check_adapter_fits_base(base: Base, adapter: Adapter) -> None:
     if adapter.header.base == base.name and base.name in built_in_bases() and weight_difference(base, adapter):
         raise ValueError(
             f"{_names_of_adapter_and_base(adapter)[0]} was trained on {base.name} of another version of qrlora, whose "
-            "weights were others: train it again, which takes half a minute, or sample with the version that it was made "
-            "with"
+            "weights were others: train it again, which takes half a minute, or sample with the version that it was "
+            "made with"
         )
 
 

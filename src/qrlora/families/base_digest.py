@@ -83,7 +83,7 @@ def _multipliers(device: torch.device) -> Tensor:
 
 
 def _inner_tensors(value: Any) -> Iterator[Tensor]:
-    """The ordinary tensors that a tensor is made of: one that torchao has quantised holds numbers and scales."""
+    """The tensors whose bytes a digest is of: one that torchao has quantised holds numbers and scales."""
     if not isinstance(value, Tensor):  # a module's extra state, which no model of ours has
         return
     inner = getattr(value, "__tensor_flatten__", None)
@@ -95,7 +95,7 @@ def _inner_tensors(value: Any) -> Iterator[Tensor]:
 
 
 def _config_as_text(config: Any) -> str:
-    """A configuration as text, without bookkeeping."""
+    """A base's configuration as text for its digest, without bookkeeping."""
     values = dict(config) if isinstance(config, dict) else config.to_dict()
     kept = {name: value for name, value in values.items() if not name.startswith("_") and name not in BOOKKEEPING}
     return json.dumps(kept, sort_keys=True, default=str)

@@ -1,4 +1,4 @@
-"""Where a base model is: in the package, on this machine, on the hub; and the settings that lie beside it."""
+"""Locate a base model by its name: in the package, on this machine, on the hub."""
 
 from __future__ import annotations
 
@@ -8,15 +8,14 @@ from pathlib import Path
 import torch
 
 from ..built_in_bases import built_in_bases, installation_hint
-from ..config import FamilyDefaults
 from . import hub_download, public_configs
 from .family_table import family_of_folder
-from .pipeline_folder import absent_components, needed_components, read_json
+from .pipeline_folder import absent_components, needed_components
 from .weight_files import file_variant
 
 
 def locate_base(name: str, dtype: torch.dtype = torch.float32) -> Path:
-    """The folder or file of a base, which is fetched, to be read in a dtype, if its name is a hub's."""
+    """Locate a base: its folder or file, which is fetched, to be read in a dtype, if its name is a hub's."""
     built_in = built_in_bases()
     if name in built_in:
         return built_in[name]
@@ -47,17 +46,3 @@ def _fetch_base(repository: str, revision: str | None, dtype: torch.dtype) -> Pa
     if variant is None or (variant and dtype == torch.float32):
         variant = file_variant(dtype, hub_download.repository_files(repository, revision, folder), needed)
     return hub_download.fetch_pipeline(repository, revision, variant or "", absent_components(folder, family))
-
-
-def read_base_settings(place: Path, defaults: FamilyDefaults) -> tuple[FamilyDefaults, bool]:
-    """A family's defaults with the base's own on top, and whether it only knows uncropped images, from the
-    `qrlora.json` in its folder if there is one: {"defaults": {"train": {...}, "sample": {...}}, "framing": "plain"}.
-    Built-in bases were."""
-    path, plain = place / "qrlora.json", place in built_in_bases().values()
-    if not path.is_file():
-        return defaults, plain
-    settings = read_json(path)
-    try:
-        return defaults.with_base_defaults(settings.get("defaults", {})), plain or settings.get("framing") == "plain"
-    except ValueError as error:
-        raise ValueError(f"{path}: {error}") from error

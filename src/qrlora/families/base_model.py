@@ -20,7 +20,8 @@ from ..config import FamilyDefaults
 from ..image_size import ImageSize, height_and_width, parse_image_size
 from ..layouts import current_preset
 from ..noising import Noising, noising_of
-from .family import Condition, Family, SizeConditioning
+from .condition import Condition, SizeConditioning
+from .family import Family
 from .pipeline_steps import decode_frames, decode_image, encode_image
 
 T = TypeVar("T")
@@ -157,7 +158,8 @@ class Base:
         )
 
     def _encode_in_batches(self, prompts: Sequence[str], encode: Callable[[list[str]], Condition]) -> Condition:
-        """Each prompt is encoded once, PROMPT_BATCH at a time: dozens would take more memory than an update."""
+        """Encode each of an open base's prompts once, PROMPT_BATCH at a time: dozens would take more memory than an
+        update."""
         once = list(dict.fromkeys(prompts))
         batches = [once[k : k + PROMPT_BATCH] for k in range(0, len(once), PROMPT_BATCH)]
         found = self._run_on_device(

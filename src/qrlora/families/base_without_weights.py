@@ -13,15 +13,18 @@ from torch import Tensor, nn
 
 from ..built_in_bases import built_in_bases, installation_hint
 from ..image_size import ImageSize, height_and_width
+from ..json_objects import read_json_object
 from . import quantization
-from .base_location import locate_base, read_base_settings
+from .base_location import locate_base
 from .base_model import Base
+from .base_settings import read_base_settings
 from .component_checks import check_model_config, check_token_limit, check_vae_channels
-from .family import Condition, TokenLimits
+from .condition import Condition
+from .family import TokenLimits
 from .family_table import FAMILIES, family_of_folder
 from .library_messages import config_errors_in_one_line, libraries_silenced
 from .model_dtype import is_kept_in_float32
-from .pipeline_folder import index_settings, read_json
+from .pipeline_folder import index_settings
 from .pipeline_steps import latent_channels, pixels_per_latent
 from .public_configs import PUBLIC, PublicBase, near_public_names
 
@@ -52,7 +55,7 @@ def blank_base(name: str) -> tuple[Base, dict[str, nn.Module], TokenLimits]:
 def _blank_base_from_configs(
     name: str, place: Path, public: PublicBase | None
 ) -> tuple[Base, dict[str, nn.Module], TokenLimits]:
-    """`blank_base` of a place that is there."""
+    """`blank_base`, a base without weights, of a place that is there."""
     configs = public or _configs_of_pipeline_folder(place)
     family = next(x for x in FAMILIES.values() if configs.pipeline in (x.pipeline, *x.other_pipelines))
     with libraries_silenced(), torch.device("meta"):
@@ -117,7 +120,8 @@ def materialise_quantised(base: Base, quantize: str, device: torch.device) -> No
 
 
 def _fill_tables(model: nn.Module, device: torch.device | str) -> None:
-    """Zeros for what no state dict holds, such as tables of rotations: plain tensors and buffers that are not saved."""
+    """Fill with zeros what no state dict holds, such as tables of rotations: plain tensors and buffers that are not
+    saved."""
     for module in model.modules():
         for name, x in [*vars(module).items(), *module.named_buffers(recurse=False)]:
             if isinstance(x, Tensor) and x.is_meta:
@@ -126,27 +130,29 @@ def _fill_tables(model: nn.Module, device: torch.device | str) -> None:
 
 @torch.no_grad()
 def _fill_randomly(name: str, tensor: Tensor) -> Tensor:
-    """The tensor, filled in place: see `materialise`."""
+    """A weight of a base without weights, filled in place: see `materialise`."""
     if tensor.ndim > 1:
         return tensor.normal_(std=1 / math.sqrt(tensor[0].numel()))
     return tensor.fill_(1.0 if name.endswith("weight") else 0.0)
 
 
 def _configs_of_pipeline_folder(place: Path) -> PublicBase:
-    """The configs in a pipeline's folder."""
+    """The configs in a pipeline's folder, of which a base without weights is made."""
     family = family_of_folder(place)
     texts = {
-        p: read_json(place / p / "config.json") for p in family.text_encoders if (place / p / "config.json").is_file()
+        p: read_json_object(place / p / "config.json")
+        for p in family.text_encoders
+        if (place / p / "config.json").is_file()
     }
-    component, vae = (read_json(place / p / "config.json") for p in (family.component, "vae"))
-    scheduler = read_json(place / "scheduler" / "scheduler_config.json")
-    named = read_json(place / "model_index.json")["_class_name"]
+    component, vae = (read_json_object(place / p / "config.json") for p in (family.component, "vae"))
+    scheduler = read_json_object(place / "scheduler" / "scheduler_config.json")
+    named = read_json_object(place / "model_index.json")["_class_name"]
     pipeline = named if named in family.other_pipelines else family.pipeline
     return PublicBase(str(place), pipeline, component, scheduler, texts, vae, index_settings(place))
 
 
 def _token_limits(place: Path, configs: PublicBase) -> TokenLimits:
-    """Of the tokenizers in a folder; the public ones' without any, and where one has no end.
+    """The token limits of the tokenizers in a folder; the public ones' without any, and where one has no end.
 
     Raises: ValueError: one takes more tokens than its text encoder.
     """
@@ -154,7 +160,7 @@ def _token_limits(place: Path, configs: PublicBase) -> TokenLimits:
     for component, encoder in configs.text_encoders.items():
         name = component.replace("text_encoder", "tokenizer")
         path = place / name / "tokenizer_config.json"
-        tokenizer = read_json(path) if path.is_file() else {}
+        tokenizer = read_json_object(path) if path.is_file() else {}
         for kind in lengths:
             if kind in str(tokenizer.get("tokenizer_class")) and "model_max_length" in tokenizer:
                 check_token_limit(
@@ -175,6 +181,7 @@ def _model_from_config(config: dict[str, Any]) -> Any:
 
 
 def _text_encoder_from_config(config: dict[str, Any]) -> nn.Module:
+    """A text encoder without weights, on the meta device."""
     import transformers
 
     values = {k: v for k, v in config.items() if k != "model_type"}

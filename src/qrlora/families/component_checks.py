@@ -1,11 +1,11 @@
-"""Components that differ from a family's own: refused in one line where our code would be wrong with them."""
+"""Check a base's components: those that differ from a family's own are refused in one line where our code would be
+wrong with them."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Any
 
-from ..safetensors_files import Checkpoint
 from .family import Family, TokenLimits
 from .pipeline_steps import latent_channels
 
@@ -19,7 +19,7 @@ def check_pipeline_components(pipe: Any, family: Family) -> None:
 
 
 def check_model_config(config: Mapping[str, Any], family: Family) -> None:
-    """Raises ValueError: the model takes an input that this family's do not, naming it."""
+    """Raises ValueError: the component that is trained takes an input that this family's do not, naming it."""
     for name, plain in family.required_config.items():
         if config.get(name, plain) != plain:
             what = f"{name}={config[name]!r:.80} in its configuration"
@@ -27,7 +27,7 @@ def check_model_config(config: Mapping[str, Any], family: Family) -> None:
 
 
 def check_vae_channels(pipe: Any, family: Family, latent_channels: int) -> None:
-    """The model takes the VAE's latents, and predicts as many channels.
+    """Check the components' channels: the model takes the VAE's latents, and predicts as many channels.
 
     Raises: ValueError: it was made for another input beside them, or predicts more (a learned variance).
     """
@@ -43,7 +43,7 @@ def check_vae_channels(pipe: Any, family: Family, latent_channels: int) -> None:
 
 
 def check_text_widths(pipe: Any, family: Family) -> None:
-    """Raises ValueError: the text encoders make vectors of another size than the model reads."""
+    """Raises ValueError: a component that is a text encoder makes vectors of another size than the model reads."""
     wanted = family.input_shapes(pipe, 2, TokenLimits())
     for name, made in family.text_widths(pipe).items():
         if made != wanted[name][-1]:
@@ -52,7 +52,8 @@ def check_text_widths(pipe: Any, family: Family) -> None:
 
 
 def check_vocabulary(pipe: Any, family: Family) -> None:
-    """Every word that a tokenizer may give has its row in the text encoder, and CLIP's tokenizers agree.
+    """Check the components' vocabularies: every word that a tokenizer may give has its row in the text encoder, and
+    CLIP's tokenizers agree.
 
     Raises: ValueError: a tokenizer that knows or takes more words than its text encoder, or takes fewer than another.
     """
@@ -92,37 +93,3 @@ def check_token_limit(tokenizer: str, tokens: float, encoder: str, config: Mappi
     if positions is not None and tokens > positions:
         hint = f"set model_max_length in its tokenizer_config.json to {positions}"
         raise ValueError(f"its {tokenizer} takes {tokens:g} tokens, its {encoder} {positions}: {hint}")
-
-
-def scheduler_of_file(file: Checkpoint, family: Family, scheduler: Any) -> Any:
-    """The scheduler, as a single file says of itself that it was trained: see Family.scheduler_entries.
-
-    Raises: ValueError: what the file says is not known here, or contradicts the folder beside it.
-    """
-    path, names = file.path, {name.removeprefix("model.diffusion_model.") for name in file.places}
-    found, config = family.scheduler_entries(names, file.metadata), scheduler.config
-    kind, other = found.get("prediction_type"), config.get("prediction_type")
-    if kind == "epsilon" and other != kind:
-        hint = "the file's metadata or scheduler_config.json in the folder beside it is wrong: make them agree"
-        raise ValueError(f"{path} says that it predicts {kind}, its scheduler {other}: {hint}")
-    foreign = found.keys() - config.keys()
-    if foreign:
-        raise ValueError(f"{path} needs a scheduler with {min(foreign)}, {type(scheduler).__name__} has none")
-    return type(scheduler).from_config({**config, **found}) if found else scheduler
-
-
-def fill_shared_embeddings(pipe: Any, family: Family) -> None:
-    """T5's embedding goes by two names; where a single file has it under one, it gets the other.
-
-    Raises: ValueError: a component lacks weights, with one of them.
-    """
-    for component in (*family.text_encoders, "vae"):
-        model = getattr(pipe, component, None)
-        if model is None:
-            continue
-        if getattr(model.config, "model_type", "") == "t5":
-            both = (model.get_input_embeddings(), model.encoder.get_input_embeddings())
-            model.set_input_embeddings(next((x for x in both if not x.weight.is_meta), both[0]))
-        missing = [name for name, x in model.state_dict().items() if x.is_meta]
-        if missing:
-            raise ValueError(f"its {component} lacks {len(missing)} of its weights, such as {missing[0]}")

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Collection
 from pathlib import Path
 
+from ..json_objects import read_json_object
 from .family import Family
 from .flux import FLUX
 from .flux2 import FLUX2
 from .krea2 import KREA2
-from .pipeline_folder import read_json
 from .qwen_image import QWEN_IMAGE
 from .sd3 import SD3
 from .sd15 import SD15
@@ -23,11 +23,11 @@ FAMILIES: dict[str, Family] = {
 
 
 def family_of_folder(place: Path) -> Family:
-    """The family whose pipeline class a folder's model_index.json names."""
+    """The row of FAMILIES whose pipeline class a folder's model_index.json names."""
     index = place / "model_index.json"
     if not index.is_file():
         raise FileNotFoundError(f"{place} is no diffusers pipeline, it has no model_index.json")
-    kind = read_json(index).get("_class_name")
+    kind = read_json_object(index).get("_class_name")
     for family in FAMILIES.values():
         if kind in (family.pipeline, *family.other_pipelines, *family.compatible_pipelines):
             return family
@@ -36,7 +36,7 @@ def family_of_folder(place: Path) -> Family:
 
 
 def family_of_tensors(path: Path, tensors: Collection[str]) -> Family:
-    """The family whose tell-tale tensors a single-file checkpoint holds.
+    """The row of FAMILIES whose tell-tale tensors a single-file checkpoint holds.
 
     Raises: ValueError: of no known family.
     """

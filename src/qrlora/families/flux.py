@@ -18,7 +18,8 @@ from torch.nn import functional
 from ..config import FamilyDefaults
 from ..image_size import ImageSize, height_and_width
 from ..layouts.flux import FLUX as LAYOUT
-from .family import Condition, Family, SizeConditioning, TokenLimits
+from .condition import Condition, SizeConditioning
+from .family import Family, TokenLimits
 from .pipeline_steps import run_pipeline, text_length
 
 TEXT_LENGTH, SCHNELL_TEXT_LENGTH = 512, 256
@@ -45,7 +46,8 @@ def text_tokens(pipe: Any, longest: int) -> int:
 
 
 def encode_prompt(pipe: Any, prompts: Sequence[str], sizes: SizeConditioning) -> Condition:
-    """T5's last states, CLIP's pooled state, and the guidance if the base reads one. Size and crop are no input.
+    """FLUX.1's conditioning: T5's last states, CLIP's pooled state, and the guidance if the base reads one. Size and
+    crop are no input.
 
     Returns: text (b, text_tokens, d), pooled (b, p), guidance (b,) float32.
     """
@@ -55,7 +57,7 @@ def encode_prompt(pipe: Any, prompts: Sequence[str], sizes: SizeConditioning) ->
 
 
 def predict(model: nn.Module, noisy: Tensor, time: Tensor, condition: Condition) -> Tensor:
-    """The transformer's prediction (b, c, h, w), in its dtype; noisy (b, c, h, w), time (b,), condition of b rows."""
+    """FLUX.1's prediction (b, c, h, w), in the model's dtype; noisy (b, c, h, w), time (b,), condition of b rows."""
     inputs, (h, w) = condition.tensors, (noisy.shape[2] // 2, noisy.shape[3] // 2)
     prediction = model(
         packed(noisy.to(inputs["text"].dtype)),
@@ -86,8 +88,8 @@ def patch_positions(h: int, w: int) -> Tensor:
 
 
 def embed(pipe: Any, prompts: Sequence[str], negative_prompt: str, guidance: float) -> Condition:
-    """T5's last states and CLIP's pooled state, beside them those of the negative prompt where classifier-free guidance
-    acts.
+    """For FLUX.1's pipeline: T5's last states and CLIP's pooled state, beside them those of the negative prompt where
+    classifier-free guidance acts.
 
     Raises: ValueError: a negative prompt for a distilled base.
     """
@@ -102,7 +104,7 @@ def embed(pipe: Any, prompts: Sequence[str], negative_prompt: str, guidance: flo
 
 
 def _encoded(pipe: Any, prompts: Sequence[str]) -> tuple[Tensor, Tensor]:
-    """T5's last states (b, text_tokens, d) and CLIP's pooled state (b, p)."""
+    """FLUX.1's text: T5's last states (b, text_tokens, d) and CLIP's pooled state (b, p)."""
     length = text_tokens(pipe, text_length(pipe.tokenizer_2, TEXT_LENGTH))
     options = {"device": pipe.text_encoder.device, "max_sequence_length": length}
     text, pooled, _ = pipe.encode_prompt(list(prompts), None, **options)
@@ -112,8 +114,8 @@ def _encoded(pipe: Any, prompts: Sequence[str]) -> tuple[Tensor, Tensor]:
 def sample(
     pipe: Any, embedded: Condition, size: ImageSize, steps: int, guidance: float, generators: Sequence[torch.Generator]
 ) -> Tensor:
-    """Latents of images; `guidance` is the number that a distilled base reads, else the strength of classifier-free
-    guidance."""
+    """FLUX.1's latents of images; `guidance` is the number that a distilled base reads, else the
+    strength of classifier-free guidance."""
     strength = {"guidance_scale" if distilled(pipe) else "true_cfg_scale": guidance}
     rows = run_pipeline(pipe, size, steps, generators, **strength, **embedded.tensors)
     height, width = height_and_width(size)
@@ -121,7 +123,7 @@ def sample(
 
 
 def input_shapes(pipe: Any, side: int | tuple[int, int], tokens: TokenLimits) -> dict[str, tuple[int, ...]]:
-    """Shapes of what `predict` reads for one image; the latents are not packed yet."""
+    """Shapes of what FLUX.1's `predict` reads for one image; the latents are not packed yet."""
     config = pipe.transformer.config
     text = (1, text_tokens(pipe, tokens.t5), config.joint_attention_dim)
     inputs = {

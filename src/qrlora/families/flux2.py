@@ -16,7 +16,8 @@ from torch import Tensor, nn
 from ..config import FamilyDefaults
 from ..image_size import ImageSize, height_and_width
 from ..layouts.flux2 import FLUX2 as LAYOUT
-from .family import Condition, Family, SizeConditioning, TokenLimits
+from .condition import Condition, SizeConditioning
+from .family import Family, TokenLimits
 from .flux import TRAINING_GUIDANCE, distilled, packed, size_multiple, unpacked
 from .pipeline_steps import run_pipeline
 
@@ -36,8 +37,8 @@ def is_step_distilled(pipe: Any) -> bool:
 
 
 def encode_prompt(pipe: Any, prompts: Sequence[str], sizes: SizeConditioning) -> Condition:
-    """Three of the text encoder's states side by side, and the guidance if the base reads one. Size and crop are no
-    condition.
+    """FLUX.2's conditioning: three of the text encoder's states side by side, and the guidance if the base reads one.
+    Size and crop are no condition.
 
     Returns: text (b, TEXT_LENGTH, d), guidance (b,) float32.
     """
@@ -52,7 +53,7 @@ def _encoded(pipe: Any, prompts: Sequence[str]) -> Tensor:
 
 
 def predict(model: nn.Module, noisy: Tensor, time: Tensor, condition: Condition) -> Tensor:
-    """The velocity, (b, c, h, w) in the model's dtype; noisy (b, c, h, w), time (b,), condition of b rows."""
+    """FLUX.2's velocity, (b, c, h, w) in the model's dtype; noisy (b, c, h, w), time (b,), condition of b rows."""
     told, (h, w) = condition.tensors, (noisy.shape[2] // 2, noisy.shape[3] // 2)
     answer = model(
         packed(noisy.to(told["text"].dtype)),
@@ -72,7 +73,8 @@ def positions(*sizes: int) -> Tensor:
 
 
 def embed(pipe: Any, prompts: Sequence[str], negative_prompt: str, guidance: float) -> Condition:
-    """The text encoder's states, beside them those of the negative prompt where classifier-free guidance acts.
+    """For FLUX.2's pipeline: the text encoder's states, beside them those of the negative prompt where classifier-free
+    guidance acts.
 
     Raises: ValueError: a negative prompt for a distilled base; guidance for a step-distilled one.
     """
@@ -89,8 +91,8 @@ def embed(pipe: Any, prompts: Sequence[str], negative_prompt: str, guidance: flo
 def sample(
     pipe: Any, told: Condition, size: ImageSize, steps: int, guidance: float, generators: Sequence[torch.Generator]
 ) -> Tensor:
-    """Latents of images; `guidance` is the number that FLUX.2-dev reads, else the strength of classifier-free
-    guidance."""
+    """FLUX.2's latents of images; `guidance` is the number that FLUX.2-dev reads, else the strength
+    of classifier-free guidance."""
     before, pipe.vae = pipe.vae, UNCHANGED
     try:
         latents = run_pipeline(pipe, size, steps, generators, guidance_scale=guidance, **told.tensors)
@@ -108,7 +110,7 @@ def rows_per_step(pipe: Any, guidance: float) -> int:
 
 
 def input_shapes(pipe: Any, side: int | tuple[int, int], tokens: TokenLimits) -> dict[str, tuple[int, ...]]:
-    """What `predict` reads for one image; the latents are not packed yet."""
+    """Shapes of what FLUX.2's `predict` reads for one image; the latents are not packed yet."""
     config = pipe.transformer.config
     told = {
         "latents": (1, config.in_channels // 4, *height_and_width(side)),

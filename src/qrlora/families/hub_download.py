@@ -26,7 +26,8 @@ def fetch_index(repository: str, revision: str | None) -> Path:
 
 
 def repository_files(repository: str, revision: str | None, folder: Path) -> list[str]:
-    """Names of a repository's files; of those that were fetched into a folder, if the hub cannot be reached."""
+    """Names of the files of a repository on the hub; of those that were fetched into a folder, if the hub cannot be
+    reached."""
     from huggingface_hub import list_repo_files
     from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
 
@@ -55,7 +56,7 @@ def fetch_pipeline(repository: str, revision: str | None, variant: str, absent: 
 
 @contextlib.contextmanager
 def _silence_retries() -> Iterator[None]:
-    """Five lines about retries tell a person without network less than our one."""
+    """Silence the hub client: five lines about retries tell a person without network less than our one."""
     from huggingface_hub.utils import logging
 
     level = logging.get_verbosity()

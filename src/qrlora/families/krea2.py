@@ -15,7 +15,8 @@ from torch import Tensor, nn
 from ..config import FamilyDefaults
 from ..image_size import ImageSize, height_and_width
 from ..layouts.krea2 import KREA2 as LAYOUT
-from .family import Condition, Family, SizeConditioning, TokenLimits
+from .condition import Condition, SizeConditioning
+from .family import Family, TokenLimits
 from .flux import packed, patch_positions, size_multiple, unpacked
 from .flux2 import is_step_distilled
 from .pipeline_steps import run_pipeline
@@ -26,7 +27,8 @@ TEXT_LENGTH = 512
 
 
 def encode_prompt(pipe: Any, prompts: Sequence[str], sizes: SizeConditioning) -> Condition:
-    """Several states of the text encoder for each token of prompt and template's end. Krea 2 reads no size and crop.
+    """Krea 2's conditioning: several states of the text encoder for each token of prompt and template's end. Krea 2
+    reads no size and crop.
 
     Returns: text (b, n, layers, d), n the longest prompt's tokens.
     """
@@ -40,7 +42,7 @@ def _padded(pipe: Any, prompts: Sequence[str]) -> tuple[Tensor, Tensor]:
 
 
 def predict(model: nn.Module, noisy: Tensor, time: Tensor, condition: Condition) -> Tensor:
-    """The velocity, (b, c, h, w) in the model's dtype; noisy (b, c, h, w), time (b,), condition of b rows."""
+    """Krea 2's velocity, (b, c, h, w) in the model's dtype; noisy (b, c, h, w), time (b,), condition of b rows."""
     text, (h, w) = condition.tensors["text"], (noisy.shape[2] // 2, noisy.shape[3] // 2)
     positions = torch.cat([torch.zeros(text.shape[1], 3), patch_positions(h, w)])
     answer = model(
@@ -55,8 +57,8 @@ def predict(model: nn.Module, noisy: Tensor, time: Tensor, condition: Condition)
 
 
 def embed(pipe: Any, prompts: Sequence[str], negative_prompt: str, guidance: float) -> Condition:
-    """The pipeline's own texts with their padding, which it wants of one length, and their masks; those of the negative
-    prompt where classifier-free guidance acts."""
+    """For Krea 2's pipeline: its own texts with their padding, which it wants of one length, and their
+    masks; those of the negative prompt where classifier-free guidance acts."""
     given = {"": prompts}
     if rows_per_step(pipe, guidance) > 1:
         given["negative_"] = [negative_prompt] * len(prompts)
@@ -69,14 +71,14 @@ def embed(pipe: Any, prompts: Sequence[str], negative_prompt: str, guidance: flo
 def sample(
     pipe: Any, told: Condition, size: ImageSize, steps: int, guidance: float, generators: Sequence[torch.Generator]
 ) -> Tensor:
-    """Latents (b, c, h, w) with classifier-free guidance p + guidance (p - n)."""
+    """Krea 2's latents (b, c, h, w) with classifier-free guidance p + guidance (p - n)."""
     rows = run_pipeline(pipe, size, steps, generators, guidance_scale=guidance, **told.tensors)
     height, width = height_and_width(size)
     return unpacked(rows, height // size_multiple(pipe), width // size_multiple(pipe))
 
 
 def input_shapes(pipe: Any, side: int | tuple[int, int], tokens: TokenLimits) -> dict[str, tuple[int, ...]]:
-    """What `predict` reads for one image, with the longest prompt; the latents are not packed yet."""
+    """Shapes of what Krea 2's `predict` reads for one image and the longest prompt; latents not packed yet."""
     config = pipe.transformer.config
     text = (1, TEXT_LENGTH, config.num_text_layers, config.text_hidden_dim)
     return {"latents": (1, config.in_channels // 4, *height_and_width(side)), "text": text}

@@ -42,7 +42,7 @@ def log_opened_base(
 
 @contextlib.contextmanager
 def opening_errors_in_one_line(name: str, what: str = "base model") -> Iterator[None]:
-    """The many ways in which diffusers and the hub say that a model cannot be had, as one line with the way out."""
+    """Messages of diffusers and the hub that a model cannot be had, of many kinds, as one line with the way out."""
     from huggingface_hub.errors import (
         EntryNotFoundError,
         GatedRepoError,
@@ -77,8 +77,8 @@ def opening_errors_in_one_line(name: str, what: str = "base model") -> Iterator[
 
 @contextlib.contextmanager
 def config_errors_in_one_line(what: object) -> Iterator[None]:
-    """The libraries' classes take a configuration as it stands, and where it cannot be fail in any way that Python has:
-    as one line, with what was opened."""
+    """The messages of libraries about a configuration, as one line: their classes take it as it stands, and where it
+    cannot be fail in any way that Python has."""
     try:
         yield
     except (OSError, torch.cuda.OutOfMemoryError):

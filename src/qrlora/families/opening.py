@@ -1,4 +1,4 @@
-"""open_base: a base model from its folder or its one file, ready to train or sample."""
+"""Opening a base model, `open_base`: from its folder or its one file, ready to train or sample."""
 
 from __future__ import annotations
 
@@ -11,10 +11,12 @@ import torch
 from torch import Tensor
 
 from ..devices import choose_device, choose_dtype
+from ..json_objects import read_json_object
 from ..safetensors_files import Checkpoint
 from . import component_checks, hub_download, quantization, single_file
-from .base_location import locate_base, read_base_settings
+from .base_location import locate_base
 from .base_model import Base
+from .base_settings import read_base_settings
 from .family import Family
 from .family_table import family_of_folder, family_of_tensors
 from .library_messages import config_errors_in_one_line, libraries_silenced, log_opened_base, opening_errors_in_one_line
@@ -23,7 +25,6 @@ from .pipeline_folder import (
     check_component_weights,
     check_folder_components,
     needed_components,
-    read_json,
     weight_files_of_trainable_component,
 )
 from .weight_files import file_variant, variant_of
@@ -37,7 +38,7 @@ def open_base(
     offload: bool = False,
     revision: str = "",
 ) -> Base:
-    """A base model, ready to train or sample.
+    """Open a base model, ready to train or sample.
 
     Args:    name: a built-in name (see `built_in_bases`), a local folder of a diffusers pipeline, one `.safetensors`
              checkpoint, or a hub name OWNER/NAME. Files of the variant fp16 are read where they are and 16 bits are
@@ -82,7 +83,7 @@ def open_base(
 def _open_folder(
     place: Path, family: Family, dtype: torch.dtype, quantize: str
 ) -> tuple[Any, Callable[[str], Tensor] | None]:
-    """A pipeline from its folder, and `Base.original`.
+    """Open a pipeline from its folder, and `Base.original`.
 
     Raises: ValueError: a component is not there.
     """
@@ -108,7 +109,7 @@ def _open_folder(
 def _open_single_file(
     file: Checkpoint, family: Family, dtype: torch.dtype, quantize: str, device: torch.device
 ) -> tuple[Any, Callable[[str], Tensor] | None]:
-    """A pipeline from one file, and `Base.original`; bitsandbytes needs a GPU as the device.
+    """Open a pipeline from one file, and `Base.original`; bitsandbytes needs a GPU as the device.
 
     A file's configs and tokenizers come from a folder of the same name beside it if there is one (`model/` beside
     `model.safetensors`), else diffusers fetches the family's once. Text encoders and VAE that the file lacks (the
@@ -131,7 +132,7 @@ def _open_single_file(
             kwargs = {"config": single_file.config_repository(file, family.normalize_key)}
         vae = {} if "vae" in kwargs or family.beside_a_folder else single_file.vae_of_file(file, kwargs["config"])
         config = single_file.config_file(kwargs["config"], family.component)
-        model, read = single_file.model_on_meta_device(file, read_json(config), dtype, family.normalize_key)
+        model, read = single_file.model_on_meta_device(file, read_json_object(config), dtype, family.normalize_key)
         try:
             given = {"torch_dtype": dtype, **kwargs, **vae, family.component: model}
             if family.beside_a_folder:
@@ -141,8 +142,8 @@ def _open_single_file(
         except SingleFileComponentError as error:
             lacking = str(error).strip().splitlines()[0]
             raise ValueError(f"{place} is not a whole base model ({lacking}): {hint}") from error
-    component_checks.fill_shared_embeddings(pipe, family)
-    pipe.register_modules(scheduler=component_checks.scheduler_of_file(file, family, pipe.scheduler))
+    single_file.fill_shared_embeddings(pipe, family)
+    pipe.register_modules(scheduler=single_file.scheduler_of_file(file, family, pipe.scheduler))
     component_checks.check_pipeline_components(pipe, family)
     dtypes = {name: x.dtype for name, x in model.state_dict().items()}
     quantization.fill_quantised(model, lambda name: read(name).to(device, dtypes[name]), quantize, device)
@@ -150,9 +151,8 @@ def _open_single_file(
 
 
 def _kwargs_from_folder_beside(file: Checkpoint, beside: Path, family: Family, dtype: torch.dtype) -> dict[str, Any]:
-    """Arguments for diffusers from the folder beside a single file: where the configs are, which components it lacks,
-    and the components that are there and not in the file; of those diffusers would find neither the VAE nor any encoder
-    whose weights are `model.safetensors`."""
+    """Arguments for opening a single file with diffusers from the folder beside it: where the configs are, which
+    components it lacks, and its text encoders, tokenizers and VAE."""
     if not (beside / "model_index.json").is_file():
         return {}
     if family_of_folder(beside) is not family:
@@ -171,14 +171,14 @@ def _kwargs_from_folder_beside(file: Checkpoint, beside: Path, family: Family, d
 
 
 def _open_component(place: Path, component: str, dtype: torch.dtype, variant: str) -> Any:
-    """One model from the folder of a pipeline.
+    """Open one model from the folder of a pipeline.
 
     Raises: ValueError: weights are missing, for which transformers would draw random weight_dtype and go on.
     """
     import diffusers
     import transformers
 
-    library, kind = read_json(place / "model_index.json")[component]
+    library, kind = read_json_object(place / "model_index.json")[component]
     libraries = {"diffusers": diffusers, "transformers": transformers}
     if not hasattr(libraries.get(library), kind):
         raise ValueError(f"{place}: its {component} is of a class {library}.{kind}, which is not known")
@@ -197,8 +197,8 @@ def _variant_kwargs(variant: str | None) -> dict[str, Any]:
 
 
 def _pipeline_class(family: Family, folder: Path | None = None) -> Any:
-    """diffusers' class, of several the one that a folder's index names."""
+    """diffusers' class to open a family's pipeline with, of several the one that a folder's index names."""
     import diffusers
 
-    named = read_json(folder / "model_index.json").get("_class_name") if folder else None
+    named = read_json_object(folder / "model_index.json").get("_class_name") if folder else None
     return getattr(diffusers, named if named in family.other_pipelines else family.pipeline)

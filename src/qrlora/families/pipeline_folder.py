@@ -1,31 +1,19 @@
-"""What the folder of a diffusers pipeline holds: its index, its components and their files."""
+"""A diffusers pipeline's folder: its index model_index.json, its components' folders and their files."""
 
 from __future__ import annotations
 
 import importlib.util
-import json
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
+from ..json_objects import read_json_object
 from ..safetensors_files import FLOATS, places, read_metadata
-from ..text_files import read_text
 from . import hub_download
 from .family import Family
 from .weight_files import file_variant, weight_files
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """The object in a JSON file. Raises: ValueError: it holds something else.  OSError."""
-    try:
-        values = json.loads(read_text(path))
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path} is not readable as JSON: {error}") from error
-    if not isinstance(values, dict):
-        raise ValueError(f"{path} must hold a JSON object, got {type(values).__name__}")
-    return values
 
 
 def check_folder_components(place: Path, family: Family) -> None:
@@ -35,7 +23,7 @@ def check_folder_components(place: Path, family: Family) -> None:
     Raises: OSError: a component is missing.  ValueError: a file is cut short; a component's class is not named; the
             index says that the pipeline does more than its family's.
     """
-    index = read_json(place / "model_index.json")
+    index = read_json_object(place / "model_index.json")
     for name, value in family.required_index.items():
         if index.get(name, value) != value:
             served = ", ".join(x.hub for x in family.layout.variants.values())
@@ -43,7 +31,7 @@ def check_folder_components(place: Path, family: Family) -> None:
                 f"{place} has {name}={index[name]!r:.80} in its model_index.json: as {family.name} are served {served}"
             )
     absent = absent_components(place, family)
-    for name, kind in read_json(place / "model_index.json").items():
+    for name, kind in read_json_object(place / "model_index.json").items():
         if not _is_component(name, kind) or name in absent:
             continue
         if len(kind) != 2 or not all(isinstance(x, str) for x in kind):
@@ -64,7 +52,7 @@ def _is_component(name: str, kind: Any) -> bool:
 
 def index_settings(place: Path) -> dict[str, Any]:
     """The pipeline's own settings in its folder's index."""
-    index = read_json(place / "model_index.json")
+    index = read_json_object(place / "model_index.json")
     return {name: x for name, x in index.items() if not name.startswith("_") and not _is_component(name, x)}
 
 
@@ -75,7 +63,7 @@ def absent_components(place: Path, family: Family) -> dict[str, None]:
     Raises: ValueError: the index does not name a component that every base of the family needs, or a text encoder's
             tokenizer.
     """
-    index = read_json(place / "model_index.json")
+    index = read_json_object(place / "model_index.json")
     tokenizers = {component: component.replace("text_encoder", "tokenizer") for component in family.text_encoders}
     needed = {*family.text_encoders, *tokenizers.values(), family.component, "vae", "scheduler"}
     listed = {component for component, kind in index.items() if _is_component(component, kind)}
@@ -97,8 +85,8 @@ def needed_components(place: Path, family: Family) -> list[str]:
 
 
 def check_component_weights(place: Path, component: str, model: nn.Module, variant: str) -> None:
-    """A component has each of its weights from its files, as they hold it: diffusers leaves out what a file
-    lacks, and integers become numbers without their scale.
+    """A component of the folder has each of its weights from its files, as they hold it: diffusers leaves out what a
+    file lacks, and casts.
 
     Args:    model: the component as it was opened.  variant: of its files.
     Raises:  ValueError, with one of them: weights are missing, are no floating-point numbers, or have something beside
@@ -107,7 +95,7 @@ def check_component_weights(place: Path, component: str, model: nn.Module, varia
     lacking = sorted(name for name, x in model.state_dict().items() if x.is_meta)
     if lacking:
         raise ValueError(f"its {component} lacks {len(lacking)} of its weights, such as {lacking[0]}: fetch it again")
-    if "quantization_config" in read_json(place / component / "config.json"):
+    if "quantization_config" in read_json_object(place / component / "config.json"):
         return
     held = {name: x for file in weight_files(place / component, variant) for name, x in places(file).items()}
     state = model.state_dict()
@@ -126,7 +114,7 @@ def check_component_weights(place: Path, component: str, model: nn.Module, varia
 
 
 def weight_files_of_trainable_component(place: Path, family: Family, dtype: torch.dtype) -> list[Path]:
-    """The files that hold the trainable component."""
+    """The files in the folder that hold the trainable component."""
     if place.is_file():
         return [place]
     variant = file_variant(dtype, hub_download.folder_files(place), needed_components(place, family))

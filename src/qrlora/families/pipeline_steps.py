@@ -13,11 +13,12 @@ from torch import Tensor
 from torch.nn import functional
 
 from ..image_size import ImageSize, height_and_width
-from .family import Condition
+from .condition import Condition
 
 
 def encode_image(pipe: Any, pixels: Tensor, generator: torch.Generator | None = None) -> Tensor:
-    """Latents as the backbone sees them: those of the VAE, moved and scaled as its config says.
+    """The step before training: latents as the backbone sees them, those of the VAE, moved and scaled as its config
+    says.
 
     SDXL: scaling_factor z, after (z - mean) / std where the config has them.  SD3, FLUX: scaling_factor (z - shift).
     FLUX.2: (z - mean) / std of a batch norm over patches of 2 x 2.
@@ -51,7 +52,8 @@ def decode_image(pipe: Any, latents: Tensor) -> list[Any]:
 
 
 def decode_frames(pipe: Any, latents: Tensor) -> list[Any]:
-    """The PIL frames of one video's latents (1, c, f, h, w), by a VAE of videos; the image of latents (1, c, h, w).
+    """A pipeline's last step for videos: the PIL frames of one video's latents (1, c, f, h, w), by a VAE of videos; the
+    image of latents (1, c, h, w).
 
     Raises: ValueError: NaN or infinity.
     """
@@ -85,7 +87,7 @@ def latent_channels(config: Any) -> int:
 
 
 def pixels_per_latent(config: Any) -> int:
-    """Pixels of a side for each place of a VAE's latents, by its config."""
+    """Pixels of a side for each place of a pipeline's latents, by its VAE's config."""
     if reads_frames(config):
         return config.get("scale_factor_spatial") or 2 ** len(config["temperal_downsample"])
     levels = config.get("block_out_channels") or config["decoder_block_out_channels"]
@@ -117,7 +119,7 @@ def _of_patches(values: Tensor, z: Tensor) -> Tensor:
 def run_pipeline(
     pipe: Any, size: ImageSize, steps: int, generators: Sequence[torch.Generator], **arguments: Any
 ) -> Tensor:
-    """Latents of one image per generator from a stock pipeline, all in one batch.
+    """Run a stock pipeline for the latents of one image per generator, all in one batch.
 
     Args:    arguments: what else the family's pipeline takes, embedded prompts among it.
     Returns: as the pipeline leaves them, (b, c, h, w) or packed.

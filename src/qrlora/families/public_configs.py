@@ -87,7 +87,7 @@ SDXL_SCHEDULER = {
 
 
 def _sd15(name: str, encoder: dict[str, Any], scheduler: dict[str, Any], side: int, **unet: Any) -> PublicBase:
-    """A base of the family SD 1.5; side: of its latents."""
+    """The configuration of a public base of the family SD 1.5; side: of its latents."""
     part = {"_class_name": "UNet2DConditionModel", "cross_attention_dim": encoder["hidden_size"], "sample_size": side}
     training = {k: SDXL_SCHEDULER[k] for k in ("beta_start", "beta_end", "beta_schedule", "steps_offset")}
     vae = {**VAE, "sample_size": 8 * side}
@@ -102,14 +102,14 @@ def _sd15(name: str, encoder: dict[str, Any], scheduler: dict[str, Any], side: i
 
 
 def _sdxl(name: str, **scheduler: Any) -> PublicBase:
-    """SDXL or a descendant, which may be trained on another prediction target."""
+    """The configuration of SDXL or a descendant, which may be trained on another prediction target."""
     encoders = {"text_encoder": CLIP_L, "text_encoder_2": CLIP_G}
     scheduler = {**SDXL_SCHEDULER, **scheduler}
     return PublicBase(VARIANTS[name].hub, "StableDiffusionXLPipeline", SDXL_UNET, scheduler, encoders, VAE)
 
 
 def _sd3(name: str, layers: int, **changes: Any) -> PublicBase:
-    """A base of the family SD3; heads and layers are as many, each head is 64 wide."""
+    """The configuration of a public base of the family SD3; heads and layers are as many, each head is 64 wide."""
     part = {"_class_name": "SD3Transformer2DModel", "num_layers": layers, "num_attention_heads": layers}
     part |= {"caption_projection_dim": 64 * layers, "pos_embed_max_size": 192, "sample_size": 128, **changes}
     encoders = {
@@ -121,7 +121,7 @@ def _sd3(name: str, layers: int, **changes: Any) -> PublicBase:
 
 
 def _flux(name: str, distilled: bool) -> PublicBase:
-    """FLUX.1-dev, which reads a guidance, or FLUX.1-schnell, which does not."""
+    """The configuration of FLUX.1-dev, which reads a guidance, or FLUX.1-schnell, which does not."""
     part = {"_class_name": "FluxTransformer2DModel", "guidance_embeds": distilled}
     scheduler = FLOW if distilled else {**FLOW, "shift": 1.0}
     scheduler = {**scheduler, "use_dynamic_shifting": distilled}
@@ -130,14 +130,14 @@ def _flux(name: str, distilled: bool) -> PublicBase:
 
 
 def _qwen(name: str) -> PublicBase:
-    """Qwen-Image: all versions have one shape."""
+    """The configuration of Qwen-Image: all versions have one shape."""
     part, vae = {"_class_name": "QwenImageTransformer2DModel"}, {"_class_name": "AutoencoderKLQwenImage"}
     encoders = {"text_encoder": QWEN_VL}
     return PublicBase(VARIANTS[name].hub, "QwenImagePipeline", part, QWEN_SCHEDULER, encoders, vae)
 
 
 def _flux2(name: str, layers: tuple[int, int], heads: int, encoder: dict[str, Any], distilled: bool) -> PublicBase:
-    """FLUX.2 klein or its base; layers: blocks with two streams and with one."""
+    """The configuration of FLUX.2 klein or its base; layers: blocks with two streams and with one."""
     part = {"_class_name": "Flux2Transformer2DModel", "num_layers": layers[0], "num_single_layers": layers[1]}
     part |= {"num_attention_heads": heads, "joint_attention_dim": 3 * encoder["hidden_size"], "guidance_embeds": False}
     encoders = {"text_encoder": {**encoder, "architectures": ["Qwen3ForCausalLM"]}}
@@ -152,7 +152,7 @@ def _z_image(name: str, shift: float) -> PublicBase:
 
 
 def _krea2(name: str, distilled: bool) -> PublicBase:
-    """Krea 2 Raw or Turbo; the defaults of its class are its sizes."""
+    """The configuration of Krea 2 Raw or Turbo; the defaults of its class are its sizes."""
     part, vae = {"_class_name": "Krea2Transformer2DModel"}, {"_class_name": "AutoencoderKLQwenImage"}
     scheduler, settings = {**DYNAMIC, "shift": 1.0, "max_image_seq_len": 6400}, {"is_distilled": distilled}
     return PublicBase(VARIANTS[name].hub, "Krea2Pipeline", part, scheduler, {"text_encoder": QWEN3_VL}, vae, settings)
@@ -174,7 +174,7 @@ WAN22_VAE = {
 
 
 def _wan(name: str, flow_shift: float, vae: dict[str, Any], **changes: Any) -> PublicBase:
-    """A base of the family Wan; its sizes where they are not Wan 2.1's of 14 B."""
+    """The configuration of a public base of the family Wan; its sizes where they are not Wan 2.1's of 14 B."""
     part = {"_class_name": "WanTransformer3DModel", **changes}
     scheduler = {"_class_name": "UniPCMultistepScheduler", "prediction_type": "flow_prediction"}
     scheduler |= {"use_flow_sigmas": True, "flow_shift": flow_shift}
@@ -244,7 +244,7 @@ PUBLIC: dict[str, PublicBase] = {
 
 
 def near_public_names(name: str) -> list[str]:
-    """The short names of PUBLIC that somebody may have meant by another."""
+    """The short names of public configurations, PUBLIC, that somebody may have meant by another."""
     plain = name.lower().replace(".1", "").replace("_", "-")
     starts = [short for short in PUBLIC if plain and (short.startswith(plain) or plain.startswith(short))]
     return starts or difflib.get_close_matches(plain, PUBLIC, n=2)

@@ -26,7 +26,8 @@ LIBRARIES = {"nf4": "bitsandbytes", "int8": "torchao", "float8": "torchao"}
 
 
 def check_quantize(quantize: str, device: torch.device) -> None:
-    """Raises ValueError with the way out: an unknown word, a library that is not installed, nf4 without CUDA."""
+    """Raises ValueError with the way out: an unknown word for `quantize`, a library that is not installed, nf4 without
+    CUDA."""
     if not quantize:
         return
     if quantize not in LIBRARIES:
@@ -139,6 +140,7 @@ def original_weights(folder: Path, variant: str = "") -> Callable[[str], Tensor]
     held = {name: (file, place) for file in files for name, place in places(file).items()}
 
     def read(layer: str) -> Tensor:
+        """One layer's original weight, read from the checkpoint of the quantised base."""
         if f"{layer}.weight" not in held:
             raise ValueError(f"{files[0]} has no tensor {f'{layer}.weight'!r}")
         file, place = held[f"{layer}.weight"]

@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from ..config import FamilyDefaults
 from ..image_size import ImageSize, height_and_width
 from ..layouts.qwen_image import QWEN_IMAGE as LAYOUT
-from .family import Condition, Family, SizeConditioning, TokenLimits
+from .condition import Condition, SizeConditioning
+from .family import Family, TokenLimits
 from .flux import packed, size_multiple, unpacked
 from .pipeline_steps import run_pipeline
 
@@ -21,7 +22,8 @@ TEXT_LENGTH = 512
 
 
 def encode_prompt(pipe: Any, prompts: Sequence[str], sizes: SizeConditioning) -> Condition:
-    """Qwen2.5-VL's last states of the prompt behind the pipeline's template. The image's size and crop are no input.
+    """Qwen-Image's conditioning: Qwen2.5-VL's last states of the prompt behind the pipeline's template. The image's
+    size and crop are no input.
 
     Returns: text (b, n, d), n the tokens of the longest prompt.
     """
@@ -35,7 +37,7 @@ def _encoded(pipe: Any, prompts: Sequence[str]) -> list[Tensor]:
 
 
 def predict(model: nn.Module, noisy: Tensor, time: Tensor, condition: Condition) -> Tensor:
-    """The prediction (b, c, h, w), in the model's dtype; noisy (b, c, h, w), time (b,), condition of b rows."""
+    """Qwen-Image's prediction (b, c, h, w) in the model's dtype; noisy (b, c, h, w), time (b,), condition of b rows."""
     text, (h, w) = condition.tensors["text"], (noisy.shape[2] // 2, noisy.shape[3] // 2)
     places = [[(1, h, w)]] * len(noisy)  # one frame
     rows = packed(noisy.to(text.dtype))
@@ -43,7 +45,8 @@ def predict(model: nn.Module, noisy: Tensor, time: Tensor, condition: Condition)
 
 
 def embed(pipe: Any, prompts: Sequence[str], negative_prompt: str, guidance: float) -> Condition:
-    """As `encode_prompt`, beside it the negative prompt, empty or not, where classifier-free guidance acts."""
+    """For Qwen-Image's pipeline, as `encode_prompt`, beside it the negative prompt, empty or not, where classifier-free
+    guidance acts."""
     embeddings = {"prompt_embeds": _encoded(pipe, prompts)}
     if guidance > 1:
         embeddings["negative_prompt_embeds"] = _encoded(pipe, [negative_prompt] * len(prompts))
@@ -58,7 +61,7 @@ def sample(
     guidance: float,
     generators: Sequence[torch.Generator],
 ) -> Tensor:
-    """Latents of images under classifier-free guidance.
+    """Qwen-Image's latents of images under classifier-free guidance.
 
     Raises: ValueError: one step, whose noise level would be the first and the last at once.
     """
@@ -74,7 +77,7 @@ def sample(
 
 
 def input_shapes(pipe: Any, side: int | tuple[int, int], tokens: TokenLimits) -> dict[str, tuple[int, ...]]:
-    """What `predict` reads for one image and the longest prompt; the latents are not packed yet."""
+    """Shapes of what Qwen-Image's `predict` reads for one image and the longest prompt; latents not packed yet."""
     config = pipe.transformer.config
     text = (1, TEXT_LENGTH, config.joint_attention_dim)
     return {"latents": (1, config.in_channels // 4, *height_and_width(side)), "text": text}

@@ -10,13 +10,14 @@ from torch import Tensor, nn
 from ..config import FamilyDefaults
 from ..image_size import height_and_width
 from ..layouts.sd15 import SD15 as LAYOUT
-from .family import Condition, Family, SizeConditioning, TokenLimits
+from .condition import Condition, SizeConditioning
+from .family import Family, TokenLimits
 from .pipeline_steps import PROMPT_EMBEDDINGS, negative_prompts, sample_guided
 from .sdxl import SDXL, scheduler_entries, size_multiple
 
 
 def encode_prompt(pipe: Any, prompts: Sequence[str], sizes: SizeConditioning) -> Condition:
-    """The encoder's last states. Stable Diffusion 1 and 2 read no size and crop.
+    """Stable Diffusion 1 and 2's conditioning: the CLIP text encoder's last states. They read no size and crop.
 
     Returns: text (b, 77, d).
     """
@@ -25,13 +26,14 @@ def encode_prompt(pipe: Any, prompts: Sequence[str], sizes: SizeConditioning) ->
 
 
 def predict(model: nn.Module, noisy: Tensor, time: Tensor, condition: Condition) -> Tensor:
-    """The UNet's prediction, (b, c, h, w) in its own dtype; noisy (b, c, h, w), time (b,), condition of b rows."""
+    """Stable Diffusion 1 and 2's prediction, (b, c, h, w) in the UNet's dtype; noisy (b, c, h, w), time (b,)."""
     text = condition.tensors["text"]
     return model(noisy.to(text.dtype), time, text, return_dict=False)[0]
 
 
 def embed(pipe: Any, prompts: Sequence[str], negative_prompt: str, guidance: float) -> Condition:
-    """As `encode_prompt`, beside it the negative prompt where classifier-free guidance acts."""
+    """For the pipeline of Stable Diffusion 1 and 2, as `encode_prompt`, beside it the negative prompt where
+    classifier-free guidance acts."""
     found = pipe.encode_prompt(
         list(prompts), pipe.text_encoder.device, 1, guidance > 1, negative_prompts(negative_prompt, prompts)
     )
@@ -39,7 +41,7 @@ def embed(pipe: Any, prompts: Sequence[str], negative_prompt: str, guidance: flo
 
 
 def input_shapes(pipe: Any, side: int | tuple[int, int], tokens: TokenLimits) -> dict[str, tuple[int, ...]]:
-    """What `predict` reads for one image."""
+    """Shapes of what the UNet of Stable Diffusion 1 and 2 reads for one image."""
     config = pipe.unet.config
     return {
         "latents": (1, config.in_channels, *height_and_width(side)),

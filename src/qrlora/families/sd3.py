@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from ..config import FamilyDefaults
 from ..image_size import height_and_width
 from ..layouts.sd3 import SD3 as LAYOUT
-from .family import Condition, Family, SizeConditioning, TokenLimits
+from .condition import Condition, SizeConditioning
+from .family import Family, TokenLimits
 from .pipeline_steps import PROMPT_EMBEDDINGS, negative_prompts, sample_guided, text_length
 
 T5_LENGTH = 256
@@ -19,7 +20,8 @@ T5_LENGTH = 256
 
 
 def encode_prompt(pipe: Any, prompts: Sequence[str], sizes: SizeConditioning) -> Condition:
-    """Both CLIPs' penultimate states side by side, padded to T5's width d, T5's states behind them, pooled states.
+    """SD3's conditioning: both CLIPs' penultimate states side by side, padded to T5's width d, T5's states behind them,
+    pooled states.
 
     A base without T5 gets zeros in its place, as in the pipeline. The image's size and crop are no input of SD3.
 
@@ -32,13 +34,13 @@ def encode_prompt(pipe: Any, prompts: Sequence[str], sizes: SizeConditioning) ->
 
 
 def predict(model: nn.Module, noisy: Tensor, time: Tensor, condition: Condition) -> Tensor:
-    """The transformer's prediction (b, c, h, w), in its dtype; noisy (b, c, h, w), time (b,), condition of b rows."""
+    """SD3's prediction (b, c, h, w), in the transformer's dtype; noisy (b, c, h, w), time (b,), condition of b rows."""
     inputs = condition.tensors
     return model(noisy.to(inputs["text"].dtype), inputs["text"], inputs["pooled"], time, return_dict=False)[0]
 
 
 def embed(pipe: Any, prompts: Sequence[str], negative_prompt: str, guidance: float) -> Condition:
-    """As `encode_prompt`, beside it the negative prompt where classifier-free guidance acts."""
+    """For SD3's pipeline, as `encode_prompt`, beside it the negative prompt where classifier-free guidance acts."""
     found = pipe.encode_prompt(
         list(prompts),
         None,
@@ -52,7 +54,7 @@ def embed(pipe: Any, prompts: Sequence[str], negative_prompt: str, guidance: flo
 
 
 def input_shapes(pipe: Any, side: int | tuple[int, int], tokens: TokenLimits) -> dict[str, tuple[int, ...]]:
-    """Shapes of what `predict` reads for one image."""
+    """Shapes of what SD3's `predict` reads for one image."""
     config = pipe.transformer.config
     text = (1, tokens.clip + min(T5_LENGTH, tokens.t5), config.joint_attention_dim)
     return {
@@ -63,7 +65,8 @@ def input_shapes(pipe: Any, side: int | tuple[int, int], tokens: TokenLimits) ->
 
 
 def text_widths(pipe: Any) -> dict[str, int]:
-    """What both CLIPs and T5 make of a prompt; without T5 the pipeline pads CLIP's states to what is asked for."""
+    """SD3's text widths: what both CLIPs and T5 make of a prompt; without T5 the pipeline pads CLIP's states to what is
+    asked for."""
     t5, wanted = pipe.text_encoder_3, pipe.transformer.config.joint_attention_dim
     pooled = pipe.text_encoder.config.projection_dim + pipe.text_encoder_2.config.projection_dim
     return {"text": t5.config.d_model if t5 else wanted, "pooled": pooled}

@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from ..config import FamilyDefaults
 from ..image_size import height_and_width
 from ..layouts.sdxl import SDXL as LAYOUT
-from .family import Condition, Family, SizeConditioning, TokenLimits
+from .condition import Condition, SizeConditioning
+from .family import Family, TokenLimits
 from .pipeline_steps import PROMPT_EMBEDDINGS, negative_prompts, sample_guided
 
 PREDICTIONS = {
@@ -23,7 +24,8 @@ PREDICTIONS = {
 
 
 def encode_prompt(pipe: Any, prompts: Sequence[str], sizes: SizeConditioning) -> Condition:
-    """Both encoders' penultimate states side by side, the second one's pooled state, size and crop.
+    """SDXL's conditioning: both encoders' penultimate states side by side, the second one's pooled state, size and
+    crop.
 
     Args:    prompts: b of them.  sizes: the same for all.
     Returns: text (b, 77, d1 + d2), pooled (b, p), time_ids (b, 6) = original_size, crop_top_left, target_size.
@@ -36,7 +38,7 @@ def encode_prompt(pipe: Any, prompts: Sequence[str], sizes: SizeConditioning) ->
 
 
 def predict(model: nn.Module, noisy: Tensor, time: Tensor, condition: Condition) -> Tensor:
-    """The UNet's prediction, (b, c, h, w) in its own dtype; noisy (b, c, h, w), time (b,), condition of b rows."""
+    """SDXL's prediction, (b, c, h, w) in the UNet's dtype; noisy (b, c, h, w), time (b,), condition of b rows."""
     inputs = condition.tensors
     dtype = inputs["text"].dtype
     extra = {"text_embeds": inputs["pooled"], "time_ids": inputs["time_ids"]}
@@ -44,7 +46,7 @@ def predict(model: nn.Module, noisy: Tensor, time: Tensor, condition: Condition)
 
 
 def embed(pipe: Any, prompts: Sequence[str], negative_prompt: str, guidance: float) -> Condition:
-    """As `encode_prompt`, beside it the negative prompt where classifier-free guidance acts."""
+    """For SDXL's pipeline, as `encode_prompt`, beside it the negative prompt where classifier-free guidance acts."""
     found = pipe.encode_prompt(
         list(prompts),
         device=pipe.text_encoder.device,
@@ -55,7 +57,7 @@ def embed(pipe: Any, prompts: Sequence[str], negative_prompt: str, guidance: flo
 
 
 def input_shapes(pipe: Any, side: int | tuple[int, int], tokens: TokenLimits) -> dict[str, tuple[int, ...]]:
-    """Shapes of what `predict` reads for one image."""
+    """Shapes of what SDXL's `predict` reads for one image."""
     config = pipe.unet.config
     pooled = config.projection_class_embeddings_input_dim - 6 * config.addition_time_embed_dim
     text = (1, tokens.clip, config.cross_attention_dim)
@@ -79,8 +81,8 @@ def size_multiple(pipe: Any) -> int:
 
 
 def scheduler_entries(names: Collection[str], metadata: Mapping[str, str]) -> dict[str, Any]:
-    """What a single file says of its training, by the empty tensors that ComfyUI and A1111 look for, and by ModelSpec's
-    metadata, which tools copy from file to file, so that tensors win.
+    """What a single file of SDXL says of its training, by the empty tensors that ComfyUI and A1111 look for, and by
+    ModelSpec's metadata, which tools copy from file to file, so that tensors win.
 
     Raises: ValueError: noise levels that are no steps (EDM, arXiv 2206.00364), or a prediction that is not known.
     """

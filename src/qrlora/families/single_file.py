@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from ..safetensors_files import FLOATS, Checkpoint, TensorLocation, read_rows
+from .family import Family
 from .model_dtype import cast_model
 
 VAE_BEGINNINGS = ("first_stage_model.", "vae.")
@@ -82,7 +83,7 @@ def config_repository(file: Checkpoint, normalize_key: Callable[[str], str] = st
 
 
 def config_file(source: str, component: str) -> Path:
-    """The config of a component, in the folder of a pipeline or the hub's repository of that name.
+    """The config of a component for a single file, in the folder of a pipeline or the hub's repository of that name.
 
     Raises: OSError: the hub cannot be reached, or is not allowed to send it.
     """
@@ -109,7 +110,7 @@ def vae_of_file(file: Checkpoint, source: str) -> dict[str, Any]:
 def _rows_of_weights(
     held: Mapping[str, TensorLocation], config: Mapping[str, Any], convert: Callable[..., Mapping[str, Tensor]]
 ) -> dict[str, list[TensorRows]]:
-    """{weight: the rows that it is made of, from top to bottom}.
+    """For each weight the rows of the single file that it is made of, from top to bottom: {weight: rows}.
 
     Args:    convert: (config=, checkpoint=) -> {weight: value}, diffusers' own; it takes rows apart, joins and moves
              them, and looks at how many there are.
@@ -143,6 +144,7 @@ def _rows_of_weights(
             raise ValueError(f"diffusers' conversion computes {name} instead of moving rows, which is not read so")
 
     def rows(column: Tensor) -> list[TensorRows]:
+        """The rows of the single file whose numbers a converted column holds."""
         flat = column.flatten()
         breaks = (flat.diff() != 1).nonzero().flatten() + 1
         runs = [(int(x[0]), int(x[-1])) for x in flat.tensor_split(breaks.tolist())]
@@ -157,7 +159,8 @@ def _check_rows(
     sources: Mapping[str, Sequence[TensorRows]],
     shapes: Mapping[str, tuple[int, ...]],
 ) -> None:
-    """Every weight of the model has its rows, and nothing is left over that says how they are to be read.
+    """Every weight of the model has its rows in the single file, and nothing is left over that says how they are to be
+    read.
 
     Raises: ValueError, with a name and how many there are.
     """
@@ -181,3 +184,37 @@ def _check_rows(
     beside = sorted(name for name in held.keys() - used if name.rpartition(".")[0] in layers)
     if beside:
         raise ValueError(f"{len(beside)} tensors stand beside its weights that it does not know, such as {beside[0]}")
+
+
+def scheduler_of_file(file: Checkpoint, family: Family, scheduler: Any) -> Any:
+    """The scheduler, as a single file says that it was trained: see Family.scheduler_entries.
+
+    Raises: ValueError: what the file says is not known here, or contradicts the folder beside it.
+    """
+    path, names = file.path, {name.removeprefix("model.diffusion_model.") for name in file.places}
+    found, config = family.scheduler_entries(names, file.metadata), scheduler.config
+    kind, other = found.get("prediction_type"), config.get("prediction_type")
+    if kind == "epsilon" and other != kind:
+        hint = "the file's metadata or scheduler_config.json in the folder beside it is wrong: make them agree"
+        raise ValueError(f"{path} says that it predicts {kind}, its scheduler {other}: {hint}")
+    foreign = found.keys() - config.keys()
+    if foreign:
+        raise ValueError(f"{path} needs a scheduler with {min(foreign)}, {type(scheduler).__name__} has none")
+    return type(scheduler).from_config({**config, **found}) if found else scheduler
+
+
+def fill_shared_embeddings(pipe: Any, family: Family) -> None:
+    """T5's embedding goes by two names; where a single file has it under one, it gets the other.
+
+    Raises: ValueError: a component lacks weights, with one of them.
+    """
+    for component in (*family.text_encoders, "vae"):
+        model = getattr(pipe, component, None)
+        if model is None:
+            continue
+        if getattr(model.config, "model_type", "") == "t5":
+            both = (model.get_input_embeddings(), model.encoder.get_input_embeddings())
+            model.set_input_embeddings(next((x for x in both if not x.weight.is_meta), both[0]))
+        missing = [name for name, x in model.state_dict().items() if x.is_meta]
+        if missing:
+            raise ValueError(f"its {component} lacks {len(missing)} of its weights, such as {missing[0]}")

@@ -34,7 +34,8 @@ def tokenizers_of(pipe: Any) -> Mapping[str, Any]:
 
 
 def _meaningless_tokens(tokenizer: Any, word: str) -> list[str]:
-    """The tokens of a word that stand for unknown text, or for a mark of the tokenizer's own such as its beginning."""
+    """The tokens of a trigger word that stand for unknown text, or for a mark of the tokenizer's own such as its
+    beginning."""
     unknown = tokenizer.unk_token_id
     marks = {unknown, *(getattr(tokenizer, name, None) for name in NAMED_TOKENS)} - {None}
     found = [number for number in tokenizer(word, add_special_tokens=False).input_ids if number in marks]

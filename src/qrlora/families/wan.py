@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from ..config import FamilyDefaults
 from ..image_size import ImageSize, height_and_width
 from ..layouts.wan import WAN as LAYOUT
-from .family import Condition, Family, SizeConditioning, TokenLimits
+from .condition import Condition, SizeConditioning
+from .family import Family, TokenLimits
 from .pipeline_steps import PROMPT_EMBEDDINGS, run_pipeline
 
 TEXT_LENGTH = 512
@@ -21,7 +22,7 @@ TEXT_LENGTH = 512
 
 
 def encode_prompt(pipe: Any, prompts: Sequence[str], sizes: SizeConditioning) -> Condition:
-    """UMT5's last states, zeros behind the prompt. The image's size and crop are no input.
+    """Wan's conditioning: UMT5's last states, zeros behind the prompt. The image's size and crop are no input.
 
     Returns: text (b, TEXT_LENGTH, d).
     """
@@ -34,7 +35,8 @@ def _encoded(pipe: Any, prompts: Sequence[str], guided: bool, negative_prompt: s
 
 
 def predict(model: nn.Module, noisy: Tensor, time: Tensor, condition: Condition) -> Tensor:
-    """The prediction (b, c, h, w) or, of videos, (b, c, f, h, w); noisy of that shape, time (b,), condition of b rows.
+    """Wan's prediction (b, c, h, w) or, of videos, (b, c, f, h, w); noisy of that shape, time (b,),
+    condition of b rows.
 
     2.2-TI2V takes a time for each patch; without a frame that is given they are all the same, so that one is enough.
     """
@@ -58,14 +60,15 @@ def sample(
     generators: Sequence[torch.Generator],
     frames: int = 1,
 ) -> Tensor:
-    """Latents of images under classifier-free guidance, (b, c, h, w); of videos of more frames, (b, c, f, h, w)."""
+    """Wan's latents of images under classifier-free guidance, (b, c, h, w); of videos of more frames, (b, c,
+    f, h, w)."""
     options = {"guidance_scale": guidance, "num_frames": frames, **embeddings.tensors}
     latents = run_pipeline(pipe, size, steps, generators, **options)
     return latents.squeeze(2) if frames == 1 else latents
 
 
 def input_shapes(pipe: Any, side: int | tuple[int, int], tokens: TokenLimits) -> dict[str, tuple[int, ...]]:
-    """Shapes of what `predict` reads for one image."""
+    """Shapes of what Wan's `predict` reads for one image."""
     config = pipe.transformer.config
     return {"latents": (1, config.in_channels, *height_and_width(side)), "text": (1, TEXT_LENGTH, config.text_dim)}
 

@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from ..config import FamilyDefaults
 from ..image_size import ImageSize, height_and_width
 from ..layouts.z_image import Z_IMAGE as LAYOUT
-from .family import Condition, Family, SizeConditioning, TokenLimits
+from .condition import Condition, SizeConditioning
+from .family import Family, TokenLimits
 from .pipeline_steps import run_pipeline
 
 TEXT_LENGTH = 512
@@ -21,7 +22,8 @@ TURBO_SHIFT = 3.0
 
 
 def encode_prompt(pipe: Any, prompts: Sequence[str], sizes: SizeConditioning) -> Condition:
-    """Qwen3's penultimate states of the prompt in its chat template. Z-Image reads no size and crop.
+    """Z-Image's conditioning: Qwen3's penultimate states of the prompt in its chat template. Z-Image reads no size and
+    crop.
 
     Returns: text (b, n, d), n the longest prompt's tokens; the model would attend to padding.
     """
@@ -29,7 +31,8 @@ def encode_prompt(pipe: Any, prompts: Sequence[str], sizes: SizeConditioning) ->
 
 
 def predict(model: nn.Module, noisy: Tensor, time: Tensor, condition: Condition) -> Tensor:
-    """The velocity noise - x, (b, c, h, w) in the model's dtype; noisy (b, c, h, w), time (b,), condition of b rows.
+    """Z-Image's velocity noise - x, (b, c, h, w) in the model's dtype; noisy (b, c, h, w), time (b,), condition of b
+    rows.
 
     The model's own time runs from noise, 0, to image, 1, and so does its velocity.
     """
@@ -42,7 +45,7 @@ def predict(model: nn.Module, noisy: Tensor, time: Tensor, condition: Condition)
 
 
 def embed(pipe: Any, prompts: Sequence[str], negative_prompt: str, guidance: float) -> Condition:
-    """As `encode_prompt`, beside it the negative prompt where classifier-free guidance acts."""
+    """For Z-Image's pipeline, as `encode_prompt`, beside it the negative prompt where classifier-free guidance acts."""
     texts = {"prompt_embeds": _encoded(pipe, prompts)}
     if rows_per_step(pipe, guidance) > 1:
         texts["negative_prompt_embeds"] = _encoded(pipe, [negative_prompt]) * len(prompts)
@@ -57,7 +60,7 @@ def _encoded(pipe: Any, prompts: Sequence[str]) -> list[Tensor]:
 def sample(
     pipe: Any, told: Condition, size: ImageSize, steps: int, guidance: float, generators: Sequence[torch.Generator]
 ) -> Tensor:
-    """Latents (b, c, h, w) with classifier-free guidance p + guidance (p - n)."""
+    """Z-Image's latents (b, c, h, w) with classifier-free guidance p + guidance (p - n)."""
     return run_pipeline(
         pipe, size, steps, generators, guidance_scale=guidance, **{x: told.texts(x) for x in told.tensors}
     )

@@ -40,7 +40,7 @@ def fuse_layers(pairs: Mapping[str, Pair], layout: Layout, layers: Sequence[str]
 def split_layers(
     pair: Pair, layout: Layout, layers: Sequence[str], ranks: Sequence[int] | None = None
 ) -> dict[str, Pair]:
-    """The pairs of layers that lie in one.
+    """Split the pair of a fused layer into the pairs of the layers that lie in it.
 
     Args:   ranks: as `fuse_layers` gave them. None, another tool's file: layers whose part of B is zero are left out;
             if B is block-diagonal, in equal blocks, each layer gets its block; otherwise all get the whole A.
@@ -86,7 +86,8 @@ def _check_ranks(layers: Sequence[str], ranks: Sequence[int], rank: int) -> None
 
 
 def _is_block_diagonal(blocks: Sequence[torch.Tensor], ranks: Sequence[int], rank: int) -> bool:
-    """Whether rows (o_k, r) of layers with these ranks hold nothing beside their own columns."""
+    """Whether a fused layer's B is block-diagonal: rows (o_k, r) of layers with these ranks hold nothing beside their
+    own columns."""
     start, shared = 0, sum(ranks) != rank
     for B, own in zip(blocks, ranks, strict=True):
         columns = slice(0, own) if shared else slice(start, start + own)
@@ -97,7 +98,8 @@ def _is_block_diagonal(blocks: Sequence[torch.Tensor], ranks: Sequence[int], ran
 
 
 def _equal_ranks(blocks: Sequence[torch.Tensor]) -> list[int]:
-    """The equal ranks of block-diagonal rows (o_k, r), or all of r for each where they are not block-diagonal."""
+    """The equal ranks of a fused layer's block-diagonal rows (o_k, r), or all of r for each where they are not
+    block-diagonal."""
     whole = blocks[0].shape[1]
     rank, rest = divmod(whole, len(blocks))
     for k, B in enumerate(blocks):

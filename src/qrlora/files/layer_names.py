@@ -1,4 +1,4 @@
-"""What the names in a LoRA file mean: which backbone the whole file is of, and which layers they are.
+"""Understand the layer names in a LoRA file: which backbone the whole file is of, and which layers they are.
 
 A file is of a backbone if all of its names are. Where no backbone has them all, every name stays as it is: such a file
 can be read, merged and written back, and is converted to nothing.
@@ -43,7 +43,7 @@ class Names:
 
 
 def factors_of(keys: Iterable[str]) -> tuple[dict[str, Factor], dict[str, list[str]]]:
-    """{key: its parts} of what is a plain LoRA's, and {why not: keys} of the rest."""
+    """{key: layer name, factor and ending} of a plain LoRA's keys, and {why not: keys} of the rest."""
     found: dict[str, Factor] = {}
     refused: dict[str, list[str]] = {}
     for key in keys:
@@ -66,7 +66,7 @@ def refuse_unreadable_keys(refused: Mapping[str, list[str]], total: int) -> None
 def understand_names(
     factors: Mapping[str, Factor], tensors: Mapping[str, Tensor], metadata: Mapping[str, str], header: Header | None
 ) -> Names:
-    """What the names mean.
+    """What the layer names in a LoRA file mean.
 
     Args:   factors: of all keys that count.  header: of our own files.
     Raises: ValueError: a layer that is there twice; two parts; no layers; unknown names with several endings.
@@ -115,7 +115,8 @@ def _one_layout_of(
 
 
 def _outputs_fit(layout: Layout, factors: Mapping[str, Factor], tensors: Mapping[str, Tensor]) -> bool:
-    """Whether what a backbone keeps in one has as many outputs as it must, and no width is another model's."""
+    """Whether a backbone whose names fit also has layers of this size: fused ones with as many outputs as they must
+    have, no width that is another model's."""
     inputs = {x.name: tensors[key].shape[-1] for key, x in factors.items() if x.kind == "A" and tensors[key].ndim == 2}
     read = {x: layout.read(x) for x in inputs} if layout.foreign_widths else {}
     if layout.width_of({x.layers[0]: inputs[name] for name, x in read.items() if x}) in layout.foreign_widths:
@@ -140,7 +141,8 @@ def _verbatim_names(factors: Mapping[str, Factor], prefix: str) -> dict[str, Key
 
 
 def _common_endings(factors: Mapping[str, Factor]) -> str:
-    """Those of A, B and alpha, with spaces between. Raises ValueError: several for one of them."""
+    """The endings of A, B and alpha in names that no backbone has, with spaces between. Raises ValueError: several for
+    one of them."""
     found: dict[str, str] = {}
     for key, factor in factors.items():
         if found.setdefault(factor.kind, factor.ending) != factor.ending:
@@ -152,7 +154,7 @@ def _common_endings(factors: Mapping[str, Factor]) -> str:
 
 
 def _refuse_duplicates(names: Names) -> Names:
-    """The same. Raises ValueError: no layers; a factor of a layer that is there twice."""
+    """The same names. Raises ValueError: no layers; a factor of a layer that is there twice."""
     seen: dict[tuple[str, str], str] = {}
     for key, meaning in sorted(names.keys.items(), key=lambda item: natural(item[1].layers[0])):
         for layer in meaning.layers:

@@ -1,4 +1,4 @@
-"""Files to adapters: our own, and plain LoRA files of kohya, diffusers, PEFT and the QR-LoRA authors' code.
+"""Load adapter files: our own, and plain LoRA files of kohya, diffusers, PEFT and the QR-LoRA authors' code.
 
 Letters: o outputs, i inputs, r rank, A (r, i), B (o, r).
 """
@@ -15,11 +15,12 @@ from torch import Tensor
 
 from ..adapter import Adapter, Header, Pair
 from ..basis import cache_folder, load_basis
+from ..json_objects import parse_json_object
 from ..lora_keys import is_text_encoder, natural, printable
 from ..safetensors_files import read_metadata, read_safetensors
 from .fused_layers import split_layers, swap_shift_and_scale
 from .layer_names import Names, factors_of, refuse_unreadable_keys, understand_names
-from .peft_config import as_object, finite_number, read_peft_config, refusal, subtract_peft_start
+from .peft_config import finite_number, read_peft_config, refusal, subtract_peft_start
 from .written_metadata import CONTENT, FUSED, HEADER
 
 FOLDERS = ("adapter_model.safetensors", "pytorch_lora_weights.safetensors")
@@ -43,7 +44,7 @@ class Group(NamedTuple):
 def load(
     path: str | PathLike, skip_text_encoders: bool = False, weights: Callable[[str], Tensor] | None = None
 ) -> Adapter:
-    """Read an adapter file of ours, or a plain LoRA of kohya, diffusers, PEFT or the authors' code, at strength 1.
+    """Load an adapter file of ours, or a plain LoRA of kohya, diffusers, PEFT or the authors' code, at strength 1.
 
     A foreign file becomes an adapter of method "lora", the authors' of "qr-triangular" or "qr-output"; alpha goes into
     B. Everything in the file is read, or nothing.
@@ -77,7 +78,7 @@ def load(
 
 
 def read_header(path: str | PathLike) -> Header:
-    """The header alone, without the matrices' values.
+    """Read the header of an adapter file alone, without the matrices' values.
 
     Raises: as load; a file of another tool has no such header: ValueError.
     """
@@ -119,7 +120,7 @@ def group_keys_by_layer(
 
 
 def alpha_of_tensor(tensor: Tensor, key: str) -> float:
-    """The number in an alpha key. Raises ValueError: several numbers, NaN or infinity."""
+    """The number in a loaded file's alpha key. Raises ValueError: several numbers, NaN or infinity."""
     if tensor.numel() != 1:
         raise ValueError(f"{printable(key)}: must be one number, got {tuple(tensor.shape)}")
     return finite_number(tensor.double().item(), printable(key))
@@ -132,7 +133,8 @@ def file_in(path: str | PathLike) -> Path:
 
 
 def _check_matrices(tensors: Mapping[str, Tensor], found: Mapping[tuple[str, ...], Mapping[str, str]]) -> None:
-    """Raises ValueError unless every name has the two matrices of a pair, or those of a convolution, in floats."""
+    """Raises ValueError unless every name in a loaded file has the two matrices of a pair, or those of a convolution,
+    in floats."""
     for layers, keys in found.items():
         factors = {kind: tensors[key] for kind, key in keys.items() if kind != "alpha"}
         depth = factors["A"].ndim if "A" in factors else 2
@@ -153,7 +155,7 @@ def _pairs_of_plain_lora(
     fused: Mapping[str, list[int]],
     names: Names,
 ) -> dict[str, Pair]:
-    """The layers of a plain LoRA, or of the authors' files, at strength 1, in the model's order.
+    """Load the layers of a plain LoRA, or of the authors' files, at strength 1, in the model's order.
 
     The authors' update is Q dR: their W_comp + Q (R + dR) is W + Q dR, so R is not needed. A convolution's A,
     (r, i, h, w), is the matrix (r, i h w).
@@ -181,8 +183,8 @@ def _pairs_of_plain_lora(
 
 
 def _parse_fused_ranks(text: str) -> dict[str, list[int]]:
-    """{name: ranks} of what `fused_layers.fuse_layers` put into one. Raises ValueError: something else."""
-    found = as_object(text, FUSED)
+    """{name: ranks} of fused layers, from a loaded file's metadata. Raises ValueError: something else."""
+    found = parse_json_object(text, FUSED)
     for name, ranks in found.items():
         if not isinstance(ranks, list) or not all(type(x) is int and x >= 0 for x in ranks):
             raise ValueError(f"{FUSED} must hold ranks, got {ranks!r:.80} for {printable(name, 80)}")
@@ -195,7 +197,8 @@ def _subtract_start(
     start: str,
     weights: Callable[[str], Tensor] | None,
 ) -> dict[str, Pair]:
-    """The updates of a LoRA whose start lies within the weight. Raises ValueError: no weights, or see without_start."""
+    """Load a LoRA whose start lies within the weight (PiSSA, OLoRA). Raises ValueError: no weights, or see
+    subtract_peft_start."""
     if weights is None:
         raise ValueError(refusal(start))
     fused = next((names for names in groups if len(names) > 1), None)
@@ -205,7 +208,7 @@ def _subtract_start(
 
 
 def _layers_of_compact_file(tensors: Mapping[str, Tensor], names: Names, header: Header) -> dict[str, Pair]:
-    """The layers of a compact file, with the frozen directions from the basis cache.
+    """Load the layers of a compact file, with the frozen directions from the basis cache.
 
     Raises: OSError: the basis is not in the cache.  ValueError: it does not have the file's layers.
     """
@@ -239,7 +242,7 @@ def _foreign_header(
     names: Names,
     metadata: Mapping[str, str],
 ) -> Header:
-    """What another tool's metadata and names tell."""
+    """The header of a loaded file of another tool: what its metadata and names tell."""
     deltas = [tensors[group.keys["dR"]].float() for group in groups.values() if "dR" in group.keys]
     triangular = all(torch.equal(x, x.triu()) for x in deltas) and any(x.any() for x in deltas)
     own = "qr-triangular" if triangular else "qr-output"
@@ -258,8 +261,8 @@ def _foreign_header(
 
 
 def _is_orthonormal(A: Tensor) -> bool:
-    """Whether rows are of unit length and orthogonal, or zero, as far as 16 bits say. A LoRA that was trained freely
-    has none such: its rows begin shorter than one, and at random."""
+    """Whether a loaded A has orthonormal rows, or zeros, as far as 16 bits say, so that its method is qr. A LoRA that
+    was trained freely has none such: its rows begin shorter than one, and at random."""
     products = A @ A.T
     lengths = products.diagonal()
     expected = torch.where(lengths < 0.5, 0.0, 1.0).diag()

@@ -1,4 +1,5 @@
-"""PEFT's configuration of a LoRA: the scale of each layer, and whether it starts within the weight.
+"""PEFT's configuration in or beside a LoRA file: each layer's scale (lora_alpha, alpha_pattern, rsLoRA), and whether it
+starts within the weight (init_lora_weights).
 
 PEFT and diffusers write LoraConfig's fields beside or into a file. Most of its switches change how a LoRA learns and
 leave the update s B A; those that do not are refused by name. Some starts are taken off the base's weight, which is
@@ -6,7 +7,6 @@ then W - s B_0 A_0: of such a LoRA the update of W is s (B A - B_0 A_0), 4 to 20
 Letters: o outputs, i inputs, r rank, A (r, i), B (o, r), W (o, i), s the scale.
 """
 
-import json
 import math
 import time
 from collections.abc import Callable, Mapping
@@ -19,6 +19,7 @@ from torch import Tensor
 
 from .. import optional_dependencies
 from ..adapter import Pair
+from ..json_objects import parse_json_object, read_json_object
 from ..lora_keys import PEFT_PREFIX
 
 BESIDE = ("true", "false", "none", "gaussian", "eva", "orthogonal", "mica", "default", "kaiming")
@@ -59,7 +60,7 @@ class Config:
     """The start within the weight, as the file calls it; "" where it lies beside it."""
 
     def scale(self, layer: str, rank: int) -> float:
-        """PEFT's scale: alpha / r, or alpha / sqrt(r) for rsLoRA; 1 without alpha.
+        """PEFT's scale of a layer: alpha / r, or alpha / sqrt(r) for rsLoRA; 1 without alpha.
 
         Raises: ValueError: a pattern that does not come to an end.
         """
@@ -76,7 +77,8 @@ class Config:
 
 
 def read_peft_config(path: Path, keys: Mapping[str, Any], metadata: Mapping[str, str], part: str) -> Config:
-    """What PEFT, diffusers or kohya's forks wrote about a file, of which `keys` are the names of its tensors.
+    """Read what PEFT, diffusers or kohya's forks wrote about a file's strength, of which `keys` are the names of its
+    tensors.
 
     Raises: ValueError: PEFT's adapter_config.json is missing; not readable; a setting that makes of the file more than
             s B A, naming it.
@@ -84,15 +86,15 @@ def read_peft_config(path: Path, keys: Mapping[str, Any], metadata: Mapping[str,
     if any(key.startswith(PEFT_PREFIX) for key in keys):
         beside = path.with_name("adapter_config.json")
         try:
-            entries = as_object(beside.read_bytes(), str(beside))
+            entries = read_json_object(beside)
         except FileNotFoundError as error:
             raise ValueError(f"a PEFT file keeps its strength in {beside}, which is missing; put it there") from error
     else:
-        given = as_object(metadata.get("lora_adapter_metadata", "{}"), "lora_adapter_metadata")
+        given = parse_json_object(metadata.get("lora_adapter_metadata", "{}"), "lora_adapter_metadata")
         entries = {name.removeprefix(f"{part}."): value for name, value in given.items()}
         entries = {name: value for name, value in entries.items() if "." not in name}  # the rest is of text encoders
     if not entries:
-        arguments = as_object(metadata.get("ss_network_args") or "{}", "ss_network_args")
+        arguments = parse_json_object(metadata.get("ss_network_args") or "{}", "ss_network_args")
         return Config(
             start=_parse_init_lora_weights(next((arguments[x] for x in KOHYA_ARGUMENTS if x in arguments), True))
         )
@@ -112,7 +114,7 @@ def read_peft_config(path: Path, keys: Mapping[str, Any], metadata: Mapping[str,
 
 
 def finite_number(value: Any, name: str) -> float:
-    """A finite number. Raises ValueError, naming it: something else."""
+    """A number of PEFT's configuration, finite. Raises ValueError, naming it: something else."""
     if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) < 1e300:
         raise ValueError(f"{name} must be a finite number, got {value!r:.80}")
     return float(value)
@@ -127,7 +129,8 @@ def refusal(start: str) -> str:
 def subtract_peft_start(
     layers: Mapping[str, Pair], start: str, scales: Mapping[str, float], weights: Callable[[str], Tensor]
 ) -> dict[str, Pair]:
-    """The updates of the base's weights, [A; A_0] and [s B, -s B_0] at rank 2r.
+    """Take PEFT's start (init_lora_weights) off a LoRA: [A; A_0] and [s B, -s B_0] at rank 2r update the base's
+    weights.
 
     PiSSA (arXiv 2404.02948): s B_0 A_0 is the best rank-r copy of W.  OLoRA (arXiv 2406.01775): B_0 and A_0 are the
     first r columns and rows of W's QR.
@@ -155,7 +158,7 @@ def subtract_peft_start(
 
 
 def _start_factors(weight: Tensor, rank: int, start: str, scale: float) -> tuple[Tensor, Tensor]:
-    """A_0 (r, i) and s B_0 (o, r) of a weight."""
+    """A_0 (r, i) and s B_0 (o, r) with which PEFT's PiSSA or OLoRA starts on a weight."""
     if start == "pissa":
         U, S, V = torch.linalg.svd(weight, full_matrices=False)
         return V[:rank], U[:, :rank] * S[:rank]
@@ -164,7 +167,7 @@ def _start_factors(weight: Tensor, rank: int, start: str, scale: float) -> tuple
 
 
 def _parse_init_lora_weights(value: Any) -> str:
-    """The start within the weight, "" for one beside it. Raises ValueError: one that cannot be computed, or unknown."""
+    """PEFT's start within the weight, "" for one beside it. Raises ValueError: it cannot be computed, or unknown."""
     name = str(value).lower()
     if name in BESIDE:
         return ""
@@ -183,7 +186,8 @@ def _parse_init_lora_weights(value: Any) -> str:
 
 
 def _refuse_other_than_plain_lora(entries: Mapping[str, Any]) -> None:
-    """Raises ValueError, naming it: another kind of adapter, or a setting beyond PLAIN that is on."""
+    """Raises ValueError, naming it: PEFT's configuration is of another kind of adapter, or has a setting beyond PLAIN
+    on."""
     kind = entries.get("peft_type") or "LORA"
     if kind != "LORA":
         raise ValueError(f"peft_type={kind!r:.80}: qrlora reads plain LoRA files, no DoRA, LoHa, LoKr or others")
@@ -192,17 +196,6 @@ def _refuse_other_than_plain_lora(entries: Mapping[str, Any]) -> None:
             raise ValueError(
                 f"{name:.80}={entries[name]!r:.80}: its update is not B A alone; qrlora reads plain LoRA files"
             )
-
-
-def as_object(text: str | bytes, name: str) -> dict[str, Any]:
-    """The JSON object in a text. Raises ValueError, naming it: something else."""
-    try:
-        values = json.loads(text.decode("utf-8-sig") if isinstance(text, bytes) else text)
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{name} is not readable as JSON ({error})") from error
-    if not isinstance(values, dict):
-        raise ValueError(f"{name} must hold a JSON object, got {values!r:.80}")
-    return values
 
 
 def _compile_alpha_pattern(pattern: str) -> Any:

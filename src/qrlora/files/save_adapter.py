@@ -1,4 +1,4 @@
-"""Adapters to files.
+"""Save adapters as files: full or compact, in the names of our own, diffusers, kohya or the original models.
 
 Letters: o outputs, i inputs, r rank, A (r, i), B (o, r).
 """
@@ -33,7 +33,7 @@ def save(
     dtype: torch.dtype = torch.float32,
     overwrite: bool = True,
 ) -> None:
-    """Write an adapter file, whole or not at all; equal adapters give equal bytes.
+    """Save an adapter as a file, whole or not at all; equal adapters give equal bytes.
 
     Args:    content: a word of CONTENTS.  keys: a style of WRITTEN; None: what most tools of the family read, and for
              an unknown one the names as they are.  dtype: of the stored numbers, float32, float16 or bfloat16.
@@ -65,7 +65,7 @@ def size_in_bytes(
     keys: str | None = None,
     dtype: torch.dtype = torch.float32,
 ) -> int:
-    """The size of the file that `save` would write, from the shapes alone; no matrix is made.
+    """The size of the adapter file that `save` would write, from the shapes alone; no matrix is made.
 
     Args:   shapes {layer: (o, i)}; header.rank is every layer's rank.
     Raises: ValueError: as save.
@@ -84,7 +84,7 @@ def size_in_bytes(
 def tensors_and_metadata(
     layers: Mapping[str, Pair], header: Header, content: str, keys: str | None, dtype: torch.dtype
 ) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """What a file holds: tensors by key, and metadata. Raises ValueError as save does."""
+    """The tensors by key and the metadata of a file to save. Raises ValueError as save does."""
     layout = layout_of(layers, header)
     style = keys or (next(iter(layout.written)) if layout else "" if header.endings else "diffusers")
     if content not in CONTENTS or (style and style not in WRITTEN):
@@ -105,7 +105,7 @@ def tensors_and_metadata(
 
 
 def _verbatim_tensors(layers: Mapping[str, Pair], header: Header) -> dict[str, Tensor]:
-    """A, B and alpha, if the file had one, under the names that another tool gave them."""
+    """A, B and alpha to save, if the file had one, under the names that another tool gave them."""
     tensors: dict[str, Tensor] = {}
     for layer, pair in layers.items():
         name = f"{header.part}.{layer}" if header.part else layer
@@ -136,7 +136,7 @@ def _spelled_tensors(
 
 
 def _spelled_name(layer: str, header: Header, layout: Layout | None, style: str) -> tuple[str, tuple[str, ...]]:
-    """The name of a layer in a style, and all layers that go by it.
+    """The name under which a layer is saved in a style, and all layers that go by it.
 
     Raises: ValueError: the style cannot spell the layer so that it is read back as the same.
     """
@@ -151,21 +151,21 @@ def _spelled_name(layer: str, header: Header, layout: Layout | None, style: str)
 
 
 def _kernel_shaped(pair: Pair, kernel: Sequence[int] | None) -> tuple[Tensor, Tensor]:
-    """A and B as a tool expects them: of a convolution (r, i, h, w) and (o, r, 1, 1)."""
+    """A and B to save, shaped as a tool expects them: of a convolution (r, i, h, w) and (o, r, 1, 1)."""
     if not kernel:
         return pair.A, pair.B
     return pair.A.unflatten(1, (-1, *kernel)), pair.B.view(*pair.B.shape, *(1 for _ in kernel))
 
 
 def _frozen_basis(layers: Mapping[str, Pair], header: Header) -> Basis:
-    """The frozen directions, which a compact file leaves out. Raises ValueError: the method freezes nothing."""
+    """The frozen directions, which a compact file is saved without. Raises ValueError: the method freezes nothing."""
     side = _frozen_side(header)
     Q = {layer: pair.directions(side).contiguous() for layer, pair in layers.items()}
     return Basis(Q, max(pair.rank for pair in layers.values()), side)
 
 
 def _frozen_side(header: Header) -> str:
-    """ "input" or "output". Raises ValueError: the method freezes nothing."""
+    """ "input" or "output": what a compact file is saved without. Raises ValueError: the method freezes nothing."""
     side = METHODS[header.method].frozen_side if header.method in METHODS else None
     if side is None:
         raise ValueError(f"method {header.method!r} freezes nothing to leave out; save with content='full'")

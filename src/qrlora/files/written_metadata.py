@@ -1,4 +1,4 @@
-"""What tools expect in a LoRA file beside the matrices: its metadata."""
+"""The metadata that is written into a LoRA file for tools: ours, ModelSpec's, kohya's, diffusers'."""
 
 import json
 from collections.abc import Iterable, Mapping
@@ -13,7 +13,8 @@ CONTENTS = ("full", "compact")
 
 
 def layout_of(layers: Iterable[str], header: Header) -> Layout | None:
-    """The backbone of an adapter: the header's, else the one that alone has such layers; None: unknown."""
+    """The backbone that a written file's metadata name: the header's, else the one that alone has such layers; None:
+    unknown."""
     if header.family or header.endings:
         return LAYOUTS.get(header.family)
     fitting = layouts_of(f"{header.part}.{layer}" for layer in layers) if header.part else []
@@ -28,7 +29,7 @@ def metadata_to_write(
     style: str,
     fused: Mapping[str, list[int]],
 ) -> dict[str, str]:
-    """The file's metadata: ours, ModelSpec's and kohya's; diffusers' own only beside its own names.
+    """The metadata of a file to write: ours, ModelSpec's and kohya's; diffusers' own only beside its own names.
 
     There is no date, so that equal adapters give equal bytes, and no name: tools take the file's.
     """
@@ -61,7 +62,8 @@ def metadata_to_write(
 
 
 def _lora_adapter_metadata(layers: Mapping[str, Pair], part: str, largest: int) -> str:
-    """LoraConfig's fields that every version of PEFT knows; alpha = r in every layer."""
+    """The metadata lora_adapter_metadata of diffusers: LoraConfig's fields that every version of PEFT knows; alpha = r
+    in every layer."""
     ranks = {layer: pair.rank for layer, pair in layers.items() if pair.rank != largest}
     config = {
         "r": largest,

@@ -59,7 +59,8 @@ class AdaptedLinear(nn.Module):
         return self.base_layer.bias
 
     def add_update(self, name: str, A: Tensor, B: Tensor, needs_float32: bool) -> None:
-        """Add frozen copies of A (r, i) and B (o, r) on the layer's device. Without a strength they are inactive."""
+        """Add frozen copies of A (r, i) and B (o, r) to this linear layer, on its device. Without a strength they are
+        inactive."""
         device = self.base_layer.weight.device
         for factors, value in ((self.A, A), (self.B, B)):
             copied = value.detach().to(device, torch.float32, copy=True).contiguous()
@@ -68,7 +69,7 @@ class AdaptedLinear(nn.Module):
             self.needs_float32.add(name)
 
     def remove_update(self, name: str) -> None:
-        """Remove an update."""
+        """Remove an update from this linear layer."""
         self.strengths.pop(name, None)
         self.needs_float32.discard(name)
         self.trainable_name = "" if self.trainable_name == name else self.trainable_name
@@ -110,7 +111,7 @@ class AdaptedLinear(nn.Module):
         return self
 
     def restore_weight(self) -> None:
-        """Undo folding: the original weight tensor is put back; nothing is subtracted."""
+        """Undo folding in this layer: the original weight tensor is put back; nothing is subtracted."""
         if self._original_weight:
             self.base_layer.weight = self._original_weight[0]
             self._original_weight = ()
@@ -202,6 +203,7 @@ class LinearWithUpdate(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, W: Tensor, b: Tensor | None, A: Tensor, B: Tensor) -> Tensor:
+        """The layer's output W x + B A x + b, fused; nothing but x and A x is kept for the backward pass."""
         _, _, _, A_learns, B_learns = ctx.needs_input_grad
         rows = x.reshape(-1, x.shape[-1])
         ctx.formed = x.dtype != torch.bfloat16 and len(rows) >= x.shape[-1]

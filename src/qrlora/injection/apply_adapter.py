@@ -191,6 +191,7 @@ def applied(model: nn.Module, adapters: Iterable[tuple[Adapter, Strength]], fold
 
 
 def _set_folding(model: nn.Module, wanted: bool) -> None:
+    """Switch folding on or off in all layers that adapters are applied to."""
     wanted = wanted and weight_folding.fits_in_gpu_memory(layer.weight for _, layer in _adapted_layers(model))
     for _, layer in _adapted_layers(model):
         layer.fold = wanted
@@ -247,6 +248,7 @@ def _adapted_layers(model: nn.Module) -> Iterator[tuple[str, AdaptedLinear]]:
 
 
 def _layers_of_adapter(model: nn.Module, name: str) -> dict[str, AdaptedLinear]:
+    """(name, layer) of the layers that an adapter is applied to. Raises ValueError: none."""
     found = {layer_name: layer for layer_name, layer in _adapted_layers(model) if name in layer.A}
     if not found:
         raise ValueError(
@@ -268,6 +270,8 @@ def _factors_of_adapter(model: nn.Module, name: str) -> dict[str, nn.Parameter]:
 
 
 def _copy_pair(layer: AdaptedLinear, name: str) -> Pair:
+    """A copy of an applied adapter's A and B in one layer, on the CPU."""
+
     def copy(factor: Tensor) -> Tensor:
         return factor.detach().to("cpu", torch.float32, copy=True).contiguous()
 

@@ -31,7 +31,8 @@ class InjectedAdapter:
         return list(trainable_factors(self.model, self.name).values())
 
     def extract(self, **header_entries: str) -> Adapter:
-        """A copy of the trained adapter, on the CPU, to save, merge, or apply again by `qrlora.injection.apply`.
+        """A copy of the injected and trained adapter, on the CPU, to save, merge, or apply again by
+        `qrlora.injection.apply`.
 
         Args:   header_entries: entries of the header, such as base="NAME" or role="style".
         Raises: ValueError: NaN or infinity in it.
@@ -99,7 +100,8 @@ def inject(
 
 
 def _unquantised_weight(name: str, layer: nn.Linear) -> Tensor:
-    """A layer's weight. Raises ValueError: it is quantised, so that its directions would not be the model's."""
+    """A layer's weight to inject an adapter beside. Raises ValueError: it is quantised, so that its directions would
+    not be the model's."""
     weight = layer.weight.detach()
     if type(weight) is not Tensor or not weight.is_floating_point():
         raise ValueError(f"{name} is quantised: pass original=..., which reads a layer's weight before it was")

@@ -82,7 +82,7 @@ class PeftAdapter:
         return Adapter(pairs, dataclasses.replace(header, config={**header.config, **entries}))
 
     def detach(self) -> None:
-        """Detach it; the model has its original layers again."""
+        """Detach PEFT's adapter; the model has its original layers again."""
         tuner: Any = self.tuner
         tuner.unload()
         if hasattr(self.model, "peft_config"):
@@ -160,7 +160,8 @@ def _named_tensors(model: nn.Module) -> dict[str, Tensor]:
 
 
 def measure_update(layer: Any, what: str) -> Tensor:
-    """The update (o, i), float32 on the CPU, of a layer that PEFT has wrapped, from its outputs and the base weight.
+    """Measure the update (o, i), float32 on the CPU, of a layer that PEFT has wrapped, from its outputs and the base
+    weight.
 
     Raises: ValueError: its output is not linear in its input.
     """

@@ -21,7 +21,8 @@ MAX_MEMORY_FRACTION = 0.5
 
 
 def fits_in_gpu_memory(weights: Iterable[Tensor]) -> bool:
-    """Whether copies of these weights fit into MAX_MEMORY_FRACTION of a GPU's free memory; True on other devices."""
+    """Whether the originals of folded weights fit into MAX_MEMORY_FRACTION of a GPU's free memory; True on other
+    devices."""
     on_gpu = [W for W in weights if W.device.type == "cuda"]
     if not on_gpu:
         return True
@@ -31,7 +32,8 @@ def fits_in_gpu_memory(weights: Iterable[Tensor]) -> bool:
 
 
 def rounding_is_negligible(W: Tensor, A: Tensor, B: Tensor) -> bool:
-    """Whether rounding W + B A to W's dtype changes the update by no more than MAX_ROUNDING_ERROR, from three norms.
+    """Whether folding is exact enough: rounding W + B A to W's dtype changes the update by no more than
+    MAX_ROUNDING_ERROR, from three norms.
 
     A number m 2^e with 1 <= m < 2 is rounded to a multiple of eps 2^e: evenly spread, the error is eps 2^e / sqrt(12),
     and the root mean square of m is sqrt(7 / 3). Below the smallest normal number the steps no longer shrink.
@@ -49,7 +51,8 @@ def rounding_is_negligible(W: Tensor, A: Tensor, B: Tensor) -> bool:
 
 
 def fold_update(W: Tensor, A: Tensor, B: Tensor) -> Tensor | None:
-    """W + B A in W's dtype, the sum in float32; None if a GPU's memory runs out: then the update stays unfolded."""
+    """Fold an update into a weight: W + B A in W's dtype, the sum in float32; None if a GPU's memory runs out: then the
+    update stays unfolded."""
     try:
         exact = W.to(torch.promote_types(W.dtype, torch.float32))
         return torch.addmm(exact, B.to(exact), A.to(exact)).to(W.dtype)

@@ -39,6 +39,7 @@ DEV = "FLUX.1 [dev] Non-Commercial (images may be sold)"
 
 
 def _public_flux(hub: str, architecture: str, words: tuple[str, ...], licence: str, good_for: str) -> Variant:
+    """A public model of FLUX.1, as this layout's row."""
     return Variant(
         hub=f"black-forest-labs/{hub}",
         architecture=architecture,

@@ -39,7 +39,8 @@ DEV = ("flux_2_dev", "Flux.2-dev", 6144, 8, 48, CLOSED, 32.2, 48)
 
 
 def _public_flux2(hub: str, good_for: str, words: tuple[str, ...], size: tuple) -> Variant:
-    """size: kohya's name, ModelSpec's, width, blocks with two streams and with one, licence, parameters, card."""
+    """A public model of FLUX.2, as this layout's row. size: kohya's name, ModelSpec's, width, blocks with two streams
+    and with one, licence, parameters, card."""
     version, architecture, width, double, single, licence, billions, card = size
     return Variant(
         hub=f"black-forest-labs/FLUX.2-{hub}",

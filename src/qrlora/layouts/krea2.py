@@ -30,6 +30,7 @@ BLOCKS = {"transformer_blocks": 28}
 
 
 def _public_krea2(hub: str, good_for: str, *words: str) -> Variant:
+    """A public model of Krea 2, as this layout's row."""
     return Variant(
         hub=f"krea/{hub}",
         architecture="Krea-2",

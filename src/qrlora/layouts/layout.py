@@ -116,7 +116,8 @@ class Layout:
         return (*PREFIXES, f"{own}base_model.model.", own + own, own, "")
 
     def read(self, name: str) -> Named | None:
-        """What a name without its ending stands for; None: for no layer of this backbone."""
+        """What a layer's name in any spelling, without its ending, stands for in this layout; None: for no layer of
+        this backbone."""
         for prefix in self.prefixes:
             if name.startswith(prefix):
                 found = (self._flat if prefix.endswith("_") else self._dotted).find(name.removeprefix(prefix))
@@ -127,8 +128,8 @@ class Layout:
         return None
 
     def spell(self, style: str, layer: str) -> tuple[str, tuple[str, ...]] | None:
-        """The name of a layer in a style of `written`, without its ending, and all layers that go by that name; None:
-        the style has no name for it that is read back as the same."""
+        """The name of a layer in a spelling of this layout's `written`, without its ending, and all layers that go by
+        that name; None: the spelling has no name for it."""
         prefix, _, kind = self.written[style].partition("{")
         flat, path, together = prefix.endswith("_"), layer, (layer,)
         if kind == "original}" or (flat and layer in self.always_original):
@@ -189,6 +190,7 @@ class Layout:
         return Templates((path.replace(".", "_"), value) for path, value in self._rows())
 
     def _rows(self) -> Iterator[tuple[str, tuple[tuple[str, ...], str]]]:
+        """All names of this layout's layers, as rows of templates."""
         for original, layers in self.names.items():
             yield original, (_plain(layers), "" if original == layers else "{original}")
         for layer in (x for layers in self.names.values() for x in _plain(layers)):

@@ -21,7 +21,7 @@ class Templates(Generic[T]):
             self._rows.setdefault(NUMBER.sub("#", template), {}).setdefault(tuple(NUMBER.findall(template)), value)
 
     def find(self, name: str) -> tuple[T, list[str]] | None:
-        """The value of the template that a name is of, and the numbers in the places of its "#"; None: of none."""
+        """The value of the name template that a name is of, and the numbers in the places of its "#"; None: of none."""
         numbers = NUMBER.findall(name)
         for wanted, value in self._rows.get(NUMBER.sub("#", name), {}).items() if "#" not in name else ():
             pairs = list(zip(wanted, numbers, strict=True))

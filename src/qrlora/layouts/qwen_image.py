@@ -13,6 +13,7 @@ KNOWN = ("lora_unet_{original}", "diffusion_model.{original}", "transformer.{dif
 
 
 def _public_qwen_image(hub: str, good_for: str, *words: str) -> Variant:
+    """A public model of Qwen-Image, as this layout's row."""
     return Variant(
         hub=f"Qwen/{hub}",
         architecture="Qwen-Image",

@@ -37,6 +37,7 @@ OUTSIDE = {
 def _public_sd3(
     hub: str, version: str, width: int, blocks: int, words: tuple[str, ...], billions: float, card: int, good_for: str
 ) -> Variant:
+    """A public model of Stable Diffusion 3, as this layout's row."""
     return Variant(
         hub=f"stabilityai/{hub}",
         architecture=f"stable-diffusion-3-{version}",

@@ -24,6 +24,7 @@ OUTSIDE = {
 
 
 def _public_wan(hub: str, word: str, width: int, blocks: int, billions: float, card: int, good_for: str) -> Variant:
+    """A public model of Wan, as this layout's row."""
     return Variant(
         hub=f"Wan-AI/{hub}-Diffusers",
         architecture="wan2.1",  # musubi-tuner's word for all of them

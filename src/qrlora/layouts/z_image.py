@@ -20,6 +20,7 @@ BLOCKS = {"layers": 30, "noise_refiner": 2, "context_refiner": 2}
 
 
 def _public_z_image(hub: str, good_for: str, *words: str) -> Variant:
+    """A public model of Z-Image, as this layout's row."""
     return Variant(
         hub=f"Tongyi-MAI/{hub}",
         architecture="Z-Image",

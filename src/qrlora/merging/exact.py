@@ -1,4 +1,4 @@
-"""The rules that lose nothing, sum and stack, and peft-linear, which is what many tools do.
+"""The exact merging rules sum and stack, and peft-linear, which is what many tools do.
 
 Letters: o outputs, i inputs, r rank, w the weight of an adapter in the merge.
 """
@@ -33,14 +33,14 @@ class Merged:
 
 
 def kept_fraction_of_update(adapter: Adapter, by_layer: Mapping[str, float]) -> float:
-    """The share of an adapter's whole |B A|^2 that its layers keep, 0..1; 1 for a zero adapter."""
+    """The share of an adapter's whole |B A|^2 that layers written in another basis keep, 0..1; 1 for a zero adapter."""
     squared_norm = {layer: pair.squared_norm for layer, pair in adapter.layers.items()}
     total = sum(squared_norm.values())
     return sum(by_layer[layer] * squared_norm[layer] for layer in squared_norm) / total if total else 1.0
 
 
 def add(adapters: Sequence[Adapter], weights: Sequence[float]) -> Merged:
-    """One basis, the rank stays: dR = sum_k w_k dR_k (paper, eq. 7).
+    """The rule sum: one basis, the rank stays: dR = sum_k w_k dR_k (paper, eq. 7).
 
     An adapter that stands in another basis Q_k is first written in the common one, per layer the
     widest: dR_k' = (Q^T Q_k) dR_k. In the same basis, byte for byte, nothing is rewritten and the
@@ -67,7 +67,8 @@ def add(adapters: Sequence[Adapter], weights: Sequence[float]) -> Merged:
 
 
 def stack(adapters: Sequence[Adapter], weights: Sequence[float]) -> Merged:
-    """Any bases and methods, exactly, at rank r_1 + r_2 + ...: A = [A_1; A_2; ...], B = [w_1 B_1, w_2 B_2, ...]."""
+    """The rule stack: any bases and methods, exactly, at rank r_1 + r_2 + ...: A = [A_1; A_2; ...], B = [w_1 B_1, w_2
+    B_2, ...]."""
     layers = {}
     for layer in _layers_of(adapters):
         parts = [(w, x.layers[layer]) for w, x in zip(weights, adapters, strict=True) if layer in x.layers]
@@ -76,7 +77,8 @@ def stack(adapters: Sequence[Adapter], weights: Sequence[float]) -> Merged:
 
 
 def peft_linear(adapters: Sequence[Adapter], weights: Sequence[float]) -> Merged:
-    """A and B added apart, (sum_k sqrt(w_k) B_k) (sum_k sqrt(w_k) A_k): PEFT's and kohya's "linear" merge.
+    """The rule peft-linear: A and B added apart, (sum_k sqrt(w_k) B_k) (sum_k sqrt(w_k) A_k): PEFT's and kohya's
+    "linear" merge.
 
     It is not the sum of the updates: the cross terms sqrt(w_k w_m) B_k A_m come on top, which for two adapters of one
     frozen factor are as much again. Here because people merge so. As PEFT does, a negative weight's sign goes into A.
@@ -102,7 +104,7 @@ def _layers_of(adapters: Sequence[Adapter]) -> dict[str, None]:
 
 
 def _common_frozen_side(adapters: Sequence[Adapter]) -> str:
-    """The side whose directions are frozen in every adapter. Raises ValueError where there is none."""
+    """The side whose directions all adapters freeze, for the rule sum. Raises ValueError where there is none."""
     names = list(dict.fromkeys(adapter.header.method for adapter in adapters))
     sides = {METHODS[name].frozen_side if name in METHODS else None for name in names}
     side = sides.pop() if len(sides) == 1 else None
@@ -113,7 +115,8 @@ def _common_frozen_side(adapters: Sequence[Adapter]) -> str:
 
 
 def _widest_directions(adapters: Sequence[Adapter], side: str) -> dict[str, Tensor]:
-    """{layer: the frozen directions, as columns, of the first adapter with the highest rank there}."""
+    """{layer: the directions in which the rule sum adds}, as columns: the frozen ones of the first adapter with the
+    highest rank there."""
     widest: dict[str, Pair] = {}
     for adapter in adapters:
         for layer, pair in adapter.layers.items():
@@ -123,7 +126,7 @@ def _widest_directions(adapters: Sequence[Adapter], side: str) -> dict[str, Tens
 
 
 def _checked_kept_fraction(adapter: Adapter, by_layer: Mapping[str, float]) -> float:
-    """The fraction of an adapter's squared norm that its layers keep. Raises ValueError below 99 %."""
+    """The fraction of an adapter's squared norm that an exact merge keeps. Raises ValueError below 99 %."""
     if all(share == 1.0 for share in by_layer.values()):
         return 1.0
     kept = kept_fraction_of_update(adapter, by_layer)

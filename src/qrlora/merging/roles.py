@@ -40,7 +40,7 @@ _SHARED = {"content": "things", "style": "manners"}
 
 
 def _headers_of_sources(header: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
-    """The header itself, or of a merge those of what went into it."""
+    """The header whose role counts, or of a merge those of what went into it."""
     parents = header.get("parents") or ()
     if not parents:
         yield header

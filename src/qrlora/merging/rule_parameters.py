@@ -39,7 +39,7 @@ def check_parameters(name: str, rule: Callable[..., Any], values: Mapping[str, A
 
 
 def parse_parameters(name: str, rule: Callable[..., Any], words: Iterable[str]) -> dict[str, Any]:
-    """["density=0.3"] as {"density": 0.3}.
+    """Parse a merging rule's parameters: ["density=0.3"] as {"density": 0.3}.
 
     Raises: ValueError: a word that is not NAME=VALUE, or as `check_parameters`.
     """
@@ -54,7 +54,7 @@ def parse_parameters(name: str, rule: Callable[..., Any], words: Iterable[str]) 
 
 
 def _parse_number(text: str, kind: Any) -> Any:
-    """A text as a number of a kind; the text itself if it is none."""
+    """A parameter's text as a number of a kind; the text itself if it is none."""
     try:
         return kind(text) if kind in KINDS else text
     except ValueError:

@@ -16,8 +16,8 @@ OWN = ("weight", "kept_energy")
 def sources(
     adapters: Sequence[Adapter], weights: Sequence[float], kept: Sequence[float] | None
 ) -> tuple[dict[str, Any], ...]:
-    """Header, digest, weight and fraction of squared norm kept of each adapter that is no merge itself; nothing is
-    nested.
+    """The sources of a merge: header, digest, weight and fraction of squared norm kept of each adapter that is no merge
+    itself; nothing is nested.
 
     One that comes in several ways is named once, with the sum of its weights; through a merge of merges a weight is the
     product of those on the way, and so is the fraction of squared norm kept, of which the smallest counts (None: not
@@ -53,7 +53,7 @@ def _sources_of_adapter(adapter: Adapter) -> Iterator[dict[str, Any]]:
 
 
 def _leaves_of_merges(parents: Sequence[Mapping[str, Any]]) -> Iterator[dict[str, Any]]:
-    """Files of qrlora 0.1.0 name merges within merges: what those were made of."""
+    """The sources in files of qrlora 0.1.0, which name merges within merges: what those were made of."""
     waiting = [dict(parent) for parent in reversed(parents)]
     while waiting:
         entry = waiting.pop()

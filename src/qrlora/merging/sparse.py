@@ -24,7 +24,7 @@ NOISE = 1e-5
 
 
 def ties(adapters: Sequence[Adapter], weights: Sequence[float], *, density: float = DENSITY) -> Merged:
-    """Trim each update to its largest entries, elect a sign for each entry, average those that have it.
+    """TIES: trim each update to its largest entries, elect a sign for each entry, average those that have it.
 
     See `elect_sign_and_average`. The result is dense; it is cut to rank r_1 + r_2 + ..., and header.config says the
     relative error.
@@ -40,7 +40,7 @@ def ties(adapters: Sequence[Adapter], weights: Sequence[float], *, density: floa
 
 
 def dare(adapters: Sequence[Adapter], weights: Sequence[float], *, drop: float = DROP, seed: int = 0) -> Merged:
-    """Drop entries of each update at random, with probability p, and divide the others by 1 - p; then the sum.
+    """DARE: drop entries of each update at random, with probability p, and divide the others by 1 - p; then the sum.
 
     Its mean over seeds is the sum of the updates. Dense and cut to a rank as `ties`.
 
@@ -62,7 +62,7 @@ def dare(adapters: Sequence[Adapter], weights: Sequence[float], *, drop: float =
 
 
 def knots(adapters: Sequence[Adapter], weights: Sequence[float], *, density: float = DENSITY) -> Merged:
-    """TIES in a common space: [dW_1 .. dW_n] = U S [V_1 .. V_n]; merge S V_k by TIES and return U (merged).
+    """KnOTS: TIES in a common space: [dW_1 .. dW_n] = U S [V_1 .. V_n]; merge S V_k by TIES and return U (merged).
 
     With the thin QR [B_1 .. B_n] = P K, dW_k = P K_k A_k, so the SVD of the small [K_1 A_1 .. K_n A_n] suffices. The
     rank is at most r_1 + r_2 + ..., and nothing is cut.
@@ -95,7 +95,8 @@ def _check_density(density: float) -> None:
 
 
 def trim_to_largest(updates: Tensor, density: float) -> Tensor:
-    """Each update (n, o, i) with all but its largest magnitudes zero: int(density o i) entries stay, at least one."""
+    """TIES' trimming: each update (n, o, i) with all but its largest magnitudes zero: int(density o i) entries stay, at
+    least one."""
     flat = updates.flatten(1)
     largest = flat.abs().topk(max(1, int(density * flat.shape[1])), dim=1).indices
     return torch.zeros_like(flat).scatter(1, largest, flat.gather(1, largest)).view_as(updates)
@@ -115,7 +116,8 @@ def elect_sign_and_average(updates: Tensor, weights: Tensor) -> Tensor:
 def _merge_dense_updates(
     adapters: Sequence[Adapter], weights: Sequence[float], rule: Callable[[Tensor, Tensor], Tensor]
 ) -> tuple[dict[str, Pair], float]:
-    """A rule on each layer's updates (n, o, i), its answers cut to rank r_1 + r_2 + ..., and the whole relative error.
+    """Apply a sparse rule to each layer's dense updates (n, o, i), and cut the result to rank r_1 + r_2 + ...; with the
+    whole relative error.
 
     The error is |merged - cut| / |merged|, both Frobenius over all layers.
     """

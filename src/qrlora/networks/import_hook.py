@@ -21,6 +21,7 @@ class TrainerModules(importlib.abc.MetaPathFinder, importlib.abc.Loader):
         return importlib.machinery.ModuleSpec(fullname, self) if fullname.startswith(PACKAGE) else None
 
     def exec_module(self, module: ModuleType) -> None:
+        """Fill `qrlora.networks.NAME` with the trainer's own `networks.NAME`, its networks frozen."""
         name = module.__name__.removeprefix("qrlora.")
         try:
             theirs = importlib.import_module(name)

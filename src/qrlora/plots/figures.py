@@ -109,6 +109,7 @@ def sheet(panels: Sequence[Panel], columns: int = 4, title: str = "", footer: st
 
 
 def _rows_of_panels(panels: Sequence[Panel], columns: int) -> Iterator[list[Panel]]:
+    """The lines of a contact sheet: panels side by side, never broken over lines."""
     line: list[Panel] = []
     for panel in panels:
         count = len(panel.pictures)
@@ -166,7 +167,7 @@ def strength_grid(
 
 
 def _show_image(axes: Axes, picture: Image.Image) -> None:
-    """A image without ticks; a small one is magnified with its pixels kept square and sharp."""
+    """Show an image on a figure's axes without ticks; a small one is magnified with square and sharp pixels."""
     axes.imshow(picture, interpolation="nearest" if max(picture.size) < 256 else "antialiased", aspect="equal")
     axes.set_xticks([])
     axes.set_yticks([])
@@ -222,7 +223,7 @@ def _plot_over_layers(axis: Axes, label: str, lines: Mapping[str, Sequence[float
 
 
 def _plot_histogram(axis: Axes, series: Mapping[str, Sequence[float]]) -> None:
-    """How values are distributed, in the colours of their curves."""
+    """Plot how values are distributed, in the colours of their curves."""
     from matplotlib.ticker import MaxNLocator
 
     every = [value for values in series.values() for value in values]

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 def save(figure: Figure, path: str | Path, overwrite: bool = True) -> Path:
-    """Write a figure whole or not at all; the format is the suffix's (.png, .pdf, .svg ...).
+    """Save a figure whole or not at all; the format is the suffix's (.png, .pdf, .svg ...).
 
     Raises: OSError: see `outputs.atomic`. ValueError: a suffix that is no format of figures.
     """
@@ -29,7 +29,7 @@ def save(figure: Figure, path: str | Path, overwrite: bool = True) -> Path:
 
 
 def save_picture(picture: Image.Image, path: str | Path, made_with: str = "", overwrite: bool = True) -> Path:
-    """Write an image without a figure around it, whole or not at all; a PNG's metadata also hold `made_with`.
+    """Save an image without a figure around it, whole or not at all; a PNG's metadata also hold `made_with`.
 
     Raises: OSError: see `outputs.atomic`. ValueError: a suffix that is no format of images.
     """
@@ -46,7 +46,7 @@ ANIMATED = ("WEBP", "GIF", "PNG")
 
 
 def animation_format(path: str | Path) -> str:
-    """The format of a file of several frames by its name. Raises ValueError: none."""
+    """The format of a file of several frames by its name, to save an animation. Raises ValueError: none."""
     kind = Image.registered_extensions().get(Path(path).suffix.lower(), "")
     if kind not in ANIMATED:
         raise ValueError(f"{Path(path).name}: no format of videos that is written; try {Path(path).stem}.webp")
@@ -80,7 +80,7 @@ def made_with(path: str | Path) -> str:
 
 
 def figure_format(path: str | Path) -> str:
-    """The format that matplotlib writes for a file name. Raises ValueError: none."""
+    """The format in which matplotlib saves a figure under a file name. Raises ValueError: none."""
     from matplotlib.backend_bases import FigureCanvasBase
 
     path = Path(path)
@@ -91,7 +91,8 @@ def figure_format(path: str | Path) -> str:
 
 
 def picture_format(path: str | Path) -> str:
-    """The format that PIL writes for a file name; tested by writing, for some formats are read-only or without colour.
+    """The format in which PIL saves an image under a file name; tested by writing, for some formats are read-only or
+    without colour.
 
     Raises: ValueError: none.
     """

@@ -31,7 +31,8 @@ METHODS_SHOWN = tuple(name for name in ("qr", "qr-direct", "lora", "pissa") if n
 
 
 def figure8(request: ReproductionRequest) -> ReproducedResult:
-    """The loss of each method against updates on the first pair's content image: mean and range of several runs."""
+    """Figure 8, convergence: the loss of each method against updates on the first pair's content image: mean and range
+    of several runs."""
     pair = request.benchmark_pairs()[0]
     jobs = {
         m: [request.train_job(pair.content, "content", m, seed) for seed in range(RUNS_PER_METHOD)]
@@ -70,7 +71,7 @@ def _load_or_measure_curve(request: ReproductionRequest, job: TrainJob) -> dict[
 
 
 def _measure_loss_curve(request: ReproductionRequest, job: TrainJob) -> dict[int, float]:
-    """{updates: loss} of one run."""
+    """Measure the convergence of one run: {updates: loss}."""
     base = request.base_model
     with temporary_folder() as folder:
         image = folder / "image.png"
@@ -81,6 +82,7 @@ def _measure_loss_curve(request: ReproductionRequest, job: TrainJob) -> dict[int
         curve = {0: measure()}
 
         def note(progress: Progress) -> None:
+            """Measure the loss at some of the updates."""
             if progress.step % MEASURE_EVERY == 0 or progress.step == progress.steps:
                 curve[progress.step] = measure()
             if request.on_job is not None:
@@ -91,7 +93,8 @@ def _measure_loss_curve(request: ReproductionRequest, job: TrainJob) -> dict[int
 
 
 def _loss_on_fixed_noise(base: Base, config: TrainConfig) -> Callable[[], float]:
-    """A function that measures the loss of the model with its current adapter, always on the same noise."""
+    """A function that measures a method's convergence: the loss of the model with its current adapter, always on the
+    same noise."""
     assert config.resolution is not None
     example = encode_training_examples(
         base, [load_image(str(config.image), height_and_width(config.resolution))], [config.prompt]

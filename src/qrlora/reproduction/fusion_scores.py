@@ -14,7 +14,8 @@ from .request import ReproductionRequest
 
 
 def table1(request: ReproductionRequest) -> ReproducedResult:
-    """Scores down and methods across, as in the paper, whose own columns for this backbone follow.
+    """Table 1, fusion scores: scores down and methods across, as in the paper, whose own columns for this backbone
+    follow.
 
     Beside its methods `lora`, the plain sum, is run on every base; none and oracle are the ends of the scale.
     """

@@ -61,7 +61,7 @@ def table2(request: ReproductionRequest) -> ReproducedResult:
 
 
 def _layer_errors(method: str, weight: Tensor, rank: int, generator: torch.Generator) -> dict[str, float]:
-    """Relative errors of one layer, W (o, i)."""
+    """Relative errors of the paper's formulas for one layer, W (o, i)."""
     outputs, inputs = weight.shape
     x, target = (torch.randn(16, size, generator=generator) for size in (inputs, outputs))
     row = METHODS[method]
@@ -102,7 +102,7 @@ def _layer_errors(method: str, weight: Tensor, rank: int, generator: torch.Gener
 
 
 def _paper_forward(method: str, X: Tensor, W: Tensor, A: Tensor, B: Tensor, Q: Tensor | None) -> Tensor:
-    """The paper's forward, with its W_comp and R, which the library never forms."""
+    """The paper's forward formula, with its W_comp and R, which the library never forms."""
     if Q is None:
         return X @ (W + B @ A).T
     basis = Q.double()

@@ -29,7 +29,8 @@ NOTES = (
 
 
 def table4(request: ReproductionRequest) -> ReproducedResult:
-    """Largest and smallest cosine over layers for every pair, beside the paper's means."""
+    """Table 4, similarity of trained matrices: largest and smallest cosine over layers for every pair, beside the
+    paper's means."""
     rows: list[TableRow] = []
     pairs = request.benchmark_pairs()
     for k, (pair, cosines) in enumerate(zip(pairs, _cosines_of_pairs(request, pairs), strict=True)):
@@ -59,7 +60,7 @@ def figure3(request: ReproductionRequest) -> ReproducedResult:
 
 
 def figure14(request: ReproductionRequest) -> ReproducedResult:
-    """The same for the first five pairs."""
+    """Figures 14 to 16, similarity of trained matrices: cosines over the layers for the first five pairs."""
     return _layerwise_cosines(
         request, "Figures 14 to 16", request.benchmark_pairs()[:PAIRS_SHOWN], lambda pair: {pair.name: tuple(COSINES)}
     )
@@ -68,7 +69,8 @@ def figure14(request: ReproductionRequest) -> ReproducedResult:
 def _layerwise_cosines(
     request: ReproductionRequest, name: str, pairs: Sequence[Pair], parts: Callable[[Pair], Mapping[str, Sequence[str]]]
 ) -> ReproducedResult:
-    """A row for each pair and layer. Args: parts: (pair) -> {axis label: matrices whose curves it shows}."""
+    """A row of matrix similarities for each pair and layer. Args: parts: (pair) -> {axis label: matrices whose curves
+    it shows}."""
     targets = request.base_model.defaults.for_run("content", REFERENCE_METHOD).targets
     layers = list(request.base_model.target_layers(targets))  # in the model's order; files are sorted by name
     rows: list[TableRow] = []
@@ -87,7 +89,7 @@ def _layerwise_cosines(
 
 
 def _cosines_of_pairs(request: ReproductionRequest, pairs: Sequence[Pair]) -> list[Mapping[str, Mapping[str, float]]]:
-    """For each pair {matrix: {layer: cosine}}."""
+    """The similarity of the matrices trained on each pair: {matrix: {layer: cosine}}."""
     jobs = {}
     for k, pair in enumerate(pairs):
         for method in ("qr", "qr-direct", "lora"):
@@ -114,8 +116,8 @@ def _cosines_of_pairs(request: ReproductionRequest, pairs: Sequence[Pair]) -> li
 
 
 def _factor_cosines(first: Adapter, second: Adapter, factor: str) -> dict[str, float]:
-    """Cosine of one factor, flattened, in every layer. An adapter of qr-direct is [A; A_0], [B, -B_0]: its first r rows
-    and columns are the trained factors."""
+    """Similarity of one trained factor of two adapters: its cosine, flattened, in every layer. An adapter of qr-direct
+    is [A; A_0], [B, -B_0]: its first r rows and columns were trained."""
 
     def trained_factor(adapter: Adapter, layer: str) -> Tensor:
         pair, rank = adapter.layers[layer], adapter.header.rank

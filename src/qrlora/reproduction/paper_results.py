@@ -73,7 +73,7 @@ def reproduce(name: str, request: ReproductionRequest, overwrite: bool = False) 
 
 
 def write_result(name: str, result: ReproducedResult, request: ReproductionRequest, command: str) -> list[Path]:
-    """Write NAME.md and NAME.csv to the folder; returns the paths."""
+    """Write a result's page NAME.md and NAME.csv to the folder; returns the paths."""
     page = [f"# {result.title}", "", f"`{command}`", "", *(line for note in result.notes for line in (note, ""))]
     page += [*markdown_table([{k: format_value(v) for k, v in row.items()} for row in result.rows]), ""]
     page += [_settings_line(name, request), "", "Versions: " + ", ".join(f"{k} {v}" for k, v in versions().items()), ""]
@@ -93,7 +93,7 @@ def _settings_line(name: str, request: ReproductionRequest) -> str:
 
 
 def format_value(value: Any) -> str:
-    """A value as a page's cell: numbers rounded, NaN as a dash."""
+    """A value as a cell of a result's page: numbers rounded, NaN as a dash."""
     if not isinstance(value, float):
         return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value)
     if math.isnan(value):

@@ -55,7 +55,7 @@ class ReproductionRequest:
         return world_pairs(self.pairs)
 
     def run_fusion_comparison(self, methods: Sequence[str]) -> RunSummary:
-        """The fusion comparison of some methods; `qrlora compare` in the same folder finds its jobs done.
+        """Run the request's fusion comparison of some methods; `qrlora compare` in the same folder finds its jobs done.
 
         Raises: ValueError: some jobs failed; the others are kept, and the same command tries again.
         """
@@ -69,7 +69,7 @@ class ReproductionRequest:
         return summary
 
     def train_job(self, image: CaptionedImage, role: str, method: str, seed: int = 0, layers_of: str = "") -> TrainJob:
-        """The job that trains one adapter on one image.
+        """The job that trains one adapter of this request on one image.
 
         Args: seed: added to the request's.  layers_of: the role whose layers and steps are used, where two adapters
               must have the same; "": its own.
@@ -84,7 +84,7 @@ class ReproductionRequest:
         return TrainJob(base_spec, image, settings, f"{method}, {role} of {image.content} in {image.style}")
 
     def train_or_load_adapters(self, jobs: Mapping[Key, TrainJob]) -> dict[Key, Adapter]:
-        """The adapters of train jobs, loaded from the folder or trained and stored there.
+        """The adapters of this request's train jobs, loaded from the folder or trained and stored there.
 
         Raises: ValueError: some failed; the others are kept, and the same command tries again.
         """

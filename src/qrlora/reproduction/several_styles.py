@@ -35,7 +35,8 @@ StyleSet = tuple[str, ...]
 
 
 def figure9(request: ReproductionRequest) -> ReproducedResult:
-    """The first pair's content with every set of the first pairs' styles: one adapter each, added at strength 1.
+    """Figure 9, several styles at once: the first pair's content with every set of the first pairs' styles: one adapter
+    each, added at strength 1.
 
     The truth of several styles is one after the other, in the order that is nearest.
     """
@@ -120,7 +121,8 @@ def nearest_style_set(pictures: Tensor, true_features: Mapping[StyleSet, list[Te
 
 
 def figure26(request: ReproductionRequest) -> ReproducedResult:
-    """The first pair's fusion under prompts that add something, or replace the content or the style."""
+    """Figure 26, prompt control: the first pair's fusion under prompts that add something, or replace the content or
+    the style."""
     pair = request.benchmark_pairs()[0]
     roles = {"content": pair.content, "style": pair.style}
     adapters = request.train_or_load_adapters(
@@ -154,7 +156,8 @@ def figure26(request: ReproductionRequest) -> ReproducedResult:
 
 
 def _prompts_with_labels(thing: str, style: str) -> Sequence[tuple[str, str, str]]:
-    """(prompt, true content, true style): as trained, the paper's two additions, and one or both replaced by name."""
+    """(prompt, true content, true style) for figure 26: as trained, the paper's two additions, and one or both replaced
+    by name."""
     return (
         (FUSED_PROMPT, thing, style),
         (caption(f"{CONTENT} wearing a hat", STYLE), thing, style),

@@ -15,7 +15,7 @@ SCORES_SHOWN = ("both", "content_likeness", "style_likeness", "ssim")
 
 
 def figure7(request: ReproductionRequest) -> ReproducedResult:
-    """Every pair of strengths for the first pair of images, one seed."""
+    """Figure 7, strengths: every pair of the two adapters' strengths for the first pair of images, one seed."""
     pair = request.benchmark_pairs()[0]
     assert pair.truth is not None
     jobs = {
@@ -38,7 +38,7 @@ def figure7(request: ReproductionRequest) -> ReproducedResult:
 
 
 def figure10(request: ReproductionRequest) -> ReproducedResult:
-    """The fusion study with qr at several ranks."""
+    """Figure 10, ranks: the fusion comparison with qr at several ranks."""
     base = request.base_model
     targets = [base.defaults.for_run(role, "qr").targets for role in ("content", "style")]
     most = min(min(layer.weight.shape) for x in targets for layer in base.target_layers(x).values())

@@ -27,6 +27,7 @@ def table3(request: ReproductionRequest) -> ReproducedResult:
 
 
 def _layer_count_row(name: str, base: Base, preset: str, rank: int) -> TableRow:
+    """A row of table 3: the layers that are trained on a base, and the parameters of qr and LoRA on them."""
     endings = base.family.targets.get(preset, preset.split(","))
     shapes = [(x.out_features, x.in_features) for x in base.target_layers(preset).values()]
     counts = {m: sum(METHODS[m].trainable_parameters(o, i, rank) for o, i in shapes) for m in ("qr", "lora")}

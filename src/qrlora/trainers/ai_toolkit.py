@@ -24,7 +24,7 @@ class QRLoRA:
 
     @classmethod
     def get_process(cls) -> type:
-        """Its own trainer, whose network is frozen when it and what it resumes from are there.
+        """ai-toolkit's own trainer, whose network is frozen when it and what it resumes from are there.
 
         Raises: ValueError: an ai-toolkit whose trainer has no place for that.
         """
@@ -42,7 +42,7 @@ class QRLoRA:
 
 
 def freeze_ai_toolkit_network(network: Any, params: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Freeze a network.
+    """Freeze a network of ai-toolkit.
 
     Returns: the optimizer's groups without its A.
     Raises:  ValueError: no network; one that is no plain LoRA's; as `freeze_layers`.

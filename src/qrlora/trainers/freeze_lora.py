@@ -1,4 +1,4 @@
-"""Another trainer's LoRA becomes a QR-LoRA: A = Q^T is a buffer, B begins at zero and alone learns.
+"""Freeze the LoRA of any other trainer: A = Q^T becomes a buffer, B starts at zero and alone is trained.
 
 A buffer is no parameter: no optimizer, clipping, `requires_grad_` or `set_adapter` of a trainer reaches A, while files,
 checkpoints, casts and the start of DDP still carry it. Autograd keeps x Q, r numbers a token, instead of x.
@@ -40,8 +40,8 @@ class AdaptedLayer(NamedTuple):
 
 
 def freeze_layers(layers: Sequence[AdaptedLayer]) -> None:
-    """Give every LoRA its A, a buffer, and its B, a parameter, both float32: Q^T and zero; or what they hold, where B
-    is not zero, as after a file was loaded. Q comes from the cache, or is found on a GPU if there is one.
+    """Freeze every LoRA of any trainer: its A becomes a buffer, its B stays a parameter, both float32: Q^T and zero; or
+    what they hold, where B is not zero because the trainer has resumed.
 
     Raises: ValueError, naming the layer: rank above its size, numbers on the meta device, NaN, a weight of another
             shape, a learnt A that does not span Q. No layer is changed then.
@@ -64,7 +64,7 @@ def freeze_layers(layers: Sequence[AdaptedLayer]) -> None:
 
 
 def A_as_buffer(down: Any, A: Tensor) -> None:
-    """Make A the weight of a layer as a buffer, which takes another A only if that spans it."""
+    """Make A the weight of a frozen LoRA's down layer as a buffer, which takes another A only if that spans it."""
     if isinstance(down.weight, nn.Parameter):
         del down.weight
         down._register_load_state_dict_pre_hook(_check_loaded_A, with_module=True)  # the public name is torch 2.5's
@@ -72,7 +72,8 @@ def A_as_buffer(down: Any, A: Tensor) -> None:
 
 
 def check_span_of_A(name: str, A: Tensor, ours: Tensor) -> None:
-    """Raises ValueError unless the rows of an A span those of ours, both (r, i) if viewed so, by SPANNED."""
+    """Raises ValueError unless the rows of a loaded A span those of the frozen one, both (r, i) if viewed so, by
+    SPANNED."""
     rows = torch.linalg.qr(A.detach().flatten(1).float().T).Q
     share = float(principal_angles(rows, ours.detach().flatten(1).float().T.to(rows)).square().mean())
     if not share >= SPANNED:
@@ -83,14 +84,15 @@ def check_span_of_A(name: str, A: Tensor, ours: Tensor) -> None:
 
 
 def _check_loaded_A(down: Any, state: Mapping[str, Tensor], prefix: str, *_: Any) -> None:
-    """What `load_state_dict` of any trainer meets; another shape is its own to refuse."""
+    """Check the A that any trainer's `load_state_dict` brings for a frozen LoRA; another shape is its own to refuse."""
     A = state.get(f"{prefix}weight")
     if A is not None and A.shape == down.weight.shape:
         check_span_of_A(prefix.removesuffix("."), A, down.weight)
 
 
 def _refuse_unfit_lora(layer: AdaptedLayer) -> None:
-    """Raises ValueError: a LoRA of more than two matrices, without numbers, or of a rank that its layer has not."""
+    """Raises ValueError: a LoRA that cannot be frozen: of more than two matrices, without numbers, or of a rank that
+    its layer has not."""
     if not isinstance(layer.down, PLAIN) or not isinstance(layer.up, PLAIN):
         kinds = f"{type(layer.down).__name__} and {type(layer.up).__name__}"
         raise ValueError(f"{layer.name}: is no plain LoRA of two matrices, but of {kinds}; leave it out")
@@ -104,9 +106,10 @@ def _refuse_unfit_lora(layer: AdaptedLayer) -> None:
 
 
 def _directions_of_layers(layers: Mapping[str, AdaptedLayer], rank: int) -> Mapping[str, Tensor]:
-    """{name: Q}."""
+    """{name: Q} of the layers whose LoRAs are to be frozen, from the cache."""
 
     def read(name: str) -> Tensor:
+        """A layer's weight, read when its directions are computed."""
         W = layers[name].weight()
         if W.is_meta:
             raise ValueError(f"{name}: its weight is on the meta device; load the model first")

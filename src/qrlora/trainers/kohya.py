@@ -33,13 +33,15 @@ class Frozen:
     unet_loras: list[Any]
 
     def apply_to(self, text_encoder: Any, unet: Any, apply_text_encoder: bool = True, apply_unet: bool = True) -> None:
-        """Theirs, after the LoRAs that will be used have got their directions. Raises as `freeze_layers` does."""
+        """kohya's apply_to, after the LoRAs that will be used have got their directions. Raises as `freeze_layers`
+        does."""
         used = (self.text_encoder_loras if apply_text_encoder else []) + (self.unet_loras if apply_unet else [])
         freeze_layers([layer for lora in used for layer in layers_of_kohya_lora(lora)])
         super().apply_to(text_encoder, unet, apply_text_encoder, apply_unet)  # pyright: ignore
 
     def apply_max_norm_regularization(self, max_norm_value: float, device: Any) -> Any:
-        """Theirs multiplies A and B by the same number; A gives its share to B and stays orthonormal."""
+        """kohya's scaling of weights multiplies A and B by the same number; A gives its share to B and stays
+        orthonormal."""
         pairs = [pair for lora in [*self.text_encoder_loras, *self.unet_loras] for pair in pairs_of(lora)]
         before = [down.weight.clone() for down, _ in pairs]
         result = super().apply_max_norm_regularization(max_norm_value, device)  # pyright: ignore
@@ -51,7 +53,7 @@ class Frozen:
 
 
 def frozen_module(theirs: ModuleType) -> dict[str, Any]:
-    """What a module of the trainer's holds, with networks for training frozen.
+    """kohya's network module with networks for training frozen: what `qrlora.networks.NAME` holds.
 
     Raises: AttributeError: it makes no networks.
     """
@@ -62,10 +64,11 @@ def frozen_module(theirs: ModuleType) -> dict[str, Any]:
 
 
 def _freezing_maker(make: Callable) -> Callable:
-    """A maker of networks whose networks are Frozen, but for those that are only merged."""
+    """kohya's maker of networks, whose networks are Frozen, but for those that are only merged."""
 
     @functools.wraps(make)
     def made(*args: Any, **kwargs: Any) -> Any:
+        """Make kohya's network, and freeze it if it is to be trained."""
         result = make(*args, **kwargs)
         network = result[0] if isinstance(result, tuple) else result  # sd-scripts gives the weights back, too
         if network is not None and not kwargs.get("for_inference"):
@@ -78,7 +81,8 @@ def _freezing_maker(make: Callable) -> Callable:
 
 @functools.cache
 def frozen_network_class(theirs: type) -> type:
-    """The same class for every network of one class: trainers know their network by it when they resume.
+    """The frozen class of a class of kohya's networks, the same for every network: trainers know their network by it
+    when they resume.
 
     Raises: ValueError: it lacks what is overridden, naming its version.
     """
@@ -90,7 +94,7 @@ def frozen_network_class(theirs: type) -> type:
 
 
 def check_kohya_network(network: Any) -> None:
-    """Raises ValueError: a network that is no plain LoRA's, naming its class and version."""
+    """Raises ValueError: a network of kohya's trainers that is no plain LoRA's, naming its class and version."""
     for name in ("text_encoder_loras", "unet_loras"):
         if not hasattr(network, name):
             raise ValueError(
@@ -113,7 +117,7 @@ def pairs_of(lora: Any) -> Iterable[tuple[Any, Any]]:
 
 
 def layers_of_kohya_lora(lora: Any) -> list[AdaptedLayer]:
-    """One for each pair, with its part of the weight."""
+    """The layers of a LoRA of kohya's: one for each pair, with its part of the weight."""
     pairs = list(pairs_of(lora))
     if len(pairs) == 1:
         return [AdaptedLayer(lora.lora_name, *pairs[0], functools.partial(weight_of_kohya_module, lora.org_module))]
@@ -126,7 +130,8 @@ def layers_of_kohya_lora(lora: Any) -> list[AdaptedLayer]:
 
 
 def weight_of_kohya_module(module: Any) -> Tensor:
-    """W (o, i) of a linear layer or a convolution; of fp8 numbers in float32, times their scales if they have any.
+    """W (o, i) of kohya's original module, a linear layer or a convolution; of fp8 numbers in float32, times their
+    scales if they have any.
 
     Scales, as kohya's fp8 layers keep them: `scale_weight` of shape (1,), (o, 1) or (o, blocks, 1) over the inputs.
     """
@@ -138,7 +143,8 @@ def weight_of_kohya_module(module: Any) -> Tensor:
 
 
 def _class_and_version(thing: Any) -> str:
-    """An object's class and module, with the version of the distribution if that tells one: sd-scripts does not."""
+    """The class and module of an object of kohya's, with the version of the distribution if that tells one: sd-scripts
+    does not."""
     kind = thing if isinstance(thing, type) else type(thing)
     distribution = kind.__module__.partition(".")[0]
     try:

@@ -23,7 +23,7 @@ from .freeze_lora import AdaptedLayer, freeze_layers
 
 
 def freeze(model: nn.Module, adapter: str = "default") -> None:
-    """Make a QR-LoRA of an adapter that PEFT has just added: A = Q^T frozen, a buffer, and B zero, both float32.
+    """Freeze an adapter that PEFT has just added: it becomes a QR-LoRA, A = Q^T a buffer, and B zero, both float32.
 
     Call it after `get_peft_model` or `add_adapter` and before the optimizer is made. A trained adapter, such as a
     loaded one, keeps its A and B if it was a QR-LoRA of this base.
@@ -59,6 +59,7 @@ def freeze_every_peft_lora() -> list[str]:
 
     @functools.wraps(inject)
     def injected(self: Any, model: nn.Module, adapter_name: str, *args: Any, **kwargs: Any) -> None:
+        """PEFT's inject_adapter, after which the new LoRA is frozen."""
         inject(self, model, adapter_name, *args, **kwargs)
         mine = [x for name, x in model.named_parameters() if f".lora_A.{adapter_name}." in name]
         if not self.peft_config[adapter_name].inference_mode and not any(A.is_meta for A in mine):
@@ -70,7 +71,7 @@ def freeze_every_peft_lora() -> list[str]:
 
 
 def weight_of_peft_layer(base: nn.Module, transposed: bool = False) -> Tensor:
-    """W (o, i) of a layer in floats, whoever has quantised it. Raises ValueError: PEFT cannot read it."""
+    """W (o, i) of a layer under PEFT in floats, whoever has quantised it. Raises ValueError: PEFT cannot read it."""
     if not isinstance(getattr(base, "weight", None), Tensor) and not hasattr(base, "W_q"):
         raise ValueError(f"a {type(base).__name__} has no weight that PEFT {peft.__version__} can dequantise")
     W = dequantize_module_weight(base).detach()
@@ -80,7 +81,7 @@ def weight_of_peft_layer(base: nn.Module, transposed: bool = False) -> Tensor:
 
 
 def main(arguments: Sequence[str]) -> None:
-    """Run a Python script as if by itself, with `freeze_every_peft_lora`."""
+    """Run a Python script as if by itself, with every LoRA that it adds by PEFT frozen."""
     if not arguments or not Path(arguments[0]).is_file():
         raise SystemExit(f"usage: python -m qrlora.trainers.peft SCRIPT ...; no script {(arguments or [''])[0]!r}")
     frozen = freeze_every_peft_lora()
@@ -96,7 +97,7 @@ def _adapters(module: Any) -> list[str]:
 
 
 def _adapted_layer(name: str, module: Any, adapter: str) -> AdaptedLayer:
-    """A layer's LoRA. Raises ValueError: an embedding's, a parameter's, or one that does more than B A."""
+    """A layer with a LoRA of PEFT. Raises ValueError: an embedding's, a parameter's, or one that does more than B A."""
     more = getattr(module, "lora_variant", {}).get(adapter)
     if adapter not in module.lora_A or hasattr(module, "parameter_name") or more:
         kind = type(more or module).__name__

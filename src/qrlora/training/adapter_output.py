@@ -49,7 +49,8 @@ def check_outputs_writable(config: TrainConfig, images: Sequence[TrainingImage])
 
 
 def check_adapter_fits(config: TrainConfig, base: Base) -> None:
-    """Check that the run's adapters fit on the disk, once their layers are known. Raises OSError: too little space."""
+    """Check that the run's adapter files fit on the disk, once their layers are known. Raises OSError: too little
+    space."""
     if not is_rank_zero():
         return
     assert config.rank is not None and config.targets is not None
@@ -143,7 +144,7 @@ def _may_be_of_run(path: Path, config: TrainConfig, images: Sequence[TrainingIma
 
 
 def _header_or_empty(path: Path) -> Header:
-    """A file's adapter header; an empty one if the file is no adapter."""
+    """The header of a file in the place of the run's output; an empty one if the file is no adapter."""
     try:
         return read_header(path)
     except ValueError:

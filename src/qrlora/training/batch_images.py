@@ -17,7 +17,7 @@ from .distributed import Processes
 
 
 def image_indices(step: int, batch_size: int, count: int, seed: int) -> list[int]:
-    """Index 0..count - 1 of the image of each row of an update's batch.
+    """Which of several images each row of an update's batch is computed on: index 0..count - 1.
 
     Epoch after epoch every image comes once, in an order drawn anew from the run's seed and the epoch's number alone:
     it depends neither on the noise drawn so far, nor on where a run was stopped, nor on the number of processes.
@@ -31,7 +31,7 @@ def image_indices(step: int, batch_size: int, count: int, seed: int) -> list[int
 
 @functools.lru_cache(maxsize=2)
 def _epoch_order(seed: int, epoch: int, count: int) -> list[int]:
-    """A permutation of 0..count - 1."""
+    """The order of the images in an epoch: a permutation of 0..count - 1."""
     digest = hashlib.sha256(f"order of images {seed} {epoch}".encode()).digest()
     generator = torch.Generator().manual_seed(int.from_bytes(digest[:8]) >> 1)
     return torch.randperm(count, generator=generator).tolist()
@@ -71,6 +71,7 @@ def make_batches(
         return (x.pin_memory() if device.type == "cuda" else x).to(device, non_blocking=True)
 
     def batch(step: int) -> Batch:
+        """The images' latents and conditioning of an update, this process's shard."""
         rows = processes.shard(torch.tensor(image_indices(step, batch_size, len(examples), seed)))
         chosen = condition.rows(rows)
         on_device = replace(chosen, tensors={name: copied(x) for name, x in chosen.tensors.items()})

@@ -111,7 +111,7 @@ class Checkpoint:
         remove_checkpoint(self.folder, self.identity, self.steps, self.lr_decay)
 
     def _check_tensors(self, path: Path, tensors: Mapping[str, Tensor], count: int) -> None:
-        """Raises ValueError: a tensor is missing, or of another shape."""
+        """Raises ValueError: a tensor of the checkpoint is missing, or of another shape."""
         tensors_here = {"factor": self.adapter.factors, "frozen": self.adapter.frozen}
         wanted = {f"{kind} {key}": x.shape for kind, named in tensors_here.items() for key, x in named.items()}
         for name, shape in {**wanted, "generator": self.generator.get_state().shape}.items():
@@ -121,6 +121,7 @@ class Checkpoint:
             raise _damaged_error(path, f"{len(tensors)} tensors, not {count}")
 
     def _load_tensors(self, tensors: dict[str, Tensor], numbers: Mapping[str, Any], optimizer: Any) -> None:
+        """Copy a checkpoint's tensors into the adapter, the optimizer and the generators."""
         self.generator.set_state(tensors.pop("generator").clone())
         for key, value in {**tensors, **numbers}.items():
             what, _, name = key.partition(" ")

@@ -31,12 +31,14 @@ def gradient_checkpointing(model: Any, wanted: bool | None) -> Iterator[Callable
     on = False
 
     def switch(new_state: bool) -> None:
+        """Turn the model's gradient checkpointing on or off."""
         nonlocal on
         if on != new_state:
             on = new_state
             (model.enable_gradient_checkpointing if on else model.disable_gradient_checkpointing)()
 
     def with_oom_retry(work: Callable[[], T]) -> T:
+        """Do a piece of work; if memory runs out, turn gradient checkpointing on and do it once more."""
         if on or wanted is not None:
             return work()
         try:
@@ -85,7 +87,7 @@ def needs_gradient_checkpointing(
 
 
 def peak_bytes(work: Callable[[], Any], device: torch.device) -> int:
-    """Peak GPU memory of a piece of work, in bytes."""
+    """Peak GPU memory of a forward and backward pass, in bytes, by which checkpointing is decided."""
     torch.cuda.reset_peak_memory_stats(device)
     before = torch.cuda.memory_allocated(device)
     work()
@@ -100,6 +102,7 @@ def saved_activation_bytes(work: Callable[[], Any], known: Iterable[Tensor]) -> 
     total = 0
 
     def count(x: Tensor) -> None:
+        """Count the storage of an activation that autograd saves."""
         nonlocal total
         for part in _inner_tensors(x):
             storage = part.untyped_storage()

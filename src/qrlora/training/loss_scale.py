@@ -24,7 +24,7 @@ class LossScale:
         self._scaler.scale(loss).backward()
 
     def step(self, optimizer: torch.optim.Optimizer) -> bool:
-        """Unscale the gradients and update; if they overflowed, only the scale changes.
+        """Unscale the scaled loss's gradients and update; if they overflowed, only the scale changes.
 
         Returns: whether there was an update; if not, the backward pass is to be repeated.
         Raises:  ValueError: gradients overflow at a scale of 1.

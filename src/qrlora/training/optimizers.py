@@ -24,14 +24,15 @@ def adamw(parameters: list[nn.Parameter], rate: float) -> torch.optim.Optimizer:
 
 
 def adam8bit(parameters: list[nn.Parameter], rate: float) -> torch.optim.Optimizer:
-    """Adam whose two moments are kept in 8 bits, in blocks (arXiv 2110.02861)."""
+    """The optimizer Adam whose two moments are kept in 8 bits, in blocks (arXiv 2110.02861)."""
     import bitsandbytes  # pyright: ignore[reportMissingImports]
 
     return bitsandbytes.optim.Adam8bit(parameters, lr=rate)
 
 
 def prodigy(parameters: list[nn.Parameter], rate: float) -> torch.optim.Optimizer:
-    """Adam with an estimated learning rate, multiplied by `rate` (arXiv 2306.06101); settings as in diffusers' scripts.
+    """The optimizer Prodigy: Adam with an estimated learning rate, multiplied by `rate` (arXiv 2306.06101); settings as
+    in diffusers' scripts.
 
     The estimate grows from 1e-6, so that the first tens of updates hardly move.
     """
@@ -50,7 +51,8 @@ OPTIMIZERS: dict[str, Callable[[list[nn.Parameter], float], torch.optim.Optimize
 
 
 def linear_decay(step: int, steps: int, lr_decay: float) -> float:
-    """Multiplier of the learning rate in update 1..steps: 1, then linear to zero over the last `lr_decay * steps`.
+    """Multiplier of the optimizer's learning rate in update 1..steps: 1, then linear to zero over the last `lr_decay *
+    steps`.
 
     At a constant rate, Adam's last steps leave noise of their own length in the factors; the decay removes it.
     """

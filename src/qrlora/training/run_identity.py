@@ -57,7 +57,7 @@ def run_identity(
 
 
 def _image_digest(base: Base, image: CroppedImage) -> str:
-    """Digest of an image's pixels, its mask, and its size and crop conditioning."""
+    """What a run is known by of an image: digest of its pixels, its mask, and its size and crop conditioning."""
     size = (image.image.height, image.image.width)
     seen = base.size_conditioning(image.original, image.corner, size)
     # checkpoints hold digests of this text: it stays

@@ -176,6 +176,7 @@ def _train_on_base(
     assert config.steps is not None and config.lr_decay is not None
 
     def show_preview(step: int) -> None:
+        """Sample a preview of the training and hand it to the caller."""
         assert preview is not None and on_preview is not None
         image = preview()
         if image is not None:
@@ -195,6 +196,7 @@ def _train_on_base(
         on_step = on_step or (lambda _: None)
 
         def extract(step: int) -> Adapter:
+            """The adapter after an update of the training."""
             lost = trainable.start["lost"]
             entries: dict[str, Any] = {} if lost is None else {"basis_energy_lost": lost}
             whole = replace(header, basis=trainable.start["basis"], config={**header.config, **entries})
@@ -217,13 +219,14 @@ def _train_on_base(
 
 
 def _preview_sampler(config: TrainConfig, base: Base) -> Callable[[], Any]:
-    """() -> an image with the adapter so far, always of one seed, so that previews of a run can be compared. The prompt
-    is encoded now. The image is None, with a warning, if a GPU's memory runs out: training continues."""
+    """() -> an image with the adapter so far, always of one seed, so that previews of a training can be compared. The
+    prompt is the config's."""
     defaults, side = base.defaults, config.resolution
     assert side is not None
     condition = base.embed([config.preview_prompt or config.prompt], "", defaults.guidance)
 
     def preview() -> Any:
+        """Sample with the adapter as it is, and go on with training."""
         seed = torch.Generator("cpu").manual_seed(config.seed)
         try:
             return base.decode_image(base.denoise(condition, side, defaults.sample_steps, defaults.guidance, [seed]))[0]
@@ -237,6 +240,7 @@ def _preview_sampler(config: TrainConfig, base: Base) -> Callable[[], Any]:
 
 
 def _header_of_run(config: TrainConfig, base: Base, settings: dict[str, Any]) -> Header:
+    """The header of the adapter that a training writes."""
     assert config.rank is not None and config.targets is not None
     return Header(
         family=base.family.name,

@@ -48,12 +48,13 @@ def prepare_adapter(
     generator: torch.Generator,
     stage: Callable[[str, float], Any],
 ) -> Callable[[], TrainableAdapter]:
-    """Compute the adapter's initial factors. The returned function then injects them into the base's model."""
+    """Compute the trainable adapter's initial factors. The returned function then injects it into the base's model."""
     assert config.rank is not None and config.targets is not None
     if config.method.startswith(PREFIX):
         kind, layers, rank = parse_peft_method(config.method), list(base.target_layers(config.targets)), config.rank
 
         def inject_peft_method() -> TrainableAdapter:
+            """Inject a trainable adapter of one of PEFT's own methods."""
             peft = initialise_peft(base.model, layers, kind, rank, config.seed)
             start = {"basis": "", "lost": None}
             return TrainableAdapter(
@@ -81,6 +82,7 @@ def prepare_adapter(
     start = {"basis": basis.digest if basis else "", "lost": basis.lost if basis else None}
 
     def inject_method() -> TrainableAdapter:
+        """Inject a trainable adapter of a row of METHODS."""
         try:
             initialise(base.model, factors, ADAPTER_NAME)
         except BaseException:

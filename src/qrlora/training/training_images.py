@@ -69,7 +69,7 @@ def with_prompt_of(images: Sequence[TrainingImage], config: TrainConfig) -> Trai
 
 
 def check_training_images(images: Iterable[TrainingImage], config: TrainConfig) -> None:
-    """Read every image once, before a base is opened. Raises as `image_loading.load_image`."""
+    """Read every training image once, before a base is opened. Raises as `image_loading.load_image`."""
     resolution = config.resolution
     size = height_and_width(resolution) if isinstance(resolution, str) else (MIN_SIDE, MIN_SIDE)
     for image in images:
@@ -118,7 +118,7 @@ def _list_image_files(image: str | Path | Sequence[str | Path]) -> list[Path]:
 
 
 def _list_folder(folder: Path) -> list[Path]:
-    """Image files of a folder by name; neither hidden ones nor those of folders within."""
+    """The training images of a folder by name; neither hidden ones nor those of folders within."""
     files = [path for path in folder.iterdir() if path.suffix.lower() in IMAGE_SUFFIXES and path.name[0] != "."]
     if not files:
         within = [path.name for path in sorted(folder.iterdir()) if path.is_dir()][:1]
@@ -151,7 +151,7 @@ def _find_masks(paths: Sequence[Path], config: TrainConfig) -> Sequence[Path | N
 
 
 def _find_caption(path: Path, config: TrainConfig) -> str:
-    """The caption of one of several images.
+    """The caption of one of several training images, from the text file of its name.
 
     Raises: ValueError: none, an empty one, one without the trigger word, or a file that is not UTF-8.
     """

@@ -88,6 +88,7 @@ def run_training_loop(
     with gradient_checkpointing(model, wanted) as with_oom_retry, tensorboard_logger(config) as log:
 
         def compute_gradients(step: int, generator_state: Tensor) -> Tensor:
+            """The forward and backward pass of an update."""
             generator.set_state(generator_state)
             optimizer.zero_grad()
             loss = loss_of_step(step)
@@ -164,6 +165,7 @@ def make_loss(
     batch_of_step = make_batches(base, examples, batch_size, config.seed, processes)
 
     def loss_of_step(step: int = 1) -> Tensor:
+        """The loss of an update, on this process's shard of its noisy copies."""
         noise = torch.randn(batch_size, *examples.latents.shape[1:], generator=generator)
         time = noising.sample_time(len(noise), generator)
         noise, time = processes.shard(noise), processes.shard(time)
@@ -204,7 +206,7 @@ def denoising_loss(
 
 
 def _resume_hint(last_saved: int, step: int) -> str:
-    """From which step the same command would resume, given the step of the last checkpoint (0: none)."""
+    """From which step the training loop would resume, given the step of the last checkpoint (0: none)."""
     if last_saved == step:
         return "the same command goes on from there"
     way_on = f"goes on from step {last_saved}" if last_saved else "begins anew"

@@ -71,6 +71,7 @@ TINY_FLUX: dict[str, int] = {
 
 
 def clip_config(tokenizer: CLIPTokenizer, width: int, layers: int) -> CLIPTextConfig:
+    """The architecture of a built-in base's CLIP text encoder."""
     return CLIPTextConfig(
         vocab_size=len(tokenizer),
         hidden_size=width,
@@ -87,6 +88,7 @@ def clip_config(tokenizer: CLIPTokenizer, width: int, layers: int) -> CLIPTextCo
 
 
 def t5_config(vocabulary: int, width: int) -> T5Config:
+    """The architecture of a built-in base's T5 text encoder."""
     return T5Config(
         vocab_size=vocabulary,
         d_model=width,
@@ -234,6 +236,7 @@ def clip_and_t5_tokens(pipe: Any, captions: list[str]) -> Tokens:
 # The stock pipelines' encode_prompt, but from tokens: a stock pipeline tokenizes every prompt twice for each encoder.
 # text (b, l, d) and pooled (b, p), as the families' `encode_prompt` returns them.
 def encode_sdxl(pipe: Any, tokens: Tokens) -> dict[str, Tensor]:
+    """Conditioning of tiny-sdxl from tokens, with gradients."""
     first = pipe.text_encoder(tokens["clip"], output_hidden_states=True)
     second = pipe.text_encoder_2(tokens["clip"], output_hidden_states=True)
     text = torch.cat([first.hidden_states[-2], second.hidden_states[-2]], -1)
@@ -242,6 +245,7 @@ def encode_sdxl(pipe: Any, tokens: Tokens) -> dict[str, Tensor]:
 
 
 def encode_sd3(pipe: Any, tokens: Tokens) -> dict[str, Tensor]:
+    """Conditioning of tiny-sd3 from tokens, with gradients."""
     both = [e(tokens["clip"], output_hidden_states=True) for e in (pipe.text_encoder, pipe.text_encoder_2)]
     clip = torch.cat([encoded.hidden_states[-2] for encoded in both], -1)
     text = torch.cat([clip, pipe.text_encoder_3(tokens["t5"])[0]], 1)

@@ -91,6 +91,7 @@ def personalisation_scores(
     known = known_contents()
 
     def train_or_load(role: Any, name: str, content: str, style: str, prompt: str) -> Adapter:
+        """An adapter for the personalisation scores, trained unless it is in the folder."""
         output = folder / f"{role}-{name.replace(' ', '-')}-{method}.safetensors"
         if not output.exists():
             image = output.with_suffix(".png")
@@ -162,6 +163,7 @@ def learning_curve_scores(name: str, checkpoints: list[Path], captions: int) -> 
 
 
 def main() -> None:
+    """The command that scores a built-in base."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("base", help="a built-in name or a folder")
     parser.add_argument("--captions", type=int, default=500)

@@ -20,7 +20,7 @@ class ClassifiedImages:
     style: str = ""
 
     def is_correct(self, prediction: Classification) -> bool | None:
-        """Whether a prediction agrees with every known label; None if no label is known."""
+        """Whether the classifiers' prediction agrees with every known label of an image; None if no label is known."""
         labelled = [(prediction.content, self.content), (prediction.style, self.style)]
         known = [predicted == true for predicted, true in labelled if true]
         return all(known) if known else None

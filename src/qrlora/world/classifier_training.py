@@ -38,7 +38,8 @@ def is_validation_pair(content: Tensor, style: Tensor, hand: Tensor) -> Tensor:
 
 
 def augment(images: Tensor, generator: Generator) -> Tensor:
-    """Images (b, 3, h, w) in 0..1, randomly shifted, scaled, rotated, blurred and noised as a base might."""
+    """Augment images (b, 3, h, w) in 0..1 for the classifiers' training: randomly shifted, scaled, rotated, blurred and
+    noised as a base might."""
     b = len(images)
     scale = 1 + 0.12 * (2 * torch.rand(b, generator=generator) - 1)
     shift = 0.10 * (2 * torch.rand(b, 2, generator=generator) - 1)
@@ -82,7 +83,8 @@ class LabelledImages:
         self.random = [random_style(self.generator, device) for _ in range(64)]
 
     def sample_true(self, count: int, training_pairs: bool = True) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """``count`` contents in one style, of training or of held-out pairs: (images, plain tiles, content, style)."""
+        """True images to train the classifiers on: ``count`` contents in one style, of training or of held-out pairs:
+        (images, plain tiles, content, style)."""
         g = self.generator
         s = int(torch.randint(len(self.styles), (), generator=g)) if torch.rand((), generator=g) < 0.75 else 0
         while True:
@@ -99,7 +101,8 @@ class LabelledImages:
         return self.styles[s](tiles).clamp(0, 1), tiles, self.content[rows], style
 
     def sample_wrong(self, count: int) -> tuple[Tensor, Tensor, Tensor, str]:
-        """Wrong fusions: (images, content target, style target, kind); a target of -1 is ignored by the loss.
+        """Wrong fusions to train the classifiers on: (images, content target, style target, kind); a target of -1 is
+        ignored by the loss.
 
         Half a style, two styles, a random style: the style target is "none", the content stays.  Two contents in one:
         the content target is "none".  Blurred or blocky beyond recognition: content "none", style ignored.
@@ -249,6 +252,7 @@ def save_classifiers(models: nn.ModuleDict, path: Path, quality: dict[str, dict[
 
 
 def main() -> None:
+    """The command that trains both classifiers."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--seconds", type=float, default=3600)
     parser.add_argument("--device", default="cpu")

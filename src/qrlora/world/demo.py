@@ -104,6 +104,7 @@ def demo(
 def _training_config(
     base: Base, role: Literal["content", "style"], source: DemoInput, folder: Path, **settings: Any
 ) -> TrainConfig:
+    """The settings with which the demonstration trains an adapter."""
     output = folder / f"{role}.safetensors"
     return TrainConfig(base=base.name, image=source.image, prompt=source.prompt, role=role, output=output, **settings)
 

@@ -66,7 +66,7 @@ def full_sheet_folder() -> Path:
 
 @cache
 def _read_sheet(path: Path) -> dict[str, Tensor]:
-    """Content -> its tile (3, 128, 128), 8 bit."""
+    """Read a sheet of drawings: content -> its tile (3, 128, 128), 8 bit."""
     with Image.open(path) as sheet:
         names = json.loads(sheet.getexif()[0x010E])
         pixels = torch.from_numpy(np.array(sheet.convert("RGB")))
@@ -75,7 +75,7 @@ def _read_sheet(path: Path) -> dict[str, Tensor]:
 
 
 def write_sheet(path: Path, tiles: dict[str, Image.Image]) -> None:
-    """Lossless WebP; the names, in JSON, are the image's EXIF description."""
+    """Write a sheet of drawings as lossless WebP; the names, in JSON, are the image's EXIF description."""
     sheet = Image.new("RGB", (SHEET_COLUMNS * SIZE, math.ceil(len(tiles) / SHEET_COLUMNS) * SIZE), "white")
     for k, tile in enumerate(tiles.values()):
         sheet.paste(tile, (k % SHEET_COLUMNS * SIZE, k // SHEET_COLUMNS * SIZE))

@@ -77,13 +77,14 @@ def _millions_of_parameters(folder: Path) -> float:
 
 
 def _command_options(settings: dict[str, Any]) -> str:
-    """The settings of a run that differ from the defaults, as options of `pretrain`."""
+    """The card's command: the settings of a run that differ from the defaults, as options of `pretrain`."""
     defaults = asdict(PretrainingSettings())
     chosen = {key: value for key, value in settings.items() if key in defaults and value != defaults[key]}
     return "".join(f" --{key.replace('_', '-')} {value}" for key, value in chosen.items())
 
 
 def _training_lines(name: str, training: dict[str, Any]) -> list[str]:
+    """The card's lines on how the base was trained."""
     settings, losses = training["settings"], training["loss"]
     before = _training_lines(name, training["before"]) if "before" in training else []
     curve = ", ".join(f"{samples // 1000}k: {loss:.3f}" for samples, loss in losses)
@@ -98,7 +99,7 @@ def _training_lines(name: str, training: dict[str, Any]) -> list[str]:
 
 
 def _personalisation_tables(scores: dict[str, Any], methods: list[str]) -> list[str]:
-    """Two tables with a column for each evaluated method."""
+    """The card's two tables of adapters, with a column for each evaluated method."""
     if not methods:
         return []
     return [
@@ -121,7 +122,7 @@ def _personalisation_tables(scores: dict[str, Any], methods: list[str]) -> list[
 
 
 def _curve_table(curve: list[dict[str, float]]) -> list[str]:
-    """Scores at checkpoints of the last run, which show whether more training would help."""
+    """The card's table of scores at checkpoints of the last run, which show whether more training would help."""
     if not curve:
         return []
     rows = [f"| {row['samples']:,.0f} | {row['content']:.1%} | {row['style']:.1%} |" for row in curve]

@@ -17,7 +17,8 @@ ITERATIONS = 5
 
 
 def orthogonalize(matrices: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
-    """Approximate U V^T of each matrix U S V^T: (n, o, i) -> (n, o, i), singular values in 0.7..1.2, in ``dtype``."""
+    """Muon's Newton-Schulz iteration: approximately U V^T of each matrix U S V^T: (n, o, i) -> (n, o, i), singular
+    values in 0.7..1.2, in ``dtype``."""
     a, b, c = NEWTON_SCHULZ
     x = matrices.to(dtype)
     tall = x.shape[-2] > x.shape[-1]
@@ -45,6 +46,7 @@ class Muon(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self, closure: Any = None) -> None:
+        """One update of all parameters by Muon."""
         assert closure is None
         for group in self.param_groups:
             by_shape: dict[torch.Size, list[Tensor]] = defaultdict(list)
@@ -55,6 +57,7 @@ class Muon(torch.optim.Optimizer):
                 self._update_matrices(members, shape, group)
 
     def _update_matrices(self, members: list[Tensor], shape: torch.Size, group: dict[str, Any]) -> None:
+        """Update all matrices of one shape at once."""
         for p in members:
             if "momentum_buffer" not in self.state[p]:
                 self.state[p]["momentum_buffer"] = torch.zeros_like(p)

@@ -46,6 +46,7 @@ class BatchDataset(IterableDataset):
         self.run, self.data, self.first = run, rows, first
 
     def __iter__(self) -> Iterator[Batch]:
+        """The batches of the steps that are left, each prepared while the one before it is trained on."""
         worker = get_worker_info()
         start, stride = (0, 1) if worker is None else (worker.id, worker.num_workers)
         for number in range(self.first + start, self.run.settings.steps, stride):
@@ -78,7 +79,7 @@ def pretrain(
     latents: Path | None = None,
     within: float = 0.0,
 ) -> PretrainingRun:
-    """Train until all samples are used or ``minutes`` are over; resumes from ``folder/last.pt`` if it exists.
+    """Pre-train until all samples are used or ``minutes`` are over; resumes from ``folder/last.pt`` if it exists.
 
     Args: every: steps between checkpoints.  keep: steps between permanent checkpoints, ``step-N.pt``, for
           `base_scores.learning_curve_scores`; 0: none.  workers: processes that prepare batches; 0: this one.
@@ -126,7 +127,7 @@ def pretrain(
 
 
 def write_pipeline(run: PretrainingRun, folder: Path) -> None:
-    """Write the base with averaged weights as a stock pipeline's folder, in float16."""
+    """Write the pre-trained base with averaged weights as a stock pipeline's folder, in float16."""
     pipe = run.averaged_pipeline().to("cpu")
     for component in pipe.components.values():
         if isinstance(component, nn.Module):
@@ -142,7 +143,7 @@ def device_name(device: str) -> str:
 
 
 def export_base(run: PretrainingRun, log: Path, folder: Path) -> None:
-    """Write the base with averaged weights, and ``training.json`` for its model card.
+    """Write the pre-trained base with averaged weights, and ``training.json`` for its model card.
 
     The latter holds the run's settings and loss curve; if it started from a trained base, also that base's
     ``training.json``, under "before".  Args: log: the run's ``log.jsonl``.
@@ -164,6 +165,7 @@ def export_base(run: PretrainingRun, log: Path, folder: Path) -> None:
 
 
 def main() -> None:
+    """The command that pre-trains a built-in base."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("base", choices=ARCHITECTURES)
     parser.add_argument("--run", type=Path, help="folder of checkpoints; default runs/BASE")

@@ -43,7 +43,8 @@ class TrainingSet:
     """Kind -> first row and the one after its last."""
 
     def sample_rows(self, count: int, generator: Generator) -> Tensor:
-        """Random row indices of a batch (count,): `BATCH_SHARES` of each kind, rounded; the last kind fills up."""
+        """Random rows of the training set for a batch (count,): `BATCH_SHARES` of each kind, rounded; the last kind
+        fills up."""
         rows, left = [], count
         for k, (kind, (first, end)) in enumerate(self.kinds.items()):
             n = left if k == len(self.kinds) - 1 else round(BATCH_SHARES[kind] * count)
@@ -52,7 +53,7 @@ class TrainingSet:
         return torch.cat(rows)
 
     def labels(self, row: int) -> tuple[str, str, str]:
-        """(content, style, hand) of a row, as `captions.training_caption` takes them."""
+        """(content, style, hand) of a row of the training set, as `captions.training_caption` takes them."""
         style = int(self.style[row])
         styles, hands = tuple(STYLES), tuple(HANDS)
         return (
@@ -65,7 +66,8 @@ class TrainingSet:
 def _planned_groups(
     styled_hands: int, random: int, generator: Generator, device: str
 ) -> Iterator[tuple[str, Style, list[tuple[int, int, int]]]]:
-    """(kind, style function, rows of (content, hand, style)) of all images, by groups of one hand and one style."""
+    """The plan of a training set: (kind, style function, rows of (content, hand, style)) of all images, by groups of
+    one hand and one style."""
     names, styles, hands = known_contents(), tuple(STYLES), tuple(HANDS)
     index = {name: k for k, name in enumerate(names)}
     known = [name for name, hand in HANDS.items() if not hand.held_out]
@@ -89,7 +91,7 @@ def _planned_groups(
 def build_training_set(
     vae: Any, styled_hands: int, random: int, seed: int, device: str, log: Callable[[str], Any] = print
 ) -> TrainingSet:
-    """Render and encode all images; on a CPU about ten a second.
+    """Render and encode all images of a training set; on a CPU about ten a second.
 
     Args: vae: of the base, on ``device``.  styled_hands, random: about how many images of these kinds.
     """

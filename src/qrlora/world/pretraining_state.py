@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from ..built_in_bases import built_in_bases
 from ..families import FAMILIES
-from ..families.family import Condition
+from ..families.condition import Condition
 from ..noising import noising_of
 from ..training import denoising_loss
 from .base_architectures import ARCHITECTURES, Tokens
@@ -61,7 +61,7 @@ class PretrainingSettings:
 def pretraining_optimizers(
     weights: dict[str, Tensor], learning_rate: float, dtype: torch.dtype
 ) -> list[torch.optim.Optimizer]:
-    """Muon, in ``dtype``, for the matrices inside blocks, AdamW for all else.
+    """The optimizers of pre-training: Muon, in ``dtype``, for the matrices inside blocks, AdamW for all else.
 
     The first edition's ``tiny-flux`` after 14,400 images: loss 0.463 against 0.472 with AdamW alone, falling faster.
     """
@@ -110,13 +110,14 @@ class PretrainingRun:
         self.optimizers = pretraining_optimizers(self.weights, settings.learning_rate, self.dtype)
 
     def _initialise_from(self, folder: Path) -> None:
+        """Start pre-training from the weights of a base in a folder."""
         base = type(self.pipe).from_pretrained(folder, torch_dtype=torch.float32)
         for name, component in base.components.items():
             if isinstance(component, nn.Module):
                 getattr(self.pipe, name).load_state_dict(component.state_dict())
 
     def save(self, path: Path) -> None:
-        """Write a checkpoint."""
+        """Write the state of the pre-training run as a checkpoint."""
         state = {
             "step": self.step,
             "model": self.float32_state_dict(),
@@ -133,7 +134,7 @@ class PretrainingRun:
         temporary.rename(path)
 
     def load(self, path: Path) -> None:
-        """Resume from a checkpoint.
+        """Resume the pre-training run from a checkpoint.
 
         Raises: ValueError: it was made with other settings, drawings or another dtype than this run has.
         """
@@ -163,7 +164,7 @@ class PretrainingRun:
         return {**self.model.state_dict(), **{name: self.weights[first[id(p)]].detach() for name, p in every}}
 
     def optimizer_step(self) -> None:
-        """One step of both optimizers on the float32 weights, then an update of their moving average."""
+        """One step of both optimizers on the run's float32 weights, then an update of their moving average."""
         mixed_precision = self.dtype != torch.float32
         if mixed_precision:
             for name, p in self.model.named_parameters():
@@ -182,7 +183,7 @@ class PretrainingRun:
         torch._foreach_lerp_(list(self.average.values()), [state[name] for name in self.average], weight)
 
     def averaged_pipeline(self) -> Any:
-        """The pipeline with the averaged weights in place of the current ones, ready to sample from or to save."""
+        """The pipeline with the run's averaged weights in place of the current ones, to sample from or to save."""
         self.model.float().load_state_dict(self.average)
         self.model.eval().requires_grad_(False)
         return self.pipe
@@ -201,7 +202,7 @@ class Batch:
 
 
 def sample_batch(run: PretrainingRun, data: TrainingSet, step: int) -> Batch:
-    """The batch of a step: a function of the seed and the step alone."""
+    """The batch of a pre-training step: a function of the seed and the step alone."""
     generator = torch.Generator().manual_seed(run.settings.seed * 1_000_003 + step)
     rows = data.sample_rows(run.settings.batch_size, generator)
     captions = [training_caption(*data.labels(row), generator) for row in rows.tolist()]
@@ -211,7 +212,7 @@ def sample_batch(run: PretrainingRun, data: TrainingSet, step: int) -> Batch:
 
 
 def training_loss(run: PretrainingRun, data: TrainingSet, batch: Batch) -> Tensor:
-    """The family's denoising loss on one batch, with gradients into the text encoders."""
+    """The family's denoising loss on one batch of pre-training, with gradients into the text encoders."""
     clean = data.latents[batch.rows.to(data.latents.device)].to(run.device).float()
     seeded = torch.Generator(run.device).manual_seed(run.settings.seed * 1_000_003 + run.step)
     noise = torch.randn(clean.shape, generator=seeded, device=run.device)
@@ -222,7 +223,8 @@ def training_loss(run: PretrainingRun, data: TrainingSet, batch: Batch) -> Tenso
 
 
 def training_step(run: PretrainingRun, data: TrainingSet, batch: Batch, over: float = 0.0) -> Tensor:
-    """One update of weights and average; returns the loss. Args: over: see `PretrainingSettings.learning_rate_at`."""
+    """One pre-training update of weights and average; returns the loss. Args: over: see
+    `PretrainingSettings.learning_rate_at`."""
     for optimizer in run.optimizers:
         for group in optimizer.param_groups:
             group["lr"] = run.settings.learning_rate_at(run.step, over)

@@ -64,7 +64,7 @@ def _random_option(draw: Callable[..., float], options: Sequence[Style]) -> Styl
 
 
 def _tone_functions(draw: Callable[..., float]) -> list[Style]:
-    """Grey-scale functions of an image: (b, 3, h, w) -> (b, 1, h, w) in 0..1."""
+    """Grey-scale functions that random styles are made of: (b, 3, h, w) -> (b, 1, h, w) in 0..1."""
     gain, sigma, levels, size = draw(2, 5), draw(0.6, 1.8), int(draw(3, 6)), 2 ** int(draw(1, 4))
     cut, slope = draw(0.4, 0.8), draw(3, 9)
     return [
@@ -80,7 +80,7 @@ def _tone_functions(draw: Callable[..., float]) -> list[Style]:
 
 
 def _random_look(draw: Callable[..., float], generator: Generator) -> Style:
-    """A random look: a colour map of a tone, or a mix or shift of the colour channels."""
+    """A random style's look: a colour map of a tone, or a mix or shift of the colour channels."""
     ink, gain, kind = draw(-0.6, 0.6) if draw() < 0.3 else 0.0, draw(2, 5), draw()
     if kind < 0.15:
         return _misprint(draw, generator)
@@ -103,7 +103,8 @@ def _random_look(draw: Callable[..., float], generator: Generator) -> Style:
 
 
 def _misprint(draw: Callable[..., float], generator: Generator) -> Style:
-    """Red, green and blue printed apart, up to five units each, perhaps faded or in other inks."""
+    """A random style's misprint: red, green and blue printed apart, up to five units each, perhaps faded or in other
+    inks."""
     shifts = (UNIT * torch.randint(-5, 6, (3, 2), generator=generator)).tolist()
     gain, order = draw(0.6, 1.0), torch.randperm(3, generator=generator).tolist()
 
@@ -119,7 +120,7 @@ def _negative(look: Style) -> Style:
 
 
 def _random_pattern(draw: Callable[..., float], generator: Generator) -> Style:
-    """A texture that does not depend on the image: (b, 3, h, w) -> (1, 1, h, w) or (h, w) in 0..1."""
+    """A random style's texture that does not depend on the image: (b, 3, h, w) -> (1, 1, h, w) or (h, w) in 0..1."""
     period, duty, angle = draw(2.5, 16), draw(0.3, 0.7), draw(0, math.pi)
     seed, sigma = int(draw(0, 2**20)), draw(0.6, 2.5)
     turn = (math.cos(angle), math.sin(angle)) if draw() < 0.5 else (float(angle > 1.57), float(angle <= 1.57))
@@ -159,7 +160,7 @@ def _masked_mix(first: Style, second: Style, pattern: Style) -> Style:
 
 
 def _overprinted(look: Style, pattern: Style, draw: Callable[..., float]) -> Style:
-    """A pattern of one colour over a look, or as wide as the look is dark, like ink."""
+    """A random style that prints a pattern of one colour over a look, or as wide as the look is dark, like ink."""
     colour, strength = [draw(), draw(), draw()], draw(0.2, 0.8)
     if draw() < 0.3:  # a screened print: more of the pattern where the image is darker
         sharp = draw(3, 8)
@@ -174,7 +175,8 @@ def _overprinted(look: Style, pattern: Style, draw: Callable[..., float]) -> Sty
 
 @cache
 def _held_out_probes(device: str) -> tuple[Tensor, Tensor, Tensor]:
-    """A few drawings, their images in each held-out style, and the distance from each to the nearest named style."""
+    """To keep random styles from held-out ones: a few drawings, their images in each held-out style, and the distance
+    from each to the nearest named style."""
     drawings = true_images(known_contents()[::50]).to(device)
     hidden = torch.stack([style(drawings) for style in HELD_OUT_STYLES.values()])
     worded = torch.stack([style(drawings).clamp(0, 1) for style in STYLES.values()])
@@ -182,6 +184,7 @@ def _held_out_probes(device: str) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def _is_legible_and_not_held_out(style: Style, device: str) -> bool:
+    """Whether a random style leaves drawings legible, and is far from every held-out style."""
     drawings, hidden, nearest = _held_out_probes(device)
     images = style(drawings).clamp(0, 1)
     legible = images.var(0).mean() > MIN_VARIANCE

@@ -74,7 +74,7 @@ def normalised_label(label: str) -> str:
 
 
 def find_emoji(names: Sequence[str], folder: Path) -> list[Emoji]:
-    """The emoji of contents, by name; ``folder`` is the unpacked package ``emojibase-data``."""
+    """The emoji to render for contents, by name; ``folder`` is the unpacked package ``emojibase-data``."""
     by_name = {normalised_label(e["label"]): e["hexcode"] for e in json.loads((folder / "en/data.json").read_text())}
     unicode_names = json.loads((folder / "meta/unicode-names.json").read_text())
     if unknown := [n for n in names if n not in by_name]:
@@ -166,6 +166,7 @@ def open_emoji_set(folder: Path) -> Callable[[Emoji], Image.Image | None]:
     chars = json.loads((folder / "chars.json").read_text())
 
     def render(emoji: Emoji) -> Image.Image | None:
+        """One drawing of an emoji, rendered from SVG."""
         svg = next((s for n in icon_names(emoji, chars) if (s := icon_svg(icons, n))), None)
         if svg is None:
             return None
@@ -176,6 +177,7 @@ def open_emoji_set(folder: Path) -> Callable[[Emoji], Image.Image | None]:
 
 
 def _read_png_of_emoji(folder: Path, emoji: Emoji) -> Image.Image | None:
+    """An emoji's image in a set's folder of PNG files."""
     for path in (folder / f"{emoji.code}.webp", folder / f"{emoji.code}-fe0f.webp"):
         if path.is_file():
             with Image.open(path) as image:
@@ -198,6 +200,7 @@ def render_group(hands: dict[str, EmojiSet], emoji: list[Emoji], packages: Path)
 
 
 def main() -> None:
+    """The command that renders the sheets."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--output", type=Path, default=full_sheet_folder(), help="the sheets' folder")
     parser.add_argument("--npm", type=Path, default=cache_folder().parent / "npm", help="where npm keeps the packages")

@@ -23,7 +23,7 @@ def luminance(x: Tensor) -> Tensor:
 
 
 def blur(x: Tensor, sigma: float) -> Tensor:
-    """Gaussian blur; sigma in units."""
+    """Gaussian blur, of which styles are made; sigma in units."""
     sigma = UNIT * sigma
     radius = math.ceil(2.5 * sigma)
     taps = torch.arange(-radius, radius + 1, dtype=x.dtype, device=x.device)
@@ -101,6 +101,7 @@ def blueprint(x: Tensor) -> Tensor:
 
 
 def neon(x: Tensor) -> Tensor:
+    """The style neon."""
     dx, dy = gradient(x)
     edge = (3.5 * (dx.square() + dy.square()).sqrt()).clamp(0, 1)
     angle = torch.atan2(dy, dx)
@@ -118,6 +119,7 @@ def sepia(x: Tensor) -> Tensor:
 
 
 def halftone(x: Tensor) -> Tensor:
+    """The style halftone."""
     row, column = grid(x)
     screen = 0.5 + 0.25 * (torch.cos((row + column) * math.pi / 4) + torch.cos((row - column) * math.pi / 4))
     ink = (6 * ((1 - luminance(x)) * 0.9 + 0.08 - screen) + 0.5).clamp(0, 1)
@@ -125,7 +127,7 @@ def halftone(x: Tensor) -> Tensor:
 
 
 def oil(x: Tensor) -> Tensor:
-    """Kuwahara filter: each pixel takes the mean of the calmest of its four neighbouring squares."""
+    """The style oil, a Kuwahara filter: each pixel takes the mean of the calmest of its four neighbouring squares."""
     size, best, lowest = 4 * UNIT, None, None
     padded = F.pad(x, (size - 1,) * 4, mode="replicate")
     mean = F.avg_pool2d(padded, size, 1)
@@ -186,6 +188,7 @@ def mosaic(x: Tensor) -> Tensor:
 
 
 def comic(x: Tensor) -> Tensor:
+    """The style comic."""
     flat = (blur(x, 0.8) * 3).round() / 3
     row, column = grid(x)
     dots = (((row % 4 < 2) & (column % 4 < 2)).to(x)) * 0.18
@@ -224,6 +227,7 @@ def stencil(x: Tensor) -> Tensor:
 
 
 def hatch(x: Tensor) -> Tensor:
+    """The style hatch."""
     row, column = grid(x)
     dark = 1 - luminance(x)
     ink = ((row + column) % 4 < 1.5).to(x) * (dark > 0.15) + ((row - column) % 4 < 1.5).to(x) * (dark > 0.5)

@@ -67,7 +67,7 @@ def untrained_vae(base: str) -> AutoencoderTiny:
 
 
 def _layers_by_level(names: list[str]) -> list[list[str]]:
-    """The layers of a TAESD-like encoder or decoder, by its tensors' names: single convolutions and runs of blocks."""
+    """The layers of TAEF2's encoder or decoder, by its tensors' names: single convolutions and runs of blocks."""
     runs: list[list[str]] = []
     for prefix in dict.fromkeys(n.split(".conv.")[0] if ".conv." in n else n.rsplit(".", 1)[0] for n in names):
         block = any(n.startswith(f"{prefix}.conv.") for n in names)
@@ -79,7 +79,7 @@ def _layers_by_level(names: list[str]) -> list[list[str]]:
 
 
 def copy_shared_convolutions(half: nn.Module, taef2: dict[str, Tensor], reverse: bool) -> None:
-    """Copy TAEF2's convolutions of equal shape into an encoder or decoder, level by level.
+    """Copy TAEF2's convolutions of equal shape into a VAE's encoder or decoder, level by level.
 
     Args: half: encoder or decoder.  taef2: TAEF2's state dict of it.  reverse: match levels from the end, for decoders.
     """
@@ -96,7 +96,8 @@ def copy_shared_convolutions(half: nn.Module, taef2: dict[str, Tensor], reverse:
 
 
 def random_image_batches(batch: int, generator: Generator, device: str) -> Iterator[Tensor]:
-    """Endless batches (b, 3, 128, 128) in 0..1: known contents by known hands, plain, in a known or a random style."""
+    """Endless batches to train a VAE on, (b, 3, 128, 128) in 0..1: known contents by known hands, plain, in a known or
+    a random style."""
     known = set(known_contents())
     hands = [name for name, hand in HANDS.items() if not hand.held_out]
     tiles = torch.cat([load_drawings([n for n in contents_drawn_by(hand) if n in known], hand) for hand in hands])
@@ -197,6 +198,7 @@ def save_normalised_vae(vae: Any, scaled: bool, images: Tensor, folder: Path) ->
 
 
 def main() -> None:
+    """The command that trains a built-in base's VAE."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("base", choices=AUTOENCODERS)
     parser.add_argument("--taef2", type=Path, default=Path("."), help="folder of TAEF2's two state dicts")
