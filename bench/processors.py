@@ -31,7 +31,7 @@ from qrlora.basis import Basis, compute_basis
 from qrlora.families import open_base
 from qrlora.linalg import principal_angles
 from qrlora.merging import merge
-from qrlora.merging.exact import MINIMUM_KEPT_ENERGY
+from qrlora.merging.sum_and_stack import MINIMUM_KEPT_ENERGY
 
 HELD = ("ATEN_CPU_CAPABILITY", "ONEDNN_MAX_CPU_ISA", "MKL_ENABLE_INSTRUCTIONS")
 KINDS = {

@@ -4,7 +4,7 @@
     python tests/reading_test.py --seed 3 --guesses guesses.txt      how many guesses are right
 
 A reader who has never seen the code gets the questions and nothing else, and writes a line for each: its number,
-the file that it takes the function to be from, and a second guess: "7 merging/exact.py analysis.py".
+the file that it takes the function to be from, and a second guess: "7 merging/sum_and_stack.py analysis.py".
 """
 
 import argparse

@@ -304,7 +304,7 @@ def test_ties_and_dare_work_on_the_updates_and_say_what_the_cut_lost(rule):
 
 
 def test_dare_is_the_sum_on_average():
-    from qrlora.merging.sparse import dare
+    from qrlora.merging.ties_dare_knots import dare
 
     adapters = [trained("lora", seed, layers=["b.attn1.to_out.0"], rank=12) for seed in (1, 2)]
     merges = [dare(adapters, (0.5, 1.0), seed=k).layers["b.attn1.to_out.0"] for k in range(600)]

@@ -311,7 +311,7 @@ GIVEN = {
     "python": given_a_model,
     "trainers": given_a_model,
     "add_a_method": lambda: {**vars(initialisation_methods)},
-    "add_a_rule": lambda: {**vars(merging.exact)},
+    "add_a_rule": lambda: {**vars(merging.sum_and_stack)},
     "add_a_backbone": lambda: {**vars(pico), "NAME": pico.sdxl},
 }
 """Page -> the names that its Python takes for granted."""

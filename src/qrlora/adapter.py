@@ -62,7 +62,7 @@ class Pair:
 
     @property
     def energy(self) -> float:
-        """The old name of `squared_norm`."""
+        """The old name of `squared_norm` of an adapter's pair."""
         warnings.warn(
             "Pair.energy is now Pair.squared_norm; the old name goes with 0.3", DeprecationWarning, stacklevel=2
         )
@@ -150,7 +150,7 @@ class Adapter:
     header: Header
 
     def __post_init__(self) -> None:
-        """Check that the adapter's factors fit its header and each other."""
+        """Check that the adapter has layers, and factors that fit."""
         if not self.layers:
             raise ValueError("an adapter needs at least one layer, got none")
         for layer, pair in self.layers.items():

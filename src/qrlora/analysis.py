@@ -48,7 +48,7 @@ class Similarity(NamedTuple):
 
     @property
     def learned(self) -> float:
-        """The old name of `trained`."""
+        """The old name of `trained`, how far an adapter was analysed to have been trained."""
         warnings.warn(
             "Similarity.learned is now .trained; the old name goes with 0.3", DeprecationWarning, stacklevel=2
         )
@@ -86,7 +86,7 @@ class Interference(NamedTuple):
 
 
 def update_norms(adapter: Adapter) -> list[UpdateNorm]:
-    """Frobenius norm of each layer's update, in the adapter's order."""
+    """Analyse an adapter: Frobenius norm of each layer's update, in the adapter's order."""
     squares = {layer: pair.squared_norm for layer, pair in adapter.layers.items()}
     total = sum(squares.values())
     return [UpdateNorm(layer, math.sqrt(x), x / total if total else 0.0) for layer, x in squares.items()]

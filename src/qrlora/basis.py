@@ -205,7 +205,7 @@ def _basis_path(digest: str) -> Path:
 
 
 def fingerprint(weights: Iterable[tuple[str, Tensor]]) -> dict[str, float]:
-    """A few numbers that tell base models apart: {layer: root mean square of its weight}.
+    """A few numbers that tell apart the base models that bases are of: {layer: root mean square of its weight}.
 
     The layers are the 16 whose names hash lowest, so that two overlapping choices of targets
     share layers in their fingerprints.

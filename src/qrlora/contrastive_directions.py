@@ -47,7 +47,8 @@ Moments = dict[str, Tensor]
 
 
 def ordinary_prompts(config: TrainConfig) -> list[str]:
-    """NUM_PROMPTS prompts without the trigger; every third has the other role's trigger for a subject or style."""
+    """Ordinary prompts to contrast with the trigger's: NUM_PROMPTS of them; every third has the other role's trigger
+    for a subject or style."""
     other = TRIGGERS["style" if config.role == "content" else "content"]
     prompts = []
     for k in range(NUM_PROMPTS):
@@ -199,7 +200,8 @@ def _forward_noisy_copies(
 
 @contextmanager
 def input_hooks(model: nn.Module, layers: Sequence[str], on_input: Callable[[str, Tensor], Any]) -> Iterator[None]:
-    """Call on_input(layer, its input) at every forward pass of these layers, for the length of a `with`."""
+    """To measure what excites directions, call on_input(layer, its input) at every forward pass of these layers, for
+    the length of a `with`."""
 
     def hook_of(layer: str) -> Callable[..., None]:
         """A hook that hands over a layer's input."""

@@ -49,7 +49,7 @@ CLIP = ((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711
 def ground_truth_scores(
     images: Tensor, truth: Tensor, content: str, style: str, other_content: str, other_style: str
 ) -> list[dict[str, float]]:
-    """Scores of images whose true image is known.
+    """Evaluate images whose true image is known: a row of scores for each.
 
     Args:    images (b, 3, 128, 128), truth (3, 128, 128), in 0..1.  content, style: the true labels.
              other_content: the content of the style image; other_style: the style of the content image, neither of
@@ -226,7 +226,8 @@ def csd_model(weights: Mapping[str, Tensor]) -> Any:
 
 
 def _resized_and_cropped(image: Image.Image, shorter: int, size: int) -> Tensor:
-    """An image resized so that its shorter side is `shorter`, and centre-cropped: (1, 3, size, size) in 0..1."""
+    """An image as a vision network reads it: resized so that its shorter side is `shorter`, and centre-cropped: (1, 3,
+    size, size) in 0..1."""
     scale = shorter / min(image.size)
     width, height = (max(shorter, round(side * scale)) for side in image.size)
     image = image.convert("RGB").resize((width, height), Image.Resampling.BICUBIC)
@@ -236,7 +237,7 @@ def _resized_and_cropped(image: Image.Image, shorter: int, size: int) -> Tensor:
 
 
 def _checkpoint_revision(config: Any, model: torch.nn.Module) -> str:
-    """The revision of a vision network's checkpoint, by which scores are known."""
+    """The revision of a vision network's checkpoint, by which scores are known; without one a digest of its weights."""
     commit = getattr(config, "_commit_hash", None)
     if commit:
         return commit

@@ -85,8 +85,8 @@ def _check_scheduler(config: Mapping[str, Any]) -> None:
 
 
 def _is_flow(config: Mapping[str, Any]) -> bool:
-    """By the scheduler's class, or by what a multistep one predicts; a config that was never saved lacks the class, but
-    only those of flows have a `shift`."""
+    """Whether a scheduler's noising is a flow: by its class, or by what a multistep one predicts; a config that was
+    never saved lacks the class, but only those of flows have a `shift`."""
     name = config.get("_class_name")
     if config.get("prediction_type") == FLOW_PREDICTION:
         return bool(config.get("use_flow_sigmas"))
@@ -147,7 +147,7 @@ def _diffusion(process: Mapping[str, Any], min_snr_gamma: float, timestep_sampli
     signal, sigma = squared.sqrt(), (1 - squared).sqrt()
 
     def scales(x: Tensor, time: Tensor) -> tuple[Tensor, Tensor]:
-        """a_t and s_t at timesteps, shaped as x."""
+        """The noising's a_t and s_t at timesteps, shaped as x."""
         shape = (-1, *[1] * (x.ndim - 1))
         rows = time.to(squared.device)
         a, s = signal[rows].view(shape), sigma[rows].view(shape)
@@ -220,7 +220,7 @@ TARGETS: dict[str, Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]] = {
 
 
 def alphas_cumprod(config: Mapping[str, Any]) -> Tensor:
-    """alphas_cumprod, a_t^2 (T,) float32, of a scheduler config.
+    """The noising of a scheduler config: alphas_cumprod, a_t^2 (T,) float32.
 
     `rescale_betas_zero_snr` moves sqrt(a_t^2) linearly so that its last value is 0 and its first stays (arXiv
     2305.08891, algorithm 1).

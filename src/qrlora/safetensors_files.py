@@ -206,7 +206,7 @@ def _refuse_oversized_or_duplicate_names(path: Path, raw: BinaryIO, length: int)
     """
 
     def unique(pairs: list[tuple[str, object]]) -> dict[str, object]:
-        """JSON's pairs as a dictionary. Raises ValueError: a name given twice."""
+        """JSON's pairs in a safetensors header as a dictionary; names that are given twice are noted."""
         found = dict(pairs)
         if len(found) < len(pairs):
             twice.extend(name for name, times in Counter(name for name, _ in pairs).items() if times > 1)

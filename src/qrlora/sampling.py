@@ -234,7 +234,8 @@ def _pair_prompts_and_seeds(
 
 
 def missing_trigger(prompt: str, adapter: Adapter) -> str:
-    """The first trigger word of an adapter (or of those merged in it) that a prompt lacks as a whole word, or ""."""
+    """Before sampling, the first trigger word of an adapter (or of those merged in it) that a prompt lacks as a whole
+    word, or ""."""
     for trigger in filter(None, adapter.header.trigger.split(", ")):
         if not contains_word(prompt, trigger):
             return trigger

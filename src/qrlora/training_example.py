@@ -62,7 +62,8 @@ def encode_training_examples(
 
 
 def loss_weights_of(mask: Tensor | None, latents: Tensor) -> Tensor:
-    """Weight of each place of the latents in the loss, (1, 1, ..., h, w) with as many dimensions as the latents.
+    """A training example's mask as the weight of each place of the latents in the loss, (1, 1, ..., h, w) with as many
+    dimensions as the latents.
 
     weight = m / mean(m), with m the mean of the mask over the pixels of a place: the background has no part in the
     loss, and the loss of an image is the mean over what counts, however small it is.

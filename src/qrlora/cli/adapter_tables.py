@@ -89,7 +89,7 @@ def print_by_block(
     every_layer: bool,
     shares: Mapping[str, Callable[[Any], float]] | None = None,
 ) -> None:
-    """Rows as they are, or means (of `shares`: sums) over the layers of each block, and over all."""
+    """Print a table of rows as they are, or of means (of `shares`: sums) over the layers of each block and all."""
     shares = shares or {}
     groups: dict[str, list[Any]] = {}
     for row in rows:

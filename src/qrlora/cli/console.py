@@ -31,7 +31,7 @@ def escape_what_streams_cannot_encode() -> None:
 
 
 def shell_command(*words: object) -> str:
-    """`qrlora` and words as one line that can be pasted into a shell."""
+    """A command of the console, `qrlora` and words, as one line that can be pasted into a shell."""
     line = ["qrlora", *(f"./{x}" if isinstance(x, Path) and str(x).startswith("-") else str(x) for x in words)]
     if os.name != "nt":
         return shlex.join(line)

@@ -47,7 +47,7 @@ def convert(
 
 def content_and_keys(to: str, content: str, keys: str | None) -> tuple[str, str | None]:
     """What --to of `qrlora convert`, which was both, means as (content, keys). Raises ValueError: it is neither, or the
-    option beside it is given, too."""
+    option beside it says something else."""
     if to not in (*CONTENTS, *WRITTEN):
         raise ValueError(f"--to must be one of {', '.join((*CONTENTS, *WRITTEN))}, got {to!r}")
     option = "keys" if to in WRITTEN else "content"

@@ -28,7 +28,7 @@ class Cell:
         return Measurement(min(self.least, most), most)
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
-        """A table as wide as the terminal allows."""
+        """A table's cell, broken into lines where it is too wide."""
         lines = [""]
         for part in self.parts:
             for piece in [part] if cell_len(part.rstrip()) <= options.max_width else _pieces(part):

@@ -50,7 +50,7 @@ def check_settings(words: Sequence[str]) -> None:
 
 
 def check_prompt(prompt: str, adapters: Sequence[str]) -> None:
-    """Refuse words of `generate` that stand in each other's place. Raises ValueError with the right order."""
+    """Refuse words of `generate` that stand in each other's place. Raises ValueError with a hint at the right order."""
     if is_adapter(prompt):
         given = next((word for word in adapters if not is_adapter(word)), "a <c>")
         others = [word for word in adapters if word != given]
@@ -67,7 +67,8 @@ def check_prompt(prompt: str, adapters: Sequence[str]) -> None:
 
 
 def check_adapters(words: Sequence[str], verb: Callable[..., Any]) -> None:
-    """Refuse FILE[=STRENGTH] words of a verb that are no files, where it is clear what was meant. Raises ValueError."""
+    """Refuse FILE[=STRENGTH] words of a verb that are no files, where it is clear what was meant. Raises ValueError
+    with a hint."""
     options = [name.replace("_", "-") for name in inspect.signature(verb).parameters if name != "adapters"]
     for k, word in enumerate(words):
         name, equals, value = word.rpartition("=")

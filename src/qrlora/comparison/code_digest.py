@@ -76,7 +76,7 @@ def _imported_names(path: Path) -> Iterator[tuple[str, ...]]:
 
 
 def _module_file(name: tuple[str, ...]) -> Path | None:
-    """The file of a module; None if the name is no module's."""
+    """The file of a module whose code a digest covers; None if the name is no module's."""
     path = PACKAGE.joinpath(*name)
     files = (path / "__init__.py", path.with_suffix(".py")) if name else (path / "__init__.py",)
     return next((path for path in files if path.is_file()), None)

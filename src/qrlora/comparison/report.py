@@ -121,7 +121,8 @@ def markdown_page(summary: RunSummary, tables: SummaryTables, command: str) -> s
 
 
 def compact_table(tables: SummaryTables, kind: str = "value") -> tuple[list[str], list[list[str]]]:
-    """(columns, rows) with a row for each method and cells such as "62 [50, 73]", in hundredths; "-": no estimate.
+    """The report's table (columns, rows) with a row for each method and cells such as "62 [50, 73]", in hundredths;
+    "-": no estimate.
 
     The column "trained" holds the trainable parameters of its two adapters.
     """
@@ -137,7 +138,7 @@ def compact_table(tables: SummaryTables, kind: str = "value") -> tuple[list[str]
 
 
 def parts_table(tables: SummaryTables) -> tuple[list[str], list[list[str]]]:
-    """(columns, rows) with a row for each method and part, as `compact_table`."""
+    """The report's table (columns, rows) with a row for each method and part, as `compact_table`."""
     scores = list(dict.fromkeys(row["score"] for row in tables.parts))
     rows = []
     for method in dict.fromkeys(row["method"] for row in tables.parts):

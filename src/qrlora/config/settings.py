@@ -216,8 +216,8 @@ class TrainConfig:
         return isinstance(self.image, tuple) or Path(str(self.image)).is_dir()
 
     def checked(self) -> Self:
-        """These settings, checked. Raises ValueError: no image, no prompt for a style, or a prompt without its trigger
-        word. What a folder of images holds is checked when it is read."""
+        """These settings. Raises ValueError: no image, no prompt for a style, or a prompt without its trigger word.
+        What a prompt lacks may stand in the captions of several images, see `training.training_images`."""
         if not self.image:
             raise ValueError("no training image: give image=FILE, or image=FOLDER for several")
         if self.has_several_images:
@@ -231,7 +231,7 @@ class TrainConfig:
         return self
 
     def filled(self, defaults: FamilyDefaults) -> Self:
-        """This config with every None replaced by the base's default for its role and method."""
+        """These settings with every None replaced by the base's default for its role and method."""
         values = defaults.for_run(self.role, self.method)
         if self.optimizer == "prodigy":
             values = dataclasses.replace(values, learning_rate=1.0)
@@ -297,7 +297,7 @@ class SampleConfig:
             check_at_least(self, name, 0)
 
     def filled(self, defaults: FamilyDefaults) -> Self:
-        """This config with every None replaced by the base's default."""
+        """These settings with every None replaced by the base's default."""
         values = {"steps": defaults.sample_steps, "guidance": defaults.guidance, "size": defaults.resolution}
         left_open = {name: value for name, value in values.items() if getattr(self, name) is None}
         return dataclasses.replace(self, **left_open)

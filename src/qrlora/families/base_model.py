@@ -139,7 +139,7 @@ class Base:
         return self._encode_in_batches(prompts, lambda some: self.family.encode_prompt(self.pipe, some, sizes))
 
     def encode_prompts(self, prompts: Sequence[str], sizes: Sequence[SizeConditioning]) -> Condition:
-        """Conditioning of b prompts, each with the size and crop of an image of its own; no gradient."""
+        """The base's conditioning of b prompts, each with the size and crop of an image of its own; no gradient."""
         if len(set(sizes)) == 1:
             return self.encode_prompt(prompts, sizes[0])
         pairs = list(zip(prompts, sizes, strict=True))
@@ -152,7 +152,7 @@ class Base:
         return found if once == pairs else found.rows([once.index(pair) for pair in pairs])
 
     def embed(self, prompts: Sequence[str], negative_prompt: str, guidance: float) -> Condition:
-        """What `denoise` reads of b prompts; no gradient."""
+        """What the base's `denoise` reads of b prompts; no gradient."""
         return self._encode_in_batches(
             prompts, lambda some: self.family.embed(self.pipe, some, negative_prompt, guidance)
         )
@@ -240,7 +240,8 @@ class Base:
         guidance: float,
         generators: Sequence[torch.Generator],
     ) -> list[Any]:
-        """One PIL image of this size in pixels per prompt: text encoders, trainable component and VAE in turn."""
+        """Sample with the base: one PIL image of this size in pixels per prompt: text encoders, trainable component and
+        VAE in turn."""
         embedded = self.embed(prompts, negative_prompt, guidance)
         return self.decode_image(self.denoise(embedded, size, steps, guidance, generators))
 

@@ -8,8 +8,9 @@ from ..json_objects import read_json_object
 
 
 def read_base_settings(place: Path, defaults: FamilyDefaults) -> tuple[FamilyDefaults, bool]:
-    """A family's default settings with a base's own on top, from its qrlora.json, and whether it only knows uncropped
-    images. Raises ValueError: a setting that cannot be."""
+    """A family's default settings with the base's own on top, and whether it only knows uncropped images, from the
+    `qrlora.json` in its folder if there is one: {"defaults": {"train": {...}, "sample": {...}}, "framing": "plain"}.
+    Built-in bases only know uncropped ones."""
     path, plain = place / "qrlora.json", place in built_in_bases().values()
     if not path.is_file():
         return defaults, plain

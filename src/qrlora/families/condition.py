@@ -34,7 +34,7 @@ class Condition:
 
     def mask(self, name: str) -> Tensor | None:
         """The attention mask of a text in the conditioning, (b, n) bool, True at its tokens and False at its padding;
-        None: no row has any, and attention needs no mask."""
+        None: no row has any, and attention without a mask is exact and faster."""
         if name not in self.lengths:
             return None
         x = self.tensors[name]

@@ -77,8 +77,8 @@ def opening_errors_in_one_line(name: str, what: str = "base model") -> Iterator[
 
 @contextlib.contextmanager
 def config_errors_in_one_line(what: object) -> Iterator[None]:
-    """The messages of libraries about a configuration, as one line: their classes take it as it stands, and where it
-    cannot be fail in any way that Python has."""
+    """Messages of libraries about a configuration, which their classes take as it stands, and where it cannot be fail
+    in any way that Python has: as one line, with what was opened."""
     try:
         yield
     except (OSError, torch.cuda.OutOfMemoryError):

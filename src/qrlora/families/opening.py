@@ -151,8 +151,9 @@ def _open_single_file(
 
 
 def _kwargs_from_folder_beside(file: Checkpoint, beside: Path, family: Family, dtype: torch.dtype) -> dict[str, Any]:
-    """Arguments for opening a single file with diffusers from the folder beside it: where the configs are, which
-    components it lacks, and its text encoders, tokenizers and VAE."""
+    """Arguments for opening a single file with diffusers, from the folder beside it: where the configs are, which
+    components it lacks, and the components that are there and not in the file; of those diffusers would find neither
+    the VAE nor any encoder whose weights are `model.safetensors`."""
     if not (beside / "model_index.json").is_file():
         return {}
     if family_of_folder(beside) is not family:

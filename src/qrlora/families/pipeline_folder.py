@@ -86,7 +86,7 @@ def needed_components(place: Path, family: Family) -> list[str]:
 
 def check_component_weights(place: Path, component: str, model: nn.Module, variant: str) -> None:
     """A component of the folder has each of its weights from its files, as they hold it: diffusers leaves out what a
-    file lacks, and casts.
+    file lacks, and integers become numbers without their scale.
 
     Args:    model: the component as it was opened.  variant: of its files.
     Raises:  ValueError, with one of them: weights are missing, are no floating-point numbers, or have something beside

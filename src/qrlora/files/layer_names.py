@@ -55,7 +55,7 @@ def factors_of(keys: Iterable[str]) -> tuple[dict[str, Factor], dict[str, list[s
 
 
 def refuse_unreadable_keys(refused: Mapping[str, list[str]], total: int) -> None:
-    """Raises ValueError, with counts and an example by kind: keys that are no plain LoRA's."""
+    """Raises ValueError, with counts and an example by kind: keys of a LoRA file whose names are no plain LoRA's."""
     if refused:
         found = "; ".join(
             f"{len(keys)} of {total} keys: {_refusal_text(keys[0], why)}" for why, keys in refused.items()

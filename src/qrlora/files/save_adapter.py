@@ -117,8 +117,8 @@ def _verbatim_tensors(layers: Mapping[str, Pair], header: Header) -> dict[str, T
 def _spelled_tensors(
     layers: Mapping[str, Pair], header: Header, layout: Layout | None, style: str
 ) -> tuple[dict[str, Tensor], dict[str, list[int]]]:
-    """A and B by key, fused where the style's models keep layers in one; and the ranks of what was fused. No alpha but
-    where the style's tools read no file without: a key more could only harm elsewhere."""
+    """The A and B to save by key, fused where the style's models keep layers in one; and the ranks of what was fused.
+    No alpha but where the style's tools read no file without: a key more could only harm elsewhere."""
     groups: dict[tuple[str, tuple[str, ...]], dict[str, Pair]] = {}
     for layer, pair in layers.items():
         groups.setdefault(_spelled_name(layer, header, layout, style), {})[layer] = pair

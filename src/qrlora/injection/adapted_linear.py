@@ -220,6 +220,7 @@ class LinearWithUpdate(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        """Gradients of the fused layer's x, A and B."""
         W, A, B, h, rows = ctx.saved_tensors
         x_learns, _, _, A_learns, B_learns = ctx.needs_input_grad
         (gradient,) = gradients

@@ -128,8 +128,8 @@ class Layout:
         return None
 
     def spell(self, style: str, layer: str) -> tuple[str, tuple[str, ...]] | None:
-        """The name of a layer in a spelling of this layout's `written`, without its ending, and all layers that go by
-        that name; None: the spelling has no name for it."""
+        """The name of a layer in a style of this layout's `written`, without its ending, and all layers that go by that
+        name; None: the style has no name for it that is read back as the same."""
         prefix, _, kind = self.written[style].partition("{")
         flat, path, together = prefix.endswith("_"), layer, (layer,)
         if kind == "original}" or (flat and layer in self.always_original):

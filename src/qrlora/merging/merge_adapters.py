@@ -16,10 +16,10 @@ from ..adapter import Adapter, Header
 from ..basis import Basis, same_base
 from ..config.type_checks import check_strengths
 from ..initialisation_methods import METHODS
-from .exact import Merged, add, peft_linear, stack
 from .rule_parameters import check_parameters
 from .sources import sources
-from .sparse import dare, knots, ties
+from .sum_and_stack import Merged, add, peft_linear, stack
+from .ties_dare_knots import dare, knots, ties
 
 
 def merge(adapters: Sequence[Adapter], weights: Sequence[float], rule: str = "sum", **parameters: Any) -> Adapter:

@@ -206,7 +206,7 @@ def layer_lines(
 
 
 def _plot_over_layers(axis: Axes, label: str, lines: Mapping[str, Sequence[float]], log: bool) -> None:
-    """One plot of `layer_lines`."""
+    """One plot of the figure `layer_lines`."""
     for colour, (name, values) in zip(LINES, lines.items(), strict=False):
         axis.plot(range(len(values)), values, color=colour, linewidth=0.7, alpha=0.35)  # leads the eye, no more
         axis.plot(range(len(values)), values, ".", color=colour, markersize=3.5, label=legend_label(name))
@@ -261,7 +261,7 @@ def curves(
 
 
 def _label_axes(axis: Axes, title: str, x_label: str, y_label: str) -> None:
-    """Title and labels in the common font sizes, and no frame."""
+    """Title and labels of a figure's axes in the common font sizes, and no frame."""
     axis.set_title(escape_dollars(title), fontsize=9, color=INK)
     axis.set_xlabel(escape_dollars(x_label), fontsize=8, color=INK)
     axis.set_ylabel(escape_dollars(y_label), fontsize=8, color=INK)
@@ -270,7 +270,7 @@ def _label_axes(axis: Axes, title: str, x_label: str, y_label: str) -> None:
 
 
 def _label_blocks(axis: Axes, layers: Sequence[str]) -> None:
-    """Label the x axis by blocks of layers: 560 layer names would not be readable."""
+    """Label a figure's x axis by blocks of layers: 560 layer names would not be readable."""
     blocks = [block_of(layer) for layer in layers]
     starts = [k for k, block in enumerate(blocks) if k == 0 or blocks[k - 1] != block]
     step = math.ceil(len(starts) / 24)

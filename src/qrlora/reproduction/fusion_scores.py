@@ -52,7 +52,8 @@ def _mean_and_deviation(found: SummaryTables, method: str, score: str) -> str:
 
 
 def _survey_levels(path: str) -> dict[str, str]:
-    """{method: its mean level and interval} for the first question in levels.csv of `qrlora survey report`.
+    """For table 1, people's scores of each method: {method: its mean level and interval} for the first question in
+    levels.csv of `qrlora survey report`.
 
     Raises: OSError.  ValueError: not such a file.
     """

@@ -116,8 +116,8 @@ def _cosines_of_pairs(request: ReproductionRequest, pairs: Sequence[Pair]) -> li
 
 
 def _factor_cosines(first: Adapter, second: Adapter, factor: str) -> dict[str, float]:
-    """Similarity of one trained factor of two adapters: its cosine, flattened, in every layer. An adapter of qr-direct
-    is [A; A_0], [B, -B_0]: its first r rows and columns were trained."""
+    """Similarity of one factor of two adapters: its cosine, flattened, in every layer. An adapter of qr-direct is [A;
+    A_0], [B, -B_0]: its first r rows and columns are the trained factors."""
 
     def trained_factor(adapter: Adapter, layer: str) -> Tensor:
         pair, rank = adapter.layers[layer], adapter.header.rank

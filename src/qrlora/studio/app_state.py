@@ -45,7 +45,7 @@ class Studio:
         return self.pages.page(template, status, **{**common, **context})
 
     def job(self, name: str) -> Job:
-        """A job of this studio by its id. Raises HTTPException: there is none."""
+        """A job of the studio's work folder by its id. Raises HTTPException: there is none."""
         job = self.work.job(name)
         if job is None:
             raise HTTPException(404)

@@ -59,6 +59,7 @@ class Mixer:
 
         @app.get("/drawing/{name}.png", dependencies=known)
         def drawing(name: str) -> Response:
+            """An image that the mixer has asked for."""
             if not name.isalnum():
                 raise HTTPException(404)
             path = self.work.served_file("drawings", f"{name}.png")

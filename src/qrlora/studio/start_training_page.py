@@ -73,6 +73,7 @@ class StartTrainingPage:
 
         @app.post("/pictures/remove")
         def remove(sent: FormData = form) -> Response:
+            """Remove an image from the form of the start page."""
             pictures = self.pictures(sent)
             role, _, picture = field_text(sent, "remove").partition("-")
             pictures = {x: [p for p in found if (x, p) != (role, picture)] for x, found in pictures.items()}

@@ -149,7 +149,7 @@ def _explain_unreachable(engine: sa.Engine) -> Iterator[None]:
 
 
 def _sqlite_settings(connection: Any, record: Any) -> None:
-    """The settings of every connection to SQLite."""
+    """The settings of every connection to a database in SQLite."""
     connection.isolation_level = None  # transactions begin where `_sqlite_begin` says, not where Python's driver thinks
     for pragma in (
         "busy_timeout=30000",

@@ -198,7 +198,7 @@ def _toml(value: Any) -> str:
 
 
 def pictures_csv(pictures: Sequence[Picture]) -> str:
-    """The content of pictures.csv: a line for each image, what machines said of it in columns of their own."""
+    """pictures.csv beside a plan: a line for each image, what machines said of it in columns of their own."""
     scores = list(dict.fromkeys(name for x in pictures for name in x.scores))
     buffer = io.StringIO()
     writer = csv.DictWriter(buffer, [*COLUMNS, *scores], lineterminator="\n")

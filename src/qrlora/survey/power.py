@@ -51,7 +51,7 @@ def power(
 def _planned_answers(
     plan: Plan, stuff: StudyItems, sheets: Sequence[Sequence[Entry]], form: str
 ) -> tuple[list[int], list[str]]:
-    """(rater, pair) of each answer in planned sheets that tells the first two methods apart."""
+    """For simulations of power: (rater, pair) of each planned answer that tells the first two methods apart."""
     one, two = plan.methods[:2]
     where = stuff.results if form == "levels" else stuff.duels
     wanted = {item: key for key, item in where.items() if key[0] == one and (form == "levels" or key[1] == two)}
@@ -60,7 +60,8 @@ def _planned_answers(
 
 
 def _simulate_level_ratings(plan: Plan, rows: tuple[list[int], list[str]], rng: np.random.Generator) -> bool:
-    """Simulate a study's level ratings once: whether it sees the true difference of `plan.effect` levels."""
+    """Simulate a study's level ratings once, for its power: whether it sees the true difference of `plan.effect`
+    levels."""
     crossed = Crossed(*rows, seed=int(rng.integers(2**31)), resamples=400)
     r, p, n = crossed.raters, crossed.pairs, len(crossed.raters)
     common = (LEVELS - 1) / 2 + rng.normal(0, RATER, crossed.sizes[0])[r] + rng.normal(0, PAIR, crossed.sizes[1])[p]
@@ -71,7 +72,8 @@ def _simulate_level_ratings(plan: Plan, rows: tuple[list[int], list[str]], rng: 
 
 
 def _simulate_comparisons(plan: Plan, rows: tuple[list[int], list[str]], rng: np.random.Generator) -> bool:
-    """Simulate a study's paired comparisons once: whether it sees the true share of wins, `plan.win_rate`."""
+    """Simulate a study's paired comparisons once, for its power: whether it sees the true share of wins,
+    `plan.win_rate`."""
     crossed = Crossed(*rows, seed=int(rng.integers(2**31)), resamples=400)
     edge = math.log(plan.win_rate / (1 - plan.win_rate))
     odds = edge + rng.normal(0, METHOD_ON_PAIR, crossed.sizes[1])[crossed.pairs]

@@ -201,6 +201,7 @@ def _spearman_row(sums: np.ndarray, score: np.ndarray, draws: tuple[np.ndarray, 
     """A row of Spearman's rho with its interval, from resampled raters and pairs."""
 
     def rho(of_raters: np.ndarray, times: np.ndarray) -> float:
+        """Spearman's rho of one resample."""
         level = quotient(np.moveaxis(of_raters @ sums, 0, -1))[:, 0]
         index = np.repeat(np.arange(len(score)), times)
         index = index[np.isfinite(level[index]) & np.isfinite(score[index])]

@@ -67,7 +67,8 @@ class StudyItems:
 
 
 def make_items(plan: Plan, pictures: Sequence[Picture]) -> StudyItems:
-    """All items of a study. Raises: ValueError: a method lacks a picture, a pair lacks its input; under 3 pairs."""
+    """All items that the raters' sheets are made of. Raises: ValueError: a method lacks a picture, a pair lacks its
+    input; under 3 pairs."""
     by = {(x.kind, x.method, x.pair, x.seed): x.file for x in pictures}
     inputs = {kind: {x.pair: x.file for x in pictures if x.kind == kind} for kind in ("content", "style", "truth")}
     noise = next((x.file for x in pictures if x.kind == "noise"), "")

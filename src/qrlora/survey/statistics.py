@@ -132,7 +132,7 @@ def students_t(freedom: float, level: float = LEVEL) -> float:
 
 
 def holm(ps: Sequence[float]) -> list[float]:
-    """p-values adjusted for there being several (Holm 1979); NaN stays, and does not count."""
+    """p-values adjusted for there being several tests (Holm 1979); NaN stays, and does not count."""
     order = sorted((k for k, p in enumerate(ps) if not math.isnan(p)), key=lambda k: ps[k])
     adjusted, largest = list(ps), 0.0
     for rank, k in enumerate(order):

@@ -41,7 +41,8 @@ class AdaptedLayer(NamedTuple):
 
 def freeze_layers(layers: Sequence[AdaptedLayer]) -> None:
     """Freeze every LoRA of any trainer: its A becomes a buffer, its B stays a parameter, both float32: Q^T and zero; or
-    what they hold, where B is not zero because the trainer has resumed.
+    what they hold, where B is not zero, as after a file was loaded. Q comes from the cache, or is found on a GPU if
+    there is one.
 
     Raises: ValueError, naming the layer: rank above its size, numbers on the meta device, NaN, a weight of another
             shape, a learnt A that does not span Q. No layer is changed then.

@@ -220,7 +220,7 @@ def _train_on_base(
 
 def _preview_sampler(config: TrainConfig, base: Base) -> Callable[[], Any]:
     """() -> an image with the adapter so far, always of one seed, so that previews of a training can be compared. The
-    prompt is the config's."""
+    prompt is encoded now. The image is None, with a warning, if a GPU's memory runs out: training continues."""
     defaults, side = base.defaults, config.resolution
     assert side is not None
     condition = base.embed([config.preview_prompt or config.prompt], "", defaults.guidance)

@@ -46,11 +46,11 @@ class Pages:
         return Response(self.text(template, **told), status, media_type="text/html")
 
     def serve_static(self, app: FastAPI) -> None:
-        """Add the route of the static files to a FastAPI application."""
+        """Add the route of the pages' static files to a FastAPI application."""
 
         @app.get("/static/{name}")
         async def static(name: str, request: Request) -> Response:
-            """A static file, or 404."""
+            """A static file of the pages, or 404."""
             if name not in self.files:
                 return Response(status_code=404)
             kind = mimetypes.guess_type(name)[0] or "application/octet-stream"

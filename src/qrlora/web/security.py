@@ -73,11 +73,13 @@ class Guard:
         self.uploads = uploads or {}
 
     async def __call__(self, scope: dict[str, Any], receive: Any, send: Any) -> None:
+        """Guard one request: refuse it, or pass it on and add security headers to the answer."""
         if scope["type"] != "http":
             return  # neither sockets nor lifespan
         headers: dict[str, str] = {k.decode("latin-1"): v.decode("latin-1") for k, v in scope["headers"]}
 
         async def guarded(message: dict[str, Any]) -> None:
+            """Add security headers to an answer."""
             if message["type"] == "http.response.start":
                 names = {k.lower() for k, _ in message["headers"]}
                 added = {"Cache-Control": "no-store", **HEADERS}

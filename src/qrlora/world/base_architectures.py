@@ -149,7 +149,8 @@ def tiny_sdxl() -> StableDiffusionXLPipeline:
 
 
 def sd3_clip_encoders() -> tuple[CLIPTextModelWithProjection, CLIPTextModelWithProjection]:
-    """SD3's two CLIP text encoders, untrained; the first one's projection is the identity, as in SD3's CLIP-L."""
+    """The architecture of SD3's two CLIP text encoders, untrained; the first one's projection is the identity, as in
+    SD3's CLIP-L."""
     tokenizer = clip_tokenizer()
     first, second = (CLIPTextModelWithProjection(clip_config(tokenizer, *shape)) for shape in CLIP_SHAPES)
     torch.nn.init.eye_(first.text_projection.weight)
@@ -227,7 +228,7 @@ def clip_tokens(pipe: Any, captions: list[str]) -> Tokens:
 
 
 def clip_and_t5_tokens(pipe: Any, captions: list[str]) -> Tokens:
-    """Token ids for the CLIP text encoders and T5."""
+    """Token ids for the CLIP text encoders and T5 of a built-in base."""
     options = {"padding": "max_length", "truncation": True, "return_tensors": "pt"}
     pieces = getattr(pipe, "tokenizer_3", None) or pipe.tokenizer_2
     return {**clip_tokens(pipe, captions), "t5": pieces(captions, max_length=TEXT_LENGTH, **options).input_ids}

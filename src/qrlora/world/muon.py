@@ -57,7 +57,7 @@ class Muon(torch.optim.Optimizer):
                 self._update_matrices(members, shape, group)
 
     def _update_matrices(self, members: list[Tensor], shape: torch.Size, group: dict[str, Any]) -> None:
-        """Update all matrices of one shape at once."""
+        """Muon's update of all matrices of one shape at once."""
         for p in members:
             if "momentum_buffer" not in self.state[p]:
                 self.state[p]["momentum_buffer"] = torch.zeros_like(p)

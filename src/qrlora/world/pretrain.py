@@ -46,7 +46,7 @@ class BatchDataset(IterableDataset):
         self.run, self.data, self.first = run, rows, first
 
     def __iter__(self) -> Iterator[Batch]:
-        """The batches of the steps that are left, each prepared while the one before it is trained on."""
+        """The batches of the pre-training steps that are left, for this worker of the data loader."""
         worker = get_worker_info()
         start, stride = (0, 1) if worker is None else (worker.id, worker.num_workers)
         for number in range(self.first + start, self.run.settings.steps, stride):

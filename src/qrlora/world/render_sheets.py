@@ -112,7 +112,7 @@ def icon_svg(icons: dict, name: str) -> str | None:
 
 
 def outline_box(drawing: Image.Image) -> Box:
-    """The bounding box of the visible part of an RGBA drawing."""
+    """The bounding box of the visible part of a rendered RGBA drawing."""
     box = drawing.getchannel("A").point([255 * (a >= VISIBLE) for a in range(256)]).getbbox()
     if box is None:
         raise ValueError("the drawing is empty: nothing of it is visible")
@@ -126,7 +126,7 @@ def union_box(boxes: Iterable[Box]) -> Box:
 
 
 def tile_square(box: Box) -> Box:
-    """The square of the canvas that becomes a tile: centred on the box, whose larger side touches the margins."""
+    """The square of the rendered canvas that becomes a tile: centred on the box, as large as the margins allow."""
     left, top, right, bottom = box
     half = max(right - left, bottom - top) / 2 * SIZE / (SIZE - 2 * MARGIN)
     across, down = (left + right) / 2, (top + bottom) / 2
@@ -145,7 +145,8 @@ def crop_tile(drawing: Image.Image, square: Box) -> Image.Image:
 
 
 def npm_install(packages: list[str], folder: Path) -> Path:
-    """Install npm packages into a folder outside the source tree; returns the folder ``node_modules``."""
+    """Install npm packages of emoji sets to render from into a folder outside the source tree; returns the folder
+    ``node_modules``."""
     npm = shutil.which("npm")
     if npm is None:
         raise OSError("npm is not installed, and the drawings come from npm packages; install Node.js with npm")
@@ -158,7 +159,7 @@ def npm_install(packages: list[str], folder: Path) -> Path:
 def open_emoji_set(folder: Path) -> Callable[[Emoji], Image.Image | None]:
     """A reader of the emoji set in ``folder``: emoji -> square RGBA drawing, or None where the set has none."""
     if (folder / "assets").is_dir():  # ready-made images named by code point
-        return lambda emoji: _read_png_of_emoji(folder / "assets", emoji)
+        return lambda emoji: _read_emoji_image(folder / "assets", emoji)
     optional_dependencies.require("world", reason="drawing SVG")
     import resvg_py
 
@@ -176,8 +177,8 @@ def open_emoji_set(folder: Path) -> Callable[[Emoji], Image.Image | None]:
     return render
 
 
-def _read_png_of_emoji(folder: Path, emoji: Emoji) -> Image.Image | None:
-    """An emoji's image in a set's folder of PNG files."""
+def _read_emoji_image(folder: Path, emoji: Emoji) -> Image.Image | None:
+    """The image of an emoji to render, from an emoji set's folder of WebP files; None: the set has none."""
     for path in (folder / f"{emoji.code}.webp", folder / f"{emoji.code}-fe0f.webp"):
         if path.is_file():
             with Image.open(path) as image:

@@ -35,7 +35,7 @@ def blur(x: Tensor, sigma: float) -> Tensor:
 
 
 def gradient(x: Tensor) -> tuple[Tensor, Tensor]:
-    """Horizontal and vertical slope of the luminance, per unit; (b, 1, h, w) each."""
+    """Horizontal and vertical slope of the luminance, of which styles are made, per unit; (b, 1, h, w) each."""
     u = UNIT
     y = F.pad(luminance(x), (u,) * 4, mode="replicate")
     return (
@@ -69,7 +69,7 @@ def mix(amount: Tensor, low: tuple[float, ...], high: tuple[float, ...]) -> Tens
 
 
 def ramp(amount: Tensor, *colours: tuple[float, float, float]) -> Tensor:
-    """Piecewise linear colour map with evenly spaced stops."""
+    """Piecewise linear colour map of a style, with evenly spaced stops."""
     position = amount * (len(colours) - 1)
     return sum(  # type: ignore[return-value]
         amount.new_tensor(c)[:, None, None] * (1 - (position - k).abs()).clamp(min=0) for k, c in enumerate(colours)

@@ -1,4 +1,5 @@
-"""Rules that keep a part of each update's entries: TIES, DARE, KnOTS. They work on B A, not on A and B apart.
+"""The sparse merging rules TIES, DARE and KnOTS, which keep a part of each update's entries. They work on B A, not on A
+and B apart.
 
 Letters: o outputs, i inputs, r rank, n adapters, w the weight of an adapter in the merge.
 
@@ -13,7 +14,7 @@ from torch import Tensor
 
 from ..adapter import Adapter, Pair
 from ..linalg import low_rank_factors
-from .exact import Merged, _layers_of
+from .sum_and_stack import Merged, _layers_of
 
 DENSITY = 0.2
 """Share of the entries that TIES keeps (arXiv 2306.01708)."""

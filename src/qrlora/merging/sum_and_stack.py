@@ -1,4 +1,4 @@
-"""The exact merging rules sum and stack, and peft-linear, which is what many tools do.
+"""The merging rules sum and stack, which lose nothing, and peft-linear, which is what many tools do.
 
 Letters: o outputs, i inputs, r rank, w the weight of an adapter in the merge.
 """
