@@ -49,7 +49,7 @@ def write_pair(folder: Path) -> list[Path]:
     Q = {i: torch.linalg.qr(torch.randn(i, RANK, generator=generator)).Q for i in (640, 1280, 2048)}
     paths = []
     for role, trigger in (("content", "<c>"), ("style", "<s>")):
-        header = Header(family="sdxl", part="unet", method="qr", rank=RANK, targets="attention", basis="0" * 64)
+        header = Header(family="sdxl", component="unet", method="qr", rank=RANK, targets="attention", basis="0" * 64)
         header = Header(**{**header.__dict__, "role": role, "trigger": trigger, "base": "random"})
         layers = {
             name: Pair(Q[i].T.contiguous(), torch.randn(o, RANK, generator=generator) * 0.01)

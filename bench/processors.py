@@ -73,7 +73,7 @@ def write(fast: bool, quick: bool, path: Path) -> None:
 def random_adapter(Q: dict[str, Tensor], seed: int) -> Adapter:
     """An adapter of method `qr` in that basis."""
     generator = torch.Generator().manual_seed(seed)
-    header = Header(family="sdxl", part="unet", method="qr", rank=RANK, basis=Basis(Q, RANK, "input").digest)
+    header = Header(family="sdxl", component="unet", method="qr", rank=RANK, basis=Basis(Q, RANK, "input").digest)
     return Adapter(
         {x: Pair(q.T.contiguous(), torch.randn(len(q), RANK, generator=generator)) for x, q in Q.items()}, header
     )

@@ -60,7 +60,7 @@ def random_adapter(pipe, family, endings=None, rank=2, seed=0, **header):
         r = rank(layer) if callable(rank) else rank
         A, B = torch.randn(r, i, generator=generator), torch.randn(o, r, generator=generator)
         layers[layer] = Pair(A / i**0.5, B / 10)
-    known = dict(family=family, part=part_of(pipe), method="lora", rank=max(p.rank for p in layers.values()))
+    known = dict(family=family, component=part_of(pipe), method="lora", rank=max(p.rank for p in layers.values()))
     return Adapter(layers, Header(**{**known, **header}))
 
 

@@ -135,7 +135,8 @@ def adapter_of(family: str) -> Adapter:
         o = 32 if layer.endswith("proj_mlp") else 8
         pairs[layer] = Pair(torch.randn(2, 8, generator=generator), torch.randn(o, 2, generator=generator))
     part = "unet" if family == "sdxl" else "transformer"
-    return Adapter(pairs, Header(family=family, part=part, rank=2, role="style", trigger="<s>", config={"steps": 3}))
+    header = Header(family=family, component=part, rank=2, role="style", trigger="<s>", config={"steps": 3})
+    return Adapter(pairs, header)
 
 
 def seeds(folder: Path) -> dict[str, Callable[[Path, random.Random], Callable[[], Any]]]:

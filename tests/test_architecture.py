@@ -21,7 +21,7 @@ LAYERS = (
     ("initialisation_methods", "adapter"),
     ("merging", "analysis", "files", "doctor"),
     ("families", "injection", "training_example", "compat", "trainers"),
-    ("contrastive_directions", "networks"),
+    ("contrastive_directions", "networks", "missing_triggers", "sampling_batches"),
     ("training", "sampling"),
     ("video_sampling",),
     ("baselines", "world", "estimate"),

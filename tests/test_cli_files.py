@@ -120,7 +120,7 @@ def test_check_shows_hostile_names_without_obeying_them(tmp_path, capsys):
 def test_projecting_says_how_much_is_kept_and_the_result_merges_with_ours(folder, studio, tmp_path, capsys):
     output = tmp_path / "ours.safetensors"
     foreign = files.load(folder / "kohya.safetensors").select(["attn1.to_q", "attn1.to_k"])
-    plain = Adapter(foreign.layers, Header(part="unet", rank=2))  # as another tool's file, which says nothing of a base
+    plain = Adapter(foreign.layers, Header(component="unet", rank=2))  # another tool's, which says nothing of a base
     files.save(plain, tmp_path / "foreign.safetensors", keys="diffusers")
     words = ["project", tmp_path / "foreign.safetensors", output, "--base", pico.folder(), "--rank", 4]
     code, out, err = run(capsys, *words)

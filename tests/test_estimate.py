@@ -140,7 +140,7 @@ def test_adapter_files_of_the_real_bases_are_as_small_as_promised():
     for name, full, compact in (("flux-dev", 360, 180), ("sdxl", 86, 43)):
         base, _, _ = blank(name)
         shapes = {layer: tuple(weight.shape) for layer, weight in base.weights(base.defaults.targets)}
-        header = Header(family=base.family.name, part=base.family.component, method="qr", rank=64)
+        header = Header(family=base.family.name, component=base.family.component, method="qr", rank=64)
         for content, most in (("full", full), ("compact", compact)):
             assert 0.98 * most < size_in_bytes(shapes, header, content, dtype=torch.bfloat16) / 1e6 < most
 

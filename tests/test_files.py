@@ -47,7 +47,7 @@ def trained(unet, method, seed, rank=3, ending="attn1", **header):
         start = row.start(weight, basis.Q[layer] if basis else None, rank, generator)
         learnt = {name: torch.randn(getattr(start, name).shape, generator=generator) for name in start.trainable}
         layers[layer] = Pair(**{"A": start.A, "B": start.B, **learnt})
-    given = dict(family="sdxl", part="unet", method=method, rank=rank, basis=basis.digest if basis else "")
+    given = dict(family="sdxl", component="unet", method=method, rank=rank, basis=basis.digest if basis else "")
     return Adapter(layers, Header(**{**given, **header}))
 
 

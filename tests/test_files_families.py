@@ -78,7 +78,7 @@ def test_stock_diffusers_takes_linear1_of_real_size_apart_to_the_same_updates(tm
         x: Pair(torch.randn(2, 3072, generator=generator), torch.randn(12288 if "mlp" in x else 3072, 2))
         for x in layers
     }
-    adapter = Adapter(pairs, Header(family="flux", part="transformer", rank=2))
+    adapter = Adapter(pairs, Header(family="flux", component="transformer", rank=2))
     save(adapter, tmp_path / "x.safetensors", keys="kohya")
     translated = FluxPipeline.lora_state_dict(tmp_path / "x.safetensors")
     for layer in SINGLE:
@@ -187,7 +187,7 @@ def real_layers(family):
 def test_files_of_the_real_models_at_rank_64_in_bfloat16_have_the_promised_size(family, layers, full, compact):
     shapes = real_layers(family)
     assert len(shapes) == layers
-    header = Header(family=family, part="unet" if family == "sdxl" else "transformer", method="qr", rank=64)
+    header = Header(family=family, component="unet" if family == "sdxl" else "transformer", method="qr", rank=64)
     for content, promised in (("full", full), ("compact", compact)):
         megabytes = size_in_bytes(shapes, header, content, dtype=torch.bfloat16) / 1e6
         assert 0.98 * promised < megabytes <= promised

@@ -54,7 +54,7 @@ def test_names_of_the_original_model_are_read_with_dots_too(pipes, tmp_path, fam
         dotted[name.replace("context_block_", "context_block.")] = tensor
     write_safetensors(tmp_path / "dotted.safetensors", dotted, {})
     loaded = load(tmp_path / "dotted.safetensors")
-    assert loaded.header.family == family and loaded.header.part == "transformer"
+    assert loaded.header.family == family and loaded.header.component == "transformer"
     assert_updates(updates(loaded), adapter)
 
 
@@ -105,7 +105,7 @@ def test_the_authors_file_is_the_update_that_their_inference_adds(tmp_path, tria
     loaded = load(tmp_path / "x.safetensors")
     (layer,) = loaded.layers
     assert loaded.header.method == ("qr-triangular" if triangular else "qr-output")
-    assert METHODS[loaded.header.method].frozen_side == "output" and loaded.header.part == "transformer"
+    assert METHODS[loaded.header.method].frozen_side == "output" and loaded.header.component == "transformer"
     torch.testing.assert_close(weight + loaded.dense(layer).double(), theirs, atol=1e-5, rtol=1e-5)
     assert torch.equal(loaded.layers[layer].B, Q.float()) and torch.equal(loaded.layers[layer].A, delta.float())
 
@@ -233,7 +233,8 @@ def test_no_name_in_a_file_is_a_place_on_disk(tmp_path, monkeypatch):
     """Names with path separators are names: a compact file of them is written and read inside the cache alone."""
     monkeypatch.setenv("QRLORA_CACHE", str(tmp_path / "cache"))
     Q = torch.linalg.qr(torch.randn(8, 2)).Q
-    odd = Adapter({"../../up.x": Pair(Q.T.contiguous(), torch.ones(8, 2))}, Header(part="unet", method="qr", rank=2))
+    header = Header(component="unet", method="qr", rank=2)
+    odd = Adapter({"../../up.x": Pair(Q.T.contiguous(), torch.ones(8, 2))}, header)
     save(odd, tmp_path / "x.safetensors", content="compact")
     assert load(tmp_path / "x.safetensors").layers.keys() == odd.layers.keys()
     places = {path.relative_to(tmp_path).parts[0] for path in tmp_path.rglob("*")}
@@ -281,7 +282,7 @@ def test_a_compact_file_of_anything_but_learnt_factors_is_refused(tmp_path, monk
     monkeypatch.setenv("QRLORA_CACHE", str(tmp_path / "cache"))
     Q = torch.linalg.qr(torch.randn(8, 2)).Q
     pair = {LAYER: Pair(Q.T.contiguous(), torch.ones(8, 2))}
-    save(Adapter(pair, Header(part="unet", method="qr", rank=2)), tmp_path / "x.safetensors", content="compact")
+    save(Adapter(pair, Header(component="unet", method="qr", rank=2)), tmp_path / "x.safetensors", content="compact")
     tensors, metadata = read_safetensors(tmp_path / "x.safetensors")
     if change == "integers":
         tensors = {key: x.to(torch.int64) for key, x in tensors.items()}

@@ -258,7 +258,7 @@ def test_names_that_several_models_have_stay_paths_of_no_family(tmp_path):
     """Qwen-Image's attention has the names of SD3's; 60 blocks, 3072 wide, are neither's nor FLUX.1's."""
     made = tensors("diffusers-qwen-image")
     adapter = load(written(tmp_path, made, {}))
-    assert (adapter.header.family, adapter.header.part, len(adapter.layers)) == ("", "transformer", 240)
+    assert (adapter.header.family, adapter.header.component, len(adapter.layers)) == ("", "transformer", 240)
     save(adapter, tmp_path / "back.safetensors")
     assert read_safetensors(tmp_path / "back.safetensors")[0].keys() == made.keys()
 

@@ -41,7 +41,7 @@ def trained(method, seed, weights=None, rank=5, layers=tuple(LAYERS), **header):
         pairs[layer] = Pair(**factors)
         if start.subtract_start:
             pairs[layer] = Pair(torch.cat([factors["A"], start.A]), torch.cat([factors["B"], -start.B], 1))
-    return Adapter(pairs, Header(method=method, rank=rank, family="sdxl", part="unet", **header))
+    return Adapter(pairs, Header(method=method, rank=rank, family="sdxl", component="unet", **header))
 
 
 def exact_sum(adapters, weights, layer):
@@ -189,7 +189,7 @@ def test_a_header_of_merges_within_merges_as_files_of_before_hold_is_read_and_ma
     first, second = trained("qr", 1, trigger="<c>"), trained("qr", 2, trigger="<s>")
 
     def nested(header, *parents):
-        told = [{**x.__dict__, "parents": list(x.parents), "weight": w, "kept_energy": kept} for x, w, kept in parents]
+        told = [{**x.entries(), "parents": list(x.parents), "weight": w, "kept_energy": kept} for x, w, kept in parents]
         return replace(header, role="merged", parents=tuple(told))
 
     inner = nested(first.header, (first.header, 1.0, 1.0), (second.header, 0.5, 0.9))
@@ -218,7 +218,7 @@ def test_other_shapes_and_families_are_refused():
     small = Adapter({"a.attn1.to_q": Pair(torch.ones(2, 8), torch.ones(9, 2))}, Header(method="qr"))
     with pytest.raises(ValueError, match=r"base models differ, .*\(20, 16\) and \(9, 8\) in a.attn1.to_q"):
         merge([trained("qr", 1), small], (1, 1), "stack")
-    other = Adapter(trained("qr", 1).layers, Header(method="qr", family="flux", part="transformer"))
+    other = Adapter(trained("qr", 1).layers, Header(method="qr", family="flux", component="transformer"))
     with pytest.raises(ValueError, match="different family: 'sdxl' and 'flux'"):
         merge([trained("qr", 1), other], (1, 1))
 

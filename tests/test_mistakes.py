@@ -35,7 +35,8 @@ def bad_files(folder, dog):
     }
     save_file(tensors, folder / "nan.safetensors")
     wide = {n: Pair(torch.ones(2, 5), torch.ones(5, 2)) for n in adapter.layers}
-    files.save(Adapter(wide, Header(family="sdxl", part="unet", method="lora", rank=2)), folder / "wide.safetensors")
+    header = Header(family="sdxl", component="unet", method="lora", rank=2)
+    files.save(Adapter(wide, header), folder / "wide.safetensors")
     foreign = Header(
         **{**adapter.header.__dict__, "fingerprint": {k: 2 * v for k, v in adapter.header.fingerprint.items()}}
     )

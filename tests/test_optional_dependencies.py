@@ -202,7 +202,7 @@ from qrlora.adapter import Adapter, Header, Pair
 name = "down_blocks.1.attentions.0.transformer_blocks.0.attn1.to_q"
 for k in "ab":
     pair = Pair(torch.randn(2, 640), torch.randn(640, 2))
-    header = Header(rank=2, family="sdxl", part="unet", base="x", method="lora")
+    header = Header(rank=2, family="sdxl", component="unet", base="x", method="lora")
     qrlora.save(Adapter({{name: pair}}, header), {str(tmp_path)!r} + f"/{{k}}.safetensors")
 import os
 os.chdir({str(tmp_path)!r})

@@ -4,12 +4,15 @@ import dataclasses
 import json
 
 import pytest
+import torch
 
 import pico
+from qrlora.adapter import Adapter, Header, Pair
 from qrlora.comparison.method_specs import parse_method_spec
 from qrlora.config import FamilyDefaults, TrainConfig, as_dict, as_stored_dict, read_recipe
 from qrlora.config.renamed_settings import ADDED, RENAMED
 from qrlora.families import open_base
+from qrlora.sampling import generate, grid
 
 VALUES = {"decay": 0.5, "times": "noisy"}
 
@@ -85,3 +88,30 @@ def test_files_hold_settings_under_the_names_of_format_1():
     assert not any(since.values()) and not since.keys() & stored.keys()  # settings that came later and are not set
     assert list(stored.values()) == [value for name, value in as_dict(config).items() if name not in ADDED]
     assert not RENAMED.keys() & as_dict(config).keys()
+
+
+def test_a_header_s_part_is_its_component_and_keeps_its_name_in_files():
+    with pytest.warns(DeprecationWarning, match="the header's entry part is now component; the old name goes with 0.3"):
+        header = Header(**{"family": "sdxl", "part": "unet"})
+    assert header == Header(family="sdxl", component="unet") == Header.from_json(header.to_json())
+    with pytest.warns(DeprecationWarning, match="part is now component"):
+        assert getattr(header, "part") == "unet"  # noqa: B009 - the type has no such name any more
+    stored = json.loads(header.to_json())
+    assert stored["part"] == "unet" and "component" not in stored
+    with pytest.raises(ValueError, match="unknown entries: component"):
+        Header.from_json(json.dumps({"format_version": 1, "component": "unet"}))
+
+
+def test_on_picture_is_the_old_name_of_on_image():
+    base, done = open_base(pico.folder("sd15"), "cpu"), []
+    shapes = {name: layer.weight.shape for name, layer in base.target_layers("attention").items()}
+    zeros = {name: Pair(torch.zeros(1, i), torch.zeros(o, 1)) for name, (o, i) in shapes.items()}
+    content, style = (Adapter(zeros, Header(rank=1, role=role)) for role in ("content", "style"))
+    old = {"on_picture": lambda k, total: done.append((k, total))}
+    with pytest.warns(DeprecationWarning, match="on_picture is now on_image; the old name goes with 0.3"):
+        generate(base, "a dog", steps=1, **old)
+    with pytest.warns(DeprecationWarning, match="on_picture is now on_image"):
+        grid(base, "a dog", content, style, [0.0], [1.0], steps=1, **old)
+    assert done == [(1, 1), (1, 1)]
+    with pytest.raises(TypeError, match="unexpected keyword argument 'on_pictures'"):
+        grid(base, "a dog", content, style, [0.0], [1.0], **{"on_pictures": print})

@@ -73,7 +73,7 @@ def test_fewer_pictures_at_once_are_tried_where_memory_runs_out(base, monkeypatc
 
     plain = generate(base, "a dog", count=5)
     monkeypatch.setattr(type(base), "denoise", in_little_memory)
-    monkeypatch.setattr("qrlora.sampling.MAX_BATCH", 5)
+    monkeypatch.setattr("qrlora.sampling_batches.MAX_BATCH", 5)
     fewer = generate(base, "a dog", count=5)
     assert rows == [5, 3, 2]
     for one, other in zip(plain, fewer, strict=True):
@@ -152,7 +152,7 @@ def test_the_base_is_left_as_it_was(base):
     plain = generate(base, "a dog")
     generate(base, "a dog", [(adapter(base, 1), 1.0)])
     with pytest.raises(RuntimeError):
-        generate(base, "a dog", [(adapter(base, 1), 1.0)], on_picture=fail)
+        generate(base, "a dog", [(adapter(base, 1), 1.0)], on_image=fail)
     assert adapter_names(base.model) == []
     assert np.array_equal(values(generate(base, "a dog")), values(plain))
 
@@ -252,7 +252,7 @@ def test_a_grid_is_a_picture_for_each_pair_of_strengths(family):
     done = []
     pictures = grid(
         base, "a <c> in <s> style", content, style, [0, 1.0], [0, 0.5, -0.3], seed=4,
-        on_picture=lambda k, total: done.append((k, total)),
+        on_image=lambda k, total: done.append((k, total)),
     )  # fmt: skip
     assert done == [(k, 6) for k in range(1, 7)]
     for row, lc in zip(pictures, [0, 1.0], strict=True):

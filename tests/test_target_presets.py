@@ -44,7 +44,7 @@ def test_an_old_name_of_a_preset_works_in_calls_recipes_overrides_and_the_settin
 
 def test_a_file_keeps_the_name_of_the_preset_that_it_was_trained_with(tmp_path):
     layers = {"transformer_blocks.0.attn.add_q_proj": Pair(torch.ones(1, 3), torch.ones(2, 1))}
-    header = Header(family="sd3", part="transformer", method="lora", rank=1, targets="words")
+    header = Header(family="sd3", component="transformer", method="lora", rank=1, targets="words")
     save(Adapter(layers, header), tmp_path / "a.safetensors")
     assert load(tmp_path / "a.safetensors").header.targets == "words"
 

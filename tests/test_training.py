@@ -131,7 +131,7 @@ def test_a_run_is_explained_by_its_file(tmp_path, family):
     train(settings(tmp_path, trigger="<c>", prompt="a <c> face"), base=opened(family))
     header = load(tmp_path / "out.safetensors").header
     row = FAMILIES[family]
-    assert (header.family, header.part, header.targets) == (family, row.component, row.defaults.targets)
+    assert (header.family, header.component, header.targets) == (family, row.component, row.defaults.targets)
     assert (header.method, header.rank, header.config["times"]) == ("qr", 4, row.defaults.timestep_sampling)
     assert (header.role, header.trigger, header.prompt) == ("content", "<c>", "a <c> face")
     layers = opened(family).target_layers(header.targets)

@@ -6,7 +6,7 @@ import pytest
 
 from qrlora.adapter import Adapter, Header, Pair
 from qrlora.config import TrainConfig
-from qrlora.sampling import missing_trigger
+from qrlora.missing_triggers import missing_trigger
 
 WORDS = {  # what the prompt is, the trigger, whether it is said
     "a word": ("a sks dog", "sks", True),

@@ -373,7 +373,7 @@ def test_two_files_of_unlike_bases_are_told_by_the_bases_names(studio, tmp_path,
 
     adapter = files.load(studio / "dog.safetensors")
     wide = {layer: Pair(torch.ones(4, 5), torch.ones(7, 4)) for layer in adapter.layers}
-    header = Header(family="sdxl", part="unet", base="other-base", method="qr", rank=4)
+    header = Header(family="sdxl", component="unet", base="other-base", method="qr", rank=4)
     files.save(Adapter(wide, header), tmp_path / "wide.safetensors")
     for words in (["merge", "-o", tmp_path / "a.safetensors"], ["inspect", "--plot", tmp_path / "a.png"]):
         code, _, err = run(capsys, *words, studio / "dog.safetensors", tmp_path / "wide.safetensors")

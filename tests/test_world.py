@@ -387,7 +387,7 @@ def test_an_adapter_of_an_earlier_edition_of_a_built_in_base_is_refused_with_the
     o, i = base.weight(layer).shape
     layers = {layer: Pair(torch.zeros(2, i), torch.zeros(o, 2))}
     own = fingerprint([(layer, base.weight(layer))])
-    header = Header(family="flux", part="transformer", base="tiny-flux", role="content", fingerprint=own)
+    header = Header(family="flux", component="transformer", base="tiny-flux", role="content", fingerprint=own)
     adapter_compatibility.check_adapter_fits_base(base, Adapter(layers, header))
     other = dataclasses.replace(header, fingerprint={layer: 1.1 * own[layer]})
     with pytest.raises(ValueError, match="content adapter was trained on tiny-flux of another version.*train it again"):

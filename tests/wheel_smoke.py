@@ -45,7 +45,7 @@ def adapter_files() -> None:
     from qrlora.adapter import Adapter, Header, Pair
 
     for name in "ab":
-        header = Header(rank=2, family="sdxl", part="unet", base="x", method="lora")
+        header = Header(rank=2, family="sdxl", component="unet", base="x", method="lora")
         pair = Pair(torch.randn(2, 640), torch.randn(640, 2))
         qrlora.save(Adapter({LAYER: pair}, header), f"{name}.safetensors")
 

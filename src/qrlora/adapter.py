@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .config.renamed_settings import accepts_old_names
 from .config.type_checks import check_strengths
 from .linalg import is_finite, least_squares_coordinates, update_inner_product
 
@@ -28,6 +29,8 @@ HEADER_TYPES = {
 """Entry of a header -> its type in JSON."""
 OMITTED_IF_EMPTY = ("endings", "kernels")
 """Entries of a header that are left out where they say nothing: readers before them know the rest."""
+RENAMED_ENTRIES = {"part": "component"}
+"""Entry of a header in files, of which format 1 keeps the first name -> the field that it is."""
 NULLABLE_NUMBERS = ("basis_energy_lost", "truncation_error", "trained", "kept_energy")
 """Numbers of a header that may be null or absent."""
 
@@ -69,6 +72,7 @@ class Pair:
         return self.squared_norm
 
 
+@accepts_old_names(RENAMED_ENTRIES, "the header's entry")
 @dataclass(frozen=True, kw_only=True)
 class Header:
     """What an adapter is and where it comes from; travels in its file as JSON."""
@@ -77,7 +81,7 @@ class Header:
     """Of the file format; readers refuse any other."""
     family: str = ""
     """The kind of backbone, a name of layouts.LAYOUTS; "" when unknown."""
-    part: str = ""
+    component: str = ""
     """The adapted model inside the pipeline: "unet" or "transformer"."""
     base: str = ""
     """Name of the base model."""
@@ -107,9 +111,14 @@ class Header:
     kernels: dict[str, list[int]] = field(default_factory=dict)
     """Of the layers that are convolutions, the sides of their kernels: [3, 3]; A is (r, i h w) there."""
 
+    def entries(self) -> dict[str, Any]:
+        """The fields by the names that they have in files."""
+        in_files = {new: old for old, new in RENAMED_ENTRIES.items()}
+        return {in_files.get(name, name): value for name, value in asdict(self).items()}
+
     def to_json(self) -> str:
         """One line of JSON, equal for equal headers."""
-        entries = asdict(self)
+        entries = self.entries()
         return json.dumps({k: x for k, x in entries.items() if x or k not in OMITTED_IF_EMPTY}, sort_keys=True)
 
     @classmethod
@@ -125,7 +134,8 @@ class Header:
             raise ValueError(f"the adapter's header is not readable: {text[:80]!r}") from error
         if version != FORMAT_VERSION:
             raise ValueError(f"adapter format {version}, this qrlora reads format {FORMAT_VERSION}: upgrade qrlora")
-        unknown = values.keys() - {x.name for x in fields(cls)}
+        named = {RENAMED_ENTRIES.get(name, name): value for name, value in values.items()}
+        unknown = named.keys() - {x.name for x in fields(cls)} | values.keys() & set(RENAMED_ENTRIES.values())
         if unknown:
             raise ValueError(f"the adapter's header holds unknown entries: {', '.join(sorted(unknown))}")
         _check_entries(values)
@@ -136,7 +146,7 @@ class Header:
                 raise ValueError(f"the adapter's header: parents must be headers with their weight, got {within!r:.80}")
             _check_entries(within)
             waiting += within.get("parents", ())
-        return cls(**{**values, "parents": parents})
+        return cls(**{**named, "parents": parents})
 
 
 @dataclass(frozen=True)

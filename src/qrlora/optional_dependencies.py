@@ -17,6 +17,7 @@ NEEDS = {
     "families": "diffusers",
     "training": "diffusers",
     "sampling": "diffusers",
+    "sampling_batches": "diffusers",
     "contrastive_directions": "diffusers",
     "baselines": "diffusers",
     "world": "diffusers",

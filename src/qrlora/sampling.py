@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+import warnings
+from collections.abc import Callable, Sequence
 from os import PathLike
 from typing import Any
 
@@ -13,18 +14,16 @@ from torch import Tensor
 from .adapter import Adapter
 from .config import SampleConfig
 from .config.type_checks import check_strengths
-from .devices import free_memory, pages_to_host_memory
 from .families import Base, adapter_compatibility, open_base
 from .files import load
-from .image_size import ImageSize, height_and_width, parse_image_size
+from .image_size import ImageSize, parse_image_size
 from .injection import applied, set_strengths
-from .trigger_words import contains_word
-
-MAX_BATCH, CPU_PIXELS_AT_ONCE = 12, 1024**2
-"""Images that are sampled at once unless the caller says otherwise; on a CPU, which gives no warning before its memory
-is full, as many as have together so many pixels."""
+from .missing_triggers import refuse_missing_triggers
+from .sampling_batches import sample_batches
 
 AdapterOrFile = Adapter | str | PathLike[str]
+OnImage = Callable[[int, int], Any]
+"""(images done, of how many)."""
 
 
 def generate(
@@ -41,7 +40,7 @@ def generate(
     size: ImageSize | None = None,
     batch_size: int | None = None,
     check_triggers: bool = True,
-    on_picture: Callable[[int, int], Any] | None = None,
+    on_image: OnImage | None = None,
     **opening: Any,
 ) -> list[Image.Image]:
     """Images from the base with the sum of the adapters' updates on it, by the stock pipeline.
@@ -58,33 +57,53 @@ def generate(
              steps, guidance, size: None for the base's own; size is a side in pixels, or "WIDTHxHEIGHT".
              batch_size: images at once; None: MAX_BATCH, fewer where a GPU's memory runs out or a CPU has large ones.
              check_triggers: refuse a prompt that lacks the trigger word of an adapter in use.
-             on_picture: (images done, of how many) after every batch.
+             on_image: (images done, of how many) after every batch.
     Returns: one RGB image of this size for each.
     Raises:  ValueError: counts or sizes that do not fit, a missing trigger word, an adapter of another base.
     """
-    if isinstance(base, SampleConfig):
-        base, config = None, base
+    on_image = _with_old_name(on_image, opening)
+    sampling = {"negative_prompt": negative_prompt, "steps": steps, "guidance": guidance, "size": size}
+    base, config = (None, base) if isinstance(base, SampleConfig) else (base, config)
     if config is not None:
-        own = {"prompt": prompt, "negative_prompt": negative_prompt, "steps": steps, "guidance": guidance, "size": size}
-        keywords = {**own, "seed": seed, "count": count, "adapters": tuple(adapters), **opening}
+        keywords = {"prompt": prompt, **sampling, "seed": seed, "count": count, "adapters": tuple(adapters), **opening}
         settings = _settings_of_config(config, base, keywords)
-        settings |= {"batch_size": batch_size, "check_triggers": check_triggers, "on_picture": on_picture}
-        return generate(**settings)
+        return generate(**settings, batch_size=batch_size, check_triggers=check_triggers, on_image=on_image)
     weighted = [_adapter_and_strength(x) for x in adapters]
     prompts, seeds = _pair_prompts_and_seeds(prompt, seed, count)
     if check_triggers:
         refuse_missing_triggers(prompts, weighted)  # before a base is opened, which takes long
     opened = _open_if_named(base, opening)
-    for adapter, _ in weighted:
-        adapter_compatibility.check_adapter_fits_base(opened, adapter)
-    sample = _latents_sampler(opened, prompts, negative_prompt, seeds, steps, guidance, size)
+    return _sample_images(opened, weighted, prompts, seeds, sampling, batch_size, on_image)
+
+
+def _sample_images(
+    base: Base,
+    adapters: Sequence[tuple[Adapter, float]],
+    prompts: Sequence[str],
+    seeds: Sequence[int],
+    sampling: dict[str, Any],
+    batch_size: int | None,
+    on_image: OnImage | None,
+) -> list[Image.Image]:
+    """Sample an image for each prompt and seed with the adapters applied to an open base; else as `generate`."""
+    for adapter, _ in adapters:
+        adapter_compatibility.check_adapter_fits_base(base, adapter)
+    sample = _latents_sampler(base, prompts, seeds=seeds, **sampling)
     images: list[Image.Image] = []
-    with opened.on_device(), applied(opened.model, weighted, not opened.offload):
-        for some in _sample_batches(opened, sample, len(prompts), size, batch_size):
-            images += opened.decode_image(some)
-            if on_picture is not None:
-                on_picture(len(images), len(prompts))
+    with base.on_device(), applied(base.model, adapters, not base.offload):
+        for some in sample_batches(base, sample, len(prompts), sampling["size"], batch_size):
+            images += base.decode_image(some)
+            if on_image is not None:
+                on_image(len(images), len(prompts))
     return images
+
+
+def _with_old_name(on_image: OnImage | None, others: dict[str, Any]) -> OnImage | None:
+    """`on_image`, or what was given under its old name, which is taken out of the other keywords."""
+    if "on_picture" not in others:
+        return on_image
+    warnings.warn("on_picture is now on_image; the old name goes with 0.3", DeprecationWarning, stacklevel=3)
+    return others.pop("on_picture")
 
 
 OPENING_SETTINGS = ("device", "dtype", "quantize", "offload", "revision")
@@ -142,17 +161,21 @@ def grid(
     guidance: float | None = None,
     size: ImageSize | None = None,
     check_triggers: bool = True,
-    on_picture: Callable[[int, int], Any] | None = None,
+    on_image: OnImage | None = None,
+    **old_names: Any,
 ) -> list[list[Image.Image]]:
     """The image of each pair of strengths, all from one seed (the paper's figure 7).
 
     Both adapters go onto the model once, and images are sampled in batches in which each has its own strengths.
 
     Args:    as `generate`.
-             on_picture: called for every image once its batch is done.
+             on_image: called for every image once its batch is done.
     Returns: images[k][m] sampled at content_strengths[k] and style_strengths[m].
     Raises:  ValueError: as `generate`, and an empty list of strengths.
     """
+    on_image = _with_old_name(on_image, old_names)
+    if old_names:
+        raise TypeError(f"grid() got an unexpected keyword argument {min(old_names)!r}")
     if not content_strengths or not style_strengths:
         raise ValueError("a grid needs at least one content strength and one style strength")
     check_strengths([*content_strengths, *style_strengths])
@@ -174,11 +197,11 @@ def grid(
             return sample(part)
 
         at_once = 1 if adapter_compatibility.wants_single_images(base, [content, style]) else None
-        for some in _sample_batches(base, sample_cells, len(cells), size, at_once):
+        for some in sample_batches(base, sample_cells, len(cells), size, at_once):
             for image in base.decode_image(some):
                 images.append(image)
-                if on_picture is not None:
-                    on_picture(len(images), len(cells))
+                if on_image is not None:
+                    on_image(len(images), len(cells))
     width = len(style_strengths)
     return [images[row : row + width] for row in range(0, len(images), width)]
 
@@ -231,71 +254,3 @@ def _pair_prompts_and_seeds(
         found = f"{len(prompts)} prompts, {len(seeds)} seeds, count {count}"
         raise ValueError(f"give one prompt and a count, or one prompt and one seed for each image; got {found}")
     return prompts, seeds
-
-
-def missing_trigger(prompt: str, adapter: Adapter) -> str:
-    """Before sampling, the first trigger word of an adapter (or of those merged in it) that a prompt lacks as a whole
-    word, or ""."""
-    for trigger in filter(None, adapter.header.trigger.split(", ")):
-        if not contains_word(prompt, trigger):
-            return trigger
-    return ""
-
-
-def missing_triggers(prompts: Sequence[str], adapters: Sequence[tuple[Adapter, float]]) -> list[str]:
-    """A sentence for each adapter that acts and that a prompt does not call."""
-    found = []
-    for prompt in dict.fromkeys(prompts):
-        for adapter, strength in adapters:
-            trigger = missing_trigger(prompt, adapter) if strength else ""
-            if trigger:
-                role = f"the {adapter.header.role} adapter" if adapter.header.role else "an adapter"
-                found.append(f"the prompt {prompt!r} lacks {trigger!r}, the trigger word of {role}")
-    return found
-
-
-def refuse_missing_triggers(prompts: Sequence[str], adapters: Sequence[tuple[Adapter, float]]) -> None:
-    """Raises ValueError: an adapter acts, and a prompt does not call it."""
-    if missing := missing_triggers(prompts, adapters):
-        raise ValueError(f"{missing[0]}: add it, or generate all the same with --any-prompt (check_triggers=False)")
-
-
-def _sample_batches(
-    base: Base, sample: Callable[[slice], Tensor], total: int, size: ImageSize | None, wanted: int | None = None
-) -> Iterator[Tensor]:
-    """draw(slice), their latents, for `total` images of a size, so many at once as are wanted; None: as many as
-    the device holds, by halving the number where a GPU's memory runs out; where a GPU would spill over and not say
-    so, as many as are free for, by what the first image took.
-
-    Raises: ValueError: fewer than 1 wanted.  OutOfMemoryError: one image is too much, or so many as are wanted.
-    """
-    if wanted is not None and wanted < 1:
-        raise ValueError(f"batch_size must be 1 or more, got {wanted}")
-    height, width = height_and_width(parse_image_size("size", size) or base.defaults.resolution)
-    on_gpu, unmeasured = base.device.type == "cuda", wanted is None and pages_to_host_memory(base.device)
-    done, at_once = 0, wanted or (MAX_BATCH if on_gpu else min(CPU_PIXELS_AT_ONCE // (height * width) or 1, MAX_BATCH))
-    if unmeasured:
-        at_once = 1
-        torch.cuda.reset_peak_memory_stats(base.device)
-    while done < total:
-        try:
-            some = sample(slice(done, min(done + at_once, total)))
-        except torch.cuda.OutOfMemoryError:
-            if wanted or at_once == 1:
-                raise
-            some = None  # the error holds what filled the memory: it must be gone before the next try
-        if some is not None:
-            if unmeasured:
-                at_once, unmeasured = min(_images_that_fit(base.device), MAX_BATCH), False
-            yield some
-            done += len(some)
-        else:
-            at_once = -(-at_once // 2)
-            torch.cuda.empty_cache()
-
-
-def _images_that_fit(device: torch.device) -> int:
-    """How many images a GPU has memory for, 1 or more, by the most that was in use while the first was sampled, beyond
-    what is there for longer; a model that has left the GPU since counts as if each image brought its own."""
-    each = torch.cuda.max_memory_allocated(device) - torch.cuda.memory_allocated(device)
-    return max(1, int(free_memory(device) / (1.1 * max(each, 1))))  # a tenth more: an allocator leaves gaps

@@ -11,7 +11,7 @@ from .adapter import Adapter
 from .families import FAMILIES, Base, adapter_compatibility
 from .image_size import ImageSize, parse_image_size
 from .injection import applied
-from .sampling import refuse_missing_triggers
+from .missing_triggers import refuse_missing_triggers
 
 
 def generate_video(

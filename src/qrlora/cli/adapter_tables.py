@@ -20,7 +20,7 @@ def file_facts(path: Path, adapter: Adapter) -> list[tuple[str, str]]:
     header = adapter.header
     run = [f"{name} {header.config[name]}" for name in RUN_SETTINGS if header.config.get(name) not in (None, "")]
     paper = f" ({METHODS[header.method].paper})" if header.method in METHODS else ""
-    kind = ", ".join(filter(None, (header.family, header.part)))
+    kind = ", ".join(filter(None, (header.family, header.component)))
     held = sum(pair.A.numel() + pair.B.numel() for pair in adapter.layers.values())
     lines = [
         ("role", header.role or "unknown: not written by qrlora"),

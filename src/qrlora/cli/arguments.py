@@ -1,9 +1,11 @@
 """The words of a command line as values: recipes, settings, files with strengths, lists of numbers."""
 
-from collections.abc import Callable, Sequence
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from ..config import SampleConfig
 from ..config.type_checks import check_strengths
 from . import usage_hints
 
@@ -40,3 +42,13 @@ def parse_strengths(text: str) -> list[float]:
         raise ValueError(f"strengths are numbers with commas between, such as 0,0.5,1; got {text!r}") from None
     check_strengths(found)
     return found
+
+
+def sample_config(options: Mapping[str, Any], **more: Any) -> SampleConfig:
+    """The settings of sampling from the arguments and options of a verb, by their names, and what is not one of them.
+
+    Args:   options: the verb's, with whatever else it has.
+    Raises: ValueError: a setting that cannot be.
+    """
+    own = {field.name for field in dataclasses.fields(SampleConfig)}
+    return SampleConfig(**{**{name: value for name, value in options.items() if name in own}, **more})

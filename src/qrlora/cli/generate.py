@@ -2,13 +2,13 @@
 
 import json
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
 from ..config import SampleConfig, as_dict
 from . import console, options, usage_hints
-from .arguments import files_with_strengths
+from .arguments import files_with_strengths, sample_config
 from .progress_bar import progress_bar
 
 EXAMPLE = 'qrlora generate "a <c> in <s> style" dog.safetensors ink.safetensors=0.8'
@@ -25,7 +25,7 @@ def generate(
     seed: Annotated[int, typer.Option(help="Seed of the first image; each further one adds 1.")] = 0,
     base: options.AdaptersBase = "",
     revision: options.Revision = "",
-    negative: options.Negative = "",
+    negative_prompt: options.Negative = "",
     steps: options.SampleSteps = None,
     guidance: options.Guidance = None,
     size: options.Size = None,
@@ -40,10 +40,7 @@ def generate(
     """Draw images with a base model and any number of adapters."""
     usage_hints.check_prompt(prompt, adapters or [])
     paths, strengths = files_with_strengths(adapters or [], generate)
-    settings: dict[str, Any] = dict(prompt=prompt, negative_prompt=negative, steps=steps, guidance=guidance, seed=seed)
-    settings |= dict(count=count, size=size, adapters=tuple(paths), strengths=tuple(strengths))
-    settings |= dict(device=device, dtype=dtype, quantize=quantize, offload=offload, revision=revision)
-    config = SampleConfig(**settings, base=base, output=output, overwrite=overwrite)
+    config = sample_config(locals(), adapters=tuple(paths), strengths=tuple(strengths))
     draw_images(config, skip_text_encoders, any_prompt)
 
 
@@ -70,7 +67,7 @@ def draw_images(config: SampleConfig, skip_text_encoders: bool = False, any_prom
     weighted = list(zip(adapters, config.strengths, strict=True))
     with progress_bar("drawing") as bar:
         common = open_for_sampling.sampling_settings(config, any_prompt)
-        images = sampling.generate(base, config.prompt, weighted, **common, count=config.count, on_picture=bar.step)
+        images = sampling.generate(base, config.prompt, weighted, **common, count=config.count, on_image=bar.step)
     made_with = json.dumps(as_dict(config))
 
     def write(output: Path) -> None:

@@ -2,13 +2,13 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
 from ..config import SampleConfig
 from . import console, options
-from .arguments import parse_strengths
+from .arguments import parse_strengths, sample_config
 from .progress_bar import progress_bar
 
 EXAMPLE = "qrlora grid dog.safetensors ink.safetensors --style-strengths 0,0.5,1,1.5"
@@ -24,7 +24,7 @@ def grid(
     seed: Annotated[int, typer.Option(help="One seed for all images.")] = 0,
     base: options.AdaptersBase = "",
     revision: options.Revision = "",
-    negative: options.Negative = "",
+    negative_prompt: options.Negative = "",
     steps: options.SampleSteps = None,
     guidance: options.Guidance = None,
     size: options.Size = None,
@@ -37,10 +37,7 @@ def grid(
     overwrite: options.Overwrite = False,
 ) -> None:
     """Draw an image for each pair of content and style strengths (the paper's figure 7)."""
-    settings: dict[str, Any] = dict(prompt=prompt, negative_prompt=negative, steps=steps, guidance=guidance, seed=seed)
-    settings |= dict(size=size, adapters=(content, style))
-    settings |= dict(device=device, dtype=dtype, quantize=quantize, offload=offload, revision=revision)
-    config = SampleConfig(**settings, base=base, output=output, overwrite=overwrite)
+    config = sample_config(locals(), adapters=(content, style))
     strengths = parse_strengths(content_strengths), parse_strengths(style_strengths)
     draw_grid(config, *strengths, skip_text_encoders, any_prompt)
 
@@ -73,7 +70,7 @@ def draw_grid(
     with progress_bar("drawing") as bar:
         strengths = (content_strengths, style_strengths)
         common = open_for_sampling.sampling_settings(config, any_prompt)
-        images = sampling.grid(base, config.prompt, content, style, *strengths, **common, on_picture=bar.step)
+        images = sampling.grid(base, config.prompt, content, style, *strengths, **common, on_image=bar.step)
     figure = plots.strength_grid(images, *strengths, config.prompt, output_images.sampling_footer(config))
     written = output_images.write_image_output(lambda output: plots.save(figure, output, config.overwrite), config)
     console.say(str(written))

@@ -4,7 +4,7 @@ import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
-from .. import sampling
+from .. import missing_triggers
 from ..adapter import Adapter, Header
 from ..config import SampleConfig
 from ..families import Base, adapter_compatibility, open_base
@@ -19,8 +19,8 @@ def open_base_and_adapters(
     adapters = [adapter_files.read_adapter(path, skip_text_encoders) for path in config.adapters]
     acting = [(adapter, x) for adapter, x in zip(adapters, config.strengths, strict=True) if x]
     if not any_prompt:
-        sampling.refuse_missing_triggers([config.prompt], acting)
-    missing = sampling.missing_triggers([config.prompt], acting)
+        missing_triggers.refuse_missing_triggers([config.prompt], acting)
+    missing = missing_triggers.missing_triggers([config.prompt], acting)
     for doubt in (*missing, *doubts([adapter.header for adapter, _ in acting])):
         console.warn(doubt)
     config = dataclasses.replace(config, base=config.base or base_of_adapters(adapters))

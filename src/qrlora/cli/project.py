@@ -46,7 +46,7 @@ def project(
     weights = {layer: weight for layer, weight in opened.weights(layers) if layer in adapter.layers}
     header = Header(
         family=opened.family.name,
-        part=opened.family.component,
+        component=opened.family.component,
         base=opened.name,
         fingerprint=bases.fingerprint(weights.items()),
     )

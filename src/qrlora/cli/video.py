@@ -2,13 +2,13 @@
 
 import json
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
 from ..config import SampleConfig, as_dict
 from . import console, options, usage_hints
-from .arguments import files_with_strengths
+from .arguments import files_with_strengths, sample_config
 from .progress_bar import progress_bar
 
 EXAMPLE = 'qrlora video "a <c> runs in <s> style" dog.safetensors ink.safetensors=0.8 --frames 33'
@@ -26,7 +26,7 @@ def video(
     seed: Annotated[int, typer.Option(help="Of the noise.")] = 0,
     base: options.AdaptersBase = "",
     revision: options.Revision = "",
-    negative: options.Negative = "",
+    negative_prompt: options.Negative = "",
     steps: options.SampleSteps = None,
     guidance: options.Guidance = None,
     size: options.Size = None,
@@ -41,10 +41,7 @@ def video(
     """Draw a short video with a base model of videos; its adapters may have been trained on images."""
     usage_hints.check_prompt(prompt, adapters or [])
     paths, strengths = files_with_strengths(adapters or [], video)
-    settings: dict[str, Any] = dict(prompt=prompt, negative_prompt=negative, steps=steps, guidance=guidance, seed=seed)
-    settings |= dict(size=size, adapters=tuple(paths), strengths=tuple(strengths))
-    settings |= dict(device=device, dtype=dtype, quantize=quantize, offload=offload, revision=revision)
-    config = SampleConfig(**settings, base=base, output=output, overwrite=overwrite)
+    config = sample_config(locals(), adapters=tuple(paths), strengths=tuple(strengths))
     draw_video(config, frames, fps, skip_text_encoders, any_prompt)
 
 

@@ -65,9 +65,9 @@ class CheckedFile:
         return self.names.layout
 
     @property
-    def part(self) -> str:
+    def component(self) -> str:
         """ "unet", "transformer" or ""."""
-        return self.names.part
+        return self.names.component
 
     @cached_property
     def ranks(self) -> dict[str, int]:
@@ -96,7 +96,7 @@ class CheckedFile:
                 raise ValueError(f"{printable(key)}: needs a matrix, got {tuple(x.shape)}")
             elif x.is_floating_point() and not is_finite(x.float()):
                 raise ValueError(f"{printable(key)}: holds NaN or infinity")
-        start = read_peft_config(self.path, self.keys, self.metadata, self.part).start
+        start = read_peft_config(self.path, self.keys, self.metadata, self.component).start
         if start:
             raise ValueError(refusal(start))
 

@@ -68,7 +68,7 @@ def _kohya_needs_alpha(file: CheckedFile) -> str:
 
 def _diffusers_word_lora(file: CheckedFile) -> str:
     """diffusers' loader looks for the word "lora" in every name, kohya's SDXL files aside."""
-    if _is_kohya(file) and file.part == "unet" or all("lora" in key for key in file.tensors):
+    if _is_kohya(file) and file.component == "unet" or all("lora" in key for key in file.tensors):
         return ""
     return "it refuses a file in which a name does not hold the word lora"
 
@@ -106,8 +106,8 @@ def _alpha_or_metadata(file: CheckedFile) -> str:
 
 
 def _alpha_or_prefix(file: CheckedFile) -> str:
-    """diffusers' translators put the part before every name, once more if it is there."""
-    named = any(key.spelling.startswith(f"{file.part}.") for key in file.keys.values())
+    """diffusers' translators put the component before every name, once more if it is there."""
+    named = any(key.spelling.startswith(f"{file.component}.") for key in file.keys.values())
     return "it takes no alpha keys beside transformer. names" if file.alphas and named else ""
 
 
@@ -268,7 +268,7 @@ def diffusers_alpha_factor(file: CheckedFile, name: str) -> float:
     transformer's file with kohya's endings the alphas of diffusers' names are passed over, but for flat names."""
     if not file.alphas:
         return file.right[name] if "lora_adapter_metadata" in file.metadata else 1.0
-    if has_down(file) and file.part == "transformer":
+    if has_down(file) and file.component == "transformer":
         translated = (key for key in file.keys.values() if key.factor.name == name)
         spelling = next(translated).spelling
         return file.by_alpha(name) if spelling.endswith("{original}") or spelling.startswith(LORA_UNET) else 1.0

@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
 from .type_checks import as_dict
@@ -35,32 +35,44 @@ def new_setting_name(kind: type, name: str, stacklevel: int = 2) -> str:
     """Today's name of a setting; a DeprecationWarning if that is another one."""
     if name not in RENAMED or RENAMED[name] not in {field.name for field in dataclasses.fields(kind)}:
         return name
-    message = f"the setting {name} is now {RENAMED[name]}; the old name goes with 0.3"
-    warnings.warn(message, DeprecationWarning, stacklevel=stacklevel + 1)
-    return RENAMED[name]
+    return _warn_of_old_name("the setting", name, RENAMED[name], stacklevel + 1)
 
 
-def accepts_old_names(kind: Kind) -> Kind:
-    """A class decorator: the constructor takes old names, and instances have them as attributes, with a warning each.
+def accepts_old_names(renamed: Mapping[str, str], what: str = "the setting") -> Callable[[Kind], Kind]:
+    """A decorator of dataclasses: the constructor takes old names of fields, and instances have them as attributes,
+    with a warning each.
 
     `dataclasses.replace(config, OLD=value)` passes the new name, too, with the value so far: there OLD counts.
+
+    Args: renamed: {old name: new name}.  what: the field is, in the warning.
     """
-    init = kind.__init__
 
-    @functools.wraps(init)
-    def init_with_old_names(self: Any, *positional: Any, **settings: Any) -> None:
-        given = {name: value for name, value in settings.items() if name not in RENAMED}
-        given |= {new_setting_name(kind, name): value for name, value in settings.items() if name in RENAMED}
-        init(self, *positional, **given)
+    def decorate(kind: Kind) -> Kind:
+        init = kind.__init__
+        old_names = {old: new for old, new in renamed.items() if new in {x.name for x in dataclasses.fields(kind)}}
 
-    setattr(kind, "__init__", init_with_old_names)  # noqa: B010 - pyright refuses the plain assignment
-    for old_name in RENAMED:
-        setattr(kind, old_name, property(functools.partial(_by_old_name, old_name)))
-    return kind
+        @functools.wraps(init)
+        def init_with_old_names(self: Any, *positional: Any, **values: Any) -> None:
+            for old in old_names.keys() & values.keys():
+                values[_warn_of_old_name(what, old, old_names[old], stacklevel=3)] = values.pop(old)
+            init(self, *positional, **values)
+
+        setattr(kind, "__init__", init_with_old_names)  # noqa: B010 - pyright refuses the plain assignment
+        for old, new in old_names.items():
+            setattr(kind, old, property(functools.partial(_by_old_name, what, old, new)))
+        return kind
+
+    return decorate
 
 
-def _by_old_name(old_name: str, config: Any) -> Any:
-    return getattr(config, new_setting_name(type(config), old_name, stacklevel=2))
+def _by_old_name(what: str, old: str, new: str, instance: Any) -> Any:
+    return getattr(instance, _warn_of_old_name(what, old, new, stacklevel=3))
+
+
+def _warn_of_old_name(what: str, old: str, new: str, stacklevel: int) -> str:
+    """The new name, after a warning."""
+    warnings.warn(f"{what} {old} is now {new}; the old name goes with 0.3", DeprecationWarning, stacklevel=stacklevel)
+    return new
 
 
 def as_stored_dict(config: Any) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from ..image_size import parse_image_size
 from ..layouts import current_preset
 from ..trigger_words import contains_word
 from .image_settings import PATH_LISTS, normalise_paths, parse_crops
-from .renamed_settings import accepts_old_names, with_new_names
+from .renamed_settings import RENAMED, accepts_old_names, with_new_names
 from .type_checks import as_dict, check_at_least, check_strengths, check_types
 
 Quantize = Literal["", "nf4", "int8", "float8"]
@@ -27,7 +27,7 @@ TRIGGERS = {"content": "<c>", "style": "<s>"}
 """Role -> the default trigger word; the paper's prompt is "a <c> in <s> style"."""
 
 
-@accepts_old_names
+@accepts_old_names(RENAMED)
 @dataclass(frozen=True, kw_only=True)
 class FamilyDefaults:
     """A base model's values for the settings that were left open (None). Those here are the paper's for SDXL."""
@@ -86,7 +86,7 @@ class FamilyDefaults:
         return dataclasses.replace(self, **values)
 
 
-@accepts_old_names
+@accepts_old_names(RENAMED)
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig:
     """Settings of training one adapter on one image, or on several of one subject or style."""

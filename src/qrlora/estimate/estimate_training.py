@@ -120,7 +120,7 @@ def _counted_from_shapes(task: TrainingTask, methods: list[str], on_stage: OnSta
     shapes = {layer: (int(w.shape[0]), int(w.shape[1])) for layer, w in base.weights(task.targets)}
     header = Header(
         family=base.family.name,
-        part=base.family.component,
+        component=base.family.component,
         base=base.name,
         method=task.config.method,
         rank=rank,

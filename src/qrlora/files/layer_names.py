@@ -35,7 +35,7 @@ class Names:
 
     layout: Layout | None
     """The backbone; None: unknown."""
-    part: str
+    component: str
     """"unet", "transformer", or "" where no name says so."""
     keys: Mapping[str, Key]
     endings: str = ""
@@ -76,22 +76,23 @@ def understand_names(
     if header is not None:
         layout = LAYOUTS.get(header.family) if LAYOUTS.get(header.family) in fitting else None
         read = layout or (fitting[0] if fitting and not header.family and not header.endings else None)
-        found = _read_names(read, factors) if read else _verbatim_names(factors, f"{header.part or 'unet'}.")
-        return _refuse_duplicates(Names(layout, header.part, found, header.endings))
+        found = _read_names(read, factors) if read else _verbatim_names(factors, f"{header.component or 'unet'}.")
+        return _refuse_duplicates(Names(layout, header.component, found, header.endings))
     if fitting and len({tuple(y.layers for name in names if (y := x.read(name))) for x in fitting}) == 1:
         found = _read_names(fitting[0], factors)
         layout = _one_layout_of(fitting, found, tensors, metadata)
         return _refuse_duplicates(
             Names(layout, fitting[0].component, _read_names(layout, factors) if layout else found)
         )
-    parts = {next((x for x in PARTS if name.startswith(f"{x}.")), "") for name in names}
-    if len(parts) != 1:
-        raise ValueError(f"an adapter changes one part of a pipeline, this file has {sorted(parts) or 'no layers'}")
-    part = parts.pop()
+    components = {next((x for x in PARTS if name.startswith(f"{x}.")), "") for name in names}
+    if len(components) != 1:
+        found = sorted(components) or "no layers"
+        raise ValueError(f"an adapter changes one component of a pipeline, this file has {found}")
+    component = components.pop()
     if all(name.startswith(PEFT_PREFIX) for name in names):  # a path in any module, by definition
         return _refuse_duplicates(Names(None, "", _verbatim_names(factors, PEFT_PREFIX)))
     return _refuse_duplicates(
-        Names(None, part, _verbatim_names(factors, f"{part}." if part else ""), _common_endings(factors))
+        Names(None, component, _verbatim_names(factors, f"{component}." if component else ""), _common_endings(factors))
     )
 
 
@@ -136,7 +137,7 @@ def _read_names(layout: Layout, factors: Mapping[str, Factor]) -> dict[str, Key]
 
 
 def _verbatim_names(factors: Mapping[str, Factor], prefix: str) -> dict[str, Key]:
-    """Names that stay as they are, but for the part's."""
+    """Names that stay as they are, but for the component's."""
     return {key: Key(x, (x.name.removeprefix(prefix),), VERBATIM) for key, x in factors.items()}
 
 
@@ -162,7 +163,7 @@ def _refuse_duplicates(names: Names) -> Names:
             if before != key:
                 raise ValueError(f"{printable(before)} and {printable(key)} are the same factor of one layer, twice")
     if not names.keys:
-        raise ValueError("an adapter changes one part of a pipeline, this file has no layers")
+        raise ValueError("an adapter changes one component of a pipeline, this file has no layers")
     return names
 
 

@@ -109,7 +109,7 @@ def group_keys_by_layer(
     for key, meaning in names.keys.items():
         found.setdefault(meaning.layers, {})[meaning.factor.kind] = key
     _check_matrices(tensors, found)
-    config = read_peft_config(path, tensors, metadata, names.part)
+    config = read_peft_config(path, tensors, metadata, names.component)
     groups = {}
     for layers in sorted(found, key=lambda layers: natural(layers[0])):
         keys = found[layers]
@@ -250,7 +250,7 @@ def _foreign_header(
     kernels = {together[0]: list(tensors[x.keys["A"]].shape[2:]) for together, x in groups.items() if "A" in x.keys}
     return Header(
         family=names.layout.family if names.layout else "",
-        part=names.part,
+        component=names.component,
         base=metadata.get("ss_sd_model_name", ""),
         method=own if len(deltas) == len(groups) else "qr" if frozen and not deltas else "lora",
         rank=max(pair.rank for pair in layers.values()),

@@ -76,7 +76,7 @@ class Config:
         return alpha / (math.sqrt(rank) if self.rslora else rank)
 
 
-def read_peft_config(path: Path, keys: Mapping[str, Any], metadata: Mapping[str, str], part: str) -> Config:
+def read_peft_config(path: Path, keys: Mapping[str, Any], metadata: Mapping[str, str], component: str) -> Config:
     """Read what PEFT, diffusers or kohya's forks wrote about a file's strength, of which `keys` are the names of its
     tensors.
 
@@ -91,7 +91,7 @@ def read_peft_config(path: Path, keys: Mapping[str, Any], metadata: Mapping[str,
             raise ValueError(f"a PEFT file keeps its strength in {beside}, which is missing; put it there") from error
     else:
         given = parse_json_object(metadata.get("lora_adapter_metadata", "{}"), "lora_adapter_metadata")
-        entries = {name.removeprefix(f"{part}."): value for name, value in given.items()}
+        entries = {name.removeprefix(f"{component}."): value for name, value in given.items()}
         entries = {name: value for name, value in entries.items() if "." not in name}  # the rest is of text encoders
     if not entries:
         arguments = parse_json_object(metadata.get("ss_network_args") or "{}", "ss_network_args")

@@ -94,8 +94,8 @@ def tensors_and_metadata(
         raise ValueError(f"{next(iter(layers))}: of a model that qrlora has no names for: keep those of the file")
     fused = {}
     if content == "compact":
-        side, part = _frozen_side(header), header.part or "unet"
-        tensors = {f"{part}.{x}.delta": pair.B if side == "input" else pair.A for x, pair in layers.items()}
+        side, component = _frozen_side(header), header.component or "unet"
+        tensors = {f"{component}.{x}.delta": pair.B if side == "input" else pair.A for x, pair in layers.items()}
     elif not style:
         tensors = _verbatim_tensors(layers, header)
     else:
@@ -108,7 +108,7 @@ def _verbatim_tensors(layers: Mapping[str, Pair], header: Header) -> dict[str, T
     """A, B and alpha to save, if the file had one, under the names that another tool gave them."""
     tensors: dict[str, Tensor] = {}
     for layer, pair in layers.items():
-        name = f"{header.part}.{layer}" if header.part else layer
+        name = f"{header.component}.{layer}" if header.component else layer
         factors = (*_kernel_shaped(pair, header.kernels.get(layer)), torch.tensor(float(pair.rank)))
         tensors |= {name + ending: x for ending, x in zip(header.endings.split(), factors, strict=False)}
     return tensors
@@ -140,13 +140,14 @@ def _spelled_name(layer: str, header: Header, layout: Layout | None, style: str)
 
     Raises: ValueError: the style cannot spell the layer so that it is read back as the same.
     """
-    part = header.part or "unet"
+    component = header.component or "unet"
     if style == "diffusers":
-        return f"{part}.{layer}", (layer,)
-    found = layout.spell(style, layer) if layout and layout.component == part and style in layout.written else None
+        return f"{component}.{layer}", (layer,)
+    found = layout.spell(style, layer) if layout and layout.component == component and style in layout.written else None
     if found is None:
         of = f" of family {layout.family!r}" if layout else ""
-        raise ValueError(f"{part}.{layer}{of}: has no {style} name that is read back unchanged; use diffusers names")
+        lacks = f"has no {style} name that is read back unchanged; use diffusers names"
+        raise ValueError(f"{component}.{layer}{of}: {lacks}")
     return found
 
 

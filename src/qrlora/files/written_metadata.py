@@ -17,7 +17,7 @@ def layout_of(layers: Iterable[str], header: Header) -> Layout | None:
     unknown."""
     if header.family or header.endings:
         return LAYOUTS.get(header.family)
-    fitting = layouts_of(f"{header.part}.{layer}" for layer in layers) if header.part else []
+    fitting = layouts_of(f"{header.component}.{layer}" for layer in layers) if header.component else []
     return fitting[0] if len(fitting) == 1 else None
 
 
@@ -57,11 +57,11 @@ def metadata_to_write(
         **(variant.metadata if variant else {}),
     }
     if style == "diffusers" and content == "full":
-        entries["lora_adapter_metadata"] = _lora_adapter_metadata(layers, header.part or "unet", largest)
+        entries["lora_adapter_metadata"] = _lora_adapter_metadata(layers, header.component or "unet", largest)
     return {name: value for name, value in entries.items() if value}
 
 
-def _lora_adapter_metadata(layers: Mapping[str, Pair], part: str, largest: int) -> str:
+def _lora_adapter_metadata(layers: Mapping[str, Pair], component: str, largest: int) -> str:
     """The metadata lora_adapter_metadata of diffusers: LoraConfig's fields that every version of PEFT knows; alpha = r
     in every layer."""
     ranks = {layer: pair.rank for layer, pair in layers.items() if pair.rank != largest}
@@ -74,4 +74,4 @@ def _lora_adapter_metadata(layers: Mapping[str, Pair], part: str, largest: int) 
         "use_dora": False,
         "lora_bias": False,
     }
-    return json.dumps({f"{part}.{name}": value for name, value in config.items()})
+    return json.dumps({f"{component}.{name}": value for name, value in config.items()})

@@ -21,6 +21,9 @@ from .sources import sources
 from .sum_and_stack import Merged, add, peft_linear, stack
 from .ties_dare_knots import dare, knots, ties
 
+SHARED_ENTRIES = ("family", "component", "base")
+"""Entries that the headers of adapters to merge agree on, as far as each has them."""
+
 
 def merge(adapters: Sequence[Adapter], weights: Sequence[float], rule: str = "sum", **parameters: Any) -> Adapter:
     """One adapter whose update is the weighted sum of the adapters' updates.
@@ -62,19 +65,19 @@ def project(adapter: Adapter, basis: Basis, base: Header) -> tuple[Adapter, dict
     Least squares, see Adapter.in_basis. A LoRA that was trained freely may lie mostly outside the leading directions of
     the weights: the shares are the fractions of its squared norm kept.
 
-    Args:    basis: of the adapter's layers.  base: family, part, name and fingerprint of the model it is of.
+    Args:    basis: of the adapter's layers.  base: family, component, name and fingerprint of the model it is of.
     Returns: the adapter, of method "qr" or "qr-output", and by layer the kept share of |B A|^2, 0..1.
-    Raises:  ValueError: an adapter of another family, part or base; a layer that is not in the basis, or of another
+    Raises:  ValueError: an adapter of another family, component, base; a layer that is not in the basis, or of another
              size.
     """
-    for name in ("family", "part"):
+    for name in ("family", "component"):
         here, there = getattr(adapter.header, name), getattr(base, name)
         if here and here != there:
             raise ValueError(f"the adapter's {name} is {here!r}, that of {base.base} is {there!r}: choose its own base")
     if not same_base(adapter.header.fingerprint, base.fingerprint):
         raise ValueError(f"the adapter was trained on {adapter.header.base!r}, whose weights differ from {base.base!r}")
     placed, kept = adapter.in_basis(basis.Q, basis.side)
-    of_base = {name: getattr(base, name) for name in ("family", "part", "base", "fingerprint")}
+    of_base = {name: getattr(base, name) for name in ("family", "component", "base", "fingerprint")}
     method = {"input": "qr", "output": "qr-output"}[basis.side]
     return replace(
         placed, header=replace(adapter.header, **of_base, method=method, rank=basis.rank, basis=basis.digest)
@@ -102,7 +105,7 @@ def _merged_header(adapters: Sequence[Adapter], weights: Sequence[float], rule: 
     keeps_basis = merged.method in METHODS and same_layers and len({header.basis for header in headers}) == 1
     return replace(
         headers[0],
-        **{name: next(filter(None, (getattr(x, name) for x in headers)), "") for name in ("family", "part", "base")},
+        **{name: next(filter(None, (getattr(x, name) for x in headers)), "") for name in SHARED_ENTRIES},
         fingerprint={layer: value for header in reversed(headers) for layer, value in header.fingerprint.items()},
         endings=max((header.endings for header in headers), key=len),  # with alpha, if one has it
         kernels={layer: sides for header in headers for layer, sides in header.kernels.items()},
@@ -125,7 +128,7 @@ def _joined(comma: str, texts: Sequence[str]) -> str:
 
 def _check_same_base(first: Adapter, other: Adapter) -> None:
     """Raises ValueError unless two adapters can be of one base model, as far as their headers know."""
-    for name in ("family", "part"):
+    for name in ("family", "component"):
         here, there = getattr(first.header, name), getattr(other.header, name)
         if here and there and here != there:
             raise ValueError(f"the adapters are of different {name}: {here!r} and {there!r}; they cannot be merged")

@@ -14,7 +14,7 @@ def doubts(headers: Sequence[Header]) -> list[str]:
 
     Merges count as what went into them; nothing is said of adapters without a role, which other tools made.
     """
-    sources = [source for header in headers for source in _headers_of_sources(header.__dict__)]
+    sources = [source for header in headers for source in _headers_of_sources(header.entries())]
     found = []
     for role in ROLES:
         count = sum(source.get("role") == role for source in sources)

@@ -44,7 +44,7 @@ def _sources_of_adapter(adapter: Adapter) -> Iterator[dict[str, Any]]:
         yield from _leaves_of_merges(adapter.header.parents)
     else:
         yield {
-            **adapter.header.__dict__,
+            **adapter.header.entries(),
             "parents": [],
             "digest": _adapter_digest(adapter),
             "weight": 1.0,

@@ -57,7 +57,7 @@ def check_adapter_fits(config: TrainConfig, base: Base) -> None:
     row = METHODS.get(config.method)
     rank = config.rank if row is not None and row.frozen_side else 2 * config.rank
     shapes = {name: (x.out_features, x.in_features) for name, x in base.target_layers(config.targets).items()}
-    header = Header(family=base.family.name, part=base.family.component, method=config.method, rank=rank)
+    header = Header(family=base.family.name, component=base.family.component, method=config.method, rank=rank)
     size = size_in_bytes(shapes, header) * (1 + len(saved_steps(config)))
     output_files.check_writable(config.output, overwrite=True, size=size)
 

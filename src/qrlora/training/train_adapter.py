@@ -244,7 +244,7 @@ def _header_of_run(config: TrainConfig, base: Base, settings: dict[str, Any]) ->
     assert config.rank is not None and config.targets is not None
     return Header(
         family=base.family.name,
-        part=base.family.component,
+        component=base.family.component,
         base=base.name,
         fingerprint=fingerprint(base.weights(config.targets)),
         method=config.method,
