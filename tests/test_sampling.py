@@ -360,11 +360,11 @@ def test_a_prompt_that_becomes_nan_is_not_learnt_from(tmp_path):
 @pytest.mark.parametrize(("free", "lots"), [(3.5, [1, 3, 3, 3]), (0.5, [1] * 10), (100, [1, 9])])
 def test_on_a_gpu_that_spills_over_the_first_picture_tells_how_many_are_drawn_at_once(monkeypatch, free, lots):
     """With the CPU in the GPU's place, where a picture takes a megabyte, and what stays on the device ten."""
-    from qrlora import sampling
+    from qrlora import sampling_batches
 
     drawn = []
-    monkeypatch.setattr(sampling, "pages_to_host_memory", lambda device: True)
-    monkeypatch.setattr(sampling, "free_memory", lambda device: free * 1e6)
+    monkeypatch.setattr(sampling_batches, "pages_to_host_memory", lambda device: True)
+    monkeypatch.setattr(sampling_batches, "free_memory", lambda device: free * 1e6)
     monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", lambda device: None)
     monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda device: 11 * 10**6)
     monkeypatch.setattr(torch.cuda, "memory_allocated", lambda device: 10 * 10**6)

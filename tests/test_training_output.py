@@ -129,14 +129,14 @@ def test_what_was_learnt_is_kept_beside_the_checkpoint_in_the_cache_or_among_tem
     out = tmp_path / "disk" / "out.safetensors"
     places = [out.with_suffix(".checkpoint"), cache_folder().parent, tmp_path / "temporary"]
     full = [out.parent / "out.safetensors"]
-    real = save_adapter.safetensors_files.write
+    real = save_adapter.safetensors_files.write_safetensors
 
     def write(path, *rest):
         if any(Path(path) == place or place in Path(path).parents for place in full):
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
         real(path, *rest)
 
-    monkeypatch.setattr(save_adapter.safetensors_files, "write", write)
+    monkeypatch.setattr(save_adapter.safetensors_files, "write_safetensors", write)
     for place in places:
         with pytest.raises(OSError, match="No space left on device; what was made is kept as") as caught:
             train(asked(tmp_path, output=out), base=base)

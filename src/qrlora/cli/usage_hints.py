@@ -34,7 +34,7 @@ def check_settings(words: Sequence[str]) -> None:
         if equals and name:
             continue
         if is_picture(word) and "=" in before and Path(f"{before.partition('=')[2]} {word}").is_file():
-            raise ValueError(f"a name with spaces needs quotes: {console.command('train', f'{before} {word}')}")
+            raise ValueError(f"a name with spaces needs quotes: {console.shell_command('train', f'{before} {word}')}")
         if is_picture(word) and before.startswith("image=") and Path(word).is_file():
             hint = console.shell_command("train", before, f"image={word}")
             raise ValueError(f"several images are given one by one, {hint}, or as their folder, image=FOLDER")
@@ -120,7 +120,8 @@ def _hint_without_verb(words: Sequence[str]) -> str:
     if word == "bench":
         return _compare_hint(words[1:])
     if is_picture(word):
-        return f"To train on it: {console.command('train', f'image={word}', f'output={Path(word).stem}.safetensors')}"
+        output = f"output={Path(word).stem}.safetensors"
+        return f"To train on it: {console.shell_command('train', f'image={word}', output)}"
     if is_adapter(word):
         return f"To see what is in it: {console.shell_command('inspect', word)}"
     return ""
