@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 
+import full_size
 import qrlora
 from qrlora.adapter import Adapter, Header, Pair
 from qrlora.analysis import interference, similarity, trainable_parameters, update_norms
@@ -96,22 +97,7 @@ def test_only_shared_layers_are_compared():
 
 def sdxl_self_attention():
     """{layer: (o, i)} of the real SDXL UNet's 280 self-attention layers, without a byte of its weights."""
-    from diffusers import UNet2DConditionModel
-
-    with torch.device("meta"):
-        unet = UNet2DConditionModel(
-            sample_size=128,
-            block_out_channels=(320, 640, 1280),
-            down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
-            up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
-            transformer_layers_per_block=(1, 2, 10),
-            attention_head_dim=(5, 10, 20),
-            cross_attention_dim=2048,
-            use_linear_projection=True,
-            addition_embed_type="text_time",
-            addition_time_embed_dim=256,
-            projection_class_embeddings_input_dim=2816,
-        )
+    unet = full_size.sdxl_unet()
     return {n: m.weight for n, m in unet.named_modules() if ".attn1.to_" in n and isinstance(m, torch.nn.Linear)}
 
 

@@ -13,7 +13,16 @@ from qrlora.layouts import LAYOUTS, VARIANTS
 
 SRC = Path(__file__).parents[1] / "src" / "qrlora"
 LAYERS = (
-    ("optional_dependencies", "crop_geometry", "devices", "image_size", "layouts", "temporary_files", "trigger_words"),
+    (
+        "optional_dependencies",
+        "crop_geometry",
+        "devices",
+        "error_messages",
+        "image_size",
+        "layouts",
+        "temporary_files",
+        "trigger_words",
+    ),
     ("built_in_bases", "image_loading", "output_files"),
     ("lanczos", "text_files"),
     ("linalg", "noising", "config", "safetensors_files", "lora_keys", "parallel_map", "json_objects"),

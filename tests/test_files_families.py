@@ -5,6 +5,7 @@ import json
 import pytest
 import torch
 
+import full_size
 import pico
 from loras import TARGETS, assert_same, assert_updates, part_of, random_adapter, stock_updates
 from qrlora.adapter import Adapter, Header, Pair, linear_layers, name_ends_in
@@ -161,22 +162,14 @@ def test_the_size_is_known_before_the_file(pipes, tmp_path, monkeypatch, family,
 
 def real_layers(family):
     """{layer: (o, i)} of SDXL's self-attention and of the paper's choice in FLUX.1, from diffusers' own classes."""
-    from diffusers import FluxTransformer2DModel, UNet2DConditionModel
+    from diffusers import FluxTransformer2DModel
 
     with torch.device("meta"):
         if family == "flux":
             model, endings = FluxTransformer2DModel(guidance_embeds=True), TARGETS["flux"]
             endings = (*(x for x in endings if x not in ("proj_mlp", "proj_out")), "ff_context.net.2")
         else:
-            model = UNet2DConditionModel(
-                block_out_channels=(320, 640, 1280),
-                down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
-                up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
-                transformer_layers_per_block=(1, 2, 10),
-                attention_head_dim=(5, 10, 20),
-                cross_attention_dim=2048,
-                use_linear_projection=True,
-            )
+            model = full_size.sdxl_unet()
             endings = ("attn1.to_q", "attn1.to_k", "attn1.to_v", "attn1.to_out.0")
     return {
         n: tuple(x.weight.shape) for n, x in model.named_modules() if hasattr(x, "weight") and name_ends_in(n, endings)

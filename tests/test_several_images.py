@@ -101,21 +101,27 @@ def test_an_update_is_computed_on_the_images_of_its_step_each_with_its_own_capti
     assert losses == pytest.approx(expected, rel=1e-4)
 
 
+def train_until(config, step: int) -> None:
+    """A training that is killed after an update."""
+
+    class Killed(Exception):
+        pass
+
+    def kill(progress):
+        if progress.step == step:
+            raise Killed
+
+    with pytest.raises(Killed):
+        trained(config, on_step=kill)
+
+
 @pytest.mark.parametrize("method", ["qr", "qr-contrast"])
 def test_a_run_on_several_images_goes_on_after_a_kill_to_the_same_bytes(folder, method):
     config = settings(folder, method=method, steps=6, save_every=1)
     whole = trained(config)
     (folder.parent / "out.safetensors").unlink()
 
-    class Killed(Exception):
-        pass
-
-    def kill(progress):
-        if progress.step == 4:
-            raise Killed
-
-    with pytest.raises(Killed):
-        trained(config, on_step=kill)
+    train_until(config, step=4)
     seen = []
     assert trained(config, on_step=lambda progress: seen.append(progress.step)) == whole
     assert seen == [5, 6]
@@ -138,15 +144,7 @@ CHANGES = {
 def test_a_checkpoint_is_refused_for_other_images_or_captions(folder, change):
     config = settings(folder, save_every=1)
 
-    class Killed(Exception):
-        pass
-
-    def kill(progress):
-        if progress.step == 2:
-            raise Killed
-
-    with pytest.raises(Killed):
-        trained(config, on_step=kill)
+    train_until(config, step=2)
     change(folder)
     with pytest.raises(ValueError, match="holds the checkpoint of another run"):
         trained(config)

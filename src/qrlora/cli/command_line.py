@@ -9,8 +9,13 @@ import typer.core
 from rich.markup import escape
 
 from .. import __version__
+from ..error_messages import error_message
 from . import console, log_lines, stop_signals, usage_hints, verbs
-from .error_messages import error_message
+
+OUT_OF_MEMORY = (
+    "try dtype=bfloat16, offload=true and quantize=int8 (train), "
+    "--dtype bfloat16 --offload --quantize int8 (generate, grid), a smaller resolution or size, or device=cpu"
+)
 
 
 class Stopped(Exception):
@@ -76,7 +81,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         sys.exit(130)
     except Exception as error:
         usage = hasattr(error, "format_message")  # typer's: a wrong option, a missing argument, no such verb
-        message = usage_hints.usage_error_with_hint(error, typed) if usage else error_message(error)
+        message = usage_hints.usage_error_with_hint(error, typed) if usage else error_message(error, OUT_OF_MEMORY)
         if traceback or message is None:
             raise
         console.fail(message)

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from .. import output_files
+from ..error_messages import error_message
 from .jobs import ADAPTER, Job
 from .uploaded_images import picture_name
 
@@ -175,12 +176,8 @@ def save_image(image: Any, path: Path) -> None:
 
 def user_message(error: Exception) -> str:
     """A job's error as one line for its page."""
-    if isinstance(error, OSError) and error.strerror:
-        return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
-    if type(error).__name__ == "OutOfMemoryError" or isinstance(error, MemoryError):
-        return "out of memory: take a smaller resolution, offload, or quantize=int8"
-    known = isinstance(error, ValueError | OSError)
-    return " ".join(str(error).split()) if known else f"{type(error).__name__}: {error}"
+    known = error_message(error, "take a smaller resolution, offload, or quantize=int8")
+    return " ".join((known or f"{type(error).__name__}: {error}").split())
 
 
 def run_job(job: Job, device: str) -> None:

@@ -131,21 +131,9 @@ class LabelledImages:
             far = (images - images.roll(1, 0)).abs().mean((1, 2, 3)).cpu() > 0.04
             mixed = share * images + (1 - share) * images.roll(1, 0)
             return mixed, torch.where(far, none[0], -1), torch.full((count,), -1), kind
-        if kind == "blurred":
-            small = F.interpolate(images, size=5, mode="area")
-            return (
-                F.interpolate(small, size=SIZE, mode="bilinear"),
-                torch.full((count,), none[0]),
-                _ignored_labels(count),
-                kind,
-            )
-        small = F.interpolate(images, size=6, mode="area")
-        return (
-            F.interpolate(small, size=SIZE, mode="nearest"),
-            torch.full((count,), none[0]),
-            _ignored_labels(count),
-            kind,
-        )
+        size, mode = (5, "bilinear") if kind == "blurred" else (6, "nearest")
+        coarse = F.interpolate(F.interpolate(images, size=size, mode="area"), size=SIZE, mode=mode)
+        return coarse, torch.full((count,), none[0]), _ignored_labels(count), kind
 
 
 def _ignored_labels(count: int) -> Tensor:
