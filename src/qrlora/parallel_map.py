@@ -68,9 +68,9 @@ def on_device(function: Callable[[torch.Tensor], R], tensor: torch.Tensor, devic
 
 @contextlib.contextmanager
 def cuda_stream_of_thread(device: torch.device) -> Iterator[None]:
-    """For work in parallel on one GPU: On a GPU a stream for this piece of work, after all that was asked of the device
-    before: while one piece is busy on the CPU, with eigenvectors of small matrices, the GPU works for another. All is
-    done at the end."""
+    """For work in parallel on one GPU: a stream for this piece of it, after all that was asked of the device before.
+    While one piece is busy on the CPU, with eigenvectors of small matrices, the GPU works for another. All is done at
+    the end."""
     if device.type != "cuda":
         yield
         return

@@ -1,10 +1,8 @@
 """Adapter files that verbs read and write: opening with a count of what is left out, trying an output, reporting."""
 
-import contextlib
 import functools
-import gc
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -63,23 +61,3 @@ def report_written(output: Path, adapter: "Adapter", more: str, done_before: boo
     known = ", done before: the file is left as it is" if done_before else ""
     size = tables.file_size(output)
     console.say(f"{output}: {len(adapter.layers)} layers, rank {adapter.rank}, {size}{more}{known}")
-
-
-def use_one_thread() -> None:
-    """Work on files is many small products: on a busy machine, threads wait for each other far longer than they work
-    (a merge of two 560-layer files, two busy cores: 10.8 s with two threads, 0.3 s with one)."""
-    import torch
-
-    torch.set_num_threads(1)
-
-
-@contextlib.contextmanager
-def no_garbage_collection() -> Iterator[None]:
-    """No search for cycles of dead objects in a command that is over in seconds: what it loads lives to the end, and
-    looking through it again and again takes a seventh of `inspect`."""
-    gc.disable()
-    try:
-        yield
-    finally:
-        gc.freeze()  # or Python would look through it all once more on its way out
-        gc.enable()

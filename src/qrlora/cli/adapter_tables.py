@@ -106,15 +106,3 @@ def mean_of_known(values: Sequence[float]) -> float:
     """The mean of the numbers that have a meaning, NaN if none has."""
     known = [value for value in values if not math.isnan(value)]
     return sum(known) / len(known) if known else math.nan
-
-
-def similarity_plot(names: Sequence[str], rows: Sequence[analysis.Similarity]) -> Any:
-    """The plot of two adapters, layer by layer."""
-    curves = {
-        "norm of update": {names[0]: [r.first_norm for r in rows], names[1]: [r.second_norm for r in rows]},
-        "cosine": {"updates": [r.update for r in rows], "trained factors": [r.trained for r in rows]},
-        "overlap of spans": {"inputs": [r.input_overlap for r in rows], "outputs": [r.output_overlap for r in rows]},
-    }
-    from .. import plots
-
-    return plots.layer_lines([row.layer for row in rows], curves, title=f"{names[0]} and {names[1]}")

@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from ..layouts import LAYOUTS
-from . import adapter_files, console, options, tables
+from . import adapter_files, console, options, process_settings, tables
 
 EXAMPLE = "qrlora bases"
 
@@ -87,7 +87,7 @@ def print_shared_span(base: str, other: str, targets: str | None, rank: int | No
         raise ValueError(
             f"{base} is a {first.family.name} base, {other} a {second.family.name} base: no layer is shared"
         )
-    adapter_files.use_one_thread()
+    process_settings.use_one_thread()
     chosen = targets or first.defaults.targets
     count = first.defaults.rank if rank is None else rank
     rows = sorted(shared_span(first.weights(chosen), second.weights(chosen), count, side), key=lambda row: row.overlap)

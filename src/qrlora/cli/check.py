@@ -8,7 +8,7 @@ import typer
 
 from ..lora_keys import WRITTEN
 from . import console, tables, usage_hints
-from .adapter_files import use_one_thread
+from .process_settings import use_one_thread
 
 if TYPE_CHECKING:
     from ..compat import CheckedFile, Verdict

@@ -5,7 +5,7 @@ from typing import Annotated
 import typer
 
 from ..lora_keys import WRITTEN
-from . import adapter_files, console, options
+from . import adapter_files, console, options, process_settings
 
 EXAMPLE = "qrlora convert lora.safetensors for-comfyui.safetensors --keys kohya"
 CONTENTS = ("full", "compact")
@@ -37,7 +37,7 @@ def convert(
     import torch
 
     existed = adapter_files.check_output(output)
-    adapter_files.use_one_thread()
+    process_settings.use_one_thread()
     weight = adapter_files.base_weights(base) if base else None
     adapter = adapter_files.read_adapter(source, skip_text_encoders, weight)
     files.save(adapter, output, content=content, keys=keys, dtype=getattr(torch, dtype), overwrite=overwrite)

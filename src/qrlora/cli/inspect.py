@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from . import adapter_files, console, options, tables
+from . import adapter_files, console, options, process_settings, tables
 
 if TYPE_CHECKING:
     from ..adapter import Adapter
@@ -25,8 +25,8 @@ def inspect(
     overwrite: options.Overwrite = False,
 ) -> None:
     """Show what is in an adapter file; with two files, also how alike they are."""
-    with adapter_files.no_garbage_collection():
-        adapter_files.use_one_thread()
+    with process_settings.no_garbage_collection():
+        process_settings.use_one_thread()
         drawn = inspect_files(adapters, plot, layers, overwrite, skip_text_encoders)
     if drawn:
         console.say(f"plot: {drawn}")
@@ -80,7 +80,9 @@ def inspect_two_files(
     adapter_tables.print_similarity(names, rows, every_layer)
     if place is None:
         return None
-    return save_plot(adapter_tables.similarity_plot(names, rows), place, overwrite, number=not given)
+    from .. import plots
+
+    return save_plot(plots.similarity_plot(names, rows), place, overwrite, number=not given)
 
 
 def inspect_one_file(

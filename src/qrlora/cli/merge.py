@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from . import adapter_files, console, options
+from . import adapter_files, console, options, process_settings
 from .arguments import files_with_strengths
 
 if TYPE_CHECKING:
@@ -32,7 +32,7 @@ def merge(
 ) -> None:
     """Add adapters into one file, for diffusers, ComfyUI, A1111 and others."""
     paths, strengths = files_with_strengths(adapters, merge)
-    with adapter_files.no_garbage_collection():
+    with process_settings.no_garbage_collection():
         from .. import files, merging
         from ..merging.rule_parameters import parse_parameters
 
@@ -40,7 +40,7 @@ def merge(
         if name != rule:
             console.warn(f"--rule {rule} is now --rule {name}; the old name goes with 0.3")
         chosen = parse_parameters(name, function, parameters or ())
-        adapter_files.use_one_thread()
+        process_settings.use_one_thread()
         existed = adapter_files.check_output(output)
         opened = [adapter_files.read_adapter(path, skip_text_encoders) for path in paths]
         merged = merging.merge(opened, strengths, name, **chosen)

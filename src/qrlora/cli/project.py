@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from . import adapter_files, console, options, tables
+from . import adapter_files, console, options, process_settings, tables
 
 if TYPE_CHECKING:
     from ..adapter import Adapter
@@ -39,7 +39,7 @@ def project(
     if existed and not can_be_projected_file(output, base, side, rank):
         output_files.check_writable(output, overwrite)  # before the base is opened
     opened = adapter_files.open_base_for_weights(base)
-    adapter_files.use_one_thread()
+    process_settings.use_one_thread()
     adapter = adapter_files.read_adapter(source, skip_text_encoders, opened.weight)
     adapter_compatibility.check_adapter_fits_base(opened, adapter)
     layers = ",".join(adapter.layers)

@@ -45,7 +45,7 @@ def in_processes(workers: int) -> Iterator[RunJobs]:
     """{our end of its pipe: process}, idle and busy."""
 
     def start_worker() -> Connection:
-        """Start a worker process."""
+        """Start a worker process for the comparison's jobs."""
         ours, theirs = context.Pipe()
         processes[ours] = context.Process(target=_worker_loop, args=(theirs,), daemon=True)
         processes[ours].start()

@@ -74,8 +74,9 @@ ATTENTION = nn.functional.scaled_dot_product_attention
 
 @contextlib.contextmanager
 def flash_attention() -> Iterator[None]:
-    """Attention of tensors on the meta device by the kernel that a CPU runs: no n x n matrix is kept, but the inputs,
-    the answer and one float32 per query (arXiv 2205.14135). The meta device alone would take the plain product."""
+    """For counting memory: attention of tensors on the meta device by the kernel that a CPU runs: no n x n matrix is
+    kept, but the inputs, the answer and one float32 per query (arXiv 2205.14135). The meta device alone would take the
+    plain product."""
     nn.functional.scaled_dot_product_attention = attend  # a TorchFunctionMode would be off while a backward recomputes
     try:
         yield
@@ -93,7 +94,7 @@ def attend(
     scale: float | None = None,
     enable_gqa: bool = False,
 ) -> Tensor:
-    """torch.nn.functional.scaled_dot_product_attention; see flash_attention."""
+    """For counting memory: torch.nn.functional.scaled_dot_product_attention; see flash_attention."""
     if not query.is_meta or enable_gqa:
         return ATTENTION(query, key, value, attn_mask, dropout_p, is_causal, scale=scale, enable_gqa=enable_gqa)
     return cpu_flash_attention()(query, key, value, dropout_p, is_causal, attn_mask=attn_mask, scale=scale)[0]

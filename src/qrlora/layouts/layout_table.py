@@ -32,7 +32,7 @@ def layouts_of(names: Iterable[str]) -> list[Layout]:
 
 
 def layout_of_metadata(metadata: Mapping[str, str]) -> Layout | None:
-    """The backbone that a file's metadata names; None: no one, or one that is not known here."""
+    """The row of LAYOUTS that a file's metadata name; None: no one, or one that is not known here."""
     for word in _words(metadata):
         for layout in LAYOUTS.values():
             if word.startswith(layout.versions) and not word.startswith(layout.look_alikes or ("\0",)):

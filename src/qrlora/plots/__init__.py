@@ -12,6 +12,7 @@ from .figures import (
 )
 from .interval_plot import intervals
 from .save_figure import animation_format, figure_format, made_with, picture_format, save, save_animation, save_picture
+from .similarity_plot import similarity_plot
 
 __all__ = [
     "BAD",
@@ -29,5 +30,6 @@ __all__ = [
     "save_animation",
     "save_picture",
     "sheet",
+    "similarity_plot",
     "strength_grid",
 ]

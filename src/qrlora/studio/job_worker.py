@@ -124,12 +124,7 @@ def compare_adapters(job: Job, device: str) -> dict[str, Any]:
     if not first.layers.keys() & second.layers.keys():
         return {"rows": [], "note": "They share no layer: neither can disturb the other."}
     rows = qrlora.similarity(first, second)
-    curves = {
-        "norm of update": {names[0]: [r.first_norm for r in rows], names[1]: [r.second_norm for r in rows]},
-        "cosine of updates": {"": [r.update for r in rows]},
-        "overlap of spans": {"inputs": [r.input_overlap for r in rows], "outputs": [r.output_overlap for r in rows]},
-    }
-    figure = plots.layer_lines([r.layer for r in rows], curves, title=" and ".join(names))
+    figure = plots.similarity_plot(names, rows)
     plots.save(figure, job.folder / "plot.png", overwrite=True)
     columns = ("update", "input_overlap", "output_overlap")
     means = {name: sum(getattr(r, name) for r in rows) / len(rows) for name in columns}

@@ -81,7 +81,7 @@ class Study:
                 self.sheets.setdefault(row.sheet, []).append(Entry(row.item, row.flipped))
 
     def _check_pictures(self) -> None:
-        """Refuse a study whose image files are not those that its plan was made with."""
+        """When the store is opened: refuse a study whose image files are not those that its plan was made with."""
         for x in self.pictures.values():
             if hashlib.sha256((self.folder / plans.PICTURES / x.file).read_bytes()).hexdigest() != x.sha256:
                 raise ValueError(
