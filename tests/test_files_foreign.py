@@ -146,7 +146,10 @@ REFUSED = {  # what is added to a sound pair, what the one line must say
     ),
     "half a pair": ({"unet.x.lora_A.weight": torch.ones(2, 8)}, "x: needs two matrices"),
     "two spellings": ({f"{FLAT}.lora_down.weight": torch.ones(2, 8)}, "are the same factor of one layer, twice"),
-    "two parts": ({f"transformer.transformer_blocks.0.lora_{x}.weight": torch.ones(2, 2) for x in FACTORS}, "one part"),
+    "two components": (
+        {f"transformer.transformer_blocks.0.lora_{x}.weight": torch.ones(2, 2) for x in FACTORS},
+        "one component",
+    ),
     "steering names": ({"unet.\x1b[2J\u202e../../etc.secret": torch.ones(1)}, r"unet.\\x1b\[2J\\u202e../../etc.secret"),
     "ranks that differ": (
         {f"unet.x.lora_{x}.weight": torch.ones(2, 3) for x in FACTORS},

@@ -99,7 +99,6 @@ def compute_basis(
     """
 
     def found(item: tuple[str, Tensor]) -> tuple[str, Tensor, float]:
-        """The directions of one weight of the base, as `compute_basis` finds them."""
         layer, weight = item
         count = min(rank_of_whole_batches(rank), *weight.shape) if spare and 1 <= rank <= min(weight.shape) else rank
         try:
@@ -252,8 +251,7 @@ class _DamagedCache(ValueError):
 
 
 def _read_record(record: Path) -> dict[str, dict]:
-    """The cache's record of a base's bases: {directions held: {"file": digest of the basis, "checksum": its word_sum,
-    "lost", "digests": {rank: it}}}."""
+    """A basis record: {directions held: {"file": its digest, "checksum": word_sum, "lost", "digests": {rank: it}}}."""
     try:
         known = json.loads(record.read_text()) if os.access(record, os.R_OK) else {}
         return {str(int(held)): {**x, "file": x["file"], "digests": {**x["digests"]}} for held, x in known.items()}

@@ -78,8 +78,7 @@ class FamilyDefaults:
         return dataclasses.replace(self, **train, **sample, special={**self.special, **special})
 
     def for_run(self, role: str, method: str) -> "FamilyDefaults":
-        """The default settings of a run: with the exceptions for a method, then a role, then both, applied in this
-        order."""
+        """Default settings of a run: with exceptions for a method, then a role, then both, applied in this order."""
         values: dict[str, Any] = {}
         for name in (method, role, f"{role}/{method}"):
             values |= self.special.get(name, {})
@@ -180,7 +179,6 @@ class TrainConfig:
     """Log the loss for tensorboard beside the output (needs the extra `qrlora[tensorboard]`)."""
 
     def __post_init__(self) -> None:
-        """Check the settings of a training."""
         check_types(TrainConfig, as_dict(self))
         if self.targets is not None:
             object.__setattr__(self, "targets", current_preset(self.targets, stacklevel=4))
@@ -280,7 +278,6 @@ class SampleConfig:
     """Keep every component of the base in the CPU's memory but while it runs: slower, less GPU memory."""
 
     def __post_init__(self) -> None:
-        """Check the settings of sampling."""
         for name in ("adapters", "strengths"):
             object.__setattr__(self, name, tuple(getattr(self, name)))
         check_types(SampleConfig, as_dict(self))
