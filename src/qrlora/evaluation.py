@@ -24,6 +24,7 @@ from .families.library_messages import libraries_silenced, opening_errors_in_one
 from .safetensors_files import places, raw_bytes, read_safetensors
 from .world.classifiers import load_classifiers, probabilities_by_style
 from .world.drawings import contents
+from .world.nearest_truth import nearest_truth_margin
 from .world.ssim import ssim as ssim
 from .world.styles import ALL_STYLES
 
@@ -55,6 +56,7 @@ def ground_truth_scores(
              other_content: the content of the style image; other_style: the style of the content image, neither of
              which should leak.
     Returns: for each image: "content", "style", "both": 1 if classified correctly among all, else 0;
+             "nearest": 1 if nearer to the true image than to every wrong one (`nearest_truth`), else 0;
              "content_likeness", "style_likeness": cosine of the classifiers' features with the true image's, -1..1;
              "ssim": with the true image; "leaked_content", "leaked_style": the classifiers' probability of the other
              content and of the other style, 0..1.
@@ -73,6 +75,7 @@ def ground_truth_scores(
         "content": right,
         "style": in_style,
         "both": right & in_style,
+        "nearest": nearest_truth_margin(images, content, style) > 0,
         "content_likeness": likeness["content"],
         "style_likeness": likeness["style"],
         "ssim": ssim(images, truth[None].expand_as(images)),

@@ -14,6 +14,7 @@ SCORE_MEANINGS = {
     "content": "content accuracy (classifier)",
     "style": "style accuracy (classifier)",
     "both": "both correct",
+    "nearest": "nearer to the true image than to every wrong one",
     "content_likeness": "cosine similarity with the true image, by the content classifier's features",
     "style_likeness": "cosine similarity with the true image, by the style classifier's features",
     "ssim": "SSIM with the true image",
@@ -22,7 +23,7 @@ SCORE_MEANINGS = {
     "preserved": "unrelated prompts: SSIM with the base's image",
 }
 """Score -> its meaning. Scores of vision encoders (dino-vits16-C ...) follow them."""
-SPAN_SCORES = ("content", "style", "both", "content_likeness", "style_likeness", "ssim")
+SPAN_SCORES = ("content", "style", "both", "nearest", "content_likeness", "style_likeness", "ssim")
 """Scores of which "none" and "oracle" are the lower and the upper bound."""
 LEAKAGE = ("leaked_content", "leaked_style")
 SPAN = "share of the span"  # a column of the CSV files
