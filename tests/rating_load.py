@@ -5,13 +5,16 @@ server that is started for it. Each rater begins, and answers page after page, o
 breaks, or the server says "too many", they send the same again. All of it is on loopback, bounded in count and time.
 Then the database is compared with what the raters were told: every acknowledged answer must be there once, with the
 value that was sent; no sheet may have two raters. With --kill the server gets SIGKILL midway, and is started again.
+With --cores 1 raters, server and database share one core, so that a figure says little of how busy the others are.
 """
 
 import argparse
 import asyncio
 import contextlib
+import os
 import random
 import re
+import resource
 import signal
 import socket
 import sys
@@ -196,18 +199,22 @@ def free_port() -> int:
 
 def run(
     folder: Path, url: str, count: int, thinking: tuple[float, float], pictures: bool, kill: int = 0
-) -> tuple[Raters, list[str], float]:
-    """(what happened, what is wrong, seconds) of one run against a study that nobody has begun."""
+) -> tuple[Raters, list[str], float, float]:
+    """(what happened, what is wrong, seconds, of which the server computed) of one run against a study that nobody has
+    begun."""
     port = free_port()
     raters = Raters(f"http://127.0.0.1:{port}", port, thinking, pictures)
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
     with served(folder, url, raters, kill):
         begun = time.monotonic()
         asyncio.run(rate(raters, count))
         took = time.monotonic() - begun
-    return raters, faults(Study(folder, url), raters), took
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    computed = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+    return raters, faults(Study(folder, url), raters), took, computed
 
 
-def tell(what: str, raters: Raters, wrong: list[str], took: float) -> None:
+def tell(what: str, raters: Raters, wrong: list[str], took: float, computed: float) -> None:
     """The figures of a run, in one line."""
     hundredths = quantiles(raters.seconds, n=100)
     print(
@@ -215,6 +222,7 @@ def tell(what: str, raters: Raters, wrong: list[str], took: float) -> None:
         f"{len(raters.seconds) / took:.0f} requests/s, "
         f"median {median(raters.seconds):.3f} s, "
         f"99 % under {hundredths[98]:.2f} s, all under {max(raters.seconds):.2f}; "
+        f"the server computed for {computed:.1f} s, its start included; "
         f"{raters.again} sent again; {'; '.join(wrong) or 'none lost, none doubled, a sheet for each'}",
         flush=True,
     )
@@ -227,7 +235,10 @@ def main() -> int:
     parser.add_argument("--kill", type=int, default=0, help="acknowledged answers after which the server is killed")
     parser.add_argument("--pictures", action="store_true", help="fetch every picture once, as a browser does")
     parser.add_argument("--databases", default="sqlite,postgresql")
+    parser.add_argument("--cores", type=int, default=0, help="that all of it shares; 0: all there are")
     asked = parser.parse_args()
+    if asked.cores:
+        os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: asked.cores])
     wrong = []
     for database in asked.databases.split(","):
         with contextlib.ExitStack() as stack:

@@ -17,7 +17,7 @@ def test_raters_at_once_lose_nothing_though_the_server_is_killed_midway(tmp_path
     folder = ratings.folder(tmp_path, forms=["pairs"], raters=10)
     text = (folder / "plan.toml").read_text()
     (folder / "plan.toml").write_text(re.sub(r"(?m)^(checks|repeats) = \d+", r"\1 = 1", text))
-    found, wrong, _ = rating_load.run(folder, url, 10, (0, 0), pictures=False, kill=30)
+    found, wrong, *_ = rating_load.run(folder, url, 10, (0, 0), pictures=False, kill=30)
     assert wrong == [] and len(found.told) == 70 and found.again > 0
 
 

@@ -70,6 +70,19 @@ def test_an_answer_twice_is_one_row_and_another_answer_is_a_revision(study):
     assert study.rater_of_token(study.begin_rater("link")).values == {}
 
 
+def test_a_page_takes_one_statement_and_an_answer_three_so_that_one_core_serves_hundreds(study):
+    who, item, question = first(study, token := study.begin("link"))
+    statements = []
+    sa.event.listen(
+        study.database.engine, "before_cursor_execute", lambda *told: statements.append(told[2].split()[0].upper())
+    )
+    study.rater(token)
+    assert [x for x in statements if x != "BEGIN"] == ["SELECT"]
+    statements.clear()
+    study.record(who, item, {question: 1}, now())
+    assert [x for x in statements if x != "BEGIN"] == ["SELECT", "SELECT", "INSERT"]
+
+
 def test_answers_that_arrive_in_one_moment_are_one_row(study):
     who, item, question = first(study, study.begin_rater("link"))
     gate = threading.Barrier(8)

@@ -4,6 +4,7 @@ Answers are only ever inserted. Sheets are written before anybody answers, and e
 """
 
 import contextlib
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -99,17 +100,20 @@ class Database:
                 kind = kind.set(drivername="postgresql+psycopg")
             if kind.drivername == "postgresql+psycopg":
                 optional_dependencies.require("postgres", reason="a database of PostgreSQL")
-            # PostgreSQL allows 100 connections unless told otherwise: four servers fit
-            self.engine = sa.create_engine(kind, pool_size=20, max_overflow=0, pool_timeout=WAIT, pool_pre_ping=True)
+            self.sqlite = kind.get_backend_name() == "sqlite"
+            # PostgreSQL allows 100 connections unless told otherwise: four servers fit; it may drop one, a file cannot
+            pool = {"pool_size": 20, "max_overflow": 0, "pool_timeout": WAIT, "pool_pre_ping": not self.sqlite}
+            self.engine = sa.create_engine(kind, **pool)
         except exc.ArgumentError as error:
             raise ValueError(
                 f"{url!r} is no database's URL; such as sqlite:///a.db, postgresql://user@host/name"
             ) from error
-        self.sqlite = kind.get_backend_name() == "sqlite"
         if self.sqlite:
             event.listen(self.engine, "connect", _sqlite_settings)
             event.listen(self.engine, "begin", _sqlite_begin)
         self._writing = self.engine.execution_options(writing=True)
+        # SQLite's own wait for another writer is to look again after ever longer sleeps: threads queue up here instead
+        self._turn = threading.Lock() if self.sqlite else contextlib.nullcontext()
 
     @contextlib.contextmanager
     def reading(self) -> Iterator[sa.Connection]:
@@ -120,7 +124,7 @@ class Database:
     @contextlib.contextmanager
     def writing(self) -> Iterator[sa.Connection]:
         """A transaction: all of it, or none of it; on SQLite the only one. Raises: OSError, as `reading`."""
-        with _explain_unreachable(self.engine), self._writing.begin() as connection:
+        with self._turn, _explain_unreachable(self.engine), self._writing.begin() as connection:
             yield connection
 
     def alone(self, connection: sa.Connection) -> None:

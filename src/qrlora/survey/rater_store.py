@@ -18,6 +18,19 @@ from .database import Database, answer, item, rater, sheet, sheet_item, survey
 from .sheets import Entry, Item, make_items, make_sheets
 
 DATABASE = "survey.db"
+ALIVE = sa.select(rater.c.id).where(rater.c.id == sa.bindparam("rater")).with_for_update()
+"""Whether a rater is still there, whom nobody else writes for until the transaction ends."""
+GIVEN = sa.select(answer).where(answer.c.rater == sa.bindparam("rater")).order_by(answer.c.revision)
+"""What a rater has answered, the last of each last."""
+WHO = (
+    sa.select(rater, sheet.c.id.label("sheet"), answer.c.item, answer.c.question, answer.c.value)
+    .join(sheet, sheet.c.taken_by == rater.c.id)
+    .outerjoin(answer, answer.c.rater == rater.c.id)
+    .where(rater.c.survey == sa.bindparam("survey"), rater.c.token_sha256 == sa.bindparam("token_sha256"))
+    .order_by(answer.c.revision)
+)
+"""A rater by token, with the sheet: a row for each answer, the last of each last; one row without answers. Every page
+asks for it, so it is one statement, and made once."""
 
 
 @dataclass(frozen=True)
@@ -160,12 +173,15 @@ class Study:
         if not token:
             return None
         with self.database.reading() as db:
-            known = sa.select(rater, sheet.c.id.label("sheet")).join(sheet, sheet.c.taken_by == rater.c.id)
-            row = db.execute(known.where(rater.c.survey == self.id, rater.c.token_sha256 == _sha(token))).first()
-            if row is None:
-                return None
-            values = _answers_of_rater(db, row.id)
-        return Rater(row.id, row.sheet, row.source, row.outside_id_hash, row.finished is not None, values)
+            rows = db.execute(WHO, {"survey": self.id, "token_sha256": _sha(token)}).all()
+        if not rows:
+            return None
+        values: dict[int, dict[str, int]] = {}
+        for row in rows:
+            if row.item is not None:
+                values.setdefault(row.item, {})[row.question] = row.value
+        one = rows[0]
+        return Rater(one.id, one.sheet, one.source, one.outside_id_hash, one.finished is not None, values)
 
     def describe(self, rater_id: str, age: str, experience: str) -> None:
         """What a rater chose to tell."""
@@ -176,11 +192,10 @@ class Study:
         """Store the answers of one page. The same ones again, as a double click sends them, are one row; others are a
         revision, and the last one counts."""
         with self.database.writing() as db:
-            alive = sa.select(rater.c.id).where(rater.c.id == who.id).with_for_update()
-            if db.scalar(alive) is None:  # erased in another window
+            if db.scalar(ALIVE, {"rater": who.id}) is None:  # erased in another window
                 return
-            last = sa.select(answer).where(answer.c.rater == who.id, answer.c.item == item_id).order_by("revision")
-            before = {x.question: x for x in db.execute(last)}
+            given = db.execute(GIVEN, {"rater": who.id}).all()
+            before = {x.question: x for x in given if x.item == item_id}
             told = {"rater": who.id, "item": item_id, "shown": shown, "answered": now()}
             rows = [
                 {**told, "question": q, "value": v, "revision": before[q].revision + 1 if q in before else 0}
@@ -189,10 +204,8 @@ class Study:
             ]
             if rows:
                 db.execute(sa.insert(answer), rows)
-            if not who.finished:
-                done = db.scalar(sa.select(sa.func.count(answer.c.item.distinct())).where(answer.c.rater == who.id))
-                if done == len(self.sheets[who.sheet]):
-                    db.execute(sa.update(rater).where(rater.c.id == who.id).values(finished=now()))
+            if not who.finished and len({item_id, *(x.item for x in given)}) == len(self.sheets[who.sheet]):
+                db.execute(sa.update(rater).where(rater.c.id == who.id).values(finished=now()))
 
     def erase_rater(self, rater_id: str) -> bool:
         """Remove a rater with every answer; the sheet is free again. Returns whether there was one."""
@@ -242,17 +255,6 @@ class Study:
 def now() -> int:
     """Milliseconds since 1970."""
     return time.time_ns() // 1_000_000
-
-
-def _answers_of_rater(db: sa.Connection, rater_id: str) -> dict[int, dict[str, int]]:
-    """{item: {question: value}} of a rater's last answers in the database."""
-    columns = answer.c.item, answer.c.question, answer.c.value
-    values: dict[int, dict[str, int]] = {}
-    for item_id, question, value in db.execute(
-        sa.select(*columns).where(answer.c.rater == rater_id).order_by(answer.c.revision)
-    ):
-        values.setdefault(item_id, {})[question] = value
-    return values
 
 
 def _item(told: dict[str, Any]) -> Item:

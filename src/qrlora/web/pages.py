@@ -31,6 +31,7 @@ class Pages:
             loader=jinja2.FileSystemLoader([place / "templates" for place in places]),
             autoescape=True,  # whatever the file's name
             undefined=jinja2.StrictUndefined,
+            auto_reload=False,  # no look at the disk for every page
             trim_blocks=True,
             lstrip_blocks=True,
         )
