@@ -1,8 +1,9 @@
 """Many raters at once, and a server that is killed: python tests/rating_load.py --raters 200 --thinking 2 8.
 
 A study of 20 answers a rater is served by `qrlora survey serve` in a process of its own, on SQLite and on a PostgreSQL
-server that is started for it. Each rater begins, and answers page after page, over a connection of their own; where one
-breaks, or the server says "too many", they send the same again. All of it is on loopback, bounded in count and time.
+server that is started for it. Each rater reads the first page, consents, and answers page after page, over a connection
+of their own; where one breaks, or the server says "too many", they send the same again. All of it is on loopback,
+bounded in count and time.
 Then the database is compared with what the raters were told: every acknowledged answer must be there once, with the
 value that was sent; no sheet may have two raters. With --kill the server gets SIGKILL midway, and is started again.
 With --cores 1 raters, server and database share one core, so that a figure says little of how busy the others are.
@@ -74,7 +75,7 @@ class Client:
         """GET, or POST of a form, until it is answered; (status, headers, body)."""
         body = urlencode(fields).encode() if fields is not None else b""
         lines = [f"{'POST' if fields is not None else 'GET'} {path} HTTP/1.1", f"Host: {self.raters.address[7:]}"]
-        lines += [f"Origin: {self.raters.address}", f"Cookie: rater={self.cookie}"]
+        lines += [f"Origin: {self.raters.address}", f"Cookie: {self.cookie}"]
         if fields is not None:
             lines += ["Content-Type: application/x-www-form-urlencoded", f"Content-Length: {len(body)}"]
         request = "\r\n".join([*lines, "", ""]).encode() + body
@@ -97,11 +98,19 @@ class Client:
                 await asyncio.sleep(random.uniform(0.1, 0.5))
         raise TimeoutError(f"{path} was not answered in {PATIENCE} s")
 
+    async def think(self) -> None:
+        await asyncio.sleep(random.uniform(*self.raters.thinking))
+
     async def rate(self) -> None:
-        """Begin, and answer every page."""
+        """Read the first page, consent, tell nothing about oneself, and answer every page."""
+        await self.send("/")
+        await self.think()
         _, headers, _ = await self.send("/begin", {"consent": "yes", "source": "link"})
-        self.cookie = re.search(r"rater=([^;]+)", headers["set-cookie"])[1]
-        path, seen = "/item", set()
+        self.cookie = headers["set-cookie"].split(";")[0]
+        await self.send(headers["location"])
+        await self.think()
+        _, headers, _ = await self.send(headers["location"], {"age": "", "experience": ""})
+        path, seen = headers["location"], set()
         while True:
             status, headers, body = await self.send(path)
             while status == 303:
@@ -114,7 +123,7 @@ class Client:
                 for picture in set(re.findall(r"/picture/\w+\.webp", page)) - seen:
                     seen.add(picture)
                     assert (await self.send(picture, counted=False))[0] == 200
-            await asyncio.sleep(random.uniform(*self.raters.thinking))
+            await self.think()
             names = set(re.findall(r'(?:type="radio"|class="answer[^"]*") name="(\w+)"', page))
             pairs = "stage pairs" in page
             values = {name: random.choice((-1, 0, 1) if pairs else range(6)) for name in names}
@@ -144,7 +153,7 @@ def faults(study: Study, raters: Raters) -> list[str]:
     known = {}
     for (cookie, place, question), value in raters.told.items():
         if cookie not in known:
-            known[cookie] = getattr(study.rater_of_token(cookie), "id", "")
+            known[cookie] = getattr(study.rater_of_token(cookie.split("=")[1]), "id", "")
         told[known[cookie], place, question] = value
     lost = [key for key in told if key not in last]
     found = [f"{len(lost)} acknowledged answers are lost"] if lost else []

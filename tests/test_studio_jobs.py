@@ -1,11 +1,14 @@
 """Jobs of the studio: what their folders tell, whatever happened to their processes."""
 
+import contextlib
 import json
 import os
 import shlex
 import subprocess
 import sys
+import threading
 import warnings
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -13,6 +16,8 @@ import pico
 from qrlora.cli.arguments import recipe_and_settings
 from qrlora.config import TrainConfig, read_recipe
 from qrlora.studio import run_pages
+from qrlora.studio.generation_queue import GenerationQueue
+from qrlora.studio.job_queue import JobQueue
 from qrlora.studio.job_worker import run_job, training_settings
 from qrlora.studio.jobs import ADAPTER, WorkFolder, acquire_job_lock
 
@@ -61,6 +66,85 @@ def test_stopping_ends_the_process_or_leaves_the_queue(work):
     running.requeue()
     with pytest.raises(ValueError, match="b is waiting: there is nothing to go on with"):
         running.requeue()
+
+
+def test_a_job_that_does_not_stop_is_stopped_at_once(work):
+    job = work.create("train", "dog", {})
+    lock = acquire_job_lock(job)
+    deaf = f"import signal; signal.signal(signal.SIGTERM, signal.SIG_IGN); {SLEEPER}"
+    child = subprocess.Popen([sys.executable, "-c", deaf], pass_fds=[lock], stdout=subprocess.PIPE)
+    child.stdout.readline()
+    os.pwrite(lock, str(child.pid).encode(), 0)
+    os.close(lock)
+    job.add_event("start", device="cpu")
+    assert not job.stopping
+    job.stop()
+    assert job.stopping and job.state == "running"
+    job.stop(at_once=True)
+    assert child.wait(30) == -9
+    child.stdout.close()
+    assert job.state == "stopped"
+    job.requeue()
+    job.add_event("start", device="cpu")
+    assert not job.stopping
+
+
+def test_a_job_that_is_stopped_before_it_has_a_process_does_not_run(work):
+    job = work.create("check", "dog", {"adapters": ["none"]})
+    job.add_event("start", device="files")
+    job.add_event("stop")
+    run_job(job, "files")
+    assert job.state == "stopped"
+
+
+def test_after_a_power_failure_that_took_every_event_a_job_can_go_on(work):
+    job = work.create("train", "dog", {})
+    (job.folder / "events.jsonl").write_bytes(b'{"event": "que')
+    again = WorkFolder(work.folder).jobs()[0]
+    assert again.state == "interrupted"
+    again.requeue()
+    assert again.state == "waiting"
+
+
+def test_what_is_pressed_in_several_windows_at_once_leaves_a_whole_job(work):
+    job = work.create("train", "dog", {})
+    gate = threading.Barrier(12)
+
+    def press(number):
+        gate.wait()
+        for k in range(20):
+            with contextlib.suppress(ValueError, FileNotFoundError):  # what a page says
+                [job.stop, job.requeue, lambda: work.delete(job), lambda: [work.restore(x) for x in work.in_bin()]][
+                    (number + k) % 4
+                ]()
+
+    with ThreadPoolExecutor(12) as windows:
+        list(windows.map(press, range(12)))
+    (left,) = [*work.jobs(), *work.in_bin()]
+    assert left.id == job.id and left.state in ("waiting", "stopped")
+    lines = (left.folder / "events.jsonl").read_text().splitlines()
+    assert len(left.events) == len(lines) > 1
+
+
+def test_each_device_has_one_training_at_a_time_and_the_others_wait_their_turn(work):
+    drawings = GenerationQueue(work, "cpu")
+    queue = JobQueue(work, ["cpu", "cpu:1"], drawings)
+    jobs = [work.create("train", f"dog {k}", {"train": {}, "crop": [], "pictures": []}) for k in range(3)]
+    jobs += [work.create("check", f"check {k}", {"adapters": []}) for k in range(2)]
+    for _ in range(2):
+        queue.start_waiting_jobs()
+    assert [job.state for job in jobs] == ["running", "running", "waiting", "running", "waiting"]
+    assert [job.device for job in jobs] == ["cpu:1", "cpu", "", "files", ""]
+    assert drawings.paused, "pictures wait while their device is used"
+    jobs[0].stop(at_once=True)
+    for child in queue._children[:1]:
+        child.wait(30)
+    queue.start_waiting_jobs()
+    assert jobs[0].state == "stopped" and jobs[2].device == "cpu:1"
+    for job in jobs:
+        job.stop(at_once=True)
+    for child in queue._children:
+        child.wait(30)
 
 
 def test_a_torn_line_is_no_event_and_the_next_one_is_whole(work):

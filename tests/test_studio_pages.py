@@ -3,16 +3,20 @@
 import io
 import os
 import re
+import struct
 import subprocess
 import sys
+import zlib
 
 import pytest
 from fastapi.testclient import TestClient
 from PIL import Image
 
+from qrlora.studio import serving
 from qrlora.studio.app_state import Studio
 from qrlora.studio.job_worker import training_settings
 from qrlora.studio.jobs import ADAPTER, WorkFolder
+from qrlora.studio.mixer_pages import MOST_CELLS
 from qrlora.studio.serving import studio_app
 from qrlora.studio.uploaded_images import Square, add_uploaded_image, square_of_upload
 from qrlora.web.security import HEADERS
@@ -50,9 +54,19 @@ def photo(size=(60, 40), **told):
     return file.getvalue()
 
 
+def bomb(side):
+    """A PNG file of a few bytes that says it has very many pixels."""
+
+    def chunk(kind, data):
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    head = chunk(b"IHDR", struct.pack(">IIBBBBB", side, side, 8, 2, 0, 0, 0))
+    return b"\x89PNG\r\n\x1a\n" + head + chunk(b"IDAT", zlib.compress(bytes(100_000))) + chunk(b"IEND", b"")
+
+
 def post(page, studio, path, files=None, **fields):
     told = {"form_token": studio.access.form_token, **fields}
-    return page.post(path, data=told, files=files, headers=ORIGIN)
+    return page.post(path, data=told, files=files, headers={"origin": str(page.base_url)})
 
 
 def adapter_file(studio, title="dog", role="content", trigger="<c>", base="tiny-flux"):
@@ -67,6 +81,8 @@ def adapter_file(studio, title="dog", role="content", trigger="<c>", base="tiny-
 def test_without_the_token_there_is_no_page_and_with_it_the_address_forgets_it(studio, stranger):
     for path in ("/", "/runs", "/mixer", "/adapters", "/bases", "/events", "/run/0123456789ab", "/?token=wrong"):
         assert stranger.get(path).status_code == 403
+    assert stranger.get("/?token=\u00fc").status_code == 403
+    assert stranger.get("/", headers={"cookie": f"{studio.access.cookie}=\u00fc".encode()}).status_code == 403
     assert stranger.post("/train", headers=ORIGIN).status_code == 403
     answer = stranger.get(f"/?token={studio.access.token}")
     assert answer.headers["location"] == "/"
@@ -158,6 +174,7 @@ def test_a_picture_is_stored_upright_without_what_the_camera_wrote(studio, page)
         ("a.jpg", photo()[:300], "a.jpg is damaged"),
         ("a.png", photo((8, 8), format="PNG"), "at least 16 x 16"),
         ("big.png", b"\x89PNG\r\n\x1a\n" + bytes(32 * 1024**2), "larger than 32 MB"),
+        ("bomb.png", bomb(30_000), "bomb.png is too large"),
     ],
 )
 def test_what_is_no_picture_is_refused_by_its_content(studio, page, name, data, why):
@@ -190,15 +207,19 @@ def test_a_form_without_files_is_small_and_an_upload_has_its_limit(studio, page)
 def test_what_people_write_is_text_on_every_page(studio, page):
     evil = "<script>alert(1)</script>"
     post(page, studio, "/draft", shows=evil, more_steps=evil)
-    adapter_file(studio, title=evil, trigger=evil)
-    for path in ("/", "/runs", "/adapters", f"/mixer?prompt={evil}&content={studio.work.jobs()[0].id}"):
+    job = adapter_file(studio, title=evil, trigger=evil)
+    post(page, studio, "/pictures", {"files_content": (f"{evil}<svg onload=x>.png", photo(format="PNG"))})
+    download = page.get(f"/run/{job.id}/{ADAPTER}").headers["content-disposition"]
+    assert "<" not in download and "\n" not in download
+    for path in ("/", "/runs", "/adapters", f"/run/{job.id}", f"/mixer?prompt={evil}&content={job.id}"):
         text = page.get(path).text
-        assert evil not in text and "&lt;script&gt;" in text
+        assert evil not in text and "<svg onload" not in text and "&lt;script&gt;" in text
 
 
-def test_all_that_a_server_writes_lies_in_the_work_folder(studio, page, tmp_path):
-    """Python tells of every file that is opened: those for writing are within the folder."""
-    written, on = [], [True]
+def test_all_that_a_server_writes_lies_in_the_work_folder(tmp_path, monkeypatch):
+    """Python tells of every file that is opened: those for writing are within the folder, and so is an upload that is
+    too large for memory while it arrives."""
+    written, on, folder = [], [True], tmp_path / "work"
 
     def hook(event, told):
         if (
@@ -209,15 +230,52 @@ def test_all_that_a_server_writes_lies_in_the_work_folder(studio, page, tmp_path
         ):
             written.append(os.path.realpath(told[0]))
 
+    def serve_requests(apps, on_ready, on_stop):
+        ((app, listener),) = apps
+        page = TestClient(app, base_url=listener.address, headers={"origin": listener.address})
+        studio = Studio(WorkFolder(folder), listener.port, ["cpu"])
+        page.get(f"/?token={studio.access.token}")
+        noise = io.BytesIO()
+        Image.effect_noise((1200, 1200), 90).save(noise, "PNG")
+        assert len(noise.getvalue()) > 1024**2
+        post(page, studio, "/pictures", {"files_content": ("../../../tmp/dog.png", noise.getvalue())})
+        picture = re.search(r'name="content" value="(\w+)"', page.get("/").text)[1]
+        post(page, studio, "/train", content=picture, base="nowhere", once="1")
+        post(page, studio, "/bases", name="owner/name")
+        post(page, studio, "/train", content=picture, base="owner/name", once="2")
+        (job,) = [x for x in studio.work.jobs() if x.kind == "train"]
+        post(page, studio, f"/run/{job.id}/stop", at_once="yes")
+        on_stop()
+
     sys.addaudithook(hook)
-    post(page, studio, "/pictures", {"files_content": ("../../../tmp/dog.jpg", photo())})
-    picture = re.search(r'name="content" value="(\w+)"', page.get("/").text)[1]
-    post(page, studio, "/train", content=picture, base="tiny-flux", once="1")
-    post(page, studio, "/bases", name="owner/name")
-    post(page, studio, f"/run/{studio.work.jobs()[0].id}/stop")
+    monkeypatch.setattr(serving, "serve", serve_requests)
+    serving.serve_studio(folder, port=0)
     on[0] = False
-    assert len(studio.work.jobs()) == 1 and len(written) > 5
-    assert [x for x in written if not x.startswith(os.path.realpath(studio.work.folder))] == []
+    assert len(written) > 5
+    assert [x for x in written if not x.startswith(os.path.realpath(folder)) and x != os.devnull] == []
+
+
+def test_a_flood_of_requests_is_refused_and_a_page_with_every_picture_is_not(studio, monkeypatch):
+    assert serving.RATE[1] >= 10 * MOST_CELLS
+    monkeypatch.setattr(serving, "RATE", (0.001, 3))
+    stranger = TestClient(studio_app(studio, Port()), base_url=HOME)
+    answers = [stranger.get("/static/studio.css") for _ in range(5)]
+    assert [x.status_code for x in answers] == [200, 200, 200, 429, 429]
+    assert "Too many requests" in answers[-1].text and answers[-1].headers["x-frame-options"] == "DENY"
+
+
+def test_a_full_disk_is_said_on_the_page_and_nothing_is_left_half_made(studio, page, small_disk):
+    noise = io.BytesIO()
+    Image.effect_noise((300, 300), 90).save(noise, "PNG")
+    answer = post(page, studio, "/pictures", {"files_content": ("dog.png", noise.getvalue())})
+    assert answer.status_code == 507 and "could not be stored" in answer.text and "File too large" in answer.text
+    assert list(studio.work.pictures.iterdir()) == []
+    big = (2).to_bytes(8, "little") + b"{}" + bytes(100_000)
+    assert post(page, studio, "/adapters", {"file": ("a.safetensors", big)}).status_code == 507
+    with pytest.raises(OSError, match="File too large"):
+        studio.work.create("train", "dog", {}, {"picture-0.png": noise.getvalue()})
+    assert list(studio.work.jobs_folder.iterdir()) == []
+    assert page.get("/").status_code == 200
 
 
 def test_the_square_that_is_shown_as_learnt_is_the_one_that_was_drawn(studio):

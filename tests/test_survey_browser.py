@@ -150,7 +150,7 @@ def test_no_page_is_wider_than_a_phone_and_the_back_button_and_two_tabs_lose_not
         tab.evaluate(answer)
         tab.locator("button.answer, button.button").last.dblclick()
         tab.wait_for_url(re.compile("/item/[45]"))
-    token = next(x["value"] for x in page.context.cookies() if x["name"] == "rater")
+    token = next(x["value"] for x in page.context.cookies() if x["name"].startswith("rater"))
     study = Study(made)
     mine = [x for x in study.raters_and_answers()[1] if x["rater"] == study.rater_of_token(token).id]
     keys = [(x["item"], x["question"]) for x in mine]

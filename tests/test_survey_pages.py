@@ -8,10 +8,12 @@ import pytest
 from fastapi.testclient import TestClient
 
 import ratings
+from qrlora.survey import rater_pages
 from qrlora.survey.rater_pages import rater_app
 from qrlora.survey.rater_store import DATABASE, Study
 from qrlora.survey.researcher_pages import researcher_app
 from qrlora.survey.texts import texts
+from qrlora.web.security import HEADERS
 from qrlora.web.serving import Listener
 
 WORDS = texts("en")
@@ -75,6 +77,7 @@ def test_a_rater_goes_through_the_study_without_javascript(study, browser):
     assert WORDS["stored_text"] in html.unescape(rater.get("/").text)
     page = rater.begin()
     assert WORDS["you_text"] in page.text
+    page = rater.post("/about-you", age="9" * 5000, experience="\u00b2")
     page = rater.post("/about-you", age="1", experience="")
     count = len(next(iter(study.sheets.values())))
     for place in range(1, count + 1):
@@ -140,7 +143,14 @@ def test_a_form_that_we_did_not_make_is_refused(study, browser):
     rater.begin()
     other.begin()
     page = rater.get("/item")
-    for mark in ("", "1", f"1.{'0' * 32}", re.search(r'name="shown" value="([^"]+)"', other.get("/item").text)[1]):
+    for mark in (
+        "",
+        "1",
+        "\u00fc.\u00fc",
+        f"1.{'0' * 32}",
+        f"{'9' * 5000}.{'0' * 32}",
+        re.search(r'name="shown" value="([^"]+)"', other.get("/item").text)[1],
+    ):
         assert rater.post("/item/1", shown=mark, preferred="1", overall="1", content="1", style="1").status_code == 403
     assert study.progress()["answers"] == 0
     assert number(rater.rate(page)) == 2
@@ -151,7 +161,9 @@ def test_a_browser_that_we_do_not_know_is_sent_to_the_first_page(browser):
         page = browser().get(path)
         assert page.status_code == 403 and WORDS["from_start"] in page.text and 'href="/"' in page.text
     assert browser().post("/withdraw").status_code == 403
-    assert browser().get("/none").status_code == 404 and browser().get("/item/x").status_code in (404, 422)
+    for path in ("/none", "/item/x", f"/item/{'9' * 5000}", "/picture/none.webp"):
+        page = browser().get(path)
+        assert page.status_code == 404 and WORDS["no_page"] in page.text
 
 
 def test_who_comes_again_goes_on_and_another_person_at_the_same_browser_begins(study, browser):
@@ -210,7 +222,7 @@ def test_a_raters_cookie_is_for_the_server_alone_and_its_token_is_not_stored(stu
     rater.client.follow_redirects = False
     cookie = rater.begin().headers["set-cookie"]
     assert "HttpOnly" in cookie and "SameSite=lax" in cookie and "Secure" not in cookie
-    assert re.search(r"rater=([^;]+)", cookie)[1] not in str(study.raters_and_answers())
+    assert re.search(r"rater-\w+=([^;]+)", cookie)[1] not in str(study.raters_and_answers())
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         public = Browser(rater_app(study, Listener(taken, "https://r.example.org")), "https://r.example.org")
@@ -225,6 +237,43 @@ def test_no_address_is_stored(study, browser):
     with study.database.reading() as db:
         dump = "\n".join(db.connection.dbapi_connection.iterdump())
     assert "testclient" not in dump and "127.0.0.1" not in dump
+
+
+def test_no_page_of_a_study_has_a_script_or_style_within_it_or_asks_another_host(study, browser, listener):
+    rater, (app, token) = browser(), researcher_app(study, listener, listener.address)
+    pages = [rater.get("/"), rater.begin("?PROLIFIC_PID=a"), rater.get("/none"), browser().get("/item")]
+    page = rater.get("/item")
+    while page.url.path != "/thanks":
+        pages.append(page)
+        page = rater.rate(page)
+    pages += [page, TestClient(app, base_url=listener.address).get(f"/?token={token}")]
+    for page in pages:
+        assert {name: page.headers[name] for name in HEADERS} == HEADERS
+        assert not re.search(r"<script(?![^>]*src=)|<style|\son\w+=|\sstyle=|javascript:", page.text)
+        assert not re.search(r"(src|action)=\"(https?:)?//|<link[^>]*href=\"(https?:)?//", page.text)
+
+
+def test_a_flood_from_one_address_is_refused_and_begins_no_more_sheets(study, listener, monkeypatch):
+    assert rater_pages.BEGINNING[1] >= 200, "a class behind one address begins at once"
+    monkeypatch.setattr(rater_pages, "BEGINNING", (0.001, 2))
+    rater = Browser(rater_app(study, listener), listener.address)
+    answers = [rater.post("/begin", consent="yes", source="link") for _ in range(4)]
+    assert [x.status_code for x in answers] == [200, 200, 429, 429] and WORDS["too_many"] in answers[-1].text
+    assert study.progress()["begun"] == 2 and rater.get("/item").status_code == 200
+
+
+def test_where_the_disk_is_full_a_rater_is_told_and_the_same_form_is_stored_later(study, browser):
+    resource = pytest.importorskip("resource")
+    rater = browser()
+    rater.begin()
+    page = rater.get("/item")
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1, hard))
+    answer = rater.rate(page)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert answer.status_code == 503 and WORDS["not_stored"] in answer.text and study.progress()["answers"] == 0
+    assert number(rater.rate(page)) == 2
+    assert study.progress()["answers"] in (1, 3)
 
 
 def test_a_raters_browser_gets_no_methods_name(study, browser):

@@ -71,15 +71,15 @@ def test_an_answer_twice_is_one_row_and_another_answer_is_a_revision(study):
 
 
 def test_a_page_takes_one_statement_and_an_answer_three_so_that_one_core_serves_hundreds(study):
-    who, item, question = first(study, token := study.begin("link"))
+    who, item, question = first(study, token := study.begin_rater("link"))
     statements = []
     sa.event.listen(
         study.database.engine, "before_cursor_execute", lambda *told: statements.append(told[2].split()[0].upper())
     )
-    study.rater(token)
+    study.rater_of_token(token)
     assert [x for x in statements if x != "BEGIN"] == ["SELECT"]
     statements.clear()
-    study.record(who, item, {question: 1}, now())
+    study.record_answers(who, item, {question: 1}, now())
     assert [x for x in statements if x != "BEGIN"] == ["SELECT", "SELECT", "INSERT"]
 
 

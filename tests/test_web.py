@@ -1,5 +1,6 @@
 """What guards every page, and where a server listens."""
 
+import asyncio
 import socket
 
 import pytest
@@ -15,8 +16,11 @@ HOME = "http://127.0.0.1:8800"
 
 def client(limits=None, largest=1000):
     """A page that takes a form, behind the guard."""
-    app, pages = application(), Pages([])
-    pages.serve_static(app)
+
+    def refuse(status, reason):
+        return reason.encode()
+
+    app = application(Pages([]), refuse)
 
     @app.post("/form")
     async def form(request: Request):
@@ -26,7 +30,7 @@ def client(limits=None, largest=1000):
     def page():
         return "a page"
 
-    guard = Guard(app, hosts_of(["127.0.0.1", "::1"], 8800), limits or {}, lambda status, word: word.encode(), largest)
+    guard = Guard(app, hosts_of(["127.0.0.1", "::1"], 8800), limits or {}, refuse, largest)
     return TestClient(guard, base_url=HOME)
 
 
@@ -117,6 +121,21 @@ def test_a_server_listens_on_loopback_and_beyond_only_behind_tls():
         listen(0, "everywhere")
     with listen(0, "0.0.0.0", "https://ratings.example.org").socket as taken:
         assert taken.getsockname()[0] == "0.0.0.0"
+
+
+def test_an_answers_body_does_not_wait_for_its_head_to_be_acknowledged():
+    async def no_delay():
+        accepted = asyncio.get_running_loop().create_future()
+        listener = listen(0)
+        with listener.socket:
+            server = await asyncio.start_server(lambda _, writer: accepted.set_result(writer), sock=listener.socket)
+            _, writer = await asyncio.open_connection("127.0.0.1", listener.port)
+            there = (await accepted).get_extra_info("socket").getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
+            for end in (writer, await accepted, server):
+                end.close()
+            return there
+
+    assert asyncio.run(no_delay())
 
 
 def test_a_port_that_is_taken_is_told():

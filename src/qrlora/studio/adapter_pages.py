@@ -11,7 +11,7 @@ from fastapi import FastAPI, Response
 from fastapi.responses import RedirectResponse
 from starlette.datastructures import FormData, UploadFile
 
-from .access_token import depends, field_text
+from ..web.access_token import depends, field_text
 from .app_state import Studio
 from .job_worker import preview_name
 from .jobs import ADAPTER, Job

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import threading
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,11 +9,14 @@ from typing import Any
 
 from fastapi import HTTPException, Response
 
+from ..web.access_token import Access
 from ..web.pages import Pages
-from .access_token import Access
 from .generation_queue import GenerationQueue
 from .job_queue import JobQueue
 from .jobs import Job, WorkFolder
+
+ROLE_WORDS = {"content": "subject", "style": "style"}
+"""What pages call the roles of adapters."""
 
 
 class Studio:
@@ -22,7 +24,7 @@ class Studio:
 
     def __init__(self, work: WorkFolder, port: int, devices: Sequence[str]):
         self.work = work
-        self.access = Access(work.token(), port)
+        self.access = Access(work.token(), f"studio-{port}", max_age=365 * 24 * 3600)
         self.drawings = GenerationQueue(work, devices[0])
         self.queue = JobQueue(work, devices, self.drawings)
         self.pages = Pages([Path(__file__).parent])
@@ -41,7 +43,7 @@ class Studio:
 
     def show(self, template: str, status: int = 200, **context: Any) -> Response:
         """A page, or a piece of one."""
-        common = {"form_token": self.access.form_token, "page": ""}
+        common = {"form_token": self.access.form_token, "page": "", "roles": ROLE_WORDS}
         return self.pages.page(template, status, **{**common, **context})
 
     def job(self, name: str) -> Job:
@@ -54,8 +56,6 @@ class Studio:
     def snapshot(self) -> dict[str, Any]:
         """The state of all jobs and images, {job id: how far it is}: pages show anew what has changed in it."""
         found: dict[str, Any] = {"queue": self.queue.problem}
-        for job in self.work.jobs():
-            with contextlib.suppress(FileNotFoundError):  # it went to the bin meanwhile
-                found[job.id] = (len(job.events), job.state)
+        found |= self.work.each_job(lambda job: (job.id, (len(job.events), job.state)))
         found["drawings"] = (len(list(self.work.drawings.glob("*.png"))), dict(self.drawings.failed))
         return found | {"paused": self.drawings.paused}

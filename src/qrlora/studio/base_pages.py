@@ -13,7 +13,7 @@ from starlette.datastructures import FormData
 
 from ..built_in_bases import built_in_bases
 from ..text_files import read_text
-from .access_token import depends, field_text
+from ..web.access_token import depends, field_text
 from .app_state import Studio
 from .jobs import WorkFolder
 

@@ -179,6 +179,8 @@ def run_job(job: Job, device: str) -> None:
     """Do a job of any kind and note in its events how it ended."""
     warnings.showwarning = lambda message, *_about: job.add_event("warning", text=" ".join(str(message).split()))
     try:
+        if job.stopping:  # asked to, before there was a process to ask
+            raise KeyboardInterrupt("stopped before the first update")
         job.add_event("end", result=KINDS[job.kind](job, device))
     except KeyboardInterrupt as stop:
         job.add_event("stopped", text=str(stop) or "stopped")

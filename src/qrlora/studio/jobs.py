@@ -6,6 +6,7 @@ and machine may go down at any moment and nothing has to be put right afterwards
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import fcntl
 import json
@@ -15,13 +16,14 @@ import secrets
 import shutil
 import signal
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from .. import output_files
 
+Seen = TypeVar("Seen")
 ADAPTER = "adapter.safetensors"
 """An adapter's file in the folder of the job that made it."""
 ENDINGS = {"queued": "waiting", "end": "done", "failed": "failed", "stopped": "stopped", "stop": "stopped"}
@@ -97,7 +99,13 @@ class Job:
     @property
     def _ended_as(self) -> str:
         """The state of a job that does not run."""
-        return ENDINGS.get(self.events[-1]["event"], "interrupted")
+        return ENDINGS.get(self.events[-1]["event"] if self.events else "", "interrupted")
+
+    @property
+    def stopping(self) -> bool:
+        """Whether it was asked to stop since it was last started, and may still write its checkpoint."""
+        asked = [x["event"] for x in self.events if x["event"] in ("start", "stop")]
+        return asked[-1:] == ["stop"]
 
     @property
     def device(self) -> str:
@@ -119,10 +127,12 @@ class Job:
         """What the job found, once it is done."""
         return self.last("end").get("result", {})
 
-    def stop(self) -> None:
+    def stop(self, at_once: bool = False) -> None:
         """Take a job from the queue, or ask its process to write a checkpoint and end.
 
         By SIGTERM: of a second SIGINT a training thinks that the first was not fast enough, and ends without one.
+
+        Args: at_once: by SIGKILL, whatever it does; it can go on from the checkpoint before.
         """
         with (self.folder / "lock").open("r+") as file:
             if _try_lock(file.fileno(), fcntl.LOCK_EX):
@@ -131,8 +141,9 @@ class Job:
                 return
             number = file.read()
             self.add_event("stop")
-            if number:
-                os.kill(int(number), signal.SIGTERM)
+            if number:  # else it was started this moment, and looks for the event itself
+                with contextlib.suppress(ProcessLookupError):  # it has just ended
+                    os.kill(int(number), signal.SIGKILL if at_once else signal.SIGTERM)
 
     def requeue(self) -> None:
         """Put a job that has ended, or was ended, into the queue again. Raises ValueError: it is there, or runs."""
@@ -177,6 +188,14 @@ class WorkFolder:
         """A job by its id; None: there is none, whatever the name looks like."""
         return next((job for job in self.jobs() if job.id == name), None)
 
+    def each_job(self, seen: Callable[[Job], Seen]) -> list[Seen]:
+        """What a function finds of every job, the newest first, but those that go to the bin meanwhile."""
+        found = []
+        for job in self.jobs():
+            with contextlib.suppress(FileNotFoundError):
+                found.append(seen(job))
+        return found
+
     def in_bin(self) -> list[Job]:
         """Jobs that were deleted."""
         return [job for place in self.bin.iterdir() if (job := _read_job(place))]
@@ -186,19 +205,22 @@ class WorkFolder:
 
         Args: files: {name in its folder: content, or a file to move there}.
         """
-        folder = self.jobs_folder / secrets.token_hex(6)
-        folder.mkdir()
-        for name, content in files.items():
-            if isinstance(content, Path):
-                os.replace(content, folder / name)
-            else:
-                (folder / name).write_bytes(content)
-        (folder / "lock").touch()
-        job = Job(folder, kind, title, time.time(), settings)
-        job.add_event("queued")
-        record = {"kind": kind, "title": title, "created": job.created, "settings": settings}
-        with output_files.atomic(folder / "job.json") as file:  # last: a folder without it is no job
-            file.write(json.dumps(record, indent=1).encode())
+        job = Job(self.jobs_folder / secrets.token_hex(6), kind, title, time.time(), settings)
+        job.folder.mkdir()
+        try:
+            for name, content in files.items():
+                if isinstance(content, Path):
+                    os.replace(content, job.folder / name)
+                else:
+                    (job.folder / name).write_bytes(content)
+            (job.folder / "lock").touch()
+            job.add_event("queued")
+            record = {"kind": kind, "title": title, "created": job.created, "settings": settings}
+            with output_files.atomic(job.folder / "job.json") as file:  # last: a folder without it is no job
+                file.write(json.dumps(record, indent=1).encode())
+        except OSError:  # such as a full disk
+            shutil.rmtree(job.folder)
+            raise
         return job
 
     def delete(self, job: Job) -> None:
@@ -223,7 +245,9 @@ class WorkFolder:
 
     def adapters(self) -> list[Job]:
         """Jobs that have made an adapter."""
-        return [job for job in self.jobs() if job.kind in ("train", "merge", "import") and job.state == "done"]
+        kinds = ("train", "merge", "import")
+        found = self.each_job(lambda job: job if job.kind in kinds and job.state == "done" else None)
+        return [job for job in found if job]
 
     def served_file(self, *parts: str) -> Path:
         """A file in the work folder that is to be served.
@@ -267,10 +291,11 @@ def _try_lock(descriptor: int, how: int) -> bool:
 
 def _read_job(folder: Path) -> Job | None:
     """The job in a folder; None: it is no job's folder."""
-    path = folder / "job.json"
-    if not re.fullmatch("[0-9a-f]{12}", folder.name) or folder.is_symlink() or not path.is_file():
+    if not re.fullmatch("[0-9a-f]{12}", folder.name) or folder.is_symlink():
         return None
-    return Job.read(folder)
+    with contextlib.suppress(FileNotFoundError, NotADirectoryError):  # half made, or in the bin by now
+        return Job.read(folder)
+    return None
 
 
 def _parse_event(line: bytes) -> dict[str, Any] | None:

@@ -12,8 +12,8 @@ from fastapi import FastAPI, HTTPException, Request, Response
 from fastapi.responses import RedirectResponse
 from starlette.datastructures import FormData
 
+from ..web.access_token import depends
 from ..web.pages import FOREVER
-from .access_token import depends
 from .app_state import Studio
 from .base_pages import known_bases
 from .generation_queue import generation_id

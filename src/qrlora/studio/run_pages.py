@@ -11,7 +11,7 @@ from fastapi import FastAPI, HTTPException, Response
 from fastapi.responses import FileResponse, RedirectResponse
 from starlette.datastructures import FormData
 
-from .access_token import depends
+from ..web.access_token import depends, field_text
 from .app_state import Studio
 from .job_worker import preview_name, training_settings
 from .jobs import ADAPTER, Job
@@ -28,12 +28,14 @@ def add_run_pages(app: FastAPI, studio: Studio) -> None:
     """Add the routes of the run pages to a FastAPI application."""
     known, form, work = [depends(studio.access.require_token)], depends(studio.access.read_form), studio.work
 
-    def page_context(job: Job) -> dict[str, Any]:
-        return {"job": job, "state": job.state, "progress": run_progress(job), "moment": moment(job.created)}
-
     def runs() -> dict[str, Any]:
-        jobs = [page_context(job) for job in work.jobs() if job.kind in SHOWN]
-        return {"runs": jobs, "in_bin": work.in_bin(), "problem": studio.queue.problem, "page": "runs"}
+        rows = work.each_job(lambda job: run_context(job) if job.kind in SHOWN else None)
+        return {
+            "runs": [row for row in rows if row],
+            "in_bin": work.in_bin(),
+            "problem": studio.queue.problem,
+            "page": "runs",
+        }
 
     @app.get("/runs", dependencies=known)
     def queue() -> Response:
@@ -63,7 +65,7 @@ def add_run_pages(app: FastAPI, studio: Studio) -> None:
 
     @app.post("/run/{name}/stop")
     def stop(name: str, sent: FormData = form) -> Response:
-        studio.job(name).stop()
+        studio.job(name).stop(at_once=field_text(sent, "at_once") == "yes")
         return redirect_back(sent)
 
     @app.post("/run/{name}/go-on")
@@ -117,14 +119,26 @@ def run_progress(job: Job) -> dict[str, Any]:
     }
 
 
+def run_context(job: Job) -> dict[str, Any]:
+    """What is shown of a run in the list and on its own page."""
+    state, has_adapter = job.state, job.adapter.is_file()
+    facts = {"job": job, "state": state, "stopping": state == "running" and job.stopping, "adapter": has_adapter}
+    return {**facts, "progress": run_progress(job), "moment": moment(job.created)}
+
+
 def run_page_context(studio: Studio, job: Job) -> dict[str, Any]:
     """What the page of a run shows."""
-    context = {"job": job, "state": job.state, "progress": run_progress(job), "moment": moment(job.created)}
+    context = run_context(job)
     log = [x for x in job.events if x["event"] not in ("step", "stage", "preview", "end")]
     context |= {"log": [(moment(x["time"]), *log_line(x)) for x in log], "output": end_of_log(job)}
     context |= {"curve": loss_curve(job.losses), "previews": [(step, preview_name(step)) for step in job.previews]}
     partners = [x for x in studio.work.adapters() if x.facts.get("base") == job.facts.get("base") and x.id != job.id]
-    return {**context, "command": run_command_line(job), "partners": partners, "adapter": job.adapter.is_file()}
+    return {
+        **context,
+        "command": run_command_line(job),
+        "partners": partners,
+        "thumbnail": (job.folder / "thumbnail.png").is_file(),
+    }
 
 
 def log_line(event: Mapping[str, Any]) -> tuple[str, str]:

@@ -11,8 +11,8 @@ from fastapi import FastAPI, Request, Response
 from fastapi.responses import RedirectResponse
 from starlette.datastructures import FormData, UploadFile
 
+from ..web.access_token import depends, field_text
 from ..web.pages import FOREVER
-from .access_token import depends, field_text
 from .app_state import Studio
 from .base_pages import known_bases
 from .jobs import Job

@@ -65,7 +65,7 @@ class Study:
         self.pictures = {x.file: x for x in pictures}
         self.database = Database(url or f"sqlite:///{folder / DATABASE}")
         self.database.migrate()
-        slug = self.plan.pictures_sha256[:16]
+        self.slug = slug = self.plan.pictures_sha256[:16]
         with self.database.writing() as db:
             self.database.alone(db)
             row = db.execute(sa.select(survey).where(survey.c.slug == slug)).first()
@@ -122,6 +122,10 @@ class Study:
     def signed(self, *words: object) -> str:
         """A mark that only this study can make of some words (HMAC-SHA-256, 128 bits)."""
         return hmac.new(self.secret.encode(), json.dumps(words).encode(), hashlib.sha256).hexdigest()[:32]
+
+    def is_signed(self, mark: str, *words: object) -> bool:
+        """Whether this study has made a mark of some words."""
+        return hmac.compare_digest(mark.encode(errors="replace"), self.signed(*words).encode())
 
     def hashed(self, source: str, outside_id: str) -> str:
         """What is stored of the number that a platform gave a rater."""

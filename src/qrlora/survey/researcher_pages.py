@@ -1,19 +1,16 @@
 """What the researcher sees while a study runs: how far it is, and the links to hand out; never results. [fastapi]"""
 
-import hmac
 import secrets
 from pathlib import Path
 from typing import Any
 
 from fastapi import Request, Response
-from fastapi.responses import RedirectResponse
 
+from ..web.access_token import Access, depends
 from ..web.pages import Pages, application
 from ..web.security import Guard, RateLimit, hosts_of
 from ..web.serving import NAMES, Listener
 from .rater_store import Study
-
-COOKIE = "researcher"
 
 
 def researcher_app(study: Study, listener: Listener, raters_at: str) -> tuple[Guard, str]:
@@ -21,35 +18,32 @@ def researcher_app(study: Study, listener: Listener, raters_at: str) -> tuple[Gu
 
     Args: raters_at: the address of the raters' pages.
     """
-    pages, app, token = Pages([Path(__file__).parent]), application(), secrets.token_urlsafe(24)
-    pages.serve_static(app)
+    pages, access = Pages([Path(__file__).parent]), Access(secrets.token_urlsafe(24), f"researcher-{listener.port}")
 
-    def allowed(request: Request) -> bool:
-        return hmac.compare_digest(request.cookies.get(COOKIE, ""), token)
+    def refuse(status: int, reason: str) -> bytes:
+        """What the researcher reads whose request was refused."""
+        texts = {"page": "There is no such page.", "storage": "The study's database cannot be read just now."}
+        text = texts.get(reason, "Open the address that `qrlora survey serve` has printed, with its token.")
+        return pages.text("message.html", heading="Not here", text=text, link="").encode()
 
-    def closed(status: int, word: str = "") -> bytes:
-        text = "Open the address that `qrlora survey serve` has printed, with its token."
-        return pages.text("message.html", heading="Not for everybody", text=text, link="").encode()
-
-    def told() -> dict[str, Any]:
+    def progress_context() -> dict[str, Any]:
+        """What the page shows of a study's progress."""
         return {"plan": study.plan, "counts": study.progress(), "codes": study.completion_codes()}
+
+    app = application(pages, refuse)
 
     @app.get("/")
     def start(request: Request) -> Response:
         """The researcher's page: how far the study is, and the links for raters."""
-        if hmac.compare_digest(request.query_params.get("token", ""), token):
-            answer = RedirectResponse("/", 303)  # the token leaves the address
-            answer.set_cookie(COOKIE, token, httponly=True, samesite="strict")
-            return answer
-        if not allowed(request):
-            return Response(closed(403), 403, media_type="text/html")
-        return pages.page("researcher.html", address=raters_at, platform_code=study.platform_code, **told())
+        if (entered := access.exchange_token(request)) is not None:
+            return entered
+        access.require_token(request)
+        told = {"address": raters_at, "platform_code": study.platform_code}
+        return pages.page("researcher.html", **told, **progress_context())
 
-    @app.get("/progress")
-    def progress(request: Request) -> Response:
-        if not allowed(request):
-            return Response(closed(403), 403, media_type="text/html")
-        return pages.page("progress.html", **told())
+    @app.get("/progress", dependencies=[depends(access.require_token)])
+    def progress() -> Response:
+        """The part of the researcher's page that says how far the study is."""
+        return pages.page("progress.html", **progress_context())
 
-    guard = Guard(app, hosts_of(NAMES, listener.port), {"": RateLimit(20, 100)}, closed)
-    return guard, token
+    return Guard(app, hosts_of(NAMES, listener.port), {"": RateLimit(20, 100)}, refuse), access.token

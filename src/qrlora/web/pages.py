@@ -1,13 +1,16 @@
 """Pages from templates, and the few files that go with them. No path ever comes from outside. [jinja2]"""
 
 import hashlib
+import logging
 import mimetypes
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import jinja2
 from fastapi import FastAPI, Request, Response
+from fastapi.exceptions import RequestValidationError
+from starlette.exceptions import HTTPException
 
 FOLDER = Path(__file__).parent
 FOREVER = {"Cache-Control": "public, max-age=31536000, immutable"}
@@ -46,18 +49,42 @@ class Pages:
         """An answer with a page."""
         return Response(self.text(template, **told), status, media_type="text/html")
 
-    def serve_static(self, app: FastAPI) -> None:
-        """Add the route of the pages' static files to a FastAPI application."""
 
-        @app.get("/static/{name}")
-        async def static(name: str, request: Request) -> Response:
-            """A static file of the pages, or 404."""
-            if name not in self.files:
-                return Response(status_code=404)
-            kind = mimetypes.guess_type(name)[0] or "application/octet-stream"
-            return Response(self.files[name], media_type=kind, headers=FOREVER)
+Refusal = Callable[[int, str], bytes]
+"""(status, reason) -> the page that says so. Reasons are those of `security.Guard`, and "token": nobody who was let in;
+"page": there is none; "storage": what was sent could not be kept, or what is shown not be read."""
 
 
-def application() -> FastAPI:
-    """An empty application, which describes itself to nobody."""
-    return FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
+def application(pages: Pages, refuse: Refusal) -> FastAPI:
+    """An application with its static files, which describes itself to nobody; what goes wrong is a page of `refuse`."""
+    app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
+
+    def refusal(status: int, reason: str) -> Response:
+        return Response(refuse(status, reason), status, media_type="text/html")
+
+    @app.get("/static/{name}")
+    async def static(name: str) -> Response:
+        """A static file of the pages."""
+        if name not in pages.files:
+            raise HTTPException(404)
+        kind = mimetypes.guess_type(name)[0] or "application/octet-stream"
+        return Response(pages.files[name], media_type=kind, headers=FOREVER)
+
+    @app.exception_handler(HTTPException)
+    async def refused(request: Request, error: HTTPException) -> Response:
+        """The page for a browser without the token, or for an address that there is not."""
+        return refusal(403, "token") if error.status_code == 403 else refusal(404, "page")
+
+    @app.exception_handler(RequestValidationError)
+    @app.exception_handler(FileNotFoundError)
+    async def missing(request: Request, error: Exception) -> Response:
+        """The page for what there is not, or no longer."""
+        return refusal(404, "page")
+
+    @app.exception_handler(OSError)
+    async def unstorable(request: Request, error: OSError) -> Response:
+        """The page for a full disk, or a database that cannot be reached; the reason goes to the terminal."""
+        logging.getLogger("uvicorn.error").error("%s", error)
+        return refusal(503, "storage")
+
+    return app

@@ -57,7 +57,9 @@ def listen(port: int, address: str = LOOPBACK, public: str = "") -> Listener:
             f"listening at {address} would serve other machines without encryption: put a proxy with TLS in front "
             f"(nginx, Caddy), and give its address with --public https://..."
         )
-    taken = socket.socket(socket.AF_INET6 if number.version == 6 else socket.AF_INET)
+    family = socket.AF_INET6 if number.version == 6 else socket.AF_INET
+    # asyncio sets TCP_NODELAY where the protocol is named: else an answer's body waits 40 ms for its head's receipt
+    taken = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     taken.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         taken.bind((address, port))

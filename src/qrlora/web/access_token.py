@@ -1,4 +1,4 @@
-"""Who may use the pages, and forms that are known to come from them."""
+"""Who may use the pages of the studio and of a study's researcher, and forms that are known to come from them."""
 
 from __future__ import annotations
 
@@ -12,31 +12,34 @@ from starlette.datastructures import FormData
 
 
 class Access:
-    """The token of a studio: in the address that is opened first, from then on in a cookie that no script sees."""
+    """A token: in the address that is opened first, from then on in a cookie that no script sees.
 
-    def __init__(self, token: str, port: int):
-        self.token, self.cookie = token, f"studio-{port}"  # cookies do not tell ports apart
+    Args: cookie: its name, other for each server: cookies do not tell ports apart.  max_age: seconds; None: until the
+          browser is closed.
+    """
+
+    def __init__(self, token: str, cookie: str, max_age: int | None = None):
+        self.token, self.cookie, self.max_age = token, cookie, max_age
         self.form_token = hashlib.sha256(f"form {token}".encode()).hexdigest()
 
     def require_token(self, request: Request) -> None:
         """Raises HTTPException: a browser that was not given the token."""
-        if not hmac.compare_digest(request.cookies.get(self.cookie, ""), self.token):
+        if not _equal(request.cookies.get(self.cookie, ""), self.token):
             raise HTTPException(403)
 
     def exchange_token(self, request: Request) -> Response | None:
         """Exchange the access token in an address for a cookie; None: the address has no token, or a wrong one."""
-        if not hmac.compare_digest(request.query_params.get("token", ""), self.token):
+        if not _equal(request.query_params.get("token", ""), self.token):
             return None
-        answer = RedirectResponse("/", 303)
-        answer.set_cookie(self.cookie, self.token, max_age=365 * 24 * 3600, httponly=True, samesite="strict")
+        answer = RedirectResponse("/", 303)  # the token leaves the address
+        answer.set_cookie(self.cookie, self.token, max_age=self.max_age, httponly=True, samesite="strict")
         return answer
 
     async def read_form(self, request: Request) -> FormData:
         """The form of a request with the cookie and the form token. Raises HTTPException: one is missing or wrong."""
         self.require_token(request)
         form = await request.form(max_files=100)
-        sent = form.get("form_token", "")
-        if not isinstance(sent, str) or not hmac.compare_digest(sent, self.form_token):
+        if not _equal(field_text(form, "form_token"), self.form_token):
             raise HTTPException(403)
         return form
 
@@ -50,3 +53,8 @@ def field_text(form: FormData, name: str, default: str = "") -> str:
 def depends(function: Any) -> Any:
     """A dependency as a default value."""
     return Depends(function)
+
+
+def _equal(sent: str, secret: str) -> bool:
+    """Whether a text is the secret one, in a time that does not tell how much of it was right."""
+    return hmac.compare_digest(sent.encode(errors="replace"), secret.encode())
