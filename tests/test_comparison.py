@@ -395,11 +395,11 @@ def test_the_command_prints_the_table_and_writes_page_tables_and_sheet(whole, tm
 
 def test_a_survey_finds_the_pictures_the_inputs_and_what_the_classifiers_said(whole, capsys):
     from PIL import Image
-    from qrlora.survey.source import find
+    from qrlora.survey.study_images import find_study_images
 
     words = ["bench", "fusion", "--base", pico.folder("flux"), "--pairs", 2, "--seeds", 2, "--steps", 2]
     assert run(capsys, *words, "--device", "cpu", "-o", whole[1])[0] == 0
-    found, methods = find(whole[1], (), 1)
+    found, methods = find_study_images(whole[1], (), 1)
     assert methods == ("qr", "lora") and {x.image.size for x in found} == {found[0].image.size}
     with (whole[1] / "rank-pictures.csv").open() as file:
         rows = {(r["method"], r["pair"]): r for r in csv.DictReader(file) if r["seed"] == "0"}
