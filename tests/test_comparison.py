@@ -395,6 +395,7 @@ def test_the_command_prints_the_table_and_writes_page_tables_and_sheet(whole, tm
 
 def test_a_survey_finds_the_pictures_the_inputs_and_what_the_classifiers_said(whole, capsys):
     from PIL import Image
+
     from qrlora.survey.study_images import find_study_images
 
     words = ["bench", "fusion", "--base", pico.folder("flux"), "--pairs", 2, "--seeds", 2, "--steps", 2]
