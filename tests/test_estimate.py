@@ -145,10 +145,10 @@ def test_adapter_files_of_the_real_bases_are_as_small_as_promised():
             assert 0.98 * most < size_in_bytes(shapes, header, content, dtype=torch.bfloat16) / 1e6 < most
 
 
-@pytest.mark.parametrize(("family", "how"), pico.in_turn(FAMILIES, ["whole", "blocks", "count"]))
+@pytest.mark.parametrize(("family", "how"), pico.in_turn(FAMILIES, ["count", "blocks", "whole"]))
 def test_estimate_prints_and_writes_what_a_base_takes(family, how, tmp_path, capsys):
     words = ("--run", how, "--steps", 1, "--device", "cpu", "--json", tmp_path / "r.json", "--gradient-checkpointing")
-    code, out, err = run(capsys, "estimate", pico.folder(family), *words)
+    code, out, err = run(capsys, "estimate", pico.folder(family), "--resolution", pico.SIZE, *words)
     assert code == 0, err
     report = json.loads((tmp_path / "r.json").read_text())
     model = open_base(pico.folder(family), "cpu").model
@@ -181,11 +181,17 @@ def test_the_memory_of_the_whole_model_is_what_was_counted(tmp_path):
     assert 0.9 * counted < report.stages["qr"]["update"].peak < min(1.5 * counted, need)
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", ["flux", "sdxl"])
 def test_a_quantised_base_is_run_whole(family):
     pytest.importorskip("torchao")
-    report = estimate(str(pico.folder(family)), how="whole", quantize="int8", device="cpu", steps=1)
+    settings = {"quantize": "int8", "device": "cpu", "steps": 1, "resolution": pico.SIZE}
+    report = estimate(str(pico.folder(family)), how="whole", against="", **settings)
     assert report.chosen == ("int8", "kept") and report.stages["qr"]["update"].seconds > 0
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_linear_layers_of_a_base_without_weights_are_quantised(family):
+    pytest.importorskip("torchao")
     base, _, _ = blank_base(str(pico.folder(family)))
     nn.Module.to(base.model, torch.bfloat16)
     materialise_quantised(base, "int8", torch.device("cpu"))
@@ -200,10 +206,12 @@ def test_a_quantised_base_is_run_whole(family):
 
 def test_what_does_not_fit_is_said_and_extrapolated(monkeypatch, capsys):
     monkeypatch.setattr(estimate_training, "free_bytes", lambda device: int(RESERVED))
-    code, out, _ = run(capsys, "estimate", pico.folder(), "--steps", 1, "--device", "cpu")
+    code, out, _ = run(
+        capsys, "estimate", pico.folder("flux"), "--resolution", pico.SIZE, "--steps", 1, "--device", "cpu"
+    )
     assert code == 0 and "Extrapolated" in out and "Measured" not in out
     assert "The whole model was not run: the whole model needs 1.0 GB, cpu has 1.0 GB free." in out
-    code, out, err = run(capsys, "estimate", pico.folder(), "--run", "whole", "--device", "cpu")
+    code, out, err = run(capsys, "estimate", pico.folder("flux"), "--run", "whole", "--device", "cpu")
     assert code == 2 and not out and err.count("error: ") == 1 and "'blocks' runs anywhere" in err
 
 
@@ -237,9 +245,9 @@ def test_an_estimate_refuses_what_training_would():
         with pytest.raises(
             ValueError, match="16" if name == "resolution" else "rank 99" if name == "rank" else str(wrong)
         ):
-            estimate(str(pico.folder()), **{"how": "count", name: wrong})
+            estimate(str(pico.folder("flux")), **{"how": "count", name: wrong})
     with pytest.raises(ValueError, match="nf4 needs a GPU with CUDA"):
-        estimate(str(pico.folder()), how="whole", quantize="nf4", device="cpu")
+        estimate(str(pico.folder("flux")), how="whole", quantize="nf4", device="cpu")
     for nothing in ("nobody/nothing", "sdxll"):
         with pytest.raises(FileNotFoundError, match=f"no base '{nothing}'.*nown by heart are sdxl, .*sd3-medium"):
             estimate(nothing, how="count")
