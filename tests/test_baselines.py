@@ -97,7 +97,7 @@ def test_what_has_a_strength_for_each_picture_cannot_be_gated():
 
 def test_ziploras_published_learning_rate_is_the_direct_merge_and_ours_moves(tmp_path):
     """100 updates of Adam at 5e-5 cannot move a coefficient by more than 0.005."""
-    base = opened()
+    base = opened("flux")
     Image.effect_noise((16, 16), 60).convert("RGB").save(tmp_path / "x.png")
     lessons = [TrainingImage(tmp_path / "x.png", prompt) for prompt in ("a <c>", "a cat in <s> style")]
     task = FusionInputs(base, adapter(base, 1), adapter(base, 2), *lessons)

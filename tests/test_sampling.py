@@ -71,15 +71,15 @@ def test_fewer_pictures_at_once_are_tried_where_memory_runs_out(base, monkeypatc
             raise torch.cuda.OutOfMemoryError("CUDA out of memory")
         return denoise(self, told, *rest)
 
-    plain = generate(base, "a dog", count=5)
+    plain = generate(base, "a dog", count=5, steps=3)
     monkeypatch.setattr(type(base), "denoise", in_little_memory)
     monkeypatch.setattr("qrlora.sampling_batches.MAX_BATCH", 5)
-    fewer = generate(base, "a dog", count=5)
+    fewer = generate(base, "a dog", count=5, steps=3)
     assert rows == [5, 3, 2]
     for one, other in zip(plain, fewer, strict=True):
         assert np.abs(np.asarray(one, int) - np.asarray(other, int)).max() <= 1
     with pytest.raises(torch.cuda.OutOfMemoryError):
-        generate(base, "a dog", count=5, batch_size=4)
+        generate(base, "a dog", count=5, steps=3, batch_size=4)
 
 
 def adapter(base, seed, trigger="", size=0.5):
