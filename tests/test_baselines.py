@@ -63,7 +63,7 @@ def values(pictures):
 
 
 def test_zipped_updates_are_scaled_by_column_exactly_at_the_sum_of_the_ranks():
-    base = opened()
+    base = opened("flux")
     adapters = [adapter(base, 1), adapter(base, 2)]
     gates = [{x: torch.randn(p.shape[1]) for x, p in each.layers.items()} for each in adapters]
     merged = merge_with_coefficients(*adapters, *gates)

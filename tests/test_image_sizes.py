@@ -69,7 +69,7 @@ def test_the_middle_of_an_image_is_cut_to_the_shape_and_a_crop_names_its_width(t
 
 def test_an_estimate_of_twice_the_width_is_that_of_the_same_area():
     """The example's latents hold as many numbers, and an update takes as much memory."""
-    found = [estimate(str(pico.folder()), how="count", resolution=size) for size in ("64x32", "32x64", 32)]
+    found = [estimate(str(pico.folder()), how="count", against="", resolution=size) for size in ("64x32", "32x64", 32)]
     bytes_of = [x.step["qr"]["kept"] for x in found]
     assert bytes_of[0] == pytest.approx(bytes_of[1], rel=0.01) and bytes_of[0] > 1.8 * bytes_of[2]
     assert found[0].resolution == "64x32"

@@ -72,8 +72,8 @@ def test_rows_are_read_alone_and_below_each_other(tmp_path):
 
 def test_equal_content_gives_equal_bytes_in_every_process(tmp_path):
     script = (
-        "import sys, torch; from qrlora.safetensors_files import write; "
-        "write(sys.argv[1], {k: torch.ones(2) for k in 'zyx'}, {k: k for k in {'format', 'p', 'q', 'r'}})"
+        "import sys, torch; from qrlora.safetensors_files import write_safetensors; "
+        "write_safetensors(sys.argv[1], {k: torch.ones(2) for k in 'zyx'}, {k: k for k in {'format', 'p', 'q', 'r'}})"
     )
     for name in "12":
         environment = {**os.environ, "PYTHONHASHSEED": name, "PYTHONPATH": os.pathsep.join(sys.path)}

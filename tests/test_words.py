@@ -295,7 +295,7 @@ for told in ({}, {"progress": False}, {"on_stage": lambda what, share: None}, {"
 def test_training_in_python_shows_a_bar_where_somebody_sees_it(studio, tmp_path):
     """In a terminal unless told not to, or the caller shows where it is himself."""
     pty, termios = pytest.importorskip("pty"), pytest.importorskip("termios")
-    command = [sys.executable, "-c", PROGRAM, pico.folder(), studio / "dog.png", tmp_path / "a.safetensors"]
+    command = [sys.executable, "-c", PROGRAM, pico.folder("flux"), studio / "dog.png", tmp_path / "a.safetensors"]
     ours, theirs = pty.openpty()
     termios.tcsetwinsize(theirs, (24, 80))
     child = subprocess.Popen([str(x) for x in command], stderr=theirs, stdout=subprocess.DEVNULL)
