@@ -76,8 +76,8 @@ def test_what_a_training_loads_is_in_its_closure(tmp_path):
 import sys
 from qrlora.config import TrainConfig
 from qrlora.training import train
-words = dict(base={str(pico.folder("flux"))!r}, image={str(picture(tmp_path))!r}, output={str(tmp_path / "a.safetensors")!r})
-train(TrainConfig(**words, device="cpu", method="qr-contrast", steps=1))
+words = dict(image={str(picture(tmp_path))!r}, output={str(tmp_path / "a.safetensors")!r})
+train(TrainConfig(**words, base={str(pico.folder("flux"))!r}, device="cpu", method="qr-contrast", steps=1))
 print(*(x.__file__ for name, x in sys.modules.items() if name.split(".")[0] == "qrlora"), sep="\\n")
 """
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
