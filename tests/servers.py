@@ -12,10 +12,46 @@ import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 CHROMIUM = shutil.which("chromium")
 FLAGS = ("--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking")
 FLAGS += ("--disable-component-update", "--disable-sync")
+
+
+@contextlib.contextmanager
+def chromium() -> Iterator[Any]:
+    """A browser of Playwright. For a test file, not for the session: while it is open, its thread has an event loop."""
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=list(FLAGS))
+        yield browser
+        browser.close()
+
+
+def watch(page: Any, known: tuple[str, ...]) -> list[str]:
+    """What a browser's page does that it should not, as a list that grows: asking another host, complaining."""
+    wrong: list[str] = []
+    page.on("request", lambda x: None if x.url.startswith(known) else wrong.append(x.url))
+    page.on("console", lambda x: wrong.append(x.text) if x.type in ("error", "warning") else None)
+    page.on("pageerror", lambda x: wrong.append(str(x)))
+    return wrong
+
+
+def check_accessible(page: Any) -> None:
+    """axe-core finds nothing to say about a page, its colours in dark included, and it is no wider than a phone."""
+    from axe_playwright_python.sync_playwright import Axe
+
+    before = page.viewport_size
+    for scheme, rules in (("light", {}), ("dark", {"runOnly": ["color-contrast"]})):
+        page.emulate_media(color_scheme=scheme)
+        found = Axe().run(page, options=rules).response["violations"]
+        assert [(x["id"], [node["target"] for node in x["nodes"]]) for x in found] == []
+    page.emulate_media(color_scheme="light")
+    page.set_viewport_size({"width": 390, "height": 844})
+    assert page.evaluate("() => document.documentElement.scrollWidth") <= 390
+    page.set_viewport_size(before)
 
 
 def postgres_folder() -> Path | None:

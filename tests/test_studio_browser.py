@@ -3,9 +3,7 @@
 import time
 
 import pytest
-from axe_playwright_python.sync_playwright import Axe
 from PIL import Image
-from playwright.sync_api import sync_playwright
 
 import pico
 import qrlora
@@ -37,28 +35,11 @@ def pictures(tmp_path_factory):
 @pytest.fixture
 def window():
     """A browser page, which at the end has asked no other host, and has had nothing to complain of."""
-    wrong = []
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=servers.CHROMIUM, args=list(servers.FLAGS))
+    with servers.chromium() as browser:
         page = browser.new_page()
-        page.on("request", lambda x: None if x.url.startswith(("http://127.0.0.1:", "blob:")) else wrong.append(x.url))
-        page.on("console", lambda x: wrong.append(x.text) if x.type in ("error", "warning") else None)
-        page.on("pageerror", lambda x: wrong.append(str(x)))
-        page.wrong = wrong
+        page.wrong = servers.watch(page, ("http://127.0.0.1:", "blob:"))
         yield page
-        browser.close()
-    assert wrong == []
-
-
-def clean(page):
-    """axe-core finds nothing to say about a page, in light and dark, and it is no wider than a phone."""
-    for scheme in ("light", "dark"):
-        page.emulate_media(color_scheme=scheme)
-        found = Axe().run(page).response["violations"]
-        assert [(x["id"], [node["target"] for node in x["nodes"]]) for x in found] == []
-    page.set_viewport_size({"width": 390, "height": 844})
-    assert page.evaluate("() => document.documentElement.scrollWidth") <= 390
-    page.set_viewport_size({"width": 1280, "height": 900})
+    assert page.wrong == []
 
 
 def train(page, pictures, base, **more):
@@ -72,7 +53,7 @@ def train(page, pictures, base, **more):
         page.fill(f"#more_{name}", str(value))
     if "style" in pictures:
         page.fill("input[name=shows]", "cat")
-        clean(page)
+        servers.check_accessible(page)
     page.click("button:text-is('Train')")
     page.wait_for_url("**/runs")
 
@@ -111,14 +92,14 @@ def test_from_two_pictures_to_a_mixed_one_though_page_and_server_go_down_and_a_r
         page.wrong.clear()  # it has said that the server was away
         assert page.locator(".strip img").count() == 3 and page.locator(".curve polyline").count() == 2
         assert sorted(content.losses) == list(range(1, 251))
-        clean(page)
+        servers.check_accessible(page)
         unbroken = training_settings(content) | {"output": str(tmp_path / "unbroken.safetensors"), "device": "cpu"}
         qrlora.train(qrlora.TrainConfig(**unbroken), on_preview=lambda *_: None)
         assert content.adapter.read_bytes() == (tmp_path / "unbroken.safetensors").read_bytes()
         mix(page)
         for name in ("Runs", "Adapters", "Bases"):
             page.click(f"nav >> text={name}")
-            clean(page)
+            servers.check_accessible(page)
     merged = qrlora.load(work.adapters()[0].adapter).layers
     expected = qrlora.merge([qrlora.load(job.adapter) for job in (content, style)], [1.2, 0.7]).layers
     assert merged.keys() == expected.keys()
@@ -143,14 +124,14 @@ def mix(page):
     page.fill("input[name=columns]", "0, 0.7")
     page.click("text=Draw the grid")
     page.wait_for_function("() => document.querySelectorAll('.cell img').length === 4", timeout=30_000)
-    clean(page)
+    servers.check_accessible(page)
     page.click(".cell >> nth=3")
     page.wait_for_selector(".cell[aria-pressed=true][data-c='1.2'][data-s='0.7']")
     assert page.input_value("input[name=c]") == "1.2" and page.input_value("input[name=s]") == "0.7"
     page.click("summary:text-is('Keep the merge')")
     page.click("text=Save the merge")
     page.wait_for_selector(".badge.done", timeout=60_000)
-    clean(page)
+    servers.check_accessible(page)
 
 
 def wait_for(holds):

@@ -3,12 +3,11 @@
 import re
 
 import pytest
-from axe_playwright_python.sync_playwright import Axe
-from playwright.sync_api import sync_playwright
 
 import ratings
 import servers
 from qrlora.survey.rater_store import Study
+from qrlora.survey.report import write_report
 
 pytestmark = [
     pytest.mark.skipif(servers.CHROMIUM is None, reason="no chromium here"),
@@ -36,10 +35,8 @@ def served(made):
 
 @pytest.fixture(scope="module")
 def chromium():
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=servers.CHROMIUM, args=list(servers.FLAGS))
+    with servers.chromium() as browser:
         yield browser
-        browser.close()
 
 
 @pytest.fixture
@@ -50,42 +47,30 @@ def window(chromium, served):
     def opened(**told):
         contexts.append(chromium.new_context(**told))
         page = contexts[-1].new_page()
-        known = tuple(address.split("/?")[0] for address in served)
-        page.on("request", lambda x: None if x.url.startswith(known) else wrong.append(x.url))
-        page.on("console", lambda x: wrong.append(x.text) if x.type in ("error", "warning") else None)
-        page.on("pageerror", lambda x: wrong.append(str(x)))
+        wrong.append(servers.watch(page, tuple(address.split("/?")[0] for address in served)))
         return page
 
     yield opened
     for context in contexts:
         context.close()
-    assert wrong == []
+    assert [x for of_page in wrong for x in of_page] == []
 
 
-def clean(page):
-    """axe-core finds nothing to say about a page."""
-    found = Axe().run(page).response["violations"]
-    assert [(x["id"], [node["target"] for node in x["nodes"]]) for x in found] == []
-
-
-def begin(page, address):
+def begin(page, address, look=lambda page: None):
     page.goto(address)
     page.check("input[name=consent]")
     page.click("main button")
     page.wait_for_url("**/about-you")
+    look(page)
     page.click("main button")  # tells nothing about oneself
     page.wait_for_url("**/item/1")
 
 
-def place(page):
-    return int(re.search(r"/item/(\d+)", page.url)[1])
-
-
-def test_a_rater_by_keys_in_light_and_dark(window, served, made):
-    page = window(color_scheme="dark")
+def test_a_rater_by_keys_on_pages_that_everybody_can_read(window, served, made):
+    page = window()
     page.goto(served[0])
-    clean(page)
-    begin(page, served[0])
+    servers.check_accessible(page)
+    begin(page, served[0], servers.check_accessible)
     looked = set()
     while not page.url.endswith("/thanks"):
         here, levels = page.url, page.query_selector(".stage.levels") is not None
@@ -93,16 +78,14 @@ def test_a_rater_by_keys_in_light_and_dark(window, served, made):
         assert len({tuple(x) for x in sizes}) == 1, "pictures that are compared are of one size"
         if levels not in looked:
             looked.add(levels)
-            clean(page)
-            page.emulate_media(color_scheme="light")
-            clean(page)
+            servers.check_accessible(page)
         if levels:
             for key in ("3", "4", "1", "Enter"):
                 page.keyboard.press(key)
         else:
             page.keyboard.press("ArrowRight")
         page.wait_for_url(lambda url, here=here: url != here)
-    clean(page)
+    servers.check_accessible(page)
     assert looked == {True, False} and page.locator("strong code").inner_text()
     study = Study(made)
     who = next(x for x in study.raters_and_answers()[0] if x["finished"])
@@ -160,8 +143,23 @@ def test_no_page_is_wider_than_a_phone_and_the_back_button_and_two_tabs_lose_not
 def test_the_researchers_page_follows_by_itself(window, served, made):
     page = window(**PHONE)
     page.goto(served[1])
-    clean(page)
+    servers.check_accessible(page)
     assert "token" not in page.url and page.evaluate("document.documentElement.scrollWidth") <= 390
     before = page.locator("#progress").inner_text()
     Study(made).begin_rater("link")
     page.wait_for_function("before => document.querySelector('#progress').innerText !== before", arg=before)
+
+
+def test_the_report_is_a_page_that_everybody_can_read(chromium, made, tmp_path):
+    study = Study(made)
+    for seed in range(2):
+        ratings.answer(study, study.begin_rater("link"), seed=seed)
+    *_, path = write_report(study, tmp_path)[1]
+    page = chromium.new_page()
+    wrong = servers.watch(page, (tmp_path.as_uri(),))
+    page.goto(path.as_uri())
+    assert page.locator("img").count() >= 3
+    assert page.evaluate("() => [...document.images].every(x => x.complete && x.naturalWidth > 0)")
+    servers.check_accessible(page)
+    page.close()
+    assert wrong == []

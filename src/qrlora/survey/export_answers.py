@@ -9,7 +9,7 @@ from typing import Any
 from xml.sax.saxutils import quoteattr
 
 from ..comparison.report import csv_text
-from ..output_files import atomic
+from ..text_files import write_text
 from .counted_answers import Answers, Given, collect_answers
 from .plan import PICTURES, Plan
 from .rater_pages import answer_buttons as words_of
@@ -41,7 +41,9 @@ def export_answers(study: Study, target: str, folder: Path) -> list[Path]:
             "tasks.json": json.dumps(label_studio_tasks(study, answers), ensure_ascii=False, indent=1),
             "config.xml": label_studio_config(study.plan),
         }
-    return [_write(folder / name, text) for name, text in told.items()]
+    for name, text in told.items():
+        write_text(folder / name, text)
+    return [folder / name for name in told]
 
 
 def label_studio_tasks(study: Study, answers: Answers) -> list[dict[str, Any]]:
@@ -102,9 +104,3 @@ def label_studio_config(plan: Plan) -> str:
         lines += [f"    <Choice value={quoteattr(word)}/>" for _, word, *_ in words_of(q)]
         lines.append("  </Choices>")
     return "\n".join([*lines, "</View>", ""])
-
-
-def _write(path: Path, text: str) -> Path:
-    with atomic(path) as file:
-        file.write(text.encode())
-    return path

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ..output_files import atomic, check_writable
+from ..text_files import write_text
 from .plan import PICTURES, PLAN, TABLE, Picture, Plan, pictures_csv, write_plan
 from .power import power
 from .sheets import make_items, make_sheets
@@ -74,8 +75,7 @@ def make_study(
     stuff = make_items(plan, pictures)
     make_sheets(plan, stuff)
     plan = replace(plan, power=tuple(power(plan, stuff, simulations, on_step)))
-    with atomic(folder / TABLE) as file:
-        file.write(text.encode())
+    write_text(folder / TABLE, text)
     return write_plan(plan, folder)
 
 

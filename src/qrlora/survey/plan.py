@@ -15,8 +15,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from ..output_files import atomic
-from ..text_files import read_text
+from ..text_files import read_text, write_text
 
 FORMS = ("levels", "pairs")
 LEVELS = 6
@@ -167,8 +166,7 @@ def write_plan(plan: Plan, folder: Path) -> Plan:
     for title, tables in (("power", plan.power), ("questions", [dataclasses.asdict(q) for q in plan.questions])):
         for table in tables:
             text += f"\n[[{title}]]\n" + "".join(f"{name} = {_toml(value)}\n" for name, value in table.items())
-    with atomic(folder / PLAN) as file:
-        file.write(text.encode())
+    write_text(folder / PLAN, text)
     return read_plan(folder)
 
 

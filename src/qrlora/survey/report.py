@@ -7,7 +7,7 @@ from typing import Any
 
 from .. import __version__, plots
 from ..comparison.report import csv_text
-from ..output_files import atomic
+from ..text_files import write_text
 from ..web.pages import Pages
 from .counted_answers import collect_answers
 from .plan import LEVELS, Plan
@@ -29,12 +29,9 @@ def write_report(study: Study, folder: Path) -> tuple[dict[str, list[Row]], list
         begun = len(answers.people)
         raise ValueError(f"nobody has finished yet, {begun} raters have begun: there is nothing to report")
     tables = result_tables(study.plan, answers, list(study.pictures.values()))
-    written = []
-    for name, rows in tables.items():
-        if rows:
-            written.append(_write(folder / f"{name}.csv", csv_text(rows)))
+    texts = {f"{name}.csv": csv_text(rows) for name, rows in tables.items() if rows}
     drawn = _report_figures(study.plan, tables)
-    written += [plots.save(figure, folder / f"{name}.png") for name, figure in drawn.items()]
+    plotted = [plots.save(figure, folder / f"{name}.png") for name, figure in drawn.items()]
     pages = Pages([Path(__file__).parent])
     told = {
         "plan": study.plan,
@@ -44,8 +41,10 @@ def write_report(study: Study, folder: Path) -> tuple[dict[str, list[Row]], list
         "tables": [(name, TABLES[name], *_shown(rows), name in drawn) for name, rows in tables.items() if rows],
         "version": __version__,
     }
-    written.append(_write(folder / "report.html", pages.text("report.html", **told)))
-    return tables, written
+    texts["report.html"] = pages.text("report.html", **told)
+    for name, text in texts.items():
+        write_text(folder / name, text)
+    return tables, [*plotted, *(folder / name for name in texts)]
 
 
 def _shown(rows: Sequence[Row]) -> tuple[list[str], list[list[str]]]:
@@ -102,9 +101,3 @@ def _report_figures(plan: Plan, tables: dict[str, list[Row]]) -> dict[str, Any]:
         if shown := panels(name, label):
             figures[name] = plots.intervals(shown, **told)
     return figures
-
-
-def _write(path: Path, text: str) -> Path:
-    with atomic(path) as file:
-        file.write(text.encode())
-    return path
