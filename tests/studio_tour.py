@@ -1,4 +1,4 @@
-"""The studio on the built-in base, driven as a person would: python tests/studio_tour.py [--pictures docs].
+"""The studio on a built-in base, driven as a person would: python tests/studio_tour.py --base tiny-sd3 --pictures docs.
 
 Prints how long the first page takes once the server listens, how long from a moved slider to the new picture, and how
 long a grid takes; with --pictures also writes the pictures of docs/studio.md. Needs Debian's chromium.
@@ -36,7 +36,7 @@ class Shots:
         self.page, self.folder = page, folder
         self.taken: dict[str, Path] = {}
 
-    def acquire_job_lock(self, name: str, size: dict[str, int] = DESKTOP, dark: bool = False) -> None:
+    def screenshot(self, name: str, size: dict[str, int] = DESKTOP, dark: bool = False) -> None:
         """One picture, if any are wanted."""
         if self.folder is None:
             return
@@ -62,7 +62,7 @@ def beside(paths: list[Path], output: Path, height: int, gap: int = 24) -> None:
     row.save(output, "WEBP", quality=80, method=6)
 
 
-def train(page: Page, shots: Shots, pictures: dict[str, Path]) -> None:
+def train(page: Page, shots: Shots, pictures: dict[str, Path], base: str, steps: int) -> None:
     """Choose both pictures, move the square, press the button, wait."""
     for role, path in pictures.items():
         page.set_input_files(f"input[name=files_{role}]", path)
@@ -74,19 +74,24 @@ def train(page: Page, shots: Shots, pictures: dict[str, Path]) -> None:
     page.mouse.down()
     page.mouse.move(x + square["width"], y, steps=8)
     page.mouse.up()
+    page.select_option("#base", base)
+    if steps:
+        page.click("summary:text-is('More')")
+        page.fill("#more_steps", str(steps))
     page.fill("input[name=shows]", "panda")
     page.locator("input[name=shows]").blur()
     page.wait_for_selector("text=Fits here", timeout=120_000)
-    shots.acquire_job_lock("pictures")
-    shots.acquire_job_lock("phone-pictures", PHONE, dark=True)
+    shots.screenshot("pictures")
+    shots.screenshot("phone-pictures", PHONE, dark=True)
     page.click("button:text-is('Train')")
     page.wait_for_url("**/runs")
-    page.wait_for_function("() => document.querySelector('progress')?.value > 15", timeout=120_000)
-    shots.acquire_job_lock("phone-runs", PHONE)
-    page.click(".row a:has-text('robot')")
-    page.wait_for_function("() => document.querySelector('progress')?.value > 34", timeout=120_000)
-    shots.acquire_job_lock("run", dark=True)
-    page.goto(page.url.split("/run/")[0] + "/runs")
+    if shots.folder is not None:
+        page.wait_for_function("() => document.querySelector('progress')?.value > 15", timeout=120_000)
+        shots.screenshot("phone-runs", PHONE)
+        page.click(".row a:has-text('robot')")
+        page.wait_for_function("() => document.querySelector('progress')?.value > 34", timeout=120_000)
+        shots.screenshot("run", dark=True)
+        page.goto(page.url.split("/run/")[0] + "/runs")
     page.wait_for_function("() => document.querySelectorAll('.badge.done').length === 2", timeout=300_000)
 
 
@@ -109,22 +114,24 @@ def mix(page: Page, shots: Shots) -> tuple[list[float], float]:
     page.click(".cell[data-c='1.0'][data-s='1.5']")
     page.wait_for_selector(".cell[aria-pressed=true]")
     page.wait_for_timeout(1000)
-    shots.acquire_job_lock("mixer")
-    shots.acquire_job_lock("mixer-dark", dark=True)
-    shots.acquire_job_lock("phone-mixer", PHONE, dark=True)
+    shots.screenshot("mixer")
+    shots.screenshot("mixer-dark", dark=True)
+    shots.screenshot("phone-mixer", PHONE, dark=True)
     page.click("summary:text-is('Keep the merge')")
     page.click("text=Save the merge")
     page.wait_for_selector(".badge.done", timeout=60_000)
-    shots.acquire_job_lock("merge")
+    shots.screenshot("merge")
     page.click("nav >> text=Adapters")
-    shots.acquire_job_lock("adapters")
-    shots.acquire_job_lock("phone-adapters", PHONE)
+    shots.screenshot("adapters")
+    shots.screenshot("phone-adapters", PHONE)
     return took, grid
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--pictures", type=Path, help="folder for the pictures of docs/studio.md")
+    parser.add_argument("--base", default="tiny-flux", help="to train and draw with")
+    parser.add_argument("--steps", type=int, default=0, help="updates of each run; 0: the base's own")
     parser.add_argument("--shots", type=Path, help="folder for each page by itself")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as place, sync_playwright() as playwright:
@@ -139,7 +146,7 @@ def main() -> None:
             begun = time.perf_counter()
             page.goto(address)
             print(f"first page, once the server listens: {time.perf_counter() - begun:.2f} s")
-            train(page, shots, pictures)
+            train(page, shots, pictures, options.base, options.steps)
             took, grid = mix(page, shots)
         print(f"from a slider to the new picture: median {statistics.median(took):.2f} s, most {max(took):.2f} s")
         print(f"a grid of 16 pictures: {grid:.1f} s")
