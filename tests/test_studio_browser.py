@@ -9,7 +9,7 @@ import pico
 import qrlora
 import servers
 from qrlora.studio.job_worker import training_settings
-from qrlora.studio.jobs import WorkFolder
+from qrlora.studio.work_folder import WorkFolder
 
 pytestmark = [
     pytest.mark.skipif(servers.CHROMIUM is None, reason="no chromium here"),

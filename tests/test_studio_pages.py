@@ -15,10 +15,11 @@ from PIL import Image
 from qrlora.studio import serving
 from qrlora.studio.app_state import Studio
 from qrlora.studio.job_worker import training_settings
-from qrlora.studio.jobs import ADAPTER, WorkFolder
+from qrlora.studio.jobs import ADAPTER
 from qrlora.studio.mixer_pages import MOST_CELLS
 from qrlora.studio.serving import studio_app
 from qrlora.studio.uploaded_images import Square, add_uploaded_image, square_of_upload
+from qrlora.studio.work_folder import WorkFolder
 from qrlora.web.security import HEADERS
 
 

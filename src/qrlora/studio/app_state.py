@@ -13,7 +13,8 @@ from ..web.access_token import Access
 from ..web.pages import Pages
 from .generation_queue import GenerationQueue
 from .job_queue import JobQueue
-from .jobs import Job, WorkFolder
+from .jobs import Job
+from .work_folder import WorkFolder
 
 ROLE_WORDS = {"content": "subject", "style": "style"}
 """What pages call the roles of adapters."""

@@ -15,7 +15,7 @@ from ..built_in_bases import built_in_bases
 from ..text_files import read_text
 from ..web.access_token import depends, field_text
 from .app_state import Studio
-from .jobs import WorkFolder
+from .work_folder import WorkFolder
 
 ADDED = "bases.json"
 """Names of bases that were added on the page."""

@@ -10,7 +10,7 @@ import threading
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from .jobs import WorkFolder
+from .work_folder import WorkFolder
 
 
 class GenerationQueue:

@@ -9,7 +9,8 @@ import threading
 from collections.abc import Sequence
 
 from .generation_queue import GenerationQueue
-from .jobs import Job, WorkFolder, acquire_job_lock
+from .jobs import Job, acquire_job_lock
+from .work_folder import WorkFolder
 
 FILES = "files"
 """Where jobs run that need no device."""

@@ -20,10 +20,10 @@ from .adapter_pages import add_adapter_pages
 from .app_state import Studio
 from .base_pages import add_base_pages
 from .job_worker import user_message
-from .jobs import WorkFolder
 from .mixer_pages import add_mixer_pages
 from .run_pages import add_run_pages
 from .start_training_page import add_start_training_page
+from .work_folder import WorkFolder
 
 UPLOADS = {"/pictures": 256 * 1024**2, "/adapters": 2 * 1024**3}
 """Bytes of a request that brings files; each picture has a limit of its own."""

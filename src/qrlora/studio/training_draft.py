@@ -16,8 +16,9 @@ from ..config import TrainConfig
 from ..config.setting_descriptions import settings_rows
 from ..config.type_checks import parse_override
 from .base_pages import known_bases, read_base_json
-from .jobs import Job, WorkFolder
+from .jobs import Job
 from .uploaded_images import Square, picture_file, picture_name, square_name, square_of_upload, uploaded_image_facts
+from .work_folder import WorkFolder
 
 ROLES = ("content", "style")
 MORE = (

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import Any, BinaryIO
 
 from .. import image_loading, output_files
-from .jobs import WorkFolder
+from .work_folder import WorkFolder
 
 LARGEST = 32 * 1024**2
 """Bytes of one file."""
