@@ -89,7 +89,8 @@ def print_by_block(
     every_layer: bool,
     shares: Mapping[str, Callable[[Any], float]] | None = None,
 ) -> None:
-    """Print a table of rows as they are, or of means (of `shares`: sums) over the layers of each block and all."""
+    """Print an adapter's table of rows as they are, or of means (of `shares`: sums) over the layers of each block and
+    all."""
     shares = shares or {}
     groups: dict[str, list[Any]] = {}
     for row in rows:

@@ -80,7 +80,7 @@ def holds_list(kind: type, name: str) -> bool:
 
 
 def check_at_least(config: Any, name: str, low: float) -> None:
-    """Raises ValueError: a value below `low`, or infinity. None, a setting that is left open, passes."""
+    """Raises ValueError: a setting's value below `low`, or infinity. None, a setting that is left open, passes."""
     value = getattr(config, name)
     if value is not None and not low <= value < math.inf:
         raise ValueError(f"{name} must be {low} or more, got {value}")
@@ -91,7 +91,8 @@ MAX_STRENGTH = 1000.0
 
 
 def check_strengths(values: Iterable[float], what: str = "strengths") -> None:
-    """Raises ValueError: NaN, infinity, or beyond MAX_STRENGTH. Negative strengths subtract."""
+    """Raises ValueError: settings that are strengths hold NaN, infinity, or numbers beyond MAX_STRENGTH. Negative
+    strengths subtract."""
     numbers = [float(x) for x in values]
     if not all(abs(x) <= MAX_STRENGTH for x in numbers):  # NaN compares as false
         raise ValueError(f"{what} must be finite numbers of at most {MAX_STRENGTH:g} in size, got {numbers}")

@@ -17,8 +17,7 @@ from .condition import Condition
 
 
 def encode_image(pipe: Any, pixels: Tensor, generator: torch.Generator | None = None) -> Tensor:
-    """The step before training: latents as the backbone sees them, those of the VAE, moved and scaled as its config
-    says.
+    """Encode with a pipeline's VAE: latents as the backbone sees them, moved and scaled as its config says.
 
     SDXL: scaling_factor z, after (z - mean) / std where the config has them.  SD3, FLUX: scaling_factor (z - shift).
     FLUX.2: (z - mean) / std of a batch norm over patches of 2 x 2.
@@ -40,7 +39,8 @@ def encode_image(pipe: Any, pixels: Tensor, generator: torch.Generator | None = 
 
 
 def decode_image(pipe: Any, latents: Tensor) -> list[Any]:
-    """One PIL image for each of the latents (b, c, h, w) as the backbone sees them: `encode_image` turned round.
+    """Decode with a pipeline's VAE: one PIL image for each of the latents (b, c, h, w) as the backbone sees them,
+    `encode_image` turned round.
 
     In float32, since half precision shows: SDXL's VAE overflows in float16, and the built-in bases' lose 15 dB in
     bfloat16. One image at a time: a large one takes gigabytes of activations, and twelve together more than 2^31
@@ -52,8 +52,8 @@ def decode_image(pipe: Any, latents: Tensor) -> list[Any]:
 
 
 def decode_frames(pipe: Any, latents: Tensor) -> list[Any]:
-    """A pipeline's last step for videos: the PIL frames of one video's latents (1, c, f, h, w), by a VAE of videos; the
-    image of latents (1, c, h, w).
+    """Decode with a pipeline's VAE of videos: the PIL frames of one video's latents (1, c, f, h, w); the image of
+    latents (1, c, h, w).
 
     Raises: ValueError: NaN or infinity.
     """

@@ -21,7 +21,7 @@ FAIR = "Fair AI Public 1.0-SD (changed models stay open)"
 
 
 def _public_sdxl(hub: str, licence: str, good_for: str, *words: str) -> Variant:
-    """SDXL or one of its descendants: they differ in weights alone."""
+    """A public model of SDXL, as this layout's row: its descendants differ in weights alone."""
     return Variant(
         hub=hub,
         architecture="stable-diffusion-xl-v1-base",

@@ -10,7 +10,8 @@ from .request import ReproductionRequest
 
 
 def table3(request: ReproductionRequest) -> ReproducedResult:
-    """Target layers and trainable parameters of the public models and of a base, from the layers' shapes alone."""
+    """Table 3, trained layers: target layers and trainable parameters of the public models and of a base, from the
+    layers' shapes alone."""
     rows: list[TableRow] = []
     names: list[str] = [next(iter(layout.variants)) for layout in LAYOUTS.values() if layout.paper_presets]
     for name in names if request.base in names else [*names, request.base]:

@@ -77,6 +77,7 @@ class Plan:
     """The file."""
 
     def __post_init__(self) -> None:
+        """Check the numbers and questions of a plan."""
         for name in ("checks", "repeats", "inputs", "comparisons", "failed_checks"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{PLAN}: {name} must be 0 or more, got {getattr(self, name)}")

@@ -73,7 +73,7 @@ def _report_figures(plan: Plan, tables: dict[str, list[Row]]) -> dict[str, Any]:
     figures: dict[str, Any] = {}
 
     def panels(name: str, label: Any) -> dict[str, dict[str, tuple[float, float, float]]]:
-        """The estimates of a table as panels of a plot, one for each question."""
+        """The estimates of a table as panels of a plot in the report, one for each question."""
         texts = {q.name: q.text for q in plan.questions}
         rows = [row for row in tables[name] if not math.isnan(row["value"]) and label(row)]
         return {
