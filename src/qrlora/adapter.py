@@ -194,7 +194,7 @@ class Adapter:
 
     def scaled(self, strength: float) -> "Adapter":
         """Every update of the adapter times strength, which goes into B. Raises ValueError: see
-        config.types.check_strengths."""
+        config.type_checks.check_strengths."""
         check_strengths([strength], "a strength")
         layers = {layer: Pair(pair.A, pair.B * strength) for layer, pair in self.layers.items()}
         return replace(self, layers=layers)

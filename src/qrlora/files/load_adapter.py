@@ -103,7 +103,7 @@ def group_keys_by_layer(
     the weight, if the file has one, by PEFT's name.
 
     Raises: ValueError, naming the layer: half a pair, factors of another shape than a matrix's or a convolution's,
-            numbers that are no floats; see peft.read_config.
+            numbers that are no floats; see peft_config.read_peft_config.
     """
     found: dict[tuple[str, ...], dict[str, str]] = {}
     for key, meaning in names.keys.items():
