@@ -93,7 +93,7 @@ def update_norms(adapter: Adapter) -> list[UpdateNorm]:
 
 
 def similarity(first: Adapter, second: Adapter) -> list[Similarity]:
-    """How alike two adapters are, layer by layer, on the layers they share, in the first's order.
+    """Analyse how alike two adapters are, layer by layer, on the layers they share, in the first's order.
 
     Raises: ValueError: no shared layer; a shared layer of different shape, naming the bases.
     """
@@ -107,8 +107,9 @@ def similarity(first: Adapter, second: Adapter) -> list[Similarity]:
 
 
 def shared_span(first: Weights, second: Weights, rank: int, side: str = "input") -> list[SharedSpan]:
-    """How much of the span of their r leading directions two bases share, layer by layer, in the first's order. An
-    adapter with frozen directions that is trained on the first and drawn with the second moves along the first's.
+    """Analyse two bases: how much of the span of their r leading directions two bases share, layer by layer, in the
+    first's order. An adapter with frozen directions that is trained on the first and drawn with the second moves along
+    the first's.
 
     Raises: ValueError: a layer that the second lacks or has in another shape; see `linalg.leading_subspace`.
     """
@@ -131,7 +132,7 @@ def _squares(x: Tensor) -> float:
 
 
 def interference(first: Adapter, second: Adapter) -> Interference:
-    """Interference of two adapters, from their factors alone.
+    """Analyse two adapters: their interference, from their factors alone.
 
     Raises: ValueError: a shared layer of different shape, naming it.
     """

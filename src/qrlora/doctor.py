@@ -78,7 +78,7 @@ def duplicate_distributions() -> dict[str, list[str]]:
 
 
 def _versions(requirements: Iterator[tuple[str, str]]) -> str:
-    """ "typer 0.29.2, rich missing" of an extra's distributions."""
+    """A line of the doctor's report, "typer 0.29.2, rich missing", of an extra's distributions."""
     return (
         ", ".join(f"{name} {optional_dependencies.version_of(name) or 'missing'}" for name, _ in requirements)
         or "unknown"
@@ -109,7 +109,7 @@ def _bases() -> Iterator[tuple[str, str]]:
 
 
 def _hidden_gpu() -> str:
-    """What a person with an NVIDIA GPU should do whose torch cannot use it; "" elsewhere."""
+    """The doctor's advice to a person with an NVIDIA GPU whose torch cannot use it; "" elsewhere."""
     import torch
 
     from . import devices

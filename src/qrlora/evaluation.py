@@ -114,7 +114,7 @@ class Encoder:
 
 
 def open_encoder(name: str, device: str = "auto") -> Encoder:
-    """A vision network by its short name (ENCODERS), its hub name or its folder.
+    """Open a vision network to evaluate images with, by its short name (ENCODERS), its hub name or its folder.
 
     DINO: the class token of the last layer, without transformers' pooler, which DINO's checkpoints have no weights for.
     CLIP: the projected embedding. CSD: the style descriptor, see `csd_model`. Images: RGB, the shorter side to 8/7
@@ -151,7 +151,7 @@ def open_encoder(name: str, device: str = "auto") -> Encoder:
 
     @torch.no_grad()
     def features(images: Sequence[Image.Image]) -> Tensor:
-        """The features of images by a vision network."""
+        """The features of images by a vision network, of which cosines are scores."""
         pixels = torch.cat([_resized_and_cropped(image, shorter, size) for image in images])
         pixels = (pixels - torch.tensor(mean)[:, None, None]) / torch.tensor(deviation)[:, None, None]
         answer = model(pixels.to(execution_device))

@@ -35,7 +35,8 @@ def base_weights(base: str) -> "Callable[[str], Tensor]":
 
 
 def open_base_for_weights(base: str) -> Any:
-    """A base of which nothing but its weights is wanted, for which a CPU is fast enough."""
+    """For verbs on adapter files: open a base of which nothing but its weights is wanted, for which a CPU is fast
+    enough."""
     from .. import families
 
     with warnings.catch_warnings():

@@ -11,7 +11,7 @@ from . import usage_hints
 
 
 def recipe_and_settings(words: Sequence[str]) -> tuple[str | None, list[str]]:
-    """The one recipe among the words of `train`, and the others, NAME=VALUE each. Raises ValueError: anything else."""
+    """The arguments of `train` as its one recipe and the others, NAME=VALUE each. Raises ValueError: anything else."""
     recipes = [x for x in words if x.lower().endswith(".toml") and ("=" not in x or Path(x).is_file())]
     settings = [x for x in words if x not in recipes]
     usage_hints.check_settings(settings)

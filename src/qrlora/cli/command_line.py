@@ -26,7 +26,7 @@ class VerbGroup(typer.core.TyperGroup):
     """All verbs."""
 
     def invoke(self, ctx: Any) -> Any:
-        """Run a verb; a signal ends it as Ctrl-C does."""
+        """Run a verb of the command line; a signal ends it as Ctrl-C does."""
         try:
             with stop_signals.stop_signals_as_keyboard_interrupt():
                 return super().invoke(ctx)

@@ -171,7 +171,7 @@ def run_comparison(
 
 
 def _training_images(spec: str, pair: Pair) -> dict[str, CaptionedImage]:
-    """{role: its training image}; the oracle is trained on the true fused image alone."""
+    """{role: its training image} for a compared fusion method; the oracle is trained on the true fused image alone."""
     if spec == "oracle":
         assert pair.truth is not None
         return {"content": pair.truth}

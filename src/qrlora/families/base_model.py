@@ -252,7 +252,7 @@ class Base:
             yield
 
     def _run_on_device(self, names: Sequence[str], compute: Callable[[], T]) -> T:
-        """compute() with these components on the execution device, without gradients.
+        """Compute with these components of the base on the execution device, without gradients.
 
         With offload the trainable component is offloaded before; without, only where a GPU's memory runs out: then
         compute() is called once more.

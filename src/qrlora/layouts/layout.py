@@ -156,8 +156,8 @@ class Layout:
         return {layer: inputs * self.outputs.get(layer.rpartition(".")[2], 1) for layer in layers}
 
     def variant_of(self, base: str, width: int | None = None, layers: Collection[str] = ()) -> Variant:
-        """The public model that a base is or descends from, as far as the width of its blocks and its layers tell, and
-        of several its name; the first one that they do not exclude."""
+        """The layout's variant, the public model that a base is or descends from, as far as the width of its blocks and
+        its layers tell, and of several its name; the first one that they do not exclude."""
         plain = re.sub("[^a-z0-9]", "", base.lower())
         fitting = [x for x in self.variants.values() if _fits(x, width, layers)] or [*self.variants.values()]
         named = [x for x in fitting if x.words and all(word in plain for word in x.words)]

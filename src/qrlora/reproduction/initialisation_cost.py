@@ -62,7 +62,7 @@ def initialisation(request: ReproductionRequest) -> ReproducedResult:
 
 
 def initialise_layer(method: str, weight: Tensor, rank: int) -> None:
-    """Initialise one layer's factors, with the singular directions if the method needs them."""
+    """Initialise one layer's factors, whose cost is measured, with the singular directions if the method needs them."""
     if method == WHOLE_SVD:
         initialise_as_in_paper(weight, rank)
         return
@@ -71,7 +71,8 @@ def initialise_layer(method: str, weight: Tensor, rank: int) -> None:
 
 
 def initialise_as_in_paper(weight: Tensor, rank: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Q (i, r), R (r, o) and W_comp (o, i) of W (o, i): arXiv 2507.04599, eq. 3-6, in float32."""
+    """Initialise as the paper's equations say, whose cost is measured: Q (i, r), R (r, o) and W_comp (o, i) of W (o,
+    i): arXiv 2507.04599, eq. 3-6, in float32."""
     U, S, Vh = torch.linalg.svd(weight, full_matrices=False)
     Q, triangle = torch.linalg.qr(Vh[:rank].T * S[:rank])
     R = triangle @ U[:, :rank].T

@@ -198,7 +198,7 @@ def _machine_correlation_table(plan: Plan, given: Sequence[Given], pictures: Seq
 
 
 def _spearman_row(sums: np.ndarray, score: np.ndarray, draws: tuple[np.ndarray, np.ndarray]) -> Row:
-    """A row of Spearman's rho with its interval, from resampled raters and pairs."""
+    """A row of the table of correlations: Spearman's rho with its interval, from resampled raters and pairs."""
 
     def rho(of_raters: np.ndarray, times: np.ndarray) -> float:
         """Spearman's rho of one resample."""

@@ -33,7 +33,7 @@ def training_progress_bar(
     with tqdm(desc=name, unit="step", dynamic_ncols=True, bar_format="{desc} [{elapsed}]") as line:
 
         def stage(what: str, share: float) -> None:
-            """Show a stage of training before the first update."""
+            """Show a stage of training before the first update in the bar."""
             description = f"{name}: {what}{f' {share:.0%}' if share else ''}"
             if description != line.desc:
                 line.set_description_str(description)
@@ -41,7 +41,7 @@ def training_progress_bar(
                 on_stage(what, share)
 
         def step(progress: Progress) -> None:
-            """Show an update: its number, loss and the time left."""
+            """Show an update in the bar: its number, loss and the time left."""
             if line.total != progress.steps:
                 line.bar_format = None
                 line.set_description(name, refresh=False)

@@ -108,7 +108,8 @@ def load_trained_vae(base: str) -> AutoencoderTiny:
 
 
 def tiny_sdxl() -> StableDiffusionXLPipeline:
-    """An untrained ``tiny-sdxl``: SDXL's three-level UNet, two CLIP text encoders, v-prediction from pure noise."""
+    """The architecture of ``tiny-sdxl``, untrained: SDXL's three-level UNet, two CLIP text encoders, v-prediction from
+    pure noise."""
     tokenizer = clip_tokenizer()
     (first, _), (second, _) = CLIP_SHAPES
     unet = UNet2DConditionModel(
@@ -158,7 +159,7 @@ def sd3_clip_encoders() -> tuple[CLIPTextModelWithProjection, CLIPTextModelWithP
 
 
 def tiny_sd3() -> StableDiffusion3Pipeline:
-    """An untrained ``tiny-sd3``: SD3's joint transformer on 64 patches, two CLIPs, T5."""
+    """The architecture of ``tiny-sd3``, untrained: SD3's joint transformer on 64 patches, two CLIPs, T5."""
     tokenizer, pieces = clip_tokenizer(), t5_tokenizer()
     first, second = sd3_clip_encoders()
     widths = first.config.hidden_size + second.config.hidden_size

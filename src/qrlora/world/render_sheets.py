@@ -95,7 +95,7 @@ def icon_names(emoji: Emoji, chars: dict[str, str]) -> list[str]:
 
 
 def icon_svg(icons: dict, name: str) -> str | None:
-    """One drawing of an Iconify set as a square SVG document; None if the set lacks it."""
+    """One drawing of an Iconify set to render, as a square SVG document; None if the set lacks it."""
     if name not in icons["icons"]:
         alias = icons.get("aliases", {}).get(name)
         if alias is None:

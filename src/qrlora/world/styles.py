@@ -56,7 +56,8 @@ def grid(x: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def grain_texture(x: Tensor, seed: int, sigma: float = 0.7) -> Tensor:
-    """A fixed grain of unit variance and this many units' width, (1, 1, h, w): the same for every image."""
+    """A fixed grain, of which styles are made, of unit variance and this many units' width, (1, 1, h, w): the same for
+    every image."""
     noise = torch.randn(1, 1, *x.shape[-2:], generator=torch.Generator().manual_seed(seed))
     grain = blur(noise, sigma)
     return (grain / grain.std()).to(x)
