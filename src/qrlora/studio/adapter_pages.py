@@ -33,6 +33,7 @@ def add_adapter_pages(app: FastAPI, studio: Studio) -> None:
 
     @app.post("/adapters")
     def upload(sent: FormData = form) -> Response:
+        """Store an uploaded adapter, and have it read by a job."""
         file = sent.get("file")
         if not isinstance(file, UploadFile) or not file.filename:
             return page("Choose a file first.")
@@ -57,6 +58,7 @@ def add_adapter_pages(app: FastAPI, studio: Studio) -> None:
 
     @app.post("/adapters/compare")
     def compare(sent: FormData = form) -> Response:
+        """Start the comparison of two ticked adapters."""
         jobs = [studio.job(str(name)) for name in sent.getlist("adapter")]
         if len(jobs) != 2:
             return page("Tick two adapters to compare.")

@@ -54,7 +54,8 @@ class Job:
 
     @property
     def events(self) -> tuple[dict[str, Any], ...]:
-        """All events so far, each with its "event" and "time". A line that is torn, by power loss, is no event."""
+        """All events of a job so far, each with its "event" and "time". A line that is torn, by power loss, is no
+        event."""
         path = self.folder / "events.jsonl"
         place, known = _read.get(path, (0, ()))
         with path.open("rb") as file:
@@ -67,7 +68,7 @@ class Job:
         return known
 
     def add_event(self, event: str, **values: Any) -> None:
-        """Add an event, in one write, so that processes do not mix theirs."""
+        """Add an event to a job, in one write, so that processes do not mix theirs."""
         line = json.dumps({"event": event, "time": round(time.time(), 3), **values}) + "\n"
         with (self.folder / "events.jsonl").open("ab+") as file:
             if file.tell() and os.pread(file.fileno(), 1, file.tell() - 1) != b"\n":

@@ -31,7 +31,7 @@ RULES = ("sum", "stack")
 
 def add_mixer_pages(app: FastAPI, studio: Studio) -> None:
     """Add the routes of the mixer to a FastAPI application."""
-    Mixer(studio).add_to(app)
+    Mixer(studio).add_routes(app)
 
 
 class Mixer:
@@ -40,7 +40,8 @@ class Mixer:
     def __init__(self, studio: Studio):
         self.studio, self.work, self.drawings = studio, studio.work, studio.drawings
 
-    def add_to(self, app: FastAPI) -> None:
+    def add_routes(self, app: FastAPI) -> None:
+        """Add the routes of the mixer: its page, images, and the merge."""
         known, form = [depends(self.studio.access.require_token)], depends(self.studio.access.read_form)
 
         @app.get("/mixer", dependencies=known)

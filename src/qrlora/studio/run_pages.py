@@ -55,6 +55,7 @@ def add_run_pages(app: FastAPI, studio: Studio) -> None:
 
     @app.get("/run/{name}/{file}", dependencies=known)
     def file(name: str, file: str) -> Response:
+        """A file of a run that its page shows."""
         job = studio.job(name)
         if file not in served_files(job):
             raise HTTPException(404)
@@ -80,6 +81,7 @@ def add_run_pages(app: FastAPI, studio: Studio) -> None:
 
     @app.post("/bin/{name}/restore")
     def restore(name: str, sent: FormData = form) -> Response:
+        """Take a run out of the bin."""
         for job in work.in_bin():
             if job.id == name:
                 work.restore(job)

@@ -57,6 +57,7 @@ def studio_app(studio: Studio, listener: Listener) -> Guard:
 
     @app.get("/events", response_class=EventSourceResponse, dependencies=[depends(studio.access.require_token)])
     async def events() -> AsyncIterable[ServerSentEvent]:
+        """Tell open pages, as server-sent events, what has changed."""
         before: dict[str, Any] | None = None
         while not studio.closing.is_set():
             now = await asyncio.to_thread(studio.snapshot)

@@ -35,7 +35,7 @@ LABELS = {
 
 def add_start_training_page(app: FastAPI, studio: Studio) -> None:
     """Add the routes of the start page to a FastAPI application."""
-    StartTrainingPage(studio).add_to(app)
+    StartTrainingPage(studio).add_routes(app)
 
 
 class StartTrainingPage:
@@ -44,13 +44,14 @@ class StartTrainingPage:
     def __init__(self, studio: Studio):
         self.studio, self.work = studio, studio.work
 
-    def add_to(self, app: FastAPI) -> None:
+    def add_routes(self, app: FastAPI) -> None:
         """Add the routes of the page that starts trainings: images, crops, settings."""
         access = self.studio.access
         form = depends(access.read_form)
 
         @app.get("/")
         def start(request: Request) -> Response:
+            """The start page."""
             if (entered := access.exchange_token(request)) is not None:
                 return entered
             access.require_token(request)
@@ -81,6 +82,7 @@ class StartTrainingPage:
 
         @app.post("/train")
         def train(sent: FormData = form) -> Response:
+            """Start the trainings of the form, and show the runs."""
             if field_text(sent, "once") in ("", read_draft(self.work).get("done")):  # a double click
                 return RedirectResponse("/runs", 303)
             draft = self.kept(sent)

@@ -32,7 +32,7 @@ class WorkFolder:
             place.mkdir(parents=True, exist_ok=True)
 
     def acquire_lock(self) -> int:
-        """The descriptor of the lock of the one server of this folder. Raises ValueError: another server has it."""
+        """The lock of the one server of this work folder, as a descriptor. Raises ValueError: another has it."""
         lock = os.open(self.folder / "lock", os.O_RDWR | os.O_CREAT, 0o600)
         if not try_lock(lock, fcntl.LOCK_EX):
             os.close(lock)
@@ -40,7 +40,7 @@ class WorkFolder:
         return lock
 
     def token(self) -> str:
-        """The secret of this folder's addresses, the same at each start, so that an open page goes on working."""
+        """The secret of this work folder's addresses, the same at each start, so that open pages go on working."""
         path = self.folder / "token"
         if not path.exists():
             with output_files.atomic(path) as file:
