@@ -31,7 +31,7 @@ from qrlora.basis import Basis, compute_basis
 from qrlora.families import open_base
 from qrlora.linalg import principal_angles
 from qrlora.merging import merge
-from qrlora.merging.sum_and_stack import MINIMUM_KEPT_ENERGY
+from qrlora.merging.sum_and_stack import MIN_KEPT_FRACTION
 
 HELD = ("ATEN_CPU_CAPABILITY", "ONEDNN_MAX_CPU_ISA", "MKL_ENABLE_INSTRUCTIONS")
 KINDS = {
@@ -94,7 +94,7 @@ def main() -> None:
             merged = merge([random_adapter(Q, 0), random_adapter(other, 1)], [1.0, 1.0])
             lost = max(1 - min(merged.header.config["kept_energy"]), 1e-9)  # 1e-9 stands for none: a ratio needs some
             worst = max(1 - float(principal_angles(q, other[layer]).min()) ** 2 for layer, q in Q.items())
-            measured = {"lost": [lost], "refused": [1 - MINIMUM_KEPT_ENERGY]}
+            measured = {"lost": [lost], "refused": [1 - MIN_KEPT_FRACTION]}
             rows.append(Row(f"{here} / {there}: {what}", measured, {"refused": "10x"}, {"worst": f"{worst:.0e}"}, ""))
     report("Processors", rows, options.folder)
 

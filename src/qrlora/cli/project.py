@@ -12,8 +12,6 @@ if TYPE_CHECKING:
     from ..adapter import Adapter
 
 EXAMPLE = "qrlora project lora.safetensors ours.safetensors --base tiny-sdxl"
-MIN_KEPT_FRACTION = 0.99
-"""Below this fraction of its squared Frobenius norm, a projected adapter is no longer the same one."""
 
 
 def project(
@@ -71,7 +69,7 @@ def can_be_projected_file(path: Path, base: str, side: str, rank: int | None) ->
 
 def report_kept(adapter: "Adapter", kept: Mapping[str, float], output: Path) -> None:
     """Print the table of what a projection kept of each layer, and a warning where it is too little."""
-    from ..merging import kept_fraction_of_update
+    from ..merging.sum_and_stack import MIN_KEPT_FRACTION, kept_fraction_of_update
 
     total = kept_fraction_of_update(adapter, kept)
     rows = [(layer, f"{share:.2%}") for layer, share in sorted(kept.items(), key=lambda item: item[1])]

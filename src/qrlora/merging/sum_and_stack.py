@@ -14,8 +14,9 @@ from torch import Tensor
 from ..adapter import Adapter, Pair
 from ..initialisation_methods import METHODS
 
-MINIMUM_KEPT_ENERGY = 0.99
-WAY_OUT = "Train both on one base model with one rank, or merge with rule='stack'"
+MIN_KEPT_FRACTION = 0.99
+"""Below this fraction of its squared Frobenius norm, an adapter written in another basis is no longer the same one."""
+HINT = "Train both on one base model with one rank, or merge with rule='stack'"
 
 
 @dataclass(frozen=True)
@@ -130,10 +131,10 @@ def _checked_kept_fraction(adapter: Adapter, by_layer: Mapping[str, float]) -> f
     if all(share == 1.0 for share in by_layer.values()):
         return 1.0
     kept = kept_fraction_of_update(adapter, by_layer)
-    if kept < MINIMUM_KEPT_ENERGY:
+    if kept < MIN_KEPT_FRACTION:
         worst = min(by_layer, key=by_layer.__getitem__)
         share = f"{kept:.1%} of an adapter's update ({by_layer[worst]:.1%} in {worst})"
-        raise ValueError(f"the common basis holds only {share}. {WAY_OUT}")
+        raise ValueError(f"the common basis holds only {share}. {HINT}")
     return kept
 
 
