@@ -161,6 +161,7 @@ def scheduled_fusion(
         base, schedule, off = task.base, schedule_of(task.both, task.weights), [(x, 0.0) for x in task.both]
 
         def draw(prompts: Sequence[str], seeds: Sequence[int]) -> list[Any]:
+            """Sample with each adapter's strengths set by the schedule."""
             with (
                 base.on_device(),
                 applied(base.model, off, not base.offload) as names,

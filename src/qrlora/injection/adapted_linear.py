@@ -117,6 +117,7 @@ class AdaptedLinear(nn.Module):
             self._original_weight = ()
 
     def forward(self, x: Tensor, *rest: Any, **named: Any) -> Tensor:
+        """The base layer's output and the active updates'."""
         base: Any = self._modules["base_layer"]  # not by nn.Module.__getattr__, here and below: see `_active_pairs`
         pairs = self._active_pairs()
         if not pairs:
