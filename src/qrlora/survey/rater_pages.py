@@ -39,7 +39,7 @@ def rater_app(study: Study, listener: Listener) -> Guard:
     """The FastAPI application for raters."""
     raters = RaterPages(study, secure=listener.public != "")
     app = application(raters.pages, raters.refuse)
-    raters.add_to(app)
+    raters.add_routes(app)
     names = [listener.public] if listener.public else []
     limits = {"": RateLimit(*RATE), "/begin": RateLimit(*BEGINNING)}
     return Guard(app, hosts_of([*NAMES, *names], listener.port), limits, raters.refuse)
@@ -60,7 +60,7 @@ class RaterPages:
         self.study, self.words, self.secure = study, texts(study.plan.language), secure
         self.pages, self.cookie = Pages([Path(__file__).parent]), f"rater-{study.slug[:8]}"
 
-    def add_to(self, app: FastAPI) -> None:
+    def add_routes(self, app: FastAPI) -> None:
         """Add the routes: consent, questions about the rater, the sheet, thanks, withdrawal, images."""
         form = depends(read_form)
 
