@@ -124,6 +124,7 @@ def mix(page):
     page.fill("input[name=columns]", "0, 0.7")
     page.click("text=Draw the grid")
     page.wait_for_function("() => document.querySelectorAll('.cell img').length === 4", timeout=30_000)
+    assert page.locator("output").all_inner_texts() == ["1", "0.5"], "beside each slider stands its value"
     servers.check_accessible(page)
     page.click(".cell >> nth=3")
     page.wait_for_selector(".cell[aria-pressed=true][data-c='1.2'][data-s='0.7']")

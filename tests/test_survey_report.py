@@ -78,6 +78,22 @@ def test_who_fails_the_checks_is_left_out_by_the_plans_rule_and_counted(study, t
     assert {x.excluded for x in collect_answers(study_of).people if x.finished} == {"too fast"}
 
 
+def test_where_everybody_is_left_out_the_report_says_so_and_gives_what_all_answered(tmp_path):
+    study = Study(ratings.folder(tmp_path))
+    for _ in range(2):
+        who = study.rater_of_token(study.begin_rater("link"))
+        for entry in study.sheets[who.sheet]:
+            item = study.items[entry.item]
+            value = 5 if item.form == "levels" else -1
+            study.record_answers(who, entry.item, {q.name: value for q in study.plan.of(item.form)}, now() - 3000)
+    tables, written = write_report(study, tmp_path / "report")
+    told = {x["what"]: x["raters"] for x in tables["raters"]}
+    assert (told["finished"], told["left out: checks"], told["counted"]) == (2, 2, 0)
+    found = row(tables["levels"], question="overall", method=QR)
+    assert np.isnan(found["value"]) and found["all"] == 5 and found["raters"] == 0
+    assert "every rater who has finished is left out" in written[-1].read_text()
+
+
 def test_agreement_with_oneself_is_1_where_nothing_changes(tables):
     found = row(tables["agreement"], question="preferred", measure="the same answer to what came twice")
     assert found["value"] == 1 and found["answers"] == 12

@@ -36,6 +36,7 @@ def write_report(study: Study, folder: Path) -> tuple[dict[str, list[Row]], list
     told = {
         "plan": study.plan,
         "finished": finished,
+        "counted": sum(x.finished and not x.excluded for x in answers.people),
         "open": finished < study.plan.raters,
         "style": pages.files["style.css"].decode(),
         "tables": [(name, TABLES[name], *_shown(rows), name in drawn) for name, rows in tables.items() if rows],

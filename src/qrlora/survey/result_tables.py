@@ -127,7 +127,7 @@ def _strength_table(plan: Plan, given: Sequence[Given]) -> list[Row]:
         for k, x in enumerate(mine):
             duel = duels.index((plan.methods.index(x.first), plan.methods.index(x.second)))
             outcomes[k, duel, [v for _, v in OUTCOMES].index(x.value)] = 1
-        flat = outcomes.reshape(len(mine), -1)
+        flat = outcomes.reshape(len(mine), 3 * len(duels))
 
         def strengths(sums: np.ndarray) -> np.ndarray:
             return bradley_terry_davidson(sums.reshape(*sums.shape[:-1], len(duels), 3), duels, count)

@@ -195,11 +195,8 @@ def alpha(units: np.ndarray, levels: int, ordinal: bool) -> float:
 
     Args: units (R, U): each rater's level 0..levels-1 of each unit; -1: none.
     """
-    return float(
-        _krippendorff_alphas(_one_hot(units, levels), np.ones((1, len(units))), np.ones((1, units.shape[1])), ordinal)[
-            0
-        ]
-    )
+    once = np.ones((1, len(units))), np.ones((1, units.shape[1]))
+    return float(_krippendorff_alphas(_one_hot(units, levels), *once, ordinal)[0])
 
 
 def alpha_estimate(
@@ -228,8 +225,8 @@ def _krippendorff_alphas(one_hot: np.ndarray, of_raters: np.ndarray, of_units: n
     """Krippendorff's alpha for every weighting. one_hot (R, U, K), of_raters (b, R), of_units (b, U) -> (b,)"""
     R, U, K = one_hot.shape
     flat = one_hot.reshape(R, U * K)
-    held = (of_raters @ flat).reshape(-1, U, K)
-    oneself = (of_raters**2 @ flat).reshape(-1, U, K)  # each rater beside himself, which is no agreement
+    held = (of_raters @ flat).reshape(len(of_raters), U, K)
+    oneself = (of_raters**2 @ flat).reshape(len(of_raters), U, K)  # each rater beside himself, which is no agreement
     count = held.sum(2)
     paired = count**2 - oneself.sum(2) > 1e-9
     with np.errstate(divide="ignore", invalid="ignore"):

@@ -78,8 +78,7 @@ function mix(names) {
   for (const [name, value] of Object.entries(names)) {
     const field = mixer.elements[name];
     field.value = value;
-    const shown = field.parentElement.querySelector("output");
-    if (shown) shown.value = Number(value);
+    if (field.type === "range") field.parentElement.querySelector("output").value = Number(value);
   }
   edited(mixer);
 }
