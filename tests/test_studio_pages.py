@@ -6,6 +6,7 @@ import re
 import struct
 import subprocess
 import sys
+import time
 import zlib
 
 import pytest
@@ -326,6 +327,26 @@ def test_two_pictures_become_two_runs_once_and_a_reload_loses_nothing_before(stu
     assert post(page, studio, f"/again/{content.id}").status_code == 303
     text = page.get("/").text
     assert "dog.jpg" in text and 'name="more_steps" value="7"' in text and 'max="60" value="5"' in text
+
+
+def test_why_nothing_can_be_started_is_said_on_the_page_until_it_is_over(studio, page, small_disk):
+    job = studio.work.create("check", "dog", {"adapters": []})
+    events = job.folder / "events.jsonl"
+    events.write_bytes(events.read_bytes().ljust(65535) + b"\n")  # the next one does not fit on the disk
+    studio.queue.start()
+    for _ in range(100):
+        if studio.queue.problem:
+            break
+        time.sleep(0.05)
+    text = page.get("/runs").text
+    studio.work.delete(job)
+    for _ in range(100):
+        if not studio.queue.problem:
+            break
+        time.sleep(0.05)
+    studio.queue.close()
+    assert "Nothing can be started" in text and "File too large" in text
+    assert "Nothing can be started" not in page.get("/runs").text
 
 
 @pytest.mark.parametrize(
