@@ -9,7 +9,7 @@ INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c c
 export TOKENIZERS_PARALLELISM := false
 
 # Where subspaces are found and updates formed, merged and cut: what a processor's instructions could change.
-NUMERIC := $(addprefix tests/test_,$(addsuffix .py,linalg basis adapter merging analysis methods contrastive_directions adapted_linear injection noising))
+NUMERIC := $(addprefix tests/test_,$(addsuffix .py,linalg basis adapter merging analysis initialisation_methods contrastive_directions adapted_linear injection noising))
 
 .PHONY: demo studio test processes numeric emulated lint format docs bench clean help
 help: ## Say what each target does

@@ -17,6 +17,7 @@ ROOT = Path(__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
 BASES = ROOT / "packages" / "qrlora-bases"
 NOTEBOOK = ROOT / "examples" / "qrlora.ipynb"
+PAGES = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").glob("*.md"))]
 WORKFLOWS = sorted((ROOT / ".github" / "workflows").glob("*.yml"))
 
 
@@ -50,13 +51,32 @@ def test_the_data_package_has_the_licences_of_the_code_s():
 @pytest.mark.parametrize("path", WORKFLOWS, ids=lambda path: path.stem)
 def test_a_workflow_names_files_targets_and_extras_that_exist(path):
     text = path.read_text("utf-8")
-    targets = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text("utf-8"), re.M))
+    targets = set(re.findall(r"^([a-z]+):", make_text(), re.M))
     assert set(re.findall(r"run: make (\w+)", text)) <= targets
     for name in re.findall(r"\b(?:tests|packages|src)/[\w./-]+", text):
         assert (ROOT / name).exists(), name
     extras = {x for names in re.findall(r"[}.)]\"?\[([a-z,]+)\]", text) for x in names.split(",")}
     assert extras <= set(PROJECT["optional-dependencies"])
     assert "contents: write" not in text and "secrets." not in text
+
+
+def test_every_file_that_is_named_for_running_exists():
+    """After a rename, too: in make's targets, in the scripts of checks and in what says which script shows a figure."""
+    numeric = re.search(r"^NUMERIC := .*addprefix (tests/test_),\$\(addsuffix (\.py),([\w ]+)\)", make_text(), re.M)
+    assert numeric is not None
+    start, end, names = numeric.groups()
+    assert names.split() and all((ROOT / f"{start}{name}{end}").is_file() for name in names.split())
+    sources = [ROOT / "Makefile", ROOT / ".ci" / "run", *PAGES]
+    sources += [path for folder in ("src", "bench", "docs", "testing") for path in (ROOT / folder).rglob("*.py")]
+    for path in sources:
+        for name in re.findall(
+            r"(?<![\w/.-])(?:python|bash) ((?:bench|tests|examples)/[\w./-]+\.(?:py|sh))", path.read_text("utf-8")
+        ):
+            assert (ROOT / name).is_file(), f"{path.relative_to(ROOT)} names {name}"
+
+
+def make_text() -> str:
+    return (ROOT / "Makefile").read_text("utf-8")
 
 
 def cells() -> list[str]:
@@ -100,7 +120,6 @@ def test_the_notebook_s_own_drawings_and_settings_are_there():
     assert true_image("robot", "plain").size == true_image("panda", "dusk").size == (128, 128)
 
 
-PAGES = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").glob("*.md"))]
 LINK = re.compile(r"\]\((?!\w+:|#)([^)\s#]+)")
 
 

@@ -29,7 +29,7 @@ def ratings(sizes, seed):
 
 @pytest.mark.parametrize("sizes", POPULATIONS.values(), ids=POPULATIONS)
 def test_intervals_hold_the_true_mean_about_95_times_in_100(sizes):
-    """The whole check, 400 studies of each kind, is bench/survey_intervals.py."""
+    """The whole check, 400 studies of each kind, is bench/rating_intervals.py."""
     held = 0
     for seed in range(100):
         raters, pairs, values = ratings(sizes, seed)
