@@ -177,6 +177,10 @@ def _machine_correlation_table(plan: Plan, given: Sequence[Given], pictures: Seq
     """A table of Spearman's rho between an image's mean level and what machines said of it."""
     scores = {(x.method, x.pair, x.seed): x.scores for x in pictures if x.kind == "result" and x.scores}
     names = list(dict.fromkeys(name for told in scores.values() for name in told))
+    if not names:
+        return []
+    from ..comparison.summary_tables import SCORE_MEANINGS  # with torch, which other studies do without
+
     rows: list[Row] = []
     for q in plan.of("levels"):
         mine = [x for x in values(given, "levels", q.name) if (x.first, x.pair, x.seed) in scores]
@@ -191,9 +195,8 @@ def _machine_correlation_table(plan: Plan, given: Sequence[Given], pictures: Seq
         draws = (crossed.of_raters[:400], crossed.of_pairs[:400][:, [pair_of[p] for _, p, _ in shown]].astype(int))
         for name in names:
             score = np.array([scores[x].get(name, math.nan) for x in shown])
-            rows.append(
-                {"question": q.name, "machine": name, **_spearman_row(sums, score, draws), "pictures": len(shown)}
-            )
+            about = {"question": q.name, "machine": name, "what it says": SCORE_MEANINGS.get(name, "")}
+            rows.append({**about, **_spearman_row(sums, score, draws), "pictures": len(shown)})
     return rows
 
 

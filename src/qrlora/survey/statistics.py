@@ -97,8 +97,8 @@ def _estimate_with_interval(value: float, kinds: Sequence[np.ndarray], counts: S
         return found
     drawn = [x[np.isfinite(x)] for x in kinds]
     of_raters, of_pairs, both = (float(x.var()) for x in drawn)
-    if not both:
-        return found._replace(low=value, high=value, p=float(value == null))
+    if not both:  # all answers are alike: nothing was seen that could say how much others would differ
+        return found
     variance = max(2 * of_raters + 2 * of_pairs - both, of_raters, of_pairs)
     wider = students_t(min(counts[1:]) - 1) / students_t(math.inf)
     draws = value + (drawn[2] - value) * math.sqrt(variance / both) * wider
