@@ -365,6 +365,27 @@ def test_a_setting_that_cannot_be_is_said_before_a_run(studio, page, wrong, why)
     assert answer.status_code == 422 and why in answer.text and studio.work.jobs() == []
 
 
+def test_what_a_training_takes_is_counted_for_the_last_settings_alone_and_remembered(studio, page):
+    def estimate(**fields):
+        assert post(page, studio, "/estimate", base="tiny-flux", **fields).status_code == 200
+        return [(x.settings["settings"], x.state) for x in studio.work.jobs() if x.kind == "estimate"]
+
+    post(page, studio, "/pictures", {"files_content": ("dog.jpg", photo())})
+    picture = re.search(r'name="content" value="(\w+)"', page.get("/").text)[1]
+    assert estimate(content=picture) == [({}, "waiting")]
+    studio.work.jobs()[0].add_event("failed", text="no memory")
+    assert estimate(content=picture, more_rank="8") == [({"rank": 8}, "waiting")]
+    assert estimate(content=picture, more_rank="9") == [({"rank": 9}, "waiting")]
+    facts = {
+        "rows": [{"chosen": True, "here": True, "need": 1.0, "weights": "float32", "recomputed": False, "card": 8}]
+    }
+    facts |= {"device": "cpu", "free": 9.0, "resolution": 64, "rank": 9, "file": 1.0}
+    studio.work.jobs()[0].add_event("end", result=facts)
+    assert estimate(content=picture, more_rank="7") == [({"rank": 7}, "waiting"), ({"rank": 9}, "done")]
+    assert "Fits here." in post(page, studio, "/estimate", base="tiny-flux", content=picture, more_rank="9").text
+    assert studio.work.in_bin() == []
+
+
 @pytest.mark.parametrize("name", ["/etc/passwd", "../x/y", "a/..", "name", "https://a/b", "a/b/c", "-a/../b"])
 def test_no_base_of_this_machine_is_chosen_by_a_page(studio, page, name):
     assert post(page, studio, "/bases", name=name).status_code == 422

@@ -162,15 +162,20 @@ class StartTrainingPage:
         except ValueError:
             settings = {}
         chosen = {name: settings[name] for name in shown if name in settings and name != "base"}
-        key = hashlib.sha256(json.dumps([shown["base"], chosen], sort_keys=True).encode()).hexdigest()[:12]
-        job = next((x for x in self.work.jobs() if x.kind == "estimate" and x.settings["key"] == key), None)
-        if job is None or job.state in ("failed", "stopped", "interrupted"):
-            if job is not None:
-                self.work.delete(job)
-            job = self.estimate_job(shown["base"], chosen, key)
-        return self.studio.show("estimate.html", job=job)
+        return self.studio.show("estimate.html", job=self.estimate_job(shown["base"], chosen))
 
-    def estimate_job(self, base: str, chosen: dict[str, Any], key: str) -> Job:
+    def estimate_job(self, base: str, chosen: dict[str, Any]) -> Job:
+        """The job that counts the memory of a training, or has counted it before. A new one ends those whose result
+        nobody waits for any more: settings change faster than they are counted."""
+        key = hashlib.sha256(json.dumps([base, chosen], sort_keys=True).encode()).hexdigest()[:12]
+        estimates = [x for x in self.work.jobs() if x.kind == "estimate"]
+        for job in estimates:
+            if job.settings["key"] == key and job.state in ("done", "waiting", "running"):
+                return job
+        for job in estimates:
+            job.stop(at_once=True)
+            if job.state not in ("running", "done"):
+                self.work.discard(job)
         settings = {"base": base, "settings": chosen, "key": key, "device": self.studio.queue.devices[0]}
         return self.work.create("estimate", f"what {base} takes", settings)
 

@@ -100,6 +100,11 @@ class WorkFolder:
         """Take a job out of the bin."""
         self._move_job(job, self.jobs_folder)
 
+    def discard(self, job: Job) -> None:
+        """Remove a job for good. Raises ValueError: it runs."""
+        self._move_job(job, self.bin)
+        shutil.rmtree(self.bin / job.id)
+
     def empty_bin(self) -> None:
         """Remove what was deleted, for good."""
         for job in self.in_bin():
