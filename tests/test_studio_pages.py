@@ -422,6 +422,16 @@ def test_the_mixer_asks_for_the_pictures_of_its_address_and_shows_what_is_drawn(
         assert 'role="alert"' in post(page, studio, "/mixer/draw", **{**sent, **wrong}).text
 
 
+def test_the_mixer_opens_with_the_newest_subject_and_style_and_a_merge_has_both_words(studio, page):
+    content, style = adapter_file(studio), adapter_file(studio, "ink", "style", "<s>")
+    merged = adapter_file(studio, "both", "merged", "<c>, <s>")
+    text = page.get("/mixer").text
+    chosen = re.findall(r'<option value="(\w+)" selected', text)
+    assert chosen == [content.id, style.id] and 'value="a &lt;c&gt; in &lt;s&gt; style"' in text
+    assert 'value="a &lt;c&gt; in &lt;s&gt; style"' in page.get(f"/mixer?content={merged.id}&style=").text
+    assert 'value="a &lt;c&gt;"' in page.get(f"/mixer?content={content.id}&style=").text
+
+
 def test_a_base_that_only_a_file_names_is_neither_opened_nor_fetched(studio, page):
     for base in ("/etc", "owner/name", ""):
         job = adapter_file(studio, "stranger", base=base)

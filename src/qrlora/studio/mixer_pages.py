@@ -82,7 +82,8 @@ class Mixer:
         adapters = self.work.adapters()
         style = next((x for x in adapters if x.facts.get("role") == "style"), None)
         same = [x for x in adapters if style is None or x.facts.get("base") == style.facts.get("base")]
-        content = next((x for x in same if x.facts.get("role") != "style"), None)
+        subjects = [x for x in same if x.facts.get("role") != "style"]
+        content = next((x for x in subjects if x.facts.get("role") == "content"), next(iter(subjects), None))
         chosen = {"content": content.id if content else "", "style": style.id if style else ""}
         return fields | chosen | {"prompt": prompt_for([x for x in (content, style) if x])}
 
@@ -202,8 +203,11 @@ class Mixer:
 
 
 def prompt_for(adapters: Sequence[Job]) -> str:
-    """The mixer's first prompt: the trigger words of its adapters, as the paper's "a <c> in <s> style"."""
-    words = {x.facts.get("role"): x.facts.get("trigger", "") for x in adapters}
+    """A prompt with the trigger words of adapters, as the paper's "a <c> in <s> style"."""
+    words: dict[str, str] = {}
+    for adapter in adapters:
+        role, triggers = adapter.facts.get("role", ""), adapter.facts.get("trigger", "").split(", ")
+        words |= dict(zip(("content", "style") if role == "merged" else (role,), triggers, strict=False))
     style = f" in {words['style']} style" if words.get("style") else ""
     subject = next((word for role, word in words.items() if role != "style" and word), "cat")
     return f"a {subject}{style}"
