@@ -32,7 +32,7 @@ LAYERS = (
     ("families", "injection", "training_example", "compat", "trainers"),
     ("contrastive_directions", "networks", "missing_triggers", "sampling_batches"),
     ("training", "sampling"),
-    ("video_sampling",),
+    ("known_words", "video_sampling"),
     ("baselines", "world", "estimate"),
     ("evaluation",),
     ("plots", "comparison", "web"),

@@ -34,6 +34,29 @@ def mean_over_pairs(values: Sequence[float], seed: int = 0) -> Estimate:
     return bootstrap(lambda x: x[..., 0].mean(-1), np.asarray(values, dtype=float)[:, None], seed)
 
 
+def mean_over_crossed(values: np.ndarray, seed: int = 0) -> Estimate:
+    """The mean of a table of contents by style images, resampling both: each adapter is in a whole row or column.
+
+    The two-way bootstrap (Owen 2007, "the pigeonhole bootstrap"), whose intervals are too wide rather than too narrow.
+    Of a single row or column only the other is resampled; of one value the interval is NaN.
+
+    Args: values (contents, style images); NaN where there is none, which the mean leaves out.
+    """
+    table = np.asarray(values, dtype=float)
+    rows, columns = table.shape
+    count, value = int(np.isfinite(table).sum()), float(np.nanmean(table))
+    if table.size < 2:
+        return Estimate(value, math.nan, math.nan, count)
+    generator = np.random.default_rng(seed)
+    known, filled = np.isfinite(table).astype(float), np.nan_to_num(table)
+    by_row = generator.multinomial(rows, np.full(rows, 1 / rows), RESAMPLES).astype(float)
+    by_column = generator.multinomial(columns, np.full(columns, 1 / columns), RESAMPLES).astype(float)
+    totals, counts = (np.einsum("nr,rc,nc->n", by_row, x, by_column, optimize=True) for x in (filled, known))
+    means = totals[counts > 0] / counts[counts > 0]
+    low, high = np.quantile(means, [(1 - CONFIDENCE_LEVEL) / 2, (1 + CONFIDENCE_LEVEL) / 2])
+    return Estimate(value, float(low), float(high), count)
+
+
 def paired_difference(first: Sequence[float], second: Sequence[float], seed: int = 0) -> Estimate:
     """The mean of first - second over pairs that both were measured on, in the same order.
 
