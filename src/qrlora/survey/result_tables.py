@@ -150,17 +150,14 @@ def _agreement_table(plan: Plan, given: Sequence[Given]) -> list[Row]:
         for x in mine:
             matrix[raters.index(x.rater), units.index(x.item)] = x.value - low
         ordinal = q.form == "levels"
-        number = LEVELS if ordinal else len(OUTCOMES)
-        found = alpha_estimate(matrix, [pair_of[x] for x in units], number, ordinal, plan.seed)
-        kind = f"Krippendorff's alpha, {'ordinal' if ordinal else 'nominal'}"
-        rows.append({"question": q.name, "measure": kind, **_flat(found)})
-        rows.append(
-            {
-                "question": q.name,
-                "measure": "the same answer to what came twice",
-                **_flat(_self_agreement(plan, given, q)),
-            }
-        )
+        number, kind = (LEVELS, "ordinal") if ordinal else (len(OUTCOMES), "nominal")
+        measures = {
+            f"Krippendorff's alpha, {kind}": alpha_estimate(
+                matrix, [pair_of[x] for x in units], number, ordinal, plan.seed
+            ),
+            "the same answer to what came twice": _self_agreement(plan, given, q),
+        }
+        rows += [{"question": q.name, "measure": name, **_flat(found)} for name, found in measures.items()]
     return rows
 
 
@@ -234,29 +231,17 @@ def _conduct_table(plan: Plan, given: Sequence[Given]) -> list[Row]:
         return quotient(np.stack([n * xy - x * y, n * xx - x * x], -1))
 
     passed = np.array([float(bool(x.passed)) for x in checks])
-    seconds = [x.seconds for x in given]
-    rows = [
-        {
-            "measure": "the left one preferred, among those with a preference (0.5: no bias)",
-            **_flat(_crossed(duels, 0).mean(left)),
-        },
-        {
-            "measure": "change of the level from the first to the last page (0: no drift)",
-            **_flat(_crossed(levels, 0).estimates(moments, slope)[0]),
-        },
-        {"measure": "checks passed", **_flat(_crossed(checks, 0).mean(passed))},
-        {
-            "measure": "seconds of a page, median",
-            **_flat(Estimate(plain.median(seconds) if seconds else math.nan, answers=len(seconds))),
-        },
-        {
-            "measure": "answers that were changed",
-            **_flat(
-                Estimate(float(np.mean([x.revisions > 0 for x in given])) if given else math.nan, answers=len(given))
-            ),
-        },
-    ]
-    return [row for row in rows if row["answers"]]
+    seconds = plain.median(x.seconds for x in given) if given else math.nan
+    changed = float(np.mean([x.revisions > 0 for x in given])) if given else math.nan
+    (drift,) = _crossed(levels, 0).estimates(moments, slope)
+    measures = {
+        "the left one preferred, among those with a preference (0.5: no bias)": _crossed(duels, 0).mean(left),
+        "change of the level from the first to the last page (0: no drift)": drift,
+        "checks passed": _crossed(checks, 0).mean(passed),
+        "seconds of a page, median": Estimate(seconds, answers=len(given)),
+        "answers that were changed": Estimate(changed, answers=len(given)),
+    }
+    return [{"measure": name, **_flat(found)} for name, found in measures.items() if found.answers]
 
 
 def _rater_table(answers: Answers) -> list[Row]:
