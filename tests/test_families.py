@@ -137,7 +137,7 @@ def test_the_papers_settings_are_the_familys_defaults(family):
         "flux": ("attention-ff", 28, 3.5, 1024, "uniform"),
         "sd15": ("attention", 50, 7.5, 512, "uniform"),
         "qwen_image": ("attention", 50, 4.0, 1024, "uniform"),
-        "krea2": ("public-script", 28, 4.5, 1024, "uniform"),
+        "krea2": ("public-script", 52, 3.5, 1024, "uniform"),
         "flux2": ("attention", 50, 4.0, 1024, "uniform"),
         "z_image": ("attention", 50, 4.0, 1024, "uniform"),
         "wan": ("attention", 50, 5.0, 640, "uniform"),

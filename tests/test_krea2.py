@@ -7,6 +7,7 @@ import torch
 
 import pico
 from loras import random_adapter
+from qrlora.estimate import estimate
 from qrlora.families import SizeConditioning, open_base
 from qrlora.families.base_without_weights import blank_base
 from qrlora.layouts import LAYOUTS
@@ -66,12 +67,26 @@ def test_a_grid_with_the_default_layers_is_that_of_single_images(base):
         assert max(abs(a - b) for a, b in zip(alone.tobytes(), image.tobytes(), strict=True)) <= 1
 
 
+def test_an_update_with_a_short_prompt_is_counted_as_less_where_prompts_are_not_padded():
+    """Of FLUX.2, whose model reads the padding, as the same."""
+
+    def counted(family, tokens):
+        report = estimate(str(pico.folder(family)), how="count", against="", device="cpu", prompt_tokens=tokens)
+        return report.step["qr"]["kept"]
+
+    for family, shorter_is_less in (("krea2", True), ("flux2", False)):
+        longest = counted(family, None)
+        assert (counted(family, 20) < longest) == shorter_is_less and counted(family, 999) == longest
+    with pytest.raises(ValueError, match="1 token or more, got prompt_tokens=0"):
+        counted("krea2", 0)
+
+
 def test_turbo_draws_in_8_steps_without_guidance(tmp_path):
     shutil.copytree(pico.folder("krea2", distilled=True), tmp_path / "b", ignore=shutil.ignore_patterns("qrlora.json"))
     turbo = open_base(tmp_path / "b", "cpu")
     assert (turbo.defaults.sample_steps, turbo.defaults.guidance) == (8, 0.0)
     blank = [blank_base(name)[0].defaults for name in ("krea2-raw", "krea2-turbo", str(tmp_path / "b"))]
-    assert [(x.sample_steps, x.guidance) for x in blank] == [(28, 4.5), (8, 0.0), (8, 0.0)]
+    assert [(x.sample_steps, x.guidance) for x in blank] == [(52, 3.5), (8, 0.0), (8, 0.0)]
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])

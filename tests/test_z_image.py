@@ -71,7 +71,7 @@ def test_an_image_is_the_same_alone_and_beside_a_longer_prompt(base):
 def test_turbo_draws_in_9_steps_without_guidance():
     defaults = {name: blank_base(name)[0].defaults for name in ("z-image", "z-image-turbo")}
     assert (defaults["z-image"].sample_steps, defaults["z-image"].guidance) == (50, 4.0)
-    assert (defaults["z-image-turbo"].sample_steps, defaults["z-image-turbo"].guidance) == (9, 0.0)
+    assert (defaults["z-image-turbo"].sample_steps, defaults["z-image-turbo"].guidance) == (8, 0.0)
 
 
 def test_a_grid_with_an_adapter_of_the_embedders_is_that_of_single_images(base):

@@ -35,6 +35,9 @@ def estimate(
         str | None, typer.Option(help="{presets}, or name endings.", show_default="the base's own")
     ] = None,
     resolution: Annotated[str | None, typer.Option(help=options.SIZE, show_default="the base's own")] = None,
+    prompt_tokens: Annotated[
+        int | None, typer.Option(help="Tokens of the training prompt, if not padded.", show_default="the longest")
+    ] = None,
     dtype: Annotated[str, typer.Option(help="dtype of the base: float32, bfloat16 or float16.")] = "bfloat16",
     quantize: Annotated[str, typer.Option(help="Run it in fewer bits: nf4, int8 or float8.", show_default="no")] = "",
     gradient_checkpointing: Annotated[bool, typer.Option("--gradient-checkpointing", help="Run it so.")] = False,
@@ -64,6 +67,7 @@ def estimate(
             targets=targets,
             resolution=resolution,
             dtype=dtype,
+            prompt_tokens=prompt_tokens,
             quantize=quantize,
             gradient_checkpointing=gradient_checkpointing,
             device=device,
@@ -84,6 +88,7 @@ def print_report(report: "Report") -> None:
     about += [(f"file, {content}, bfloat16", _megabytes(size)) for content, size in report.files.items()]
     about += [(f"{part}, on the CPU while training", _megabytes(size)) for part, size in report.spare.items()]
     settings = f"rank {report.rank}, targets {report.targets}, {report.resolution} px, batch {report.batch_size}"
+    settings += f", prompt of {report.prompt_tokens} tokens" if report.prompt_tokens else ""
     tables.print_table(("", "counted"), about, f"{report.base}: {settings}, {report.dtype}")
     rows = []
     for method, steps in report.step.items():

@@ -1,6 +1,7 @@
 """What each component takes of a device in its turn: text encoders, VAE, and the trainable part as it draws.
 
 Counted as updates are, by running the real parts where tensors have shapes and no bytes; activations times MARGIN.
+With the longest prompt, since previews and negative prompts may be other ones than the training's.
 """
 
 from __future__ import annotations
@@ -43,7 +44,7 @@ def sampling_bytes(task: TrainingTask, spare: Mapping[str, nn.Module]) -> dict[s
     vae: Any = spare["vae"]
     base = task.base
     rows = base.family.rows_per_step(base.pipe, base.defaults.guidance)
-    latents, condition = task.example(rows, "meta")
+    latents, condition = task.example(rows, "meta", task.tokens.unpadded)
     inputs = [latents, *condition.tensors.values()]
     own = [base.model]
     prediction = _peak_component_bytes(
@@ -65,7 +66,9 @@ def _prompt_inputs(task: TrainingTask, encoder: nn.Module, rows: int) -> dict[st
     mask (rows, 1, n, n) of a causal language model, which would look at one of (rows, n), and here are no values."""
     config: Any = encoder.config
     longest = learned_positions(config.to_dict())
-    padded = task.base.family.input_shapes(task.base.pipe, task.latent_size, task.tokens)["text"][1]
+    family = task.base.family
+    encoded = family.encoded_tokens and family.encoded_tokens(task.tokens)
+    padded = encoded or family.input_shapes(task.base.pipe, task.latent_size, task.tokens)["text"][1]
     ids = torch.zeros(rows, min(longest, task.tokens.clip) if longest else padded, dtype=torch.long)
     causal = "rope_parameters" in config.get_text_config().to_dict()
     mask = {"attention_mask": torch.ones(rows, 1, padded, padded, dtype=torch.bool)} if causal else {}

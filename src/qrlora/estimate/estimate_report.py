@@ -50,7 +50,7 @@ class Report:
     spare: Mapping[str, int]
     """{text encoder or VAE: bytes}; they wait in the CPU's memory while an adapter is trained."""
     buffers: int
-    """Bytes of the trainable part's buffers, of the picture's latents and of the prompt's condition."""
+    """Bytes of the trainable part's buffers and tables, of the picture's latents and of the prompt's condition."""
     opening: Mapping[str, int]
     """{"text encoders", "VAE": most bytes on the device, with MARGIN, while they encode the prompt and the picture},
     one after the other and before the trainable part is there."""
@@ -61,6 +61,8 @@ class Report:
     step: Mapping[str, Mapping[str, int]]
     """{method: {"kept", "recomputed": most bytes of activations, gradients and moments in an update}}, where
     activations are kept or recomputed (gradient_checkpointing)."""
+    prompt_tokens: int | None = None
+    """Of the prompt that is trained with, where prompts are not padded; None: the longest."""
     how: How = "count"
     """What was run."""
     why: str = ""

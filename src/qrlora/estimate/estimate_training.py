@@ -19,7 +19,7 @@ from ..adapter import Header
 from ..config import TrainConfig
 from ..devices import DTYPES, choose_device
 from ..families import quantization
-from ..families.base_without_weights import blank_base
+from ..families.base_without_weights import blank_base, buffers_and_tables
 from ..families.model_dtype import cast_model
 from ..files import size_in_bytes
 from ..initialisation_methods import METHODS
@@ -48,6 +48,7 @@ def estimate(
     steps: int = 3,
     device: str = "auto",
     dtype: str = "bfloat16",
+    prompt_tokens: int | None = None,
     on_stage: OnStage = lambda _what, _share: None,
     **settings: Any,
 ) -> Report:
@@ -55,6 +56,8 @@ def estimate(
 
     Args:    name: as `families.base_without_weights.blank_base`.  against: another method to compare with, or "".
              how: as How; auto: the whole model if it fits, else blocks.  steps: timed runs, after one that warms up.
+             prompt_tokens: of the prompt that is trained with, with its template's end: a short one takes less where
+             the base does not pad it (Qwen-Image, Z-Image, Krea 2); None: the longest that the base reads.
              settings: rank, targets, resolution, quantize and others of TrainConfig; None for the base's own.
     Raises:  OSError: no such base.  ValueError: an unknown method, dtype, device or target; a rank or resolution that
              does not fit; the whole model is wanted and does not fit.
@@ -65,6 +68,8 @@ def estimate(
     if how not in ("auto", *get_args(How)) or steps < 1:
         known = ", ".join(("auto", *get_args(How)))
         raise ValueError(f"an estimate runs one of {known}, with 1 step or more; got {how!r} and {steps}")
+    if prompt_tokens is not None and prompt_tokens < 1:
+        raise ValueError(f"a prompt has 1 token or more, got prompt_tokens={prompt_tokens}")
     config = TrainConfig(base=name, method=method, device=device, **{"dtype": dtype, **settings})
     on_stage("building the model without weights", 0.0)
     base, spare, tokens = blank_base(name)
@@ -72,10 +77,11 @@ def estimate(
     check_config_fits_base(base, config, Processes())
     for component, module in {**spare, "": base.model}.items():
         cast_model(module, torch.float32 if component == "vae" else DTYPES[dtype]).requires_grad_(False).eval()
-    task = TrainingTask(base, tokens, config)
+    task = TrainingTask(base, tokens, config, prompt_tokens)
     settings_shown = ("base", "method", "rank", "targets", "resolution", "batch_size", "dtype", "quantize")
     report = Report(
         **{x: getattr(config, x) for x in settings_shown},
+        prompt_tokens=prompt_tokens,
         gradient_checkpointing=bool(config.gradient_checkpointing),
         device=torch.cuda.get_device_name(execution_device)
         if execution_device.type == "cuda"
@@ -139,7 +145,7 @@ def _counted_from_shapes(task: TrainingTask, methods: list[str], on_stage: OnSta
         "trained": {x: sum(METHODS[x].trainable_parameters(*s, rank) for s in shapes.values()) for x in methods},
         "files": {x: size_in_bytes(shapes, header, x, dtype=torch.bfloat16) for x in contents},
         "weights": weight_bytes(base.model, task.config.dtype),
-        "buffers": inputs + sum(x.nbytes for x in base.model.buffers()),
+        "buffers": inputs + sum(x.nbytes for x in buffers_and_tables(base.model)),
     }
     for method in methods:
         parameters = memory_counting.initialise_on_meta(task.with_method(method))

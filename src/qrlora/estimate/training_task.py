@@ -23,6 +23,8 @@ class TrainingTask:
     tokens: TokenLimits
     config: TrainConfig
     """Without None. Its picture and output are not read."""
+    prompt_tokens: int | None = None
+    """Of the prompt that is trained with, where the base's prompts are not padded; None: the longest."""
 
     @property
     def rank(self) -> int:
@@ -50,10 +52,12 @@ class TrainingTask:
         """The same with another method: rank, layers and all else stay."""
         return replace(self, config=replace(self.config, method=method))
 
-    def example(self, rows: int, device: torch.device | str) -> tuple[Tensor, Any]:
-        """As `blank_example`, at the resolution of the training."""
+    def example(self, rows: int, device: torch.device | str, prompt_tokens: int | None = None) -> tuple[Tensor, Any]:
+        """As `blank_example`, at the resolution of the training; with a prompt of its length, or of this one."""
         assert self.config.resolution is not None
-        return blank_example(self.base, self.config.resolution, self.tokens, rows, device)
+        longest = self.tokens.unpadded
+        tokens = self.tokens._replace(unpadded=min(prompt_tokens or self.prompt_tokens or longest, longest))
+        return blank_example(self.base, self.config.resolution, tokens, rows, device)
 
 
 @dataclass(frozen=True)

@@ -128,6 +128,15 @@ def _fill_tables(model: nn.Module, device: torch.device | str) -> None:
                 setattr(module, name, torch.zeros(x.shape, dtype=x.dtype, device=device))
 
 
+def buffers_and_tables(model: nn.Module) -> list[Tensor]:
+    """Tensors of a model beside its parameters: buffers, and plain ones such as Qwen-Image's tables of rotations, which
+    its first call moves to the device."""
+    return [
+        *model.buffers(),
+        *(x for module in model.modules() for x in vars(module).values() if isinstance(x, Tensor)),
+    ]
+
+
 @torch.no_grad()
 def _fill_randomly(name: str, tensor: Tensor) -> Tensor:
     """A weight of a base without weights, filled in place: see `materialise`."""

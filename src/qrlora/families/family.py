@@ -21,6 +21,8 @@ class TokenLimits(NamedTuple):
 
     clip: int = 77
     t5: int = 512
+    unpadded: int = 512
+    """Of bases whose prompts are not padded, or whose model is not given the padding; the template's end counts."""
 
 
 @dataclass(frozen=True)
@@ -59,6 +61,9 @@ class Family:
     "latents" and of each tensor of the condition."""
     text_widths: Callable[[Any], Mapping[str, int]]
     """(pipe with its text encoders) -> the last dimensions of the "text" and "pooled" embeddings they compute."""
+    encoded_tokens: Callable[[TokenLimits], int] | None = None
+    """(tokens) -> tokens that a causal text encoder reads of a prompt, where those of its template or of padding are
+    taken off for the model; None: as many as the model reads."""
     other_pipelines: tuple[str, ...] = ()
     """Pipeline classes of other components for text to image, which a folder is opened as if its index names them."""
     required_config: Mapping[str, Any] = field(default_factory=dict)

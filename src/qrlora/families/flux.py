@@ -82,6 +82,12 @@ def unpacked(rows: Tensor, h: int, w: int) -> Tensor:
     return functional.pixel_shuffle(rows.mT.unflatten(2, (h, w)), 2)
 
 
+def unpacked_image(pipe: Any, size: ImageSize, rows: Tensor) -> Tensor:
+    """Rows of patches of images of `size` pixels as latents (b, c, h, w)."""
+    height, width = height_and_width(size)
+    return unpacked(rows, height // size_multiple(pipe), width // size_multiple(pipe))
+
+
 def patch_positions(h: int, w: int) -> Tensor:
     """Each patch's place, (h w, 3) = 0, row, column, for the rotary embedding."""
     return torch.cartesian_prod(torch.zeros(1), torch.arange(h).float(), torch.arange(w).float())
@@ -117,9 +123,7 @@ def sample(
     """FLUX.1's latents of images; `guidance` is the number that a distilled base reads, else the
     strength of classifier-free guidance."""
     strength = {"guidance_scale" if distilled(pipe) else "true_cfg_scale": guidance}
-    rows = run_pipeline(pipe, size, steps, generators, **strength, **embedded.tensors)
-    height, width = height_and_width(size)
-    return unpacked(rows, height // size_multiple(pipe), width // size_multiple(pipe))
+    return unpacked_image(pipe, size, run_pipeline(pipe, size, steps, generators, **strength, **embedded.tensors))
 
 
 def input_shapes(pipe: Any, side: int | tuple[int, int], tokens: TokenLimits) -> dict[str, tuple[int, ...]]:

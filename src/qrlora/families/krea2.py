@@ -17,9 +17,10 @@ from ..image_size import ImageSize, height_and_width
 from ..layouts.krea2 import KREA2 as LAYOUT
 from .condition import Condition, SizeConditioning
 from .family import Family, TokenLimits
-from .flux import packed, patch_positions, size_multiple, unpacked
+from .flux import packed, patch_positions, size_multiple, unpacked, unpacked_image
 from .flux2 import is_step_distilled
-from .pipeline_steps import run_pipeline
+from .pipeline_steps import sample_guided
+from .qwen_image import TEMPLATE_TOKENS
 from .z_image import rows_per_step
 
 TEXT_LENGTH = 512
@@ -44,16 +45,10 @@ def _padded(pipe: Any, prompts: Sequence[str]) -> tuple[Tensor, Tensor]:
 def predict(model: nn.Module, noisy: Tensor, time: Tensor, condition: Condition) -> Tensor:
     """Krea 2's velocity, (b, c, h, w) in the model's dtype; noisy (b, c, h, w), time (b,), condition of b rows."""
     text, (h, w) = condition.tensors["text"], (noisy.shape[2] // 2, noisy.shape[3] // 2)
-    positions = torch.cat([torch.zeros(text.shape[1], 3), patch_positions(h, w)])
-    answer = model(
-        packed(noisy.to(text.dtype)),
-        text,
-        time / 1000,  # the model multiplies by 1000
-        positions.to(noisy.device, non_blocking=True),
-        condition.mask("text"),
-        return_dict=False,
-    )[0]
-    return unpacked(answer, h, w)
+    positions = torch.cat([torch.zeros(text.shape[1], 3), patch_positions(h, w)]).to(noisy.device, non_blocking=True)
+    rows, mask = packed(noisy.to(text.dtype)), condition.mask("text")
+    velocity = model(rows, text, time / 1000, positions, mask, return_dict=False)[0]  # it multiplies by 1000
+    return unpacked(velocity, h, w)
 
 
 def embed(pipe: Any, prompts: Sequence[str], negative_prompt: str, guidance: float) -> Condition:
@@ -72,15 +67,13 @@ def sample(
     pipe: Any, told: Condition, size: ImageSize, steps: int, guidance: float, generators: Sequence[torch.Generator]
 ) -> Tensor:
     """Krea 2's latents (b, c, h, w) with classifier-free guidance p + guidance (p - n)."""
-    rows = run_pipeline(pipe, size, steps, generators, guidance_scale=guidance, **told.tensors)
-    height, width = height_and_width(size)
-    return unpacked(rows, height // size_multiple(pipe), width // size_multiple(pipe))
+    return unpacked_image(pipe, size, sample_guided(pipe, told, size, steps, guidance, generators))
 
 
 def input_shapes(pipe: Any, side: int | tuple[int, int], tokens: TokenLimits) -> dict[str, tuple[int, ...]]:
     """Shapes of what Krea 2's `predict` reads for one image and the longest prompt; latents not packed yet."""
     config = pipe.transformer.config
-    text = (1, TEXT_LENGTH, config.num_text_layers, config.text_hidden_dim)
+    text = (1, tokens.unpadded, config.num_text_layers, config.text_hidden_dim)
     return {"latents": (1, config.in_channels // 4, *height_and_width(side)), "text": text}
 
 
@@ -105,7 +98,8 @@ KREA2 = Family(
     compatible_pipelines=(),
     checkpoint_keys=("txtfusion.projector.weight", "blocks.0.attn.wq.weight"),
     beside_a_folder=True,
-    defaults=FamilyDefaults(targets="public-script", sample_steps=28, guidance=4.5),
+    # Its authors' for Raw (krea-ai/krea-2); diffusers' example gives 28 steps and 4.5.
+    defaults=FamilyDefaults(targets="public-script", sample_steps=52, guidance=3.5),
     text_encoders={"text_encoder": "text_encoders."},
     encode_prompt=encode_prompt,
     predict=predict,
@@ -116,6 +110,7 @@ KREA2 = Family(
     block_classes=("Krea2TransformerBlock",),
     input_shapes=input_shapes,
     text_widths=text_widths,
+    encoded_tokens=lambda tokens: TEMPLATE_TOKENS + TEXT_LENGTH,
     default_overrides=default_overrides,
     distilled_from=distilled_from,
     flattened=("text_fusion.layerwise_blocks.*",),

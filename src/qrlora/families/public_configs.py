@@ -174,7 +174,8 @@ WAN22_VAE = {
 
 
 def _wan(name: str, flow_shift: float, vae: dict[str, Any], **changes: Any) -> PublicBase:
-    """The configuration of a public base of the family Wan; its sizes where they are not Wan 2.1's of 14 B."""
+    """A base of the family Wan; its sizes where they are not Wan 2.1's of 14 B. flow_shift: as diffusers' conversion
+    writes it; the authors draw videos of 720p with 5."""
     part = {"_class_name": "WanTransformer3DModel", **changes}
     scheduler = {"_class_name": "UniPCMultistepScheduler", "prediction_type": "flow_prediction"}
     scheduler |= {"use_flow_sigmas": True, "flow_shift": flow_shift}
@@ -228,7 +229,7 @@ PUBLIC: dict[str, PublicBase] = {
     "qwen-image": _qwen("qwen-image"),
     "qwen-image-2512": _qwen("qwen-image-2512"),
     "wan2.1-1.3b": _wan("wan2.1-1.3b", 3.0, WAN_VAE, num_attention_heads=12, ffn_dim=8960, num_layers=30),
-    "wan2.1-14b": _wan("wan2.1-14b", 5.0, WAN_VAE),
+    "wan2.1-14b": _wan("wan2.1-14b", 3.0, WAN_VAE),
     "wan2.2-5b": _wan(
         "wan2.2-5b",
         5.0,

@@ -14,11 +14,13 @@ from ..image_size import ImageSize, height_and_width
 from ..layouts.qwen_image import QWEN_IMAGE as LAYOUT
 from .condition import Condition, SizeConditioning
 from .family import Family, TokenLimits
-from .flux import packed, size_multiple, unpacked
+from .flux import packed, size_multiple, unpacked, unpacked_image
 from .pipeline_steps import run_pipeline
 
 TEXT_LENGTH = 512
 """The most tokens of a prompt, the pipeline's own choice; shorter prompts are not padded."""
+TEMPLATE_TOKENS = 34
+"""Of the beginning of the pipeline's template, which the model is not given (Krea 2's is the same)."""
 
 
 def encode_prompt(pipe: Any, prompts: Sequence[str], sizes: SizeConditioning) -> Condition:
@@ -72,14 +74,13 @@ def sample(
         mask = embeddings.mask(name)
         masks[f"{name}_mask"] = torch.ones_like(text[..., 0], dtype=torch.bool) if mask is None else mask
     rows = run_pipeline(pipe, size, steps, generators, true_cfg_scale=guidance, **embeddings.tensors, **masks)
-    height, width = height_and_width(size)
-    return unpacked(rows, height // size_multiple(pipe), width // size_multiple(pipe))
+    return unpacked_image(pipe, size, rows)
 
 
 def input_shapes(pipe: Any, side: int | tuple[int, int], tokens: TokenLimits) -> dict[str, tuple[int, ...]]:
     """Shapes of what Qwen-Image's `predict` reads for one image and the longest prompt; latents not packed yet."""
     config = pipe.transformer.config
-    text = (1, TEXT_LENGTH, config.joint_attention_dim)
+    text = (1, tokens.unpadded, config.joint_attention_dim)
     return {"latents": (1, config.in_channels // 4, *height_and_width(side)), "text": text}
 
 
@@ -108,6 +109,7 @@ QWEN_IMAGE = Family(
     block_classes=("QwenImageTransformerBlock",),
     input_shapes=input_shapes,
     text_widths=text_widths,
+    encoded_tokens=lambda tokens: TEMPLATE_TOKENS + tokens.unpadded,
     required_config={
         "guidance_embeds": False,
         "zero_cond_t": False,

@@ -41,7 +41,7 @@ Z_IMAGE = Layout(
     variants={
         "z-image": _public_z_image("Z-Image", "photographs and text in images; to train on"),
         "z-image-turbo": _public_z_image(
-            "Z-Image-Turbo", "the same in 9 steps; to draw with, trained on Z-Image", "turbo"
+            "Z-Image-Turbo", "the same in 8 steps; to draw with, trained on Z-Image", "turbo"
         ),
     },
     example="z-image",
