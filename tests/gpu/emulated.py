@@ -5,7 +5,9 @@ import gc
 import shutil
 from pathlib import Path
 
-import emucuda  # first: it is the GPU
+with contextlib.suppress(ImportError):
+    import bitsandbytes  # noqa: F401 # pyright: ignore[reportMissingImports] # before there is a GPU, for which it would look for kernels of CUDA's
+import emucuda  # before all else: it is the GPU
 import numpy as np
 import pytest
 import torch
@@ -18,7 +20,7 @@ from qrlora.adapter import Adapter, Header, Pair
 from qrlora.built_in_bases import built_in_bases
 from qrlora.config import TrainConfig
 from qrlora.estimate import estimate, memory_counting
-from qrlora.families import FAMILIES, open_base
+from qrlora.families import FAMILIES, SizeConditioning, open_base
 from qrlora.families.base_model import components_on_device
 from qrlora.injection import applied
 from qrlora.merging import merge
@@ -39,11 +41,8 @@ WAYS = {
     "second, offload": {"dtype": "bfloat16", "device": "cuda:1", "offload": True},
 }
 """Settings of a run; the same on the CPU learns the same."""
-EMULATED = [family for family in FAMILIES if family not in ("z_image", "qwen_image")]
-"""The others turn positions by complex numbers, whose gradients the emulation has not."""
-SIZED = ("sdxl", "sd3", "flux", "sd15")
-"""Families whose pico models are sized so that memory runs out where the tests want it: activations are more than what
-recomputing takes, and prompts are as long as `estimate` counts them (of krea2 it counts four times what pico takes)."""
+LONG = "a <c> " + "in red " * 300
+"""A prompt of more tokens than any base reads: what `estimate` counts unless it is told of another."""
 CPU, GPU = torch.device("cpu"), torch.device("cuda", 0)
 
 
@@ -88,7 +87,8 @@ def alike(ours, theirs):
 def places(base):
     """{part: its device} of all parts that a base has."""
     parts = {**base.encoders_and_vae, "model": base.model}
-    return {name: next(part.parameters()).device for name, part in parts.items()}
+    modules = {name: part for name, part in parts.items() if isinstance(part, nn.Module)}  # FLUX.2 hides its VAE
+    return {name: next(part.parameters()).device for name, part in modules.items()}
 
 
 def test_the_emulation_refuses_what_a_gpu_would_and_counts_memory():
@@ -108,7 +108,7 @@ def test_the_emulation_refuses_what_a_gpu_would_and_counts_memory():
 
 
 @pytest.mark.parametrize("way", WAYS)
-@pytest.mark.parametrize("family", EMULATED)
+@pytest.mark.parametrize("family", FAMILIES)
 def test_a_run_learns_on_a_gpu_what_it_learns_on_the_cpu(settings, family, way):
     """To the rounding of another order of sums, which Adam makes large where a gradient is nearly zero; with a preview
     on the way."""
@@ -130,7 +130,7 @@ def test_other_methods_learn_on_a_gpu_what_they_learn_on_the_cpu(settings, metho
 
 
 @pytest.mark.parametrize("offload", [False, True])
-@pytest.mark.parametrize("family", SIZED)
+@pytest.mark.parametrize("family", FAMILIES)
 def test_parts_visit_the_gpu_one_after_the_other(settings, family, offload):
     """While one works, all others wait on the CPU; the trainable part stays, unless it is offloaded."""
     base, seen = open_base(pico.folder(family), "cuda:0", "bfloat16", offload=offload), {}
@@ -149,14 +149,14 @@ def test_parts_visit_the_gpu_one_after_the_other(settings, family, offload):
     opening = {name: found[0] for name, found in seen.items()}
     assert opening["vae"] == {"vae"} and opening["model"] >= {"model"}
     assert all(opening[name] == texts & base.encoders_and_vae.keys() for name in texts & base.encoders_and_vae.keys())
-    generate(base, "a <c>", [(adapter, 1.0)], count=2, steps=1)
+    generate(base, "a <c>", [(adapter, 1.0)], count=2, steps=2)
     resident = set() if offload else {"model"}
     assert seen["vae"][-1] == {"vae"} | resident and all("vae" not in found for found in seen["model"][-1:])
     assert {n for n, place in places(base).items() if place == GPU} == resident
 
 
 @pytest.mark.parametrize("way", ["plain", "offload", "int8", "float8", "second", "second, offload"])
-@pytest.mark.parametrize("family", EMULATED)
+@pytest.mark.parametrize("family", FAMILIES)
 def test_pictures_and_grids_are_the_cpus(settings, family, way):
     if way in ("int8", "float8"):
         pytest.importorskip("torchao")
@@ -173,7 +173,7 @@ def test_pictures_and_grids_are_the_cpus(settings, family, way):
 
 
 @pytest.mark.parametrize("way", ["bfloat16", "int8", "float8", "second, offload"])
-@pytest.mark.parametrize("family", EMULATED)
+@pytest.mark.parametrize("family", FAMILIES)
 def test_a_killed_run_goes_on_to_the_same_bytes(settings, family, way):
     if "quantize" in WAYS[way]:
         pytest.importorskip("torchao")
@@ -197,7 +197,7 @@ def test_a_killed_run_goes_on_to_the_same_bytes(settings, family, way):
     assert all(torch.equal(resumed.layers[layer].B, pair.B) for layer, pair in whole.layers.items())
 
 
-@pytest.mark.parametrize("family", EMULATED)
+@pytest.mark.parametrize("family", FAMILIES)
 def test_where_memory_runs_out_in_decoding_the_trainable_part_steps_aside(family):
     """Nothing is denoised again, the pictures are the same, and all is as before."""
     base, steps = open_base(pico.folder(family), "cuda:0", "float32"), []
@@ -212,7 +212,7 @@ def test_where_memory_runs_out_in_decoding_the_trainable_part_steps_aside(family
 
     def once(*_):  # too little beside the trainable part, and enough without it
         if not limited:
-            limited.append(emu.limit(emu.live() + takes - model // 8))
+            limited.append(emu.limit(emu.live() + takes - min(model, takes) // 8))
 
     hook = base.pipe.vae.decoder.register_forward_pre_hook(once)
     with pytest.warns(UserWarning, match="was offloaded for vae, as"):
@@ -223,7 +223,7 @@ def test_where_memory_runs_out_in_decoding_the_trainable_part_steps_aside(family
     assert places(base)["model"] == GPU and places(base)["vae"] == CPU
 
 
-@pytest.mark.parametrize("family", EMULATED)
+@pytest.mark.parametrize("family", FAMILIES)
 def test_a_preview_without_memory_is_left_out_and_the_run_goes_on(settings, family):
     """The adapter is the one of the run without previews."""
     plain = train(settings(family, dtype="bfloat16", steps=3))
@@ -238,13 +238,14 @@ def test_a_preview_without_memory_is_left_out_and_the_run_goes_on(settings, fami
     assert all(torch.equal(ours.layers[layer].B, pair.B) for layer, pair in plain.layers.items())
 
 
-@pytest.mark.parametrize("family", SIZED)
+@pytest.mark.parametrize("family", FAMILIES)
 def test_a_run_recomputes_where_activations_do_not_fit(settings, family):
-    base = open_base(pico.folder(family), "cuda:0", "bfloat16")
+    """Of a batch that takes more than the text encoders do; Wan's take most."""
+    base, rows = open_base(pico.folder(family), "cuda:0", "bfloat16"), 40 if family == "wan" else 8
 
     def peak(**how):
         emu.reset()
-        adapter = train(settings(family, dtype="bfloat16", batch_size=8, **how), base=base)
+        adapter = train(settings(family, dtype="bfloat16", batch_size=rows, prompt=LONG, **how), base=base)
         return emu.peak(), adapter
 
     (kept, wanted), (recomputed, _) = peak(), peak(gradient_checkpointing=True)
@@ -290,9 +291,10 @@ def test_pictures_of_the_built_in_bases_lose_nothing_visible_in_bfloat16(name):
 
 
 @pytest.mark.parametrize("how", [{}, {"gradient_checkpointing": True}, {"method": "lora"}, {"batch_size": 8}], ids=str)
-@pytest.mark.parametrize("family", SIZED)
+@pytest.mark.parametrize("family", FAMILIES)
 def test_a_run_fits_into_what_estimate_says_and_a_tenth_less_is_told_beforehand(settings, family, how, monkeypatch):
-    """With a preview. The emulation has no driver that needs memory, and computes attention as the plain product."""
+    """With a preview and the longest prompt. The emulation has no driver that needs memory, and computes attention as
+    the plain product."""
     monkeypatch.setattr(memory_counting, "attend", memory_counting.ATTENTION)
     monkeypatch.setattr("qrlora.estimate.estimate_report.RESERVED", 0.0)
     told = {"method": "qr", "batch_size": 2, "rank": 4, "gradient_checkpointing": False, **how}
@@ -305,7 +307,7 @@ def test_a_run_fits_into_what_estimate_says_and_a_tenth_less_is_told_beforehand(
     need, before = found.need(*found.chosen, told["method"]), emu.live()
     emu.reset()
     emu.limit(before + int(need))
-    config = settings(family, dtype="bfloat16", preview_every=2, **told)
+    config = settings(family, dtype="bfloat16", preview_every=2, prompt=LONG, **told)
     train(config, on_preview=lambda step, picture: shown.append(step))  # a warning, of memory that ran out, is an error
     assert shown == [2] and not found.short
     assert emu.peak() - before > 0.7 * need, "nor is more asked for than is needed"
@@ -315,6 +317,33 @@ def test_a_run_fits_into_what_estimate_says_and_a_tenth_less_is_told_beforehand(
     assert "it needs" in estimated().short
 
 
+@pytest.mark.parametrize("recomputed", [False, True])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_an_update_with_a_short_prompt_takes_what_estimate_says_of_its_tokens(
+    settings, family, recomputed, monkeypatch
+):
+    """And no less than with the longest one, where a base pads its prompts."""
+    monkeypatch.setattr(memory_counting, "attend", memory_counting.ATTENTION)
+    monkeypatch.setattr("qrlora.estimate.estimate_report.RESERVED", 0.0)
+    base, resets = open_base(pico.folder(family), "cuda:0", "bfloat16"), []
+    condition = base.encode_prompt(["a <c>"], SizeConditioning.uncropped(pico.SIZE, pico.SIZE))
+    told = {"rank": 4, "batch_size": 8, "gradient_checkpointing": recomputed}
+    tokens = condition.tensors["text"].shape[1]
+    report = estimate(str(pico.folder(family)), how="count", device="cuda:0", against="", prompt_tokens=tokens, **told)
+    need = report.training(*report.chosen, "qr")
+    del condition
+    gc.collect()
+    before = emu.live()
+
+    def reset_once(*_):  # what encoding took is over
+        if not resets:
+            resets.append(emu.reset())
+
+    base.model.register_forward_pre_hook(reset_once)
+    train(settings(family, dtype="bfloat16", **told), base=base)
+    assert 0.7 * need < emu.peak() - before < need
+
+
 def test_modules_are_left_where_they_were_when_they_do_not_fit():
     """Also those of a part that entered half-way."""
     parts = [nn.Linear(100, 100), nn.Linear(1000, 1000)]
@@ -322,3 +351,25 @@ def test_modules_are_left_where_they_were_when_they_do_not_fit():
     with pytest.raises(torch.cuda.OutOfMemoryError), components_on_device(parts, GPU):
         pass
     assert {p.device for part in parts for p in part.parameters()} == {CPU}
+
+
+IN_4_BITS = [family for family in FAMILIES if family not in ("krea2", "flux2")]
+"""bitsandbytes takes a weight of two numbers, as that of pico's krea2, for one that is turned round; beside 4-bit
+layers diffusers' pipeline of FLUX.2 computes in float32, of which torch warns."""
+
+
+@pytest.mark.parametrize("family", IN_4_BITS)
+def test_a_base_in_4_bits_learns_and_draws_much_the_same(settings, family):
+    """By bitsandbytes' own kernels for any device: weights are real 4-bit normal floats, kernels not CUDA's. The
+    adapter's directions are those of the original weights."""
+    pytest.importorskip("bitsandbytes")
+    with torch.compiler.set_stance("force_eager"):  # else its kernels are compiled, for a minute
+        plain, ours = (train(settings(family, dtype="bfloat16", quantize=quantize)) for quantize in ("", "nf4"))
+        base, full = (open_base(pico.folder(family), "cuda:0", "bfloat16", quantize=x) for x in ("nf4", ""))
+        drawn = [values(generate(x, "a <c>", [(ours, 1.0)], steps=2)) for x in (base, full)]
+    shared = [torch.linalg.matrix_norm(ours.layers[x].A @ pair.A.T) ** 2 for x, pair in plain.layers.items()]
+    updates = [torch.cat([(x.layers[n].B @ x.layers[n].A).flatten() for n in plain.layers]) for x in (plain, ours)]
+    cosine, apart = torch.cosine_similarity(*updates, dim=0), np.abs(drawn[0] - drawn[1]).mean()
+    counted = estimate(str(pico.folder(family)), how="count", device="cuda:0", against="").weights["nf4"]
+    held = sum(x.nbytes for x in base.model.parameters())  # what diffusers keeps in float32 is most of pico's wan
+    assert min(shared) > 3.99 and cosine > 0.4 and apart < 30 and held < 1.3 * counted
