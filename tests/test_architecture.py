@@ -1,9 +1,11 @@
 """The architecture, kept true: which module imports which, who alone uses which library, how long a file is."""
 
 import ast
+import io
 import re
 import subprocess
 import sys
+import tokenize
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -149,6 +151,26 @@ def test_a_module_imports_lower_layers_and_its_own_libraries_only(path):
 @pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(SRC)))
 def test_a_file_has_at_most_300_lines(path):
     assert len(path.read_text(encoding="utf-8").splitlines()) <= 300
+
+
+def code_lines(path: Path) -> int:
+    """Lines of a file that are neither blank nor comments nor docstrings alone."""
+    source = path.read_text("utf-8")
+    texts = [
+        range(node.lineno, node.end_lineno + 1)
+        for node in ast.walk(ast.parse(source))
+        if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) and node.end_lineno
+    ]
+    empty = {tokenize.COMMENT, tokenize.NL, tokenize.NEWLINE, tokenize.INDENT, tokenize.DEDENT, tokenize.ENDMARKER}
+    tokens = [x for x in tokenize.generate_tokens(io.StringIO(source).readline) if x.type not in empty]
+    lines = {n for x in tokens for n in range(x.start[0], x.end[0] + 1)}
+    return len(lines - {n for text in texts for n in text})
+
+
+@pytest.mark.parametrize("family", [x for x in LAYOUTS if x not in ("sdxl", "sd3", "flux")])
+def test_a_backbone_takes_at_most_150_lines_of_code_in_its_own_two_files(family):
+    """The papers' three, from which the others import, have more."""
+    assert sum(code_lines(SRC / folder / f"{family}.py") for folder in ("families", "layouts")) <= 150
 
 
 @pytest.mark.parametrize(

@@ -18,13 +18,11 @@ from ..image_size import ImageSize, height_and_width
 from ..layouts.flux2 import FLUX2 as LAYOUT
 from .condition import Condition, SizeConditioning
 from .family import Family, TokenLimits
-from .flux import TRAINING_GUIDANCE, distilled, packed, size_multiple, unpacked
-from .pipeline_steps import run_pipeline
+from .flux import TRAINING_GUIDANCE, distilled, packed, size_multiple, unpacked, unpacked_image
+from .pipeline_steps import sample_guided
 
 TEXT_LENGTH = 512
 """TokenLimits of a prompt, padding among them, which the model reads, too: the pipelines' own choice."""
-STATES = 3
-"""Hidden states of the text encoder side by side."""
 UNCHANGED = SimpleNamespace(
     bn=SimpleNamespace(running_mean=torch.zeros(1), running_var=torch.ones(1)), config=SimpleNamespace(batch_norm_eps=0)
 )
@@ -42,29 +40,23 @@ def encode_prompt(pipe: Any, prompts: Sequence[str], sizes: SizeConditioning) ->
 
     Returns: text (b, TEXT_LENGTH, d), guidance (b,) float32.
     """
-    text = _encoded(pipe, prompts)
-    guidance = {"guidance": torch.full((len(prompts),), TRAINING_GUIDANCE, device=text.device)}
-    return Condition({"text": text, **(guidance if distilled(pipe) else {})})
+    inputs = {"text": _encoded(pipe, prompts)}
+    if distilled(pipe):
+        inputs["guidance"] = torch.full((len(prompts),), TRAINING_GUIDANCE, device=inputs["text"].device)
+    return Condition(inputs)
 
 
 def _encoded(pipe: Any, prompts: Sequence[str]) -> Tensor:
-    device = pipe.text_encoder.device
-    return pipe.encode_prompt(list(prompts), device, max_sequence_length=TEXT_LENGTH)[0]
+    return pipe.encode_prompt(list(prompts), pipe.text_encoder.device, max_sequence_length=TEXT_LENGTH)[0]
 
 
 def predict(model: nn.Module, noisy: Tensor, time: Tensor, condition: Condition) -> Tensor:
     """FLUX.2's velocity, (b, c, h, w) in the model's dtype; noisy (b, c, h, w), time (b,), condition of b rows."""
-    told, (h, w) = condition.tensors, (noisy.shape[2] // 2, noisy.shape[3] // 2)
-    answer = model(
-        packed(noisy.to(told["text"].dtype)),
-        told["text"],
-        time / 1000,  # the model multiplies by 1000
-        positions(1, h, w, 1).to(noisy.device, non_blocking=True),
-        positions(1, 1, 1, told["text"].shape[1]).to(noisy.device, non_blocking=True),
-        told.get("guidance"),
-        return_dict=False,
-    )[0]
-    return unpacked(answer, h, w)
+    text, (h, w) = condition.tensors["text"], (noisy.shape[2] // 2, noisy.shape[3] // 2)
+    where = (positions(1, h, w, 1), positions(1, 1, 1, text.shape[1]))
+    ids = (x.to(noisy.device, non_blocking=True) for x in where)
+    rows, guidance = packed(noisy.to(text.dtype)), condition.tensors.get("guidance")
+    return unpacked(model(rows, text, time / 1000, *ids, guidance, return_dict=False)[0], h, w)  # it multiplies by 1000
 
 
 def positions(*sizes: int) -> Tensor:
@@ -95,13 +87,10 @@ def sample(
     of classifier-free guidance."""
     before, pipe.vae = pipe.vae, UNCHANGED
     try:
-        latents = run_pipeline(pipe, size, steps, generators, guidance_scale=guidance, **told.tensors)
+        latents = sample_guided(pipe, told, size, steps, guidance, generators)
     finally:
         pipe.vae = before
-    if latents.ndim == 4:
-        return latents
-    height, width = height_and_width(size)  # FLUX.2-dev's pipeline leaves them packed
-    return unpacked(latents, height // size_multiple(pipe), width // size_multiple(pipe))
+    return latents if latents.ndim == 4 else unpacked_image(pipe, size, latents)  # FLUX.2-dev's are packed
 
 
 def rows_per_step(pipe: Any, guidance: float) -> int:
@@ -111,17 +100,14 @@ def rows_per_step(pipe: Any, guidance: float) -> int:
 
 def input_shapes(pipe: Any, side: int | tuple[int, int], tokens: TokenLimits) -> dict[str, tuple[int, ...]]:
     """Shapes of what FLUX.2's `predict` reads for one image; the latents are not packed yet."""
-    config = pipe.transformer.config
-    told = {
-        "latents": (1, config.in_channels // 4, *height_and_width(side)),
-        "text": (1, TEXT_LENGTH, config.joint_attention_dim),
-    }
-    return {**told, **({"guidance": (1,)} if config.guidance_embeds else {})}
+    config, told = pipe.transformer.config, {"guidance": (1,)} if distilled(pipe) else {}
+    latents = (1, config.in_channels // 4, *height_and_width(side))
+    return {**told, "latents": latents, "text": (1, TEXT_LENGTH, config.joint_attention_dim)}
 
 
 def text_widths(pipe: Any) -> dict[str, int]:
-    """What the encoder makes of a prompt."""
-    return {"text": STATES * pipe.text_encoder.config.get_text_config().hidden_size}
+    """What the encoder makes of a prompt: three of its states side by side."""
+    return {"text": 3 * pipe.text_encoder.config.get_text_config().hidden_size}
 
 
 def default_overrides(pipe: Any) -> Mapping[str, Any]:
@@ -131,9 +117,7 @@ def default_overrides(pipe: Any) -> Mapping[str, Any]:
 
 def distilled_from(pipe: Any) -> str:
     """The base of FLUX.2-klein of the same size."""
-    config = pipe.transformer.config
-    width = config.num_attention_heads * config.attention_head_dim
-    return LAYOUT.variant_of("klein base", width).hub if is_step_distilled(pipe) else ""
+    return LAYOUT.variant_of("klein base", pipe.transformer.inner_dim).hub if is_step_distilled(pipe) else ""
 
 
 FLUX2 = Family(

@@ -25,6 +25,7 @@ from .pipeline_folder import (
     check_component_weights,
     check_folder_components,
     needed_components,
+    processors,
     weight_files_of_trainable_component,
 )
 from .weight_files import file_variant, variant_of
@@ -96,7 +97,7 @@ def _open_folder(
         present = [name for name in family.text_encoders if name not in absent]
         texts = {name: _open_component(place, name, dtype, variant) for name in present}
         kwargs = {**absent, **texts, **quantized, **_variant_kwargs(variant)}
-        pipe = _pipeline_class(family, place).from_pretrained(str(place), torch_dtype=types, **kwargs)
+        pipe = _pipeline_of_folder(family, place, torch_dtype=types, **kwargs)
         for component in needed_components(place, family):
             check_component_weights(place, component, getattr(pipe, component), variant)
     component_checks.check_pipeline_components(pipe, family)
@@ -136,7 +137,7 @@ def _open_single_file(
         try:
             given = {"torch_dtype": dtype, **kwargs, **vae, family.component: model}
             if family.beside_a_folder:
-                pipe = _pipeline_class(family, beside).from_pretrained(given.pop("config"), **given)
+                pipe = _pipeline_of_folder(family, Path(given.pop("config")), **given)
             else:
                 pipe = _pipeline_class(family).from_single_file(str(place), **given)
         except SingleFileComponentError as error:
@@ -190,6 +191,17 @@ def _open_component(place: Path, component: str, dtype: torch.dtype, variant: st
     if lacking:
         raise ValueError(f"its {component} lacks {len(lacking)} of its weights, such as {lacking[0]}: fetch it again")
     return model
+
+
+def _pipeline_of_folder(family: Family, place: Path, **kwargs: Any) -> Any:
+    """diffusers' pipeline of a folder. In place of a processor, which reads images, too, and asks for torchvision,
+    it has the processor's tokenizer: prompts here are words alone."""
+    from transformers import AutoTokenizer
+
+    tokenizers = {x: AutoTokenizer.from_pretrained(str(place / x)) for x in processors(place) if x not in kwargs}
+    pipe = _pipeline_class(family, place).from_pretrained(str(place), **dict.fromkeys(tokenizers), **kwargs)
+    pipe.register_modules(**tokenizers)
+    return pipe
 
 
 def _variant_kwargs(variant: str | None) -> dict[str, Any]:

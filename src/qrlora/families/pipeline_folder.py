@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 from pathlib import Path
 from typing import Any
 
@@ -36,12 +35,16 @@ def check_folder_components(place: Path, family: Family) -> None:
             continue
         if len(kind) != 2 or not all(isinstance(x, str) for x in kind):
             raise ValueError(f"{place / 'model_index.json'}: {name:.80} must name library and class, got {kind!r:.80}")
-        if kind[1].endswith("Processor") and importlib.util.find_spec("torchvision") is None:
-            raise ValueError(f"its {name} is a {kind[1]}, which needs torchvision: pip install torchvision")
         if not (place / name).is_dir() or not any((place / name).iterdir()):
             raise FileNotFoundError(f"its {name} is missing: {place / name} is no folder, or empty; fetch it again")
         for file in (place / name).glob("*.safetensors"):
             read_metadata(file)
+
+
+def processors(place: Path) -> list[str]:
+    """The components of a folder that read images beside words, such as FLUX.2-dev's `tokenizer`."""
+    index = read_json_object(place / "model_index.json")
+    return [name for name, kind in index.items() if _is_component(name, kind) and str(kind[1]).endswith("Processor")]
 
 
 def _is_component(name: str, kind: Any) -> bool:

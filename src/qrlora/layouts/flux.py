@@ -1,5 +1,7 @@
 """FLUX.1: a transformer of blocks with two streams, image and text, and of blocks with one."""
 
+from collections.abc import Mapping
+
 from .layout import Layout, Reader, Variant, names_within_blocks
 
 QKV, ADDED = "attn.to_q attn.to_k attn.to_v", "attn.add_q_proj attn.add_k_proj attn.add_v_proj"
@@ -21,17 +23,21 @@ DOUBLE = {
     "txt_mod.lin": "norm1_context.linear",
 }
 SINGLE = {"linear1": f"{QKV} proj_mlp", "linear2": "proj_out", "modulation.lin": "norm.linear"}
-OUTSIDE = {
+ENDS = {
     "img_in": "x_embedder",
     "txt_in": "context_embedder",
     "final_layer.linear": "proj_out",
     "final_layer.adaLN_modulation.1": "~norm_out.linear",
-    **{
-        f"{theirs}_in.{layer}_layer": f"time_text_embed.{ours}_embedder.linear_{k}"
-        for theirs, ours in {"time": "timestep", "vector": "text", "guidance": "guidance"}.items()
-        for k, layer in enumerate(("in", "out"), 1)
-    },
 }
+
+
+def embedders(place: str, names: Mapping[str, str]) -> dict[str, str]:
+    """Rows of `Layout.names` for what embeds time, guidance and pooled text; names: {original: diffusers' one}."""
+    rows = ((theirs, ours, k, layer) for theirs, ours in names.items() for k, layer in ((1, "in"), (2, "out")))
+    return {f"{theirs}_in.{layer}_layer": f"{place}.{ours}_embedder.linear_{k}" for theirs, ours, k, layer in rows}
+
+
+OUTSIDE = ENDS | embedders("time_text_embed", {"time": "timestep", "vector": "text", "guidance": "guidance"})
 BLOCKS = {"transformer_blocks": 19, "single_transformer_blocks": 38}
 KNOWN = ("lora_unet_{original}", "diffusion_model.{original}", "transformer.{diffusers}")
 
