@@ -246,7 +246,7 @@ FLUX2_SINGLE = (
     (r"^attn\.to_out", "linear2"),
 )
 FLUX2 = {
-    **{x.replace("time_text_embed", "time_guidance_embed"): y for x, y in FLUX.items() if "text_embedder" not in x},
+    **{x.replace("time_text_embed", "time_guidance_embed"): y for x, y in FLUX.items() if ".text_embedder" not in x},
     "double_stream_modulation_img.linear": "double_stream_modulation_img.lin",
     "double_stream_modulation_txt.linear": "double_stream_modulation_txt.lin",
     "single_stream_modulation.linear": "single_stream_modulation.lin",

@@ -106,6 +106,8 @@ READ = {  # (list, how it is made from it, metadata, model whose layers they mus
     "musubi FLUX.2 klein without metadata": ("musubi-flux2-klein-4b", {}, {}, KLEIN, 0.5),
     "diffusers FLUX.2 klein": ("diffusers-flux2-klein", {}, {}, KLEIN, None),
     "ai-toolkit FLUX.2 klein": ("musubi-flux2-klein-4b", {"rename": dotted, "endings": PAIRS}, {}, KLEIN, None),
+    "musubi Krea 2": ("musubi-krea2", {}, {"ss_base_model_version": "krea2"}, "krea2-raw", 0.5),
+    "musubi Krea 2 without metadata": ("musubi-krea2", {}, {}, "krea2-raw", 0.5),
     "diffusers Krea 2": ("diffusers-krea2", {}, {}, "krea2-raw", None),
     "diffusers Wan": ("diffusers-wan", {}, {}, "wan2.1-1.3b", None),
     "musubi Wan": ("musubi-wan", {}, {"ss_base_model_version": "wan"}, "wan2.1-1.3b", 0.5),
@@ -335,6 +337,7 @@ def test_what_check_says_of_a_tool_is_what_its_own_key_map_takes(tool, case, nam
         "musubi-qwen-image",
         "musubi-z-image",
         "musubi-flux2-klein-4b",
+        "musubi-krea2",
         "musubi-wan",
     ],
 )

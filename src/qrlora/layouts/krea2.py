@@ -79,7 +79,7 @@ KREA2 = Layout(
             ("transformer.{diffusers}", "diffusion_model.{original}", "base_model.model.{original}"),
             ("the word lora", "original names alone"),
         ),
-        "kohya": Reader(("lora_unet_{original}",), ("alpha everywhere", "blocks alone")),
+        "kohya": Reader(("lora_unet_{original}",), ("alpha everywhere",)),
     },
     versions=("krea2", "krea_2", "krea-2"),
 )
