@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from torch import nn
 
@@ -25,7 +25,7 @@ def check_adapter_fits_base(base: Base, adapter: Adapter) -> None:
     _refuse_convolutions(base, adapter, [layer for layer in wrong if isinstance(found.get(layer), nn.Conv2d)])
     if wrong or family and family != base.family.name:
         role, made_for = _names_of_adapter_and_base(adapter)
-        lack = f"; {len(wrong)} of its {len(adapter.layers)} layers are not there" if wrong else ""
+        lack = _lacking_layers(adapter, wrong, shapes)
         raise ValueError(f"{role} belongs to another base, {made_for}, not to {_name(base)}{lack}: choose its own base")
     if adapter.header.base == base.name and base.name in built_in_bases() and weight_difference(base, adapter):
         raise ValueError(
@@ -33,6 +33,15 @@ def check_adapter_fits_base(base: Base, adapter: Adapter) -> None:
             "weights were others: train it again, which takes half a minute, or sample with the version that it was "
             "made with"
         )
+
+
+def _lacking_layers(adapter: Adapter, wrong: Sequence[str], shapes: Mapping[str, tuple[int, int]]) -> str:
+    """What of an adapter a base lacks; wrong: its layers that the base's linear layers, of these shapes, have not."""
+    absent, of_all = [layer for layer in wrong if layer not in shapes], f"of its {len(adapter.layers)} layers"
+    if absent or not wrong:
+        return f"; {len(absent)} {of_all} are not there" if absent else ""
+    (o, i), (rows, columns) = adapter.shapes[wrong[0]], shapes[wrong[0]]
+    return f"; {len(wrong)} {of_all} have another size there, such as {wrong[0]}: {rows} x {columns}, not {o} x {i}"
 
 
 def wants_single_images(base: Base, adapters: Sequence[Adapter]) -> bool:
