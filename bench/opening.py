@@ -1,4 +1,4 @@
-"""Memory that opening a base takes at its worst, beyond the libraries', beside its trainable part's weights; Linux.
+"""Memory that opening a base takes at worst, beyond the libraries', beside its trainable component's weights; Linux.
 
     python bench/opening.py
 

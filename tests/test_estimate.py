@@ -28,7 +28,7 @@ from qrlora.training.optimizers import OPTIMIZERS
 from qrlora.training.trainable_adapter import ADAPTER_NAME
 from qrlora.training.training_loop import gradient_checkpointing
 
-HUB_SIZES = {  # numbers in the trainable part, as the hub's pages count them
+HUB_SIZES = {  # numbers in the trainable component, as the hub's pages count them
     "sdxl": 2_567_463_684,
     "flux-dev": 11_901_408_320,
     "sd15": 859_520_964,

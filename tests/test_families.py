@@ -69,7 +69,7 @@ def base():
 
 
 def real(family, model):
-    """A base whose trainable part is on the meta device: every shape, no memory."""
+    """A base whose trainable component is on the meta device: every shape, no memory."""
     from types import SimpleNamespace
 
     pipe = SimpleNamespace(**{FAMILIES[family].component: model})

@@ -132,7 +132,7 @@ def test_other_methods_learn_on_a_gpu_what_they_learn_on_the_cpu(settings, metho
 @pytest.mark.parametrize("offload", [False, True])
 @pytest.mark.parametrize("family", FAMILIES)
 def test_parts_visit_the_gpu_one_after_the_other(settings, family, offload):
-    """While one works, all others wait on the CPU; the trainable part stays, unless it is offloaded."""
+    """While one works, all others wait on the CPU; the trainable component stays, unless it is offloaded."""
     base, seen = open_base(pico.folder(family), "cuda:0", "bfloat16", offload=offload), {}
     texts = set(FAMILIES[family].text_encoders)
 
@@ -210,7 +210,7 @@ def test_where_memory_runs_out_in_decoding_the_trainable_part_steps_aside(family
     expected = generate(base, "a dog", count=2, steps=2)
     counted = len(steps)
 
-    def once(*_):  # too little beside the trainable part, and enough without it
+    def once(*_):  # too little beside the trainable component, and enough without it
         if not limited:
             limited.append(emu.limit(emu.live() + takes - min(model, takes) // 8))
 

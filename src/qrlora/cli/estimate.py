@@ -83,7 +83,10 @@ def print_report(report: "Report") -> None:
     """Print an estimate: what is trained, what it needs, and what a run took."""
     from ..estimate import MARGIN, RESERVED
 
-    about = [("trainable part", tables.format_count(report.parameters)), ("layers with an adapter", str(report.layers))]
+    about = [
+        ("trainable component", tables.format_count(report.parameters)),
+        ("layers with an adapter", str(report.layers)),
+    ]
     about += [(f"trainable parameters, {method}", tables.format_count(n)) for method, n in report.trained.items()]
     about += [(f"file, {content}, bfloat16", _megabytes(size)) for content, size in report.files.items()]
     about += [(f"{part}, on the CPU while training", _megabytes(size)) for part, size in report.spare.items()]

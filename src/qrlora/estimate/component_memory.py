@@ -1,4 +1,4 @@
-"""What each component takes of a device in its turn: text encoders, VAE, and the trainable part as it draws.
+"""What each component takes of a device in its turn: text encoders, VAE, and the trainable component as it draws.
 
 Counted as updates are, by running the real parts where tensors have shapes and no bytes; activations times MARGIN.
 With the longest prompt, since previews and negative prompts may be other ones than the training's.

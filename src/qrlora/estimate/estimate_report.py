@@ -38,7 +38,7 @@ class Report:
     free: int
     """Bytes that the device had left before anything was run."""
     parameters: int
-    """Of the trainable part."""
+    """Of the trainable component."""
     layers: int
     """That an adapter sits on."""
     trained: Mapping[str, int]
@@ -46,14 +46,14 @@ class Report:
     files: Mapping[str, int]
     """{"full", "compact": bytes in bfloat16}."""
     weights: Mapping[str, int]
-    """{dtype or quantisation: bytes of the trainable part}."""
+    """{dtype or quantisation: bytes of the trainable component}."""
     spare: Mapping[str, int]
     """{text encoder or VAE: bytes}; they wait in the CPU's memory while an adapter is trained."""
     buffers: int
-    """Bytes of the trainable part's buffers and tables, of the picture's latents and of the prompt's condition."""
+    """Bytes of the trainable component's buffers and tables, of the picture's latents and of the prompt's condition."""
     opening: Mapping[str, int]
     """{"text encoders", "VAE": most bytes on the device, with MARGIN, while they encode the prompt and the picture},
-    one after the other and before the trainable part is there."""
+    one after the other and before the trainable component is there."""
     drawing: Mapping[str, int]
     """{"denoising", "decoding": most bytes beside model and adapter, with MARGIN, while one picture is drawn}."""
     adapter: Mapping[str, int]

@@ -44,7 +44,7 @@ class Variant(NamedTuple):
     licence: str = ""
     """By its usual name, and what it forbids."""
     billions: float = 0.0
-    """Parameters of the trainable part, in billions."""
+    """Parameters of the trainable component, in billions."""
     card: int = 0
     """GB of the smallest graphics card that `qrlora estimate` finds enough for training it: nf4, activations
     recomputed."""
@@ -77,7 +77,7 @@ class Layout:
     family: str
     """The word in headers: "sdxl"."""
     component: str
-    """The pipeline's trainable part: "unet" or "transformer"."""
+    """The pipeline's trainable component: "unet" or "transformer"."""
     variants: Mapping[str, Variant]
     """Short name -> public model; the first one stands for a base of which nothing else is known."""
     example: str
