@@ -29,7 +29,7 @@ def core() -> None:
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-        losses.append(float(loss))
+        losses.append(loss.item())
     assert losses[-1] < losses[0], losses
     qrlora.save(injected.extract(base="mine"), "own.safetensors")
     own = qrlora.load("own.safetensors")

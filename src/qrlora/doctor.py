@@ -22,6 +22,7 @@ EXTRAS = (
     "optimizers",
     "tensorboard",
     "ray",
+    "studio",
     "survey",
     "postgres",
 )
@@ -53,7 +54,7 @@ def found_problems() -> Iterator[str]:
         yield "qrlora runs from a folder and is not installed, its extras cannot be checked: pip install -e FOLDER"
     for name, places in duplicate_distributions().items():
         yield f"{name} is installed {len(places)} times, the first is used: {'; '.join(places)}; remove one"
-    for extra, reason in (("cli", "every command but doctor"), ("diffusers", "train, generate, grid, demo")):
+    for extra, reason in (("cli", "every command but doctor"), ("diffusers", "each of train, generate, grid, demo")):
         if hint := optional_dependencies.missing_extra_hint(extra, reason=reason):
             yield hint
     if hint := _hidden_gpu():

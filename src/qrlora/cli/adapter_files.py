@@ -37,6 +37,9 @@ def base_weights(base: str) -> "Callable[[str], Tensor]":
 def open_base_for_weights(base: str) -> Any:
     """For verbs on adapter files: open a base of which nothing but its weights is wanted, for which a CPU is fast
     enough."""
+    from .. import optional_dependencies
+
+    optional_dependencies.require("diffusers", reason="a base model")
     from .. import families
 
     with warnings.catch_warnings():

@@ -26,6 +26,9 @@ def bases(
     Given two bases of one family, say how much of the span of their leading directions they share: whether an adapter
     that is trained on the first can be drawn with the second.
     """
+    from .. import optional_dependencies
+
+    optional_dependencies.require("diffusers", reason="qrlora bases")
     if base:
         return print_shared_span(base, other, targets, rank, side)
     print_built_in_bases()

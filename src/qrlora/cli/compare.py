@@ -63,6 +63,9 @@ def compare(
     Beside them stand the ends of the scale: none (the prompt alone) and oracle (an adapter of the true image).
     What is done is kept: the same command goes on where it was stopped, and tries again what failed.
     """
+    from .. import optional_dependencies
+
+    optional_dependencies.require("diffusers", reason="qrlora compare")
     from .. import plots
     from ..comparison import contact_sheet, report, summary_tables
     from ..comparison.fusion_comparison import plan_comparison, run_comparison

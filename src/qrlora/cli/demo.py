@@ -52,11 +52,11 @@ def run_demo(output: Path, content: Path | None, style: Path | None, *, base: st
     limit = demo_sheet.limits_of_base(base) if content or style else ""
     if limit:
         real = console.shell_command("train", "recipes/content_sdxl.toml", f"image={content or 'my_dog.jpg'}")
-        console.warn(f"{limit}; for photographs learn on a real base, such as {real}")
+        console.warn(f"{limit}; for photographs train on a real base, such as {real}")
     with progress_bar("demo") as bar:
 
         def on_step(what: str, progress: "Progress") -> None:
-            bar.name(f"learning {what}")
+            bar.name(f"training {what}")
             bar.step(progress.step, progress.steps, f"loss {progress.loss:.4f}")
 
         rows = world_demo.demo(output, content, style, base=base, **settings, on_step=on_step, on_stage=bar.stage)
@@ -66,6 +66,7 @@ def run_demo(output: Path, content: Path | None, style: Path | None, *, base: st
     merged = [(row, prediction) for row in rows if row.title.startswith("merged") for prediction in row.predictions]
     right = [row.is_correct(prediction) for row, prediction in merged]
     if right and not limit:
-        console.say(f"merged: {sum(map(bool, right))} of {len(right)} pictures show the right thing in the right style")
+        found = f"{sum(map(bool, right))} of {len(right)} pictures"
+        console.say(f"merged: {found} show the right subject in the right style")
     for name in ("content.safetensors", "style.safetensors", "merged.safetensors", "demo.png"):
         console.say(str(output / name))

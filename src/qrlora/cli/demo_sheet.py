@@ -15,14 +15,14 @@ def contact_sheet(rows: list[ClassifiedImages], footer: str) -> Any:
     panels = [row_panel(row) for row in single if row.title != "the true picture"]
     panels += [row_panel(row) for row in single if row.title == "the true picture"]
     panels += [row_panel(row) for row in rows if row not in single]
-    return plots.sheet(panels, columns, title="A thing and a style, each from one picture, added", footer=footer)
+    return plots.sheet(panels, columns, title="A subject and a style, each from one picture, added", footer=footer)
 
 
 def limits_of_base(base: str) -> str:
     """A note under the demo's sheet: what cannot be expected of a built-in base with own images; "" of another."""
     if base not in built_in_bases():
         return ""
-    return f"{base} knows drawings only and has never seen a photograph; what yours should become, nobody judges"
+    return f"{base} knows drawings only and has never seen a photograph; what yours should become, no classifier knows"
 
 
 def row_panel(row: ClassifiedImages) -> plots.Panel:

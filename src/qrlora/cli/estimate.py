@@ -51,8 +51,10 @@ def estimate(
     code that trains: basis, updates, merge, a denoising step. If not, seconds are extrapolated from one block of each
     kind.
     """
+    from .. import optional_dependencies, output_files
+
+    optional_dependencies.require("diffusers", reason="qrlora estimate")
     from .. import estimate as estimates
-    from .. import output_files
 
     if report is not None:
         output_files.check_writable(report, overwrite)

@@ -39,6 +39,9 @@ def reproduce(
     Writes a CSV file, a Markdown page and, where the paper has a picture, a picture.
     The pictures are those of the built-in world and the default base is tiny: read the page's notes before comparing.
     """
+    from .. import optional_dependencies
+
+    optional_dependencies.require("diffusers", reason="qrlora reproduce")
     from .. import plots
     from ..reproduction import paper_results
     from .result_figures import figure_of

@@ -55,7 +55,10 @@ def run_training(config: TrainConfig) -> None:
 
     Raises: as `training.train`.
     """
-    from .. import output_files, training
+    from .. import optional_dependencies, output_files
+
+    optional_dependencies.require("diffusers", reason="qrlora train")
+    from .. import training
 
     if not training.is_rank_zero():
         training.train(config, on_preview=lambda _step, _image: None)

@@ -38,7 +38,7 @@ def _public_krea2(hub: str, good_for: str, *words: str) -> Variant:
         words=words,
         width=6144,
         blocks=BLOCKS,
-        licence="Krea 2 Community License: a yearly revenue below a million dollars",
+        licence="Krea 2 Community (below 1 M$ revenue, for selling images too)",
         billions=12.8,
         card=24,
         good_for=good_for,

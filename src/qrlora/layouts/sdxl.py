@@ -18,6 +18,9 @@ BARE = ("{diffusers}", "{processor}")
 LYCORIS = ("lycoris_{diffusers}",)
 
 FAIR = "Fair AI Public 1.0-SD (changed models stay open)"
+# Pony's authors add that paid services may not run it; NoobAI's, on the card of their epsilon model and for all its
+# variants, that neither model nor images may be sold.
+NOT_IN_SERVICES, NOT_SOLD = f"{FAIR}; not in paid services", f"{FAIR}; neither it nor images sold"
 
 
 def _public_sdxl(hub: str, licence: str, good_for: str, *words: str) -> Variant:
@@ -46,12 +49,14 @@ SDXL = Layout(
             "xl",
         ),
         "pony": _public_sdxl(
-            "AstraliteHeart/pony-diffusion-v6-xl", f"{FAIR}, modified", "cartoons, figures, by tags", "pony"
+            "AstraliteHeart/pony-diffusion-v6-xl", NOT_IN_SERVICES, "cartoons, figures, by tags", "pony"
         ),
         "illustrious": _public_sdxl(
             "OnomaAIResearch/Illustrious-xl-early-release-v0", FAIR, "anime, by tags", "illustrious"
         ),
-        "noobai-vpred": _public_sdxl("Laxhar/noobai-XL-Vpred-1.0", FAIR, "anime in dark and bright, by tags", "noobai"),
+        "noobai-vpred": _public_sdxl(
+            "Laxhar/noobai-XL-Vpred-1.0", NOT_SOLD, "anime in dark and bright, by tags", "noobai"
+        ),
     },
     example="sdxl",
     sized_by=PROMPT_READERS,
