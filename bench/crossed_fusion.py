@@ -86,9 +86,10 @@ class Crossing:
         images = generate(self.base, [prompts[k] for k in left], [(x, 1.0) for x in adapters], seed=left)
         with self.rows.open("a", newline="") as file:
             for k, drawn in zip(left, images, strict=True):
-                truth = true_images([targets[k][0]], targets[k][1])[0]
+                content, style = targets[k]
+                truth = true_images([content], style)[0]
                 other = image.split("+")[0] or self.known_contents[0]
-                scores = ground_truth_scores(tensor_from_pil([drawn]), truth, *targets[k], other, "plain")[0]
+                scores = ground_truth_scores(tensor_from_pil([drawn]), truth, content, style, other, "plain")[0]
                 values = [round(scores[name], 4) for name in (*SCORES, *LEAKS)]
                 csv.writer(file).writerow([*labels[k], *values])
 
@@ -163,7 +164,8 @@ def print_table(path: Path, against: str = "") -> None:
     """Each part's scores by method, and the differences to one method, else to the first of the part; hundredths."""
     means: dict[tuple[str, str], dict[tuple[str, str], list[dict[str, str]]]] = defaultdict(lambda: defaultdict(list))
     for row in read_rows(path):
-        means[row["part"], row["method"]][row["content"], f"{row['style']} {row['image']}"].append(row)
+        first_image = row["image"].split("+")[0]  # of several, so that they are compared with the first alone
+        means[row["part"], row["method"]][row["content"], f"{row['style']} {first_image}"].append(row)
 
     def crossed(cells: dict, score: str) -> np.ndarray:
         name = f"{score} right" if score in LABELS else score
