@@ -11,6 +11,7 @@ from safetensors.torch import load_file, save_file
 import pico
 from qrlora.families import FAMILIES, open_base
 from qrlora.families.base_without_weights import blank_base
+from qrlora.families.model_dtype import cast_model
 from qrlora.noising import noising_of
 from qrlora.sampling import generate
 from test_families import assert_same_base, refused
@@ -346,3 +347,16 @@ def test_an_index_that_names_a_part_wrongly_is_refused_in_one_line(tmp_path, fam
     shutil.copytree(pico.folder(family), copy)
     config_of(copy, "model_index.json", **index)
     refused(copy, ValueError, said)
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+@pytest.mark.parametrize("family", ["flux", "wan"])
+def test_an_estimates_text_encoders_have_the_dtypes_of_opened_ones(family, dtype):
+    """transformers keeps a part of T5 in float32 beside float16 alone; in bfloat16 that part was counted at 4 bytes."""
+    opened = open_base(pico.folder(family), "cpu", dtype=dtype)
+    _, spare, _ = blank_base(str(pico.folder(family)))
+    for name in opened.family.text_encoders:
+        counted = cast_model(spare[name], getattr(torch, dtype))
+        assert {n: x.dtype for n, x in counted.named_parameters()} == {
+            n: x.dtype for n, x in getattr(opened.pipe, name).named_parameters()
+        }
