@@ -113,7 +113,9 @@ def nearest_style_set(pictures: Tensor, true_features: Mapping[StyleSet, list[Te
     """
     features = classifier_features(pictures)
     likeness = [
-        sum(F.cosine_similarity(x[:, None], y[None], dim=2).amax(1) for x, y in zip(features, true, strict=True))
+        torch.stack(
+            [F.cosine_similarity(x[:, None], y[None], dim=2).amax(1) for x, y in zip(features, true, strict=True)]
+        ).sum(0)
         for true in true_features.values()
     ]
     sets = list(true_features)
