@@ -4,7 +4,7 @@
 
 `qrlora compare` has new adapters for every pair; here 12 adapters give 36 sums, and each is also drawn with alone, with
 words that the base knows (the parts of `qrlora compare --decompose`).  Intervals resample contents and style images.
-Rows go to OUTPUT/rows.csv; what is in the folder is not made again.  `--table` only prints it.
+Rows go to FOLDER/rows.csv; what is in the folder is not made again.  `--table` only prints it.
 
 --content-word, --style-word: what they are called in prompts: <c> and <s>; a known word; or auto, the known word
 nearest to the image by the base's own loss, the placeholder where none is near (`qrlora.known_words`).
@@ -21,6 +21,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from harness import arguments
 from qrlora.comparison.method_specs import parse_method_spec
 from qrlora.comparison.settings import ComparisonSettings
 from qrlora.comparison.statistics import mean_over_crossed
@@ -59,7 +60,7 @@ class Crossing:
     """The contents, the style images and the known words of one split, and the folder of results."""
 
     def __init__(self, wanted: argparse.Namespace) -> None:
-        self.wanted, self.base = wanted, open_base(wanted.base, "cpu", "float32")
+        self.wanted, self.base = wanted, open_base(wanted.base, wanted.device, "float32")
         dev, known = wanted.split == "dev", known_contents()
         pool = [name for k, name in enumerate(held_out_contents()) if (k % 3 == 0) == dev]
         self.contents = evenly(pool, wanted.contents)
@@ -68,7 +69,7 @@ class Crossing:
         self.styles = [(styles[k % len(styles)], tuple(c[k] for c in columns)) for k in range(wanted.styles)]
         self.known_contents = evenly(known[2::3], wanted.known)
         self.known_styles = evenly([name for name in STYLES if name != "plain"], wanted.known)
-        self.folder: Path = wanted.output
+        self.folder: Path = wanted.folder
         self.suffix = f" seed {wanted.seed}" * (wanted.seed > 0)
         self.folder.mkdir(parents=True, exist_ok=True)
         self.rows = self.folder / "rows.csv"
@@ -196,7 +197,7 @@ def print_table(path: Path, against: str = "") -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = arguments(__doc__)
     parser.add_argument("--base", default="tiny-flux")
     parser.add_argument("--methods", default="qr,lora", help="as of qrlora compare")
     parser.add_argument("--split", choices=("test", "dev"), default="test")
@@ -205,16 +206,18 @@ def main() -> None:
         parser.add_argument(f"--{name}", type=int, default=value)
     parser.add_argument("--content-word", default=CONTENT)
     parser.add_argument("--style-word", default=STYLE)
-    parser.add_argument("--output", type=Path, default=Path("out/crossed"))
+    parser.set_defaults(folder=Path("out/crossed"), threads=1)
     parser.add_argument("--table", action="store_true", help="only print the table of what is in the folder")
     parser.add_argument("--against", default="", help="the method that the others' differences are to; the first")
     wanted = parser.parse_args()
     if not wanted.table:
-        torch.set_num_threads(1)
+        if wanted.quick:
+            wanted.contents = wanted.styles = wanted.known = 1
+        torch.set_num_threads(wanted.threads)
         crossing = Crossing(wanted)
         for spec in wanted.methods.split(","):
             crossing.run(spec)
-    print_table(wanted.output / "rows.csv", wanted.against)
+    print_table(wanted.folder / "rows.csv", wanted.against)
 
 
 if __name__ == "__main__":

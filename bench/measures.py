@@ -8,12 +8,12 @@ than to every wrong one (`qrlora.world.nearest_truth`).  The thresholds are the 
 fusions of half of the contents pass; everything in the table is of the other half.
 """
 
-import argparse
 from collections import defaultdict
 
 import torch
 from torch import Tensor
 
+from harness import arguments
 from qrlora.families import open_base
 from qrlora.world.classifier_training import is_validation_pair, vae_round_trip
 from qrlora.world.classifiers import load_classifiers, probabilities_by_style
@@ -73,9 +73,11 @@ def lowest_threshold(values: list[float]) -> float:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--targets", type=int, default=200, help="to calibrate on, and about as many to report")
+    parser = arguments(__doc__)
+    parser.add_argument("--targets", type=int, default=50, help="to calibrate on, and about as many to report")
     wanted = parser.parse_args()
+    torch.set_num_threads(wanted.threads)
+    wanted.targets = 10 if wanted.quick else wanted.targets
     generator = torch.Generator().manual_seed(0)
     styles, names = list(ALL_STYLES), contents()
     targets = [

@@ -71,6 +71,7 @@ def test_what_the_files_of_a_closure_import_is_in_it(module):
                 assert files & held or not any((SRC / file).exists() for file in files), f"{path} imports {name}"
 
 
+@pytest.mark.processes
 def test_what_a_training_loads_is_in_its_closure(tmp_path):
     script = f"""
 import sys

@@ -170,6 +170,7 @@ def bare(script: str, *keep: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run([sys.executable, "-c", text], capture_output=True, text=True)
 
 
+@pytest.mark.processes
 def test_the_core_alone_reads_merges_trains_one_s_own_module_and_writes(tmp_path):
     done = bare(f"""
 import torch, qrlora
@@ -192,6 +193,7 @@ except qrlora.optional_dependencies.MissingExtra as error:
     assert re.match(r'qrlora.training needs .*, diffusers.*: pip install "qrlora\[diffusers\]"$', done.stdout)
 
 
+@pytest.mark.processes
 def test_the_extra_for_commands_alone_merges_converts_checks_and_inspects(tmp_path):
     """`inspect` of two files leaves out the plot and says so."""
     done = bare(
@@ -251,6 +253,7 @@ for words in {commands!r}:
     assert said.count("exit code 2") == len(commands) and "qrlora[plots]" not in said and "Traceback" not in said
 
 
+@pytest.mark.processes
 def test_without_the_extra_for_commands_there_is_one_line_and_a_doctor():
     script = "import sys; sys.argv = ['qrlora', {!r}]\nfrom qrlora.__main__ import main\nmain()"
     done = bare(script.format("merge"))

@@ -292,6 +292,7 @@ for told in ({}, {"progress": False}, {"on_stage": lambda what, share: None}, {"
 """
 
 
+@pytest.mark.processes
 def test_training_in_python_shows_a_bar_where_somebody_sees_it(studio, tmp_path):
     """In a terminal unless told not to, or the caller shows where it is himself."""
     pty, termios = pytest.importorskip("pty"), pytest.importorskip("termios")

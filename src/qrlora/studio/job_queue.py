@@ -58,7 +58,7 @@ class JobQueue:
         states = {job.id: job.state for job in jobs}
         busy = {job.device for job in jobs if states[job.id] == "running"}
         waiting = [job for job in jobs if states[job.id] == "waiting"]
-        waiting.sort(key=lambda job: job.events[-1]["time"])
+        waiting.sort(key=lambda job: (job.events[-1]["time"], job.created))  # the first is in milliseconds
         trainings = [job for job in waiting if job.kind in NEED_A_DEVICE]
         self.drawings.pause(bool(trainings) or self.devices[0] in busy)
         for device in reversed(self.devices):  # pictures are drawn on the first
