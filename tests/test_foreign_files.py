@@ -305,7 +305,9 @@ COMFYUI = {
 """Public model -> the list of names that ComfyUI's own key map takes for it."""
 FORGE = {model: COMFYUI[model] for model in ("sd15", "sdxl", "sd3-medium", "sd3.5-medium", "flux-dev")}
 """The same of Forge, which has no others."""
-MAPS = [("comfyui", model, name) for model, name in COMFYUI.items()] + [("forge", *row) for row in FORGE.items()]
+A1111 = {"sd15": "sd15", "sd21": "sd15", "sdxl": "sdxl", "sd3-medium": "sd3-medium"}
+"""The same of A1111."""
+MAPS = [(tool, *row) for tool, of in (("comfyui", COMFYUI), ("forge", FORGE), ("a1111", A1111)) for row in of.items()]
 
 
 @pytest.mark.parametrize(
@@ -319,8 +321,83 @@ def test_what_check_says_of_a_tool_is_what_its_own_key_map_takes(tool, case, nam
     taken = {key: meaning.factor.name in known for key, meaning in file.keys.items()}
     if tool == "forge" and sum(not x for x in taken.values()) > 12:  # load_lora_for_models: another model's
         taken = dict.fromkeys(taken, False)
+    if tool == "a1111" and names == "sd3-medium" and any(key.count(".") < 2 for key in taken):  # key.rsplit(".", 2)
+        taken = dict.fromkeys(taken, False)
     for verdict in key_verdicts(file, tool):
         assert bool(verdict.factor) == taken[verdict.key], verdict
+
+
+@pytest.mark.parametrize(("names", "layers"), [("sd15", (282, 282)), ("sdxl", (791, 794)), ("sd3-medium", (96, 245))])
+def test_check_says_that_a1111_loads_every_name_that_its_key_map_takes(names, layers):
+    layout = LAYOUTS[names.partition("-")[0]]
+    metadata = {"ss_base_model_version": layout.variants[names].base_version}
+    found = []
+    for kind in ("diffusers}", "original}"):
+        made = {}
+        for name in listed(f"a1111-reads-{names}")[1]:
+            named = layout.read(name)
+            if named.spelling.endswith(kind):
+                made[f"{name}.lora_A.weight"] = torch.ones(2, 2)
+                made[f"{name}.lora_B.weight"] = torch.ones(2 * len(named.layers), 2)
+        found.append(len(made) // 2)
+        assert {x.factor for x in key_verdicts(CheckedFile(made, metadata), "a1111")} == {1}
+    assert tuple(found) == layers
+
+
+A1111_SAYS = {  # what its loader did with a pair of such a name
+    "diffusion_model.": ("diffusion_model.out.2.lora_{}.weight", "AB", "finds no pair for it and fails"),
+    "endings of diffusers' script": ("lora_unet_conv_out.lora.{}.weight", ("down", "up"), "after such names and fails"),
+    "an adapter's name": ("lora_unet_conv_out.lora_{}.default.weight", "AB", "after such names and fails"),
+    "add_embedding": ("lora_unet_add_embedding_linear_1.lora_{}.weight", "AB", "by its original name alone"),
+    "the first upsampler": ("lora_unet_up_blocks_0_upsamplers_0_conv.lora_{}.weight", "AB", "original name alone"),
+    "a q alone": ("transformer.transformer_blocks.0.attn.to_q.lora_{}.weight", "AB", "together or not at all"),
+    "SD3.5-medium": ("lora_unet_joint_blocks_0_x_block_attn2_proj.lora_{}.weight", "AB", "it has sd3-medium alone"),
+    "SD3.5-large": ("lora_unet_joint_blocks_30_x_block_attn_proj.lora_{}.weight", "AB", "it has sd3-medium alone"),
+    "SD3, script's endings": ("lora_unet_joint_blocks_0_x_block_attn_proj.lora.{}.weight", ("down", "up"), "no pair"),
+}
+
+
+@pytest.mark.parametrize("case", A1111_SAYS)
+def test_check_gives_the_reason_for_which_a1111_passes_over_a_pair(case):
+    name, kinds, reason = A1111_SAYS[case]
+    pair = dict(zip(kinds, (torch.ones(2, 8), torch.ones(8, 2)), strict=True))
+    made = {name.format(kind): tensor for kind, tensor in pair.items()}
+    family = "medium" if "joint_blocks" in name or name.startswith("transformer.") else "sdxl_base_v1-0"
+    beside = {"sdxl_base_v1-0": "lora_unet_label_emb_0_2", "medium": "lora_unet_x_embedder_proj"}[family]
+    other = {f"{beside}.lora_{x}.weight": torch.ones(2, 2) for x in "AB"}
+    file = CheckedFile({**made, **other}, {"ss_base_model_version": family})
+    verdicts = {x.key: x for x in key_verdicts(file, "a1111")}
+    assert all(verdicts[key].factor == 0 and reason in verdicts[key].reason for key in made), verdicts
+    assert {verdicts[key].factor for key in other} == {0 if "fails" in reason else 1}
+
+
+def test_a1111_passes_over_alpha_of_sd3s_dotted_names_and_fails_at_that_of_flat_ones():
+    """It splits keys at their last two dots; that of a flat name has one."""
+    metadata = {"ss_base_model_version": "medium"}
+    name = "transformer.transformer_blocks.0.attn.to_out.0"
+    pair = {f"{name}.lora_A.weight": torch.ones(2, 8), f"{name}.lora_B.weight": torch.ones(8, 2)}
+    file = CheckedFile({**pair, f"{name}.alpha": torch.tensor(1.0)}, metadata)
+    assert {x.factor for x in key_verdicts(file, "a1111")} == {2}
+    text = {"lora_te1_text_model_encoder_layers_0_mlp_fc1.alpha": torch.tensor(1.0)}
+    verdicts = key_verdicts(CheckedFile({**pair, **text}, metadata), "a1111")
+    assert all(x.factor == 0 and "fewer than two dots" in x.reason for x in verdicts)
+
+
+@pytest.mark.parametrize(
+    ("layer", "begins"),
+    [
+        ("lora_unet_down_blocks_0_resnets_0_time_emb_proj", {"lora_te_", "lora_te1_"}),
+        ("lora_unet_label_emb_0_0", {"lora_te1_", "lora_te2_"}),
+        ("lora_unet_joint_blocks_0_x_block_attn_proj", set()),
+    ],
+)
+def test_a1111_finds_the_text_encoders_that_its_model_has(layer, begins):
+    names = ("lora_te_", "lora_te1_", "lora_te2_", "lora_te3_")
+    text = [f"{x}text_model_encoder_layers_0_mlp_fc1.lora_down.weight" for x in names]
+    made = {f"{layer}.lora_{x}.weight": torch.ones(2, 2) for x in "AB"} | dict.fromkeys(text, torch.ones(2, 2))
+    meta = {"ss_base_model_version": "sd_v1"} if "time_emb" in layer else {}
+    found = {x.key for x in key_verdicts(CheckedFile(made, meta), "a1111") if x.factor}
+    assert {x.partition("text_model")[0] for x in found if "text_model" in x} == begins
 
 
 @pytest.mark.parametrize(

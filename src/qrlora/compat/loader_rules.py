@@ -2,9 +2,8 @@
 words that the rows of layouts use.
 
 The versions that were read: ComfyUI 0.3.64 (comfy/lora.py), diffusers 0.42.1 (loaders/lora_pipeline.py,
-lora_conversion_utils.py), A1111 1.10 (extensions-builtin/Lora/networks.py, sd3_model.py), Forge of 2025
-(sd_forge_lora/networks.py), kohya's sd-scripts 0.10 (networks/lora.py, lora_flux.py, lora_sd3.py). The rules for
-diffusers are tested against the library itself.
+lora_conversion_utils.py), A1111 1.10.1 (a1111_rules.py), Forge of 2025 (sd_forge_lora/networks.py), kohya's sd-scripts
+0.10 (networks/lora.py, lora_flux.py, lora_sd3.py). The rules for diffusers are tested against the library itself.
 """
 
 import collections
@@ -12,6 +11,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 from ..lora_keys import is_text_encoder
+from . import a1111_rules
 from .checked_file import CheckedFile
 
 LORA_UNET = "lora_unet_"
@@ -45,17 +45,6 @@ def _comfyui_unet_attention(file: CheckedFile, key: str) -> str:
     dotted = kind == "diffusers}" and not prefix.endswith("_")
     known = not dotted or ".to_" not in file.keys[key].layers[0]
     return "" if known else "it looks for attention layers under kohya's names alone"
-
-
-def _alpha(file: CheckedFile) -> str:
-    return "it cannot split the names of alpha keys of this family and fails" if file.alphas else ""
-
-
-def _a1111_sd3_attention(file: CheckedFile, key: str) -> str:
-    """A1111's map of diffusers' SD3 names ends there; for the text's half it has a misspelt name."""
-    known = (".attn.to_q", ".attn.to_k", ".attn.to_v", ".attn.to_out.0")
-    kohya = file.keys[key].spelling.startswith(LORA_UNET) or file.keys[key].layers[0].endswith(known)
-    return "" if kohya else "of diffusers' names it knows those of the image stream's attention alone"
 
 
 def _kohya_needs_alpha(file: CheckedFile) -> str:
@@ -239,8 +228,9 @@ def has_down(file: CheckedFile) -> bool:
 
 QUIRKS = {
     "attention in kohya names": Quirk(ignores=_comfyui_unet_attention),
-    "no alpha": Quirk(refuses=_alpha),
-    "the picture's attention": Quirk(ignores=_a1111_sd3_attention),
+    "pairs after one dot": Quirk(refuses=a1111_rules.fails_on_unet),
+    "the older UNet's map": Quirk(ignores=a1111_rules.ignores_unnamed),
+    "two dots": Quirk(refuses=a1111_rules.fails_on_transformer, ignores=a1111_rules.ignores_in_transformer),
     "original names alone": Quirk(refuses=_diffusers_krea2_original_names),
     "kohya's endings flat": Quirk(ignores=_diffusers_flat_with_kohya),
     "alpha beside down": Quirk(refuses=_dotted_alpha),
@@ -277,7 +267,10 @@ def diffusers_alpha_factor(file: CheckedFile, name: str) -> float:
     return (common if confused else file.alphas.get(name, common)) / file.ranks[name]
 
 
-STRENGTHS: dict[str, Callable[[CheckedFile, str], float]] = {"diffusers": diffusers_alpha_factor}
+STRENGTHS: dict[str, Callable[[CheckedFile, str], float]] = {
+    "diffusers": diffusers_alpha_factor,
+    "a1111": a1111_rules.strength,
+}
 """Tool -> at which strength it applies the layer of a name; others take alpha / r, or 1 without alpha."""
 EVERY_FILE: dict[str, int] = {"forge": 12}
 """Tool -> how many keys it lets pass that it does not know; above, it takes the file for another model's."""

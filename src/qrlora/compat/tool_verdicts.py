@@ -67,7 +67,8 @@ def _key_verdict(file: CheckedFile, tool: str, row: Reader | None, refusal: str,
     if refusal:
         return Verdict(key, 0.0, refusal)
     if is_text_encoder(key):
-        known = key.startswith(TEXT_ENCODERS[tool])
+        named = TEXT_ENCODERS[tool] if row is None or row.text_encoders is None else row.text_encoders
+        known = key.startswith(named)
         return Verdict(key, float(known), "" if known else "a text encoder under names it does not know")
     if key not in file.keys:
         return Verdict(key, None, "no plain LoRA's; qrlora does not know what the tool does with it")

@@ -59,6 +59,8 @@ class Reader(NamedTuple):
     """Those that it knows, as `Named.spelling`."""
     quirks: tuple[str, ...] = ()
     """What else decides whether it loads a layer: names of rows of compat.quirks.QUIRKS."""
+    text_encoders: tuple[str, ...] | None = None
+    """The beginnings of text encoders' keys that it loads; None: those of all its models."""
 
 
 class Named(NamedTuple):

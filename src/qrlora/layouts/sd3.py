@@ -95,7 +95,7 @@ SD3 = Layout(
             + ("base_model.model.{diffusers}", "lora_transformer_{diffusers}", "lycoris_{diffusers}")
         ),
         "diffusers": Reader(("transformer.{diffusers}",), ("the word lora",)),
-        "a1111": Reader(("lora_unet_{original}", "transformer.{diffusers}"), ("no alpha", "the picture's attention")),
+        "a1111": Reader(("lora_unet_{original}", "transformer.{diffusers}"), ("two dots",), ()),
         "forge": Reader(("lora_unet_{original}", "diffusion_model.{original}")),  # its map of others is commented out
         "kohya": Reader(("lora_unet_{original}",), ("alpha everywhere",)),
     },

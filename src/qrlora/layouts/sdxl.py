@@ -77,7 +77,7 @@ SDXL = Layout(
     tools={
         "comfyui": Reader((*KOHYA, *LYCORIS, *ORIGINAL, *DIFFUSERS, *BARE), ("attention in kohya names",)),
         "diffusers": Reader((*KOHYA, *DIFFUSERS), ("the word lora", "whole kohya files", "kohya files alone")),
-        "a1111": Reader(KOHYA),
+        "a1111": Reader(KOHYA, ("pairs after one dot", "the older UNet's map"), ("lora_te1_", "lora_te2_")),
         "forge": Reader((*KOHYA, *LYCORIS, *ORIGINAL, *DIFFUSERS, *BARE), ("attention in kohya names",)),
         "kohya": Reader(KOHYA),
     },
