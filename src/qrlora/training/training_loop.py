@@ -11,7 +11,7 @@ from __future__ import annotations
 import contextlib
 import math
 import time as clock
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -72,68 +72,115 @@ def run_training_loop(
              OSError: another process has ended.
              KeyboardInterrupt: stopped on request; the message says from which step it can resume.
     """
-    steps, rate, lr_decay, model = config.steps, config.learning_rate, config.lr_decay, base.model
-    assert steps is not None and rate is not None and lr_decay is not None
-    parameters, generator = list(checkpoint.adapter.factors.values()), checkpoint.generator
-    loss_of_step = make_loss(config, base, examples, generator, processes)
-    optimizer = OPTIMIZERS[config.optimizer](parameters, rate)
-    scale = LossScale(base.device, model.dtype)  # pyright: ignore[reportArgumentType]
-    first, started = checkpoint.resume(optimizer, scale), clock.monotonic()
-    last_saved = first
-    wanted = config.gradient_checkpointing
-    if wanted is None and first < steps:
-        generator_state, known = generator.get_state(), [*model.parameters(), *model.buffers()]
-        wanted = needs_gradient_checkpointing(model, partial(loss_of_step, first + 1), parameters, known) or None
-        generator.set_state(generator_state)
-    with gradient_checkpointing(model, wanted) as with_oom_retry, tensorboard_logger(config) as log:
-
-        def compute_gradients(step: int, generator_state: Tensor) -> Tensor:
-            """The forward and backward pass of an update."""
-            generator.set_state(generator_state)
-            optimizer.zero_grad()
-            loss = loss_of_step(step)
-            scale.backward(loss)
-            return loss.detach()
-
-        def check_finite(step: int, value: float) -> tuple[int, float]:
-            if not math.isfinite(value):
-                raise ValueError(f"the loss is {value} at step {step} of {steps}: {_nonfinite_loss_hint(config)}")
-            return step, value
-
-        def report(step: int, value: float) -> None:
-            log(value, step)
-            on_step(Progress(step, steps, value, (clock.monotonic() - started) / (step - first) * (steps - step)))
-
-        unread: list[tuple[int, Callable[[], float]]] = []
+    steps = config.steps
+    assert steps is not None and config.learning_rate is not None
+    parameters = list(checkpoint.adapter.factors.values())
+    loss_scale = LossScale(base.device, base.model.dtype)  # pyright: ignore[reportArgumentType]
+    optimizer = OPTIMIZERS[config.optimizer](parameters, config.learning_rate)
+    loss_of_step = make_loss(config, base, examples, checkpoint.generator, processes)
+    updates = Updates(config, parameters, loss_of_step, checkpoint.generator, optimizer, loss_scale, processes)
+    first, started = checkpoint.resume(optimizer, loss_scale), clock.monotonic()
+    last_saved, unread = first, UnreadLosses(config)
+    recompute = updates.recompute_activations(base.model, first + 1) if first < steps else None
+    with gradient_checkpointing(base.model, recompute) as with_oom_retry, tensorboard_logger(config) as log:
         for step in range(first + 1, steps + 1):
-            for group in optimizer.param_groups:
-                group["lr"] = rate * linear_decay(step, steps, lr_decay)
-            attempt = partial(compute_gradients, step, generator.get_state())
-            loss, stopped = processes.average_gradients(parameters, with_oom_retry(attempt), stop_requested())
-            while not scale.step(optimizer):
-                check_finite(step, loss.item())
-                loss, stopped = processes.average_gradients(parameters, with_oom_retry(attempt), stop_requested())
-            unread.append((step, async_item(loss)))
+            loss, stopped = updates.update(step, with_oom_retry, stop_requested)
+            unread.append(step, loss)
             saving = step < steps and bool(stopped or (config.save_every and step % config.save_every == 0))
             previewing = bool(config.preview_every) and step % config.preview_every == 0
             extracting = bool(config.adapter_every) and step < steps and step % config.adapter_every == 0
             # no checkpoint, preview or adapter while a loss is unread: it may be NaN
-            late = base.device.type in ASYNCHRONOUS_DEVICES and not (
-                saving or previewing or extracting or step == steps
-            )
-            losses = [check_finite(of_step, value()) for of_step, value in unread[: len(unread) - late]]
-            del unread[: len(losses)]
+            wait = saving or previewing or extracting or step == steps
+            losses = unread.read(wait or base.device.type not in ASYNCHRONOUS_DEVICES)
             if processes.is_rank_zero and extracting:  # before the checkpoint, from which it would not be made again
                 on_adapter(step)
-            if saving and (not processes.is_rank_zero or checkpoint.save(step, optimizer, scale)):
+            if saving and (not processes.is_rank_zero or checkpoint.save(step, optimizer, loss_scale)):
                 last_saved = step
-            for step_and_loss in losses if processes.is_rank_zero else ():  # after saving: a closed terminal fails here
-                report(*step_and_loss)
+            for of, value in losses if processes.is_rank_zero else ():  # after saving: a closed terminal fails here
+                log(value, of)
+                on_step(Progress(of, steps, value, (clock.monotonic() - started) / (of - first) * (steps - of)))
             if stopped and step < steps:
                 processes.barrier()  # for the checkpoint: a launcher kills the others when one process ends
                 raise KeyboardInterrupt(f"stopped after step {step} of {steps}; {_resume_hint(last_saved, step)}")
             if processes.is_rank_zero and previewing:
                 on_preview(step)
+
+
+@dataclass(frozen=True)
+class Updates:
+    """The updates of a training, and what they read and write."""
+
+    config: TrainConfig
+    parameters: Sequence[nn.Parameter]
+    loss_of_step: Callable[[int], Tensor]
+    generator: torch.Generator
+    """Of noise and timesteps."""
+    optimizer: torch.optim.Optimizer
+    loss_scale: LossScale
+    processes: Processes
+
+    def update(
+        self, step: int, with_oom_retry: Callable[[Callable[[], Tensor]], Tensor], stop_requested: Callable[[], bool]
+    ) -> tuple[Tensor, bool]:
+        """The update of a step, repeated with its own noise while gradients overflow in float16.
+
+        Returns: the loss, averaged over the processes, on the device; whether any process is asked to stop.
+        """
+        config = self.config
+        assert config.steps is not None and config.learning_rate is not None and config.lr_decay is not None
+        for group in self.optimizer.param_groups:
+            group["lr"] = config.learning_rate * linear_decay(step, config.steps, config.lr_decay)
+        compute_gradients = partial(self._compute_gradients, step, self.generator.get_state())
+        while True:
+            loss = with_oom_retry(compute_gradients)
+            loss, stopped = self.processes.average_gradients(self.parameters, loss, stop_requested())
+            if self.loss_scale.step(self.optimizer):
+                return loss, stopped
+            check_finite(self.config, step, loss.item())
+
+    def _compute_gradients(self, step: int, generator_state: Tensor) -> Tensor:
+        """The forward and backward pass of an update. Returns: the loss of this process's shard."""
+        self.generator.set_state(generator_state)
+        self.optimizer.zero_grad()
+        loss = self.loss_of_step(step)
+        self.loss_scale.backward(loss)
+        return loss.detach()
+
+    def recompute_activations(self, model: nn.Module, step: int) -> bool | None:
+        """`config.gradient_checkpointing`; if it is None, True where a pass does not fit into memory, else None: once
+        memory has run out. The generator is left as it was."""
+        if self.config.gradient_checkpointing is not None:
+            return self.config.gradient_checkpointing
+        generator_state, known = self.generator.get_state(), [*model.parameters(), *model.buffers()]
+        needed = needs_gradient_checkpointing(model, partial(self.loss_of_step, step), self.parameters, known)
+        self.generator.set_state(generator_state)
+        return needed or None
+
+
+class UnreadLosses:
+    """Losses of updates that a device may still be computing."""
+
+    def __init__(self, config: TrainConfig) -> None:
+        self._config = config
+        self._unread: list[tuple[int, Callable[[], float]]] = []
+
+    def append(self, step: int, loss: Tensor) -> None:
+        """Add the loss of a step, a scalar on the device, without waiting for it."""
+        self._unread.append((step, async_item(loss)))
+
+    def read(self, wait: bool) -> list[tuple[int, float]]:
+        """(step, loss) of all unread ones, but of the last one only if `wait`. Raises: ValueError: NaN or infinity."""
+        count = len(self._unread) - (not wait)
+        read = [check_finite(self._config, step, value()) for step, value in self._unread[:count]]
+        del self._unread[:count]
+        return read
+
+
+def check_finite(config: TrainConfig, step: int, loss: float) -> tuple[int, float]:
+    """(step, loss). Raises: ValueError: the loss is NaN or infinity; with what to change."""
+    if not math.isfinite(loss):
+        raise ValueError(f"the loss is {loss} at step {step} of {config.steps}: {_nonfinite_loss_hint(config)}")
+    return step, loss
 
 
 def async_item(number: Tensor) -> Callable[[], float]:
