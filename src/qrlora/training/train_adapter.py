@@ -117,23 +117,12 @@ def _train_without_bar(
     optimizers.check_optimizer(config.optimizer, choose_device(device))
     if base is None:
         base = open_base(config.base, config.device, config.dtype, config.quantize, config.offload, config.revision)
-    if config.dtype == "auto":  # the adapter's header says which it was
-        config = replace(config, dtype=str(base.model.dtype).removeprefix("torch."))
-    config = config.filled(base.defaults)
-    check_config_fits_base(base, config, processes)
-    undistilled = base.family.distilled_from(base.pipe)
-    if undistilled and processes.is_rank_zero:
-        hint = f"train on {undistilled}, whose layers are the same, and draw with this one"
-        warnings.warn(f"{base.name} is distilled to few steps, which training tends to undo: {hint}", stacklevel=3)
-    if processes.is_rank_zero and (unreadable := describe_unreadable_trigger(base, config.trigger)):
-        log.warning(unreadable)
+    config = _config_for_base(config, base, processes)
 
     stage("reading the image", 0.0)
     assert config.resolution is not None and config.steps is not None and config.lr_decay is not None
-    cropped, captions = (
-        load_training_images(images, height_and_width(config.resolution)),
-        [image.caption for image in images],
-    )
+    cropped = load_training_images(images, height_and_width(config.resolution))
+    captions = [image.caption for image in images]
     if processes.is_rank_zero:
         log_cropping(images, cropped)
         log_masks(images, cropped)
@@ -158,6 +147,22 @@ def _train_without_bar(
         )
     processes.barrier()
     return adapter
+
+
+def _config_for_base(config: TrainConfig, base: Base, processes: Processes) -> TrainConfig:
+    """The config without None, checked with the base. Warns of a base that is not meant to be trained, and of a trigger
+    that its tokenizers cannot read. Raises: ValueError: as `check_config_fits_base`."""
+    if config.dtype == "auto":  # the adapter's header says which it was
+        config = replace(config, dtype=str(base.model.dtype).removeprefix("torch."))
+    config = config.filled(base.defaults)
+    check_config_fits_base(base, config, processes)
+    if processes.is_rank_zero:
+        if undistilled := base.family.distilled_from(base.pipe):
+            hint = f"train on {undistilled}, whose layers are the same, and draw with this one"
+            warnings.warn(f"{base.name} is distilled to few steps, which training tends to undo: {hint}", stacklevel=4)
+        if unreadable := describe_unreadable_trigger(base, config.trigger):
+            log.warning(unreadable)
+    return config
 
 
 def _train_on_base(

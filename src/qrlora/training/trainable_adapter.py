@@ -15,7 +15,7 @@ from ..basis import cached_basis
 from ..config import TrainConfig
 from ..contrastive_directions import compute_contrast_directions
 from ..families import Base
-from ..initialisation_methods import METHODS
+from ..initialisation_methods import METHODS, InitialFactors
 from ..injection import adapter_names, detach, extract, frozen_factors, initialise, set_strengths, trainable_factors
 from ..injection.initial_factors import initial_factors
 from ..injection.peft_methods import PREFIX, initialise_peft, parse_peft_method
@@ -51,17 +51,7 @@ def prepare_adapter(
     """Compute the trainable adapter's initial factors. The returned function then injects it into the base's model."""
     assert config.rank is not None and config.targets is not None
     if config.method.startswith(PREFIX):
-        kind, layers, rank = parse_peft_method(config.method), list(base.target_layers(config.targets)), config.rank
-
-        def inject_peft_method() -> TrainableAdapter:
-            """Inject a trainable adapter of one of PEFT's own methods."""
-            peft = initialise_peft(base.model, layers, kind, rank, config.seed)
-            start = {"basis": "", "lost": None}
-            return TrainableAdapter(
-                peft.trainable_factors(), peft.frozen_tensors(), start, lambda: None, peft.extract, peft.detach
-            )
-
-        return inject_peft_method
+        return partial(_inject_peft_method, base, config)
     method, weights = METHODS[config.method], base.weights(config.targets)
     layers_done: list[str] = []
 
@@ -80,24 +70,35 @@ def prepare_adapter(
         contrast=lambda: compute_contrast_directions(base, config, examples, on_contrast),
     )
     start = {"basis": basis.digest if basis else "", "lost": basis.lost if basis else None}
+    return partial(_inject_method, base, factors, start)
 
-    def inject_method() -> TrainableAdapter:
-        """Inject a trainable adapter of a row of METHODS."""
-        try:
-            initialise(base.model, factors, ADAPTER_NAME)
-        except BaseException:
-            _detach(base)
-            raise
-        return TrainableAdapter(
-            trainable_factors(base.model, ADAPTER_NAME),
-            frozen_factors(base.model, ADAPTER_NAME),
-            start,
-            reload=lambda: set_strengths(base.model, {ADAPTER_NAME: 1.0}),
-            extract=lambda header: extract(base.model, ADAPTER_NAME, header),
-            detach=lambda: _detach(base),
-        )
 
-    return inject_method
+def _inject_method(base: Base, factors: Mapping[str, InitialFactors], start: dict[str, Any]) -> TrainableAdapter:
+    """Inject a trainable adapter of a row of METHODS."""
+    try:
+        initialise(base.model, factors, ADAPTER_NAME)
+    except BaseException:
+        _detach(base)
+        raise
+    return TrainableAdapter(
+        trainable_factors(base.model, ADAPTER_NAME),
+        frozen_factors(base.model, ADAPTER_NAME),
+        start,
+        reload=lambda: set_strengths(base.model, {ADAPTER_NAME: 1.0}),
+        extract=lambda header: extract(base.model, ADAPTER_NAME, header),
+        detach=lambda: _detach(base),
+    )
+
+
+def _inject_peft_method(base: Base, config: TrainConfig) -> TrainableAdapter:
+    """Inject a trainable adapter of one of PEFT's own methods."""
+    assert config.rank is not None and config.targets is not None
+    kind, layers = parse_peft_method(config.method), list(base.target_layers(config.targets))
+    peft = initialise_peft(base.model, layers, kind, config.rank, config.seed)
+    start = {"basis": "", "lost": None}
+    return TrainableAdapter(
+        peft.trainable_factors(), peft.frozen_tensors(), start, lambda: None, peft.extract, peft.detach
+    )
 
 
 def _detach(base: Base) -> None:
