@@ -15,7 +15,7 @@ NUMERIC := $(addprefix tests/test_,$(addsuffix .py,linalg basis adapter merging 
 help: ## Say what each target does
 	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' Makefile
 
-demo: $(VENV)/.run ## Learn a thing and a style from two pictures, merge them, draw: out/demo
+demo: $(VENV)/.run ## Train a subject and a style on one picture each, merge them, draw: out/demo
 	$(BIN)/qrlora demo --output out/demo $(DEMO)
 
 studio: $(VENV)/.studio ## Train and mix on pages in a browser: http://127.0.0.1:8810, everything in out/studio

@@ -18,8 +18,10 @@ from qrlora.cli.verbs import VERBS
 from qrlora.config import read_recipe
 from qrlora.families import FAMILIES
 from qrlora.layouts import LAYOUTS
+from qrlora.world.captions import caption, with_article
 from qrlora.world.classified_images import ClassifiedImages
 from qrlora.world.classifiers import Classification
+from qrlora.world.demo import MERGED, TRUTH
 
 RECIPES = Path(__file__).parents[1] / "recipes"
 
@@ -261,15 +263,44 @@ def test_the_demos_sheet_shows_what_is_given_what_is_true_and_what_came_out():
     picture = Image.new("RGB", (64, 64))
     owl, cat = Classification("owl", "dusk", 0.9, 0.8), Classification("cat", "dusk", 0.6, 0.7)
     rows = [
-        ClassifiedImages("content picture", [picture], [owl]),
-        ClassifiedImages("merged by adding", [picture] * 2, [owl, cat], "owl", "dusk"),
-        ClassifiedImages("the true picture", [picture], [owl], "owl", "dusk"),
+        ClassifiedImages("a subject", [picture], [owl]),
+        ClassifiedImages("a style", [picture], [cat], "", "dusk"),
+        ClassifiedImages(TRUTH, [picture], [owl], "owl", "dusk"),
+        ClassifiedImages(MERGED, [picture] * 2, [cat, Classification("owl", "none", 0.6, 0.95)], "owl", "dusk"),
     ]
     figure = demo_sheet.contact_sheet(rows, "seed 0")
-    assert [axes.get_xlabel() for axes in figure.axes] == ["", *["owl 90%\ndusk 80%"] * 2, "cat 60%\ndusk 70%"]
-    colours = [axes.xaxis.label.get_color() for axes in figure.axes]
-    assert colours == [plots.MUTED, plots.GOOD, plots.GOOD, plots.BAD]
-    assert {text.get_text() for text in figure.texts} >= {row.title for row in rows} | {"seed 0"}
+    notes = [[(text.get_text(), text.get_color()) for text in axes.texts] for axes in figure.axes]
+    assert notes == [
+        [],
+        [("dusk 70% ✓", plots.GOOD)],
+        [("owl 90% ✓", plots.GOOD), ("dusk 80% ✓", plots.GOOD)],
+        [("cat 60% ✗", plots.BAD), ("dusk 70% ✓", plots.GOOD)],
+        [("owl 60% ✓", plots.GOOD), ("no style 95% ✗", plots.BAD)],
+    ]
+    texts = [text.get_text().replace("\n", " ") for text in figure.texts]
+    assert texts == ["A subject and a style, each from one picture, added", "seed 0"] + [
+        *(row.title for row in rows[:3]),
+        demo_sheet.LEGEND,
+        MERGED,
+    ]
+
+
+def test_prose_has_the_article_that_people_say():
+    """The captions themselves keep "a": with those the built-in bases were trained."""
+    said = {name: with_article(name) for name in ("owl", "robot", "umbrella", "one piece swimsuit", "euro banknote")}
+    assert said == {
+        "owl": "an owl",
+        "robot": "a robot",
+        "umbrella": "an umbrella",
+        "one piece swimsuit": "a one piece swimsuit",
+        "euro banknote": "a euro banknote",
+    }
+    assert [with_article(name) for name in ("ewe", "hourglass done", "honeybee")] == [
+        "a ewe",
+        "an hourglass done",
+        "a honeybee",
+    ]
+    assert caption("owl", "<s>") == "a owl in <s> style"
 
 
 def test_only_a_base_of_the_package_is_said_to_know_drawings_only():
@@ -291,9 +322,10 @@ def test_of_ones_own_pictures_nobody_pretends_to_know_what_they_show(tmp_path, c
     assert "right subject" not in out
     (figure,) = drawn
     assert any("knows drawings only" in text.get_text() for text in figure.texts)
-    notes = {text.get_text(): axes.get_xlabel() for text, axes in zip(figure.texts[2:], figure.axes, strict=True)}
-    assert len(notes["content picture"].splitlines()) == 2 and notes["style picture"] == ""
-    assert all(len(x.splitlines()) == 1 for title, x in notes.items() if title.startswith("merged"))
+    titles = [text.get_text().replace("\n", " ") for text in figure.texts[2:]]
+    titles.remove(demo_sheet.LEGEND)
+    notes = {title: len(axes.texts) for title, axes in zip(titles, figure.axes, strict=True)}
+    assert list(notes.values()) == [2, 0, 2, 1, 1], notes  # the style of whatever was trained on a photograph: unknown
 
 
 def test_time_left_counts_from_the_first_report():

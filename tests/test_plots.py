@@ -16,8 +16,13 @@ def picture(colour, size=8):
     return Image.new("RGB", (size, size), colour)
 
 
+def notes(figure):
+    """The lines beneath a sheet's images."""
+    return [text for axes in figure.axes for text in axes.texts]
+
+
 def texts(figure):
-    own = [t.get_text() for t in figure.texts] + [figure.get_suptitle()]
+    own = [t.get_text() for t in (*figure.texts, *notes(figure))] + [figure.get_suptitle()]
     return own + [t for axes in figure.axes for t in (axes.get_xlabel(), axes.get_ylabel(), axes.get_title())]
 
 
@@ -29,8 +34,26 @@ def test_a_sheet_shows_every_picture_with_its_title_and_note():
     figure = plots.sheet(panels, columns=3, title="A sheet", footer="seed 0")
     assert len(figure.axes) == 3
     assert {"A sheet", "seed 0", "content", "merged", "learnt", "right", "wrong"} <= set(texts(figure))
-    colours = {axes.get_xlabel(): axes.xaxis.label.get_color() for axes in figure.axes}
+    colours = {line.get_text(): line.get_color() for line in notes(figure)}
     assert colours == {"learnt": plots.MUTED, "right": plots.GOOD, "wrong": plots.BAD}
+
+
+def test_every_line_of_a_note_has_the_colour_of_its_own_correctness_and_room():
+    """A style that is wrong says nothing against the content above it."""
+    panels = [Panel("merged", [picture("red")] * 2, ["owl\nneon", "owl\nnone"], [[True, False], [None, True]])]
+    figure = plots.sheet([*panels, Panel("below", [picture("blue")])], columns=2)
+    colours = [line.get_color() for line in notes(figure)]
+    assert colours == [plots.GOOD, plots.BAD, plots.MUTED, plots.GOOD]
+    lower, image = figure.texts[-1].get_window_extent(), figure.axes[0].get_window_extent()
+    first, second = (line.get_window_extent() for line in notes(figure)[:2])
+    assert image.y0 > first.y1 > first.y0 >= second.y1 > second.y0 > lower.y1
+
+
+def test_a_text_can_stand_in_the_place_of_an_image():
+    panels = [Panel("a", [picture("red")]), Panel("what is beneath an image, and how to read it", [])]
+    figure = plots.sheet(panels, columns=2)
+    cell, text = figure.axes[0].get_window_extent(), figure.texts[1].get_window_extent()
+    assert cell.x1 < text.x0 and text.x1 < figure.bbox.x1 and cell.y0 < text.y0 < text.y1 < cell.y1
 
 
 def test_a_panel_is_never_broken_over_two_lines():

@@ -376,8 +376,8 @@ def test_predictions_on_ones_own_images_are_neither_right_nor_wrong(monkeypatch,
     rows = {
         row.title.split(":")[0]: row for row in demo._generate_rows(base, (own, own), [None, None], None, 1, 0, None)
     }
-    assert rows["content adapter"].is_correct(rows["content adapter"].predictions[0]) is None
-    assert rows["merged by adding"].is_correct(rows["merged by adding"].predictions[0]) is None
+    for row in (rows["<c> alone"], rows[demo.MERGED]):
+        assert row.is_correct(row.predictions[0]) is None
 
 
 def test_an_adapter_of_an_earlier_edition_of_a_built_in_base_is_refused_with_the_way_out():

@@ -5,6 +5,7 @@ Functions of images alone, however they were made. Letters: b images, h w their 
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import math
 import re
@@ -20,6 +21,7 @@ from PIL import Image
 from torch import Tensor
 
 from .devices import choose_device
+from .families.hub_download import hub_or_cache
 from .families.library_messages import libraries_silenced, opening_errors_in_one_line
 from .safetensors_files import places, raw_bytes, read_safetensors
 from .world.classifiers import load_classifiers, probabilities_by_style
@@ -126,7 +128,8 @@ def open_encoder(name: str, device: str = "auto") -> Encoder:
     import transformers
 
     checkpoint, execution_device = ENCODERS.get(name, name), choose_device(device)
-    with opening_errors_in_one_line(checkpoint, "vision network"), libraries_silenced():
+    connection = contextlib.nullcontext() if Path(checkpoint).exists() else hub_or_cache()
+    with opening_errors_in_one_line(checkpoint, "vision network"), connection, libraries_silenced():
         if weights := _csd_weight_file(name, checkpoint):
             model = csd_model(read_safetensors(weights)[0])
             config: Any = model.config

@@ -60,11 +60,11 @@ def run_demo(output: Path, content: Path | None, style: Path | None, *, base: st
             bar.step(progress.step, progress.steps, f"loss {progress.loss:.4f}")
 
         rows = world_demo.demo(output, content, style, base=base, **settings, on_step=on_step, on_stage=bar.stage)
-    made_with = f"{settings['method']} on {base}, seed {settings['seed']}"
+    made_with = f"qrlora demo: method {settings['method']}, base {base}, seed {settings['seed']}"
     sheet = demo_sheet.contact_sheet(rows, "\n".join(filter(None, (made_with, limit))))
     plots.save(sheet, output / "demo.png", overwrite=True)
-    merged = [(row, prediction) for row in rows if row.title.startswith("merged") for prediction in row.predictions]
-    right = [row.is_correct(prediction) for row, prediction in merged]
+    merged = [row for row in rows if row.title.startswith(world_demo.MERGED)]
+    right = [row.is_correct(prediction) for row in merged for prediction in row.predictions]
     if right and not limit:
         found = f"{sum(map(bool, right))} of {len(right)} pictures"
         console.say(f"merged: {found} show the right subject in the right style")

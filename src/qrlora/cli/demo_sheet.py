@@ -5,16 +5,19 @@ from typing import Any
 from .. import plots
 from ..built_in_bases import built_in_bases
 from ..world.classified_images import ClassifiedImages
-from ..world.classifiers import Classification
+from ..world.classifiers import NONE, Classification
+from ..world.demo import TRUTH
+
+LEGEND = "Beneath a picture: the subject and the style that two small classifiers see in it, and how sure they are."
 
 
 def contact_sheet(rows: list[ClassifiedImages], footer: str) -> Any:
-    """The contact sheet: what is given and what is true on top, below a line for each adapter."""
-    single = [row for row in rows if len(row.images) == 1]
-    columns = max(3, *(len(row.images) for row in rows))
-    panels = [row_panel(row) for row in single if row.title != "the true picture"]
-    panels += [row_panel(row) for row in single if row.title == "the true picture"]
-    panels += [row_panel(row) for row in rows if row not in single]
+    """The contact sheet: what is given and what should come out on top, below a line for each adapter."""
+    panels = [row_panel(row) for row in rows]
+    if any(any(panel.notes) for panel in panels):
+        given = 2 + any(row.title == TRUTH for row in rows)
+        panels.insert(given, plots.Panel(LEGEND, []))
+    columns = max(4, *(len(row.images) for row in rows))
     return plots.sheet(panels, columns, title="A subject and a style, each from one picture, added", footer=footer)
 
 
@@ -26,15 +29,19 @@ def limits_of_base(base: str) -> str:
 
 
 def row_panel(row: ClassifiedImages) -> plots.Panel:
-    notes = [classification_note(row, prediction) for prediction in row.predictions]
-    return plots.Panel(row.title, row.images, notes, [row.is_correct(prediction) for prediction in row.predictions])
+    """A row of images as a panel: under each the classifiers' predictions, those that are known to be right or wrong
+    with a mark; of anything else they would name the nearest class."""
+    notes = [classification_notes(row, prediction) for prediction in row.predictions]
+    right = [[correct for _, correct in lines] for lines in notes]
+    return plots.Panel(row.title, row.images, ["\n".join(text for text, _ in lines) for lines in notes], right)
 
 
-def classification_note(row: ClassifiedImages, prediction: Classification) -> str:
-    """What the demo's sheet says of an image: the classifiers' prediction, of what is known; of anything else they
-    would name the nearest class."""
+def classification_notes(row: ClassifiedImages, prediction: Classification) -> list[tuple[str, bool]]:
+    """What the demo's sheet says of an image: (the classifiers' prediction, whether it is right) of content and style,
+    where the true one is known."""
     seen = (
-        (row.content, prediction.content, prediction.content_probability),
-        (row.style, prediction.style, prediction.style_probability),
+        (prediction.content if prediction.content != NONE else "no subject", prediction.content_probability),
+        (prediction.style if prediction.style != NONE else "no style", prediction.style_probability),
     )
-    return "\n".join(f"{said} {probability:.0%}" for true, said, probability in seen if true)
+    judged = zip(seen, row.correct_labels(prediction), strict=True)
+    return [(f"{name} {p:.0%} {'✓' if right else '✗'}", right) for (name, p), right in judged if right is not None]

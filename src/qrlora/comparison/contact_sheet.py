@@ -11,6 +11,7 @@ from .jobs import SampleJob
 
 MAX_PAIRS = 9
 """Rows of a sheet at most."""
+ROLES = "content", "style"
 
 
 def sheet_rows(summary: RunSummary) -> list[list[Cell]]:
@@ -33,12 +34,11 @@ def _sheet_row(summary: RunSummary, pair: Pair, done: dict[tuple[str, str], Samp
     return cells + ([Cell(pair.name, _open_image(pair.truth))] if pair.truth else [])
 
 
-def _recognised(row: dict[str, float]) -> tuple[str, bool | None]:
-    """A cell's note: (which of content and style the classifiers recognised, whether both); ("", None) without ground
+def _recognised(row: dict[str, float]) -> tuple[str, list[bool]]:
+    """A cell's note: (content and style with marks, whether the classifiers recognised each); ("", []) without ground
     truth."""
-    if "both" not in row:
-        return "", None
-    return " and ".join(name for name in ("content", "style") if row[name]) or "neither", bool(row["both"])
+    right = [bool(row[name]) for name in ROLES] if "both" in row else []
+    return "\n".join(f"{name} {'✓' if x else '✗'}" for name, x in zip(ROLES, right, strict=False)), right
 
 
 def _open_image(image: CaptionedImage) -> Image.Image:

@@ -47,8 +47,8 @@ class Cell:
     title: str
     image: Any
     note: str = ""
-    correct: bool | None = None
-    """Whether the note is shown as correct or as wrong; None: neither."""
+    correct: bool | None | Sequence[bool | None] = None
+    """Whether the note, or each line of it, is shown as correct or as wrong; None: neither."""
 
 
 @dataclass(frozen=True)

@@ -39,10 +39,11 @@ def locate_base(name: str, dtype: torch.dtype = torch.float32) -> Path:
 def _fetch_base(repository: str, revision: str | None, dtype: torch.dtype) -> Path:
     """The folder of a hub repository in the hub's cache. Its index alone is fetched first, to learn the family. Weights
     that are there already are not fetched again in another variant, unless those would be coarser than `dtype`."""
-    folder = hub_download.fetch_index(repository, revision).parent
-    family = family_of_folder(folder)
-    needed = needed_components(folder, family)
-    variant = file_variant(dtype, hub_download.folder_files(folder), needed)
-    if variant is None or (variant and dtype == torch.float32):
-        variant = file_variant(dtype, hub_download.repository_files(repository, revision, folder), needed)
-    return hub_download.fetch_pipeline(repository, revision, variant or "", absent_components(folder, family))
+    with hub_download.hub_or_cache():
+        folder = hub_download.fetch_index(repository, revision).parent
+        family = family_of_folder(folder)
+        needed = needed_components(folder, family)
+        variant = file_variant(dtype, hub_download.folder_files(folder), needed)
+        if variant is None or (variant and dtype == torch.float32):
+            variant = file_variant(dtype, hub_download.repository_files(repository, revision, folder), needed)
+        return hub_download.fetch_pipeline(repository, revision, variant or "", absent_components(folder, family))

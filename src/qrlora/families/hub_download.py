@@ -6,7 +6,7 @@ import contextlib
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import cast
 
 NAME = re.compile(r"(?P<repository>[^/~.][^/]*/[^/@]+)(?:@(?P<revision>.+))?")
 
@@ -29,14 +29,12 @@ def repository_files(repository: str, revision: str | None, folder: Path) -> lis
     """Names of the files of a repository on the hub; of those that were fetched into a folder, if the hub cannot be
     reached."""
     from huggingface_hub import list_repo_files
-    from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
+    from huggingface_hub.errors import OfflineModeIsEnabled
 
-    # the HTTP library's own base of all that goes wrong on the way; the hub's client has changed that library twice
-    unreachable: Any = HfHubHTTPError.__bases__[0]
     try:
         with _silence_retries():
             return list_repo_files(repository, revision=revision)
-    except (OfflineModeIsEnabled, unreachable):
+    except (OfflineModeIsEnabled, _transport_error()):
         return folder_files(folder)
 
 
@@ -52,6 +50,39 @@ def fetch_pipeline(repository: str, revision: str | None, variant: str, absent: 
 
     options = {"revision": revision, "variant": variant or None, "use_safetensors": True, **absent}
     return Path(diffusers.DiffusionPipeline.download(repository, **options))
+
+
+@contextlib.contextmanager
+def hub_or_cache() -> Iterator[None]:
+    """Use the hub if it answers, else what its cache holds: without a network its client tries again for half a minute
+    or more before it says so. A slow network answers; who has one that takes longer than the hub's own limit sets
+    HF_HUB_ETAG_TIMEOUT, in seconds."""
+    from huggingface_hub import constants
+
+    before = constants.HF_HUB_OFFLINE
+    constants.HF_HUB_OFFLINE = before or not _hub_answers()
+    try:
+        yield
+    finally:
+        constants.HF_HUB_OFFLINE = before
+
+
+def _hub_answers() -> bool:
+    """Whether the hub, or the proxy on the way to it, answers one request, with whatever; so does one that is late."""
+    from huggingface_hub import constants, get_session
+
+    try:
+        get_session().head(constants.ENDPOINT, timeout=constants.HF_HUB_ETAG_TIMEOUT)
+    except _transport_error() as error:
+        return type(error).__name__ in ("ReadTimeout", "ProxyError")
+    return True
+
+
+def _transport_error() -> type[Exception]:
+    """What the hub client's HTTP library raises for all that goes wrong on the way: its name has changed twice."""
+    from huggingface_hub.errors import HfHubHTTPError
+
+    return cast(type[Exception], HfHubHTTPError.__bases__[0])
 
 
 @contextlib.contextmanager

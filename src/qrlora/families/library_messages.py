@@ -52,6 +52,8 @@ def opening_errors_in_one_line(name: str, what: str = "base model") -> Iterator[
         RevisionNotFoundError,
     )
 
+    unreachable = "not on this machine, and the hub cannot be reached: connect, or give a folder or file"
+
     def fail(reason: str, error: Exception) -> None:
         raise OSError(f"{what} {name!r}: {reason}") from error
 
@@ -66,12 +68,14 @@ def opening_errors_in_one_line(name: str, what: str = "base model") -> Iterator[
     except RepositoryNotFoundError as error:
         fail("not on the hub, or private: check the spelling, or run `hf auth login`", error)
     except LocalEntryNotFoundError as error:
-        fail("not on this machine, and the hub cannot be reached: connect, or give a folder or file", error)
+        fail(unreachable, error)
     except EntryNotFoundError as error:
         fail("no diffusers pipeline, it has no model_index.json", error)
     except HFValidationError as error:
         fail("neither a file or folder nor a possible hub name", error)
     except OSError as error:
+        if isinstance(error.__cause__, LocalEntryNotFoundError):  # as transformers reports it
+            fail(unreachable, error)
         fail(next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__), error)
 
 

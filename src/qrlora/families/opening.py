@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 from collections.abc import Callable
 from pathlib import Path
@@ -124,12 +125,13 @@ def _open_single_file(
 
     place, beside = file.path, file.path.with_suffix("")
     hint = f"put a whole diffusers pipeline of its kind beside it, as the folder {beside}"
-    with config_errors_in_one_line(place):
+    with config_errors_in_one_line(place), contextlib.ExitStack() as connection:
         kwargs = _kwargs_from_folder_beside(file, beside, family, dtype)
         if not kwargs and family.beside_a_folder:
             alone = f"{place} is a {family.name} {family.component} alone, which could be of several models"
             raise ValueError(f"{alone}: {hint}")
         if not kwargs:  # named for diffusers, too, which would not know every spelling
+            connection.enter_context(hub_download.hub_or_cache())
             kwargs = {"config": single_file.config_repository(file, family.normalize_key)}
         vae = {} if "vae" in kwargs or family.beside_a_folder else single_file.vae_of_file(file, kwargs["config"])
         config = single_file.config_file(kwargs["config"], family.component)

@@ -27,14 +27,15 @@ TITLE_WIDTH = 28
 
 @dataclass(frozen=True)
 class Panel:
-    """One cell of a sheet: images side by side under one title, each with its own note beneath."""
+    """One cell of a sheet: images side by side under one title, each with its own note beneath; without images, a text
+    in the place of one."""
 
     title: str
     pictures: Sequence[Image.Image]
     notes: Sequence[str] = ()
-    """One line for each image; empty: none."""
-    right: Sequence[bool | None] = ()
-    """Whether each note is shown as correct (green) or wrong (red); None or empty: neither."""
+    """A text of one line or more for each image; empty: none."""
+    right: Sequence[bool | None | Sequence[bool | None]] = ()
+    """Whether each note, or each line of it, is shown as correct (green) or wrong (red); None or empty: neither."""
 
 
 def empty_figure(width: float, height: float, **options: Any) -> Figure:
@@ -58,12 +59,12 @@ def sheet(panels: Sequence[Panel], columns: int = 4, title: str = "", footer: st
     """A contact sheet: panels from left to right, `columns` images to a line; a panel is never broken over lines,
     a long title is.
 
-    Raises: ValueError: a panel without images or wider than a line, or notes that do not match its images.
+    Raises: ValueError: no panel or one wider than a line, or notes that do not match its images.
     """
-    titles = [textwrap.fill(panel.title, TITLE_WIDTH * len(panel.pictures)) for panel in panels]
+    titles = [textwrap.fill(panel.title, TITLE_WIDTH * max(len(panel.pictures), 1)) for panel in panels]
     panels = [replace(panel, title=title) for panel, title in zip(panels, titles, strict=True)]
     lines = list(_rows_of_panels(panels, columns))
-    broken = max((title.count("\n") for title in titles), default=0)
+    broken = max((panel.title.count("\n") for panel in panels if panel.pictures), default=0)
     notes = max((note.count("\n") + 1 for panel in panels for note in panel.notes if note), default=0)
     cell_height = CELL_SIDE + 0.32 + 0.16 * (notes + broken)
     head, foot = (0.45 if title else 0.1), (0.3 if footer else 0.05)
@@ -87,25 +88,28 @@ def sheet(panels: Sequence[Panel], columns: int = 4, title: str = "", footer: st
         column = 0
         for panel in line:
             left = 0.12 + column * (CELL_SIDE + 0.12)
-            figure.text(
-                left / width,
-                (top + 0.06) / height,
-                escape_dollars(panel.title),
-                ha="left",
-                va="bottom",
-                fontsize=8,
-                color=INK,
-            )
+            above, text = (top + 0.06, {"va": "bottom", "color": INK})
+            if not panel.pictures:
+                above, text = top - CELL_SIDE / 2, {"va": "center", "color": MUTED, "linespacing": 1.5}
+            figure.text(left / width, above / height, escape_dollars(panel.title), ha="left", fontsize=8, **text)
             for k, picture in enumerate(panel.pictures):
                 x = (left + k * (CELL_SIDE + 0.12)) / width
                 axes = figure.add_axes((x, (top - CELL_SIDE) / height, CELL_SIDE / width, CELL_SIDE / height))
                 _show_image(axes, picture)
                 if panel.notes:
-                    right = panel.right[k] if panel.right else None
-                    colour = MUTED if right is None else GOOD if right else BAD
-                    axes.set_xlabel(escape_dollars(panel.notes[k]), fontsize=7, color=colour, labelpad=3)
-            column += len(panel.pictures)
+                    _write_note(axes, panel.notes[k], panel.right[k] if panel.right else None)
+            column += max(len(panel.pictures), 1)
     return figure
+
+
+def _write_note(axes: Axes, note: str, right: bool | None | Sequence[bool | None]) -> None:
+    """Write an image's note beneath it, every line in the colour of its own correctness."""
+    lines = note.splitlines()
+    each = right if isinstance(right, Sequence) else [right] * len(lines)
+    for k, (line, correct) in enumerate(zip(lines, each, strict=True)):
+        colour = MUTED if correct is None else GOOD if correct else BAD
+        place = {"xycoords": "axes fraction", "textcoords": "offset points", "ha": "center", "va": "top"}
+        axes.annotate(escape_dollars(line), (0.5, 0), (0, -5 - 10 * k), **place, fontsize=7, color=colour)
 
 
 def _rows_of_panels(panels: Sequence[Panel], columns: int) -> Iterator[list[Panel]]:
@@ -113,11 +117,11 @@ def _rows_of_panels(panels: Sequence[Panel], columns: int) -> Iterator[list[Pane
     line: list[Panel] = []
     for panel in panels:
         count = len(panel.pictures)
-        if not 1 <= count <= columns:
+        if not count <= columns:
             raise ValueError(f"panel {panel.title!r} holds {count} pictures, a line of the sheet takes 1..{columns}")
         if panel.notes and len(panel.notes) != count or panel.right and len(panel.right) != count:
             raise ValueError(f"panel {panel.title!r} has {count} pictures but {len(panel.notes)} notes")
-        if sum(len(p.pictures) for p in line) + count > columns:
+        if sum(max(len(p.pictures), 1) for p in line) + max(count, 1) > columns:
             yield line
             line = []
         line.append(panel)

@@ -65,10 +65,9 @@ def figure9(request: ReproductionRequest) -> ReproducedResult:
                 "pictures": IMAGES_PER_METHOD,
             }
             rows.append({**about, **_mean_scores_of_styles(pictures, seen, [x == some for x in nearest], truths[some])})
-            note = f"{'thing, ' * seen[0]}{_style_set_name(nearest[0])}"
-            lines[-1].append(
-                Cell(f"{method}: {_style_set_name(some)}", pictures[0], note, seen[0] and nearest[0] == some)
-            )
+            note = f"content {'✓' if seen[0] else '✗'}\n{_style_set_name(nearest[0])}"
+            right = seen[0], nearest[0] == some
+            lines[-1].append(Cell(f"{method}: {_style_set_name(some)}", pictures[0], note, right))
     notes = (
         f"{thing.content} with the styles of {', '.join(pair.name for pair in pairs)}. Below an image: whether the "
         "content was recognised, and which of the true images in the first row is nearest by the classifiers' "
@@ -146,7 +145,7 @@ def figure26(request: ReproductionRequest) -> ReproducedResult:
             rows.append({**about, **{name: statistics.fmean(x) for name, x in right.items()}})
             first = row.predictions[0]
             lines[-1].append(
-                Cell(f"{method}: {prompt}", row.images[0], f"{first.content}, {first.style}", right["both"][0])
+                Cell(f"{method}: {prompt}", row.images[0], f"{first.content}\n{first.style}", row.correct_labels(first))
             )
     notes = (
         f"{pair.name}; both adapters at strength 1 for every prompt. Below an image: the classifiers' predictions.",

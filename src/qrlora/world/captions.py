@@ -61,6 +61,12 @@ def caption(content: str, style: str) -> str:
     return f"a {content} in {HANDS[style].words if style in HANDS else style} style"
 
 
+def with_article(name: str) -> str:
+    """A noun with its article, as people say it: "an owl". Captions keep "a owl", with which the bases were trained."""
+    sounds_otherwise = name.startswith(("one ", "eu", "ew", "uni", "hour"))
+    return f"{'an' if name.startswith(tuple('aeiou')) != sounds_otherwise else 'a'} {name}"
+
+
 CONTENT_TRAINING_PROMPT = caption(CONTENT, "plain")
 """The prompt that a content adapter is trained with.  It names the style, so that the adapter does not absorb it:
 trained with "a <c>", contents came out in the plain style whatever style the prompt named."""

@@ -19,10 +19,16 @@ class ClassifiedImages:
     content: str = ""
     style: str = ""
 
+    def correct_labels(self, prediction: Classification) -> tuple[bool | None, bool | None]:
+        """Whether the classifiers' prediction agrees with an image's true content and with its true style; None where
+        that label is unknown."""
+        labelled = (prediction.content, self.content), (prediction.style, self.style)
+        content, style = (predicted == true if true else None for predicted, true in labelled)
+        return content, style
+
     def is_correct(self, prediction: Classification) -> bool | None:
         """Whether the classifiers' prediction agrees with every known label of an image; None if no label is known."""
-        labelled = [(prediction.content, self.content), (prediction.style, self.style)]
-        known = [predicted == true for predicted, true in labelled if true]
+        known = [correct for correct in self.correct_labels(prediction) if correct is not None]
         return all(known) if known else None
 
 

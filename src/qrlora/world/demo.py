@@ -16,7 +16,7 @@ from ..image_loading import load_image
 from ..merging import merge
 from ..sampling import generate
 from ..training import Progress, train
-from .captions import CONTENT, CONTENT_TRAINING_PROMPT, STYLE, caption
+from .captions import CONTENT, CONTENT_TRAINING_PROMPT, STYLE, caption, with_article
 from .classified_images import ClassifiedImages, classify_images
 from .drawings import SIZE, contents
 from .ground_truth import true_image
@@ -25,6 +25,8 @@ from .styles import ALL_STYLES
 CONTENT_NAME, STYLE_NAME, STYLE_IMAGE_CONTENT, OTHER_CONTENT = "robot", "dusk", "panda", "owl"
 """The default inputs: a held-out content; a held-out style, on an image of a known content; and another known content,
 on which the style adapter alone is tried."""
+MERGED, TRUTH = "both, added", "what should come out"
+"""How the titles of two rows begin: of the merged adapters, and of the ground truth."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,7 +84,7 @@ def demo(
              steps: optimizer updates; None for the base's default.  count: images generated for each adapter.
              overwrite: whether files of a demonstration with other images or settings may be replaced.
              on_step: (role, progress) after each update.  on_stage: (stage, fraction done).
-    Returns: rows of images: the inputs, content alone, style alone, merged and, if known, the ground truth, with the
+    Returns: rows of images: the inputs and, if known, the ground truth; content alone, style alone, merged; with the
              classifiers' predictions.
     Raises:  ValueError, OSError: as `training.train`.
     """
@@ -120,22 +122,24 @@ def _generate_rows(
 ) -> list[ClassifiedImages]:
     """The rows that `demo` returns."""
     content, style = inputs
+    fused = caption(CONTENT, STYLE)
+    alone = f"{CONTENT} alone: “{CONTENT_TRAINING_PROMPT}”", f"{STYLE} alone, with {with_article(OTHER_CONTENT)}"
     generated = (
-        ("content adapter", CONTENT_TRAINING_PROMPT, adapters[0], content.content, content.style),
-        ("style adapter", caption(OTHER_CONTENT, STYLE), adapters[1], OTHER_CONTENT, style.style),
-        ("merged by adding", caption(CONTENT, STYLE), merged, content.content, style.style),
+        (alone[0], CONTENT_TRAINING_PROMPT, adapters[0], content.content, content.style),
+        (alone[1], caption(OTHER_CONTENT, STYLE), adapters[1], OTHER_CONTENT, style.style),
+        (f"{MERGED}: “{fused}”", fused, merged, content.content, style.style),
     )
     given = [load_image(one.image, base.defaults.resolution).image for one in inputs]
     rows = [
-        classify_images("content picture", given[:1], content.content, content.style),
-        classify_images("style picture", given[1:], style.content, style.style),
+        classify_images(f"a subject, {CONTENT}: one picture", given[:1], content.content, content.style),
+        classify_images(f"a style, {STYLE}: one picture", given[1:], style.content, style.style),
     ]
+    if content.content in contents() and style.style in ALL_STYLES:
+        truth = true_image(content.content, style.style)
+        rows.append(classify_images(TRUTH, [truth], content.content, style.style))
     for k, (title, prompt, adapter, true_content, true_style) in enumerate(generated):
         if on_stage:
             on_stage("drawing", k / len(generated))
         images = generate(base, prompt, [(adapter, 1.0)], count=count, seed=seed)
-        rows.append(classify_images(f"{title}: “{prompt}”", images, true_content, true_style))
-    if content.content in contents() and style.style in ALL_STYLES:
-        truth = true_image(content.content, style.style)
-        rows.append(classify_images("the true picture", [truth], content.content, style.style))
+        rows.append(classify_images(title, images, true_content, true_style))
     return rows
