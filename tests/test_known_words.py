@@ -1,11 +1,15 @@
 """The word for a style that the base's own loss chooses."""
 
+import shlex
+
 import pytest
 import torch
 
+from commands import run
 from qrlora.families import open_base
+from qrlora.files import load
 from qrlora.image_loading import load_image
-from qrlora.known_words import NEAR, nearest_word, word_losses
+from qrlora.known_words import COMMON_CONTENTS, COMMON_STYLES, NEAR, nearest_word, word_losses
 from qrlora.training import train
 from qrlora.world.ground_truth import true_image
 from qrlora.world.styles import STYLES
@@ -52,6 +56,8 @@ def test_equal_noise_for_every_word_and_a_prompt_without_a_place_for_it_is_refus
     assert word_losses(base, image, "a backpack in {} style", ["gold", "pop"], 2)["pop"] == pytest.approx(
         alone["pop"], rel=1e-5
     )
+    braces = word_losses(base, image, "a backpack {tied} in {} style", ["pop"], 1)["pop"]
+    assert braces > 0  # others than {} are the prompt's own
     for prompt, words in (("a backpack", ["pop"]), ("{} in {} style", ["pop"]), ("a backpack in {} style", [])):
         with pytest.raises(ValueError, match="one {} for them"):
             word_losses(base, image, prompt, words)
@@ -67,3 +73,52 @@ def test_a_word_that_is_not_near_leaves_the_placeholder():
     assert nearest_word({"<s>": 1.0, "gold": NEAR - 0.01, "pop": 3.0}, "<s>") == "gold"
     assert nearest_word({"<s>": 1.0, "gold": NEAR, "pop": 3.0}, "<s>") == "<s>"
     assert nearest_word({"<s>": 2.0, "gold": 1.0}, "<s>") == "gold"
+
+
+def test_the_verb_names_the_word_that_a_known_style_has_and_the_command_to_train_under_it(tmp_path, capsys):
+    true_image("backpack", "blueprint").save(tmp_path / "picture.png")
+    (tmp_path / "words.txt").write_text("\ufeffpop\nblueprint\n\ngold\n", encoding="utf-8")
+    words = ("words", str(tmp_path / "picture.png"), "a backpack in <s> style", "--device", "cpu")
+    code, out, _ = run(capsys, *words, "--words", str(tmp_path / "words.txt"))
+    assert code == 0 and out.index("blueprint") < out.index("gold") and out.index("blueprint") < out.index("pop")
+    assert "trigger=blueprint" in out and "'prompt=a backpack in blueprint style'" in out and "role=style" in out
+    code, out, _ = run(capsys, *words, "--words", "pop, gold", "--shown", "1")
+    assert code == 0 and "keep <s>" in out and "trigger=" not in out and ("pop" in out) != ("gold" in out)
+
+
+def test_what_the_verb_says_to_train_with_is_what_train_takes(tmp_path, capsys):
+    true_image("backpack", "gold").save(tmp_path / "picture.png")
+    told = ("words", str(tmp_path / "picture.png"), "a backpack in <s> style", "--words", "gold", "--device", "cpu")
+    _, out, _ = run(capsys, *told)
+    line = shlex.split(out[out.index("qrlora train") :])
+    output = tmp_path / "adapter.safetensors"
+    code, _, _ = run(capsys, *line[1:], "steps=1", "rank=1", "device=cpu", f"output={output}")
+    assert code == 0 and load(output).header.trigger == "gold"
+
+
+@pytest.mark.parametrize(
+    "words, message",
+    [
+        (["a backpack"], "needs <c> or <s> once"),
+        (["a <c> in <s> style"], "needs <c> or <s> once"),
+        (["<s> in <s> style"], "needs <c> or <s> once"),
+        (["a <c>", "--words", " , "], "holds no words"),
+        (["a <c>", "--words", "none.txt"], "none.txt"),
+        (["a <c>", "--shown", "0"], "shown must be 1 or more"),
+        (["a <c>"], "no-such-base"),
+    ],
+)
+def test_a_mistake_of_the_verb_is_one_line_with_exit_code_2(tmp_path, capsys, words, message):
+    true_image("backpack", "gold").save(tmp_path / "picture.png")
+    code, out, err = run(capsys, "words", str(tmp_path / "picture.png"), *words, "--base", "no-such-base")
+    assert code == 2 and out == "" and message in err.strip().splitlines()[-1] and err.count("error: ") == 1
+
+
+def test_a_picture_that_is_none_is_refused_before_a_base_is_opened(tmp_path, capsys):
+    code, _, err = run(capsys, "words", str(tmp_path / "none.png"), "a <c>", "--base", "no-such-base")
+    assert code == 2 and "none.png" in err
+
+
+def test_common_words_are_given_once_and_hold_no_comma():
+    for words in (COMMON_STYLES, COMMON_CONTENTS):
+        assert len(words) == len(set(words)) > 50 and all(x == x.strip() and x and "," not in x for x in words)

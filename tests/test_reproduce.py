@@ -18,6 +18,8 @@ from qrlora.baselines import FUSIONS
 from qrlora.cli.result_figures import figure_of
 from qrlora.comparison.summary_tables import summarise
 from qrlora.linalg import leading_subspace
+from qrlora.reproduction import crossed_sums
+from qrlora.reproduction.crossed_sums import VARIANTS
 from qrlora.reproduction.fusion_scores import _name_in_paper
 from qrlora.reproduction.initialisation_cost import WHOLE_SVD, initialise_as_in_paper
 from qrlora.reproduction.paper_results import RESULTS, ReproductionRequest, reproduce, write_result
@@ -34,6 +36,15 @@ def small_request(tmp_path_factory):
     """One folder for all: the figures share what is trained."""
     folder = tmp_path_factory.mktemp("reproduced")
     return ReproductionRequest(base=str(pico.folder("flux")), pairs=2, steps=4, folder=folder, device="cpu")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def few_variants():
+    """Two variants of one sum: each has adapters of its own."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(crossed_sums, "VARIANTS", (VARIANTS[0], replace(VARIANTS[1], seeds=1)))
+        patch.setattr(crossed_sums, "CONTENTS", 1)
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -212,6 +223,20 @@ def test_results_of_one_backbone_are_made_on_its_built_in_base():
     backbones = {"figure14": "sdxl", "figure15": "flux", "figure16": "sd3"}
     backbones |= {"figure17": "sdxl", "figure18": "sd3", "figure19": "flux"}
     assert {name: RESULTS[name].base for name in backbones} == {name: f"tiny-{x}" for name, x in backbones.items()}
+
+
+def test_crossed_has_a_line_for_each_seed_and_their_sum_and_what_each_took(reproduced):
+    found = reproduced("crossed")
+    sums = [(row["method"], row["less"], row["seconds"] != "") for row in found.rows if row["part"] == "sum"]
+    assert sums == [
+        ("qr:steps=4", "", True),
+        ("qr:steps=4 seed 1", "", True),
+        ("qr:steps=4, 2 seeds", "", False),
+        ("lora:steps=4", "", True),
+        ("lora:steps=4", "qr:steps=4", False),
+    ]
+    (line,) = found.figure.rows
+    assert [cell.title for cell in line][2:] == ["qr", "lora", "truth"]
 
 
 NAMES = {result.make: name for name, result in reversed(RESULTS.items())}.values()

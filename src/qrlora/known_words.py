@@ -4,7 +4,8 @@ An adapter trained under a word that the base knows, near to what it is to learn
 right thing; under a placeholder it starts from the mean of all things.  docs/findings.md has the figures.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import torch
 
@@ -14,10 +15,32 @@ from .noising import noising_of
 from .training.training_loop import denoising_loss
 from .training_example import encode_training_examples
 
+COPIES = {"content": 4, "style": 16}
+"""Noisy copies of an image for each word that is tried: contents are many."""
 NEAR = 2.0
 """A known word is near a style if the base's loss with it is less than so many times that with the placeholder.  Of six
 styles of the development split four had a word that near (1.1 to 1.6 times), and their sums gained by it; two had none
 (2.2 and 2.8), and lost."""
+
+
+COMMON_STYLES = (
+    "photograph, black and white photograph, polaroid, watercolor, oil painting, acrylic painting, gouache, fresco, "
+    "impressionist, expressionist, cubist, pointillist, abstract, surrealist, art nouveau, art deco, pop art, "
+    "graffiti, pencil sketch, charcoal drawing, ink drawing, crosshatching, pastel, crayon drawing, chalkboard, "
+    "line art, blueprint, woodcut, linocut, etching, screen print, stencil, comic book, manga, anime, cartoon, "
+    "pixel art, flat vector, low poly, 3d render, claymation, origami, paper cutout, collage, stained glass, "
+    "mosaic, tapestry, embroidery, knitted, neon, sepia, vintage, ukiyo-e, chinese ink painting, medieval "
+    "manuscript, bas-relief, marble, bronze"
+).split(", ")
+"""Styles to try on a base whose words are not known; chosen by us, and not by a measurement."""
+COMMON_CONTENTS = (
+    "dog, cat, horse, cow, sheep, bird, chicken, duck, fish, rabbit, bear, fox, lion, tiger, elephant, monkey, "
+    "frog, turtle, snake, butterfly, dragon, robot, man, woman, child, baby, face, doll, teddy bear, toy, statue, "
+    "mask, car, truck, bus, train, bicycle, motorcycle, boat, airplane, rocket, house, castle, church, tower, "
+    "bridge, street, tree, flower, leaf, mushroom, fruit, apple, cake, bread, bowl, cup, teapot, bottle, vase, "
+    "candle, lamp, clock, chair, sofa, table, bed, book, pen, guitar, piano, drum, camera, phone, computer, shoe, "
+    "hat, bag, backpack, dress, coat, glasses, watch, ring, necklace, ball, umbrella, knife"
+).split(", ")
 
 
 def nearest_word(losses: Mapping[str, float], placeholder: str) -> str:
@@ -31,7 +54,13 @@ def nearest_word(losses: Mapping[str, float], placeholder: str) -> str:
 
 @torch.no_grad()
 def word_losses(
-    base: Base, image: CroppedImage, prompt: str, words: Sequence[str], copies: int = 16, seed: int = 0
+    base: Base,
+    image: CroppedImage,
+    prompt: str,
+    words: Sequence[str],
+    copies: int = 16,
+    seed: int = 0,
+    on_word: Callable[[int, int], Any] | None = None,
 ) -> dict[str, float]:
     """The base's denoising loss on an image with each word in its prompt.
 
@@ -40,13 +69,16 @@ def word_losses(
     Args:    base: open, with its text encoders and VAE.
              prompt: the image's caption with {} for the word: "a dress in {} style" of a style image, "a {} in plain
              style" of a content image.
-             copies: noisy copies of the image.
+             copies: noisy copies of the image.  on_word: (words done, of how many) after each.
     Returns: {word: loss}, unitless, the best word (the least loss) first.
-    Raises:  ValueError: a prompt without {} or with several; no words.
+    Raises:  ValueError: a prompt without {} or with several; no words; no copies.
     """
-    if prompt.count("{}") != 1 or not words:
-        raise ValueError(f"needs words and a prompt with one {{}} for them, got {len(words)} words and {prompt!r}")
-    captions = [prompt.format(word) for word in words]
+    if prompt.count("{}") != 1 or not words or copies < 1:
+        raise ValueError(
+            f"needs words, a prompt with one {{}} for them and 1 copy or more, got {len(words)} words, {prompt!r} and "
+            f"{copies}"
+        )
+    captions = [prompt.replace("{}", word) for word in words]
     example = encode_training_examples(base, [image], captions[:1])
     size = base.size_conditioning(image.original, image.corner, (image.image.height, image.image.width))
     conditions = base.encode_prompts(captions, [size] * len(captions))
@@ -63,4 +95,6 @@ def word_losses(
                 base.family.predict, base.model, noising, clean, noise, time, condition, example.loss_weights
             )
             losses[word] = float(loss)
+            if on_word is not None:
+                on_word(k + 1, len(words))
     return dict(sorted(losses.items(), key=lambda item: item[1]))

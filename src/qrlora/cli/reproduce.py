@@ -14,7 +14,9 @@ EXAMPLE = "qrlora reproduce table4 --pairs 4"
 
 
 def reproduce(
-    name: Annotated[str, typer.Argument(help="table1 to 4; figure2, 3, 5, 7 to 10, 14 to 20, 26; initialisation.")],
+    name: Annotated[
+        str, typer.Argument(help="table1 to 4; figure2, 3, 5, 7 to 10, 14 to 20, 26; initialisation; crossed.")
+    ],
     base: Annotated[
         str, typer.Option(help="Base model.", show_default=f"{TrainConfig.base}, or that of the figure's backbone")
     ] = "",
@@ -35,6 +37,8 @@ def reproduce(
     overwrite: options.Overwrite = False,
 ) -> None:
     """Make one table or figure of the paper anew, beside the paper's own numbers where it has any.
+
+    "crossed" is ours: the findings' table of contents in styles.
 
     Writes a CSV file, a Markdown page and, where the paper has a picture, a picture.
     The pictures are those of the built-in world and the default base is tiny: read the page's notes before comparing.

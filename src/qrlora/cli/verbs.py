@@ -23,6 +23,7 @@ from . import (
     survey,
     train,
     video,
+    words,
 )
 from .named_values import SettingsCommand, VerbCommand
 
@@ -37,6 +38,7 @@ class Verb(NamedTuple):
 
 
 VERBS = {
+    "words": Verb(words.words, words.EXAMPLE),
     "train": Verb(train.train, train.EXAMPLE, SettingsCommand),
     "merge": Verb(merge.merge, merge.EXAMPLE),
     "generate": Verb(generate.generate, generate.EXAMPLE),

@@ -4,26 +4,39 @@ Each adapter is drawn with by itself, on its own training prompt and with words 
 other role; then the same with both adapters present, of which only one is asked for.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from PIL import Image
+
+from ..evaluation import ground_truth_scores
 from ..world.captions import CONTENT, caption
 from ..world.drawings import known_contents
+from ..world.ground_truth import true_images
+from ..world.image_tensors import tensor_from_pil
 from ..world.styles import STYLES
 from .image_pairs import Pair
 
 Adapters = Literal["none", "content", "style", "both"]
+Draw = Callable[[Sequence[str], Sequence[int]], list[Image.Image]]
+"""(prompts, seeds) -> an image for each."""
+BASE_ALONE, CONTENT_ALONE, STYLE_ALONE, SUM = (
+    "known content, known style",
+    "content, known style",
+    "known content, style",
+    "sum",
+)
 PART_MEANINGS = {
-    "known content, known style": "the base without adapters: what words alone reach",
+    BASE_ALONE: "the base without adapters: what words alone reach",
     "content": "the content adapter alone, on its training prompt",
     "style": "the style adapter alone, on its training prompt",
-    "content, known style": "the content adapter alone, in a style that the base knows",
-    "known content, style": "the style adapter alone, on a content that the base knows",
+    CONTENT_ALONE: "the content adapter alone, in a style that the base knows",
+    STYLE_ALONE: "the style adapter alone, on a content that the base knows",
     "content, known style, both present": "both adapters, only the content asked for",
     "known content, style, both present": "both adapters, only the style asked for",
 }
-"""Part -> its meaning, in the order of the tables; the fusion itself is in the main table."""
+"""Part -> its meaning, in the order of the tables; the fusion itself (SUM) is in the main table."""
 EVERYDAY_CONTENTS = ("bicycle", "teapot", "lighthouse", "cat")
 EVERYDAY_STYLES = ("watercolor", "pencil sketch", "blueprint", "oil painting")
 """Words that any text-to-image model knows, for pairs without ground truth."""
@@ -34,7 +47,7 @@ class DecomposedPrompt:
     """One image of one part: its prompt, and what it should show."""
 
     part: str
-    """A row of PART_MEANINGS."""
+    """A row of PART_MEANINGS, or SUM."""
     adapters: Adapters
     """The adapters that are present."""
     prompt: str
@@ -64,13 +77,13 @@ def decomposed_prompts(
         of_style = (caption(content, style_word), other[0], own[1])
         rows: list[tuple[str, Adapters, tuple[str, str, str]]] = []
         if not adapters:
-            rows.append(("known content, known style", "none", (caption(content, style), *other)))
+            rows.append((BASE_ALONE, "none", (caption(content, style), *other)))
         if "content" in adapters:
             rows.append(("content", "content", (pair.content.prompt, own[0], pair.content.style)))
-            rows.append(("content, known style", "content", of_content))
+            rows.append((CONTENT_ALONE, "content", of_content))
         if "style" in adapters:
             rows.append(("style", "style", (pair.style.prompt, pair.style.content, own[1])))
-            rows.append(("known content, style", "style", of_style))
+            rows.append((STYLE_ALONE, "style", of_style))
         if adapters:
             rows.append(("content, known style, both present", "both", of_content))
             rows.append(("known content, style, both present", "both", of_style))
@@ -78,3 +91,21 @@ def decomposed_prompts(
             truth = labels if in_benchmark else ("", "")
             found.append(DecomposedPrompt(part, present, prompt, seed, *truth))
     return tuple(found)
+
+
+def draw_and_score(
+    prompts: Sequence[DecomposedPrompt], draw: Draw, leaks: tuple[str, str]
+) -> list[tuple[Image.Image, dict[str, float]]]:
+    """Draw decomposed prompts, all with the same adapters present, and score each image against its own true image.
+
+    Args:    leaks: the content of the style image and the style of the content image, neither of which should show.
+    Returns: for each prompt its image, and its row of `ground_truth_scores`; {} where there is no ground truth.
+    """
+    found = []
+    for x, image in zip(prompts, draw([x.prompt for x in prompts], [x.seed for x in prompts]), strict=True):
+        row: dict[str, float] = {}
+        if x.content:
+            truth = true_images([x.content], x.style)[0]
+            (row,) = ground_truth_scores(tensor_from_pil([image]), truth, x.content, x.style, *leaks)
+        found.append((image, row))
+    return found

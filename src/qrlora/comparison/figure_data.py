@@ -1,5 +1,6 @@
 """A reproduced result as data: the rows of its table and the content of its figure, which `plots` draws."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -67,3 +68,5 @@ class ReproducedResult:
     notes: Sequence[str]
     """What a reader must know to compare it with the paper's."""
     figure: Curves | LayerCurves | StrengthGrid | ContactSheet | None = None
+    seconds: float = math.nan
+    """What it took to make, with what the folder had already."""

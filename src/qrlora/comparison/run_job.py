@@ -23,8 +23,8 @@ from ..files import load
 from ..sampling import generate
 from ..temporary_files import temporary_folder
 from ..training import train
-from ..world.ground_truth import true_images
 from ..world.image_tensors import tensor_from_pil
+from .decomposition import draw_and_score
 from .image_pairs import CaptionedImage
 from .jobs import BaseSpec, Job, SampleJob, TrainJob, base_digest
 
@@ -171,14 +171,9 @@ def _decomposed_scores(
         some = [x for x in job.decomposed if x.adapters == present]
         alone = adapters.get(present)
         draw = fused if alone is None else sample_with_adapter(_checked_base_of_job(job.base_spec), alone)
-        images = draw.draw([x.prompt for x in some], [x.seed for x in some])
-        for x, image in zip(some, images, strict=True):
-            row = {"part": x.part, "seed": x.seed, **_encoder_scores(job, [image])[0]}
-            if x.content:
-                truth = true_images([x.content], x.style)[0]
-                labels = (x.content, x.style, job.pair.style.content, job.pair.content.style)
-                row |= evaluation.ground_truth_scores(tensor_from_pil([image]), truth, *labels)[0]
-            rows.append(row)
+        leaks = (job.pair.style.content, job.pair.content.style)
+        for x, (image, scores) in zip(some, draw_and_score(some, draw.draw, leaks), strict=True):
+            rows.append({"part": x.part, "seed": x.seed, **_encoder_scores(job, [image])[0], **scores})
     return rows
 
 

@@ -35,23 +35,26 @@ def mean_over_pairs(values: Sequence[float], seed: int = 0) -> Estimate:
 
 
 def mean_over_crossed(values: np.ndarray, seed: int = 0) -> Estimate:
-    """The mean of a table of contents by style images, resampling both: each adapter is in a whole row or column.
+    """The mean of a table of contents by style images (by seeds of training), resampling each of them: an adapter is in
+    a whole row or column.
 
-    The two-way bootstrap (Owen 2007, "the pigeonhole bootstrap"), whose intervals are too wide rather than too narrow.
-    Of a single row or column only the other is resampled; of one value the interval is NaN.
+    The multiway bootstrap (Owen 2007, "the pigeonhole bootstrap"; Owen and Eckles 2012), whose intervals are too wide
+    rather than too narrow; but of two seeds it takes one alone in half of the resamples, and so sees half of their
+    variance. Along an axis of one value nothing is resampled; of one value in all the interval is NaN.
 
-    Args: values (contents, style images); NaN where there is none, which the mean leaves out.
+    Args: values (contents, style images) or (contents, style images, seeds); NaN where there is none, which the mean
+          leaves out.
     """
     table = np.asarray(values, dtype=float)
-    rows, columns = table.shape
     count, value = int(np.isfinite(table).sum()), float(np.nanmean(table))
     if table.size < 2:
         return Estimate(value, math.nan, math.nan, count)
     generator = np.random.default_rng(seed)
+    drawn = [generator.multinomial(n, np.full(n, 1 / n), RESAMPLES).astype(float) for n in table.shape]
+    axes = "abcd"[: table.ndim]
+    product = ",".join(f"n{axis}" for axis in axes) + f",{axes}->n"
     known, filled = np.isfinite(table).astype(float), np.nan_to_num(table)
-    by_row = generator.multinomial(rows, np.full(rows, 1 / rows), RESAMPLES).astype(float)
-    by_column = generator.multinomial(columns, np.full(columns, 1 / columns), RESAMPLES).astype(float)
-    totals, counts = (np.einsum("nr,rc,nc->n", by_row, x, by_column, optimize=True) for x in (filled, known))
+    totals, counts = (np.einsum(product, *drawn, x, optimize=True) for x in (filled, known))
     means = totals[counts > 0] / counts[counts > 0]
     low, high = np.quantile(means, [(1 - CONFIDENCE_LEVEL) / 2, (1 + CONFIDENCE_LEVEL) / 2])
     return Estimate(value, float(low), float(high), count)

@@ -1,7 +1,9 @@
-"""RESULTS: the paper's tables and figures by name; run one, and write its page and CSV file."""
+"""RESULTS: the paper's tables and figures, and the findings' own, by name; run one, write its page and CSV file."""
 
 import difflib
 import math
+import os
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -12,6 +14,7 @@ from ..comparison.jobs import versions
 from ..comparison.report import check_page_writable, csv_text, markdown_table, settings_line
 from ..output_files import atomic
 from .convergence import figure8
+from .crossed_sums import crossed_sums
 from .fusion_scores import table1
 from .gradient_formulas import table2
 from .initialisation_cost import initialisation
@@ -51,6 +54,7 @@ RESULTS = {
     "figure20": PaperResult(table1),  # more of figure 5
     "figure26": PaperResult(figure26),
     "initialisation": PaperResult(initialisation),  # section 5
+    "crossed": PaperResult(crossed_sums),  # not of the paper: docs/findings.md
 }
 
 
@@ -69,13 +73,17 @@ def reproduce(name: str, request: ReproductionRequest, overwrite: bool = False) 
     check_page_writable(
         page, [page.with_suffix(".csv"), page.with_suffix(".png")], _settings_line(name, request), overwrite
     )
-    return make(request if request.base else replace(request, base=base))
+    started = time.monotonic()
+    result = make(request if request.base else replace(request, base=base))
+    return replace(result, seconds=time.monotonic() - started)
 
 
 def write_result(name: str, result: ReproducedResult, request: ReproductionRequest, command: str) -> list[Path]:
     """Write a result's page NAME.md and NAME.csv to the folder; returns the paths."""
     page = [f"# {result.title}", "", f"`{command}`", "", *(line for note in result.notes for line in (note, ""))]
     page += [*markdown_table([{k: format_value(v) for k, v in row.items()} for row in result.rows]), ""]
+    machine = f"{os.cpu_count()} cores, workers={request.workers}"
+    page += [f"Took {result.seconds:.0f} s ({machine}), without what the folder had already.", ""]
     page += [_settings_line(name, request), "", "Versions: " + ", ".join(f"{k} {v}" for k, v in versions().items()), ""]
     written = []
     for ending, text in ((".md", "\n".join(page)), (".csv", csv_text(result.rows))):  # it says whose the others are

@@ -1,0 +1,121 @@
+"""The rows of a crossed comparison as one table for each part: a method's scores, and its differences to another's."""
+
+import csv
+import re
+from collections import defaultdict
+from collections.abc import Mapping
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from .decomposition import BASE_ALONE, CONTENT_ALONE, STYLE_ALONE, SUM
+from .statistics import Estimate, mean_over_crossed
+
+LABELS = ("method", "part", "content", "style", "image", "seed")
+SCORES = ("content", "style", "both", "nearest", "content_likeness", "style_likeness", "ssim")
+LEAKS = ("leaked_content", "leaked_style")
+FIELDS = (*LABELS, *(f"{name} right" if name in LABELS else name for name in SCORES), *LEAKS)
+"""The columns of rows.csv. A method label ends in "seed N" where its adapters were trained with another seed than 0."""
+CROSSED_PARTS = (BASE_ALONE, CONTENT_ALONE, STYLE_ALONE, SUM)
+Cells = dict[tuple[str, str], list[dict[str, str]]]
+"""{(content, style and first style image): rows}."""
+
+
+class ScoredMethod(NamedTuple):
+    """One line of a table: a method's scores, or the differences of two methods'."""
+
+    part: str
+    method: str
+    less: str
+    """The method whose scores are subtracted; "": none."""
+    count: int
+    """Cells, each of a content, a style image and a seed of training."""
+    scores: dict[str, Estimate]
+    """{score: its mean, or the mean paired difference}; the interval resamples contents, style images and seeds."""
+
+
+def read_rows(path: Path) -> list[dict[str, str]]:
+    """The rows of a crossed comparison."""
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def scored_methods(rows: list[dict[str, str]], against: str = "") -> list[ScoredMethod]:
+    """All lines of all tables, in the order of the parts and of the rows.
+
+    Of a method that was trained with several seeds there is a line for each seed, and one for all.
+
+    Args:    against: the method that the others' differences are to, where a part has it; "": a part's first.
+    """
+    found: dict[str, dict[str, dict[int, Cells]]] = {part: {} for part in CROSSED_PARTS}
+    for row in rows:
+        method, seed = _method_and_seed(row["method"])
+        cells = found[row["part"]].setdefault(method, defaultdict(lambda: defaultdict(list)))[seed]
+        first_image = row["image"].split("+")[0]  # of several, so that they are compared with the first alone
+        cells[row["content"], f"{row['style']} {first_image}"].append(row)
+    return [x for part, methods in found.items() if methods for x in _lines_of_part(part, methods, against)]
+
+
+def _lines_of_part(part: str, methods: Mapping[str, dict[int, Cells]], against: str) -> list[ScoredMethod]:
+    """One part's lines: each method for each of its seeds and for all, then the differences."""
+    lines = []
+    for method, by_seed in methods.items():
+        for seed in sorted(by_seed):
+            name = method + f" seed {seed}" * (seed > 0)
+            lines.append(_line(part, name, {score: _table({seed: by_seed[seed]}, score) for score in SCORES}))
+        if len(by_seed) > 1:
+            name = f"{method}, {len(by_seed)} seeds"
+            lines.append(_line(part, name, {score: _table(by_seed, score) for score in SCORES}))
+    first = against if against in methods else next(iter(methods))
+    for method, by_seed in methods.items():
+        shared = sorted(by_seed.keys() & methods[first].keys())
+        for seeds in [shared[:1], shared][: len(shared)]:  # of several seeds the first alone, and all
+            mine, theirs = ({k: x[k] for k in seeds} for x in (by_seed, methods[first]))
+            if method == first or any(mine[k].keys() != theirs[k].keys() for k in seeds):
+                continue
+            differences = {score: _table(mine, score) - _table(theirs, score) for score in SCORES}
+            lines.append(_line(part, method + f", {len(seeds)} seeds" * (len(seeds) > 1), differences, first))
+    return lines
+
+
+def _line(part: str, method: str, tables: Mapping[str, np.ndarray], less: str = "") -> ScoredMethod:
+    scores = {score: mean_over_crossed(table) for score, table in tables.items()}
+    return ScoredMethod(part, method, less, next(iter(scores.values())).count, scores)
+
+
+def _method_and_seed(label: str) -> tuple[str, int]:
+    """A label of rows.csv as the method and the seed that its adapters were trained with."""
+    found = re.fullmatch(r"(.*) seed (\d+)", label)
+    return (found[1], int(found[2])) if found else (label, 0)
+
+
+def _table(by_seed: Mapping[int, Cells], score: str) -> np.ndarray:
+    """(contents, style images, seeds): one score, the mean of a cell's images; NaN where there is none."""
+    name = f"{score} right" if score in LABELS else score
+    keys = {key for cells in by_seed.values() for key in cells}
+    contents, images = (sorted({key[k] for key in keys}) for k in (0, 1))
+    table = np.full((len(contents), len(images), len(by_seed)), np.nan)
+    for k, seed in enumerate(sorted(by_seed)):
+        for (content, image), rows in by_seed[seed].items():
+            mean = np.mean([float(row[name]) for row in rows])
+            table[contents.index(content), images.index(image), k] = mean
+    return table
+
+
+def markdown_tables(lines: list[ScoredMethod]) -> list[str]:
+    """The tables in hundredths, as lines of Markdown."""
+    text = []
+    for part in CROSSED_PARTS:
+        of_part = [x for x in lines if x.part == part]
+        if of_part:
+            text += ["", f"| {part} | {' | '.join(SCORES)} |", "|---|" + "---|" * len(SCORES)]
+        for x in of_part:
+            name = f"`{x.method}` less `{x.less}`" if x.less else f"`{x.method}`, {x.count}"
+            text.append(f"| {name} | {' | '.join(map(in_hundredths, x.scores.values()))} |")
+    return text
+
+
+def in_hundredths(x: Estimate) -> str:
+    """An estimate as "14 [0, 36]"."""
+    return f"{100 * x.value:.0f} [{100 * x.low:.0f}, {100 * x.high:.0f}]"
