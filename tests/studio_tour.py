@@ -1,19 +1,24 @@
 """The studio on a built-in base, driven as a person would: python tests/studio_tour.py --base tiny-sd3 --pictures docs.
 
-Prints how long the first page takes once the server listens, how long from a moved slider to the new picture, and how
-long a grid takes; with --pictures also writes the pictures of docs/studio.md. Needs Debian's chromium.
+Prints how long the first page takes once the server listens, how long from a moved slider to the new picture, how long
+a grid takes, and what an idle studio with 300 runs takes of a core while a page is open; with --pictures also writes
+the pictures of docs/studio.md. Needs Debian's chromium.
 """
 
 import argparse
+import secrets
+import shutil
 import statistics
 import tempfile
 import time
 from pathlib import Path
 
+import psutil
 from PIL import Image
 from playwright.sync_api import Page, sync_playwright
 
 import servers
+from qrlora.studio.work_folder import WorkFolder
 from qrlora.world.ground_truth import true_image
 
 IMAGE = "() => document.querySelector('.stage img')?.getAttribute('src')"
@@ -127,6 +132,26 @@ def mix(page: Page, shots: Shots) -> tuple[list[float], float]:
     return took, grid
 
 
+def idle(page: Page, work: WorkFolder, runs: int = 300, seconds: float = 10) -> tuple[float, float]:
+    """Seconds until the list of so many runs is there, and the share of a core that a studio takes beside it."""
+    job = next(x for x in work.jobs() if x.kind == "train")
+    for _ in range(runs):
+        folder = work.jobs_folder / secrets.token_hex(6)
+        folder.mkdir()
+        for name in ("events.jsonl", "lock", "square-0.png", "job.json"):
+            shutil.copy(job.folder / name, folder / name)
+    with servers.studio(work.folder) as (address, server):
+        page.goto(address)
+        begun = time.perf_counter()
+        page.goto(f"{address.split('?')[0]}runs")
+        took = time.perf_counter() - begun
+        page.wait_for_timeout(3000)
+        process = psutil.Process(server.pid)
+        before = sum(process.cpu_times()[:2])
+        page.wait_for_timeout(1000 * seconds)
+        return took, (sum(process.cpu_times()[:2]) - before) / seconds
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--pictures", type=Path, help="folder for the pictures of docs/studio.md")
@@ -148,6 +173,9 @@ def main() -> None:
             print(f"first page, once the server listens: {time.perf_counter() - begun:.2f} s")
             train(page, shots, pictures, options.base, options.steps)
             took, grid = mix(page, shots)
+            page.goto("about:blank")
+        listed, share = idle(page, WorkFolder(Path(place) / "work"))
+        print(f"300 runs more: their list {listed:.2f} s, then idle with a page open {share:.1%} of a core")
         print(f"from a slider to the new picture: median {statistics.median(took):.2f} s, most {max(took):.2f} s")
         print(f"a grid of 16 pictures: {grid:.1f} s")
         if options.pictures:

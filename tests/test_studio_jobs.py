@@ -148,6 +148,53 @@ def test_each_device_has_one_training_at_a_time_and_the_others_wait_their_turn(w
         child.wait(30)
 
 
+def test_what_has_ended_is_not_read_again_while_nothing_happens_and_is_when_something_does(work):
+    """So that an idle studio with many runs takes next to nothing of the processor."""
+    jobs, opened, on = [work.create("train", f"dog {k}", {}) for k in range(3)], [], [True]
+    for job, event in zip(jobs, ("end", "stopped", "step"), strict=True):
+        job.add_event(event)
+    queue = JobQueue(work, ["cpu"], GenerationQueue(work, "cpu"))
+    assert not queue.start_waiting_jobs()
+    seen = queue.seen
+    sys.addaudithook(lambda event, told: opened.append(told[0]) if on[0] and event == "open" else None)
+    assert not queue.start_waiting_jobs()
+    on[0] = False
+    assert opened == [] and queue.seen == seen
+    assert [seen[job.id][0] for job in jobs] == ["done", "stopped", "interrupted"]
+    for job in WorkFolder(work.folder).jobs()[:2]:  # another's eyes, another's pen
+        if job.state != "done":
+            job.requeue()
+    again = process(jobs[2])
+    jobs[2].add_event("start", device="cpu")
+    queue.devices = []
+    assert queue.start_waiting_jobs()
+    assert [queue.seen[job.id][0] for job in jobs] == ["done", "waiting", "running"]
+    again.kill()
+    again.wait()
+    again.stdout.close()
+    assert jobs[2].state == "interrupted"
+
+
+def test_many_looks_at_once_never_take_each_other_for_a_running_job(work):
+    job = work.create("train", "dog", {})
+    job.add_event("step")
+
+    def look(number):
+        return [job.stop() if number % 2 else job.running for _ in range(300)]
+
+    with ThreadPoolExecutor(4) as pages:
+        looks = list(pages.map(look, range(4)))
+    assert not any(map(any, looks)) and job.last_event["event"] == "step", "no stop of what does not run"
+
+
+def test_the_last_event_is_the_one_after_which_only_warnings_came_however_long_it_is(work):
+    job = work.create("train", "dog", {})
+    job.add_event("end", result={"why": "x" * 100_000})
+    assert job.facts["why"] == "x" * 100_000
+    job.add_event("warning", text="late")
+    assert job.state == "done" and WorkFolder(work.folder).jobs()[0].facts["why"] == "x" * 100_000
+
+
 def test_a_torn_line_is_no_event_and_the_next_one_is_whole(work):
     job = work.create("train", "dog", {})
     with (job.folder / "events.jsonl").open("ab") as file:

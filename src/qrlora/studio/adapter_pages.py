@@ -21,7 +21,7 @@ from .uploaded_images import square_name
 
 def add_adapter_pages(app: FastAPI, studio: Studio) -> None:
     """Add the routes of the adapter pages to a FastAPI application."""
-    known, form, work = [depends(studio.access.require_token)], depends(studio.access.read_form), studio.work
+    known, form, work = [depends(studio.access.require_token)], depends(studio.form), studio.work
 
     def page(problem: str = "") -> Response:
         cards = [adapter_card(job) for job in work.adapters()]

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from fastapi import HTTPException, Response
+from fastapi import HTTPException, Request, Response
+from starlette.datastructures import FormData
 
 from ..web.access_token import Access
 from ..web.pages import Pages
@@ -42,6 +43,11 @@ class Studio:
         self.queue.close()
         self.drawings.close()
 
+    async def form(self, request: Request) -> AsyncIterator[FormData]:
+        """The form of a request, as `Access.read_form`; what it changes is looked at at once."""
+        yield await self.access.read_form(request)
+        self.queue.wake()
+
     def show(self, template: str, status: int = 200, **context: Any) -> Response:
         """A page, or a piece of one."""
         common = {"form_token": self.access.form_token, "page": "", "roles": ROLE_WORDS}
@@ -53,10 +59,3 @@ class Studio:
         if job is None:
             raise HTTPException(404)
         return job
-
-    def snapshot(self) -> dict[str, Any]:
-        """The state of all jobs and images, {job id: how far it is}: pages show anew what has changed in it."""
-        found: dict[str, Any] = {"queue": self.queue.problem}
-        found |= self.work.each_job(lambda job: (job.id, (len(job.events), job.state)))
-        found["drawings"] = (len(list(self.work.drawings.glob("*.png"))), dict(self.drawings.failed))
-        return found | {"paused": self.drawings.paused}

@@ -25,7 +25,7 @@ HUB_NAME = re.compile(r"[\w-][\w.-]{0,95}/[\w-][\w.-]{0,95}(@[\w-][\w./-]{0,95})
 
 def add_base_pages(app: FastAPI, studio: Studio) -> None:
     """Add the routes of the list of bases to a FastAPI application."""
-    known, form, work = [depends(studio.access.require_token)], depends(studio.access.read_form), studio.work
+    known, form, work = [depends(studio.access.require_token)], depends(studio.form), studio.work
 
     def show_bases(problem: str = "") -> Response:
         rows = [base_row(name, about) for name, about in known_bases(work).items()]

@@ -7,7 +7,7 @@ import json
 import subprocess
 import sys
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from .work_folder import WorkFolder
@@ -22,6 +22,10 @@ class GenerationQueue:
     def __init__(self, work: WorkFolder, device: str):
         self.work, self.device = work, device
         self.failed: dict[str, str] = {}
+        self.count = 0
+        """How many were drawn since the start."""
+        self.on_change: Callable[[], Any] = lambda: None
+        """Called when one was drawn, or the queue was paused."""
         self.closed = True
         """Whether there is no process, and none will be while paused."""
         self._waiting: dict[str, Mapping[str, Any]] = {}
@@ -94,6 +98,7 @@ class GenerationQueue:
                 _end_worker(self._child)
                 with self._change:
                     self._child, self.closed = None, True
+                    self.on_change()
                     self._change.wait_for(lambda: self._closing or not self._paused)
                     if self._closing:
                         return
@@ -123,8 +128,10 @@ class GenerationQueue:
             answer = {"failed": "the drawing process died: see drawings.log"}
         with self._change:
             self._waiting.pop(name, None)
+            self.count += 1
             if "failed" in answer:
                 self.failed[name] = answer["failed"]
+        self.on_change()
 
 
 def generation_id(wanted: Mapping[str, Any]) -> str:

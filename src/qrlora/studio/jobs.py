@@ -11,9 +11,10 @@ import fcntl
 import json
 import os
 import signal
+import threading
 import time
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +23,10 @@ ADAPTER = "adapter.safetensors"
 ENDINGS = {"queued": "waiting", "end": "done", "failed": "failed", "stopped": "stopped", "stop": "stopped"}
 """Last event of a job that does not run -> its state; any other: its process was killed, "interrupted"."""
 
-_read: dict[Path, tuple[int, tuple[dict[str, Any], ...]]] = {}
-"""{file of events: (bytes read, events)}, so that only what is new is read."""
+TAIL = 64 * 1024
+"""Bytes of the end of a file of events in which the last one is looked for."""
+LOCKS = threading.RLock()
+"""Held while this process tries a job's lock, so that one look is not taken for a running job by another."""
 
 
 @dataclass(frozen=True)
@@ -38,6 +41,8 @@ class Job:
     """Seconds since 1970."""
     settings: Mapping[str, Any]
     """What the kind needs; names of files are those in the folder."""
+    _seen: dict[str, tuple[int, Any]] = field(default_factory=dict, repr=False, compare=False)
+    """What was read of its events, with the bytes up to which that holds: they are only ever added to."""
 
     @property
     def id(self) -> str:
@@ -53,19 +58,37 @@ class Job:
         return self.folder / ADAPTER
 
     @property
+    def size(self) -> int:
+        """Bytes of its events: as long as it is the same, nothing has happened."""
+        return os.stat(self.folder / "events.jsonl").st_size
+
+    @property
     def events(self) -> tuple[dict[str, Any], ...]:
         """All events of a job so far, each with its "event" and "time". A line that is torn, by power loss, is no
         event."""
-        path = self.folder / "events.jsonl"
-        place, known = _read.get(path, (0, ()))
-        with path.open("rb") as file:
-            file.seek(place)
-            new = file.read()
-        whole = new[: new.rfind(b"\n") + 1]
-        if whole:
-            known = (*known, *(found for line in whole.splitlines() if (found := _parse_event(line))))
-            _read[path] = place + len(whole), known
+        place, known = self._seen.get("events", (0, ()))
+        if self.size > place:
+            with (self.folder / "events.jsonl").open("rb") as file:
+                file.seek(place)
+                new = file.read()
+            whole = new[: new.rfind(b"\n") + 1]
+            known = (*known, *_parse_events(whole.splitlines()))
+            self._seen["events"] = place + len(whole), known
         return known
+
+    @property
+    def last_event(self) -> dict[str, Any]:
+        """The last of all events but warnings, read from the end of the file; {} without one."""
+        size, known = self.size, self._seen.get("last", (-1, {}))
+        if known[0] != size:
+            with (self.folder / "events.jsonl").open("rb") as file:
+                file.seek(max(0, size - TAIL))
+                tail = file.read(TAIL)
+            events = _parse_events(reversed(tail[: tail.rfind(b"\n") + 1].splitlines()))
+            last = next((x for x in events if x["event"] != "warning"), None)
+            known = size, last or next((x for x in reversed(self.events) if x["event"] != "warning"), {})
+            self._seen["last"] = known
+        return known[1]
 
     def add_event(self, event: str, **values: Any) -> None:
         """Add an event to a job, in one write, so that processes do not mix theirs."""
@@ -82,18 +105,22 @@ class Job:
     @property
     def running(self) -> bool:
         """Whether a process holds the lock."""
-        with (self.folder / "lock").open("a") as file:
+        with LOCKS, (self.folder / "lock").open("a") as file:
             return not try_lock(file.fileno(), fcntl.LOCK_SH)
 
     @property
     def state(self) -> str:
-        """ "waiting", "running", "done", "failed", "stopped" or "interrupted"."""
-        return "running" if self.running else self._ended_as
+        """ "waiting", "running", "done", "failed", "stopped" or "interrupted".
 
-    @property
-    def _ended_as(self) -> str:
-        """The state of a job that does not run."""
-        return ENDINGS.get(self.events[-1]["event"] if self.events else "", "interrupted")
+        Whoever takes the lock adds an event, so the lock of a job that rests is looked at once, until its next event.
+        """
+        while (seen := self._seen.get("rests", (-1, "")))[0] != (size := self.size):
+            name = self.last_event.get("event", "")
+            if self.running:
+                return "running"
+            if size == self.size:  # else it has ended between the two looks
+                self._seen["rests"] = size, ENDINGS.get(name, "interrupted")
+        return seen[1]
 
     @property
     def stopping(self) -> bool:
@@ -114,12 +141,12 @@ class Job:
     @property
     def previews(self) -> list[int]:
         """Steps that have a preview."""
-        return sorted({x["step"] for x in self.events if x["event"] == "preview"})
+        return sorted(int(path.stem.removeprefix("preview-")) for path in self.folder.glob("preview-*.png"))
 
     @property
     def facts(self) -> Mapping[str, Any]:
         """What the job found, once it is done."""
-        return self.last("end").get("result", {})
+        return self.last_event.get("result", {})
 
     def stop(self, at_once: bool = False) -> None:
         """Take a job from the queue, or ask its process to write a checkpoint and end.
@@ -128,9 +155,9 @@ class Job:
 
         Args: at_once: by SIGKILL, whatever it does; it can go on from the checkpoint before.
         """
-        with (self.folder / "lock").open("r+") as file:
+        with LOCKS, (self.folder / "lock").open("r+") as file:
             if try_lock(file.fileno(), fcntl.LOCK_EX):
-                if self._ended_as == "waiting":
+                if self.last_event.get("event") == "queued":
                     self.add_event("stopped", text="taken from the queue")
                 return
             number = file.read()
@@ -149,8 +176,10 @@ class Job:
 def acquire_job_lock(job: Job) -> int | None:
     """The descriptor of a job's lock, for its process to inherit; None: somebody has it."""
     lock = os.open(job.folder / "lock", os.O_RDWR)
-    if try_lock(lock, fcntl.LOCK_EX):
-        return lock
+    with LOCKS:
+        if try_lock(lock, fcntl.LOCK_EX):
+            os.ftruncate(lock, 0)  # the number of its last process is another's by now
+            return lock
     os.close(lock)
     return None
 
@@ -164,9 +193,8 @@ def try_lock(descriptor: int, how: int) -> bool:
     return True
 
 
-def _parse_event(line: bytes) -> dict[str, Any] | None:
-    """A line of a job's events.jsonl; None: it is torn."""
-    try:
-        return json.loads(line)
-    except ValueError:  # torn
-        return None
+def _parse_events(lines: Iterable[bytes]) -> Iterator[dict[str, Any]]:
+    """The events in whole lines of a job's events.jsonl, but those that are torn."""
+    for line in lines:
+        with contextlib.suppress(ValueError):
+            yield json.loads(line)

@@ -42,7 +42,7 @@ class Mixer:
 
     def add_routes(self, app: FastAPI) -> None:
         """Add the routes of the mixer: its page, images, and the merge."""
-        known, form = [depends(self.studio.access.require_token)], depends(self.studio.access.read_form)
+        known, form = [depends(self.studio.access.require_token)], depends(self.studio.form)
 
         @app.get("/mixer", dependencies=known)
         def mixer(request: Request) -> Response:

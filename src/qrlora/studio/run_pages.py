@@ -26,7 +26,7 @@ LOG = 64 * 1024
 
 def add_run_pages(app: FastAPI, studio: Studio) -> None:
     """Add the routes of the run pages to a FastAPI application."""
-    known, form, work = [depends(studio.access.require_token)], depends(studio.access.read_form), studio.work
+    known, form, work = [depends(studio.access.require_token)], depends(studio.form), studio.work
 
     def runs() -> dict[str, Any]:
         rows = work.each_job(lambda job: run_context(job) if job.kind in SHOWN else None)
@@ -124,8 +124,9 @@ def run_progress(job: Job) -> dict[str, Any]:
 def run_context(job: Job) -> dict[str, Any]:
     """What is shown of a run in the list and on its own page."""
     state, has_adapter = job.state, job.adapter.is_file()
-    facts = {"job": job, "state": state, "stopping": state == "running" and job.stopping, "adapter": has_adapter}
-    return {**facts, "progress": run_progress(job), "moment": moment(job.created)}
+    facts = {"job": job, "state": state, "adapter": has_adapter, "moment": moment(job.created)}
+    running = state == "running"  # of the others no event but the last has to be read
+    return {**facts, "stopping": running and job.stopping, "progress": run_progress(job) if running else {}}
 
 
 def run_page_context(studio: Studio, job: Job) -> dict[str, Any]:

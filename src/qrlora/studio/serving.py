@@ -30,7 +30,7 @@ UPLOADS = {"/pictures": 256 * 1024**2, "/adapters": 2 * 1024**3}
 LARGEST_FORM = 1024**2
 RATE = 200, 1000
 """Requests a second, and at once: a grid's pictures are fetched together."""
-LOOK = 0.3
+LOOK = 0.2
 """Seconds between two looks at what has changed."""
 
 
@@ -58,12 +58,12 @@ def studio_app(studio: Studio, listener: Listener) -> Guard:
     @app.get("/events", response_class=EventSourceResponse, dependencies=[depends(studio.access.require_token)])
     async def events() -> AsyncIterable[ServerSentEvent]:
         """Tell open pages, as server-sent events, what has changed."""
-        before: dict[str, Any] | None = None
+        before = studio.queue.seen
         while not studio.closing.is_set():
-            now = await asyncio.to_thread(studio.snapshot)
-            if before is not None and (changed := [x for x in {**before, **now} if before.get(x) != now.get(x)]):
-                yield ServerSentEvent(raw_data=" ".join(changed), event="changed")
-            before = now
+            if (now := studio.queue.seen) is not before:
+                if changed := [x for x in {**before, **now} if before.get(x) != now.get(x)]:
+                    yield ServerSentEvent(raw_data=" ".join(changed), event="changed")
+                before = now
             await asyncio.sleep(LOOK)
 
     @app.exception_handler(ValueError)

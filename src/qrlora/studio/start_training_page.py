@@ -47,7 +47,7 @@ class StartTrainingPage:
     def add_routes(self, app: FastAPI) -> None:
         """Add the routes of the page that starts trainings: images, crops, settings."""
         access = self.studio.access
-        form = depends(access.read_form)
+        form = depends(self.studio.form)
 
         @app.get("/")
         def start(request: Request) -> Response:

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from .. import output_files
-from .jobs import Job, try_lock
+from .jobs import LOCKS, Job, try_lock
 
 Seen = TypeVar("Seen")
 
@@ -26,6 +26,7 @@ class WorkFolder:
 
     def __init__(self, folder: Path, local_bases: Sequence[str] = ()):
         self.folder, self.local_bases = folder.absolute(), list(local_bases)
+        self._known: dict[Path, Job] = {}
         self.jobs_folder, self.bin = self.folder / "jobs", self.folder / "bin"
         self.pictures, self.drawings = self.folder / "pictures", self.folder / "drawings"
         for place in (self.jobs_folder, self.bin, self.pictures, self.drawings):
@@ -50,8 +51,14 @@ class WorkFolder:
 
     def jobs(self) -> list[Job]:
         """All jobs, the newest first."""
-        found = [job for place in self.jobs_folder.iterdir() if (job := _read_job(place))]
-        return sorted(found, key=lambda job: (-job.created, job.id))
+        return self._jobs_in(self.jobs_folder)
+
+    def _jobs_in(self, place: Path) -> list[Job]:
+        """Jobs of a folder, the newest first. What a job is to do never changes, so it is read once."""
+        folders = [place / name for name in os.listdir(place)]
+        found = {folder: job for folder in folders if (job := self._known.get(folder) or _read_job(folder))}
+        self._known = {folder: job for folder, job in self._known.items() if folder.parent != place} | found
+        return sorted(found.values(), key=lambda job: (-job.created, job.id))
 
     def job(self, name: str) -> Job | None:
         """A job by its id; None: there is none, whatever the name looks like."""
@@ -67,7 +74,7 @@ class WorkFolder:
 
     def in_bin(self) -> list[Job]:
         """Jobs that were deleted."""
-        return [job for place in self.bin.iterdir() if (job := _read_job(place))]
+        return self._jobs_in(self.bin)
 
     def create(self, kind: str, title: str, settings: Mapping[str, Any], files: Mapping[str, bytes | Path] = {}) -> Job:
         """A new job in the queue.
@@ -112,7 +119,7 @@ class WorkFolder:
 
     def _move_job(self, job: Job, place: Path) -> None:
         """Move a job's folder into the bin, or out of it. Raises ValueError: the job runs."""
-        with (job.folder / "lock").open("a") as file:
+        with LOCKS, (job.folder / "lock").open("a") as file:
             if not try_lock(file.fileno(), fcntl.LOCK_EX):
                 raise ValueError(f"{job.title} runs: stop it first")
             job.folder.rename(place / job.id)
