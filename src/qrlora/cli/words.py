@@ -1,5 +1,6 @@
 """`qrlora words`: which words that a base knows come near to a picture's content or style."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -73,7 +74,7 @@ def words(
     console.say(console.shell_command("train", *settings))
 
 
-def _words_of_base(base: str, role: str) -> list[str]:
+def _words_of_base(base: str, role: str) -> Sequence[str]:
     """The words to try where none are given: all of a built-in base's, else common ones."""
     from ..built_in_bases import built_in_bases
     from ..known_words import COMMON_CONTENTS, COMMON_STYLES
