@@ -19,7 +19,8 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=Path("picture.png"))
     wanted = parser.parse_args()
 
-    pipe = StableDiffusionXLPipeline.from_pretrained(wanted.base).to("cuda" if torch.cuda.is_available() else "cpu")
+    device, dtype = ("cuda", torch.bfloat16) if torch.cuda.is_available() else ("cpu", torch.float32)
+    pipe = StableDiffusionXLPipeline.from_pretrained(wanted.base, torch_dtype=dtype).to(device)
     pipe.load_lora_weights(wanted.adapter, adapter_name="merged")
     pipe.set_adapters(["merged"], [0.9])  # a strength, as for any LoRA
     generator = torch.Generator().manual_seed(0)

@@ -133,6 +133,24 @@ def test_projecting_says_how_much_is_kept_and_the_result_merges_with_ours(folder
     assert "100.00% of its squared norm kept" in out and files.load(tmp_path / "m.safetensors").rank == 4
 
 
+def test_an_adapter_that_cannot_be_read_is_refused_before_a_base_is_opened(folder, tmp_path, capsys, monkeypatch):
+    """A base of several gigabytes would be opened, or fetched, for nothing."""
+    monkeypatch.setattr("qrlora.cli.adapter_files.open_base_for_weights", lambda base: pytest.fail("opened"))
+    code, _, err = run(capsys, "project", folder / "none", tmp_path / "x.safetensors", "--base", "owner/name")
+    assert code == 2 and "No such file" in err
+    for words in (["inspect"], ["check"], ["convert", tmp_path / "x.safetensors"]):
+        code, _, err = run(capsys, words[0], folder, *words[1:])
+        assert code == 2 and "a folder, in which is neither adapter_model.safetensors nor" in err, err
+
+
+def test_check_names_the_file_whose_numbers_no_tool_can_use(folder, capsys, tmp_path):
+    tensors, metadata = read_safetensors(folder / "kohya.safetensors")
+    path = tmp_path / "nan.safetensors"
+    write_safetensors(path, {name: x * float("nan") for name, x in tensors.items()}, metadata)
+    code, _, err = run(capsys, "check", path)
+    assert code == 2 and err.startswith(f"error: {path}: lora_unet_") and "NaN" in err
+
+
 def test_a_projection_keeps_what_lies_in_the_leading_directions_and_no_more(folder, tmp_path, capsys):
     """In float64, from the weight's own SVD: |B A V V^T|^2 / |B A|^2, with V the r leading right singular vectors."""
     output, adapter = tmp_path / "ours.safetensors", files.load(folder / "kohya.safetensors").select(["attn1.to_q"])

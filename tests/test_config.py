@@ -81,6 +81,10 @@ def test_text_needs_no_quotes_in_an_override_and_may_have_them():
         ("dtype=int8", "dtype must be one of auto, float32, bfloat16, float16, got 'int8'"),
         ("tensorboard=yes", "tensorboard must be true or false, got 'yes'"),
         ("save_every=-1", "save_every must be 0 or more, got -1"),
+        (f"steps={10**30}", "steps must be 1000000000 or less, got 1000000000000000000000000000"),
+        (f"seed={2**64}", "seed must be 9223372036854775807 or less, got 18446744073709551616"),
+        (f"learning_rate={10**400}", "learning_rate must be a positive number such as 1e-4, got 1000000"),
+        (f"min_snr_gamma={10**400}", "min_snr_gamma must be 1000000000 or less, got 1000"),
     ],
 )
 def test_a_wrong_setting_is_named_with_its_value(override, message):
@@ -116,6 +120,22 @@ def test_one_strength_for_each_adapter():
         SampleConfig(adapters=("a", "b"), strengths=(1.0,))
     with pytest.raises(ValueError, match="strengths must be finite"):
         SampleConfig(adapters=("a",), strengths=(float("inf"),))
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"adapters": "dog.safetensors"}, "adapters must be a list, each text, got 'dog.safetensors'"),
+        ({"adapters": None}, "adapters must be a list, each text, got None"),
+        ({"adapters": ["a"], "strengths": [10**400]}, "strengths must be finite numbers of at most 1000 in size"),
+        ({"prompt": None}, "prompt must be text, got None"),
+        ({"steps": 10**30}, "steps must be 1000000000 or less"),
+    ],
+)
+def test_a_setting_of_another_type_is_named_from_python_too(settings, message):
+    with pytest.raises(ValueError) as caught:
+        SampleConfig(**settings)
+    assert str(caught.value).startswith(message)
 
 
 def test_a_config_survives_json():

@@ -71,6 +71,11 @@ def test_a_large_base_on_a_cpu_warns_with_the_way_to_a_gpu(monkeypatch, large, m
         log_opened_base("big", [Checkpoint.of(large)], CPU, torch.float32, "")
 
 
+def test_a_device_without_numbers_is_none():
+    with pytest.raises(ValueError, match="no device 'meta' on this machine: use device=auto"):
+        devices.choose_device("meta")
+
+
 def test_neither_a_gpu_nor_a_small_base_is_warned_of(monkeypatch, large):
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "NVIDIA L4")
     log_opened_base("big", [Checkpoint.of(large)], GPU, torch.bfloat16, "")  # warnings are errors

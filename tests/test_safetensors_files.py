@@ -177,3 +177,12 @@ def test_what_could_not_be_read_back_is_not_written(tmp_path):
     with pytest.raises(ValueError, match="33 MB of names and metadata, above the 32 MB that are read back"):
         write_safetensors(tmp_path / "x.safetensors", {"a": torch.ones(2)}, {"long": "x" * 33_000_000})
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("kind", ["pipe", "device"])
+def test_what_is_no_file_on_disk_is_neither_waited_for_nor_mapped(tmp_path, kind):
+    path = tmp_path / "pipe"
+    os.mkfifo(path) if kind == "pipe" else path.symlink_to("/dev/null")
+    for read in (read_safetensors, read_metadata, places):
+        with pytest.raises(OSError, match=f"{path}: no regular file; .* save it there first"):
+            read(path)

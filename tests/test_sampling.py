@@ -374,3 +374,38 @@ def test_on_a_gpu_that_spills_over_the_first_picture_tells_how_many_are_drawn_at
     pictures = generate(base, "a dog", count=10)
     assert drawn == lots
     assert_same(pictures, plain)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"adapters": "dog.safetensors"}, r"adapters is a list .*\[\('dog.safetensors', 0.8\)\]; got str"),
+        ({"adapters": [None]}, "an adapter or its file is needed, got None"),
+        ({"adapters": [("dog.safetensors", None)]}, "strengths must be finite numbers"),
+        ({"adapters": [("dog.safetensors", 10**400)]}, "strengths must be finite numbers"),
+        ({"prompt": None}, "prompt must be text, or a list of one text for each image, got None"),
+        ({"prompt": ["a", 5]}, "prompt must be text, or a list of one text for each image"),
+        ({"count": "3"}, "count must be a whole number, got '3'"),
+        ({"seed": 1.5}, "seed must be a whole number, got 1.5"),
+        ({"steps": "3"}, "steps must be a whole number, got '3'"),
+        ({"steps": 10**20}, "steps must be 1 or more"),
+        ({"guidance": "3"}, "steps must be 1 or more and guidance 0 or more, got 2 and '3'"),
+    ],
+)
+def test_an_argument_of_another_type_is_named_before_anything_is_read(base, arguments, message):
+    with pytest.raises(ValueError, match=message):
+        generate(base, **{"prompt": "a cat", "steps": 2, **arguments})
+
+
+def test_a_grid_takes_what_generate_takes(base, tmp_path):
+    content = random_adapter(base.pipe, "sdxl")
+    save(content, tmp_path / "dog.safetensors")
+    settings = {"steps": 1, "size": 16, "check_triggers": False}
+    (row,) = grid(pico.folder(), "a cat", str(tmp_path / "dog.safetensors"), content, [0.5], [0.0], **settings)
+    (expected,) = generate(base, "a cat", [(content, 0.5)], **settings)
+    assert np.abs(np.asarray(row[0], int) - np.asarray(expected, int)).max() <= 1
+
+
+def test_merge_says_who_reads_files():
+    with pytest.raises(ValueError, match="adapters is a list of adapters; qrlora.load reads one from its file"):
+        merge(["dog.safetensors", "cat.safetensors"], [1.0, 1.0])

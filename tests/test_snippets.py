@@ -321,6 +321,7 @@ IN_PYTHON = [
     (r'"tiny-sdxl"', "PICO"),
     (r"target_modules=\.\.\.", 'target_modules=["q_proj"]'),
     (r"r=64, lora_alpha=64", "r=4, lora_alpha=4"),
+    (r'\.to\("cuda"\)', ""),
     (r'output="dog\.safetensors"', 'output="dog.safetensors", overwrite=True'),
 ]
 """What is too large for a test in Python -> what stands in for it."""

@@ -26,6 +26,22 @@ def test_a_recipe_pairs_and_settings_are_read_as_editors_write_them(encoding, st
     assert pair.content.file == (studio / "dog.png").read_bytes() and "Büste" in pair.style.prompt
 
 
+@pytest.mark.parametrize("fault", ["a cell without end", "a cut row", "no head"])
+def test_a_table_that_cannot_be_read_is_named_with_its_line(tmp_path, fault):
+    """Python's csv module raises an error of its own, which is no ValueError."""
+    from qrlora.reproduction.fusion_scores import _survey_levels
+    from qrlora.survey.study_images import images_of_csv
+
+    head = "content,style,style_shows,method,pair,picture,question,value,low,high"
+    table = tmp_path / "table.csv"
+    rows = {"a cell without end": f"{head}\n{'x' * 200_000}", "a cut row": f"{head}\na.png,b", "no head": ""}
+    table.write_text(rows[fault])
+    for read in (pairs_from_csv, images_of_csv, _survey_levels):
+        with pytest.raises(ValueError, match="table.csv") as caught:
+            read(table)
+        assert ("line 2" in str(caught.value)) == (fault != "no head"), caught.value
+
+
 def test_a_base_with_its_own_settings_and_a_peft_folder_open_whether_their_json_has_a_mark_or_not(tmp_path):
     import shutil
 

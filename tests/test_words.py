@@ -283,6 +283,16 @@ def test_a_prompt_without_its_trigger_is_drawn_where_one_asks_for_it(studio, tmp
         assert code == 0 and "warning: the prompt 'a dog' lacks '<c>'" in err and output.exists()
 
 
+def test_a_prompt_may_be_longer_than_any_file_name(studio, tmp_path, capsys):
+    """Whether a word is a file is asked of every one; a system has no names of thousands of letters."""
+    prompt, output = f"{'a very long story ' * 500}<c>", tmp_path / "x.png"
+    drawing = ["--base", pico.folder(), "--steps", 1, "--size", 16, "-o", output]
+    code, _, err = run(capsys, "generate", prompt, studio / "dog.safetensors", *drawing)
+    assert code == 0 and output.exists(), err[-300:]
+    code, _, err = run(capsys, "train", f"base={pico.folder()}", f"prompt={prompt}", "image=none.png", "steps=1")
+    assert code == 2 and "none.png" in err and "too long" not in err, err[-300:]
+
+
 PROGRAM = """
 import sys, qrlora
 config = qrlora.TrainConfig(base=sys.argv[1], image=sys.argv[2], output=sys.argv[3], steps=5)

@@ -5,6 +5,7 @@ trainable component, as diffusers spells it: "down_blocks.1.attentions.0.transfo
 """
 
 import json
+import math
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
@@ -226,6 +227,8 @@ class Adapter:
             if layer not in Q or len(Q[layer]) != size:
                 found = tuple(Q[layer].shape) if layer in Q else "none"
                 raise ValueError(f"{layer}: needs {side} directions with {size} entries, the basis has {found}")
+            if not math.isfinite(pair.squared_norm):
+                raise ValueError(f"{layer}: the update's squared norm is above float32's largest; lower its strength")
             layers[layer] = _project_factors(pair, Q[layer], side)
             unchanged = layers[layer] is pair or pair.squared_norm == 0
             kept[layer] = 1.0 if unchanged else min(layers[layer].squared_norm / pair.squared_norm, 1.0)

@@ -19,10 +19,14 @@ def choose_device(device: str = "auto") -> torch.device:
     if device == "auto":
         mps = torch.backends.mps.is_available()
         return torch.device("cuda" if torch.cuda.is_available() else "mps" if mps else "cpu")
+    unknown = f"no device {device!r} on this machine: use device=auto or device=cpu"
     try:
-        return torch.empty(0, device=device).device
+        found = torch.empty(0, device=device).device
     except (RuntimeError, AssertionError) as error:  # torch without CUDA asserts
-        raise ValueError(f"no device {device!r} on this machine: use device=auto or device=cpu") from error
+        raise ValueError(unknown) from error
+    if found.type == "meta":  # it has shapes and no numbers
+        raise ValueError(unknown)
+    return found
 
 
 def choose_dtype(name: str, device: torch.device) -> torch.dtype:

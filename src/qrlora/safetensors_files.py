@@ -4,6 +4,7 @@ import contextlib
 import json
 import math
 import os
+import stat
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -185,6 +186,8 @@ def read_metadata(path: str | os.PathLike) -> dict[str, str]:
 def _open_checked(path: str | os.PathLike) -> Iterator:
     """safetensors' safe_open with the refusals of `read_safetensors`."""
     path = Path(path)
+    if not stat.S_ISREG(path.stat().st_mode) and not path.is_dir():  # a pipe would be waited for, a device is mapped
+        raise OSError(f"{path}: no regular file; tensors are read from a file on disk, save it there first")
     with path.open("rb") as raw:  # missing, a folder, no permission: Python's own OSError says so
         start = raw.read(16)
         if path.suffix.lower() in PICKLES or (start[8:9] != b"{" and start[:2] in (b"PK", b"\x80\x02", b"\x80\x04")):

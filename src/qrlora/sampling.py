@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from numbers import Real
 from os import PathLike
 from typing import Any
 
@@ -13,7 +14,7 @@ from torch import Tensor
 
 from .adapter import Adapter
 from .config import SampleConfig
-from .config.type_checks import check_strengths
+from .config.type_checks import MAX_COUNT, check_strengths, whole_number
 from .families import Base, adapter_compatibility, open_base
 from .files import load
 from .image_size import ImageSize, parse_image_size
@@ -68,7 +69,7 @@ def generate(
         keywords = {"prompt": prompt, **sampling, "seed": seed, "count": count, "adapters": tuple(adapters), **opening}
         settings = _settings_of_config(config, base, keywords)
         return generate(**settings, batch_size=batch_size, check_triggers=check_triggers, on_image=on_image)
-    weighted = [_adapter_and_strength(x) for x in adapters]
+    weighted = _adapters_with_strengths(adapters)
     prompts, seeds = _pair_prompts_and_seeds(prompt, seed, count)
     if check_triggers:
         refuse_missing_triggers(prompts, weighted)  # before a base is opened, which takes long
@@ -123,10 +124,23 @@ def _open_if_named(base: Base | str | None, opening: dict[str, Any]) -> Base:
     return base
 
 
-def _adapter_and_strength(item: AdapterOrFile | tuple[AdapterOrFile, float]) -> tuple[Adapter, float]:
-    """An adapter with its strength; a file is read."""
-    adapter, strength = item if isinstance(item, tuple) else (item, 1.0)
-    return adapter if isinstance(adapter, Adapter) else load(str(adapter)), strength
+def _adapters_with_strengths(
+    adapters: Sequence[AdapterOrFile | tuple[AdapterOrFile, float]],
+) -> list[tuple[Adapter, float]]:
+    """Adapters with their strengths; files are read. Raises ValueError: no list, or something else in it."""
+    if isinstance(adapters, Adapter | str | PathLike) or not isinstance(adapters, Iterable):
+        example = "adapters is a list of adapters or files, or of pairs with a strength: [('dog.safetensors', 0.8)]"
+        raise ValueError(f"{example}; got {type(adapters).__name__}")
+    pairs = [item if isinstance(item, tuple) and len(item) == 2 else (item, 1.0) for item in adapters]
+    check_strengths([strength for _, strength in pairs])
+    return [(_adapter_of(adapter), strength) for adapter, strength in pairs]
+
+
+def _adapter_of(item: Any) -> Adapter:
+    """An adapter, or the one in a file. Raises ValueError: neither."""
+    if not isinstance(item, Adapter | str | PathLike):
+        raise ValueError(f"an adapter or its file is needed, got {item!r:.80}")
+    return item if isinstance(item, Adapter) else load(item)
 
 
 def _settings_of_config(config: SampleConfig, base: Base | str | None, keywords: dict[str, Any]) -> dict[str, Any]:
@@ -148,10 +162,10 @@ def _settings_of_config(config: SampleConfig, base: Base | str | None, keywords:
 
 
 def grid(
-    base: Base,
+    base: Base | str,
     prompt: str,
-    content: Adapter,
-    style: Adapter,
+    content: AdapterOrFile,
+    style: AdapterOrFile,
     content_strengths: Sequence[float],
     style_strengths: Sequence[float],
     *,
@@ -179,8 +193,10 @@ def grid(
     if not content_strengths or not style_strengths:
         raise ValueError("a grid needs at least one content strength and one style strength")
     check_strengths([*content_strengths, *style_strengths])
+    content, style = _adapter_of(content), _adapter_of(style)
     if check_triggers:
         refuse_missing_triggers([prompt], [(content, 1.0), (style, 1.0)])
+    base = _open_if_named(base, {})
     for adapter in (content, style):
         adapter_compatibility.check_adapter_fits_base(base, adapter)
     cells = torch.cartesian_prod(*(torch.tensor(x, dtype=torch.float32) for x in (content_strengths, style_strengths)))
@@ -219,10 +235,10 @@ def _latents_sampler(
     The text encoders' turn is over when it returns."""
     own = base.defaults
     side = parse_image_size("size", size) or own.resolution
-    count = own.sample_steps if steps is None else steps
+    count = own.sample_steps if steps is None else whole_number("steps", steps)
     strength = own.guidance if guidance is None else guidance
-    if count < 1 or not 0 <= strength < float("inf"):
-        raise ValueError(f"steps must be 1 or more and guidance 0 or more, got {count} and {strength}")
+    if not isinstance(strength, Real) or not 1 <= count <= MAX_COUNT or not 0 <= strength <= MAX_COUNT:
+        raise ValueError(f"steps must be 1 or more and guidance 0 or more, got {count} and {strength!r:.80}")
     base.check_size("size", side)
     if base.missing_components:
         missing = ", ".join(base.missing_components)
@@ -242,13 +258,15 @@ def _pair_prompts_and_seeds(
     prompt: str | Sequence[str], seed: int | Sequence[int], count: int
 ) -> tuple[list[str], list[int]]:
     """One prompt and one seed for each image to sample."""
-    if count < 1:
+    if not 1 <= whole_number("count", count) <= MAX_COUNT:
         raise ValueError(f"count must be 1 or more, got {count}")
+    if not isinstance(prompt, Sequence) or not all(isinstance(x, str) for x in prompt):
+        raise ValueError(f"prompt must be text, or a list of one text for each image, got {prompt!r:.80}")
     prompts = [prompt] * count if isinstance(prompt, str) else list(prompt)
-    if isinstance(seed, int):
-        seeds = [seed + k for k in range(len(prompts))]
+    if not isinstance(seed, Iterable):
+        seeds = [whole_number("seed", seed) + k for k in range(len(prompts))]
     else:
-        seeds = list(seed)
+        seeds = [whole_number("seed", x) for x in seed]
         prompts = prompts * len(seeds) if isinstance(prompt, str) and count == 1 else prompts
     if not prompts or len(prompts) != len(seeds) or (not isinstance(prompt, str) and count != 1):
         found = f"{len(prompts)} prompts, {len(seeds)} seeds, count {count}"

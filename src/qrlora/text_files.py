@@ -1,5 +1,8 @@
 """Text files in UTF-8: read with or without a byte order mark, as people write them; written whole or not at all."""
 
+import csv
+import io
+from collections.abc import Iterator
 from pathlib import Path
 
 from .output_files import atomic
@@ -14,6 +17,31 @@ def read_text(path: str | Path) -> str:
         return Path(path).read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
         raise ValueError(f"{path} is not text in UTF-8 ({error.reason} at byte {error.start}): save it so") from error
+
+
+def csv_rows(path: str | Path) -> Iterator[tuple[int, list[str]]]:
+    """(line in the file, cells) of every row of a CSV file, the head's first.
+
+    Raises: as `read_text`.  ValueError, with the line: no CSV, or a cell above csv.field_size_limit.
+    """
+    reader = csv.reader(io.StringIO(read_text(path), newline=""))
+    try:
+        for cells in reader:
+            yield reader.line_num, cells
+    except csv.Error as error:
+        raise ValueError(f"{path}, line {reader.line_num}: cannot be read as CSV ({error}); save it so anew") from error
+
+
+def csv_records(path: str | Path) -> list[dict[str, str]]:
+    """The rows of a CSV file that this program wrote, by the names in its head. Raises as `csv_rows`; ValueError: a row
+    with more or fewer cells than the head."""
+    lines = csv_rows(path)
+    head = next(lines, (0, []))[1]
+    rows = [row for row in lines if row[1]]
+    for line, cells in rows:
+        if len(cells) != len(head):
+            raise ValueError(f"{path}, line {line}: has {len(cells)} of the {len(head)} columns; write it anew")
+    return [dict(zip(head, cells, strict=True)) for _, cells in rows]
 
 
 def write_text(path: str | Path, text: str) -> None:

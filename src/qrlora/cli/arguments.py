@@ -1,8 +1,8 @@
 """The words of a command line as values: recipes, settings, files with strengths, lists of numbers."""
 
 import dataclasses
+import os
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from ..config import SampleConfig
@@ -12,7 +12,7 @@ from . import usage_hints
 
 def recipe_and_settings(words: Sequence[str]) -> tuple[str | None, list[str]]:
     """The arguments of `train` as its one recipe and the others, NAME=VALUE each. Raises ValueError: anything else."""
-    recipes = [x for x in words if x.lower().endswith(".toml") and ("=" not in x or Path(x).is_file())]
+    recipes = [x for x in words if x.lower().endswith(".toml") and ("=" not in x or os.path.isfile(x))]
     settings = [x for x in words if x not in recipes]
     usage_hints.check_settings(settings)
     if len(recipes) > 1:
@@ -28,7 +28,7 @@ def files_with_strengths(adapters: Sequence[str], verb: Callable[..., Any]) -> t
     usage_hints.check_adapters(adapters, verb)
     paths, strengths = [], []
     for text in adapters:
-        path, equals, strength = (text, "", "1") if Path(text).exists() else text.rpartition("=")
+        path, equals, strength = (text, "", "1") if os.path.exists(text) else text.rpartition("=")
         paths.append(path if equals else text)
         strengths.extend(parse_strengths(strength) if equals else [1.0])
     return paths, strengths

@@ -35,7 +35,10 @@ def check(
     rows, causes = [], []
     remedies: dict[str, list[str]] = {}
     for tool in tools or list(compat.TOOLS):
-        verdicts = compat.key_verdicts(file, tool)
+        try:
+            verdicts = compat.key_verdicts(file, tool)
+        except ValueError as error:
+            raise ValueError(f"{path}: {error}") from error
         states = collections.Counter(verdict.state for verdict in verdicts)
         rows.append((tool, *(str(states[x]) for x in STATES)))
         if states["loaded"] < len(verdicts) or not verdicts:

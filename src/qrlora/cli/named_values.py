@@ -1,10 +1,10 @@
 """Settings of a verb as people write them: `steps=800` and `--steps 800` mean the same on every verb."""
 
 import difflib
+import os
 import types
 import typing
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import Any
 
 import typer.core
@@ -48,7 +48,7 @@ def named_values_as_options(words: Sequence[str], parameters: Sequence[Any]) -> 
     for kind, word in _kinds_of_words(words, options):
         name, equals, value = word.partition("=")
         option = options.get(f"--{name.replace('_', '-')}")
-        if kind != "word" or not equals or option is None or Path(word).exists() or Path(name).exists():
+        if kind != "word" or not equals or option is None or os.path.exists(word) or os.path.exists(name):
             written.append(word)
         elif not option.is_flag:
             written += [option.opts[0], value]

@@ -1,5 +1,6 @@
 """`qrlora project`: a LoRA of any tool written in a base's frozen basis."""
 
+import functools
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -36,9 +37,10 @@ def project(
     existed = adapter_files.check_output(output)
     if existed and not can_be_projected_file(output, base, side, rank):
         output_files.check_writable(output, overwrite)  # before the base is opened
-    opened = adapter_files.open_base_for_weights(base)
+    open_base = functools.cache(adapter_files.open_base_for_weights)
+    adapter = adapter_files.read_adapter(source, skip_text_encoders, lambda layer: open_base(base).weight(layer))
+    opened = open_base(base)
     process_settings.use_one_thread()
-    adapter = adapter_files.read_adapter(source, skip_text_encoders, opened.weight)
     adapter_compatibility.check_adapter_fits_base(opened, adapter)
     layers = ",".join(adapter.layers)
     weights = {layer: weight for layer, weight in opened.weights(layers) if layer in adapter.layers}

@@ -3,6 +3,7 @@ it."""
 
 import inspect
 import itertools
+import os
 import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -23,7 +24,7 @@ def is_picture(word: str) -> bool:
 
 def is_adapter(word: str) -> bool:
     """Whether a word is an adapter's file, maybe with its strength, or a file at all."""
-    return bool(re.search(r"\.safetensors(=[^=]*)?$", word)) or Path(word).is_file()
+    return bool(re.search(r"\.safetensors(=[^=]*)?$", word)) or os.path.isfile(word)
 
 
 def check_settings(words: Sequence[str]) -> None:
@@ -33,9 +34,9 @@ def check_settings(words: Sequence[str]) -> None:
         before = words[k - 1] if k else ""
         if equals and name:
             continue
-        if is_picture(word) and "=" in before and Path(f"{before.partition('=')[2]} {word}").is_file():
+        if is_picture(word) and "=" in before and os.path.isfile(f"{before.partition('=')[2]} {word}"):
             raise ValueError(f"a name with spaces needs quotes: {console.shell_command('train', f'{before} {word}')}")
-        if is_picture(word) and before.startswith("image=") and Path(word).is_file():
+        if is_picture(word) and before.startswith("image=") and os.path.isfile(word):
             hint = console.shell_command("train", before, f"image={word}")
             raise ValueError(f"several images are given one by one, {hint}, or as their folder, image=FOLDER")
         if is_picture(word):
@@ -61,7 +62,7 @@ def check_prompt(prompt: str, adapters: Sequence[str]) -> None:
             right = console.shell_command("generate", word, *(x for x in adapters if is_adapter(x)))
             raise ValueError(f"{word!r} is no file; there is one prompt, which comes first: {right}")
     loose = list(itertools.takewhile(lambda x: re.fullmatch(r"[\w<>,'-]*[^\W\d][\w<>,'-]*", x), adapters))
-    if loose and not any(Path(word).exists() for word in loose):
+    if loose and not any(os.path.exists(word) for word in loose):
         right = console.shell_command("generate", " ".join([prompt, *loose]), *adapters[len(loose) :])
         raise ValueError(f"{loose[0]} is no file; a prompt of several words needs quotes: {right}")
 
@@ -72,7 +73,7 @@ def check_adapters(words: Sequence[str], verb: Callable[..., Any]) -> None:
     options = [name.replace("_", "-") for name in inspect.signature(verb).parameters if name != "adapters"]
     for k, word in enumerate(words):
         name, equals, value = word.rpartition("=")
-        if Path(word).exists() or equals and Path(name).exists():
+        if os.path.exists(word) or equals and os.path.exists(name):
             continue
         before = words[k - 1] if k else ""
         if before and re.fullmatch(r"[-+]?\d*\.?\d+", word):
@@ -87,7 +88,7 @@ def check_adapters(words: Sequence[str], verb: Callable[..., Any]) -> None:
 
 def refuse_picture(word: str) -> None:
     """Refuse an image file where a verb wants an adapter. Raises ValueError with a hint at what makes one of it."""
-    if is_picture(word) and Path(word).is_file():
+    if is_picture(word) and os.path.isfile(word):
         output = f"{Path(word).stem}.safetensors"
         hint = console.shell_command("train", f"image={word}", f"output={output}")
         raise ValueError(f"{word} is a picture, not an adapter; train one on it: {hint}")

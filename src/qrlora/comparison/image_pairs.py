@@ -1,6 +1,5 @@
 """Pairs of a content image and a style image: the synthetic benchmark's, with the true fusion, or one's own."""
 
-import csv
 import io
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -8,7 +7,7 @@ from pathlib import Path
 from typing import Literal
 
 from ..image_loading import MIN_SIDE, load_image
-from ..text_files import read_text
+from ..text_files import csv_rows
 from ..world.captions import CONTENT, CONTENT_TRAINING_PROMPT, STYLE, caption
 from ..world.drawings import held_out_contents, known_contents
 from ..world.ground_truth import true_image
@@ -121,15 +120,15 @@ def _read_csv_rows(table: Path) -> list[tuple[int, dict[str, str]]]:
 
     Raises: OSError.  ValueError: as `pairs_from_csv`.
     """
-    reader = csv.reader(io.StringIO(read_text(table), newline=""))
-    head = [name.strip() for name in next(reader, [])]
+    lines = csv_rows(table)
+    head = [name.strip() for name in next(lines, (0, []))[1]]
     missing = [name for name in CSV_COLUMNS if name not in head]
     if missing:
         needed = f"it needs {', '.join(CSV_COLUMNS)}, with commas between"
         raise ValueError(f"{table} lacks the column {missing[0]!r}; {needed}")
     rows = []
-    for cells in reader:
-        line, row = reader.line_num, dict(zip(head, map(str.strip, cells), strict=False))
+    for line, cells in lines:
+        row = dict(zip(head, map(str.strip, cells), strict=False))
         if not cells:
             continue
         if len(cells) != len(head):

@@ -4,7 +4,6 @@ A setting that is None is left open: `filled` takes it from the base, so that sm
 """
 
 import dataclasses
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,7 +14,7 @@ from ..layouts import current_preset
 from ..trigger_words import contains_word
 from .image_settings import PATH_LISTS, normalise_paths, parse_crops
 from .renamed_settings import RENAMED, accepts_old_names, with_new_names
-from .type_checks import as_dict, check_at_least, check_strengths, check_types
+from .type_checks import MAX_COUNT, MAX_SEED, as_dict, check_at_least, check_strengths, check_types
 
 Quantize = Literal["", "nf4", "int8", "float8"]
 """How the linear layers of the unet or transformer are kept: in the base's dtype (""), or in 4 or 8 bits a weight."""
@@ -196,10 +195,11 @@ class TrainConfig:
         for name in ("rank", "steps", "batch_size"):
             check_at_least(self, name, 1)
         object.__setattr__(self, "resolution", parse_image_size("resolution", self.resolution))
-        for name in ("seed", "slot", "min_snr_gamma", "save_every", "adapter_every", "preview_every"):
+        for name in ("slot", "min_snr_gamma", "save_every", "adapter_every", "preview_every"):
             check_at_least(self, name, 0)
-        if self.learning_rate is not None and not 0 < self.learning_rate < math.inf:
-            raise ValueError(f"learning_rate must be a positive number such as 1e-4, got {self.learning_rate}")
+        check_at_least(self, "seed", 0, MAX_SEED)
+        if self.learning_rate is not None and not 0 < self.learning_rate <= MAX_COUNT:
+            raise ValueError(f"learning_rate must be a positive number such as 1e-4, got {str(self.learning_rate):.30}")
         if self.lr_decay is not None and not 0 <= self.lr_decay <= 1:
             raise ValueError(f"lr_decay must be a fraction of the updates, 0..1, got {self.lr_decay}")
 
@@ -278,20 +278,20 @@ class SampleConfig:
     """Keep every component of the base in the CPU's memory but while it runs: slower, less GPU memory."""
 
     def __post_init__(self) -> None:
+        check_types(SampleConfig, as_dict(self))
         for name in ("adapters", "strengths"):
             object.__setattr__(self, name, tuple(getattr(self, name)))
-        check_types(SampleConfig, as_dict(self))
         object.__setattr__(self, "output", str(self.output))
+        check_strengths(self.strengths)
         object.__setattr__(self, "strengths", tuple(float(x) for x in self.strengths) or (1.0,) * len(self.adapters))
         if len(self.strengths) != len(self.adapters):
             counts = f"{len(self.adapters)} adapters and {len(self.strengths)} strengths"
             raise ValueError(f"{counts}: give one strength for each adapter, or none at all")
-        check_strengths(self.strengths)
         for name in ("steps", "count"):
             check_at_least(self, name, 1)
         object.__setattr__(self, "size", parse_image_size("size", self.size))
-        for name in ("seed", "guidance"):
-            check_at_least(self, name, 0)
+        check_at_least(self, "guidance", 0)
+        check_at_least(self, "seed", 0, MAX_SEED)
 
     def filled(self, defaults: FamilyDefaults) -> Self:
         """These settings with every None replaced by the base's default."""

@@ -3,7 +3,7 @@
 import dataclasses
 import difflib
 import json
-import math
+import operator
 import tomllib
 import types
 import typing
@@ -41,8 +41,8 @@ def _has_type(value: Any, hint: Any) -> bool:
         return value in arguments
     if origin is tuple:
         return isinstance(value, (list, tuple)) and all(_has_type(v, arguments[0]) for v in value)
-    if hint is float:  # nan is nobody's setting; bool is an int to Python
-        return isinstance(value, (int, float)) and not isinstance(value, bool) and not math.isnan(value)
+    if hint is float:  # nan, which is not itself, is nobody's setting; bool is an int to Python
+        return isinstance(value, (int, float)) and not isinstance(value, bool) and value == value
     if hint is int:
         return isinstance(value, int) and not isinstance(value, bool)
     return isinstance(value, origin or hint)
@@ -79,11 +79,27 @@ def holds_list(kind: type, name: str) -> bool:
     return any(typing.get_origin(option) is tuple for option in typing.get_args(hint))
 
 
-def check_at_least(config: Any, name: str, low: float) -> None:
-    """Raises ValueError: a setting's value below `low`, or infinity. None, a setting that is left open, passes."""
+def whole_number(name: str, value: Any) -> int:
+    """An argument as a whole number, of any library's kind. Raises ValueError: it is none."""
+    try:
+        return operator.index(value)
+    except TypeError as error:
+        raise ValueError(f"{name} must be a whole number, got {value!r:.80}") from error
+
+
+MAX_COUNT = 10**9
+"""More updates, steps or images than this is a typing error: libraries fail at such numbers in their own ways."""
+MAX_SEED = 2**63 - 1
+"""Seeds beyond it are none of torch's."""
+
+
+def check_at_least(config: Any, name: str, low: float, high: float = MAX_COUNT) -> None:
+    """Raises ValueError: a setting's value below `low` or above `high`. None, a setting that is left open, passes."""
     value = getattr(config, name)
-    if value is not None and not low <= value < math.inf:
+    if value is not None and not low <= value:
         raise ValueError(f"{name} must be {low} or more, got {value}")
+    if value is not None and not value <= high:
+        raise ValueError(f"{name} must be {high} or less, got {str(value):.30}")
 
 
 MAX_STRENGTH = 1000.0
@@ -93,6 +109,11 @@ MAX_STRENGTH = 1000.0
 def check_strengths(values: Iterable[float], what: str = "strengths") -> None:
     """Raises ValueError: settings that are strengths hold NaN, infinity, or numbers beyond MAX_STRENGTH. Negative
     strengths subtract."""
-    numbers = [float(x) for x in values]
+    given = list(values)
+    wrong = f"{what} must be finite numbers of at most {MAX_STRENGTH:g} in size, got {str(given):.200}"
+    try:
+        numbers = [float(x) for x in given]
+    except (TypeError, ValueError, OverflowError) as error:
+        raise ValueError(wrong) from error
     if not all(abs(x) <= MAX_STRENGTH for x in numbers):  # NaN compares as false
-        raise ValueError(f"{what} must be finite numbers of at most {MAX_STRENGTH:g} in size, got {numbers}")
+        raise ValueError(wrong)

@@ -127,9 +127,14 @@ def alpha_of_tensor(tensor: Tensor, key: str) -> float:
 
 
 def file_in(path: str | PathLike) -> Path:
-    """The file itself, or the one in a folder that PEFT or diffusers wrote."""
+    """The file itself, or the one in a folder that PEFT or diffusers wrote. Raises OSError: a folder without."""
     path = Path(path)
-    return next((path / name for name in FOLDERS if (path / name).is_file()), path)
+    found = next((path / name for name in FOLDERS if (path / name).is_file()), path)
+    if found.is_dir():
+        raise IsADirectoryError(
+            f"{path}: a folder, in which is neither {' nor '.join(FOLDERS)}; give the adapter's file"
+        )
+    return found
 
 
 def _check_matrices(tensors: Mapping[str, Tensor], found: Mapping[tuple[str, ...], Mapping[str, str]]) -> None:

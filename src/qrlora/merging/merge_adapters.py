@@ -37,6 +37,8 @@ def merge(adapters: Sequence[Adapter], weights: Sequence[float], rule: str = "su
     Raises:  ValueError: no adapters, wrong count of weights, unknown rule or parameter of it, another family or
              base model, layers of another shape, and what the rule refuses.
     """
+    if isinstance(adapters, Adapter) or not all(isinstance(x, Adapter) for x in adapters):
+        raise ValueError("adapters is a list of adapters; qrlora.load reads one from its file")
     if not adapters or len(adapters) != len(weights):
         raise ValueError(f"a merge needs one weight for each adapter, got {len(adapters)} adapters, weights {weights}")
     check_strengths(weights, "weights")

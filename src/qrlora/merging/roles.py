@@ -36,7 +36,7 @@ def swapped_roles(content: Header, style: Header) -> str:
     return ""
 
 
-_SHARED = {"content": "things", "style": "manners"}
+_SHARED = {"content": "subjects", "style": "styles"}
 
 
 def _headers_of_sources(header: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:

@@ -101,5 +101,5 @@ def picture_format(path: str | Path) -> str:
     try:
         Image.new("RGB", (16, 16)).save(io.BytesIO(), format=kind or "none")
     except (KeyError, OSError, ValueError) as error:
-        raise ValueError(f"{path.name}: no picture format that can be written; try {path.stem}.png") from error
+        raise ValueError(f"{path}: no picture format that can be written; try {path.stem or 'picture'}.png") from error
     return kind

@@ -1,14 +1,11 @@
 """Table 1 with figures 5 and 20: the paper's methods side by side."""
 
-import csv
-import io
 import statistics
-from pathlib import Path
 
 from ..comparison import contact_sheet
 from ..comparison.figure_data import ContactSheet, ReproducedResult
 from ..comparison.summary_tables import SummaryTables, TableRow, summarise
-from ..text_files import read_text
+from ..text_files import csv_records
 from .published_numbers import TABLE_1, TABLE_1_SCORES
 from .request import ReproductionRequest
 
@@ -57,7 +54,7 @@ def _survey_levels(path: str) -> dict[str, str]:
 
     Raises: OSError.  ValueError: not such a file.
     """
-    rows = list(csv.DictReader(io.StringIO(read_text(Path(path)))))
+    rows = csv_records(path)
     if not rows or not {"question", "method", "value", "low", "high"} <= rows[0].keys():
         raise ValueError(f"{path} is not levels.csv of `qrlora survey report`")
     levels = [row for row in rows if row["question"] == rows[0]["question"] and row["value"]]

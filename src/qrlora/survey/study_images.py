@@ -1,7 +1,5 @@
 """The images of a new study: read from a folder of `qrlora compare`, or from a CSV file of one's own. [PIL]"""
 
-import csv
-import io
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -12,7 +10,7 @@ from PIL import Image
 
 from ..image_loading import MIN_SIDE, load_image
 from ..temporary_files import temporary_folder
-from ..text_files import read_text
+from ..text_files import csv_records, csv_rows, read_text
 
 LARGEST = 1024
 """Side in pixels; larger pictures are made this small, for phones."""
@@ -70,7 +68,7 @@ def images_of_comparison(folder: Path, seeds: int) -> list[StudyImage]:
         found += [
             StudyImage(kind, "", pair.name, 0, _input_as_trained(x.file)) for kind, x in shown.items() if x is not None
         ]
-    rows = list(csv.DictReader(io.StringIO(read_text(page.with_name(f"{page.stem}-pictures.csv")))))
+    rows = csv_records(page.with_name(f"{page.stem}-pictures.csv"))
     order = {job: sorted({int(row["seed"]) for row in rows if row["job"] == job}) for job in {r["job"] for r in rows}}
     known = {"method", "pair", "seed", "device", "job", "encoders"}
     for row in rows:
@@ -95,7 +93,10 @@ def _input_as_trained(picture: bytes) -> Image.Image:
 def _settings(page: Path) -> str:
     """The line of a study's page that says what it was made with."""
     lines = read_text(page).splitlines()
-    return next(line for line in lines if line.startswith("Settings: "))
+    found = next((line for line in lines if line.startswith("Settings: ")), "")
+    if not all(f"{name}=" in found for name in ("pairs", "split", "style_word", "pictures")):
+        raise ValueError(f"{page} does not say what it was made with: let `qrlora compare` write it again")
+    return found
 
 
 def _split(name: str):
@@ -109,14 +110,17 @@ def images_of_csv(path: Path) -> list[StudyImage]:
     """
     if not path.is_file():
         raise FileNotFoundError(f"{path} is neither a folder of `qrlora compare` nor a CSV file of pictures")
-    reader = csv.DictReader(io.StringIO(read_text(path), newline=""))
-    if missing := [name for name in COLUMNS if name not in (reader.fieldnames or ())]:
+    lines = csv_rows(path)
+    head = next(lines, (0, []))[1]
+    if missing := [name for name in COLUMNS if name not in head]:
         raise ValueError(f"{path} lacks the column {missing[0]!r}; it needs {', '.join(COLUMNS)}, and may have seed")
     found: dict[tuple[str, str, str, int], StudyImage] = {}
-    for row in reader:
-        line = f"{path}, line {reader.line_num}"
-        if empty := [name for name in COLUMNS if not (row[name] or "").strip()]:
+    for number_of_line, cells in lines:
+        line, row = f"{path}, line {number_of_line}", dict(zip(head, cells, strict=False))
+        if empty := [name for name in COLUMNS if cells and not row.get(name, "").strip()]:
             raise ValueError(f"{line}: {empty[0]} is empty")
+        if not cells:
+            continue
         seed = row.get("seed") or "0"
         if not seed.isdecimal():
             raise ValueError(f"{line}: seed must be a whole number, got {seed!r}")

@@ -88,6 +88,8 @@ def demo(
              classifiers' predictions.
     Raises:  ValueError, OSError: as `training.train`.
     """
+    if count < 1 or not style_shows.strip():
+        raise ValueError(f"count must be 1 or more and style_shows a word, got {count} and {style_shows!r}")
     folder.mkdir(parents=True, exist_ok=True)
     inputs = demo_inputs(folder, content, style, style_shows, overwrite)
     for one in inputs:
