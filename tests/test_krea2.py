@@ -16,6 +16,7 @@ from qrlora.training import denoising_loss
 from test_families import refused, write_single_file
 
 PROMPTS = ["a dog in style, in red", "a cat"]
+PLAIN = SizeConditioning.uncropped(pico.SIZE, pico.SIZE)
 
 
 @pytest.fixture(scope="module")
@@ -41,15 +42,22 @@ def test_the_loss_is_the_formula_of_the_public_training(base):
             encoder_attention_mask=mask,
         ).sample
         expected = (answer - pipe._pack_latents(noise - clean, 2, 4, 8, 8)).square().mean()
-        condition = base.encode_prompt(PROMPTS, SizeConditioning.uncropped(pico.SIZE, pico.SIZE))
+        condition = base.encode_prompt(PROMPTS, PLAIN)
         loss = denoising_loss(base.family.predict, base.model, base.noising, clean, noise, time, condition)
     assert condition.tensors["text"].shape[1] < 40
     torch.testing.assert_close(loss, expected, rtol=1e-5, atol=1e-6)
 
 
 def test_an_image_is_that_of_the_stock_pipeline(base):
-    """Whatever stands beside it in a batch."""
+    """Whatever stands beside it in a batch; though the model is given the tokens of the longest text, and the
+    pipeline's own 512 with their padding."""
+    given = []
+    hook = base.model.register_forward_pre_hook(
+        lambda model, args, named: given.append(named["encoder_hidden_states"].shape[1]), with_kwargs=True
+    )
     images = generate(base, PROMPTS, seed=[3, 4], negative_prompt="red", steps=2, size=pico.SIZE, guidance=2.0)
+    hook.remove()
+    assert {*given} == {base.encode_prompt(PROMPTS, PLAIN).tensors["text"].shape[1]} and max(given) < 40
     for prompt, seed, image in zip(PROMPTS, (3, 4), images, strict=True):
         stock = base.pipe(
             prompt, "red", pico.SIZE, pico.SIZE, 2, guidance_scale=2.0, generator=torch.Generator().manual_seed(seed)

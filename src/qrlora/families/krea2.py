@@ -33,13 +33,13 @@ def encode_prompt(pipe: Any, prompts: Sequence[str], sizes: SizeConditioning) ->
 
     Returns: text (b, n, layers, d), n the longest prompt's tokens.
     """
-    text, mask = _padded(pipe, prompts)  # the padding is between prompt and end; nothing reads it
-    return Condition.of_texts({"text": [row[kept] for row, kept in zip(text, mask, strict=True)]})
+    return Condition.of_texts({"text": _encoded(pipe, prompts)})
 
 
-def _padded(pipe: Any, prompts: Sequence[str]) -> tuple[Tensor, Tensor]:
-    """Texts (b, TEXT_LENGTH, layers, d), and (b, TEXT_LENGTH) bool: which of their tokens count."""
-    return pipe.encode_prompt(list(prompts), pipe.text_encoder.device, max_sequence_length=TEXT_LENGTH)
+def _encoded(pipe: Any, prompts: Sequence[str]) -> list[Tensor]:
+    """b tensors (n_k, layers, d): without the padding to TEXT_LENGTH between prompt and end, which nothing reads."""
+    text, mask = pipe.encode_prompt(list(prompts), pipe.text_encoder.device, max_sequence_length=TEXT_LENGTH)
+    return [row[kept] for row, kept in zip(text, mask, strict=True)]
 
 
 def predict(model: nn.Module, noisy: Tensor, time: Tensor, condition: Condition) -> Tensor:
@@ -52,14 +52,15 @@ def predict(model: nn.Module, noisy: Tensor, time: Tensor, condition: Condition)
 
 
 def embed(pipe: Any, prompts: Sequence[str], negative_prompt: str, guidance: float) -> Condition:
-    """For Krea 2's pipeline: its own texts with their padding, which it wants of one length, and their
-    masks; those of the negative prompt where classifier-free guidance acts."""
-    given = {"": prompts}
-    if rows_per_step(pipe, guidance) > 1:
-        given["negative_"] = [negative_prompt] * len(prompts)
-    told: dict[str, Tensor] = {}
-    for name, words in given.items():
-        told[f"{name}prompt_embeds"], told[f"{name}prompt_embeds_mask"] = _padded(pipe, words)
+    """For Krea 2's pipeline, as `encode_prompt`, beside it the negative prompt where classifier-free guidance acts; all
+    padded to the longest, since the pipeline wants one length, with masks."""
+    b, guided = len(prompts), rows_per_step(pipe, guidance) > 1
+    texts = Condition.of_texts({"text": _encoded(pipe, [*prompts, *[negative_prompt] * (b * guided)])})
+    embeds, mask = texts.tensors["text"], texts.mask("text")
+    masks = torch.ones(embeds.shape[:2], dtype=torch.bool, device=embeds.device) if mask is None else mask
+    told = {"prompt_embeds": embeds[:b], "prompt_embeds_mask": masks[:b]}
+    if guided:
+        told |= {"negative_prompt_embeds": embeds[b:], "negative_prompt_embeds_mask": masks[b:]}
     return Condition(told)
 
 
