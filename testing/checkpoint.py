@@ -398,10 +398,28 @@ def wan(pipe) -> dict[str, torch.Tensor]:
     return {f"model.diffusion_model.{name}": x for name, x in original_wan(pipe.transformer.state_dict()).items()}
 
 
+def original_qwen_image_21(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Qwen-Image-2.1's transformer as ComfyUI's files have it: the gate of a block's feed-forward above its other half,
+    in one."""
+    gate, whole = ".img_mlp.gate_layer.weight", ".img_mlp.gate_up.weight"
+    fused = {
+        name.replace(gate, whole): torch.cat([x, state[name.replace("gate_layer", "proj")]])
+        for name, x in state.items()
+        if name.endswith(gate)
+    }
+    return {**{name: x for name, x in state.items() if ".gate_layer." not in name and ".proj." not in name}, **fused}
+
+
+def qwen_image_21(pipe) -> dict[str, torch.Tensor]:
+    """The transformer alone."""
+    return original_qwen_image_21(pipe.transformer.state_dict())
+
+
 def trainable_part(family: str, state: dict[str, torch.Tensor], config) -> dict[str, torch.Tensor]:
     """A UNet or transformer of a family in its original names."""
     ways = {
         "qwen_image": dict,
+        "qwen_image_21": original_qwen_image_21,
         "z_image": original_z_image,
         "krea2": original_krea2,
         "wan": original_wan,

@@ -17,9 +17,12 @@ from pathlib import Path
 import torch
 
 from qrlora.families.family import TokenLimits
+from qrlora.families.text_processor import text_processor_class
 
 SIZE = 16
 """Side of a pico base's pictures, in pixels."""
+SIZES = {"qwen_image_21": 32}
+"""Those of bases whose latents have 16 pixels each, whatever their VAE: family -> side, in pixels."""
 
 DEFAULTS = {
     "train": {
@@ -357,15 +360,13 @@ QWEN_IMAGE_TEMPLATE = (
 QWEN_IMAGE_TEMPLATE += "relationships of the objects and background"
 
 
-def qwen_image_tokenizer():
-    """A Qwen2 tokenizer that joins the words of WORDS and of Qwen-Image's template, so that this has its 34 tokens."""
+def qwen_image_tokenizer(template: str = QWEN_IMAGE_TEMPLATE):
+    """A Qwen2 tokenizer that joins the words of WORDS and of a pipeline's template: Qwen-Image's has its 34 tokens."""
     from transformers import Qwen2Tokenizer
     from transformers.convert_slow_tokenizer import bytes_to_unicode
 
     vocab, merges = [*bytes_to_unicode().values()], {}
-    for word in [
-        x for name in [*WORDS, *QWEN_IMAGE_TEMPLATE.split()] if name.isalpha() for x in (name, "\u0120" + name)
-    ]:
+    for word in [x for name in [*WORDS, *template.split()] if name.isalpha() for x in (name, "\u0120" + name)]:
         parts = [*word]
         while len(parts) > 1:
             pairs = [x for x in zip(parts, parts[1:], strict=False) if x in merges]
@@ -374,7 +375,7 @@ def qwen_image_tokenizer():
             at = next(k for k in range(len(parts)) if (*parts[k : k + 2],) == pair)
             parts[at : at + 2] = ["".join(pair)]
             vocab.append(parts[at])
-    special = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
+    special = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|image_pad|>"]
     vocab = {token: k for k, token in enumerate(dict.fromkeys([*vocab, *special]))}
     return Qwen2Tokenizer(vocab=vocab, merges=[*merges], extra_special_tokens=special[1:], model_max_length=1024)
 
@@ -525,9 +526,9 @@ def flux2(distilled: bool = False, guidance_embeds: bool = False):
     )
 
 
-def qwen3_vl(width: int, vocabulary: int):
+def qwen3_vl(width: int, vocabulary: int, kind: str = "Qwen3VLModel"):
     """A Qwen3-VL with two layers, of a given width; its eyes are as small as they can be."""
-    from transformers import Qwen3VLConfig, Qwen3VLModel
+    import transformers
 
     text = dict(
         vocab_size=vocabulary,
@@ -542,7 +543,7 @@ def qwen3_vl(width: int, vocabulary: int):
     )
     eyes = dict(depth=1, hidden_size=8, num_heads=2, intermediate_size=8, out_hidden_size=width, patch_size=2)
     eyes |= dict(deepstack_visual_indexes=[0], num_position_embeddings=4)
-    return Qwen3VLModel(Qwen3VLConfig(text_config=text, vision_config=eyes)).eval()
+    return getattr(transformers, kind)(transformers.Qwen3VLConfig(text_config=text, vision_config=eyes)).eval()
 
 
 def krea2(distilled: bool = False):
@@ -583,6 +584,64 @@ def krea2(distilled: bool = False):
         scheduler=FlowMatchEulerDiscreteScheduler(shift=1.0, use_dynamic_shifting=True, max_image_seq_len=6400),
         text_encoder_select_layers=(1, 2),
         is_distilled=distilled,
+    )
+
+
+def words_of_qwen3_vl(words):
+    """A processor of words alone, in a folder by the name of Qwen-Image-2.1's own, which needs torchvision."""
+    kind = type("Qwen3VLProcessor", (text_processor_class(),), {"__module__": "transformers"})
+    turn = "{{ message.role }}\n{% for x in message.content %}{{ x.text }}{% endfor %}<|im_end|>\n"
+    template = f"{{% for message in messages %}}<|im_start|>{turn}{{% endfor %}}"
+    return kind(words, chat_template=template)
+
+
+def qwen_image_21():
+    """A whole pico QwenImage21Pipeline, the same weights at every call. Its pictures have 32 x 32 pixels, its VAE
+    reads and makes four channels."""
+    from diffusers import (
+        AutoencoderKLQwenImage21,
+        FlowMatchEulerDiscreteScheduler,
+        QwenImage21Pipeline,
+        QwenImage21Transformer2DModel,
+    )
+
+    words = qwen_image_tokenizer("system user assistant Comprehend and analyze the provided prompt")
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        parts = dict(
+            vae=AutoencoderKLQwenImage21(
+                base_dim=4,
+                decoder_base_dim=4,
+                z_dim=4,
+                dim_mult=[1] * 5,
+                num_res_blocks=1,
+                temperal_downsample=[False] * 4,
+                latents_mean=[0.1, -0.2, 0.3, 0.0],
+                latents_std=[1.5, 0.8, 1.0, 2.0],
+            ).eval(),
+            text_encoder=qwen3_vl(16, len(words), "Qwen3VLForConditionalGeneration"),
+            transformer=QwenImage21Transformer2DModel(
+                in_channels=4,
+                out_channels=4,
+                num_layers=2,
+                attention_head_dim=8,
+                num_attention_heads=2,
+                context_in_dim=16,
+                axes_dims_rope=(2, 2, 4),
+            ).eval(),
+        )
+        listening(parts["transformer"])
+    return QwenImage21Pipeline(
+        **parts,  # pyright: ignore[reportArgumentType]
+        processor=words_of_qwen3_vl(words),  # pyright: ignore[reportArgumentType]
+        scheduler=FlowMatchEulerDiscreteScheduler(
+            shift=1.0,
+            use_dynamic_shifting=True,
+            base_shift=0.5,
+            max_shift=0.9,
+            max_image_seq_len=8192,
+            shift_terminal=0.02,
+        ),
     )
 
 
@@ -636,9 +695,14 @@ def kept_in_float32(model, name: str) -> bool:
     return bool({*(model._keep_in_fp32_modules or ())} & {*name.split(".")})
 
 
+def side_of(family: str) -> int:
+    """Side of the pictures of a family's pico base, in pixels."""
+    return SIZES.get(family, SIZE)
+
+
 def latents(base, rows: int, generator: torch.Generator | None = None) -> torch.Tensor:
     """Random latents (b, c, h, w) of so many images of a pico base, whose VAE may keep the sides."""
-    side = SIZE // base.pixels_per_latent
+    side = side_of(base.family.name) // base.pixels_per_latent
     shape = base.family.input_shapes(base.pipe, side, TokenLimits())["latents"]
     return torch.randn(rows, *shape[1:], generator=generator)
 
@@ -650,7 +714,8 @@ def folder(family: str = "sdxl", **changes) -> Path:
     atexit.register(holder.cleanup)
     path = Path(holder.name) / f"pico-{family}"
     BASES[family](**changes).save_pretrained(path)
-    (path / "qrlora.json").write_text(json.dumps({"defaults": DEFAULTS}))
+    defaults = {**DEFAULTS, "train": {**DEFAULTS["train"], "resolution": side_of(family)}}
+    (path / "qrlora.json").write_text(json.dumps({"defaults": defaults}))
     return path
 
 
@@ -664,6 +729,7 @@ BASES = {
     "flux2": flux2,
     "krea2": krea2,
     "wan": wan,
+    "qwen_image_21": qwen_image_21,
 }
 """One pico pipeline per family: a new family is tested by a line here."""
 

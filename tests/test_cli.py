@@ -74,7 +74,7 @@ def test_two_pictures_become_one_picture_on_every_family(family, studio, tmp_pat
         assert code == 0, err
     assert files.read_header(both).family == family
     with Image.open(tmp_path / "picture.png") as image:
-        assert image.size == (pico.SIZE, pico.SIZE)
+        assert image.size == (pico.side_of(family), pico.side_of(family))
 
 
 @pytest.mark.parametrize("path", sorted(RECIPES.glob("*.toml")), ids=lambda path: path.stem)

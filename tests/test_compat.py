@@ -209,8 +209,8 @@ def flux2_files(pipe):
     }
 
 
-def qwen_image_files(pipe):
-    one, many = random_adapter(pipe, "qwen_image"), random_adapter(pipe, "qwen_image", rank=many_ranks)
+def qwen_image_files(pipe, family="qwen_image"):
+    one, many = random_adapter(pipe, family), random_adapter(pipe, family, rank=many_ranks)
     flat = kohya(one)
     half = one.select(["to_q"])
     return {
@@ -232,6 +232,11 @@ def qwen_image_files(pipe):
         "kohya and original": kohya(half) | dotted(one.select(["to_k"]), "diffusion_model."),
         "diffusers and original": dotted(half, "transformer.") | dotted(one.select(["to_k"]), "diffusion_model."),
     }
+
+
+def qwen_image_21_files(pipe):
+    """As Qwen-Image's, whose loader is its too; but flat names of a block's gate are lost."""
+    return qwen_image_files(pipe, "qwen_image_21")
 
 
 def krea2_files(pipe):
@@ -331,6 +336,7 @@ def test_diffusers_does_with_every_file_what_the_rules_say(pipes, tmp_path, fami
     pipe = pipes[family]
     made = {
         "qwen_image": qwen_image_files,
+        "qwen_image_21": qwen_image_21_files,
         "wan": wan_files,
         "z_image": z_image_files,
         "flux2": flux2_files,
@@ -392,7 +398,7 @@ def count(verdicts, state):
 def test_the_default_names_are_loaded_whole_by_all_tools_that_have_names_for_it(pipes, tmp_path, family):
     adapter = random_adapter(pipes[family], family)
     save(adapter, tmp_path / "x.safetensors")
-    two = dict.fromkeys(("sd3", "z_image", "flux2", "krea2", "qwen_image", "wan"), TWO)
+    two = dict.fromkeys(("sd3", "z_image", "flux2", "krea2", "qwen_image", "qwen_image_21", "wan"), TWO)
     readers = {"sdxl": TOOLS, "sd15": TOOLS, **two}
     for tool in readers.get(family, ("comfyui", "diffusers", "forge")):
         assert states(tmp_path / "x.safetensors", tool) == {"loaded": 2 * len(adapter.layers)}, tool

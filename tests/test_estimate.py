@@ -52,7 +52,13 @@ def test_public_configurations_have_the_public_sizes(name, size):
     ("name", "layers"),
     [("sdxl", 280), ("sd3-medium", 191), ("sd3.5-medium", 191), ("flux-dev", 342), ("sd15", 128), ("sd21", 128)]
     + [("qwen-image", 240), ("z-image", 136), ("flux2-klein-4b", 5 * 4 + 20 * 2), ("flux2-klein-9b", 8 * 4 + 24 * 2)]
-    + [("flux2-dev", 8 * 4 + 48 * 2), ("krea2-raw", 231), ("wan2.1-1.3b", 240), ("wan2.2-5b", 240)],
+    + [
+        ("flux2-dev", 8 * 4 + 48 * 2),
+        ("krea2-raw", 231),
+        ("wan2.1-1.3b", 240),
+        ("wan2.2-5b", 240),
+        ("qwen-image-2.1", 128),
+    ],
 )
 def test_a_hub_name_is_the_short_name_and_has_the_papers_layers(name, layers):
     for spelling in (name, PUBLIC[name].hub):
@@ -84,7 +90,7 @@ def real_peak(base, method, recomputed):
     starts = {n: METHODS[method].start(w, directions[n], 4, torch.Generator()) for n, w in weights.items()}
     parameters = initialise(base.model, starts, ADAPTER_NAME)
     shapes, _, tokens = blank_base(str(pico.folder(base.family.name)))
-    clean, condition = blank_example(shapes, pico.SIZE, tokens, 1, "cpu")
+    clean, condition = blank_example(shapes, pico.side_of(base.family.name), tokens, 1, "cpu")
     optimizer = OPTIMIZERS["adam"](parameters, 1e-4)
     time, noise = base.noising.sample_time(1, None), torch.randn_like(clean)
     known = [*base.model.parameters(), *base.model.buffers(), clean, noise, *condition.tensors.values()]
@@ -148,12 +154,12 @@ def test_adapter_files_of_the_real_bases_are_as_small_as_promised():
 @pytest.mark.parametrize(("family", "how"), pico.in_turn(FAMILIES, ["count", "blocks", "whole"]))
 def test_estimate_prints_and_writes_what_a_base_takes(family, how, tmp_path, capsys):
     words = ("--run", how, "--steps", 1, "--device", "cpu", "--json", tmp_path / "r.json", "--gradient-checkpointing")
-    code, out, err = run(capsys, "estimate", pico.folder(family), "--resolution", pico.SIZE, *words)
+    code, out, err = run(capsys, "estimate", pico.folder(family), "--resolution", pico.side_of(family), *words)
     assert code == 0, err
     report = json.loads((tmp_path / "r.json").read_text())
     model = open_base(pico.folder(family), "cpu").model
     assert report["parameters"] == sum(p.numel() for p in model.parameters())
-    assert report["weights"]["bfloat16"] == 2 * report["parameters"] and f"{CARDS[0]} GB" in out
+    assert f"{CARDS[0]} GB" in out
     assert report["weights"]["nf4"] < report["weights"]["int8"] < report["weights"]["bfloat16"]
     assert report["step"]["qr"]["recomputed"] <= report["step"]["qr"]["kept"]
     stages = {"whole": {"update", "merge", "denoising step"}, "blocks": {"update", "denoising step"}}.get(how)
@@ -161,6 +167,23 @@ def test_estimate_prints_and_writes_what_a_base_takes(family, how, tmp_path, cap
     assert {method: set(found) for method, found in report["stages"].items()} == expected
     assert all(0 < stage["seconds"] < math.inf for found in report["stages"].values() for stage in found.values())
     assert ("Measured" in out, "Extrapolated" in out) == (how == "whole", how == "blocks")
+
+
+def stored_bytes(tensor):
+    """Bytes of a tensor, of one that torchao has quantised those of the tensors in it."""
+    names = tensor.__tensor_flatten__()[0] if hasattr(tensor, "__tensor_flatten__") else []
+    return sum(stored_bytes(getattr(tensor, name)) for name in names) if names else tensor.nbytes
+
+
+@pytest.mark.parametrize("quantize", ["", "int8", "float8"])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_weights_that_are_counted_are_those_of_the_open_base(family, quantize):
+    """To the byte, in bfloat16 and in 8 bits; 4 bits are compared where there is a GPU, gpu/emulated.py."""
+    if quantize:
+        pytest.importorskip("torchao")
+    counted = estimate(str(pico.folder(family)), how="count", device="cpu", against="").weights[quantize or "bfloat16"]
+    model = open_base(pico.folder(family), "cpu", "bfloat16", quantize).model
+    assert counted == sum(map(stored_bytes, model.parameters()))
 
 
 def wide_sdxl(folder):
@@ -222,7 +245,10 @@ def test_a_blank_example_has_the_shapes_of_the_longest_prompt(name):
     base, (shapes, _, tokens) = open_base(folder, "cpu"), blank_base(str(folder))
     side = base.defaults.resolution
     _, condition = blank_example(shapes, side, tokens, 2, "meta")
-    real = base.encode_prompt(["a dog" * 600, "a cat" * 600], SizeConditioning.uncropped(side, side))
+    prompts = ["a dog" * 600, "a cat" * 600]
+    if name == "qwen_image_21":  # it has no limit: these are as many tokens as are counted
+        prompts = [" ".join([x] * 252) for x in ("a dog", "a cat")]
+    real = base.encode_prompt(prompts, SizeConditioning.uncropped(side, side))
     assert {k: x.shape for k, x in condition.tensors.items()} == {k: x.shape for k, x in real.tensors.items()}
 
 
@@ -234,7 +260,7 @@ def test_a_denoising_step_answers_as_many_rows_as_the_stock_pipeline_asks_for(fa
     base.model.register_forward_pre_hook(
         lambda module, args, named: rows.append(len(args[0] if args else named["hidden_states"])), with_kwargs=True
     )
-    base.sample(["a dog"], "", pico.SIZE, 3, guidance, [torch.Generator().manual_seed(0)])
+    base.sample(["a dog"], "", base.defaults.resolution, 3, guidance, [torch.Generator().manual_seed(0)])
     steps = len(base.pipe.scheduler.timesteps)  # 3, or 4 of PNDM, which asks twice in its first
     assert sum(rows) == steps * base.family.rows_per_step(base.pipe, guidance)
 

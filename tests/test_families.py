@@ -141,6 +141,7 @@ def test_the_papers_settings_are_the_familys_defaults(family):
         "flux2": ("attention", 50, 4.0, 1024, "uniform"),
         "z_image": ("attention", 50, 4.0, 1024, "uniform"),
         "wan": ("attention", 50, 5.0, 640, "uniform"),
+        "qwen_image_21": ("attention", 40, 1.0, 1024, "uniform"),
     }
     assert (own.targets, own.sample_steps, own.guidance, own.resolution, own.timestep_sampling) == expected[family]
 

@@ -389,13 +389,19 @@ def test_a1111_passes_over_alpha_of_sd3s_dotted_names_and_fails_at_that_of_flat_
         ("lora_unet_down_blocks_0_resnets_0_time_emb_proj", {"lora_te_", "lora_te1_"}),
         ("lora_unet_label_emb_0_0", {"lora_te1_", "lora_te2_"}),
         ("lora_unet_joint_blocks_0_x_block_attn_proj", set()),
+        ("lora_unet_down_blocks_0_attentions_0_transformer_blocks_0_attn2_to_k of 768", {"lora_te_", "lora_te1_"}),
+        ("lora_unet_down_blocks_0_attentions_0_transformer_blocks_0_attn2_to_k of 1024", {"lora_te_"}),
+        ("lora_unet_down_blocks_0_resnets_0_time_emb_proj sd_v2_v", {"lora_te_"}),
     ],
 )
 def test_a1111_finds_the_text_encoders_that_its_model_has(layer, begins):
     names = ("lora_te_", "lora_te1_", "lora_te2_", "lora_te3_")
     text = [f"{x}text_model_encoder_layers_0_mlp_fc1.lora_down.weight" for x in names]
-    made = {f"{layer}.lora_{x}.weight": torch.ones(2, 2) for x in "AB"} | dict.fromkeys(text, torch.ones(2, 2))
-    meta = {"ss_base_model_version": "sd_v1"} if "time_emb" in layer else {}
+    layer, _, more = layer.partition(" ")
+    inputs = int(more.removeprefix("of ")) if more.startswith("of ") else 2
+    made = {f"{layer}.lora_A.weight": torch.ones(2, inputs), f"{layer}.lora_B.weight": torch.ones(2, 2)}
+    made |= dict.fromkeys(text, torch.ones(2, 2))
+    meta = {"ss_base_model_version": more or "sd_v1"} if "time_emb" in layer else {}
     found = {x.key for x in key_verdicts(CheckedFile(made, meta), "a1111") if x.factor}
     assert {x.partition("text_model")[0] for x in found if "text_model" in x} == begins
 

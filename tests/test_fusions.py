@@ -99,7 +99,7 @@ def test_a_fusion_learns_fuses_draws_and_leaves_the_base_as_it_was(task, tmp_pat
     plain = values(generate(base, WANTED, seed=[3, 4]))
     fused = FUSIONS[name].fuse(task(name, family))
     pictures = fused.draw([WANTED, WANTED], [3, 4])
-    assert [x.size for x in pictures] == [(pico.SIZE, pico.SIZE)] * 2
+    assert [x.size for x in pictures] == [(pico.side_of(family), pico.side_of(family))] * 2
     assert np.abs(values(pictures) - plain).max() > 1  # it does something
     assert np.array_equal(values(pictures), values(fused.draw([WANTED, WANTED], [3, 4])))
     assert_unchanged(base, before)

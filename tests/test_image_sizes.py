@@ -41,16 +41,17 @@ def test_every_family_learns_and_draws_images_that_are_no_squares(tmp_path, fami
     noise = torch.randint(0, 256, (20, 50, 3), generator=torch.Generator().manual_seed(0)).numpy().astype(np.uint8)
     Image.fromarray(noise).save(tmp_path / "x.png")
     base, output = opened(family), tmp_path / "out.safetensors"
-    settings = {"image": tmp_path / "x.png", "output": output, "device": "cpu", "steps": 2, "resolution": WIDE}
+    side = pico.side_of(family)
+    wide, tall = f"{2 * side}x{side}", f"{side}x{2 * side}"
+    settings = {"image": tmp_path / "x.png", "output": output, "device": "cpu", "steps": 2, "resolution": wide}
     losses = []
     train(TrainConfig(**settings), base=base, on_step=lambda x: losses.append(x.loss))
-    assert len(losses) == 2 and load(output).header.config["resolution"] == WIDE
-    drawn = generate(base, "a <c>", [output], size=WIDE, steps=2, count=2, check_triggers=False)
-    assert [x.size for x in drawn] == [(2 * pico.SIZE, pico.SIZE)] * 2
-    tall = generate(base, "a <c>", [output], size=f"{pico.SIZE}x{2 * pico.SIZE}", steps=2)
-    assert tall[0].size == (pico.SIZE, 2 * pico.SIZE)
-    latents, _ = blank_example(base, WIDE, TokenLimits(), 3, "cpu")
-    encoded = base.encode_image(load_image(tmp_path / "x.png", (pico.SIZE, 2 * pico.SIZE)).pixels)
+    assert len(losses) == 2 and load(output).header.config["resolution"] == wide
+    drawn = generate(base, "a <c>", [output], size=wide, steps=2, count=2, check_triggers=False)
+    assert [x.size for x in drawn] == [(2 * side, side)] * 2
+    assert generate(base, "a <c>", [output], size=tall, steps=2)[0].size == (side, 2 * side)
+    latents, _ = blank_example(base, wide, TokenLimits(), 3, "cpu")
+    encoded = base.encode_image(load_image(tmp_path / "x.png", (side, 2 * side)).pixels)
     assert latents.shape[1:] == encoded.shape[1:]
 
 

@@ -30,7 +30,7 @@ class Seen(torch.optim.SGD):
 @pytest.mark.parametrize("family", FAMILIES)
 def test_gradients_beside_a_float16_base_are_those_of_float32(tmp_path, monkeypatch, family):
     """Of a batch as large as a picture is at full size. Without a scale the worst layer's cosine is 0.1 for FLUX.
-    Qwen-Image's model rounds the time itself to the base's dtype; in Krea 2 the queries and keys that weigh a word's
+    Qwen-Image's models round the time itself to the base's dtype; in Krea 2 the queries and keys that weigh a word's
     states have gradients of a ten-thousandth of the others'."""
     found = {}
     for dtype in ("float32", "float16"):
@@ -40,7 +40,9 @@ def test_gradients_beside_a_float16_base_are_those_of_float32(tmp_path, monkeypa
         train(settings(tmp_path, steps=1, batch_size=16, method="lora"), base=base)
     for ours, theirs in zip(found["float16"], found["float32"], strict=True):
         if theirs.any():  # A's gradient is zero while B is
-            close, near = {"qwen_image": (0.99, 0.1), "krea2": (0.95, 0.2)}.get(family, (0.999, 0.02))
+            close, near = {"qwen_image": (0.99, 0.1), "qwen_image_21": (0.98, 0.1), "krea2": (0.95, 0.2)}.get(
+                family, (0.999, 0.02)
+            )
             assert cosine_similarity(ours, theirs, 0) > close and abs(ours.norm() / theirs.norm() - 1) < near
 
 

@@ -45,7 +45,7 @@ def settings(folder, **changes):
 def test_the_loss_of_a_masked_image_is_the_plain_loss_of_the_places_that_count(tmp_path, family):
     """With a mask of whole places, each 1 or 0; and at whatever values the rest is, the loss does not change."""
     base = opened(family)
-    image = load_image(drawn(tmp_path / "x.png", alpha=half()), pico.SIZE)
+    image = load_image(drawn(tmp_path / "x.png", alpha=half()), pico.side_of(family))
     examples = encode_training_examples(base, [image], ["a <c>"])
     clean, weights = examples.latents.expand(2, -1, -1, -1), examples.loss_weights
     width = clean.shape[-1]

@@ -141,7 +141,7 @@ def test_what_is_learnt_on_a_quantised_base_is_learnt_for_the_full_one(tmp_path,
     adapter = load(tmp_path / "out.safetensors")
     assert adapter.header.fingerprint == fingerprint(full.weights(targets(family)))
     example, generator = (
-        encode_training_examples(full, [load_image(picture(tmp_path), pico.SIZE)], ["a <c>"]),
+        encode_training_examples(full, [load_image(picture(tmp_path), full.defaults.resolution)], ["a <c>"]),
         torch.Generator(),
     )
     noise = torch.randn(16, *example.latents.shape[1:], generator=generator.manual_seed(5))

@@ -82,7 +82,7 @@ def test_an_update_is_computed_on_the_images_of_its_step_each_with_its_own_capti
     config = settings(folder, learning_rate=1e-30, batch_size=2, targets="attention" if family != "flux" else None)
     train(config, base=opened(family), on_step=lambda progress: losses.append(progress.loss))
     base = open_base(pico.folder(family), "cpu")
-    images = [load_image(folder / name, pico.SIZE) for name in ("a.png", "b.jpg", "c.PNG")]
+    images = [load_image(folder / name, pico.side_of(family)) for name in ("a.png", "b.jpg", "c.PNG")]
     captions = [*CAPTIONS.values(), "a <c>"]
     singles = [encode_training_examples(base, [x], [text]) for x, text in zip(images, captions, strict=True)]
     generator = torch.Generator().manual_seed(0)

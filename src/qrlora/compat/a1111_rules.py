@@ -46,6 +46,18 @@ def ignores_unnamed(file: CheckedFile, key: str) -> str:
     return "it knows this layer by its original name alone" if unnamed else ""
 
 
+def ignores_second_name_of_openclip(file: CheckedFile, key: str) -> str:
+    """It leads the names that begin `lora_te1_` to CLIP's layers alone, which models of version 2 do not have."""
+    assert file.layout is not None  # whose row this is
+    factors = [(x.layers[0], key) for key, x in file.keys.items() if x.factor.kind == "A" and len(x.layers) == 1]
+    width = file.layout.width_of({layer: file.tensors[key].shape[1] for layer, key in factors})
+    second = [x for x in file.layout.variants.values() if x.metadata.get("ss_v2") == "True"]
+    by_name = file.metadata.get("ss_base_model_version") in {x.base_version for x in second}
+    is_second = by_name or file.metadata.get("ss_v2") == "True" or width in {x.width for x in second}
+    lost = key.startswith("lora_te1_") and is_second
+    return "of a model of version 2 it knows text encoder names that begin lora_te_ alone" if lost else ""
+
+
 def fails_on_transformer(file: CheckedFile) -> str:
     """It splits every key at its last two dots, text encoders' and alpha keys too."""
     short = [key for key in file.tensors if key.count(".") < 2]

@@ -32,6 +32,8 @@ class Quirk(NamedTuple):
     """Why the tool loads nothing of a file at all."""
     ignores: Callable[[CheckedFile, str], str] = _no_reason
     """Why it passes over a key whose spelling it knows."""
+    ignores_text_encoder: Callable[[CheckedFile, str], str] = _no_reason
+    """Why it passes over a text encoder's key that begins as it knows."""
 
 
 def _is_kohya(file: CheckedFile) -> bool:
@@ -140,6 +142,13 @@ def _translated(file: CheckedFile) -> bool:
     return bool(file.alphas) or any(x.spelling.startswith((LORA_UNET, "diffusion_model.")) for x in file.keys.values())
 
 
+def _diffusers_flat_layers(file: CheckedFile, key: str) -> str:
+    """diffusers takes flat names apart at each underscore but those of an older model's layers."""
+    layer = file.keys[key].layers[0]
+    lost = file.keys[key].spelling.startswith(LORA_UNET) and ("_layer" in layer or layer.startswith("modulation"))
+    return "it takes this flat name apart at too many underscores" if lost else ""
+
+
 def _diffusers_kohya_endings(file: CheckedFile) -> str:
     """diffusers' loader knows kohya's endings in files that it translates, and fails where others are left."""
     if not has_down(file):
@@ -230,6 +239,7 @@ QUIRKS = {
     "attention in kohya names": Quirk(ignores=_comfyui_unet_attention),
     "pairs after one dot": Quirk(refuses=a1111_rules.fails_on_unet),
     "the older UNet's map": Quirk(ignores=a1111_rules.ignores_unnamed),
+    "OpenCLIP's names": Quirk(ignores_text_encoder=a1111_rules.ignores_second_name_of_openclip),
     "two dots": Quirk(refuses=a1111_rules.fails_on_transformer, ignores=a1111_rules.ignores_in_transformer),
     "original names alone": Quirk(refuses=_diffusers_krea2_original_names),
     "kohya's endings flat": Quirk(ignores=_diffusers_flat_with_kohya),
@@ -248,6 +258,7 @@ QUIRKS = {
     "bare beside alpha": Quirk(ignores=_diffusers_bare_names),
     "transformer or down": Quirk(ignores=_untranslated_names),
     "one tool's names": Quirk(refuses=_diffusers_wan_prefixes),
+    "no flat names of gates": Quirk(ignores=_diffusers_flat_layers),
     "transformer. alone": Quirk(refuses=_diffusers_kohya_endings, ignores=_diffusers_prefix_twice),
 }
 

@@ -68,8 +68,10 @@ def _key_verdict(file: CheckedFile, tool: str, row: Reader | None, refusal: str,
         return Verdict(key, 0.0, refusal)
     if is_text_encoder(key):
         named = TEXT_ENCODERS[tool] if row is None or row.text_encoders is None else row.text_encoders
-        known = key.startswith(named)
-        return Verdict(key, float(known), "" if known else "a text encoder under names it does not know")
+        why = "" if key.startswith(named) else "a text encoder under names it does not know"
+        quirks = (QUIRKS[word].ignores_text_encoder for word in (row.quirks if row else ()))
+        reason = why or next((reason for quirk in quirks if (reason := quirk(file, key))), "")
+        return Verdict(key, float(not reason), reason)
     if key not in file.keys:
         return Verdict(key, None, "no plain LoRA's; qrlora does not know what the tool does with it")
     return _lora_key_verdict(file, tool, row, key) if row else Verdict(key, None, UNKNOWN)

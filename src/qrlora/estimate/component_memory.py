@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from ..families.base_model import PROMPT_BATCH
 from ..families.component_checks import learned_positions
-from ..families.pipeline_steps import as_frames
+from ..families.pipeline_steps import as_frames, as_read
 from ..initialisation_methods import METHODS
 from .estimate_report import MARGIN
 from .memory_counting import LiveBytes, flash_attention
@@ -35,7 +35,7 @@ def encoding_bytes(task: TrainingTask, spare: Mapping[str, nn.Module]) -> dict[s
         (_peak_component_bytes([part], lambda p=part: p(**_prompt_inputs(task, p, rows))) for part in texts), default=0
     )
     vae: Any = spare["vae"]
-    seen = _peak_component_bytes([vae], lambda: vae.encode(as_frames(vae, torch.empty(1, 3, height, width))))
+    seen = _peak_component_bytes([vae], lambda: vae.encode(as_read(vae, torch.empty(1, 3, height, width))))
     return {"text encoders": module_bytes(texts) + read, "VAE": module_bytes([vae]) + seen}
 
 

@@ -8,19 +8,20 @@ extrapolated, and Report.how says which.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any, Literal, get_args
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from ..adapter import Header
 from ..config import TrainConfig
 from ..devices import DTYPES, choose_device
 from ..families import quantization
 from ..families.base_without_weights import blank_base, buffers_and_tables
-from ..families.model_dtype import cast_model
+from ..families.model_dtype import cast_model, is_kept_in_float32
 from ..files import size_in_bytes
 from ..initialisation_methods import METHODS
 from ..injection import detach
@@ -32,8 +33,13 @@ from .device_memory import free_bytes
 from .estimate_report import How, Report
 from .training_task import TrainingTask
 
-LINEAR_BYTES = {"": None, "int8": 1.0, "float8": 1.0, "nf4": 0.5 + 4 / 64}
-"""Bytes of one number in a quantised linear layer; nf4 has one float32 scale for 64 numbers."""
+QUANTIZED_BYTES: dict[str, Callable[[Tensor], int]] = {
+    "int8": lambda W: W.numel() + 5 * len(W),
+    "float8": lambda W: W.numel() + 4 * len(W),
+    "nf4": lambda W: math.ceil(W.numel() / 2) + 4 * math.ceil(W.numel() / 64) + 4 * 16,
+}
+"""Quantisation -> bytes of a linear layer's weight W (o, i): 8 bits have a float32 for each output, int8
+its zero, too; 4 bits a float32 for each 64 numbers, and one for each of their 16 levels."""
 
 OnStage = Callable[[str, float], Any]
 """(what, share done 0..1)."""
@@ -160,8 +166,10 @@ def _counted_from_shapes(task: TrainingTask, methods: list[str], on_stage: OnSta
 
 
 def weight_bytes(model: nn.Module, dtype: str) -> dict[str, int]:
-    """{dtype, int8, float8, nf4: bytes of a model}; quantised are its linear layers."""
-    size = DTYPES[dtype].itemsize
-    linear = sum(layer.weight.numel() for layer in model.modules() if isinstance(layer, nn.Linear))
-    rest = sum(p.numel() for p in model.parameters()) - linear
-    return {name or dtype: round(linear * (per or size)) + rest * size for name, per in LINEAR_BYTES.items()}
+    """{dtype, int8, float8, nf4: bytes of a model that is in this dtype}; quantised are the weights of its linear
+    layers, but for those that its class keeps in float32."""
+    linear = [name for name, layer in model.named_modules() if isinstance(layer, nn.Linear)]
+    weights = [model.get_submodule(x).weight for x in linear if not is_kept_in_float32(model, x)]
+    whole = sum(p.nbytes for p in model.parameters())
+    rest = whole - sum(W.nbytes for W in weights)
+    return {dtype: whole, **{name: rest + sum(map(of, weights)) for name, of in QUANTIZED_BYTES.items()}}

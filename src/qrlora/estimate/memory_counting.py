@@ -97,6 +97,8 @@ def attend(
     """For counting memory: torch.nn.functional.scaled_dot_product_attention; see flash_attention."""
     if not query.is_meta or enable_gqa:
         return ATTENTION(query, key, value, attn_mask, dropout_p, is_causal, scale=scale, enable_gqa=enable_gqa)
+    if attn_mask is not None and attn_mask.dtype == torch.bool:
+        attn_mask = attn_mask.to(query.dtype)  # as torch makes of it what is added
     return cpu_flash_attention()(query, key, value, dropout_p, is_causal, attn_mask=attn_mask, scale=scale)[0]
 
 

@@ -120,21 +120,29 @@ def materialise_quantised(base: Base, quantize: str, device: torch.device) -> No
 
 
 def _fill_tables(model: nn.Module, device: torch.device | str) -> None:
-    """Fill with zeros what no state dict holds, such as tables of rotations: plain tensors and buffers that are not
-    saved."""
+    """Fill with zeros what no state dict holds, such as tables of rotations: plain tensors, lists of them, and buffers
+    that are not saved."""
+
+    def filled(x: Any) -> Any:
+        return torch.zeros(x.shape, dtype=x.dtype, device=device) if isinstance(x, Tensor) and x.is_meta else x
+
     for module in model.modules():
         for name, x in [*vars(module).items(), *module.named_buffers(recurse=False)]:
             if isinstance(x, Tensor) and x.is_meta:
-                setattr(module, name, torch.zeros(x.shape, dtype=x.dtype, device=device))
+                setattr(module, name, filled(x))
+            elif isinstance(x, list):
+                x[:] = map(filled, x)
 
 
 def buffers_and_tables(model: nn.Module) -> list[Tensor]:
-    """Tensors of a model beside its parameters: buffers, and plain ones such as Qwen-Image's tables of rotations, which
-    its first call moves to the device."""
-    return [
-        *model.buffers(),
-        *(x for module in model.modules() for x in vars(module).values() if isinstance(x, Tensor)),
-    ]
+    """Tensors of a model beside its parameters: buffers, and plain ones, also in lists, such as Qwen-Image's tables of
+    rotations, which its first call moves to the device."""
+    plain = (x for module in model.modules() for value in vars(module).values() for x in _as_list(value))
+    return [*model.buffers(), *(x for x in plain if isinstance(x, Tensor))]
+
+
+def _as_list(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else [value]
 
 
 @torch.no_grad()

@@ -23,7 +23,8 @@ def check_model_config(config: Mapping[str, Any], family: Family) -> None:
     for name, plain in family.required_config.items():
         if config.get(name, plain) != plain:
             what = f"{name}={config[name]!r:.80} in its configuration"
-            raise ValueError(f"its {family.component} reads more than a {family.name} base's does: {what}")
+            reads = f"its {family.component} reads more than a {family.name} base's does: {what}"
+            raise ValueError(f"{reads}; {family.served_models}")
 
 
 def check_vae_channels(pipe: Any, family: Family, latent_channels: int) -> None:
@@ -37,7 +38,8 @@ def check_vae_channels(pipe: Any, family: Family, latent_channels: int) -> None:
         outputs = outputs * inputs // config.in_channels
     if inputs != latent_channels:
         made = "it was made for an image or mask beside the words (inpainting, editing, depth), which qrlora has not"
-        raise ValueError(f"its {family.component} reads {inputs} channels, its VAE makes {latent_channels}: {made}")
+        reads = f"its {family.component} reads {inputs} channels, its VAE makes {latent_channels}"
+        raise ValueError(f"{reads}: {made}; {family.served_models}")
     if outputs != latent_channels:
         raise ValueError(f"its {family.component} predicts {outputs} channels, its VAE reads {latent_channels}")
 
@@ -48,7 +50,8 @@ def check_text_widths(pipe: Any, family: Family) -> None:
     for name, made in family.text_widths(pipe).items():
         if made != wanted[name][-1]:
             what = f"its text encoders make {made} numbers of a {'word' if name == 'text' else 'prompt'}"
-            raise ValueError(f"{what}, its {family.component} reads {wanted[name][-1]}: they are of another base")
+            reads = f"its {family.component} reads {wanted[name][-1]}: they are of another base"
+            raise ValueError(f"{what}, {reads}; {family.served_models}")
 
 
 def check_vocabulary(pipe: Any, family: Family) -> None:
@@ -59,7 +62,7 @@ def check_vocabulary(pipe: Any, family: Family) -> None:
     """
     lengths: dict[str, int] = {}
     for component in family.text_encoders:
-        name, encoder = component.replace("text_encoder", "tokenizer"), getattr(pipe, component, None)
+        name, encoder = family.tokenizer_of(component), getattr(pipe, component, None)
         tokenizer = getattr(pipe, name, None)
         if encoder is None or tokenizer is None:
             continue

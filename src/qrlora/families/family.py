@@ -64,6 +64,9 @@ class Family:
     encoded_tokens: Callable[[TokenLimits], int] | None = None
     """(tokens) -> tokens that a causal text encoder reads of a prompt, where those of its template or of padding are
     taken off for the model; None: as many as the model reads."""
+    tokenizers: Mapping[str, str] = field(default_factory=dict)
+    """Text encoder -> the component that makes its tokens, where that is not called "tokenizer" as its encoder is
+    "text_encoder": see `tokenizer_of`."""
     other_pipelines: tuple[str, ...] = ()
     """Pipeline classes of other components for text to image, which a folder is opened as if its index names them."""
     required_config: Mapping[str, Any] = field(default_factory=dict)
@@ -105,6 +108,15 @@ class Family:
     def component(self) -> str:
         """The pipeline's trainable component: "unet" or "transformer"."""
         return self.layout.component
+
+    def tokenizer_of(self, text_encoder: str) -> str:
+        """The component that makes the tokens of a text encoder: "tokenizer_2" for "text_encoder_2"."""
+        return self.tokenizers.get(text_encoder, text_encoder.replace("text_encoder", "tokenizer"))
+
+    @property
+    def served_models(self) -> str:
+        """Its public models, for refusing another of the same kind: "as sdxl are served OWNER/NAME, OWNER/NAME"."""
+        return f"as {self.name} are served {', '.join(x.hub for x in self.layout.variants.values())}"
 
     @property
     def targets(self) -> Mapping[str, tuple[str, ...]]:

@@ -70,7 +70,7 @@ def opening_errors_in_one_line(name: str, what: str = "base model") -> Iterator[
     except LocalEntryNotFoundError as error:
         fail(unreachable, error)
     except EntryNotFoundError as error:
-        fail("no diffusers pipeline, it has no model_index.json", error)
+        fail("no whole diffusers pipeline, it has no model_index.json", error)
     except HFValidationError as error:
         fail("neither a file or folder nor a possible hub name", error)
     except OSError as error:

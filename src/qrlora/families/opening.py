@@ -29,6 +29,7 @@ from .pipeline_folder import (
     processors,
     weight_files_of_trainable_component,
 )
+from .text_processor import text_processor
 from .weight_files import file_variant, variant_of
 
 
@@ -135,7 +136,10 @@ def _open_single_file(
             kwargs = {"config": single_file.config_repository(file, family.normalize_key)}
         vae = {} if "vae" in kwargs or family.beside_a_folder else single_file.vae_of_file(file, kwargs["config"])
         config = single_file.config_file(kwargs["config"], family.component)
-        model, read = single_file.model_on_meta_device(file, read_json_object(config), dtype, family.normalize_key)
+        try:
+            model, read = single_file.model_on_meta_device(file, read_json_object(config), dtype, family.normalize_key)
+        except ValueError as error:
+            raise ValueError(f"{error}; {family.served_models}") from error
         try:
             given = {"torch_dtype": dtype, **kwargs, **vae, family.component: model}
             if family.beside_a_folder:
@@ -197,11 +201,13 @@ def _open_component(place: Path, component: str, dtype: torch.dtype, variant: st
 
 def _pipeline_of_folder(family: Family, place: Path, **kwargs: Any) -> Any:
     """diffusers' pipeline of a folder. In place of a processor, which reads images, too, and asks for torchvision,
-    it has the processor's tokenizer: prompts here are words alone."""
-    from transformers import AutoTokenizer
-
-    tokenizers = {x: AutoTokenizer.from_pretrained(str(place / x)) for x in processors(place) if x not in kwargs}
-    pipe = _pipeline_class(family, place).from_pretrained(str(place), **dict.fromkeys(tokenizers), **kwargs)
+    it has one of words alone, as prompts here are; its tokenizer, if the pipeline calls it so."""
+    words = {x: text_processor(place / x) for x in processors(place) if x not in kwargs}
+    tokenizers = {name: x.tokenizer for name, x in words.items() if name.startswith("tokenizer")}
+    # a class that cannot be had without torchvision is no class to diffusers' check: registered afterwards
+    pipe = _pipeline_class(family, place).from_pretrained(
+        str(place), **{**words, **dict.fromkeys(tokenizers)}, **kwargs
+    )
     pipe.register_modules(**tokenizers)
     return pipe
 

@@ -25,10 +25,7 @@ def check_folder_components(place: Path, family: Family) -> None:
     index = read_json_object(place / "model_index.json")
     for name, value in family.required_index.items():
         if index.get(name, value) != value:
-            served = ", ".join(x.hub for x in family.layout.variants.values())
-            raise ValueError(
-                f"{place} has {name}={index[name]!r:.80} in its model_index.json: as {family.name} are served {served}"
-            )
+            raise ValueError(f"{place} has {name}={index[name]!r:.80} in its model_index.json: {family.served_models}")
     absent = absent_components(place, family)
     for name, kind in read_json_object(place / "model_index.json").items():
         if not _is_component(name, kind) or name in absent:
@@ -67,12 +64,12 @@ def absent_components(place: Path, family: Family) -> dict[str, None]:
             tokenizer.
     """
     index = read_json_object(place / "model_index.json")
-    tokenizers = {component: component.replace("text_encoder", "tokenizer") for component in family.text_encoders}
+    tokenizers = {component: family.tokenizer_of(component) for component in family.text_encoders}
     needed = {*family.text_encoders, *tokenizers.values(), family.component, "vae", "scheduler"}
     listed = {component for component, kind in index.items() if _is_component(component, kind)}
     named = {component for component in needed & listed if index[component] not in ([], [None, None])}
     for component in sorted(needed - named - {*family.optional_components}):
-        raise ValueError(f"{place} has no {component}, which every {family.name} base needs")
+        raise ValueError(f"{place} has no {component}, which every {family.name} base needs: {family.served_models}")
     for component, tokenizer in tokenizers.items():
         if component in named and tokenizer not in named:
             raise ValueError(

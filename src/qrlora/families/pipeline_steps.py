@@ -21,14 +21,14 @@ def encode_image(pipe: Any, pixels: Tensor, generator: torch.Generator | None = 
 
     SDXL: scaling_factor z, after (z - mean) / std where the config has them.  SD3, FLUX: scaling_factor (z - shift).
     FLUX.2: (z - mean) / std of a batch norm over patches of 2 x 2.
-    A VAE of videos reads an image as one frame.
+    A VAE of videos reads an image as one frame, one of transparent images as one that hides nothing.
 
     Args:    pixels (b, 3, H, W) in -1..1.  generator: of a draw from the posterior; None: its mean; AutoencoderTiny has
              none.
     Returns: (b, c, h, w) float32, which the VAE is in, too, whatever the base's dtype.
     """
     vae, config = pipe.vae, pipe.vae.config
-    found = vae.encode(as_frames(vae, pixels.float()))
+    found = vae.encode(as_read(vae, pixels.float()))
     if hasattr(found, "latent_dist"):
         z = found.latent_dist.mode() if generator is None else found.latent_dist.sample(generator)
     else:
@@ -63,6 +63,7 @@ def decode_frames(pipe: Any, latents: Tensor) -> list[Any]:
     z = z * _vae_latents_deviation(vae, z) + _vae_latents_mean(vae, z)
     pixels = vae.decode(as_frames(vae, z), return_dict=False)[0]
     pixels = pixels[0].transpose(0, 1) if reads_frames(config) else pixels
+    pixels = pixels[:, :3] if has_alpha(config) else pixels
     if not bool(torch.isfinite(pixels).all()):
         raise ValueError("the VAE made NaN or infinity of an image, which would be black: its weights are damaged")
     if getattr(pipe, "watermark", None) is not None:  # SDXL's, where its library is installed
@@ -79,6 +80,16 @@ def reads_frames(config: Any) -> bool:
 def as_frames(vae: Any, x: Tensor) -> Tensor:
     """Images or latents (b, c, h, w) as a VAE reads them: a VAE of videos, as videos of one frame; videos stay."""
     return x.unsqueeze(2) if reads_frames(vae.config) and x.ndim == 4 else x
+
+
+def has_alpha(config: Any) -> bool:
+    """Whether a VAE, by its config, reads and makes transparent images: red, green, blue, alpha."""
+    return config.get("in_channels") == 4
+
+
+def as_read(vae: Any, pixels: Tensor) -> Tensor:
+    """Images (b, 3, H, W) in -1..1 as a VAE reads them: opaque, as videos of one frame."""
+    return as_frames(vae, functional.pad(pixels, (0, 0, 0, 0, 0, 1), value=1.0) if has_alpha(vae.config) else pixels)
 
 
 def latent_channels(config: Any) -> int:

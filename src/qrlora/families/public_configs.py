@@ -17,6 +17,7 @@ from .public_text_encoders import (
     QWEN3_4B,
     QWEN3_8B,
     QWEN3_VL,
+    QWEN3_VL_8B,
     QWEN_VL,
     T5_XXL,
     UMT5_XXL,
@@ -136,6 +137,13 @@ def _qwen(name: str) -> PublicBase:
     return PublicBase(VARIANTS[name].hub, "QwenImagePipeline", part, QWEN_SCHEDULER, encoders, vae)
 
 
+def _qwen_image_21(name: str, scheduler: dict[str, Any], **settings: Any) -> PublicBase:
+    """The configuration of Qwen-Image-2.1 or Turbo; the defaults of its classes are its sizes."""
+    part, vae = {"_class_name": "QwenImage21Transformer2DModel"}, {"_class_name": "AutoencoderKLQwenImage21"}
+    encoders = {"text_encoder": QWEN3_VL_8B}
+    return PublicBase(VARIANTS[name].hub, "QwenImage21Pipeline", part, scheduler, encoders, vae, settings)
+
+
 def _flux2(name: str, layers: tuple[int, int], heads: int, encoder: dict[str, Any], distilled: bool) -> PublicBase:
     """The configuration of FLUX.2 klein or its base; layers: blocks with two streams and with one."""
     part = {"_class_name": "Flux2Transformer2DModel", "num_layers": layers[0], "num_single_layers": layers[1]}
@@ -228,6 +236,11 @@ PUBLIC: dict[str, PublicBase] = {
     "sd21-base": _sd15("sd21-base", CLIP_H, PNDM, 64, **SD21_UNET),
     "qwen-image": _qwen("qwen-image"),
     "qwen-image-2512": _qwen("qwen-image-2512"),
+    "qwen-image-2.1": _qwen_image_21("qwen-image-2.1", QWEN_SCHEDULER),
+    # As many noise levels as its index has, of even steps: none is drawn with here.
+    "qwen-image-2.1-turbo": _qwen_image_21(
+        "qwen-image-2.1-turbo", {**FLOW, "shift": 1.0}, sample_sigmas=[1 - k / 8 for k in range(8)]
+    ),
     "wan2.1-1.3b": _wan("wan2.1-1.3b", 3.0, WAN_VAE, num_attention_heads=12, ffn_dim=8960, num_layers=30),
     "wan2.1-14b": _wan("wan2.1-14b", 3.0, WAN_VAE),
     "wan2.2-5b": _wan(

@@ -91,6 +91,20 @@ QWEN3_VL: dict[str, Any] = {
     },
     "vision_config": {"hidden_size": 1024, "intermediate_size": 4096, "depth": 24, "out_hidden_size": 2560},
 }
+# text_encoder/config.json of Qwen-Image-2.1: Qwen3-VL-8B
+QWEN3_VL_8B: dict[str, Any] = {
+    **QWEN3_VL,
+    "architectures": ["Qwen3VLForConditionalGeneration"],
+    "tie_word_embeddings": False,
+    "text_config": {**QWEN3_VL["text_config"], "hidden_size": 4096, "intermediate_size": 12288},
+    "vision_config": {
+        "hidden_size": 1152,
+        "intermediate_size": 4304,
+        "depth": 27,
+        "out_hidden_size": 4096,
+        "deepstack_visual_indexes": [8, 16, 24],
+    },
+}
 # text_encoder/config.json of FLUX.2-dev: Mistral-Small-3.2-24B
 MISTRAL_SMALL: dict[str, Any] = {
     "architectures": ["Mistral3ForConditionalGeneration"],

@@ -65,16 +65,21 @@ def sample(
 ) -> Tensor:
     """Qwen-Image's latents of images under classifier-free guidance.
 
-    Raises: ValueError: one step, whose noise level would be the first and the last at once.
+    Raises: ValueError: one step, see `check_steps`.
     """
-    if steps < 2 and pipe.scheduler.config.get("shift_terminal"):
-        raise ValueError("Qwen-Image's noise levels end above zero, which takes 2 steps or more; got 1")
+    check_steps(pipe, steps)
     masks = {}
     for name, text in embeddings.tensors.items():  # the pipeline complains of a text without one
         mask = embeddings.mask(name)
         masks[f"{name}_mask"] = torch.ones_like(text[..., 0], dtype=torch.bool) if mask is None else mask
     rows = run_pipeline(pipe, size, steps, generators, true_cfg_scale=guidance, **embeddings.tensors, **masks)
     return unpacked_image(pipe, size, rows)
+
+
+def check_steps(pipe: Any, steps: int) -> None:
+    """Raises ValueError: one step, whose noise level would be the first and the last at once."""
+    if steps < 2 and pipe.scheduler.config.get("shift_terminal"):
+        raise ValueError("Qwen-Image's noise levels end above zero, which takes 2 steps or more; got 1")
 
 
 def input_shapes(pipe: Any, side: int | tuple[int, int], tokens: TokenLimits) -> dict[str, tuple[int, ...]]:

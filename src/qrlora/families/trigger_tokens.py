@@ -28,9 +28,10 @@ def describe_unreadable_trigger(base: Base, trigger: str) -> str:
 
 
 def tokenizers_of(pipe: Any) -> Mapping[str, Any]:
-    """{name: tokenizer} of a pipeline."""
-    names = [name for name in pipe.config if name.startswith("tokenizer")]
-    return {name: found for name in names if (found := getattr(pipe, name, None)) is not None}
+    """{name: tokenizer} of a pipeline, some within a processor."""
+    names = [name for name in pipe.config if name.startswith(("tokenizer", "processor"))]
+    found = {name: component for name in names if (component := getattr(pipe, name, None)) is not None}
+    return {name: getattr(component, "tokenizer", component) for name, component in found.items()}
 
 
 def _meaningless_tokens(tokenizer: Any, word: str) -> list[str]:

@@ -7,6 +7,7 @@ from .flux2 import FLUX2
 from .krea2 import KREA2
 from .layout import Layout, Variant
 from .qwen_image import QWEN_IMAGE
+from .qwen_image_21 import QWEN_IMAGE_21
 from .sd3 import SD3
 from .sd15 import SD15
 from .sdxl import SDXL
@@ -14,7 +15,7 @@ from .wan import WAN
 from .z_image import Z_IMAGE
 
 LAYOUTS: dict[str, Layout] = {
-    layout.family: layout for layout in (SDXL, SD3, FLUX, SD15, QWEN_IMAGE, Z_IMAGE, FLUX2, KREA2, WAN)
+    layout.family: layout for layout in (SDXL, SD3, FLUX, SD15, QWEN_IMAGE, Z_IMAGE, FLUX2, KREA2, WAN, QWEN_IMAGE_21)
 }
 
 VARIANTS: dict[str, Variant] = {short: variant for x in LAYOUTS.values() for short, variant in x.variants.items()}

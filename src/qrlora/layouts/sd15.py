@@ -69,7 +69,7 @@ SD15 = Layout(
         "diffusers": Reader(
             ("lora_unet_{diffusers}", *DIFFUSERS), ("the word lora", "whole kohya files", "kohya files alone")
         ),
-        "a1111": Reader(KOHYA, ("pairs after one dot",), ("lora_te_", "lora_te1_")),
+        "a1111": Reader(KOHYA, ("pairs after one dot", "OpenCLIP's names"), ("lora_te_", "lora_te1_")),
         "forge": Reader((*KOHYA, *LYCORIS, *ORIGINAL, *DIFFUSERS, *BARE), ("attention in kohya names",)),
         "kohya": Reader(("lora_unet_{diffusers}",)),
     },
