@@ -175,7 +175,7 @@ async def rate(raters: Raters, count: int) -> None:
 @contextlib.contextmanager
 def served(folder: Path, url: str, raters: Raters, kill: int) -> Iterator[None]:
     """A server; it gets SIGKILL once so many answers are acknowledged (0: never), and is started again."""
-    options = ["--port", str(raters.port), *(["--database", url] if url else [])]
+    options = ["--port", str(raters.port), "--per-address", "100000", *(["--database", url] if url else [])]
     ready, done = threading.Event(), threading.Event()
 
     def live() -> None:

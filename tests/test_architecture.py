@@ -74,6 +74,7 @@ OWNERS = {  # the synthetic benchmark makes base models and pictures, so it may 
     "uvicorn": {"web"},
     "jinja2": {"web"},
     "sqlalchemy": {"survey"},
+    "scipy": {"survey"},
     "alembic": {"survey"},
     "platformdirs": {"basis"},
     "regex": {"files"},

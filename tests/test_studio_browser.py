@@ -85,9 +85,11 @@ def test_from_two_pictures_to_a_mixed_one_though_page_and_server_go_down_and_a_r
         server.kill()
         server.wait()
         assert style.state == "running" and content.state == "waiting"
+        page.wait_for_selector("#away")  # the page says that nobody answers
     port = address.split(":")[2].split("/")[0]
     with servers.studio(work.folder, *options, "--port", port) as (again, _):
         assert again == address
+        page.wait_for_selector("#away", state="hidden")
         page.wait_for_selector(".badge.done", timeout=90_000)  # on the page that was open all the time
         page.wrong.clear()  # it has said that the server was away
         assert page.locator(".strip img").count() == 3 and page.locator(".curve polyline").count() == 2
@@ -96,7 +98,7 @@ def test_from_two_pictures_to_a_mixed_one_though_page_and_server_go_down_and_a_r
         unbroken = training_settings(content) | {"output": str(tmp_path / "unbroken.safetensors"), "device": "cpu"}
         qrlora.train(qrlora.TrainConfig(**unbroken), on_preview=lambda *_: None)
         assert content.adapter.read_bytes() == (tmp_path / "unbroken.safetensors").read_bytes()
-        mix(page)
+        mix(page, work)
         for name in ("Runs", "Adapters", "Bases"):
             page.click(f"nav >> text={name}")
             servers.check_accessible(page)
@@ -107,7 +109,7 @@ def test_from_two_pictures_to_a_mixed_one_though_page_and_server_go_down_and_a_r
         assert (pair.B @ pair.A).allclose(expected[layer].B @ expected[layer].A, atol=1e-6)
 
 
-def mix(page):
+def mix(page, work):
     """Move a slider, reload, keep a picture as A, click in a grid, save the merge."""
     page.click("nav >> text=Mixer")
     page.wait_for_function(IMAGE, timeout=60_000)
@@ -124,6 +126,10 @@ def mix(page):
     page.fill("input[name=columns]", "0, 0.7")
     page.click("text=Draw the grid")
     page.wait_for_function("() => document.querySelectorAll('.cell img').length === 4", timeout=30_000)
+    cell = page.get_attribute(".cell img >> nth=0", "src").removeprefix("/drawing/")
+    (work.drawings / cell).unlink()  # as after a server that was away: whoever looks asks for it again
+    page.evaluate("() => htmx.trigger(document.querySelector('#result'), 'changed')")
+    wait_for((work.drawings / cell).is_file)
     assert page.locator("output").all_inner_texts() == ["1", "0.5"], "beside each slider stands its value"
     servers.check_accessible(page)
     page.click(".cell >> nth=3")

@@ -16,7 +16,7 @@ from PIL import Image
 from qrlora.studio import serving
 from qrlora.studio.app_state import Studio
 from qrlora.studio.job_worker import training_settings
-from qrlora.studio.jobs import ADAPTER
+from qrlora.studio.jobs import ADAPTER, acquire_job_lock
 from qrlora.studio.mixer_pages import MOST_CELLS
 from qrlora.studio.serving import studio_app
 from qrlora.studio.uploaded_images import Square, add_uploaded_image, square_of_upload
@@ -165,6 +165,80 @@ def test_a_picture_is_stored_upright_without_what_the_camera_wrote(studio, page)
     (stored,) = studio.work.pictures.glob("*.png")
     with Image.open(stored) as image:
         assert image.size == (40, 60) and not image.getexif()
+
+
+ODD_NAMES = [
+    "-rf.png",
+    "日本 é 😀.png",
+    "é" * 120 + ".png",
+    ".png",
+    "/",
+    "a\\b.png",
+    "%2e%2e.png",
+    "a'b\"c.png",
+    "$x_{$.png",
+]
+
+
+@pytest.mark.parametrize("name", ODD_NAMES)
+def test_a_picture_may_have_any_name_and_its_run_can_be_clicked(studio, page, name):
+    assert post(page, studio, "/pictures", {"files_content": (name, photo(format="PNG"))}).status_code == 200
+    picture = re.search(r'name="content" value="(\w+)"', page.get("/").text)[1]
+    assert post(page, studio, "/train", content=picture, base="tiny-flux", once="1").status_code == 303
+    (job,) = studio.work.jobs()
+    assert job.title and re.search(rf'href="/run/{job.id}"><strong>[^<]+</strong>', page.get("/runs").text)
+    assert page.get(f"/run/{job.id}").status_code == 200
+    (job.folder / ADAPTER).write_bytes(b"x")
+    assert page.get(f"/run/{job.id}/{ADAPTER}").status_code == 200
+
+
+def odd_pictures():
+    image = Image.linear_gradient("L").resize((48, 32))
+    frames = [Image.new("P", (48, 32), k) for k in range(3)]
+    sixteen = Image.new("I;16", (48, 32), 40_000)
+    for name, picture, told in (
+        ("animated.gif", frames[0], {"save_all": True, "append_images": frames[1:]}),
+        ("animated.webp", image, {"save_all": True, "append_images": [image.convert("RGB")]}),
+        ("cmyk.jpg", image.convert("CMYK"), {}),
+        ("grey.jpg", image, {}),
+        ("palette.png", image.convert("P"), {"transparency": 0}),
+        ("16bit.png", sixteen, {}),
+        ("alpha.png", image.convert("RGBA"), {}),
+        ("bits.png", image.convert("1"), {}),
+    ):
+        file = io.BytesIO()
+        picture.save(file, {"jpg": "JPEG"}.get(name[-3:], name.rsplit(".", 1)[1].upper()), **told)
+        yield pytest.param(name, file.getvalue(), id=name)
+
+
+@pytest.mark.parametrize(("name", "data"), odd_pictures())
+def test_every_kind_of_picture_that_browsers_show_is_stored_as_one_still_one(studio, page, name, data):
+    answer = post(page, studio, "/pictures", {"files_content": (name, data)})
+    assert answer.status_code == 200 and f"{name}, 48 × 32" in answer.text
+    (stored,) = studio.work.pictures.glob("*.png")
+    with Image.open(stored) as image:
+        assert image.mode == "RGB" and image.size == (48, 32) and getattr(image, "n_frames", 1) == 1
+
+
+def test_files_that_somebody_took_out_of_a_runs_folder_break_no_page(studio, page):
+    content, style = adapter_file(studio), adapter_file(studio, "ink", "style", "<s>")
+    mixer = f"/mixer?content={content.id}&style={style.id}"
+    for name in ("square-0.png", ADAPTER, "lock"):
+        (content.folder / name).unlink()
+        for path in ("/runs", "/adapters", mixer, f"/run/{content.id}"):
+            assert page.get(path).status_code == 200, (name, path)
+    assert page.get(f"/run/{content.id}/{ADAPTER}").status_code == 404
+    (content.folder / "events.jsonl").unlink()
+    for path in ("/runs", "/adapters", mixer):
+        assert page.get(path).status_code == 200
+    assert page.get(f"/run/{content.id}").status_code == 404
+    waiting = studio.work.create("check", "dog", {"adapters": [style.id]})
+    (waiting.folder / "lock").unlink()
+    waiting.stop()
+    assert waiting.state == "stopped"
+    (waiting.folder / "lock").unlink()
+    waiting.requeue()
+    os.close(acquire_job_lock(waiting))
 
 
 @pytest.mark.parametrize(

@@ -262,6 +262,32 @@ def test_a_flood_from_one_address_is_refused_and_begins_no_more_sheets(study, li
     assert study.progress()["begun"] == 2 and rater.get("/item").status_code == 200
 
 
+def test_at_one_address_so_many_raters_begin_as_the_researcher_allows_and_who_has_begun_goes_on(study, listener):
+    """An address is counted in memory alone: no table has a place for one."""
+    app = rater_app(study, listener, per_address=2)
+    researcher, token = researcher_app(study, listener, listener.address)
+    first, *others = (Browser(app, listener.address) for _ in range(4))
+    assert first.begin("?PROLIFIC_PID=a").url.path == others[0].begin().url.path == "/about-you"
+    refused = others[1].begin()
+    assert refused.status_code == 429 and WORDS["too_many_here"] in refused.text
+    assert others[2].begin("?PROLIFIC_PID=a").url.path == "/about-you" and study.progress()["begun"] == 2
+    elsewhere = Browser(app, listener.address)
+    elsewhere.client = TestClient(app, listener.address, headers=elsewhere.client.headers, client=("2001:db8::1", 1))
+    assert elsewhere.begin().url.path == "/about-you"
+    page = TestClient(researcher, base_url=listener.address).get(f"/?token={token}").text
+    assert "1 could not begin" in page and "--per-address" in page
+    with pytest.raises(ValueError, match="got 0"):
+        rater_app(study, listener, per_address=0)
+
+
+def test_a_double_click_on_begin_is_one_rater(study, browser):
+    rater = browser()
+    hidden = dict(re.findall(r'type="hidden" name="(\w+)" value="([^"]*)"', rater.get("/").text))
+    for _ in range(2):
+        assert rater.post("/begin", consent="yes", **hidden).url.path == "/about-you"
+    assert study.progress()["begun"] == 1 and number(rater.get("/item")) == 1
+
+
 def test_where_the_disk_is_full_a_rater_is_told_and_the_same_form_is_stored_later(study, browser):
     resource = pytest.importorskip("resource")
     rater = browser()

@@ -8,9 +8,11 @@ import evalica
 import numpy as np
 import pandas as pd
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from scipy import optimize, stats
 
-from qrlora.survey.statistics import Crossed, alpha, alpha_estimate, bradley_terry_davidson, holm, students_t
+from qrlora.survey.statistics import Crossed, alpha, alpha_estimate, bradley_terry_davidson, holm
 
 POPULATIONS = {"raters and pairs": (0.7, 0.5, 0.9), "answers alone": (0.0, 0.0, 1.0), "pairs alone": (0.0, 0.7, 0.7)}
 """Standard deviations of raters, pairs, answers."""
@@ -33,7 +35,7 @@ def test_intervals_hold_the_true_mean_about_95_times_in_100(sizes):
     held = 0
     for seed in range(100):
         raters, pairs, values = ratings(sizes, seed)
-        found = Crossed(raters, pairs, seed, resamples=300).mean(values)
+        found = Crossed(raters, pairs, seed, resamples=300).mean(values, (0, 5))
         held += found.low <= 2.5 <= found.high
     assert 90 <= held <= 99
 
@@ -50,20 +52,41 @@ def test_resampling_single_answers_would_have_been_far_too_sure():
 
 def test_an_estimate_tells_what_it_rests_on_and_one_pair_has_no_interval():
     crossed = Crossed([1, 1, 2, 2], ["a", "b", "a", "b"])
-    found = crossed.mean(np.array([1.0, 2.0, 3.0, 4.0]))
+    found = crossed.mean(np.array([1.0, 2.0, 3.0, 4.0]), (0, 5))
     assert found.value == 2.5 and (found.answers, found.raters, found.pairs) == (4, 2, 2)
-    one = crossed.mean(np.array([1.0, 2.0, 3.0, 4.0]), np.array([True, False, True, False]))
+    one = crossed.mean(np.array([1.0, 2.0, 3.0, 4.0]), (0, 5), np.array([True, False, True, False]))
     assert one.value == 2.0 and math.isnan(one.low) and one.pairs == 1
-    alike = crossed.mean(np.ones(4))
+    alike = crossed.mean(np.ones(4), (0, 5))
     assert alike.value == 1 and math.isnan(alike.low) and math.isnan(alike.p), "four answers do not make it certain"
-    assert math.isnan(crossed.mean(np.ones(4), np.zeros(4, dtype=bool)).value)
+    assert math.isnan(crossed.mean(np.ones(4), (0, 5), np.zeros(4, dtype=bool)).value)
     with pytest.raises(ValueError, match="2 raters and 1 pairs"):
         Crossed([1, 2], ["a"])
 
 
-def test_students_quantile_is_scipys():
-    for freedom in (1, 2, 4, 8, 26, 1000):
-        assert students_t(freedom) == pytest.approx(float(stats.t.ppf(0.975, freedom)), rel=4e-3)
+@settings(max_examples=60, deadline=None, derandomize=True)
+@given(st.integers(2, 4), st.integers(2, 4), st.data())
+def test_no_interval_leaves_the_scale_however_few_the_raters_and_however_near_its_end(raters, pairs, data):
+    """With two raters it is nearly the whole of the scale: that is what two raters can say."""
+    n = raters * pairs
+    values = np.array(data.draw(st.lists(st.integers(0, 5), min_size=n, max_size=n)), dtype=float)
+    who, what = np.divmod(np.arange(n), pairs)
+    for scale, x in (((0, 5), values), ((-5, 5), 2 * values - 5), ((0, 1), values / 5)):
+        found = Crossed(who.tolist(), what.tolist(), 0, 100).mean(x, scale)
+        assert math.isnan(found.low) or scale[0] <= found.low < found.value < found.high <= scale[1]
+        if not math.isnan(found.low) and np.ptp(values.reshape(raters, pairs).mean(1)) >= 1 and raters == 2:
+            assert found.high - found.low > 0.3 * (scale[1] - scale[0])
+
+
+def test_an_interval_is_students_of_the_logit_and_p_below_5_percent_where_it_leaves_the_null_out():
+    """Raters who answer once each, on pairs of their own: the plain case of textbooks."""
+    values = np.random.default_rng(3).integers(0, 6, 40).astype(float)
+    found = Crossed(range(40), range(40), 0, 4000).mean(values, (0, 5))
+    share, error = values.mean() / 5, values.std(ddof=1) / 5 / math.sqrt(40)
+    logit = math.log(share / (1 - share)) + np.array(stats.t(39).interval(0.95)) * error / (share * (1 - share))
+    assert (found.low, found.high) == pytest.approx(5 / (1 + np.exp(-logit)), abs=0.06)
+    for null in np.linspace(0.5, 4.5, 81):
+        p = Crossed(range(40), range(40), 0, 4000).mean(values, (0, 5), null=null).p if abs(null - 2.5) < 1 else None
+        assert p is None or (p < 0.05) == (not found.low < null < found.high)
 
 
 def test_holm_is_the_textbooks():

@@ -13,7 +13,9 @@ from alembic.migration import MigrationContext
 import ratings
 from qrlora.survey import database
 from qrlora.survey.counted_answers import collect_answers
+from qrlora.survey.rater_pages import rater_app
 from qrlora.survey.rater_store import DATABASE, Study, now
+from qrlora.web.serving import Listener
 
 
 @pytest.fixture(scope="module")
@@ -183,11 +185,25 @@ def test_two_studies_in_one_database_do_not_mix(study, tmp_path):
     )
 
 
-def test_a_picture_that_was_changed_is_refused(tmp_path):
+def test_a_picture_that_was_changed_or_moved_is_refused_before_raters_see_it(tmp_path):
     folder = ratings.folder(tmp_path)
-    next((folder / "pictures").iterdir()).write_bytes(b"another")
+    study, picture = Study(folder), next((folder / "pictures").iterdir())
+    picture.rename(tmp_path / "moved")
+    with pytest.raises(OSError, match=picture.name):
+        rater_app(study, Listener(None, "https://r.example.org"))
+    picture.write_bytes(b"another")
+    with pytest.raises(ValueError, match="is not the picture that the plan was made with"):
+        rater_app(study, Listener(None, "https://r.example.org"))
+    (folder / "survey.db").unlink()
     with pytest.raises(ValueError, match="is not the picture that the plan was made with"):
         Study(folder)
+
+
+@pytest.mark.parametrize("name", ["a b", "Frühling?x=1#y", "100%25", "-q", "a:b@c"])
+def test_a_studys_folder_may_have_any_name(tmp_path, name):
+    folder = ratings.folder(tmp_path).rename(tmp_path / name)
+    assert Study(folder).begin_rater("link") and (folder / "survey.db").is_file()
+    assert Study(folder).progress()["begun"] == 1
 
 
 @pytest.mark.parametrize(

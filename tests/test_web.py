@@ -75,6 +75,8 @@ def test_a_large_body_is_refused_whether_it_tells_its_length_or_not():
 
 def test_too_many_requests_are_refused_and_one_address_does_not_stop_another():
     limit = RateLimit(rate=0.001, burst=3)
+    home, neighbour = RateLimit(0, 2), ("2001:db8:0:1::1", "2001:db8:0:1:ffff::2", "2001:db8:0:1::3", "2001:db8:0:2::1")
+    assert [home.allows(x) for x in neighbour] == [True, True, False, True], "of IPv6 a household has 64 bits"
     assert [limit.allows("10.0.0.1") for _ in range(4)] == [True, True, True, False]
     assert limit.allows("10.0.0.2")
     assert b"10.0.0.1" not in repr(vars(limit)).encode()
@@ -144,3 +146,24 @@ def test_a_port_that_is_taken_is_told():
         other.listen()
         with pytest.raises(OSError, match="is taken: give another one"):
             listen(other.getsockname()[1])
+
+
+def test_a_browser_that_leaves_while_it_sends_is_no_error_of_the_server():
+    """Such as by a reload during an upload."""
+    app, sent = application(Pages([]), lambda status, reason: b""), []
+
+    @app.post("/")
+    async def read(request: Request) -> None:
+        await request.form()
+
+    async def receive():
+        return {"type": "http.disconnect"}
+
+    async def send(message):
+        sent.append(message)
+
+    headers = [(b"content-type", b"multipart/form-data; boundary=x"), (b"content-length", b"99")]
+    scope = {"type": "http", "method": "POST", "path": "/", "raw_path": b"/", "query_string": b"", "headers": headers}
+    scope |= {"http_version": "1.1", "scheme": "http", "server": ("a", 80), "client": ("b", 1), "root_path": ""}
+    asyncio.run(app(scope, receive, send))
+    assert sent[0]["status"] == 400

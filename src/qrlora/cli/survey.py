@@ -77,6 +77,9 @@ def serve(
     researcher_port: Annotated[int, typer.Option(help="For you, on this machine only; 0: any.")] = 8801,
     listen: Annotated[str, typer.Option(help="Address; beyond this machine only with --public.")] = "127.0.0.1",
     public: Annotated[str, typer.Option(help="https:// address of the proxy with TLS in front.")] = "",
+    per_address: Annotated[
+        int, typer.Option(help="Raters who may begin at one address; a class behind one needs more.")
+    ] = 10,
     database: Database = "",
 ) -> None:
     """Serve a study until Ctrl-C. Nothing that was answered is lost, however it ends."""
@@ -86,8 +89,8 @@ def serve(
         console.say(f"for raters: {raters}")
         console.say(f"for you:    {researcher}")
 
-    places = {"port": port, "researcher_port": researcher_port}
-    serve_study(folder, database, **places, address=listen, public=public, on_ready=on_ready)
+    told = {"port": port, "researcher_port": researcher_port, "per_address": per_address}
+    serve_study(folder, database, **told, address=listen, public=public, on_ready=on_ready)
 
 
 @app.command(cls=VerbCommand, epilog="Example: [bold]qrlora survey report out/survey[/bold]")

@@ -155,7 +155,8 @@ class Job:
 
         Args: at_once: by SIGKILL, whatever it does; it can go on from the checkpoint before.
         """
-        with LOCKS, (self.folder / "lock").open("r+") as file:
+        with LOCKS, (self.folder / "lock").open("a+") as file:
+            file.seek(0)
             if try_lock(file.fileno(), fcntl.LOCK_EX):
                 if self.last_event.get("event") == "queued":
                     self.add_event("stopped", text="taken from the queue")
@@ -175,7 +176,7 @@ class Job:
 
 def acquire_job_lock(job: Job) -> int | None:
     """The descriptor of a job's lock, for its process to inherit; None: somebody has it."""
-    lock = os.open(job.folder / "lock", os.O_RDWR)
+    lock = os.open(job.folder / "lock", os.O_RDWR | os.O_CREAT)
     with LOCKS:
         if try_lock(lock, fcntl.LOCK_EX):
             os.ftruncate(lock, 0)  # the number of its last process is another's by now

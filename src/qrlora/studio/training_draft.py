@@ -138,7 +138,7 @@ def create_runs(work: WorkFolder, draft: Mapping[str, Any]) -> list[Job]:
         middle = [Square.middle(x["width"], x["height"]) for x in about]
         crop = [] if squares == middle else [dataclasses.astuple(square) for square in squares]
         stored = {"train": settings, "crop": crop, "pictures": draft[role]}
-        jobs.append(work.create("train", Path(about[0]["name"]).stem, stored, files))
+        jobs.append(work.create("train", Path(about[0]["name"]).stem or "picture", stored, files))
     return jobs
 
 

@@ -90,7 +90,7 @@ answer = sa.Table(
 class Database:
     """Connections for reading and for writing."""
 
-    def __init__(self, url: str):
+    def __init__(self, url: str | sa.URL):
         """Raises: ValueError: no such kind of database, or its driver is not installed."""
         try:
             kind = sa.make_url(url)

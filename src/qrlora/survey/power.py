@@ -67,7 +67,7 @@ def _simulate_level_ratings(plan: Plan, rows: tuple[list[int], list[str]], rng: 
     common = (LEVELS - 1) / 2 + rng.normal(0, RATER, crossed.sizes[0])[r] + rng.normal(0, PAIR, crossed.sizes[1])[p]
     own = rng.normal(0, METHOD_ON_PAIR, (2, crossed.sizes[1]))[:, p] + rng.normal(0, ANSWER, (2, n))
     given = np.clip(np.rint(common + own + [[plan.effect / 2], [-plan.effect / 2]]), 0, LEVELS - 1)  # the scale's ends
-    found = crossed.mean(given[0] - given[1])
+    found = crossed.mean(given[0] - given[1], (1 - LEVELS, LEVELS - 1))
     return found.low > 0 or found.high < 0
 
 
@@ -81,5 +81,5 @@ def _simulate_comparisons(plan: Plan, rows: tuple[list[int], list[str]], rng: np
     weights = np.stack([np.exp(odds / 2), np.full_like(odds, tie), np.exp(-odds / 2)], 1)
     chance = np.cumsum(weights / weights.sum(1, keepdims=True), 1)
     won = 1 - (rng.random(len(odds))[:, None] > chance).sum(1) / 2
-    found = crossed.mean(won, null=0.5)
+    found = crossed.mean(won, (0, 1), null=0.5)
     return found.low > 0.5 or found.high < 0.5

@@ -4,6 +4,7 @@ Every page works without JavaScript; answers go by forms. A rater's browser gets
 """
 
 import functools
+import secrets
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,8 @@ SIDES = ((WON, "ArrowLeft", "←"), (0, "ArrowDown", "↓"), (-WON, "ArrowRight"
 """Answers to a comparison from left to right, with their keys."""
 PREVIEW = "ASSIGNMENT_ID_NOT_AVAILABLE"
 """What MTurk sends instead of an assignment while somebody only looks."""
+PER_ADDRESS = 10
+"""Raters who may begin at one address while a server runs: a household, or a small office."""
 RATE, BEGINNING = (200, 1000), (1, 250)
 """Requests a second from one address, and at once; and of raters who begin: a class of 200 behind one address may."""
 
@@ -35,9 +38,16 @@ async def read_form(request: Request) -> dict[str, str]:
     return {name: value for name, value in (await request.form()).items() if isinstance(value, str)}
 
 
-def rater_app(study: Study, listener: Listener) -> Guard:
-    """The FastAPI application for raters."""
-    raters = RaterPages(study, secure=listener.public != "")
+def rater_app(study: Study, listener: Listener, per_address: int = PER_ADDRESS) -> Guard:
+    """The FastAPI application for raters.
+
+    Args:   per_address: how many may begin at one address.
+    Raises: ValueError: under 1; a picture is not the plan's.  OSError: a picture is missing.
+    """
+    study.check_pictures()
+    if per_address < 1:
+        raise ValueError(f"at one address at least 1 rater must be able to begin, got {per_address}")
+    raters = RaterPages(study, listener.public != "", per_address)
     app = application(raters.pages, raters.refuse)
     raters.add_routes(app)
     names = [listener.public] if listener.public else []
@@ -56,8 +66,9 @@ class RaterPages:
     Args: secure: whether the cookie is for TLS alone.
     """
 
-    def __init__(self, study: Study, secure: bool):
+    def __init__(self, study: Study, secure: bool, per_address: int):
         self.study, self.words, self.secure = study, texts(study.plan.language), secure
+        self.beginners = RateLimit(0, per_address)
         self.pages, self.cookie = Pages([Path(__file__).parent]), f"rater-{study.slug[:8]}"
 
     def add_routes(self, app: FastAPI) -> None:
@@ -163,7 +174,8 @@ class RaterPages:
         plan, entries = self.study.plan, next(iter(self.study.sheets.values()))
         questions = sum(len(plan.of(self.study.items[x.item].form)) for x in entries)
         told = {"title": plan.title, "about": plan.about, "contact": plan.contact, "items": len(entries)}
-        told |= {"minutes": max(1, round(questions * SECONDS / 60)), "source": source, "outside_id": outside_id}
+        told |= {"minutes": max(1, round(questions * SECONDS / 60)), "source": source}
+        told |= {"outside_id": outside_id or secrets.token_hex(8)}  # so that a double click is one rater
         done = who and who.position(self.study.sheets[who.sheet])
         told |= {"done": done, "preview": preview, "problem": problem}
         return self.show("start.html", 422 if problem else 200, **told)
@@ -174,6 +186,10 @@ class RaterPages:
         source = source if source in ("prolific", "mturk") else "link"
         if sent.get("consent") != "yes":
             return self.consent_page(request, source, outside_id, problem=self.words["consent_missing"])
+        address = request.client.host if request.client else ""
+        if not self.study.is_known(source, outside_id) and not self.beginners.allows(address):
+            self.study.refused += 1
+            return self.message("sorry", "too_many_here", 429)
         token = self.study.begin_rater(source, outside_id)
         if not token:
             return self.message("full", "full_text")

@@ -60,10 +60,12 @@ class Study:
         Raises: OSError: no plan, no database.  ValueError: the plan was changed since; a picture is not the plan's.
         """
         self.folder = folder
+        self.refused = 0
+        """How many could not begin since the server started, because as many as may had begun at their address."""
         self.plan = plans.read_plan(folder)
         pictures = plans.read_pictures_csv(folder, self.plan)
         self.pictures = {x.file: x for x in pictures}
-        self.database = Database(url or f"sqlite:///{folder / DATABASE}")
+        self.database = Database(url or sa.URL.create("sqlite", database=str(folder / DATABASE)))
         self.database.migrate()
         self.slug = slug = self.plan.pictures_sha256[:16]
         with self.database.writing() as db:
@@ -79,7 +81,7 @@ class Study:
                 db.execute(sa.delete(survey).where(survey.c.id == row.id))
                 row = None
             if row is None:
-                self._check_pictures()
+                self.check_pictures()
                 stuff = make_items(self.plan, pictures)
                 self._write_sheets(db, slug, stuff.items, make_sheets(self.plan, stuff))
                 row = db.execute(sa.select(survey).where(survey.c.slug == slug)).one()
@@ -93,8 +95,8 @@ class Study:
             for row in rows:
                 self.sheets.setdefault(row.sheet, []).append(Entry(row.item, row.flipped))
 
-    def _check_pictures(self) -> None:
-        """When the store is opened: refuse a study whose image files are not those that its plan was made with."""
+    def check_pictures(self) -> None:
+        """Raises: ValueError: an image file is not the one that the plan was made with.  OSError: it is not there."""
         for x in self.pictures.values():
             if hashlib.sha256((self.folder / plans.PICTURES / x.file).read_bytes()).hexdigest() != x.sha256:
                 raise ValueError(
@@ -167,6 +169,12 @@ class Study:
             with self.database.writing() as db:
                 return token if hashed and self._known_again(db, hashed, token) else ""
 
+    def is_known(self, source: str, outside_id: str) -> bool:
+        """Whether somebody with an outside id has begun."""
+        with self.database.reading() as db:
+            known = sa.and_(rater.c.survey == self.id, rater.c.outside_id_hash == self.hashed(source, outside_id))
+            return db.scalar(sa.select(rater.c.id).where(known)) is not None
+
     def _known_again(self, db: sa.Connection, hashed: str, token: str) -> bool:
         """Give the rater with an outside id another token, if there is one."""
         whose = sa.update(rater).where(rater.c.survey == self.id, rater.c.outside_id_hash == hashed)
@@ -230,15 +238,12 @@ class Study:
 
     def progress(self) -> dict[str, int]:
         """How many raters began, finished and were erased, and how many answers there are; nothing of the results."""
+        here = rater.c.survey == self.id
         with self.database.reading() as db:
-            begun = db.scalar(sa.select(sa.func.count()).where(rater.c.survey == self.id)) or 0
-            ended = sa.select(sa.func.count()).where(rater.c.survey == self.id, rater.c.finished.is_not(None))
-            finished = db.scalar(ended) or 0
-            answers = db.scalar(
-                sa.select(sa.func.count()).select_from(answer.join(rater)).where(rater.c.survey == self.id)
-            )
-            erased = db.scalar(sa.select(survey.c.erased).where(survey.c.id == self.id)) or 0
-        return {"begun": begun, "finished": finished, "answers": answers or 0, "erased": erased}
+            begun, finished = db.execute(sa.select(sa.func.count(), sa.func.count(rater.c.finished)).where(here)).one()
+            answers = db.scalar(sa.select(sa.func.count()).select_from(answer.join(rater)).where(here))
+            erased = db.scalar(sa.select(survey.c.erased).where(survey.c.id == self.id))
+        return {"begun": begun, "finished": finished, "answers": answers or 0, "erased": erased or 0}
 
     def completion_codes(self) -> list[str]:
         """The completion codes of the raters who have finished."""

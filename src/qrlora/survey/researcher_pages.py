@@ -28,7 +28,12 @@ def researcher_app(study: Study, listener: Listener, raters_at: str) -> tuple[Gu
 
     def progress_context() -> dict[str, Any]:
         """What the page shows of a study's progress."""
-        return {"plan": study.plan, "counts": study.progress(), "codes": study.completion_codes()}
+        return {
+            "plan": study.plan,
+            "counts": study.progress(),
+            "codes": study.completion_codes(),
+            "refused": study.refused,
+        }
 
     app = application(pages, refuse)
 

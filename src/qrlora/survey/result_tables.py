@@ -15,6 +15,8 @@ from .plan import LEVELS, Picture, Plan
 from .statistics import LEVEL, Crossed, Estimate, alpha_estimate, bradley_terry_davidson, holm, quotient
 
 Row = dict[str, Any]
+SCALE, SHARE = (0, LEVELS - 1), (0, 1)
+"""What a mean level, and a share, can be."""
 TABLES = {
     "levels": "Mean level",
     "differences": "Paired differences in level, within rater and input",
@@ -69,7 +71,7 @@ def _level_table(plan: Plan, given: Sequence[Given]) -> list[Row]:
         crossed, level = _crossed(mine, plan.seed), np.array([float(x.value) for x in mine])
         for method in plan.methods:
             chosen = np.array([x.first == method for x in mine], dtype=bool)
-            rows.append({"question": q.name, "method": method, **_flat(crossed.mean(level, chosen))})
+            rows.append({"question": q.name, "method": method, **_flat(crossed.mean(level, SCALE, chosen))})
     return rows
 
 
@@ -85,7 +87,7 @@ def _difference_table(plan: Plan, given: Sequence[Given]) -> list[Row]:
             both = {key: told for key, told in by.items() if first in told and second in told}
             crossed = Crossed([key[0] for key in both], [key[1] for key in both], plan.seed)
             difference = np.array([float(told[first] - told[second]) for told in both.values()])
-            estimate = crossed.mean(difference)
+            estimate = crossed.mean(difference, (-SCALE[1], SCALE[1]))
             found.append({"question": q.name, "first": first, "second": second, **_flat(estimate), "p": estimate.p})
         rows += _with_holm(found)
     return rows
@@ -99,7 +101,7 @@ def _win_table(plan: Plan, given: Sequence[Given]) -> list[Row]:
         crossed, won = _crossed(mine, plan.seed), np.array([(x.value + 1) / 2 for x in mine])
         for first, second in combinations(plan.methods, 2):
             chosen = np.array([(x.first, x.second) == (first, second) for x in mine], dtype=bool)
-            estimate = crossed.mean(won, chosen, null=0.5)
+            estimate = crossed.mean(won, SHARE, chosen, null=0.5)
             told = {name: sum(x.value == v for x, c in zip(mine, chosen, strict=True) if c) for name, v in OUTCOMES}
             who = {"question": q.name, "first": first, "second": second}
             found.append({**who, **_flat(estimate), **told, "p": estimate.p})
@@ -167,7 +169,7 @@ def _self_agreement(plan: Plan, given: Sequence[Given], q: Any) -> Estimate:
     again = values(given, q.form, q.name, "repeat")
     again = [x for x in again if (x.rater, x.pair, x.seed, x.first, x.second) in key]
     same = [float(key[x.rater, x.pair, x.seed, x.first, x.second] == x.value) for x in again]
-    return _crossed(again, plan.seed).mean(np.array(same))
+    return _crossed(again, plan.seed).mean(np.array(same), SHARE)
 
 
 def _machine_correlation_table(plan: Plan, given: Sequence[Given], pictures: Sequence[Picture]) -> list[Row]:
@@ -235,9 +237,9 @@ def _conduct_table(plan: Plan, given: Sequence[Given]) -> list[Row]:
     changed = float(np.mean([x.revisions > 0 for x in given])) if given else math.nan
     (drift,) = _crossed(levels, 0).estimates(moments, slope)
     measures = {
-        "the left one preferred, among those with a preference (0.5: no bias)": _crossed(duels, 0).mean(left),
+        "the left one preferred, among those with a preference (0.5: no bias)": _crossed(duels, 0).mean(left, SHARE),
         "change of the level from the first to the last page (0: no drift)": drift,
-        "checks passed": _crossed(checks, 0).mean(passed),
+        "checks passed": _crossed(checks, 0).mean(passed, SHARE),
         "seconds of a page, median": Estimate(seconds, answers=len(given)),
         "answers that were changed": Estimate(changed, answers=len(given)),
     }

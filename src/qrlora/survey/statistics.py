@@ -1,4 +1,4 @@
-"""Estimates from ratings of many people on many pairs of inputs. Plain numbers in, plain numbers out.
+"""Estimates from ratings of many people on many pairs of inputs. Plain numbers in, plain numbers out. [scipy]
 
 People and pairs were both drawn at random, so both are resampled (the pigeonhole bootstrap: Owen, "The pigeonhole
 bootstrap", Annals of Applied Statistics 2007), and single answers never. Letters: n answers, R raters, P pairs of
@@ -7,10 +7,10 @@ inputs, M methods, b resamples.
 
 import math
 from collections.abc import Callable, Sequence
-from statistics import NormalDist
 from typing import NamedTuple
 
 import numpy as np
+from scipy import special
 
 RESAMPLES = 2000
 LEVEL = 0.95
@@ -25,7 +25,7 @@ class Estimate(NamedTuple):
     low: float = math.nan
     high: float = math.nan
     p: float = math.nan
-    """Two-sided, for "it is 0"; the least that can be told is 1 / resamples."""
+    """Two-sided, for "it is `null`"."""
     answers: int = 0
     raters: int = 0
     pairs: int = 0
@@ -64,15 +64,17 @@ class Crossed:
         statistic: Callable[[np.ndarray], np.ndarray],
         chosen: np.ndarray | None = None,
         null: float = 0.0,
+        scale: tuple[float, float] | None = None,
     ) -> list[Estimate]:
-        """Statistics of the answers' sums, each with its bootstrap interval.
+        """Statistics of the answers' sums, each with its interval.
 
         With A, B and E the shares of raters, of pairs and of single answers in the variance, resampling raters finds
-        A + E, resampling pairs B + E, resampling both A + B + 3 E (Owen 2007, theorem 2, to leading order). The draws
-        of both are therefore drawn together until their variance is 2 (A + E) + 2 (B + E) - (A + B + 3 E) = A + B + E,
-        which is never less than either of the first two, and widened by Student's t for as many groups as there are.
+        A + E, resampling pairs B + E, resampling both A + B + 3 E (Owen 2007, theorem 2), where of n groups a resample
+        finds (n - 1) / n. The variance is A + B + E. The interval is Student's for as many groups as there are; of a
+        statistic that has a scale, for its logit (the delta method), so that no end can leave the scale.
 
         Args: values (n, k).  statistic: (..., k) -> (..., m), m statistics.  null: the value that `p` is about.
+              scale: (least, most) that the statistics can be; None: they have no ends.
         """
         chosen = np.ones(len(values), dtype=bool) if chosen is None else chosen
         found = statistic(values[chosen].sum(0))
@@ -81,54 +83,52 @@ class Crossed:
             return [Estimate(float(value), math.nan, math.nan, math.nan, *counts) for value in found]
         kinds = [statistic(x) for x in self.spread(values, chosen)]
         return [
-            _estimate_with_interval(float(value), [x[..., m] for x in kinds], counts, null)
+            _estimate_with_interval(float(value), [x[..., m] for x in kinds], counts, null, scale)
             for m, value in enumerate(found)
         ]
 
-    def mean(self, values: np.ndarray, chosen: np.ndarray | None = None, null: float = 0.0) -> Estimate:
-        """The mean of one value for each answer; NaN of none."""
-        return self.estimates(np.stack([values, np.ones(len(values))], 1), quotient, chosen, null)[0]
+    def mean(
+        self, values: np.ndarray, scale: tuple[float, float], chosen: np.ndarray | None = None, null: float = 0.0
+    ) -> Estimate:
+        """The mean of one value for each answer, on the scale of those; NaN of none."""
+        return self.estimates(np.stack([values, np.ones(len(values))], 1), quotient, chosen, null, scale)[0]
 
 
-def _estimate_with_interval(value: float, kinds: Sequence[np.ndarray], counts: Sequence[int], null: float) -> Estimate:
+def _estimate_with_interval(
+    value: float, kinds: Sequence[np.ndarray], counts: Sequence[int], null: float, scale: tuple[float, float] | None
+) -> Estimate:
     """See `Crossed.estimates`. Args: kinds: draws of resampled raters, of pairs, of both."""
     found = Estimate(value, math.nan, math.nan, math.nan, *counts)
     if not math.isfinite(value) or any(np.isfinite(x).mean() < FINITE for x in kinds):
         return found
-    drawn = [x[np.isfinite(x)] for x in kinds]
-    of_raters, of_pairs, both = (float(x.var()) for x in drawn)
+    of_raters, of_pairs, both = (float(x[np.isfinite(x)].var()) for x in kinds)
     if not both:  # all answers are alike: nothing was seen that could say how much others would differ
         return found
-    variance = max(2 * of_raters + 2 * of_pairs - both, of_raters, of_pairs)
-    wider = students_t(min(counts[1:]) - 1) / students_t(math.inf)
-    draws = value + (drawn[2] - value) * math.sqrt(variance / both) * wider
-    low, high = np.quantile(draws, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
-    tail = min(float((draws <= null).mean()), float((draws >= null).mean()))
-    return found._replace(low=float(low), high=float(high), p=min(1.0, max(2 * tail, 1 / len(draws))))
+    R, P = counts[1:]
+    share_of_single = 1 - 1 / R - 1 / P  # 0 of two raters on two pairs, which cannot tell it from the others
+    single = max(both - of_raters - of_pairs, 0) / share_of_single if share_of_single else 0
+    of_raters, of_pairs = of_raters * R / (R - 1), of_pairs * P / (P - 1)
+    variance = of_raters + of_pairs - single
+    error = math.sqrt(variance if variance > 0 else max(of_raters, of_pairs))  # which a difference of guesses may miss
+    freedom = min(R, P) - 1
+    half = special.stdtrit(freedom, (1 + LEVEL) / 2)
+    ends = np.array([-half, half])
+    if scale is None:
+        low, high = value + error * ends
+        away = abs(value - null)
+    else:
+        least, width = scale[0], scale[1] - scale[0]
+        share = (value - least) / width
+        error /= width * share * (1 - share)  # of the logit, whose slope is 1 / (share (1 - share))
+        low, high = least + width * special.expit(special.logit(share) + error * ends)
+        away = abs(special.logit(share) - special.logit((null - least) / width))
+    return found._replace(low=float(low), high=float(high), p=float(2 * special.stdtr(freedom, -away / error)))
 
 
 def quotient(sums: np.ndarray) -> np.ndarray:
     """sums (..., 2) -> (..., 1): the first over the second; NaN where that is 0."""
     with np.errstate(divide="ignore", invalid="ignore"):
         return sums[..., :1] / sums[..., 1:]
-
-
-def students_t(freedom: float, level: float = LEVEL) -> float:
-    """The two-sided quantile of Student's t, by its series around the normal one (Abramowitz and Stegun 26.7.5); exact
-    for 1 and 2 degrees of freedom, where the series is poor."""
-    p = (1 + level) / 2
-    if freedom == 1:
-        return math.tan(math.pi * (p - 0.5))
-    if freedom == 2:
-        return (2 * p - 1) / math.sqrt(2 * p * (1 - p))
-    z = NormalDist().inv_cdf(p)
-    terms = (
-        (z**3 + z) / 4,
-        (5 * z**5 + 16 * z**3 + 3 * z) / 96,
-        (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / 384,
-        (79 * z**9 + 776 * z**7 + 1482 * z**5 - 1920 * z**3 - 945 * z) / 92160,
-    )
-    return z + sum(term / freedom ** (k + 1) for k, term in enumerate(terms))
 
 
 def holm(ps: Sequence[float]) -> list[float]:

@@ -11,6 +11,7 @@ import jinja2
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
 
 FOLDER = Path(__file__).parent
 FOREVER = {"Cache-Control": "public, max-age=31536000, immutable"}
@@ -74,6 +75,11 @@ def application(pages: Pages, refuse: Refusal) -> FastAPI:
     async def refused(request: Request, error: HTTPException) -> Response:
         """The page for a browser without the token, or for an address that there is not."""
         return refusal(403, "token") if error.status_code == 403 else refusal(404, "page")
+
+    @app.exception_handler(ClientDisconnect)
+    async def gone(request: Request, error: ClientDisconnect) -> Response:
+        """What nobody reads: the browser has left in the middle of what it was sending."""
+        return Response(status_code=400)
 
     @app.exception_handler(RequestValidationError)
     @app.exception_handler(FileNotFoundError)

@@ -5,6 +5,7 @@ a name that changes its address (DNS rebinding) makes them look like its own. So
 """
 
 import hashlib
+import ipaddress
 import secrets
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -33,7 +34,7 @@ class RateLimit:
     """So many requests a second from one address on average, and so many at once (a token bucket).
 
     Addresses are kept in memory alone, hashed with a number that ends with the process, and only until their bucket is
-    full again.
+    full again; at rate 0, never, it is a count. Of IPv6 one address is a network of 64 bits: a household has as many.
     """
 
     def __init__(self, rate: float, burst: float):
@@ -43,6 +44,8 @@ class RateLimit:
 
     def allows(self, address: str) -> bool:
         """Whether the rate limit allows an address one more request, which counts it."""
+        if ":" in address:
+            address = str(ipaddress.ip_network((address.partition("%")[0], 64), strict=False))
         moment, key = time.monotonic(), hashlib.blake2b(address.encode(), key=self._salt, digest_size=8).digest()
         if len(self._left) > 10_000:
             self._left = {k: v for k, v in self._left.items() if v[0] + (moment - v[1]) * self.rate < self.burst}

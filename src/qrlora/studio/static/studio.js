@@ -2,6 +2,12 @@
 "use strict";
 
 let source = null;
+const away = (yes) => { document.querySelector("#away").hidden = !yes; };
+document.addEventListener("htmx:error", () => away(true));
+document.addEventListener("htmx:response:error", (event) => { // of the others the answer itself says why
+  if (event.detail.ctx.swap === "none") away(true);
+});
+document.addEventListener("htmx:after:request", (event) => { if (event.detail.ctx.response.status < 400) away(false); });
 const named = (names) => document.querySelectorAll("[data-on]").forEach((part) => {
   const wanted = part.dataset.on.split(" ");
   if (!names || wanted[0] === "any" || wanted.some((x) => names.includes(x))) htmx.trigger(part, "changed");
@@ -11,7 +17,8 @@ function listen() {
   source = null;
   if (document.hidden || !document.querySelector("[data-on], #estimate")) return; // browsers allow six open connections
   source = new EventSource("/events");
-  source.addEventListener("open", () => named(null)); // also after a server that was away
+  source.addEventListener("open", () => { away(false); named(null); }); // also after a server that was away
+  source.addEventListener("error", () => away(true));
   source.addEventListener("changed", (event) => named(event.data.split(" ")));
 }
 document.addEventListener("visibilitychange", listen);
@@ -110,6 +117,7 @@ if (mixer) {
   document.addEventListener("htmx:after:swap", () => {
     const state = document.querySelector("#state");
     document.querySelector("#result").setAttribute("hx-get", `/mixer/result?${state.dataset.query}`);
+    if (state.dataset.ask) edited(mixer); // nobody draws it: the server was away, or another window wanted others first
   });
 }
 document.addEventListener("click", (event) => {
