@@ -1,6 +1,6 @@
 """The built-in bases before training: stock diffusers and transformers classes with a few million parameters."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -190,19 +190,19 @@ def tiny_sd3() -> StableDiffusion3Pipeline:
     )
 
 
-def tiny_flux() -> FluxPipeline:
+def tiny_flux(shape: Mapping[str, int] = TINY_FLUX) -> FluxPipeline:
     """An untrained ``tiny-flux``: two blocks with two streams, six with one, T5; not distilled, so without guidance
-    input."""
+    input. Args: shape: another width or depth, in the names of TINY_FLUX."""
     tokenizer, pieces = clip_tokenizer(), t5_tokenizer()
-    heads, width = TINY_FLUX["heads"], TINY_FLUX["head_width"]
+    heads, width = shape["heads"], shape["head_width"]
     clip = CLIPTextModel(clip_config(tokenizer, *CLIP_SHAPES[1]))
     transformer = FluxTransformer2DModel(
         in_channels=4 * FLUX2_LATENTS.channels,
-        num_layers=TINY_FLUX["double_layers"],
-        num_single_layers=TINY_FLUX["single_layers"],
+        num_layers=shape["double_layers"],
+        num_single_layers=shape["single_layers"],
         attention_head_dim=width,
         num_attention_heads=heads,
-        joint_attention_dim=TINY_FLUX["text_width"],
+        joint_attention_dim=shape["text_width"],
         pooled_projection_dim=clip.config.hidden_size,
         guidance_embeds=False,
         axes_dims_rope=(8, 12, 12),
@@ -210,7 +210,7 @@ def tiny_flux() -> FluxPipeline:
     return FluxPipeline(
         vae=load_trained_vae("tiny-flux"),  # pyright: ignore[reportArgumentType]
         text_encoder=clip,
-        text_encoder_2=T5EncoderModel(t5_config(len(pieces), TINY_FLUX["text_width"])),
+        text_encoder_2=T5EncoderModel(t5_config(len(pieces), shape["text_width"])),
         tokenizer=tokenizer,
         tokenizer_2=pieces,
         transformer=transformer,

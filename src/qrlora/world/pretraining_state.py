@@ -1,6 +1,7 @@
 """The state of a pre-training run (weights, optimizers, weight average), its training step and its checkpoints."""
 
 import os
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -222,14 +223,23 @@ def training_loss(run: PretrainingRun, data: TrainingSet, batch: Batch) -> Tenso
     return denoising_loss(run.family.predict, model, run.noising, clean, noise, batch.time, condition)
 
 
-def training_step(run: PretrainingRun, data: TrainingSet, batch: Batch, over: float = 0.0) -> Tensor:
-    """One pre-training update of weights and average; returns the loss. Args: over: see
-    `PretrainingSettings.learning_rate_at`."""
+def training_step(
+    run: PretrainingRun,
+    data: TrainingSet,
+    batch: Batch,
+    over: float = 0.0,
+    auxiliary_loss: Callable[[Batch], Tensor] | None = None,
+) -> Tensor:
+    """One pre-training update of weights and average; returns the loss.
+
+    Args: over: see `PretrainingSettings.learning_rate_at`.  auxiliary_loss: is called after the forward pass and added
+          to the denoising loss.
+    """
     for optimizer in run.optimizers:
         for group in optimizer.param_groups:
             group["lr"] = run.settings.learning_rate_at(run.step, over)
     loss = training_loss(run, data, batch)
-    loss.backward()
+    (loss + auxiliary_loss(batch) if auxiliary_loss else loss).backward()
     run.optimizer_step()
     run.step += 1
     return loss.detach()
