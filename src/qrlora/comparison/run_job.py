@@ -186,15 +186,19 @@ def _image_scores(job: SampleJob, images: Sequence[Image.Image]) -> list[dict[st
         truth = tensor_from_pil([_open_image(pair.truth)])[0]
         known = (pair.truth.content, pair.truth.style, pair.style.content, pair.content.style)
         rows = evaluation.ground_truth_scores(tensor_from_pil(images), truth, *known)
-    by_encoder = _encoder_scores(job, images)
+    by_encoder = _encoder_scores(job, images, pair.truth)
     return [{"seed": seed, **a, **b} for seed, a, b in zip(job.seeds, rows, by_encoder, strict=True)]
 
 
-def _encoder_scores(job: SampleJob, images: Sequence[Image.Image]) -> list[dict[str, float]]:
-    """For each image of a job its likeness to the content and to the style image, by each vision encoder."""
+def _encoder_scores(
+    job: SampleJob, images: Sequence[Image.Image], truth: CaptionedImage | None = None
+) -> list[dict[str, float]]:
+    """For each image of a job its likeness to the content and to the style image, and to the true image if there is
+    one, by each vision encoder."""
     rows: list[dict[str, float]] = [{} for _ in images]
+    references = {"C": job.pair.content, "S": job.pair.style} | ({"T": truth} if truth else {})
     for encoder in _checked_encoders_of_job(job):
-        for letter, given in (("C", job.pair.content), ("S", job.pair.style)):
+        for letter, given in references.items():
             for row, likeness in zip(rows, encoder.likeness(images, _open_image(given)), strict=True):
                 row[f"{encoder.name}-{letter}"] = likeness
     return rows

@@ -36,7 +36,8 @@ class ComparisonSettings:
     steps: int | None = None
     """Optimizer updates of each adapter; None: the base's default, as of `rank`."""
     encoders: tuple[str, ...] = ()
-    """Vision encoders (DINO, CLIP): see `evaluation.ENCODERS`; with `pictures` the default is the paper's two kinds."""
+    """Vision encoders (DINO, CLIP, ST-LPIPS): see `evaluation.open_encoder`; with `pictures` the default is the paper's
+    two kinds."""
     decompose: bool = False
     """Whether each adapter is also drawn with by itself, see `decomposition`: some six times the images."""
     device: str = "auto"

@@ -23,6 +23,8 @@ SCORE_MEANINGS = {
     "preserved": "unrelated prompts: SSIM with the base's image",
 }
 """Score -> its meaning. Scores of vision encoders (dino-vits16-C ...) follow them."""
+ENCODER_SCORES = ("-C", "-S", "-T")
+"""Ends of a vision encoder's scores: likeness to the content image, to the style image, to the true image."""
 SPAN_SCORES = ("content", "style", "both", "nearest", "content_likeness", "style_likeness", "ssim")
 """Scores of which "none" and "oracle" are the lower and the upper bound."""
 LEAKAGE = ("leaked_content", "leaked_style")
@@ -121,7 +123,7 @@ def _means_by_pair(pictures: Sequence[TableRow]) -> Means:
     return {
         method: {
             pair: {
-                n: plain.fmean(r[n] for r in rows) for n in rows[0] if n in SCORE_MEANINGS or n.endswith(("-C", "-S"))
+                n: plain.fmean(r[n] for r in rows) for n in rows[0] if n in SCORE_MEANINGS or n.endswith(ENCODER_SCORES)
             }
             for pair, rows in pairs.items()
         }
