@@ -8,10 +8,10 @@ steps train it, with one recipe after the other (RECIPES).  Time is the process'
 other work on the machine takes no part in it but through the caches; evaluations do not count.  The learning rate
 decays over the last 30 % of each run's time.
 
-Distance: every caption of the set drawn in two steps by the averaged weights, root mean square difference of latents to
-the true image's (whose variance is about 1).  In more steps a base that has seen little draws noise, whose distance
-says nothing.  Right: images in hundredths that are nearer to their own true image than to the 47 others.  A run that was
-ended goes on from its last evaluation when the command is given again.
+Distance: every caption of the set drawn in two steps by the averaged weights, root mean square difference of latents
+to the true image's (whose variance is about 1).  In more steps a base that has seen little draws noise, whose distance
+says nothing.  Right: images in hundredths that are nearer to their own true image than to the 47 others.  A run that
+was ended goes on from its last evaluation when the command is given again.
 """
 
 import dataclasses

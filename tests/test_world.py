@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import shutil
 from types import SimpleNamespace
 
 import pytest
@@ -9,15 +10,19 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
+import pico
 from qrlora import world
 from qrlora.adapter import Adapter, Header, Pair
 from qrlora.basis import fingerprint
 from qrlora.built_in_bases import built_in_bases, folder_of
+from qrlora.comparison.fusion_comparison import plan_comparison
+from qrlora.comparison.settings import ComparisonSettings
 from qrlora.families import FAMILIES, SizeConditioning, adapter_compatibility, open_base
 from qrlora.world import base_scores, classifier_training, classifiers, demo, drawings, muon, pretrain, pretraining_set
 from qrlora.world.base_architectures import ARCHITECTURES, AUTOENCODERS
 from qrlora.world.captions import SYNONYMS, caption, training_caption
 from qrlora.world.drawings import HANDS, SIZE, contents, contents_drawn_by, held_out_contents, known_contents
+from qrlora.world.edition import check_edition_of_base
 from qrlora.world.ground_truth import true_images
 from qrlora.world.image_tensors import pil_from_tensor, tensor_from_pil
 from qrlora.world.random_styles import random_style
@@ -52,6 +57,86 @@ def test_a_sheet_holds_the_tiles_that_were_written_to_the_bit(tmp_path):
     assert list(read) == list(tiles)
     again = pil_from_tensor(torch.stack(list(read.values())).float() / 255)
     assert all(a.tobytes() == b.tobytes() for a, b in zip(again, tiles.values(), strict=True))
+
+
+def changed_sheet(path, names=None, size=None):
+    """A sheet of three drawings whose names or pixels are changed."""
+    own = held_out_contents()[:3]
+    drawings.write_sheet(path, dict(zip(own, pil_from_tensor(true_images(own)), strict=True)))
+    with Image.open(path) as sheet:
+        exif, pixels = sheet.getexif(), sheet.convert("RGB")
+    exif[drawings.SHEET_NAMES] = json.dumps(list(own)) if names is None else names
+    pixels.resize(size or pixels.size).save(path, lossless=True, exif=exif)
+
+
+@pytest.mark.parametrize(
+    ("change", "what"),
+    [
+        ({"names": ""}, "does not name its tiles"),
+        ({"names": "[]"}, "does not name its tiles"),
+        ({"names": '{"robot": 0}'}, "does not name its tiles"),
+        ({"names": '["robot", "unicorn pizza", "owl"]'}, "has 'unicorn pizza', which the world has not"),
+        ({"names": '["robot", "owl", "robot"]'}, "has a content twice"),
+        ({"names": json.dumps(list(held_out_contents()[:25]))}, "is 2560 x 128 pixels, its 25 tiles"),
+        ({"size": (20 * 64, 64)}, "is 1280 x 64 pixels, its 3 tiles of 128 x 128 make 2560 x 128"),
+    ],
+)
+def test_a_sheet_with_other_names_or_another_size_is_refused_in_one_line(change, what, monkeypatch, tmp_path):
+    monkeypatch.setattr(drawings, "full_sheet_folder", lambda: tmp_path)
+    changed_sheet(tmp_path / "noto.webp", **change)
+    with pytest.raises(ValueError, match=what) as caught:
+        drawings._read_sheet(tmp_path / "noto.webp")
+    assert "noto.webp" in str(caught.value) and "render_sheets` makes the sheets anew" in str(caught.value)
+    assert len(str(caught.value).splitlines()) == 1
+
+
+def test_a_sheet_in_another_order_holds_the_same_drawings(tmp_path):
+    names = held_out_contents()[:22]
+    tiles = dict(zip(names, pil_from_tensor(true_images(names)), strict=True))
+    drawings.write_sheet(tmp_path / "one.webp", tiles)
+    drawings.write_sheet(tmp_path / "two.webp", {name: tiles[name] for name in reversed(names)})
+    one, two = (drawings._read_sheet(tmp_path / f"{name}.webp") for name in ("one", "two"))
+    assert all(torch.equal(one[name], two[name]) for name in names)
+
+
+@pytest.fixture(scope="module")
+def first_edition(tmp_path_factory):
+    """A pico base that says what the first edition's said of themselves: pre-trained at 64 x 64 pixels alone."""
+    folder = tmp_path_factory.mktemp("bases") / "tiny-sdxl"
+    shutil.copytree(pico.folder("sdxl"), folder)
+    settings = json.loads((folder / "qrlora.json").read_text())
+    settings["defaults"]["train"]["resolution"] = 64
+    (folder / "qrlora.json").write_text(json.dumps({**settings, "framing": "plain"}))
+    return folder
+
+
+def test_a_base_of_one_edition_is_refused_with_the_world_of_another(first_edition, tmp_path):
+    """By the demonstration, a comparison and the scores of a base, before anything is trained; not the pico base."""
+    message = (
+        "tiny-sdxl was pre-trained on images of 64 x 64 pixels, another edition .* 128 x 128: take a base of today's"
+    )
+    calls = (
+        lambda: demo.demo(tmp_path / "demo", base=str(first_edition), device="cpu"),
+        lambda: plan_comparison(ComparisonSettings(base=str(first_edition), pairs=1, device="cpu")),
+        lambda: base_scores.base_scores(open_base(first_edition), 1),
+    )
+    for call in calls:
+        with pytest.raises(ValueError, match=message) as caught:
+            call()
+        assert len(str(caught.value).splitlines()) == 1
+    assert not list(tmp_path.rglob("*.safetensors"))
+    check_edition_of_base(open_base(pico.folder("sdxl")))
+
+
+def test_pre_training_does_not_start_from_a_base_of_another_family_or_edition(first_edition, two_steps):
+    for start, what in (
+        (first_edition, "tiny-flux is a FluxPipeline, this is StableDiffusionXLPipeline"),
+        (pico.folder("flux"), "has another shape than today's tiny-flux, as bases of another edition have"),
+        (first_edition.parent, "this is no pipeline's folder"),
+    ):
+        with pytest.raises(ValueError, match=what) as caught:
+            pretrain.PretrainingRun("tiny-flux", dataclasses.replace(two_steps, start=str(start)), "cpu")
+        assert len(str(caught.value).splitlines()) == 1
 
 
 def test_a_drawing_that_only_the_full_sheets_have_is_named_with_the_way_to_them(monkeypatch, tmp_path):
@@ -272,6 +357,11 @@ def test_a_run_does_not_go_on_from_another_runs_checkpoint(tmp_path, two_steps):
             pretrain.pretrain("tiny-flux", tmp_path, settings, "cpu", 100, float("inf"))
     longer = pretrain.pretrain("tiny-flux", tmp_path, two_steps, "cpu", 100, float("inf"))
     assert longer.step == 4
+    other = pretrain.PretrainingRun("tiny-flux", two_steps, "cpu")
+    other.training_set = "0123456789abcdef"
+    with pytest.raises(ValueError, match="was trained on other images than this run has, from other sheets") as caught:
+        other.load(tmp_path / "last.pt")
+    assert len(str(caught.value).splitlines()) == 1
 
 
 @pytest.mark.parametrize("base", ["tiny-sd3", "tiny-sdxl"])

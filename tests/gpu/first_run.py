@@ -12,7 +12,7 @@ peft       an update's extra time and memory against PEFT's LoRA, and 500 update
 bench      bases and sampling at full size, where a step's time goes
 decode     a real-sized VAE: time and memory of 1 to 12 pictures, whole and one by one
 cards      SDXL on a card of 24, 16, 12, 10 GB: does it fall back to recomputing, and what does a step take then
-pretrain   a built-in base, as many samples as the time left allows; its folder comes back in pieces
+pretrain   built-in bases, each from its shipped weights on, as long as the time left allows; they come back in pieces
 summary    the table
 
 A line of $RESULTS says one thing: part, what, value, unit, ok (true, false, null: a figure alone), note.
@@ -692,28 +692,41 @@ def tests() -> None:
 
 # ------------------------------------------------------------------------------------------------------------- pretrain
 def pretrain() -> None:
-    """The project's own script for the time that is left, its rate falling by the clock; the base comes back in pieces."""
+    """Every base of BASE from its shipped weights on (PRETRAIN may say `--start ''`), for an equal share of the time that
+    is left, its rate falling by the clock; all come back in pieces."""
     import shlex
 
     import torch
 
-    from qrlora.built_in_bases import folder_of
     from qrlora.world import pretrain as script
     from qrlora.world import pretraining_set
 
-    base, given = os.environ.get("BASE", "tiny-sdxl"), shlex.split(os.environ.get("PRETRAIN", ""))
+    given = shlex.split(os.environ.get("PRETRAIN", ""))
     kinds = {f.name: type(f.default) for f in dataclasses.fields(script.PretrainingSettings)}
     names = [x.removeprefix("--").replace("-", "_") for x in given[::2]]
     chosen = {name: kinds[name](value) for name, value in zip(names, given[1::2], strict=True)}
-    settings = script.PretrainingSettings(**{"samples": 100 * 10**6, **chosen})
     if DRY:  # few pictures: to draw and encode all takes half an hour of a CPU
         few, styles = pretraining_set.known_contents()[:40:10], dict(list(pretraining_set.STYLES.items())[:3])
         pretraining_set.known_contents, pretraining_set.STYLES = lambda: few, styles
-        settings = dataclasses.replace(settings, batch_size=8, samples=8 * 60, warmup=2, styled_hands=20, random=25)
-    work, folder = WORK / "pretraining", WORK / "base" / base
-    with trying("pre-training"):
+        chosen |= {"batch_size": 8, "samples": 8 * 60, "warmup": 2, "styled_hands": 20, "random": 25}
+    bases = os.environ.get("BASE", "tiny-sdxl").split(",")
+    for k, base in enumerate(bases):
+        settings = script.PretrainingSettings(**{"samples": 100 * 10**6, "start": base, **chosen})
+        minutes = max((left() - 20) / (len(bases) - k) - 20, 5) / 60  # the rest is for exports and a look at them
+        pretrain_base(base, settings, minutes)
+    with trying("packing"):
+        packed(WORK / "base")
+    torch.cuda.empty_cache() if torch.cuda.is_available() else None
+
+
+def pretrain_base(base: str, settings: Any, minutes: float) -> None:
+    """One base: pre-trained, written, and its loss beside the shipped one's."""
+    from qrlora.built_in_bases import folder_of
+    from qrlora.world import pretrain as script
+
+    work, folder = WORK / "pretraining" / base, WORK / "base" / base
+    with trying(f"{base}: pre-training"):
         with contextlib.redirect_stdout(io.StringIO()) as said:
-            minutes = max(left() - 40, 5) / 60  # the rest is for the export and a look at it
             run = script.pretrain(base, work, settings, DEVICE, 10**9, float("inf"), within=minutes)
         print(said.getvalue()[-3000:])
         rows = [json.loads(x) for x in (work / "log.jsonl").read_text().splitlines()]
@@ -721,12 +734,10 @@ def pretrain() -> None:
         tell(f"{base}: images shown", run.step * settings.batch_size, note=f"loss {rows[-1]['loss']}")
         script.export_base(run, work / "log.jsonl", folder)
         shutil.copy(folder_of(base) / "qrlora.json", folder)
-        packed(folder, WORK / "base")
         data = script.load_or_build_training_set(run, work / "pretraining_set.safetensors")
-    with trying("loss on fixed noise, shipped base beside this one"):
+    with trying(f"{base}: loss on fixed noise, shipped base beside this one"):
         for what, place in (("shipped", base), ("this one", str(folder))):
             tell(f"{base}: loss of fixed images, {what}", fixed_loss(place, data), "")
-    torch.cuda.empty_cache() if torch.cuda.is_available() else None
 
 
 def fixed_loss(place: str, data: Any) -> float:
@@ -753,15 +764,16 @@ def fixed_loss(place: str, data: Any) -> float:
     return total / rounds
 
 
-def packed(folder: Path, root: Path) -> None:
-    """The folder as base.tar.partN, pieces small enough to come back."""
+def packed(folder: Path) -> None:
+    """All bases of the folder as base.tar.partN, pieces small enough to come back."""
     whole = WORK / "base.tar"
     with tarfile.open(whole, "w") as archive:
-        archive.add(folder, folder.relative_to(root))
+        for base in sorted(folder.iterdir()):
+            archive.add(base, base.name)
     data = whole.read_bytes()
     for k in range(0, len(data), PIECE):
         (OUT / f"base.tar.part{k // PIECE}").write_bytes(data[k : k + PIECE])
-    tell("base written", len(data) / 1e6, "MB", len(data) < 4 * PIECE, "cat base.tar.part* | tar x")
+    tell("bases written", len(data) / 1e6, "MB", len(data) < 4 * PIECE, "cat base.tar.part* | tar x")
 
 
 # -------------------------------------------------------------------------------------------------------------- summary

@@ -3,6 +3,7 @@
 #
 #   bash tests/gpu/first_run.sh                            # all parts in order of value, until BUDGET seconds are spent
 #   bash tests/gpu/first_run.sh pretrain                   # one part or several by name, in that order
+#   BASE=tiny-flux,tiny-sd3,tiny-sdxl bash tests/gpu/first_run.sh pretrain   # all built-in bases go on, a third each
 #   DEVICE=cpu DRY=1 BUDGET=3600 bash tests/gpu/first_run.sh   # a dry run on any machine: tiny sizes, the same code
 #
 # Parts: facts smoke estimates peft quantised decode cards bench tests pretrain (first_run.py says what each does).
@@ -12,8 +13,9 @@
 # (cat base.tar.part* | tar x).
 #
 # BUDGET    seconds for all, 560 by default       DEVICE  cuda by default      DRY=1  tiny sizes
-# BASE      the base to pre-train, tiny-sdxl by default
-# PRETRAIN  arguments of `python -m qrlora.world.pretrain`, such as "--batch-size 192 --learning-rate 0.0015"
+# BASE      the base to pre-train from its shipped weights on, or several: a,b; tiny-sdxl by default
+# PRETRAIN  arguments of `python -m qrlora.world.pretrain`, such as "--batch-size 192 --learning-rate 0.0015";
+#           "--start ''" begins anew
 #
 # Where the machine has torch, transformers, peft and accelerate but no network, take the rest along as wheels:
 #

@@ -9,6 +9,7 @@ from typing import Any
 
 from ..baselines.fusion_method import check_family
 from ..evaluation import open_encoder
+from ..world.edition import check_edition_of_base
 from .decomposition import decomposed_prompts
 from .image_pairs import CaptionedImage, Pair, pairs_from_csv, unrelated_prompts, world_pairs
 from .jobs import BaseSpec, Job, SampleJob, TrainJob, base_digest
@@ -82,6 +83,8 @@ def plan_comparison(settings: ComparisonSettings) -> Comparison:
         world_pairs(settings.pairs, settings.split, word) if known else pairs_from_csv(Path(settings.pictures), word)
     )
     base = open_base_once(settings.base, settings.device, settings.dtype)
+    if known:
+        check_edition_of_base(base)
     for fusion in named.values():
         if fusion.families is not None:
             check_family(fusion.name, fusion.families, base)

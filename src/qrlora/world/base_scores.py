@@ -27,6 +27,7 @@ from ..training import train
 from .captions import CONTENT, CONTENT_TRAINING_PROMPT, STYLE, caption
 from .classifiers import classify
 from .drawings import held_out_contents, known_contents
+from .edition import check_edition_of_base
 from .ground_truth import true_image, true_images
 from .image_tensors import tensor_from_pil
 from .model_card import write_card
@@ -49,6 +50,7 @@ def base_scores(base: Base, count: int = 500, seed: int = 0) -> dict[str, float]
              styles.  ``ssim``: mean SSIM with the true image.  ``vae_ssim``, ``vae_psnr`` (dB): SSIM and PSNR of the
              true image after the VAE's round trip, the upper bound of what a base can reach.
     """
+    check_edition_of_base(base)
     generator = torch.Generator().manual_seed(seed)
     names, styles = known_contents(), tuple(STYLES)
     pairs = [

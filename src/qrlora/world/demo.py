@@ -19,6 +19,7 @@ from ..training import Progress, train
 from .captions import CONTENT, CONTENT_TRAINING_PROMPT, STYLE, caption, with_article
 from .classified_images import ClassifiedImages, classify_images
 from .drawings import SIZE, contents
+from .edition import check_edition_of_base
 from .ground_truth import true_image
 from .styles import ALL_STYLES
 
@@ -95,6 +96,7 @@ def demo(
     for one in inputs:
         load_image(one.image, SIZE)  # an unusable style image is refused before the content adapter is trained
     opened = open_base(base, device, "float32")  # as the model cards' scores are
+    check_edition_of_base(opened)
     adapters = []
     for role, one in zip(("content", "style"), inputs, strict=True):
         config = _training_config(opened, role, one, folder, method=method, steps=steps, seed=seed, overwrite=overwrite)

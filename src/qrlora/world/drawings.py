@@ -29,6 +29,8 @@ SHEET_FOLDER = Path(__file__).parent / "sheets"
 HELD_OUT_COUNT = 60
 """Count of contents that no built-in base was trained on: evenly spaced in the list, so as diverse as the others."""
 SHEET_COLUMNS = 20
+SHEET_NAMES = 0x010E
+"""The EXIF entry of a sheet that holds its tiles' names: the image's description."""
 
 
 @dataclass(frozen=True)
@@ -66,12 +68,39 @@ def full_sheet_folder() -> Path:
 
 @cache
 def _read_sheet(path: Path) -> dict[str, Tensor]:
-    """Read a sheet of drawings: content -> its tile (3, 128, 128), 8 bit."""
+    """Read a sheet of drawings: content -> its tile (3, 128, 128), 8 bit.
+
+    Raises: ValueError: its names, their count or the size of its tiles are not those of the world's sheets.
+    """
     with Image.open(path) as sheet:
-        names = json.loads(sheet.getexif()[0x010E])
+        text = sheet.getexif().get(SHEET_NAMES, "")
         pixels = torch.from_numpy(np.array(sheet.convert("RGB")))
+    names = _checked_sheet_names(path, text, pixels)
     tiles = pixels.unflatten(0, (-1, SIZE)).unflatten(2, (-1, SIZE)).permute(0, 2, 4, 1, 3).flatten(0, 1)
     return dict(zip(names, tiles[: len(names)], strict=True))
+
+
+def _checked_sheet_names(path: Path, text: str, pixels: Tensor) -> list[str]:
+    """The names of a sheet's tiles, from its metadata."""
+    hint = "`python -m qrlora.world.render_sheets` makes the sheets anew"
+    try:
+        names = json.loads(text)
+    except ValueError:
+        names = None
+    if not isinstance(names, list) or not names:
+        raise ValueError(f"{path} does not name its tiles, as the world's sheets do: {hint}")
+    unknown = [name for name in names if name not in contents()]
+    if unknown or len(set(names)) != len(names):
+        what = f"{unknown[0]!r}, which the world has not" if unknown else "a content twice"
+        raise ValueError(f"{path} has {what}: {hint}")
+    rows = math.ceil(len(names) / SHEET_COLUMNS)
+    wanted, found = (SHEET_COLUMNS * SIZE, rows * SIZE), (pixels.shape[1], pixels.shape[0])
+    if wanted != found:
+        raise ValueError(
+            f"{path} is {found[0]} x {found[1]} pixels, its {len(names)} tiles of {SIZE} x {SIZE} make "
+            f"{wanted[0]} x {wanted[1]}: {hint}"
+        )
+    return names
 
 
 def write_sheet(path: Path, tiles: dict[str, Image.Image]) -> None:
@@ -80,7 +109,7 @@ def write_sheet(path: Path, tiles: dict[str, Image.Image]) -> None:
     for k, tile in enumerate(tiles.values()):
         sheet.paste(tile, (k % SHEET_COLUMNS * SIZE, k // SHEET_COLUMNS * SIZE))
     exif = Image.Exif()
-    exif[0x010E] = json.dumps(list(tiles))
+    exif[SHEET_NAMES] = json.dumps(list(tiles))
     sheet.save(path, "WEBP", lossless=True, quality=100, method=4, exif=exif)
 
 

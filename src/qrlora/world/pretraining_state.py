@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from ..built_in_bases import built_in_bases
 from ..families import FAMILIES
 from ..families.condition import Condition
+from ..json_objects import read_json_object
 from ..noising import noising_of
 from ..training import denoising_loss
 from .base_architectures import ARCHITECTURES, Tokens
@@ -111,11 +112,28 @@ class PretrainingRun:
         self.optimizers = pretraining_optimizers(self.weights, settings.learning_rate, self.dtype)
 
     def _initialise_from(self, folder: Path) -> None:
-        """Start pre-training from the weights of a base in a folder."""
+        """Start pre-training from the weights of a base in a folder.
+
+        Raises: ValueError: it is of another family, or of another shape, as bases of another edition are.
+        """
+        kind, index = type(self.pipe).__name__, folder / "model_index.json"
+        found = read_json_object(index).get("_class_name") if index.is_file() else "no pipeline's folder"
+        if found != kind:
+            raise ValueError(f"start={folder}: {self.base} is a {kind}, this is {found}")
         base = type(self.pipe).from_pretrained(folder, torch_dtype=torch.float32)
         for name, component in base.components.items():
             if isinstance(component, nn.Module):
-                getattr(self.pipe, name).load_state_dict(component.state_dict())
+                own, given = getattr(self.pipe, name).state_dict(), component.state_dict()
+                shapes, others = ({k: tuple(x.shape) for k, x in state.items()} for state in (own, given))
+                differ = sorted(k for k in shapes | others if shapes.get(k) != others.get(k))
+                if differ:
+                    first = differ[0]
+                    raise ValueError(
+                        f"start={folder} has another shape than today's {self.base}, as bases of another edition have: "
+                        f"{name}'s {first} is {others.get(first, 'absent')} there, {shapes.get(first, 'absent')} here "
+                        f"({len(differ)} weights differ): leave start out"
+                    )
+                getattr(self.pipe, name).load_state_dict(given)
 
     def save(self, path: Path) -> None:
         """Write the state of the pre-training run as a checkpoint."""
@@ -144,6 +162,12 @@ class PretrainingRun:
             {**x, "training_set": y}
             for x, y in ((state["settings"], state["training_set"]), (asdict(self.settings), self.training_set))
         )
+        if saved["training_set"] != own["training_set"]:
+            raise ValueError(
+                f"{path} was trained on other images than this run has, from other sheets, another VAE or other counts "
+                f"(digest {saved['training_set'][:12]}, here {own['training_set'][:12]}): give it those, or another "
+                "folder with --run"
+            )
         for name, value in own.items():
             if name not in CHANGEABLE_SETTINGS and saved.get(name) != value:
                 raise ValueError(
