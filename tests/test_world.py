@@ -421,6 +421,16 @@ def test_the_classifiers_are_as_accurate_and_as_strict_as_their_file_says():
     assert recorded["accuracy"]["content"] > 0.9 and recorded["accuracy"]["style"] > 0.95
 
 
+def test_the_content_classifier_sees_no_content_in_plain_colours_gradients_and_noise():
+    """Nothing of the world's; screenshots and contact sheets it may name, see docs/findings.md."""
+    generator = torch.Generator().manual_seed(0)
+    colours = [Image.new("RGB", (SIZE, SIZE), x) for x in ("white", "black", "grey", "red", "blue", "yellow", "pink")]
+    gradients = [Image.linear_gradient("L"), Image.radial_gradient("L")]
+    noise = pil_from_tensor(torch.rand(3, 3, SIZE, SIZE, generator=generator))
+    seen = classifiers.classify(tensor_from_pil([*colours, *gradients, *noise]))
+    assert {x.content for x in seen} == {classifiers.NONE}
+
+
 def test_every_hand_counts_as_the_plain_style_for_the_style_classifier():
     """Probabilities add up: those of the hands are the plain style's."""
     scores = torch.randn(4, len(classifiers.style_class_names()) + 1, generator=torch.Generator().manual_seed(0))
