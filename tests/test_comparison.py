@@ -418,6 +418,26 @@ def test_a_survey_finds_the_pictures_the_inputs_and_what_the_classifiers_said(wh
     assert first.image.tobytes() == true.tobytes()
 
 
+def test_every_encoder_says_how_near_an_image_is_to_its_true_image_where_that_is_known(tmp_path):
+    import transformers
+    from PIL import Image
+
+    from qrlora.evaluation import open_encoder
+    from test_evaluation import SMALL as SMALL_VIT
+
+    folder = str(tmp_path / "dino-pico")
+    transformers.ViTModel(transformers.ViTConfig(**SMALL_VIT, patch_size=8), add_pooling_layer=False).save_pretrained(
+        folder
+    )
+    summary = run_comparison(plan_comparison(settings(**SMALL, encoders=(folder,))), tmp_path / "out")
+    tables = summary_tables.summarise(summary)
+    assert {"dino-pico-C", "dino-pico-S", "dino-pico-T"} <= {row["score"] for row in tables.table}
+    for row in tables.pictures:
+        (drawn,) = (tmp_path / "out").rglob(f"{row['job']}.png")
+        wanted = open_encoder(folder, "cpu").likeness([Image.open(drawn)], true_image(*row["pair"].split(" in ")))
+        assert row["dino-pico-T"] == pytest.approx(wanted[0], abs=1e-4)
+
+
 def test_own_images_are_scored_by_encoders_that_every_row_names(tmp_path):
     import torch
     import transformers
