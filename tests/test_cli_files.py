@@ -143,6 +143,15 @@ def test_an_adapter_that_cannot_be_read_is_refused_before_a_base_is_opened(folde
         assert code == 2 and "a folder, in which is neither adapter_model.safetensors nor" in err, err
 
 
+@pytest.mark.parametrize(("option", "value"), [("--rank", 0), ("--side", "left")])
+def test_no_base_is_opened_for_a_basis_that_cannot_be(folder, tmp_path, capsys, monkeypatch, option, value):
+    monkeypatch.setattr("qrlora.cli.adapter_files.open_base_for_weights", lambda base: pytest.fail("opened"))
+    project = ["project", folder / "kohya.safetensors", tmp_path / "x.safetensors", "--base", "owner/name"]
+    for words in (project, ["bases", "owner/name", "owner/other"]):
+        code, _, err = run(capsys, *words, option, value)
+        assert code == 2 and f"error: {option} must be" in err
+
+
 def test_check_names_the_file_whose_numbers_no_tool_can_use(folder, capsys, tmp_path):
     tensors, metadata = read_safetensors(folder / "kohya.safetensors")
     path = tmp_path / "nan.safetensors"

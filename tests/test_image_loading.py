@@ -1,5 +1,6 @@
 """Pictures as training reads them, and every picture that it refuses."""
 
+import os
 import struct
 import subprocess
 import sys
@@ -135,6 +136,16 @@ def test_a_picture_cut_anywhere_is_refused(tmp_path, name):
         (tmp_path / name).write_bytes(whole[: int(share * len(whole))])
         with pytest.raises(ValueError, match=name):
             load_image(tmp_path / name, 64)
+
+
+def test_a_pipe_is_not_waited_for_and_no_program_is_run(tmp_path):
+    """PostScript is a program, which Pillow would hand to Ghostscript where there is one."""
+    os.mkfifo(tmp_path / "pipe.png")
+    with pytest.raises(ValueError, match="pipe.png is no file on disk: save the picture there first"):
+        load_image(tmp_path / "pipe.png", 16)
+    Image.new("RGB", (32, 32)).save(tmp_path / "a.eps")
+    with pytest.raises(ValueError, match="a.eps is not a picture that can be read: use PNG, JPEG or WebP"):
+        load_image(tmp_path / "a.eps", 16)
 
 
 def test_prepared_latents_are_the_vaes_mean_and_the_condition_has_one_row(tmp_path):

@@ -10,11 +10,12 @@ from PIL import Image
 import pico
 from loras import random_adapter
 from qrlora.adapter import Adapter, Header, Pair
+from qrlora.analysis import similarity, update_norms
 from qrlora.families import FAMILIES, Base, open_base
 from qrlora.files import load, save
 from qrlora.image_loading import load_image
 from qrlora.initialisation_methods import METHODS
-from qrlora.injection import adapter_names
+from qrlora.injection import adapter_names, apply
 from qrlora.merging import merge
 from qrlora.sampling import generate, grid
 from qrlora.training_example import encode_training_examples
@@ -385,6 +386,8 @@ def test_on_a_gpu_that_spills_over_the_first_picture_tells_how_many_are_drawn_at
     ("arguments", "message"),
     [
         ({"adapters": "dog.safetensors"}, r"adapters is a list .*\[\('dog.safetensors', 0.8\)\]; got str"),
+        ({"adapters": {"dog.safetensors": 0.5}}, "adapters is a list .*; got dict"),
+        ({"seed": 2**70}, "seed must be at most 9223372036854775807, got 1180591620717411303424"),
         ({"adapters": [None]}, "an adapter or its file is needed, got None"),
         ({"adapters": [("dog.safetensors", None)]}, "strengths must be finite numbers"),
         ({"adapters": [("dog.safetensors", 10**400)]}, "strengths must be finite numbers"),
@@ -412,5 +415,17 @@ def test_a_grid_takes_what_generate_takes(base, tmp_path):
 
 
 def test_merge_says_who_reads_files():
-    with pytest.raises(ValueError, match="adapters is a list of adapters; qrlora.load reads one from its file"):
-        merge(["dog.safetensors", "cat.safetensors"], [1.0, 1.0])
+    with pytest.raises(ValueError, match="each adapter must be of class Adapter, got 'a.safetensors'; qrlora.load"):
+        merge(["a.safetensors", "b.safetensors"], [1.0, 1.0])
+    with pytest.raises(ValueError, match="weights must be of class Sequence, got None"):
+        merge([], None)
+
+
+def test_every_function_of_an_adapter_says_who_reads_files(base, tmp_path):
+    layer = torch.nn.Sequential(torch.nn.Linear(4, 4))
+    calls = [lambda x: save(x, tmp_path / "b.safetensors"), lambda x: apply(layer, x, "a"), update_norms]
+    for call in (*calls, lambda x: similarity(x, x)):
+        with pytest.raises(ValueError, match="adapter must be of class Adapter, got 'a.safetensors'; qrlora.load"):
+            call("a.safetensors")
+    with pytest.raises(ValueError, match="dtype must be of class dtype, got 'bfloat16'; such as torch.bfloat16"):
+        save(random_adapter(base.pipe, "sdxl"), tmp_path / "b.safetensors", dtype="bfloat16")

@@ -239,3 +239,14 @@ def test_every_language_has_every_text():
         for name in ("ages", "experiences", "questions"):
             assert len(told[name]) == len(english[name])
         assert [q["name"] for q in told["questions"]] == [q["name"] for q in english["questions"]]
+
+
+def test_a_damaged_folder_of_a_comparison_is_named(tmp_path):
+    page = tmp_path / "rank.md"
+    page.write_text("x")
+    with pytest.raises(ValueError, match="rank.md does not say what it was made with"):
+        find_study_images(tmp_path, (), 1)
+    page.write_text("Settings: pairs=1, split=test, style_word=<s>, pictures=\n")
+    (tmp_path / "rank-pictures.csv").write_text("job,seed\n1\n")
+    with pytest.raises(ValueError, match="rank-pictures.csv, line 2: has 1 of the 2 columns; write it anew"):
+        find_study_images(tmp_path, (), 1)

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from .adapter import Adapter, Pair
 from .basis import Weights
+from .config.type_checks import ADAPTER_HINT, check_instance
 from .initialisation_methods import METHODS
 from .linalg import leading_subspace
 
@@ -87,6 +88,7 @@ class Interference(NamedTuple):
 
 def update_norms(adapter: Adapter) -> list[UpdateNorm]:
     """Analyse an adapter: Frobenius norm of each layer's update, in the adapter's order."""
+    check_instance("adapter", adapter, Adapter, ADAPTER_HINT)
     squares = {layer: pair.squared_norm for layer, pair in adapter.layers.items()}
     total = sum(squares.values())
     return [UpdateNorm(layer, math.sqrt(x), x / total if total else 0.0) for layer, x in squares.items()]
@@ -97,6 +99,8 @@ def similarity(first: Adapter, second: Adapter) -> list[Similarity]:
 
     Raises: ValueError: no shared layer; a shared layer of different shape, naming the bases.
     """
+    for adapter in (first, second):
+        check_instance("adapter", adapter, Adapter, ADAPTER_HINT)
     first.check_shapes(second)
     shared = [layer for layer in first.layers if layer in second.layers]
     if not shared:

@@ -149,9 +149,13 @@ def _open_upright(path: Path) -> tuple[Image.Image, Image.Image | None]:
     """An upright image in RGB on white, and its alpha channel, from a file; bad input is refused with its reason."""
     if path.is_file() and path.stat().st_size == 0:
         raise ValueError(f"{path} is empty (0 bytes): give a picture file")
+    if path.exists() and not path.is_file() and not path.is_dir():  # a pipe would be waited for, and is read but once
+        raise ValueError(f"{path} is no file on disk: save the picture there first")
     with contextlib.ExitStack() as opened:
         with _refuse_damaged(path):
             image = opened.enter_context(Image.open(path))
+            if image.format == "EPS":  # a program, which Pillow hands to Ghostscript
+                raise UnidentifiedImageError
         _check_size(path, image)
         with _refuse_damaged(path):
             image.seek(0)

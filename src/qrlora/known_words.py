@@ -73,6 +73,8 @@ def word_losses(
     Returns: {word: loss}, unitless, the best word (the least loss) first.
     Raises:  ValueError: a prompt without {} or with several; no words; no copies.
     """
+    if isinstance(words, str):
+        raise ValueError(f"words is a list of words, got {words!r}")
     if prompt.count("{}") != 1 or not words or copies < 1:
         raise ValueError(
             f"needs words, a prompt with one {{}} for them and 1 copy or more, got {len(words)} words, {prompt!r} and "

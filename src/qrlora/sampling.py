@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from numbers import Real
 from os import PathLike
 from typing import Any
@@ -14,7 +14,7 @@ from torch import Tensor
 
 from .adapter import Adapter
 from .config import SampleConfig
-from .config.type_checks import MAX_COUNT, check_strengths, whole_number
+from .config.type_checks import MAX_COUNT, MAX_SEED, check_strengths, whole_number
 from .families import Base, adapter_compatibility, open_base
 from .files import load
 from .image_size import ImageSize, parse_image_size
@@ -128,7 +128,7 @@ def _adapters_with_strengths(
     adapters: Sequence[AdapterOrFile | tuple[AdapterOrFile, float]],
 ) -> list[tuple[Adapter, float]]:
     """Adapters with their strengths; files are read. Raises ValueError: no list, or something else in it."""
-    if isinstance(adapters, Adapter | str | PathLike) or not isinstance(adapters, Iterable):
+    if isinstance(adapters, Adapter | str | PathLike | Mapping) or not isinstance(adapters, Iterable):
         example = "adapters is a list of adapters or files, or of pairs with a strength: [('dog.safetensors', 0.8)]"
         raise ValueError(f"{example}; got {type(adapters).__name__}")
     pairs = [item if isinstance(item, tuple) and len(item) == 2 else (item, 1.0) for item in adapters]
@@ -268,6 +268,8 @@ def _pair_prompts_and_seeds(
     else:
         seeds = [whole_number("seed", x) for x in seed]
         prompts = prompts * len(seeds) if isinstance(prompt, str) and count == 1 else prompts
+    if wrong := [x for x in seeds if abs(x) > MAX_SEED]:
+        raise ValueError(f"seed must be at most {MAX_SEED}, got {wrong[0]}")
     if not prompts or len(prompts) != len(seeds) or (not isinstance(prompt, str) and count != 1):
         found = f"{len(prompts)} prompts, {len(seeds)} seeds, count {count}"
         raise ValueError(f"give one prompt and a count, or one prompt and one seed for each image; got {found}")

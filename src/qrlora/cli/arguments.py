@@ -44,6 +44,14 @@ def parse_strengths(text: str) -> list[float]:
     return found
 
 
+def check_basis_options(rank: int | None, side: str) -> None:
+    """Raises ValueError: no rank or side of a basis, before a base is opened for it."""
+    if rank is not None and rank < 1:
+        raise ValueError(f"--rank must be 1 or more, got {rank}")
+    if side not in ("input", "output"):
+        raise ValueError(f"--side must be input or output, got {side!r}")
+
+
 def sample_config(options: Mapping[str, Any], **more: Any) -> SampleConfig:
     """The settings of sampling from the arguments and options of a verb, by their names, and what is not one of them.
 

@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from ..layouts import LAYOUTS
-from . import adapter_files, console, options, process_settings, tables
+from . import adapter_files, arguments, console, options, process_settings, tables
 
 EXAMPLE = "qrlora bases"
 
@@ -29,6 +29,7 @@ def bases(
     from .. import optional_dependencies
 
     optional_dependencies.require("diffusers", reason="qrlora bases")
+    arguments.check_basis_options(rank, side)
     if base:
         return print_shared_span(base, other, targets, rank, side)
     print_built_in_bases()

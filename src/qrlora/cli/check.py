@@ -38,6 +38,8 @@ def check(
         try:
             verdicts = compat.key_verdicts(file, tool)
         except ValueError as error:
+            if tool not in compat.TOOLS:
+                raise
             raise ValueError(f"{path}: {error}") from error
         states = collections.Counter(verdict.state for verdict in verdicts)
         rows.append((tool, *(str(states[x]) for x in STATES)))

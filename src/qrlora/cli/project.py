@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from . import adapter_files, console, options, process_settings, tables
+from . import adapter_files, arguments, console, options, process_settings, tables
 
 if TYPE_CHECKING:
     from ..adapter import Adapter
@@ -34,6 +34,7 @@ def project(
     from ..adapter import Header
     from ..families import adapter_compatibility
 
+    arguments.check_basis_options(rank, side)
     existed = adapter_files.check_output(output)
     if existed and not can_be_projected_file(output, base, side, rank):
         output_files.check_writable(output, overwrite)  # before the base is opened

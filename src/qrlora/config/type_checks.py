@@ -79,6 +79,15 @@ def holds_list(kind: type, name: str) -> bool:
     return any(typing.get_origin(option) is tuple for option in typing.get_args(hint))
 
 
+def check_instance(name: str, value: Any, kind: type, hint: str = "") -> None:
+    """Raises ValueError: an argument of another class, with a hint at how one is had."""
+    if not isinstance(value, kind):
+        raise ValueError(f"{name} must be of class {kind.__name__}, got {value!r:.60}{hint and f'; {hint}'}")
+
+
+ADAPTER_HINT = "qrlora.load reads one from its file"
+
+
 def whole_number(name: str, value: Any) -> int:
     """An argument as a whole number, of any library's kind. Raises ValueError: it is none."""
     try:

@@ -14,6 +14,7 @@ from torch import Tensor
 from .. import safetensors_files
 from ..adapter import Adapter, Header, Pair
 from ..basis import Basis, save_basis
+from ..config.type_checks import ADAPTER_HINT, check_instance
 from ..initialisation_methods import METHODS
 from ..layouts import Layout
 from ..linalg import is_finite
@@ -41,6 +42,8 @@ def save(
     Raises:  ValueError: unknown word, a layer the spelling cannot hold, a number too large for dtype,
              "compact" for a method that freezes nothing.  OSError: the file cannot be written, or not replaced.
     """
+    check_instance("adapter", adapter, Adapter, ADAPTER_HINT)
+    check_instance("dtype", dtype, torch.dtype, "such as torch.bfloat16")
     if not Path(path).name.endswith(".safetensors"):
         raise ValueError(f"{path}: the name must end in .safetensors")
     if content == "compact":

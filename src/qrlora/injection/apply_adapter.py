@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from ..adapter import Adapter, Header, Pair
-from ..config.type_checks import check_strengths
+from ..config.type_checks import ADAPTER_HINT, check_instance, check_strengths
 from ..initialisation_methods import InitialFactors
 from . import weight_folding
 from .adapted_linear import AdaptedLinear, Strength, product_cancels
@@ -32,6 +32,7 @@ def apply(model: nn.Module, adapter: Adapter, name: str, strength: Strength = 1.
     Raises:  ValueError: the name is taken; a layer is missing, never called, or of another shape; a strength that
              `check_strengths` refuses.
     """
+    check_instance("adapter", adapter, Adapter, ADAPTER_HINT)
     _check_strengths([strength])
     for layer, pair in _wrapped_layers(model, adapter.layers, name):
         layer.add_update(name, pair.A, pair.B, layer.weight.dtype == torch.bfloat16 and product_cancels(pair.A, pair.B))

@@ -14,7 +14,7 @@ from typing import Any
 
 from ..adapter import Adapter, Header
 from ..basis import Basis, same_base
-from ..config.type_checks import check_strengths
+from ..config.type_checks import ADAPTER_HINT, check_instance, check_strengths
 from ..initialisation_methods import METHODS
 from .rule_parameters import check_parameters
 from .sources import sources
@@ -37,8 +37,10 @@ def merge(adapters: Sequence[Adapter], weights: Sequence[float], rule: str = "su
     Raises:  ValueError: no adapters, wrong count of weights, unknown rule or parameter of it, another family or
              base model, layers of another shape, and what the rule refuses.
     """
-    if isinstance(adapters, Adapter) or not all(isinstance(x, Adapter) for x in adapters):
-        raise ValueError("adapters is a list of adapters; qrlora.load reads one from its file")
+    for name, values in (("adapters", adapters), ("weights", weights)):
+        check_instance(name, values, Sequence, "a list, with a weight for each adapter")
+    for adapter in adapters:
+        check_instance("each adapter", adapter, Adapter, ADAPTER_HINT)
     if not adapters or len(adapters) != len(weights):
         raise ValueError(f"a merge needs one weight for each adapter, got {len(adapters)} adapters, weights {weights}")
     check_strengths(weights, "weights")

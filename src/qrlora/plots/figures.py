@@ -88,10 +88,11 @@ def sheet(panels: Sequence[Panel], columns: int = 4, title: str = "", footer: st
         column = 0
         for panel in line:
             left = 0.12 + column * (CELL_SIDE + 0.12)
-            above, text = (top + 0.06, {"va": "bottom", "color": INK})
-            if not panel.pictures:
-                above, text = top - CELL_SIDE / 2, {"va": "center", "color": MUTED, "linespacing": 1.5}
-            figure.text(left / width, above / height, escape_dollars(panel.title), ha="left", fontsize=8, **text)
+            above, place, colour = (
+                (top + 0.06, "bottom", INK) if panel.pictures else (top - CELL_SIDE / 2, "center", MUTED)
+            )
+            words = escape_dollars(panel.title)
+            figure.text(left / width, above / height, words, ha="left", va=place, fontsize=8, color=colour)
             for k, picture in enumerate(panel.pictures):
                 x = (left + k * (CELL_SIDE + 0.12)) / width
                 axes = figure.add_axes((x, (top - CELL_SIDE) / height, CELL_SIDE / width, CELL_SIDE / height))
@@ -108,8 +109,17 @@ def _write_note(axes: Axes, note: str, right: bool | None | Sequence[bool | None
     each = right if isinstance(right, Sequence) else [right] * len(lines)
     for k, (line, correct) in enumerate(zip(lines, each, strict=True)):
         colour = MUTED if correct is None else GOOD if correct else BAD
-        place = {"xycoords": "axes fraction", "textcoords": "offset points", "ha": "center", "va": "top"}
-        axes.annotate(escape_dollars(line), (0.5, 0), (0, -5 - 10 * k), **place, fontsize=7, color=colour)
+        axes.annotate(
+            escape_dollars(line),
+            (0.5, 0),
+            (0, -5 - 10 * k),
+            xycoords="axes fraction",
+            textcoords="offset points",
+            ha="center",
+            va="top",
+            fontsize=7,
+            color=colour,
+        )
 
 
 def _rows_of_panels(panels: Sequence[Panel], columns: int) -> Iterator[list[Panel]]:

@@ -26,6 +26,7 @@ from .styles import ALL_STYLES
 CONTENT_NAME, STYLE_NAME, STYLE_IMAGE_CONTENT, OTHER_CONTENT = "robot", "dusk", "panda", "owl"
 """The default inputs: a held-out content; a held-out style, on an image of a known content; and another known content,
 on which the style adapter alone is tried."""
+ROLES: tuple[Literal["content"], Literal["style"]] = ("content", "style")
 MERGED, TRUTH = "both, added", "what should come out"
 """How the titles of two rows begin: of the merged adapters, and of the ground truth."""
 
@@ -89,17 +90,20 @@ def demo(
              classifiers' predictions.
     Raises:  ValueError, OSError: as `training.train`.
     """
+    if folder.exists() and not folder.is_dir():
+        raise NotADirectoryError(f"{folder} is a file; the demonstration writes a folder: give another --output")
     if count < 1 or not style_shows.strip():
         raise ValueError(f"count must be 1 or more and style_shows a word, got {count} and {style_shows!r}")
     folder.mkdir(parents=True, exist_ok=True)
     inputs = demo_inputs(folder, content, style, style_shows, overwrite)
     for one in inputs:
         load_image(one.image, SIZE)  # an unusable style image is refused before the content adapter is trained
+    settings = {"base": base, "method": method, "steps": steps, "seed": seed, "overwrite": overwrite}
+    configs = [_training_config(role, one, folder, **settings) for role, one in zip(ROLES, inputs, strict=True)]
     opened = open_base(base, device, "float32")  # as the model cards' scores are
     check_edition_of_base(opened)
     adapters = []
-    for role, one in zip(("content", "style"), inputs, strict=True):
-        config = _training_config(opened, role, one, folder, method=method, steps=steps, seed=seed, overwrite=overwrite)
+    for role, config in zip(ROLES, configs, strict=True):
         report = None if on_step is None else lambda progress, role=role: on_step(role, progress)
         adapters.append(train(config, base=opened, on_step=report, on_stage=on_stage))
     merged = merge(adapters, [1.0, 1.0])
@@ -108,11 +112,11 @@ def demo(
 
 
 def _training_config(
-    base: Base, role: Literal["content", "style"], source: DemoInput, folder: Path, **settings: Any
+    role: Literal["content", "style"], source: DemoInput, folder: Path, **settings: Any
 ) -> TrainConfig:
     """The settings with which the demonstration trains an adapter."""
     output = folder / f"{role}.safetensors"
-    return TrainConfig(base=base.name, image=source.image, prompt=source.prompt, role=role, output=output, **settings)
+    return TrainConfig(image=source.image, prompt=source.prompt, role=role, output=output, **settings)
 
 
 def _generate_rows(
