@@ -168,8 +168,8 @@ def _counted_from_shapes(task: TrainingTask, methods: list[str], on_stage: OnSta
 def weight_bytes(model: nn.Module, dtype: str) -> dict[str, int]:
     """{dtype, int8, float8, nf4: bytes of a model that is in this dtype}; quantised are the weights of its linear
     layers, but for those that its class keeps in float32."""
-    linear = [name for name, layer in model.named_modules() if isinstance(layer, nn.Linear)]
-    weights = [model.get_submodule(x).weight for x in linear if not is_kept_in_float32(model, x)]
+    linear = [(name, layer.weight) for name, layer in model.named_modules() if isinstance(layer, nn.Linear)]
+    weights = [W for name, W in linear if not is_kept_in_float32(model, name)]
     whole = sum(p.nbytes for p in model.parameters())
     rest = whole - sum(W.nbytes for W in weights)
     return {dtype: whole, **{name: rest + sum(map(of, weights)) for name, of in QUANTIZED_BYTES.items()}}
