@@ -263,8 +263,8 @@ def test_the_demos_sheet_shows_what_is_given_what_is_true_and_what_came_out():
     picture = Image.new("RGB", (64, 64))
     owl, cat = Classification("owl", "dusk", 0.9, 0.8), Classification("cat", "dusk", 0.6, 0.7)
     rows = [
-        ClassifiedImages("a subject", [picture], [owl]),
-        ClassifiedImages("a style", [picture], [cat], "", "dusk"),
+        ClassifiedImages("a subject: “<c>”", [picture], [owl]),
+        ClassifiedImages("a style: “pop”", [picture], [cat], "", "dusk"),
         ClassifiedImages(TRUTH, [picture], [owl], "owl", "dusk"),
         ClassifiedImages(MERGED, [picture] * 2, [cat, Classification("owl", "none", 0.6, 0.95)], "owl", "dusk"),
     ]
@@ -280,7 +280,7 @@ def test_the_demos_sheet_shows_what_is_given_what_is_true_and_what_came_out():
     texts = [text.get_text().replace("\n", " ") for text in figure.texts]
     assert texts == ["A subject and a style, each from one picture, added", "seed 0"] + [
         *(row.title for row in rows[:3]),
-        demo_sheet.LEGEND,
+        f"{demo_sheet.LEGEND} {demo_sheet.WORDS_LEGEND}",
         MERGED,
     ]
 

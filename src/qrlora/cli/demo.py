@@ -25,6 +25,10 @@ def demo(
     steps: options.TrainSteps = None,
     count: Annotated[int, typer.Option(help="Images of each kind.")] = 4,
     seed: options.Seed = 0,
+    placeholders: Annotated[
+        bool,
+        typer.Option("--placeholders", help="Call them <c> and <s>, not by the nearest words that the base knows."),
+    ] = False,
     quick: Annotated[bool, typer.Option("--quick", help="Few updates: shows the workings, not the method.")] = False,
     device: options.Device = "auto",
     overwrite: options.Overwrite = False,
@@ -33,6 +37,7 @@ def demo(
     if quick:
         steps, count = steps or 10, min(count, 2)
     settings = {"base": base, "method": method, "steps": steps, "count": count, "seed": seed}
+    settings["known_words"] = not placeholders
     run_demo(output, content, style, style_shows=style_shows, **settings, device=device, overwrite=overwrite)
 
 

@@ -4,19 +4,24 @@ from typing import Any
 
 from .. import plots
 from ..built_in_bases import built_in_bases
+from ..world.captions import PLACEHOLDERS
 from ..world.classified_images import ClassifiedImages
 from ..world.classifiers import NONE, Classification
 from ..world.demo import TRUTH
 
 LEGEND = "Beneath a picture: the subject and the style that two small classifiers see in it, and how sure they are."
+WORDS_LEGEND = "“Quoted”: the nearest words that the base knows, which the adapters give a new meaning."
 
 
 def contact_sheet(rows: list[ClassifiedImages], footer: str) -> Any:
     """The contact sheet: what is given and what should come out on top, below a line for each adapter."""
     panels = [row_panel(row) for row in rows]
-    if any(any(panel.notes) for panel in panels):
+    classified = any(any(panel.notes) for panel in panels)
+    renamed = any(all(word not in row.title for word in PLACEHOLDERS.values()) for row in rows[:2])
+    legend = "\n".join([LEGEND] * classified + [WORDS_LEGEND] * renamed)
+    if legend:
         given = 2 + any(row.title == TRUTH for row in rows)
-        panels.insert(given, plots.Panel(LEGEND, []))
+        panels.insert(given, plots.Panel(legend, []))
     columns = max(4, *(len(row.images) for row in rows))
     return plots.sheet(panels, columns, title="A subject and a style, each from one picture, added", footer=footer)
 

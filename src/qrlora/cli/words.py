@@ -78,11 +78,10 @@ def _words_of_base(base: str, role: str) -> Sequence[str]:
     """The words to try where none are given: all of a built-in base's, else common ones."""
     from ..built_in_bases import built_in_bases
     from ..known_words import COMMON_CONTENTS, COMMON_STYLES
-    from ..world.drawings import known_contents
-    from ..world.styles import STYLES
+    from ..world.captions import known_words
 
-    if base in built_in_bases():  # "plain" is what they are surest of, and no word for a style (docs/log.md)
-        return [*known_contents()] if role == "content" else [x for x in STYLES if x != "plain"]
+    if base in built_in_bases():
+        return known_words(role)
     return COMMON_CONTENTS if role == "content" else COMMON_STYLES
 
 

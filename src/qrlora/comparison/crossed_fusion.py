@@ -20,10 +20,10 @@ from ..image_loading import load_image
 from ..known_words import COPIES, nearest_word, word_losses
 from ..sampling import generate
 from ..training import train
-from ..world.captions import CONTENT, STYLE, caption
+from ..world.captions import CONTENT, PLACEHOLDERS, STYLE, caption, known_words
 from ..world.drawings import held_out_contents, known_contents
 from ..world.ground_truth import true_image
-from ..world.styles import HELD_OUT_STYLES, STYLES
+from ..world.styles import HELD_OUT_STYLES
 from .crossed_tables import FIELDS, LABELS, LEAKS, SCORES, read_rows
 from .decomposition import BASE_ALONE, CONTENT_ALONE, STYLE_ALONE, SUM, Adapters, DecomposedPrompt, draw_and_score
 from .image_pairs import Split
@@ -94,7 +94,7 @@ class CrossedFusion:
         columns = [evenly(shown, settings.styles, 17 * k) for k in range(settings.style_images)]
         self.styles = [(styles[k % len(styles)], tuple(c[k] for c in columns)) for k in range(settings.styles)]
         self.known_contents = evenly(known[2::3], settings.known)
-        self.known_styles = evenly([name for name in STYLES if name != PLAIN], settings.known)
+        self.known_styles = evenly(known_words("style"), settings.known)
         self.folder = settings.folder
         self.folder.mkdir(parents=True, exist_ok=True)
         self.rows = self.folder / "rows.csv"
@@ -210,8 +210,7 @@ class CrossedFusion:
             image = path.with_suffix(".png")
             true_image(content, style).save(image)
             prompt = caption("{}", PLAIN) if role == "content" else caption(content, "{}")
-            words = known_contents() if role == "content" else [x for x in STYLES if x != PLAIN]
-            words = [CONTENT if role == "content" else STYLE, *words]
+            words = [PLACEHOLDERS[role], *known_words(role)]
             losses = word_losses(self.base, load_image(image, 128), prompt, words, COPIES[role])
             path.write_text(json.dumps(losses))
-        return nearest_word(json.loads(path.read_text()), CONTENT if role == "content" else STYLE)
+        return nearest_word(json.loads(path.read_text()), PLACEHOLDERS[role])

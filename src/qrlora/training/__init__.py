@@ -1,8 +1,8 @@
 """Training: one image in, one adapter file out."""
 
+from .config_checks import check_config_fits_base as check_config_fits_base
 from .distributed import is_rank_zero as is_rank_zero
 from .distributed import world_size as world_size
-from .train_adapter import check_config_fits_base as check_config_fits_base
 from .train_adapter import train as train
 from .training_loop import Progress as Progress
 from .training_loop import denoising_loss as denoising_loss

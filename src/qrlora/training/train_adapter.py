@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import logging
 import warnings
 from collections.abc import Callable, Mapping
@@ -21,10 +20,7 @@ from ..families import Base, open_base
 from ..families.trigger_tokens import describe_unreadable_trigger
 from ..image_size import height_and_width
 from ..initialisation_methods import METHODS
-from ..injection.peft_methods import PREFIX, parse_peft_method
-from ..noising import noising_of
 from ..training_example import TrainingExamples, encode_training_examples
-from ..trigger_words import contains_word
 from . import optimizers
 from .adapter_output import (
     check_adapter_fits,
@@ -38,6 +34,7 @@ from .adapter_output import (
     settings_in_header,
 )
 from .checkpoint import Checkpoint, remove_checkpoint
+from .config_checks import check_config, check_config_fits_base
 from .distributed import Processes, init_distributed, is_rank_zero
 from .progress_bar import is_visible, training_progress_bar
 from .run_identity import numeric_environment, run_identity
@@ -107,7 +104,7 @@ def _train_without_bar(
     """`train` without the progress bar."""
     images = find_training_images(config)
     config = with_prompt_of(images, config)
-    _check_config(config, on_preview)
+    check_config(config, on_preview)
     check_training_images(images, config)
     check_outputs_writable(config, images)
     stage("opening the base model", 0.0)
@@ -260,42 +257,3 @@ def _header_of_run(config: TrainConfig, base: Base, settings: dict[str, Any]) ->
         prompt=config.prompt,
         config=settings,
     )
-
-
-def _check_config(config: TrainConfig, on_preview: Any) -> None:
-    """Raises ValueError: a config that cannot work with any base, found before one is opened."""
-    if config.method.startswith(PREFIX):
-        parse_peft_method(config.method)
-    elif config.method not in METHODS:
-        near = difflib.get_close_matches(config.method, METHODS, n=1)
-        hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(METHODS)}, {PREFIX}KIND"
-        raise ValueError(f"no method {config.method!r}; {hint}")
-    if config.preview_every and not contains_word(config.preview_prompt or config.prompt, config.trigger):
-        lacks = f"preview_prompt={config.preview_prompt!r} lacks the trigger word {config.trigger!r}"
-        warnings.warn(f"{lacks}: previews may not show what is trained", stacklevel=3)
-    if config.preview_every and on_preview is None:
-        raise ValueError(f"preview_every={config.preview_every} needs on_preview, which takes the images")
-    if Path(config.output).suffix != ".safetensors":
-        raise ValueError(f"output must be a file name that ends in .safetensors, got {config.output}")
-
-
-def check_config_fits_base(base: Base, config: TrainConfig, processes: Processes) -> None:
-    """Check, before anything that takes long, that a base can be trained with this config.
-
-    Raises: ValueError: a timestep_sampling or min_snr_gamma that its noising does not have; a resolution that does not
-            fit; a rank above the smaller side of a layer, with the layer and its shape; a batch that cannot be divided
-            by the number of processes.
-    """
-    assert config.rank is not None and config.targets is not None
-    assert config.timestep_sampling is not None and config.resolution is not None
-    noising_of(base.pipe.scheduler.config, config.min_snr_gamma, config.timestep_sampling)
-    base.check_size("resolution", config.resolution)
-    if (config.batch_size or 0) % processes.count:
-        hint = f"use a multiple of {processes.count}"
-        raise ValueError(f"batch_size={config.batch_size} cannot be shared by {processes.count} processes: {hint}")
-    layers = base.target_layers(config.targets)
-    shapes = {name: (layer.out_features, layer.in_features) for name, layer in layers.items()}
-    name = min(shapes, key=lambda layer: min(shapes[layer]))
-    if config.rank > min(shapes[name]):
-        o, i = shapes[name]
-        raise ValueError(f"rank {config.rank} is above the smaller side of {name} ({o} x {i}): use rank {min(o, i)}")

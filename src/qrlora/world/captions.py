@@ -5,10 +5,13 @@ from typing import TypeVar
 
 from torch import Generator, rand, randint
 
-from .drawings import HANDS, PLAIN_HAND
+from .drawings import HANDS, PLAIN_HAND, known_contents
+from .styles import STYLES
 
 CONTENT, STYLE = "<c>", "<s>"
 """Trigger words for a content and a style: adapters give them a meaning; in pre-training they stood for any."""
+
+PLACEHOLDERS = {"content": CONTENT, "style": STYLE}
 
 TEMPLATES = ("{c} in {s} style", "{c}, {s}", "{c} in {s}", "{c}, {s} style", "{s} {c}", "{s} style {c}")
 """Forms of a caption beside the usual one, with or without an article."""
@@ -65,6 +68,12 @@ def with_article(name: str) -> str:
     """A noun with its article, as people say it: "an owl". Captions keep "a owl", with which the bases were trained."""
     sounds_otherwise = name.startswith(("one ", "eu", "ew", "uni", "hour"))
     return f"{'an' if name.startswith(tuple('aeiou')) != sounds_otherwise else 'a'} {name}"
+
+
+def known_words(role: str) -> list[str]:
+    """Contents or styles that the built-in bases know by name. Without "plain", of which they are surest and which as a
+    word for another style let nothing of it come out (docs/log.md)."""
+    return [*known_contents()] if role == "content" else [name for name in STYLES if name != "plain"]
 
 
 CONTENT_TRAINING_PROMPT = caption(CONTENT, "plain")

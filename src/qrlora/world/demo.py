@@ -1,7 +1,7 @@
 """The demonstration: a content adapter and a style adapter from one image each, merged, beside the ground truth."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -9,14 +9,17 @@ from PIL import Image
 
 from .. import output_files
 from ..adapter import Adapter
+from ..built_in_bases import built_in_bases
 from ..config import TrainConfig
 from ..families import Base, open_base
 from ..files import save
 from ..image_loading import load_image
+from ..known_words import COPIES, nearest_word, word_losses
 from ..merging import merge
 from ..sampling import generate
 from ..training import Progress, train
-from .captions import CONTENT, CONTENT_TRAINING_PROMPT, STYLE, caption, with_article
+from .captions import PLACEHOLDERS, caption, with_article
+from .captions import known_words as known_words_of
 from .classified_images import ClassifiedImages, classify_images
 from .drawings import SIZE, contents
 from .edition import check_edition_of_base
@@ -33,10 +36,10 @@ MERGED, TRUTH = "both, added", "what should come out"
 
 @dataclass(frozen=True, kw_only=True)
 class DemoInput:
-    """One training image: its file, its prompt, and its true labels ("": unknown)."""
+    """One training image: its file, its caption with {} for the trained word, and its true labels ("": unknown)."""
 
     image: Path
-    prompt: str
+    template: str
     content: str = ""
     style: str = ""
 
@@ -53,14 +56,14 @@ def demo_inputs(
     if content is None:
         _write_png(true_image(CONTENT_NAME, "plain"), folder / "content.png", overwrite)
         labels = {"content": CONTENT_NAME, "style": "plain"}
-        first = DemoInput(image=folder / "content.png", prompt=CONTENT_TRAINING_PROMPT, **labels)
+        first = DemoInput(image=folder / "content.png", template=caption("{}", "plain"), **labels)
     else:
-        first = DemoInput(image=content, prompt=CONTENT_TRAINING_PROMPT)
+        first = DemoInput(image=content, template=caption("{}", "plain"))
     if style is None:
         _write_png(true_image(STYLE_IMAGE_CONTENT, STYLE_NAME), folder / "style.png", overwrite)
         labels = {"content": STYLE_IMAGE_CONTENT, "style": STYLE_NAME}
-        return first, DemoInput(image=folder / "style.png", prompt=caption(STYLE_IMAGE_CONTENT, STYLE), **labels)
-    return first, DemoInput(image=style, prompt=caption(style_shows, STYLE))
+        return first, DemoInput(image=folder / "style.png", template=caption(STYLE_IMAGE_CONTENT, "{}"), **labels)
+    return first, DemoInput(image=style, template=caption(style_shows, "{}"))
 
 
 def demo(
@@ -74,6 +77,7 @@ def demo(
     steps: int | None = None,
     count: int = 4,
     seed: int = 0,
+    known_words: bool = True,
     device: str = "auto",
     overwrite: bool = False,
     on_step: Callable[[str, Progress], Any] | None = None,
@@ -84,6 +88,8 @@ def demo(
     Args:    content, style: the caller's own images; None takes true images, whose fusion has a ground truth.
              style_shows: what the caller's style image shows, in a word.
              steps: optimizer updates; None for the base's default.  count: images generated for each adapter.
+             known_words: whether subject and style are called by the words of a built-in base that are nearest to the
+             images (`qrlora.known_words`), not by <c> and <s>.
              overwrite: whether files of a demonstration with other images or settings may be replaced.
              on_step: (role, progress) after each update.  on_stage: (stage, fraction done).
     Returns: rows of images: the inputs and, if known, the ground truth; content alone, style alone, merged; with the
@@ -103,7 +109,11 @@ def demo(
     opened = open_base(base, device, "float32")  # as the model cards' scores are
     check_edition_of_base(opened)
     adapters = []
-    for role, config in zip(ROLES, configs, strict=True):
+    named = known_words and base in built_in_bases()
+    for role, one, config in zip(ROLES, inputs, configs, strict=True):
+        if named:
+            word = _word(opened, role, one, on_stage)
+            config = replace(config, trigger=word, prompt=one.template.replace("{}", word))
         report = None if on_step is None else lambda progress, role=role: on_step(role, progress)
         adapters.append(train(config, base=opened, on_step=report, on_stage=on_stage))
     merged = merge(adapters, [1.0, 1.0])
@@ -111,12 +121,26 @@ def demo(
     return _generate_rows(opened, inputs, adapters, merged, count, seed, on_stage)
 
 
+def _word(
+    base: Base, role: Literal["content", "style"], source: DemoInput, on_stage: Callable[[str, float], Any] | None
+) -> str:
+    """What the base would call the content or the style of an image; the placeholder if it has no word near."""
+
+    def on_word(done: int, count: int) -> None:
+        if on_stage:
+            on_stage(f"finding a word for the {role}", done / count)
+
+    image, words = load_image(source.image, base.defaults.resolution), [PLACEHOLDERS[role], *known_words_of(role)]
+    losses = word_losses(base, image, source.template, words, COPIES[role], on_word=on_word)
+    return nearest_word(losses, PLACEHOLDERS[role])
+
+
 def _training_config(
     role: Literal["content", "style"], source: DemoInput, folder: Path, **settings: Any
 ) -> TrainConfig:
-    """The settings with which the demonstration trains an adapter."""
-    output = folder / f"{role}.safetensors"
-    return TrainConfig(image=source.image, prompt=source.prompt, role=role, output=output, **settings)
+    """The settings with which the demonstration trains an adapter, under its placeholder."""
+    prompt, output = source.template.replace("{}", PLACEHOLDERS[role]), folder / f"{role}.safetensors"
+    return TrainConfig(image=source.image, prompt=prompt, role=role, output=output, **settings)
 
 
 def _generate_rows(
@@ -130,17 +154,18 @@ def _generate_rows(
 ) -> list[ClassifiedImages]:
     """The rows that `demo` returns."""
     content, style = inputs
-    fused = caption(CONTENT, STYLE)
-    alone = f"{CONTENT} alone: “{CONTENT_TRAINING_PROMPT}”", f"{STYLE} alone, with {with_article(OTHER_CONTENT)}"
+    of_content, of_style = (adapter.header.trigger for adapter in adapters)
+    alone, fused = caption(of_content, "plain"), caption(of_content, of_style)
+    with_other = f"the style alone, with {with_article(OTHER_CONTENT)}"
     generated = (
-        (alone[0], CONTENT_TRAINING_PROMPT, adapters[0], content.content, content.style),
-        (alone[1], caption(OTHER_CONTENT, STYLE), adapters[1], OTHER_CONTENT, style.style),
+        (f"the subject alone: “{alone}”", alone, adapters[0], content.content, content.style),
+        (with_other, caption(OTHER_CONTENT, of_style), adapters[1], OTHER_CONTENT, style.style),
         (f"{MERGED}: “{fused}”", fused, merged, content.content, style.style),
     )
     given = [load_image(one.image, base.defaults.resolution).image for one in inputs]
     rows = [
-        classify_images(f"a subject, {CONTENT}: one picture", given[:1], content.content, content.style),
-        classify_images(f"a style, {STYLE}: one picture", given[1:], style.content, style.style),
+        classify_images(f"a subject: “{of_content}”", given[:1], content.content, content.style),
+        classify_images(f"a style: “{of_style}”", given[1:], style.content, style.style),
     ]
     if content.content in contents() and style.style in ALL_STYLES:
         truth = true_image(content.content, style.style)
