@@ -3,8 +3,8 @@
 400 made studies of each population, with the sheets of a real plan: 27 pairs of inputs, 2 methods, 5 inputs by levels
 and 8 comparisons for each of 60 raters, or of fewer. Levels are whole numbers from 0 to 5. They are compared with the
 population's mean, paired differences with the true one, shares of wins with the share in a study that has every rater
-compare every pair. Should be 93 to 97 %; with few raters more, as Student's t counts the raters alone. No interval may
-leave the scale.
+compare every pair. Should be 93 to 97 %; nearly all with two raters, whose intervals are nearly the whole scale. No
+interval may leave it.
 """
 
 import math

@@ -99,9 +99,15 @@ def test_from_two_pictures_to_a_mixed_one_though_page_and_server_go_down_and_a_r
         qrlora.train(qrlora.TrainConfig(**unbroken), on_preview=lambda *_: None)
         assert content.adapter.read_bytes() == (tmp_path / "unbroken.safetensors").read_bytes()
         mix(page, work)
-        for name in ("Runs", "Adapters", "Bases"):
+        for name in ("Adapters", "Bases", "Runs"):
             page.click(f"nav >> text={name}")
             servers.check_accessible(page)
+        rows, box = page.locator(".row").count(), page.locator("button:text-is('Delete')").first.bounding_box()
+        page.mouse.move(box["x"] + 9, box["y"] + 9)
+        page.mouse.down(click_count=2)  # of a double click whose first half deleted the run that stood here before
+        page.mouse.up(click_count=2)
+        page.wait_for_timeout(300)
+        assert page.locator(".row").count() == rows > 2
     merged = qrlora.load(work.adapters()[0].adapter).layers
     expected = qrlora.merge([qrlora.load(job.adapter) for job in (content, style)], [1.2, 0.7]).layers
     assert merged.keys() == expected.keys()

@@ -121,6 +121,13 @@ def test_no_page_is_wider_than_a_phone_and_the_back_button_and_two_tabs_lose_not
         page.locator("button.answer, button.button").last.click()
         page.wait_for_url(f"**/item/{wanted}")
         assert page.evaluate("document.documentElement.scrollWidth") <= 390
+    page.evaluate(answer)
+    box = page.locator("button.answer, button.button").last.bounding_box()
+    page.mouse.move(box["x"] + 9, box["y"] + 9)
+    page.mouse.down(click_count=2)  # of a double click whose first half answered the page before
+    page.mouse.up(click_count=2)
+    page.wait_for_timeout(300)
+    assert page.url.endswith("/item/3"), "nobody answers what was not yet to be seen"
     page.go_back()
     page.wait_for_url("**/item/2")
     page.evaluate(answer)

@@ -33,6 +33,9 @@ window.addEventListener("pageshow", () => {
   document.querySelectorAll("[data-sent]").forEach((form) => delete form.dataset.sent);
   listen();
 });
+document.addEventListener("click", (event) => { // a double click's second half: another button may stand there by now
+  if (event.detail > 1 && event.target.closest("button:not([type=button])")) event.preventDefault();
+});
 const edited = (form) => form && htmx.trigger(form, "edited");
 document.addEventListener("change", (event) => {
   const form = event.target.closest("#draft");

@@ -17,6 +17,10 @@ form.addEventListener("submit", (event) => {
 window.addEventListener("pageshow", () => { sent = false; point(); }); // also when the back button brings the page again
 form.addEventListener("change", point);
 
+document.addEventListener("click", (event) => { // a double click's second half, which the next page may get
+  if (event.detail > 1 && event.target.closest("button, a")) event.preventDefault();
+});
+
 document.addEventListener("keydown", (event) => {
   if (event.ctrlKey || event.metaKey || event.altKey || event.repeat) return;
   const here = event.target.closest?.("fieldset");
