@@ -49,15 +49,8 @@ def new(
         from ..survey.new_study import make_study as make
 
         names = [list(options.split_names(text)) for text in (methods, form)]
-        told = {
-            "raters": raters,
-            "seeds": seeds,
-            "title": title,
-            "contact": contact,
-            "language": language,
-            "seed": seed,
-        }
-        plan = make(source, output, methods=names[0], forms=names[1], **told, on_step=bar.step)
+        told = {"raters": raters, "seeds": seeds, "title": title, "contact": contact, "language": language}
+        plan = make(source, output, methods=names[0], forms=names[1], **told, seed=seed, on_step=bar.step)
     if plan.power:
         columns = ["raters", *plan.forms]
         rows = [[str(row[name]) for name in columns] for row in plan.power]

@@ -30,12 +30,8 @@ def add_run_pages(app: FastAPI, studio: Studio) -> None:
 
     def runs() -> dict[str, Any]:
         rows = work.each_job(lambda job: run_context(job) if job.kind in SHOWN else None)
-        return {
-            "runs": [row for row in rows if row],
-            "in_bin": work.in_bin(),
-            "problem": studio.queue.problem,
-            "page": "runs",
-        }
+        shown = [row for row in rows if row]
+        return {"runs": shown, "in_bin": work.in_bin(), "problem": studio.queue.problem, "page": "runs"}
 
     @app.get("/runs", dependencies=known)
     def queue() -> Response:
@@ -106,19 +102,13 @@ def served_files(job: Job) -> list[str]:
 
 
 def run_progress(job: Job) -> dict[str, Any]:
-    """How far a run is: {"step", "steps", "loss", "left"}, or what it does before the first update."""
+    """How far a run is: {"step", "steps", "left"}, or what it does before the first update."""
     step, stage = job.last("step"), job.last("stage")
     left = datetime.timedelta(seconds=round(step["left"])) if step else ""
     queued = max((k for k, x in enumerate(job.events) if x["event"] == "queued"), default=0)
     recent = [x for x in job.events[queued:] if x["event"] == "step"]
     what = stage.get("what", "") if not recent else ""
-    return {
-        "step": step.get("step", 0),
-        "steps": step.get("steps", 0),
-        "loss": step.get("loss"),
-        "left": left,
-        "what": what,
-    }
+    return {"step": step.get("step", 0), "steps": step.get("steps", 0), "left": left, "what": what}
 
 
 def run_context(job: Job) -> dict[str, Any]:
@@ -136,12 +126,8 @@ def run_page_context(studio: Studio, job: Job) -> dict[str, Any]:
     context |= {"log": [(moment(x["time"]), *log_line(x)) for x in log], "output": end_of_log(job)}
     context |= {"curve": loss_curve(job.losses), "previews": [(step, preview_name(step)) for step in job.previews]}
     partners = [x for x in studio.work.adapters() if x.facts.get("base") == job.facts.get("base") and x.id != job.id]
-    return {
-        **context,
-        "command": run_command_line(job),
-        "partners": partners,
-        "thumbnail": (job.folder / "thumbnail.png").is_file(),
-    }
+    thumbnail = (job.folder / "thumbnail.png").is_file()
+    return {**context, "command": run_command_line(job), "partners": partners, "thumbnail": thumbnail}
 
 
 def log_line(event: Mapping[str, Any]) -> tuple[str, str]:

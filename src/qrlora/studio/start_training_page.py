@@ -120,15 +120,8 @@ class StartTrainingPage:
     def page_context(self, draft: dict[str, Any], problem: str) -> dict[str, Any]:
         """What the start page shows of a draft: its images, settings and bases."""
         about = {x["picture"]: uploaded_image_facts(self.work, x["picture"]) for role in ROLES for x in draft[role]}
-        more = {"settings": draft_settings(), "bases": known_bases(self.work), "labels": LABELS}
-        return {
-            "draft": draft,
-            "about": about,
-            "problem": problem,
-            "page": "pictures",
-            **more,
-            "once": secrets.token_hex(8),
-        }
+        context = {"draft": draft, "about": about, "problem": problem, "once": secrets.token_hex(8), "page": "pictures"}
+        return {**context, "settings": draft_settings(), "bases": known_bases(self.work), "labels": LABELS}
 
     def pictures(self, sent: FormData) -> dict[str, list[str]]:
         """{role: ids} of the pictures in a form."""
@@ -156,9 +149,8 @@ class StartTrainingPage:
         """The memory that the trainings of a draft take: counted once for each base and settings, by a job."""
         shown = {"base": draft["base"], **{k: v for k, v in draft["more"].items() if k in ESTIMATED}}
         try:
-            settings = next(
-                iter(settings_of_draft(self.work, {**draft, "shows": draft["shows"] or "cat"}).values()), {}
-            )
+            found = settings_of_draft(self.work, {**draft, "shows": draft["shows"] or "cat"})
+            settings = next(iter(found.values()), {})
         except ValueError:
             settings = {}
         chosen = {name: settings[name] for name in shown if name in settings and name != "base"}

@@ -74,24 +74,14 @@ def _label_studio_data(study: Study, item: Item) -> dict[str, Any]:
     """The images of an item as the data of a Label Studio task."""
     shown = {"content": item.content, "style": item.style, "first": item.left, "second": item.right or item.left}
     place = (study.folder / PICTURES).resolve()
-    return {
-        **{name: f"/data/local-files/?d={place / file}" for name, file in shown.items()},
-        "form": item.form,
-        "pair": item.pair,
-    }
+    files = {name: f"/data/local-files/?d={place / file}" for name, file in shown.items()}
+    return {**files, "form": item.form, "pair": item.pair}
 
 
 def _label_studio_results(given: Sequence[Given], words: dict[str, dict[int, str]]) -> list[dict[str, Any]]:
     """A rater's answers to an item as the results of a Label Studio annotation."""
-    return [
-        {
-            "from_name": x.question,
-            "to_name": "first_picture",
-            "type": "choices",
-            "value": {"choices": [words[x.question][x.value]]},
-        }
-        for x in given
-    ]
+    told = {"to_name": "first_picture", "type": "choices"}
+    return [{**told, "from_name": x.question, "value": {"choices": [words[x.question][x.value]]}} for x in given]
 
 
 def label_studio_config(plan: Plan) -> str:

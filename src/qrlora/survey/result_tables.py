@@ -34,12 +34,8 @@ def result_tables(plan: Plan, answers: Answers, pictures: Sequence[Picture]) -> 
     """All tables of results. Estimates are of those whom no rule leaves out; "all" counts everybody who finished."""
     kept, everybody = answers.counted(), answers.counted(everybody=True)
     tables = {}
-    for name, make in {
-        "levels": _level_table,
-        "differences": _difference_table,
-        "wins": _win_table,
-        "strengths": _strength_table,
-    }.items():
+    makers = (_level_table, _difference_table, _win_table, _strength_table)
+    for name, make in zip(("levels", "differences", "wins", "strengths"), makers, strict=True):
         rows, others = make(plan, kept), make(plan, everybody)
         same = {_key(row): row["value"] for row in others}
         tables[name] = [{**row, "all": same.get(_key(row), math.nan)} for row in rows]

@@ -87,15 +87,9 @@ def serve(
         servers = []
         for app, listener in apps:
             trusted = LOOPBACK if listener.public else ""  # the proxy in front tells the client's address
-            told = {
-                "access_log": False,
-                "log_level": "warning",
-                "server_header": False,
-                "lifespan": "off",
-                "ws": "none",
-            }
-            told["timeout_keep_alive"] = THINKING
-            config = uvicorn.Config(app, proxy_headers=bool(trusted), forwarded_allow_ips=trusted, **told)
+            quiet = {"access_log": False, "log_level": "warning", "server_header": False}
+            plain = {"lifespan": "off", "ws": "none", "timeout_keep_alive": THINKING}
+            config = uvicorn.Config(app, proxy_headers=bool(trusted), forwarded_allow_ips=trusted, **quiet, **plain)
             servers.append((uvicorn.Server(config), listener.socket))
         running = [asyncio.create_task(server.serve(sockets=[taken])) for server, taken in servers]
         while not all(server.started for server, _ in servers) and not any(task.done() for task in running):
