@@ -357,6 +357,8 @@ def test_a_run_does_not_go_on_from_another_runs_checkpoint(tmp_path, two_steps):
             pretrain.pretrain("tiny-flux", tmp_path, settings, "cpu", 100, float("inf"))
     longer = pretrain.pretrain("tiny-flux", tmp_path, two_steps, "cpu", 100, float("inf"))
     assert longer.step == 4
+    rows = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in rows] == [1, 4], "a run of few steps has a log, which its export needs"
     other = pretrain.PretrainingRun("tiny-flux", two_steps, "cpu")
     other.training_set = "0123456789abcdef"
     with pytest.raises(ValueError, match="was trained on other images than this run has, from other sheets") as caught:

@@ -17,7 +17,7 @@ from statistics import median
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 from transformers.utils import logging
 
@@ -103,27 +103,35 @@ def pretrain(
             break
         losses.append(training_step(run, data, next(batches), over))
         if run.step % 50 == 0:
-            mean = float(torch.stack(losses).mean())
+            log_losses(run, losses, (run.step - started_at) / (time.monotonic() - start), folder)
             losses.clear()
-            if not mean < float("inf"):
-                raise ValueError(f"the loss is {mean} at step {run.step}; start again with a lower --learning-rate")
-            done = run.step - started_at
-            rate = done * settings.batch_size / (time.monotonic() - start)
-            left = (settings.steps - run.step) * settings.batch_size / rate / 60
-            row = {"step": run.step, "samples": run.step * settings.batch_size, "loss": round(mean, 4)}
-            row |= {"samples_per_second": round(rate, 1), "minutes_left": round(left, 1)}
-            with (folder / "log.jsonl").open("a") as log:
-                log.write(json.dumps(row) + "\n")
-            print(row, flush=True)
         if run.step == plateau:
             run.save(folder / "plateau.pt")
         if run.step % every == 0:
             run.save(folder / "last.pt")
         if keep and run.step % keep == 0:
             run.save(folder / f"step-{run.step}.pt")
+    if losses:  # a run of fewer than 50 steps has a log, too: `export_base` reads it
+        log_losses(run, losses, (run.step - started_at) / (time.monotonic() - start), folder)
     if run.step > started_at:
         run.save(folder / "last.pt")
     return run
+
+
+def log_losses(run: PretrainingRun, losses: list[Tensor], steps_per_second: float, folder: Path) -> None:
+    """Write and print a row of ``log.jsonl``: the mean of the latest losses of pre-training, and its speed.
+
+    Raises: ValueError: the loss is no finite number.
+    """
+    mean, batch_size = float(torch.stack(losses).mean()), run.settings.batch_size
+    if not mean < float("inf"):
+        raise ValueError(f"the loss is {mean} at step {run.step}; start again with a lower --learning-rate")
+    left = (run.settings.steps - run.step) / steps_per_second / 60
+    row = {"step": run.step, "samples": run.step * batch_size, "loss": round(mean, 4)}
+    row |= {"samples_per_second": round(steps_per_second * batch_size, 1), "minutes_left": round(left, 1)}
+    with (folder / "log.jsonl").open("a") as log:
+        log.write(json.dumps(row) + "\n")
+    print(row, flush=True)
 
 
 def write_pipeline(run: PretrainingRun, folder: Path) -> None:
