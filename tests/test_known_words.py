@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from commands import run
+from qrlora.built_in_bases import folder_of
 from qrlora.families import open_base
 from qrlora.files import load
 from qrlora.image_loading import load_image
@@ -88,8 +89,10 @@ def test_the_verb_names_the_word_that_a_known_style_has_and_the_command_to_train
 
 def test_what_the_verb_says_to_train_with_is_what_train_takes(tmp_path, capsys):
     true_image("backpack", "gold").save(tmp_path / "picture.png")
+    (tmp_path / "base").symlink_to(folder_of("tiny-flux"))  # another base than the one that `train` takes unasked
     told = ("words", str(tmp_path / "picture.png"), "a backpack in <s> style", "--words", "gold", "--device", "cpu")
-    _, out, _ = run(capsys, *told)
+    _, out, _ = run(capsys, *told, "--base", str(tmp_path / "base"))
+    assert f"base={tmp_path / 'base'}" in out
     line = shlex.split(out[out.index("qrlora train") :])
     output = tmp_path / "adapter.safetensors"
     code, _, _ = run(capsys, *line[1:], "steps=1", "rank=1", "device=cpu", f"output={output}")
@@ -103,6 +106,7 @@ def test_what_the_verb_says_to_train_with_is_what_train_takes(tmp_path, capsys):
         (["a <c> in <s> style"], "needs <c> or <s> once"),
         (["<s> in <s> style"], "needs <c> or <s> once"),
         (["a <c>", "--words", " , "], "holds no words"),
+        (["a <c>", "--words", "<c>"], "holds no words"),
         (["a <c>", "--words", "none.txt"], "none.txt"),
         (["a <c>", "--shown", "0"], "shown must be 1 or more"),
         (["a <c>"], "no-such-base"),

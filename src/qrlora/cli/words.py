@@ -1,16 +1,15 @@
 """`qrlora words`: which words that a base knows come near to a picture's content or style."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
-from ..config import TrainConfig
+from ..config import TRIGGERS, TrainConfig
 from . import console, options, tables
 
 EXAMPLE = 'qrlora words ink.png "a cat in <s> style" --words watercolor,woodcut,sepia'
-PLACEHOLDERS = {"content": "<c>", "style": "<s>"}
 
 
 def words(
@@ -39,39 +38,54 @@ def words(
     optional_dependencies.require("diffusers", reason="qrlora words")
     from ..families import open_base
     from ..image_loading import MIN_SIDE, load_image
-    from ..known_words import COPIES, NEAR, nearest_word, word_losses
-    from ..trigger_words import contains_word
+    from ..known_words import COPIES, word_losses
     from .progress_bar import progress_bar
 
-    found = [role for role, word in PLACEHOLDERS.items() if contains_word(prompt, word)]
-    if len(found) != 1 or prompt.count(PLACEHOLDERS[found[0]]) != 1:
-        raise ValueError(f'the caption needs <c> or <s> once, such as "a <c>" or "a cat in <s> style", got {prompt!r}')
+    role = _role_of_caption(prompt)
+    placeholder = TRIGGERS[role]
     if shown < 1:
         raise ValueError(f"shown must be 1 or more, got {shown}")
-    (role,) = found
-    placeholder = PLACEHOLDERS[role]
     load_image(image, MIN_SIDE)  # refused before a base is opened, which takes long
-    tried = [placeholder, *(_given_words(words) if words else _words_of_base(base, role))]
+    tried = _given_words(words, placeholder) if words else _words_of_base(base, role)
     opened = open_base(base, device, dtype, quantize, offload, revision)
-    cropped = load_image(image, opened.defaults.resolution)
+    template, cropped = prompt.replace(placeholder, "{}"), load_image(image, opened.defaults.resolution)
     with progress_bar("trying words") as bar:
-        losses = word_losses(
-            opened, cropped, prompt.replace(placeholder, "{}"), tried, COPIES[role], seed, on_word=bar.step
-        )
+        losses = word_losses(opened, cropped, template, [placeholder, *tried], COPIES[role], seed, on_word=bar.step)
     best = [x for x in losses if x != placeholder][:shown]
-    rows = [
-        (x, f"{losses[x]:.4f}", f"{losses[x] / losses[placeholder]:.2f}") for x in losses if x in (placeholder, *best)
-    ]
-    tables.print_table(("word", "loss", f"times that of {placeholder}"), rows)
+    rows = [(x, loss, loss / losses[placeholder]) for x, loss in losses.items() if x in (placeholder, *best)]
+    columns = ("word", "loss", f"times that of {placeholder}")
+    tables.print_table(columns, [(x, f"{loss:.4f}", f"{times:.2f}") for x, loss, times in rows])
+    _say_what_to_train_with(losses, {"image": image, "role": role, "prompt": prompt, "base": base})
+
+
+def _role_of_caption(prompt: str) -> str:
+    """The role whose trigger a caption has. Raises ValueError: that of none or of both, or twice."""
+    from ..trigger_words import contains_word
+
+    found = [role for role, word in TRIGGERS.items() if contains_word(prompt, word)]
+    if len(found) != 1 or prompt.count(TRIGGERS[found[0]]) != 1:
+        raise ValueError(f'the caption needs <c> or <s> once, such as "a <c>" or "a cat in <s> style", got {prompt!r}')
+    return found[0]
+
+
+def _say_what_to_train_with(losses: Mapping[str, float], settings: dict[str, Any]) -> None:
+    """Print whether a word is near, and the command that trains under it.
+
+    Args: settings: of `train`; the prompt with the placeholder, the base as it was given.
+    """
+    from ..known_words import NEAR, nearest_word
+
+    placeholder = TRIGGERS[settings["role"]]
     word = nearest_word(losses, placeholder)
     if word == placeholder:
         return console.say(
-            f"No word is near, of less than {NEAR:g} times the loss under {placeholder}: keep {placeholder}."
+            f"None is near, of less than {NEAR:g} times the loss under {placeholder}: keep {placeholder}."
         )
-    caption = prompt.replace(placeholder, word)
-    settings = (f"image={image}", f"role={role}", f"trigger={word}", f"prompt={caption}")
+    changed = {"trigger": word, "prompt": settings["prompt"].replace(placeholder, word)}
+    if settings["base"] == TrainConfig.base:
+        del settings["base"]
     console.say(f"{word} is near. Train with")
-    console.say(console.shell_command("train", *settings))
+    console.say(console.shell_command("train", *(f"{name}={x}" for name, x in {**settings, **changed}.items())))
 
 
 def _words_of_base(base: str, role: str) -> Sequence[str]:
@@ -85,13 +99,14 @@ def _words_of_base(base: str, role: str) -> Sequence[str]:
     return COMMON_CONTENTS if role == "content" else COMMON_STYLES
 
 
-def _given_words(text: str) -> list[str]:
-    """The words of --words. Raises: OSError.  ValueError: no text file; no words."""
+def _given_words(text: str, placeholder: str) -> list[str]:
+    """The words of --words but for the placeholder, which is tried anyway. Raises: OSError.  ValueError: no text file;
+    no words."""
     from ..text_files import read_text
 
     path = Path(text)
     lines = read_text(path).splitlines() if path.suffix == ".txt" or path.is_file() else text.split(",")
-    found = list(dict.fromkeys(line.strip() for line in lines if line.strip()))
+    found = [x for x in dict.fromkeys(line.strip() for line in lines) if x not in ("", placeholder)]
     if not found:
         raise ValueError(f"--words {text} holds no words: give some with commas between, or a file with one a line")
     return found
