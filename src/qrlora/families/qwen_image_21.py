@@ -60,7 +60,8 @@ def predict(model: nn.Module, noisy: Tensor, time: Tensor, condition: Condition)
 def _predict_without_values(model: Any, tokens: Tensor, text: Tensor, time: Tensor) -> Tensor:
     """What the class computes of tokens (b, n, c), text (b, m, d) and time (b,) in 0..1, (b, m + n, c), for counting
     memory: the class itself asks its masks for their values, which the meta device does not have."""
-    states = torch.cat([model.txt_in(text), model.img_in(tokens)], 1)
+    words, image = model.txt_in(text), model.img_in(tokens)  # the class holds both until its end
+    states = torch.cat([words, image], 1)
     embedded = model.time_text_embed(torch.cat([time, time[:1]]).to(states.dtype), states)  # the last: that of words
     is_image = states.new_empty(states.shape[1], dtype=torch.bool)
     angles = states.new_empty(states.shape[1], sum(model.pos_embed.axes_dim) // 2, dtype=torch.complex64)
