@@ -126,8 +126,6 @@ def _quiet_libraries() -> Iterator[None]:
         with warnings.catch_warnings():
             # newer diffusers say dtype for torch_dtype; the old word works in all versions we allow
             warnings.simplefilter("ignore", FutureWarning)
-            # torchao 0.15 of the int8 that diffusers asks for
-            warnings.filterwarnings("ignore", "Config Deprecation", UserWarning)
             yield
     finally:
         for log, before in logs:
