@@ -48,7 +48,7 @@ docs: $(VENV)/.docs ## Build the documentation site: out/site/index.html
 
 # The tables of docs/findings.md and docs/hardware.md, which take long, are not among them: bench/crossed_fusion.py, memory.py.
 bench: $(VENV)/.run ## Print the measured claims: out/bench; BENCH="--device cuda" on a GPU, at real sizes
-	for script in $(filter-out bench/harness.py bench/test_%.py bench/memory.py bench/crossed_fusion.py,$(wildcard bench/*.py)); do $(BIN)/python $$script $(BENCH) || exit 1; done
+	for script in $(filter-out bench/harness.py bench/test_%.py bench/memory.py bench/crossed_fusion.py bench/pretraining.py,$(wildcard bench/*.py)); do $(BIN)/python $$script $(BENCH) || exit 1; done
 
 clean: ## Remove what runs have written, not .venv
 	rm -rf out build dist packages/qrlora-bases/dist .pytest_cache .ruff_cache

@@ -6,10 +6,10 @@
 A base that has another one's shapes (Pony, klein beside its base) has no row of its own.
 """
 
-import argparse
 import sys
 from collections.abc import Iterator
 
+from harness import arguments
 from qrlora.estimate import Report, estimate
 from qrlora.families.public_configs import PUBLIC
 
@@ -45,9 +45,8 @@ def rows(chosen: list[str]) -> Iterator[str]:
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = arguments(__doc__)  # nothing is run on a device, and nothing is measured
     parser.add_argument("names", nargs="*", help="short names, as qrlora bases lists them; all, if none is given")
-    parser.add_argument("--device", help="not used: nothing is run")
     print(HEAD)
     for line in rows(parser.parse_args().names or names()):
         print(line)

@@ -115,6 +115,8 @@ class Hub(http.server.BaseHTTPRequestHandler):
 
     def do_GET(self):
         parts = self.path.partition("?")[0].strip("/").split("/")
+        if len(parts) < 2:  # its front page
+            return self.answer(200, b"")
         api = parts[:2] == ["api", "models"]
         owner, name, *rest = parts[2:] if api else parts
         revision = rest[1] if len(rest) > 1 else "main"

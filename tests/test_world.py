@@ -472,13 +472,12 @@ def test_a_built_in_base_is_a_stock_pipeline_of_at_most_20_mb(folder, tmp_path):
 def test_predictions_on_ones_own_images_are_neither_right_nor_wrong(monkeypatch, tmp_path):
     """So the classifiers' word on images trained from it is neither right nor wrong."""
     Image.new("RGB", (SIZE, SIZE), "red").save(tmp_path / "own.png")
-    own = demo.DemoInput(image=tmp_path / "own.png", prompt="a <c> in plain style")
+    own = demo.DemoInput(image=tmp_path / "own.png", template="a {} in plain style")
     monkeypatch.setattr(demo, "generate", lambda *_, **__: [Image.new("RGB", (SIZE, SIZE))])
     base = SimpleNamespace(defaults=SimpleNamespace(resolution=SIZE))
-    rows = {
-        row.title.split(":")[0]: row for row in demo._generate_rows(base, (own, own), [None, None], None, 1, 0, None)
-    }
-    for row in (rows["<c> alone"], rows[demo.MERGED]):
+    adapters = [SimpleNamespace(header=SimpleNamespace(trigger=word)) for word in ("<c>", "<s>")]
+    rows = {row.title.split(":")[0]: row for row in demo._generate_rows(base, (own, own), adapters, None, 1, 0, None)}
+    for row in (rows["the subject alone"], rows[demo.MERGED]):
         assert row.is_correct(row.predictions[0]) is None
 
 

@@ -24,6 +24,8 @@ NEEDS = {
     "estimate": "diffusers",
     "evaluation": "diffusers",
     "comparison.contact_sheet": "plots",
+    "comparison.crossed_fusion": "diffusers",
+    "comparison.decomposition": "diffusers",
     "comparison.run_job": "diffusers",
     "reproduction": "diffusers",
     "trainers.freeze_lora": "trainers",

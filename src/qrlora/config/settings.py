@@ -14,7 +14,7 @@ from ..layouts import current_preset
 from ..trigger_words import contains_word
 from .image_settings import PATH_LISTS, normalise_paths, parse_crops
 from .renamed_settings import RENAMED, accepts_old_names, with_new_names
-from .type_checks import MAX_COUNT, MAX_SEED, as_dict, check_at_least, check_strengths, check_types
+from .type_checks import MAX_SEED, as_dict, check_at_least, check_strengths, check_types
 
 Quantize = Literal["", "nf4", "int8", "float8"]
 """How the linear layers of the unet or transformer are kept: in the base's dtype (""), or in 4 or 8 bits a weight."""
@@ -198,7 +198,7 @@ class TrainConfig:
         for name in ("slot", "min_snr_gamma", "save_every", "adapter_every", "preview_every"):
             check_at_least(self, name, 0)
         check_at_least(self, "seed", 0, MAX_SEED)
-        if self.learning_rate is not None and not 0 < self.learning_rate <= MAX_COUNT:
+        if self.learning_rate is not None and not 0 < self.learning_rate < 3.4e38:  # float32's
             raise ValueError(f"learning_rate must be a positive number such as 1e-4, got {str(self.learning_rate):.30}")
         if self.lr_decay is not None and not 0 <= self.lr_decay <= 1:
             raise ValueError(f"lr_decay must be a fraction of the updates, 0..1, got {self.lr_decay}")
