@@ -397,6 +397,7 @@ def test_a_learning_curve_ends_in_the_scores_of_the_base_that_the_run_would_writ
     assert last["samples"] == 18 and last["style"] < 0.5
 
 
+@pytest.mark.processes
 @pytest.mark.parametrize("base", ARCHITECTURES)
 def test_pretraining_that_was_stopped_and_resumed_ends_in_the_same_weights(base, tmp_path, two_steps):
     whole = pretrain.pretrain(base, tmp_path / "whole", two_steps, "cpu", 100, float("inf"))
