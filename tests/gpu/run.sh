@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
 # Python with an emulated GPU, from the root of a checkout: tests/gpu/run.sh -m pytest tests/gpu/emulated.py
-# The emulation is built once for the torch at hand, and when its source is newer, in EMU_STORE (half a minute); needs g++.
+# The emulation is built once for the torch at hand, of which it holds the path, and when its source is newer, in EMU_STORE (half a minute); needs g++.
 set -euo pipefail
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 python=${PYTHON:-.venv/bin/python}
-store=${EMU_STORE:-${TMPDIR:-/tmp}/emu-$("$python" -c 'import torch, sys; print(torch.__version__.replace("+", "_"), *sys.version_info[:2], sep="-")')}
+store=${EMU_STORE:-${TMPDIR:-/tmp}/emu-$("$python" -c 'import torch, sys, zlib; print(torch.__version__.replace("+", "_"), *sys.version_info[:2], zlib.crc32(torch.__file__.encode()), sep="-")')}
 export EMU_SO=$store/emu.so OMP_NUM_THREADS=${OMP_NUM_THREADS:-1} HF_HUB_OFFLINE=1
 export PYTHONPATH=$here${PYTHONPATH:+:$PYTHONPATH}
 if [ ! "$EMU_SO" -nt "$here/emu.cpp" ]; then
