@@ -9,13 +9,9 @@ from PIL import Image
 
 from qrlora import packaged_encoders
 from qrlora.evaluation import open_encoder
-from qrlora.optional_dependencies import missing_extra_hint
 from qrlora.world.drawings import contents, contents_drawn_by, held_out_contents
 from qrlora.world.ground_truth import true_image, true_images
 from qrlora.world.nearest_drawings import rank_of_content
-
-if hint := missing_extra_hint("encoders"):
-    pytest.skip(hint, allow_module_level=True)
 
 
 def correlated(x, weight, bias=None, pad=0, stride=1):

@@ -4,7 +4,7 @@ from typing import Any
 
 from .. import plots
 from ..built_in_bases import built_in_bases
-from ..world.captions import PLACEHOLDERS
+from ..config import TRIGGERS
 from ..world.classified_images import ClassifiedImages
 from ..world.classifiers import NONE, Classification
 from ..world.demo import TRUTH
@@ -17,7 +17,7 @@ def contact_sheet(rows: list[ClassifiedImages], footer: str) -> Any:
     """The contact sheet: what is given and what should come out on top, below a line for each adapter."""
     panels = [row_panel(row) for row in rows]
     classified = any(any(panel.notes) for panel in panels)
-    renamed = any(all(word not in row.title for word in PLACEHOLDERS.values()) for row in rows[:2])
+    renamed = any(all(word not in row.title for word in TRIGGERS.values()) for row in rows[:2])
     legend = "\n".join([LEGEND] * classified + [WORDS_LEGEND] * renamed)
     if legend:
         given = 2 + any(row.title == TRUTH for row in rows)

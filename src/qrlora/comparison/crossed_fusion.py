@@ -14,13 +14,14 @@ from typing import Literal
 from PIL import Image
 
 from ..adapter import Adapter
+from ..config import TRIGGERS
 from ..config.type_checks import check_strengths
 from ..files import load
 from ..image_loading import load_image
 from ..known_words import COPIES, nearest_word, word_losses
 from ..sampling import generate
 from ..training import train
-from ..world.captions import CONTENT, PLACEHOLDERS, STYLE, caption, known_words
+from ..world.captions import CONTENT, STYLE, caption, known_words
 from ..world.drawings import held_out_contents, known_contents
 from ..world.ground_truth import true_image
 from ..world.styles import HELD_OUT_STYLES
@@ -210,7 +211,7 @@ class CrossedFusion:
             image = path.with_suffix(".png")
             true_image(content, style).save(image)
             prompt = caption("{}", PLAIN) if role == "content" else caption(content, "{}")
-            words = [PLACEHOLDERS[role], *known_words(role)]
+            words = [TRIGGERS[role], *known_words(role)]
             losses = word_losses(self.base, load_image(image, 128), prompt, words, COPIES[role])
             path.write_text(json.dumps(losses))
-        return nearest_word(json.loads(path.read_text()), PLACEHOLDERS[role])
+        return nearest_word(json.loads(path.read_text()), TRIGGERS[role])

@@ -5,7 +5,7 @@ Letters: b batch, c latent channels, h w latent size, H W pixels.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -157,6 +157,20 @@ def sample_guided(
 
 PROMPT_EMBEDDINGS = ("prompt_embeds", "negative_prompt_embeds", "pooled_prompt_embeds", "negative_pooled_prompt_embeds")
 """What SDXL's and SD3's pipelines make of prompts, and take in their place; without guidance, of the prompts alone."""
+
+
+def embed_texts(
+    encode: Callable[[Sequence[str]], list[Tensor]], prompts: Sequence[str], negative_prompt: str, guidance: float
+) -> Condition:
+    """For pipelines that take texts of unequal lengths: the prompts and, where classifier-free guidance acts, beside
+    each the negative prompt, empty or not.
+
+    Args: encode: (b texts) -> b tensors (n, d).
+    """
+    embeddings = {"prompt_embeds": encode(prompts)}
+    if guidance > 1:
+        embeddings["negative_prompt_embeds"] = encode([negative_prompt] * len(prompts))
+    return Condition.of_texts(embeddings)
 
 
 def negative_prompts(negative_prompt: str, prompts: Sequence[str]) -> list[str] | None:

@@ -15,7 +15,7 @@ from ..layouts.qwen_image import QWEN_IMAGE as LAYOUT
 from .condition import Condition, SizeConditioning
 from .family import Family, TokenLimits
 from .flux import packed, size_multiple, unpacked, unpacked_image
-from .pipeline_steps import run_pipeline
+from .pipeline_steps import embed_texts, run_pipeline
 
 TEXT_LENGTH = 512
 """The most tokens of a prompt, the pipeline's own choice; shorter prompts are not padded."""
@@ -49,10 +49,7 @@ def predict(model: nn.Module, noisy: Tensor, time: Tensor, condition: Condition)
 def embed(pipe: Any, prompts: Sequence[str], negative_prompt: str, guidance: float) -> Condition:
     """For Qwen-Image's pipeline, as `encode_prompt`, beside it the negative prompt, empty or not, where classifier-free
     guidance acts."""
-    embeddings = {"prompt_embeds": _encoded(pipe, prompts)}
-    if guidance > 1:
-        embeddings["negative_prompt_embeds"] = _encoded(pipe, [negative_prompt] * len(prompts))
-    return Condition.of_texts(embeddings)
+    return embed_texts(lambda texts: _encoded(pipe, texts), prompts, negative_prompt, guidance)
 
 
 def sample(

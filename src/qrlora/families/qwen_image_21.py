@@ -18,7 +18,7 @@ from ..image_size import ImageSize, height_and_width
 from ..layouts.qwen_image_21 import QWEN_IMAGE_21 as LAYOUT
 from .condition import Condition, SizeConditioning
 from .family import Family, TokenLimits
-from .pipeline_steps import run_pipeline
+from .pipeline_steps import embed_texts, run_pipeline
 from .qwen_image import check_steps, normalize_key
 
 SYSTEM_TOKENS = 14
@@ -76,10 +76,7 @@ def _predict_without_values(model: Any, tokens: Tensor, text: Tensor, time: Tens
 def embed(pipe: Any, prompts: Sequence[str], negative_prompt: str, guidance: float) -> Condition:
     """For Qwen-Image-2.1's pipeline, as `encode_prompt`, beside it the negative prompt, empty or not, where
     classifier-free guidance acts."""
-    embeddings = {"prompt_embeds": _encoded(pipe, prompts)}
-    if guidance > 1:
-        embeddings["negative_prompt_embeds"] = _encoded(pipe, [negative_prompt] * len(prompts))
-    return Condition.of_texts(embeddings)
+    return embed_texts(lambda texts: _encoded(pipe, texts), prompts, negative_prompt, guidance)
 
 
 def sample(

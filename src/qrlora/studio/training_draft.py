@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from ..built_in_bases import built_in_bases
-from ..config import TrainConfig
+from ..config import TRIGGERS, TrainConfig
 from ..config.setting_descriptions import settings_rows
 from ..config.type_checks import parse_override
 from .base_pages import known_bases, read_base_json
@@ -71,7 +71,7 @@ def draft_settings() -> list[Setting]:
 def read_draft(work: WorkFolder) -> dict[str, Any]:
     """The draft: {"content", "style": [{"picture", "x", "y", "side"}], "shows", "base", "content_trigger", ...}."""
     empty: dict[str, Any] = {"content": [], "style": [], "shows": "", "base": TrainConfig.base, "more": {}}
-    return {**empty, "content_trigger": "<c>", "style_trigger": "<s>", **work.read_json(DRAFT)}
+    return {**empty, **{f"{role}_trigger": word for role, word in TRIGGERS.items()}, **work.read_json(DRAFT)}
 
 
 def draft_of_form(work: WorkFolder, form: Mapping[str, Any], pictures: Mapping[str, list[str]]) -> dict[str, Any]:
@@ -109,7 +109,7 @@ def settings_of_draft(work: WorkFolder, draft: Mapping[str, Any]) -> dict[str, d
     for role in ROLES:
         if not draft[role]:
             continue
-        trigger = draft[f"{role}_trigger"] or {"content": "<c>", "style": "<s>"}[role]
+        trigger = draft[f"{role}_trigger"] or TRIGGERS[role]
         settings: dict[str, Any] = {"role": role, "base": draft["base"], "trigger": trigger}
         settings["preview_every"] = max(1, default_steps(draft["base"], role) // PREVIEWS)
         settings |= {name: parse_override(TrainConfig, name, text) for name, text in draft["more"].items()}

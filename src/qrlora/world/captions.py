@@ -11,8 +11,6 @@ from .styles import STYLES
 CONTENT, STYLE = "<c>", "<s>"
 """Trigger words for a content and a style: adapters give them a meaning; in pre-training they stood for any."""
 
-PLACEHOLDERS = {"content": CONTENT, "style": STYLE}
-
 TEMPLATES = ("{c} in {s} style", "{c}, {s}", "{c} in {s}", "{c}, {s} style", "{s} {c}", "{s} style {c}")
 """Forms of a caption beside the usual one, with or without an article."""
 PLAIN_TEMPLATES = ("a {c}", "{c}", "a picture of a {c}")

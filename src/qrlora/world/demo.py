@@ -10,7 +10,7 @@ from PIL import Image
 from .. import output_files
 from ..adapter import Adapter
 from ..built_in_bases import built_in_bases
-from ..config import TrainConfig
+from ..config import TRIGGERS, TrainConfig
 from ..families import Base, open_base
 from ..files import save
 from ..image_loading import load_image
@@ -18,7 +18,7 @@ from ..known_words import COPIES, nearest_word, word_losses
 from ..merging import merge
 from ..sampling import generate
 from ..training import Progress, train
-from .captions import PLACEHOLDERS, caption, with_article
+from .captions import caption, with_article
 from .captions import known_words as known_words_of
 from .classified_images import ClassifiedImages, classify_images
 from .drawings import SIZE, contents
@@ -130,16 +130,16 @@ def _word(
         if on_stage:
             on_stage(f"finding a word for the {role}", done / count)
 
-    image, words = load_image(source.image, base.defaults.resolution), [PLACEHOLDERS[role], *known_words_of(role)]
+    image, words = load_image(source.image, base.defaults.resolution), [TRIGGERS[role], *known_words_of(role)]
     losses = word_losses(base, image, source.template, words, COPIES[role], on_word=on_word)
-    return nearest_word(losses, PLACEHOLDERS[role])
+    return nearest_word(losses, TRIGGERS[role])
 
 
 def _training_config(
     role: Literal["content", "style"], source: DemoInput, folder: Path, **settings: Any
 ) -> TrainConfig:
     """The settings with which the demonstration trains an adapter, under its placeholder."""
-    prompt, output = source.template.replace("{}", PLACEHOLDERS[role]), folder / f"{role}.safetensors"
+    prompt, output = source.template.replace("{}", TRIGGERS[role]), folder / f"{role}.safetensors"
     return TrainConfig(image=source.image, prompt=prompt, role=role, output=output, **settings)
 
 
