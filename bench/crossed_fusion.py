@@ -12,7 +12,8 @@ from pathlib import Path
 import torch
 
 from harness import arguments
-from qrlora.comparison.crossed_fusion import CrossedFusion, CrossedSettings
+from qrlora.comparison.crossed_adapters import CrossedSettings
+from qrlora.comparison.crossed_fusion import CrossedFusion
 from qrlora.comparison.crossed_tables import markdown_tables, read_rows, scored_methods
 
 COUNTS = {
@@ -28,7 +29,7 @@ COUNTS = {
 def main() -> None:
     parser = arguments(__doc__)
     parser.add_argument("--base", default=CrossedSettings.base)
-    parser.add_argument("--methods", default="qr,lora", help="as of qrlora compare")
+    parser.add_argument("--methods", default="qr,lora", help="as of qrlora compare, and oracle")
     parser.add_argument("--split", choices=("test", "dev"), default=CrossedSettings.split)
     for name, meaning in COUNTS.items():
         parser.add_argument(
@@ -36,7 +37,7 @@ def main() -> None:
         )
     for role in ("content", "style"):
         default = getattr(CrossedSettings, f"{role}_word")
-        parser.add_argument(f"--{role}-word", default=default, help="in prompts; auto: the nearest that the base knows")
+        parser.add_argument(f"--{role}-word", default=default, help="in prompts; auto, nearest: one it knows")
     parser.add_argument(
         "--content-strength", type=float, default=1.0, help="in sums; other than 1: they alone are drawn"
     )

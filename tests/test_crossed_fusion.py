@@ -7,15 +7,28 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 import pico
 from qrlora import evaluation
-from qrlora.comparison import crossed_fusion
-from qrlora.comparison.crossed_fusion import CrossedFusion, CrossedSettings
-from qrlora.comparison.crossed_tables import CROSSED_PARTS, FIELDS, SCORES, markdown_tables, read_rows, scored_methods
+from qrlora.comparison import crossed_adapters, crossed_fusion
+from qrlora.comparison.crossed_adapters import CrossedSettings
+from qrlora.comparison.crossed_fusion import CrossedFusion
+from qrlora.comparison.crossed_tables import (
+    CROSSED_PARTS,
+    FIELDS,
+    ORACLE_PAIRS,
+    SCORES,
+    WORDS,
+    by_style,
+    markdown_tables,
+    read_rows,
+    scored_methods,
+)
 from qrlora.comparison.decomposition import SUM
 from qrlora.files import load
 from qrlora.known_words import nearest_word
+from qrlora.merging import merge
 from qrlora.sampling import generate
 from qrlora.world.captions import caption
 from qrlora.world.ground_truth import true_images
@@ -26,7 +39,7 @@ SPEC = "qr:steps=1"
 
 def crossing(folder: Path, **told) -> CrossedFusion:
     return CrossedFusion(
-        CrossedSettings(root=folder, base=str(pico.folder()), **{"contents": 2, "styles": 1, "known": 1, **told})
+        CrossedSettings(root=folder, **{"base": str(pico.folder()), "contents": 2, "styles": 1, "known": 1, **told})
     )
 
 
@@ -38,9 +51,9 @@ def crossed(tmp_path_factory):
 
 
 def test_three_adapters_give_two_sums_and_each_alone(crossed):
-    rows, adapters = read_rows(crossed.rows), sorted((crossed.folder / "adapters").glob("*.safetensors"))
+    rows, adapters = read_rows(crossed.rows), sorted((crossed.settings.folder / "adapters").glob("*.safetensors"))
     assert len(adapters) == 3
-    assert [sum(row["part"] == part for row in rows) for part in CROSSED_PARTS] == [1, 2, 1, 2]
+    assert [sum(row["part"] == part for row in rows) for part in CROSSED_PARTS] == [1, 2, 1, 2, 0]
     sums = [row for row in rows if row["part"] == SUM]
     assert {(row["content"], row["style"]) for row in sums} == {
         (c, style) for c in crossed.contents for style, _ in crossed.styles
@@ -50,7 +63,7 @@ def test_three_adapters_give_two_sums_and_each_alone(crossed):
 def test_a_row_is_what_its_two_files_draw(crossed):
     """One sum drawn and scored anew from the files in the folder."""
     row = next(row for row in read_rows(crossed.rows) if row["part"] == SUM)
-    folder = crossed.folder / "adapters"
+    folder = crossed.settings.folder / "adapters"
     (content,) = folder.glob(f"qr-steps-1-content-plain-{row['content'].replace(' ', '-')}-*.safetensors")
     (style,) = folder.glob(f"qr-steps-1-style-{row['style']}-{row['image'].replace(' ', '-')}-*.safetensors")
     drawn = generate(crossed.base, caption("<c>", "<s>"), [load(content), load(style)], seed=int(row["seed"]))
@@ -64,23 +77,83 @@ def test_a_row_is_what_its_two_files_draw(crossed):
 
 def test_what_is_there_is_not_made_again(crossed, monkeypatch):
     before = crossed.rows.read_text()
-    for name in ("train", "generate"):
-        monkeypatch.setattr(crossed_fusion, name, lambda **told: pytest.fail("made again"))
+    for module, name in ((crossed_adapters, "train"), (crossed_fusion, "draw_and_score")):
+        monkeypatch.setattr(module, name, lambda *given, **told: pytest.fail("made again"))
     crossing(crossed.settings.root).run(SPEC)
     assert crossed.rows.read_text() == before
 
 
 def test_known_words_seeds_and_several_images_are_methods_of_their_own(tmp_path, monkeypatch):
     """The words are those of the losses beside the adapters, and the files' trigger words."""
-    monkeypatch.setitem(crossed_fusion.COPIES, "style", 1)
+    monkeypatch.setitem(crossed_adapters.COPIES, "style", 1)
     told = {"content_word": "robot", "style_word": "auto", "style_images": 2, "seed": 3}
     found = crossing(tmp_path, contents=1, **told)
     found.run(SPEC)
     (row,) = (row for row in read_rows(found.rows) if row["part"] == SUM)
     assert row["method"] == f"{SPEC}, robot content, auto style x2 seed 3" and row["image"].count("+") == 1
-    (losses,) = (json.loads(path.read_text()) for path in found.folder.glob("word-*.json"))
-    triggers = {load(path).header.trigger for path in (found.folder / "adapters").glob("*.safetensors")}
+    (losses,) = (json.loads(path.read_text()) for path in found.settings.folder.glob("word-*.json"))
+    triggers = {load(path).header.trigger for path in (found.settings.folder / "adapters").glob("*.safetensors")}
     assert triggers == {"robot", nearest_word(losses, "<s>")} and "plain" not in losses
+    nearest = min((x for x in losses if x != "<s>"), key=losses.__getitem__)
+    assert [row[name] for name in WORDS[:3]] == ["", "", nearest]
+    assert float(row["style loss"]) == pytest.approx(losses[nearest] / losses["<s>"], abs=1e-4)
+
+
+def test_the_nearest_word_is_taken_however_far_where_that_is_asked_for(tmp_path, monkeypatch):
+    monkeypatch.setattr(
+        crossed_adapters, "word_losses", lambda base, image, prompt, words, copies: {"<s>": 1.0, "neon": 5.0}
+    )
+    shown = ["robot"]
+    for wanted, word in (("nearest", "neon"), ("auto", "<s>")):
+        found = crossing(tmp_path, style_word=wanted).adapters.style_adapter(SPEC, "dusk", shown)
+        assert found.word == (word, "neon", 5.0) and found.adapter.header.trigger == word
+
+
+def test_two_adapters_are_combined_as_the_method_says_and_not_just_added(tmp_path):
+    """TIES drops and elects signs: its image is that of the merged file, and another than the sum's."""
+    spec, found = "ties:steps=4", crossing(tmp_path, contents=1)
+    (style, shown), name = found.styles[0], found.contents[0]
+    adapters = [
+        found.adapters.content_adapter(spec, name).adapter,
+        found.adapters.style_adapter(spec, style, shown).adapter,
+    ]
+    prompt = caption("<c>", "<s>")
+    merged = generate(found.base, prompt, [merge(adapters, (1, 1), "ties")], seed=0)
+    assert tensor_from_pil([found.pair_image(spec, 0)]).equal(tensor_from_pil(merged))
+    assert not tensor_from_pil(merged).equal(tensor_from_pil(generate(found.base, prompt, adapters, seed=0)))
+
+
+def test_the_oracle_has_one_adapter_of_each_true_image_and_as_many_updates_as_two_adapters(tmp_path):
+    found = crossing(tmp_path, styles=2)
+    found.run("oracle:steps=1")
+    rows = read_rows(found.rows)
+    assert {row["part"] for row in rows} == {ORACLE_PAIRS} and len(rows) == 2
+    for row, content, (style, shown) in zip(rows, found.contents, found.styles, strict=True):
+        assert (row["content"], row["style"], row["image"]) == (content, style, shown[0])
+    adapters = sorted((found.settings.folder / "adapters").glob("*.safetensors"))
+    assert len(adapters) == 2 and all(load(path).header.config["steps"] == 2 for path in adapters)
+    image = tensor_from_pil([Image.open(next((found.settings.folder / "adapters").glob("oracle*/0.png")))])
+    truths = [true_images([c], s) for c, (s, _) in zip(found.contents, found.styles, strict=True)]
+    assert any(image.equal(truth) for truth in truths)
+
+
+def test_a_method_without_two_adapters_is_refused_before_anything_is_made(tmp_path):
+    for spec, reason in (("none", "trains no content and style"), ("style-aligned", "trains no content and style")):
+        with pytest.raises(ValueError, match=reason):
+            crossing(tmp_path).run(spec)
+    with pytest.raises(ValueError, match="b-lora exists for sdxl only"):
+        crossing(tmp_path, base=str(pico.folder("flux"))).run("b-lora")
+    assert not list(tmp_path.rglob("*.safetensors"))
+
+
+def test_rows_of_an_earlier_version_are_kept_and_get_the_new_columns(tmp_path):
+    found = crossing(tmp_path)
+    old = [name for name in FIELDS if name not in WORDS]
+    found.rows.write_text(",".join(old) + "\nqr,sum,cat,dusk,dog,0,1,1,1,0,1,1,1,0,0\n")
+    again = crossing(tmp_path)
+    (row,) = read_rows(again.rows)
+    assert tuple(row) == FIELDS and row["ssim"] == "1" and row["style word"] == ""
+    assert again.done == {("qr", "sum", "cat", "dusk", "dog", "0")}
 
 
 def test_more_contents_than_there_are_and_no_images_are_refused(tmp_path):
@@ -90,10 +163,10 @@ def test_more_contents_than_there_are_and_no_images_are_refused(tmp_path):
         crossing(tmp_path, images=0)
 
 
-def made_up_rows(values: dict[str, np.ndarray]) -> list[dict[str, str]]:
+def made_up_rows(values: dict[str, np.ndarray], part: str = SUM) -> list[dict[str, str]]:
     """Rows of sums with one score each: {method: (contents, style images)}."""
     return [
-        dict(zip(FIELDS, (method, SUM, f"c{i}", f"s{j}", "x", "0", *[str(x)] * 9), strict=True))
+        dict(zip(FIELDS, (method, part, f"c{i}", f"s{j}", "x", "0", *[str(x)] * 9, *[""] * 4), strict=True))
         for method, table in values.items()
         for (i, j), x in np.ndenumerate(table)
     ]
@@ -108,6 +181,36 @@ def test_differences_are_paired_and_go_to_the_method_that_is_named():
     for score in SCORES:
         assert difference.scores[score][:3] == pytest.approx((-0.25, -0.25, -0.25))
     assert "| `one` less `other` | -25 [-25, -25] |" in "\n".join(markdown_tables(lines))
+
+
+def test_beside_the_oracle_stand_the_sums_of_its_pairs_alone_and_pairs_are_resampled():
+    """Sums that are 1 on the diagonal and 0 elsewhere have 1 there, and the interval is that of three pairs."""
+    pairs = np.diag([0.0, 0.5, 1.0])
+    sums = made_up_rows({"qr": pairs, "lora": np.eye(3)[:2]})
+    oracle = [
+        row for row in made_up_rows({"oracle": np.ones((3, 3))}, ORACLE_PAIRS) if row["content"][1] == row["style"][1]
+    ]
+    lines = {(x.method, x.less): x for x in scored_methods(sums + oracle) if x.part == ORACLE_PAIRS}
+    assert [*lines] == [("oracle", ""), ("qr", ""), ("lora", ""), ("qr", "oracle")]  # lora lacks a pair
+    assert lines["qr", ""].count == 3 and lines["lora", ""].count == 2
+    assert lines["qr", ""].scores["both"][:3] == (0.5, 0, 1) and lines["qr", "oracle"].scores["ssim"].value == -0.5
+
+
+def test_by_style_has_each_styles_word_and_the_scores_without_and_with_it():
+    values = np.array([[0.0, 0.25], [1.0, 0.75]])
+    rows = made_up_rows({"qr": values, "qr, auto content, auto style": values / 2})
+    for row in rows:
+        row |= {"style word": "chalk", "style loss": "2.9" if row["style"] == "s1" else "1.14"}
+    assert by_style(rows, "qr", "qr, auto content, auto style") == [
+        {"style": "s0", "word, loss": "chalk, 1.1", "qr": "50, 50", "qr, auto content, auto style": "25, 25"},
+        {
+            "style": "s1",
+            "word, loss": "`<s>`, chalk is far, 2.9",
+            "qr": "50, 50",
+            "qr, auto content, auto style": "25, 25",
+        },
+    ]
+    assert by_style(rows, "qr", "lora") == []
 
 
 def test_an_interval_over_seeds_is_wider_than_over_their_mean_if_seeds_differ():
@@ -134,4 +237,4 @@ def test_the_findings_rows_can_be_read_and_have_their_tables():
         lines = scored_methods([row for row in read_rows(path) if row["part"] == SUM])
         assert lines and all(not math.isnan(x.scores["ssim"].low) for x in lines)
         with path.open(newline="") as file:
-            assert tuple(next(csv.reader(file))) == FIELDS
+            assert tuple(next(csv.reader(file))) in (FIELDS, FIELDS[: -len(WORDS)])

@@ -16,7 +16,10 @@ from commands import run
 from qrlora import plots
 from qrlora.baselines import FUSIONS
 from qrlora.cli.result_figures import figure_of
+from qrlora.comparison.crossed_adapters import CrossedSettings
+from qrlora.comparison.crossed_tables import ORACLE_PAIRS
 from qrlora.comparison.summary_tables import summarise
+from qrlora.files import load
 from qrlora.linalg import leading_subspace
 from qrlora.reproduction import crossed_sums
 from qrlora.reproduction.crossed_sums import VARIANTS
@@ -42,7 +45,7 @@ def small_request(tmp_path_factory):
 def few_variants():
     """Two variants of one sum: each has adapters of its own."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(crossed_sums, "VARIANTS", (VARIANTS[0], replace(VARIANTS[1], seeds=1)))
+        patch.setattr(crossed_sums, "VARIANTS", (VARIANTS[0], replace(VARIANTS[1], seeds=1), VARIANTS[-1]))
         patch.setattr(crossed_sums, "CONTENTS", 1)
         yield
 
@@ -235,8 +238,47 @@ def test_crossed_has_a_line_for_each_seed_and_their_sum_and_what_each_took(repro
         ("lora:steps=4", "", True),
         ("lora:steps=4", "qr:steps=4", False),
     ]
+    beside = [(row["method"], row["less"]) for row in found.rows if row["part"] == ORACLE_PAIRS]
+    assert beside[:2] == [("oracle:steps=4", ""), ("qr:steps=4", "")] and ("lora:steps=4", "oracle:steps=4") in beside
     (line,) = found.figure.rows
-    assert [cell.title for cell in line][2:] == ["qr", "lora", "truth"]
+    assert [cell.title for cell in line][2:] == ["qr", "lora", "oracle", "truth"]
+
+
+def test_crossed_says_how_many_parameters_a_sum_trains_which_are_those_in_its_files(reproduced, small_request):
+    """Of qr B alone, of lora A and B; the oracle's rank is theirs, on the layers of both."""
+    rows = {row["method"]: row for row in reproduced("crossed").rows if row["trained"]}
+    folder = small_request.folder / "crossed" / "pico-flux-test-1x1" / "adapters"
+
+    def count(prefix: str, factors: str) -> int:
+        files = [load(path) for path in folder.glob(f"{prefix}-steps-4-*-0.safetensors")]
+        return sum(getattr(pair, x).numel() for file in files for pair in file.layers.values() for x in factors)
+
+    assert rows["qr:steps=4"]["trained"] == f"{count('qr', 'B'):,}"
+    assert rows["lora:steps=4"]["trained"] == f"{count('lora', 'AB'):,}"
+    assert rows["oracle:steps=4"]["trained"] == f"{count('oracle', 'B'):,}"
+    assert rows["qr:steps=4"]["rank"] == rows["lora:steps=4"]["rank"] == rows["oracle:steps=4"]["rank"] == "4"
+
+
+def test_crossed_runs_the_methods_and_the_split_that_are_asked_for(small_request, tmp_path):
+    request = replace(small_request, folder=tmp_path, steps=1, split="dev", methods=("lora:rank=2",))
+    found = reproduce("crossed", request)
+    sums = {row["method"]: row["rank"] for row in found.rows if row["part"] == "sum"}
+    assert sums == {"lora:rank=2:steps=1": "2"}
+    asked_for = crossed_sums._variants(replace(request, methods=("qr", "pissa:rank=3")))
+    assert {x.method for x in asked_for} == {"qr:steps=1", "pissa:rank=3:steps=1"} and len(asked_for) == 5
+    (folder,) = (tmp_path / "crossed").iterdir()
+    assert "-dev-" in folder.name
+    for name, wrong in (("figure9", {"methods": ("qr",)}), ("table1", {"split": "dev"})):
+        with pytest.raises(ValueError, match="split and methods are of crossed"):
+            reproduce(name, replace(small_request, **wrong))
+
+
+def test_lora_of_equal_parameters_trains_about_as_many_as_qr(small_request, tmp_path):
+    common = CrossedSettings(root=tmp_path, base=small_request.base, contents=1, styles=1, known=1)
+    of = {x: crossed_sums._rank_and_trained(common, x) for x in ("qr", "lora", "lora, equal parameters x4 seed 1")}
+    trained = {x: int(row["trained"].replace(",", "")) for x, row in of.items()}
+    assert trained["lora"] > 1.5 * trained["qr"]
+    assert trained["lora, equal parameters x4 seed 1"] == pytest.approx(trained["qr"], rel=0.3)
 
 
 NAMES = {result.make: name for name, result in reversed(RESULTS.items())}.values()

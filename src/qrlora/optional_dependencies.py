@@ -24,6 +24,7 @@ NEEDS = {
     "estimate": "diffusers",
     "evaluation": "diffusers",
     "comparison.contact_sheet": "plots",
+    "comparison.crossed_adapters": "diffusers",
     "comparison.crossed_fusion": "diffusers",
     "comparison.decomposition": "diffusers",
     "comparison.run_job": "diffusers",

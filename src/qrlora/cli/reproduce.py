@@ -28,6 +28,10 @@ def reproduce(
         str, typer.Option(help="For table1: dino-vits16, clip-vit-base-patch32, csd-vit-l ...", show_default="none")
     ] = "",
     ratings: Annotated[str, typer.Option(help="For table1: levels.csv of qrlora survey report.")] = "",
+    methods: Annotated[
+        str, typer.Option(help="For crossed: qr, lora, pissa, lora:rank=16, oracle ...", show_default="the findings'")
+    ] = "",
+    split: Annotated[str, typer.Option(help="For crossed: test, or dev.")] = "test",
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder; adapters in it are kept.")] = Path(
         "out/reproduce"
     ),
@@ -60,6 +64,7 @@ def reproduce(
 
         settings: dict[str, Any] = {"rank": rank, "steps": steps, "workers": workers, "ray": ray, "device": device}
         settings |= {"encoders": options.split_names(encoders), "ratings": ratings}
+        settings |= {"methods": options.split_names(methods), "split": split}
         request = paper_results.ReproductionRequest(
             base=base, pairs=pairs, seed=seed, folder=output, on_job=on_job, **settings
         )
@@ -67,9 +72,10 @@ def reproduce(
     written = paper_results.write_result(name, found, request, console.shell_command(*sys.argv[1:]))
     if (figure := figure_of(found)) is not None:
         written.append(plots.save(figure, output / f"{name}.png"))
-    columns = list(found.rows[0])
-    tables.print_table(
-        columns, [[paper_results.format_value(row[name]) for name in columns] for row in found.rows], found.title
-    )
+    for title, rows in {found.title: found.rows, **found.further}.items():
+        columns = list(rows[0])
+        tables.print_table(
+            columns, [[paper_results.format_value(row[name]) for name in columns] for row in rows], title
+        )
     for line in (*found.notes, *map(str, written)):
         console.say(line)

@@ -9,15 +9,21 @@ from typing import NamedTuple
 
 import numpy as np
 
+from ..known_words import NEAR
+from ..world.captions import STYLE
 from .decomposition import BASE_ALONE, CONTENT_ALONE, STYLE_ALONE, SUM
 from .statistics import Estimate, mean_over_crossed
 
 LABELS = ("method", "part", "content", "style", "image", "seed")
 SCORES = ("content", "style", "both", "nearest", "content_likeness", "style_likeness", "ssim")
 LEAKS = ("leaked_content", "leaked_style")
-FIELDS = (*LABELS, *(f"{name} right" if name in LABELS else name for name in SCORES), *LEAKS)
+WORDS = ("content word", "content loss", "style word", "style loss")
+"""The nearest known word, where one was searched, with the base's loss in times its loss with the placeholder."""
+FIELDS = (*LABELS, *(f"{name} right" if name in LABELS else name for name in SCORES), *LEAKS, *WORDS)
 """The columns of rows.csv. A method label ends in "seed N" where its adapters were trained with another seed than 0."""
-CROSSED_PARTS = (BASE_ALONE, CONTENT_ALONE, STYLE_ALONE, SUM)
+ORACLE_PAIRS = "sum, the k-th content in the k-th style"
+"""The part of the oracle, which has an adapter for each of these pairs; the sums of the same pairs are beside it."""
+CROSSED_PARTS = (BASE_ALONE, CONTENT_ALONE, STYLE_ALONE, SUM, ORACLE_PAIRS)
 Cells = dict[tuple[str, str], list[dict[str, str]]]
 """{(content, style and first style image): rows}."""
 
@@ -50,11 +56,27 @@ def scored_methods(rows: list[dict[str, str]], against: str = "") -> list[Scored
     """
     found: dict[str, dict[str, dict[int, Cells]]] = {part: {} for part in CROSSED_PARTS}
     for row in rows:
-        method, seed = _method_and_seed(row["method"])
+        method, seed = method_and_seed(row["method"])
         cells = found[row["part"]].setdefault(method, defaultdict(lambda: defaultdict(list)))[seed]
         first_image = row["image"].split("+")[0]  # of several, so that they are compared with the first alone
         cells[row["content"], f"{row['style']} {first_image}"].append(row)
+    found[ORACLE_PAIRS] = _beside_the_oracle(found[ORACLE_PAIRS], found[SUM])
     return [x for part, methods in found.items() if methods for x in _lines_of_part(part, methods, against)]
+
+
+def _beside_the_oracle(
+    oracle: dict[str, dict[int, Cells]], sums: dict[str, dict[int, Cells]]
+) -> dict[str, dict[int, Cells]]:
+    """The oracle's cells and those of the sums of the same pairs, of which each is one: no content and no style image
+    is in two, so that pairs are resampled."""
+    pairs = {key for by_seed in oracle.values() for cells in by_seed.values() for key in cells}
+    found: dict[str, dict[int, Cells]] = {}
+    for method, by_seed in (oracle | sums).items():
+        for seed, cells in by_seed.items():
+            of_pairs = {(" in ".join(key), ""): rows for key, rows in cells.items() if key in pairs}
+            if of_pairs:
+                found.setdefault(method, {})[seed] = of_pairs
+    return found
 
 
 def _lines_of_part(part: str, methods: Mapping[str, dict[int, Cells]], against: str) -> list[ScoredMethod]:
@@ -84,7 +106,7 @@ def _line(part: str, method: str, tables: Mapping[str, np.ndarray], less: str = 
     return ScoredMethod(part, method, less, next(iter(scores.values())).count, scores)
 
 
-def _method_and_seed(label: str) -> tuple[str, int]:
+def method_and_seed(label: str) -> tuple[str, int]:
     """A label of rows.csv as the method and the seed that its adapters were trained with."""
     found = re.fullmatch(r"(.*) seed (\d+)", label)
     return (found[1], int(found[2])) if found else (label, 0)
@@ -101,6 +123,35 @@ def _table(by_seed: Mapping[int, Cells], score: str) -> np.ndarray:
             mean = np.mean([float(row[name]) for row in rows])
             table[contents.index(content), images.index(image), k] = mean
     return table
+
+
+def by_style(rows: list[dict[str, str]], method: str, under_words: str) -> list[dict[str, str]]:
+    """A line for each style: the known word that was searched for it, and a method's sums beside those under the words.
+
+    Args:    method, under_words: labels of rows, with one seed of training and one image of each style.
+    Returns: "both" and "ssim" in hundredths; [] if one of the two is not in the rows. No word where the rows have none.
+    """
+    sums = [row for row in rows if row["part"] == SUM]
+    lines = []
+    for style in dict.fromkeys(row["style"] for row in sums):
+        of_style = {x: [r for r in sums if r["style"] == style and r["method"] == x] for x in (method, under_words)}
+        if not all(of_style.values()):
+            return []
+        line = {"style": style, "word, loss": "; ".join(dict.fromkeys(map(_style_word, of_style[under_words])))}
+        for x, found in of_style.items():
+            means = (100 * np.mean([float(row[score]) for row in found]) for score in ("both", "ssim"))
+            line[x] = ", ".join(f"{mean:.0f}" for mean in means)
+        lines.append(line)
+    return lines
+
+
+def _style_word(row: dict[str, str]) -> str:
+    """The word of a row's style with its loss, in times the placeholder's."""
+    if not row.get("style word"):
+        return ""
+    loss = float(row["style loss"])
+    called = row["style word"] if loss < NEAR else f"`{STYLE}`, {row['style word']} is far"
+    return f"{called}, {loss:.1f}"
 
 
 def markdown_tables(lines: list[ScoredMethod]) -> list[str]:

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from .summary_tables import TableRow
@@ -68,5 +68,7 @@ class ReproducedResult:
     notes: Sequence[str]
     """What a reader must know to compare it with the paper's."""
     figure: Curves | LayerCurves | StrengthGrid | ContactSheet | None = None
+    further: Mapping[str, Sequence[TableRow]] = field(default_factory=dict)
+    """{title: rows} of the tables below."""
     seconds: float = math.nan
     """What it took to make, with what the folder had already."""

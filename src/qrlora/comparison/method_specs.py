@@ -15,13 +15,14 @@ SPEC_SETTINGS = (*SHARED_SETTINGS, "learning_rate", "optimizer", "min_snr_gamma"
 """The settings of TrainConfig that a spec may change: for both roles, or for one as "NAME:style/SETTING=VALUE"."""
 
 
-def parse_method_spec(spec: str) -> FusionMethod:
+def parse_method_spec(spec: str, bounds: bool = False) -> FusionMethod:
     """The fusion method that a spec names, with the spec's settings in its `learn`.
 
+    Args:   bounds: whether "none" and "oracle" may be named.
     Raises: ValueError: no such method, role or setting, or a wrong value.
     """
     name, *changes = spec.split(":")
-    if name in BOUNDS:
+    if name in BOUNDS and not bounds:
         raise ValueError(f"{name!r} is in every table: leave it out of the methods")
     if name == "peft" and changes:
         name = f"peft:{changes.pop(0)}"

@@ -1,11 +1,12 @@
 """The TrainConfig settings of each compared method: rank, layers, steps and batch equal for all, the rest its own."""
 
+from collections.abc import Mapping
 from typing import Any
 
 from ..baselines import FusionMethod
 from ..families import Base
 from ..world.captions import STYLE
-from .rank_matching import layer_shapes, rank_of_equal_size
+from .rank_matching import layer_shapes, rank_of_equal_size, trainable_parameter_count
 from .settings import ComparisonSettings
 
 REFERENCE_METHOD = "qr"
@@ -18,9 +19,9 @@ def training_settings(
     base: Base, spec: str, fusion: FusionMethod, settings: ComparisonSettings
 ) -> dict[str, dict[str, Any]]:
     """{role: settings of TrainConfig} of the adapters that a method needs; empty for the lower bound "none"."""
-    if spec == "none":
+    if fusion.name == "none":
         return {}
-    roles: tuple[Any, ...] = ROLES if fusion.trains_style_adapter and spec != "oracle" else ("content",)
+    roles: tuple[Any, ...] = ROLES if fusion.trains_style_adapter and fusion.name != "oracle" else ("content",)
     return {role: _settings_of_role(base, role, spec, fusion, settings) for role in roles}
 
 
@@ -32,10 +33,11 @@ def _settings_of_role(
     default = base.defaults.for_run(role, REFERENCE_METHOD)
     chosen: dict[str, Any] = {name: getattr(default, name) for name in SHARED_SETTINGS}
     chosen |= {name: value for name in ("rank", "steps") if (value := getattr(settings, name)) is not None}
-    if spec == "oracle":
-        chosen |= _oracle_targets_and_steps(base, chosen, settings.steps)
-    reference = dict(chosen)
     own = fusion.settings(role)
+    if fusion.name == "oracle":
+        chosen |= _oracle_targets(base, chosen["targets"])
+        own["steps"] = _oracle_steps(base, fusion, settings.steps)
+    reference = dict(chosen)
     chosen |= {"seed": settings.first_seed, "dtype": settings.dtype, **own}
     if role == "style" and settings.style_word != STYLE:
         chosen["trigger"] = settings.style_word
@@ -50,9 +52,24 @@ def _settings_of_role(
     return chosen
 
 
-def _oracle_targets_and_steps(base: Base, content: dict[str, Any], steps: int | None) -> dict[str, Any]:
-    """Targets and steps of the oracle's training: the layers of both roles, for the sum of their steps."""
+def _oracle_targets(base: Base, targets: str) -> dict[str, str]:
+    """Targets of the oracle's training: the layers of both roles."""
     style = base.defaults.for_run("style", REFERENCE_METHOD)
-    endings = [base.family.targets.get(x) or tuple(x.split(",")) for x in (content["targets"], style.targets)]
+    endings = [base.family.targets.get(x) or tuple(x.split(",")) for x in (targets, style.targets)]
     union = dict.fromkeys(ending.strip() for of_role in endings for ending in of_role)
-    return {"targets": ",".join(union), "steps": content["steps"] + (steps or style.steps)}
+    return {"targets": ",".join(union)}
+
+
+def _oracle_steps(base: Base, fusion: FusionMethod, steps: int | None) -> int:
+    """Steps of the oracle's training: the sum of both roles'."""
+    default = {role: steps or base.defaults.for_run(role, REFERENCE_METHOD).steps for role in ROLES}
+    return sum(fusion.settings(role).get("steps", default[role]) for role in ROLES)
+
+
+def ranks_and_trained_parameters(base: Base, by_role: Mapping[str, Mapping[str, Any]]) -> tuple[list[int], int]:
+    """The rank of each of a method's adapters, and the count of their trained parameters together.
+
+    Args: by_role: of `training_settings`.
+    """
+    of_roles = [(x["method"], x["targets"], x["rank"]) for x in by_role.values()]
+    return [rank for _, _, rank in of_roles], sum(trainable_parameter_count(base, *x) for x in of_roles)

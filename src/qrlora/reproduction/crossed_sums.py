@@ -1,12 +1,24 @@
 """The findings' table: sums of crossed contents and styles, by method, words, style images, strengths and seeds."""
 
+import re
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from ..comparison.crossed_fusion import CrossedFusion, CrossedSettings
-from ..comparison.crossed_tables import SCORES, in_hundredths, read_rows, scored_methods
+from ..comparison.crossed_adapters import CrossedAdapters, CrossedSettings
+from ..comparison.crossed_fusion import EQUAL_PARAMETERS, CrossedFusion
+from ..comparison.crossed_tables import (
+    ORACLE_PAIRS,
+    SCORES,
+    by_style,
+    in_hundredths,
+    read_rows,
+    scored_methods,
+)
+from ..comparison.decomposition import SUM
 from ..comparison.figure_data import Cell, ContactSheet, ReproducedResult
 from ..comparison.summary_tables import TableRow
+from ..comparison.training_settings import ranks_and_trained_parameters
 from ..world.ground_truth import true_image
 from .request import ReproductionRequest
 
@@ -42,59 +54,117 @@ VARIANTS = (
     Variant("qr", {**WORDS, "style_images": 8}, 1, "qr, known words, 8 images"),
     Variant("lora", {"content_strength": 0.7}),
     Variant("qr", {"content_strength": 1.3}),
+    Variant("lora", {"equal": "parameters"}),
+    Variant("ortha", {}),
+    Variant("qr-minor", {}),
+    Variant("qr-direct", {}),
+    Variant("pissa", {}),
+    Variant("oracle", {}, 1, "oracle"),
 )
 """The rows of the table, those first that the others lean on."""
+DEV_VARIANTS = (
+    Variant("qr", {}, 1, "qr"),
+    Variant("lora", {}, 1, "lora"),
+    Variant("qr", {"content_word": "auto"}),
+    Variant("qr", {"style_word": "nearest"}),
+    Variant("qr", {"style_word": "auto"}),
+)
+"""The rows of the table of the development split, where the choices were made."""
 
 
 def crossed_sums(request: ReproductionRequest) -> ReproducedResult:
     """Every variant on one base: each adapter alone, with words that the base knows, and all sums.
 
-    The request's pairs are contents, and as many style images, up to CONTENTS; its seed is the first seed of training.
+    The request's pairs are contents, and as many style images, up to CONTENTS; its seed is the first seed of training;
+    its methods: those whose variants are run, or further specs, under placeholders.  The tables show all that the
+    folder has.
     """
     count = min(CONTENTS, request.pairs)
-    changed = [f":{name}={value}" for name in ("rank", "steps") if (value := getattr(request, name)) is not None]
     common = CrossedSettings(
         root=request.folder / "crossed",
         base=request.base,
+        split=request.split,
         contents=count,
         styles=count,
         seed=request.seed,
         device=request.device,
     )
-    runs = [(variant, request.seed + k) for variant in VARIANTS for k in range(variant.seeds)]
+    variants = _variants(request)
+    runs = [(variant, request.seed + k) for variant in variants for k in range(variant.seeds)]
     seconds: dict[str, float] = {}
     for done, (variant, seed) in enumerate(runs, 1):
         started = time.monotonic()
         crossed = CrossedFusion(replace(common, **variant.settings, seed=seed))
-        label = crossed.labels(variant.method + "".join(changed))[2]
-        crossed.run(variant.method + "".join(changed))
+        label = crossed.labels(variant.method)[2]
+        crossed.run(variant.method)
         seconds[label] = time.monotonic() - started
         if request.on_job is not None:
             request.on_job(done, len(runs), label, "")
-    rows: list[TableRow] = []
-    for line in scored_methods(read_rows(common.folder / "rows.csv")):
-        scores = {score: in_hundredths(line.scores[score]) for score in SCORES}
-        taken = f"{seconds[line.method]:.0f}" if line.part == "sum" and line.method in seconds and not line.less else ""
-        about = {"part": line.part, "method": line.method, "less": line.less, "images": line.count}
-        rows.append({**about, **scores, "seconds": taken})
+    found = read_rows(common.folder / "rows.csv")
+    methods = dict.fromkeys(row["method"] for row in found)
+    styles = {f"By style, {x}": by_style(found, x, f"{x}, auto content, auto style") for x in methods}
     notes = (
         "In hundredths, with intervals (95 %) that resample contents, style images and, of several seeds, those of "
         "training. 'less': paired differences to that method. What each score means: docs/findings.md.",
+        "rank: of the content's and the style's adapter; trained: parameters of both together. Methods of one rank are "
+        "alike in their files, those of one count in what is trained.",
+        "By style: both right and ssim of sums under placeholders and under known words; the known word that is "
+        "nearest to the style, with the base's loss in times its loss with the placeholder.",
         "seconds: what this call took for the method's adapters and images; what the folder had costs nothing.",
     )
     return ReproducedResult(
-        f"Sums of crossed contents and styles, {request.base}", rows, notes, _sheet(common, count, "".join(changed))
+        f"Sums of crossed contents and styles, {request.base}",
+        _rows(common, found, seconds),
+        notes,
+        _sheet(common, count, variants),
+        further={title: rows for title, rows in styles.items() if rows},
     )
 
 
-def _sheet(common: CrossedSettings, count: int, changed: str) -> ContactSheet:
+def _variants(request: ReproductionRequest) -> list[Variant]:
+    """The variants of the request's split and methods, with its rank and steps in their specs."""
+    listed = DEV_VARIANTS if request.split == "dev" else VARIANTS
+    chosen = [x for x in listed if not request.methods or x.method in request.methods]
+    names = [x.method for x in listed]
+    chosen += [Variant(spec, {}, 1, spec) for spec in request.methods if spec not in names]
+    changed = [f":{name}={value}" for name in ("rank", "steps") if (value := getattr(request, name)) is not None]
+    return [replace(x, method=x.method + "".join(changed)) for x in chosen]
+
+
+def _rows(common: CrossedSettings, found: list[dict[str, str]], seconds: dict[str, float]) -> list[TableRow]:
+    """The lines of the table; a sum's also say what is trained, and what it took."""
+    rows: list[TableRow] = []
+    for line in scored_methods(found):
+        about = {"part": line.part, "method": line.method, "less": line.less, "images": line.count}
+        scores = {score: in_hundredths(line.scores[score]) for score in SCORES}
+        trained: TableRow = {"rank": "", "trained": "", "seconds": ""}
+        if line.part in (SUM, ORACLE_PAIRS) and not line.less:
+            trained |= _rank_and_trained(common, line.method)
+            trained["seconds"] = f"{seconds[line.method]:.0f}" if line.method in seconds else ""
+        rows.append({**about, **scores, **trained})
+    return rows
+
+
+def _rank_and_trained(common: CrossedSettings, label: str) -> dict[str, str]:
+    """The ranks of a method's adapters and the count of their trained parameters, from its label in the rows."""
+    equal = "parameters" if EQUAL_PARAMETERS in label else "rank"
+    adapters = CrossedAdapters(replace(common, equal=equal))
+    ranks, count = ranks_and_trained_parameters(
+        adapters.base, adapters.training_settings(re.split("[, ]", label, maxsplit=1)[0])
+    )
+    return {"rank": ", ".join(map(str, dict.fromkeys(ranks))), "trained": f"{count:,}"}
+
+
+def _sheet(common: CrossedSettings, count: int, variants: Sequence[Variant]) -> ContactSheet | None:
     """The k-th content in the k-th style, seed 0, by the variants that are shown, between what is given and the true
-    image."""
-    shown = [(x, CrossedFusion(replace(common, **x.settings))) for x in VARIANTS if x.title]
+    image. None: none of them is shown."""
+    shown = [(x, CrossedFusion(replace(common, **x.settings))) for x in variants if x.title]
+    if not shown:
+        return None
     lines = []
     for k in range(count):
         content, (style, (other, *_)) = shown[0][1].contents[k], shown[0][1].styles[k]
         cells = [Cell(content, true_image(content, "plain")), Cell(style, true_image(other, style))]
-        cells += [Cell(x.title, crossed.draw_sum(x.method + changed, k)) for x, crossed in shown]
+        cells += [Cell(x.title, crossed.pair_image(x.method, k)) for x, crossed in shown]
         lines.append([*cells, Cell("truth", true_image(content, style))])
     return ContactSheet(lines)

@@ -4,7 +4,7 @@ import difflib
 import math
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 from ..comparison.figure_data import ReproducedResult
 from ..comparison.jobs import versions
 from ..comparison.report import check_page_writable, csv_text, markdown_table, settings_line
+from ..comparison.summary_tables import TableRow
 from ..output_files import atomic
 from .convergence import figure8
 from .crossed_sums import crossed_sums
@@ -56,6 +57,8 @@ RESULTS = {
     "initialisation": PaperResult(initialisation),  # section 5
     "crossed": PaperResult(crossed_sums),  # not of the paper: docs/findings.md
 }
+CROSSED = ("crossed",)
+"""The results that are of a split, and of any methods."""
 
 
 def reproduce(name: str, request: ReproductionRequest, overwrite: bool = False) -> ReproducedResult:
@@ -69,6 +72,8 @@ def reproduce(name: str, request: ReproductionRequest, overwrite: bool = False) 
         hint = f"did you mean {near[0]!r}? There" if near else "there"
         raise ValueError(f"no result {name!r} of the paper; {hint} are {', '.join(RESULTS)}")
     make, base = RESULTS[name]
+    if name not in CROSSED and (request.split != "test" or request.methods):
+        raise ValueError(f"{name} has its own methods and images: split and methods are of {', '.join(CROSSED)}")
     page = request.folder / f"{name}.md"
     check_page_writable(
         page, [page.with_suffix(".csv"), page.with_suffix(".png")], _settings_line(name, request), overwrite
@@ -81,7 +86,9 @@ def reproduce(name: str, request: ReproductionRequest, overwrite: bool = False) 
 def write_result(name: str, result: ReproducedResult, request: ReproductionRequest, command: str) -> list[Path]:
     """Write a result's page NAME.md and NAME.csv to the folder; returns the paths."""
     page = [f"# {result.title}", "", f"`{command}`", "", *(line for note in result.notes for line in (note, ""))]
-    page += [*markdown_table([{k: format_value(v) for k, v in row.items()} for row in result.rows]), ""]
+    page += [*markdown_table(_formatted(result.rows)), ""]
+    for title, rows in result.further.items():
+        page += [f"## {title}", "", *markdown_table(_formatted(rows)), ""]
     machine = f"{os.cpu_count()} cores, workers={request.workers}"
     page += [f"Took {result.seconds:.0f} s ({machine}), without what the folder had already.", ""]
     page += [_settings_line(name, request), "", "Versions: " + ", ".join(f"{k} {v}" for k, v in versions().items()), ""]
@@ -93,10 +100,16 @@ def write_result(name: str, result: ReproducedResult, request: ReproductionReque
     return written
 
 
+def _formatted(rows: Sequence[TableRow]) -> list[TableRow]:
+    """The cells of a result's page."""
+    return [{name: format_value(value) for name, value in row.items()} for row in rows]
+
+
 def _settings_line(name: str, request: ReproductionRequest) -> str:
     """The line of a result's page with its settings."""
     told = {key: getattr(request, key) for key in ("base", "pairs", "seed", "rank", "steps", "encoders", "device")}
     told |= {"ratings": request.ratings} if request.ratings else {}
+    told |= {"split": request.split} if request.split != "test" else {}
     return settings_line({**told, "base": request.base or RESULTS[name].base})
 
 

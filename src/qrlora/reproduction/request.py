@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 
 from ..adapter import Adapter
 from ..comparison.fusion_comparison import RunSummary, plan_comparison, run_comparison
-from ..comparison.image_pairs import CaptionedImage, Pair, world_pairs
+from ..comparison.image_pairs import CaptionedImage, Pair, Split, world_pairs
 from ..comparison.jobs import BaseSpec, TrainJob, base_digest
 from ..comparison.result_store import ResultStore
 from ..comparison.run_job import JobFailure, open_base_once
@@ -35,6 +35,10 @@ class ReproductionRequest:
     """Vision encoders (DINO, CLIP), for results with their scores: see `evaluation.ENCODERS`."""
     ratings: str = ""
     """For table 1: levels.csv of a survey's report, whose first question stands in the row "user study"."""
+    split: Split = "test"
+    """For crossed: the contents and style images, those that are kept for tests or those to tune on."""
+    methods: tuple[str, ...] = ()
+    """For crossed: the methods that are run, as specs of `method_specs`; none: all of the findings."""
     folder: Path = Path("out/reproduce")
     workers: int = 1
     ray: str = ""

@@ -1,0 +1,187 @@
+"""The adapters of a crossed comparison: each is trained once, on true images, and kept in the comparison's folder."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+from ..adapter import Adapter
+from ..baselines import FusionMethod, TrainingImage
+from ..baselines.fusion_method import check_family
+from ..config import TRIGGERS
+from ..config.type_checks import check_strengths, check_types
+from ..files import load
+from ..image_loading import load_image
+from ..known_words import COPIES, nearest_word, word_losses
+from ..training import train
+from ..world.captions import CONTENT, STYLE, caption, known_words
+from ..world.drawings import held_out_contents, known_contents
+from ..world.ground_truth import true_image
+from ..world.styles import HELD_OUT_STYLES
+from .image_pairs import Split
+from .method_specs import parse_method_spec
+from .run_job import open_base_once
+from .settings import ComparisonSettings, check_counts
+from .training_settings import training_settings
+
+Role = Literal["content", "style", "oracle"]
+PLAIN = "plain"
+"""The style of content images."""
+AUTO, NEAREST = "auto", "nearest"
+"""Words that the base is asked for: the nearest known word where one is near, and however far."""
+ORACLE = "oracle"
+
+
+@dataclass(frozen=True, kw_only=True)
+class CrossedSettings:
+    """What is crossed, and where the rows go."""
+
+    root: Path
+    """The folder of all crossed comparisons."""
+    base: str = "tiny-flux"
+    split: Split = "test"
+    contents: int = 6
+    styles: int = 6
+    """Count of style images; they take turns with the held-out styles."""
+    style_images: int = 1
+    """Images that one style adapter is trained on."""
+    images: int = 1
+    """Images of each sum."""
+    known: int = 6
+    """Known contents, and known styles, with which each adapter is drawn alone."""
+    seed: int = 0
+    """Of training."""
+    equal: Literal["rank", "parameters"] = "rank"
+    """A method has the reference's rank, or the rank with the nearest count of trained parameters."""
+    content_word: str = CONTENT
+    """What a content is called in prompts: the placeholder, a known content, "nearest", the known content that is
+    nearest to the image by the base's loss (`known_words`), or "auto", the same where one is near and else the
+    placeholder."""
+    style_word: str = STYLE
+    content_strength: float = 1.0
+    """In sums; other than 1 they are all that is drawn."""
+    device: str = "cpu"
+
+    def __post_init__(self) -> None:
+        """Check the types, the counts and the strength."""
+        check_types(CrossedSettings, vars(self))
+        check_counts(vars(self), "contents", "styles", "style_images", "images", "known")
+        check_strengths([self.content_strength])
+
+    @property
+    def folder(self) -> Path:
+        """Of the results of one base, one split and as many contents and style images."""
+        return self.root / f"{Path(self.base).name}-{self.split}-{self.contents}x{self.styles}"
+
+
+class Word(NamedTuple):
+    """What a content or a style is called in prompts."""
+
+    word: str
+    known: str = ""
+    """The nearest known word, even if it is far; "": none was searched."""
+    loss: float | None = None
+    """The base's loss with that word, in times its loss with the placeholder."""
+
+
+class RoleAdapter(NamedTuple):
+    """A trained adapter, with the word that calls it and its first training image."""
+
+    word: Word
+    adapter: Adapter
+    training_image: TrainingImage
+
+
+def evenly(names: Sequence[str], count: int, offset: int = 0) -> list[str]:
+    """``count`` names, evenly spaced. Raises ValueError: more than there are."""
+    if count > len(names):
+        raise ValueError(f"asked for {count} of {len(names)} names: {', '.join(names[:3])} ...")
+    return [names[((2 * k + 1) * len(names) // (2 * count) + offset) % len(names)] for k in range(count)]
+
+
+class CrossedAdapters:
+    """The contents and the style images of one split, with the adapters of each by any method."""
+
+    def __init__(self, settings: CrossedSettings) -> None:
+        self.settings, self.base = settings, open_base_once(settings.base, settings.device, "float32")
+        dev, known = settings.split == "dev", known_contents()
+        pool = [name for k, name in enumerate(held_out_contents()) if (k % 3 == 0) == dev]
+        self.contents = evenly(pool, settings.contents)
+        shown, styles = known[0 if dev else 1 :: 3], tuple(HELD_OUT_STYLES)
+        columns = [evenly(shown, settings.styles, 17 * k) for k in range(settings.style_images)]
+        self.styles = [(styles[k % len(styles)], tuple(c[k] for c in columns)) for k in range(settings.styles)]
+        self.folder = settings.folder
+        self.folder.mkdir(parents=True, exist_ok=True)
+
+    def method(self, spec: str) -> FusionMethod:
+        """The method of a spec. Raises: ValueError: no such method, or none that adds adapters of this base."""
+        fusion = parse_method_spec(spec, bounds=True)
+        if fusion.name == "none" or not fusion.trains_style_adapter:
+            raise ValueError(f"{spec} trains no content and style adapters to be crossed: leave it out of the methods")
+        if fusion.families is not None:
+            check_family(fusion.name, fusion.families, self.base)
+        return fusion
+
+    def content_adapter(self, spec: str, name: str) -> RoleAdapter:
+        """A content's adapter: trained now, or found in the folder."""
+        word = self._word(self.settings.content_word, name, PLAIN)
+        return self._adapter(spec, "content", word, PLAIN, [name], [caption(word.word, PLAIN)])
+
+    def style_adapter(self, spec: str, style: str, shown: Sequence[str]) -> RoleAdapter:
+        """A style's adapter, of images that show these contents in it: trained now, or found in the folder."""
+        word = self._word(self.settings.style_word, shown[0], style)
+        return self._adapter(spec, "style", word, style, shown, [caption(name, word.word) for name in shown])
+
+    def oracle_adapter(self, spec: str, k: int) -> tuple[Word, RoleAdapter]:
+        """The style's word, and the adapter of the true image of the k-th content in the k-th style."""
+        name, (style, shown) = self.contents[k], self.styles[k]
+        word, called = (
+            self._word(self.settings.content_word, name, PLAIN),
+            self._word(self.settings.style_word, shown[0], style),
+        )
+        return called, self._adapter(spec, "oracle", word, style, [name], [caption(word.word, called.word)])
+
+    def training_settings(self, spec: str) -> dict[str, dict]:
+        """{role: settings of TrainConfig} of a method's adapters; the oracle's are of the content."""
+        of_base = ComparisonSettings(base=self.settings.base, methods=(spec,), equal=self.settings.equal)
+        return training_settings(self.base, spec, self.method(spec), of_base)
+
+    def _adapter(
+        self, spec: str, role: Role, word: Word, style: str, shown: Sequence[str], prompts: list[str]
+    ) -> RoleAdapter:
+        """The adapter of true images of contents in a style, trained now or found in the folder."""
+        called = prompts[0] if role == "oracle" else word.word  # by two words
+        size = ("equal parameters",) * (self.settings.equal == "parameters")
+        name = "-".join((spec, role, style, *shown, called, str(self.settings.seed), *size))
+        output = self.folder / "adapters" / ("".join(x if x.isalnum() else "-" for x in name) + ".safetensors")
+        images = output.with_suffix("")
+        if not output.exists():
+            images.mkdir(parents=True, exist_ok=True)
+            for k, content in enumerate(shown):
+                true_image(content, style).save(images / f"{k}.png")
+                (images / f"{k}.txt").write_text(prompts[k])
+            source = {"image": images} if len(shown) > 1 else {"image": images / "0.png", "prompt": prompts[0]}
+            trained_as = "content" if role == "oracle" else role
+            given = {"role": trained_as, "seed": self.settings.seed, "trigger": word.word, **source}
+            settings = self.training_settings(spec)[trained_as]
+            train(base=self.base, output=output, progress=False, **{**settings, **given})
+        return RoleAdapter(word, load(output), TrainingImage(images / "0.png", prompts[0]))
+
+    def _word(self, wanted: str, content: str, style: str) -> Word:
+        """What a content's own words ("<c>") or a style ("<s>") are called in prompts; an image shows both."""
+        if wanted not in (AUTO, NEAREST):
+            return Word(wanted)
+        role = "content" if style == PLAIN else "style"
+        path = self.folder / f"word-{content}-{style}.json".replace(" ", "-")
+        if not path.exists():
+            image = path.with_suffix(".png")
+            true_image(content, style).save(image)
+            prompt = caption("{}", PLAIN) if role == "content" else caption(content, "{}")
+            words = [TRIGGERS[role], *known_words(role)]
+            losses = word_losses(self.base, load_image(image, 128), prompt, words, COPIES[role])
+            path.write_text(json.dumps(losses))
+        losses, placeholder = json.loads(path.read_text()), TRIGGERS[role]
+        known = min((x for x in losses if x != placeholder), key=losses.__getitem__)
+        word = known if wanted == NEAREST else nearest_word(losses, placeholder)
+        return Word(word, known, losses[known] / losses[placeholder])
