@@ -41,6 +41,9 @@ def main() -> None:
     parser.add_argument(
         "--content-strength", type=float, default=1.0, help="in sums; other than 1: they alone are drawn"
     )
+    parser.add_argument(
+        "--truth", choices=("exact", "by name"), default=CrossedSettings.truth, help="by name: the styles are hands"
+    )
     parser.set_defaults(folder=Path("out/crossed"), threads=1)
     parser.add_argument("--table", action="store_true", help="only print the tables")
     parser.add_argument("--against", default="", help="the method that the others' differences are to; the first")

@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 
 from qrlora.families import open_base
-from qrlora.world.drawings import contents, held_out_contents
+from qrlora.world.drawings import HANDS, PLAIN_HAND, contents, contents_drawn_by, held_out_contents
 from qrlora.world.ground_truth import true_images
 from qrlora.world.nearest_truth import nearest_truth_margin
 from qrlora.world.random_styles import random_style
@@ -48,3 +48,13 @@ def test_the_margin_of_the_truth_is_half_the_way_to_the_nearest_wrong_image():
     )
     colours = (F.avg_pool2d(neighbours, 4) - F.avg_pool2d(truth, 4)).square().flatten(1).mean(1).sqrt()
     assert float(nearest_truth_margin(truth, CONTENT, STYLE)) == pytest.approx(float(colours.min()) / 2, rel=1e-5)
+
+
+def test_of_a_hand_what_another_hand_drew_under_the_name_is_wrong_and_its_own_drawing_right():
+    hands = [hand for hand in HANDS if hand != PLAIN_HAND]
+    name = next(name for name in held_out_contents() if all(name in contents_drawn_by(hand) for hand in hands))
+    other = next(x for x in contents_drawn_by("noto-v1") if x != name)
+    drawn = {hand: true_images([name], hand) for hand in hands} | {"plain": true_images([name])}
+    drawn |= {"other content": true_images([other], "noto-v1"), "neon": true_images([name], "neon")}
+    margins = nearest_truth_margin(torch.cat([*drawn.values()]), name, "noto-v1")
+    assert [label for label, x in zip(drawn, margins, strict=True) if x > 0] == ["noto-v1"]

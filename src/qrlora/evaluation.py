@@ -26,7 +26,7 @@ from .families.library_messages import libraries_silenced, opening_errors_in_one
 from .optional_dependencies import version_of
 from .packaged_encoders import PACKAGED_ENCODERS
 from .safetensors_files import places, raw_bytes, read_safetensors
-from .world.classifiers import load_classifiers, probabilities_by_style
+from .world.classifiers import load_classifiers, probabilities_by_style, style_class_names
 from .world.drawings import contents
 from .world.nearest_truth import nearest_truth_margin
 from .world.ssim import ssim as ssim
@@ -58,7 +58,8 @@ def ground_truth_scores(
 
     Args:    images (b, 3, 128, 128), truth (3, 128, 128), in 0..1.  content, style: the true labels.
              other_content: the content of the style image; other_style: the style of the content image, neither of
-             which should leak.
+             which should leak.  A style may be a hand, too: then the classifier must name that hand, which it often
+             cannot from one drawing (`classifiers`), and `nearest` is told from the other hands' drawings.
     Returns: for each image: "content", "style", "both": 1 if classified correctly among all, else 0;
              "nearest": 1 if nearer to the true image than to every wrong one (`nearest_truth`), else 0;
              "content_likeness", "style_likeness": cosine of the classifiers' features with the true image's, -1..1;
@@ -69,10 +70,11 @@ def ground_truth_scores(
     probabilities, likeness = {}, {}
     for kind, classify in load_classifiers().items():
         scores = classify(batch)[:-1]
-        probabilities[kind] = probabilities_by_style(scores) if kind == "style" else scores.softmax(1)
+        merged = kind == "style" and style in ALL_STYLES
+        probabilities[kind] = probabilities_by_style(scores) if merged else scores.softmax(1)
         features = classify.features(batch)  # pyright: ignore[reportCallIssue]
         likeness[kind] = F.cosine_similarity(features[:-1], features[-1:])
-    content_names, style_names = contents(), tuple(ALL_STYLES)
+    content_names, style_names = contents(), tuple(ALL_STYLES) if style in ALL_STYLES else style_class_names()
     right = probabilities["content"].argmax(1) == content_names.index(content)
     in_style = probabilities["style"].argmax(1) == style_names.index(style)
     columns = {

@@ -16,7 +16,7 @@ from ..image_loading import load_image
 from ..known_words import COPIES, nearest_word, word_losses
 from ..training import train
 from ..world.captions import CONTENT, STYLE, caption, known_words
-from ..world.drawings import held_out_contents, known_contents
+from ..world.drawings import HANDS, contents, contents_drawn_by, held_out_contents, known_contents
 from ..world.ground_truth import true_image
 from ..world.styles import HELD_OUT_STYLES
 from .image_pairs import Split
@@ -44,6 +44,9 @@ class CrossedSettings:
     contents: int = 6
     styles: int = 6
     """Count of style images; they take turns with the held-out styles."""
+    truth: Literal["exact", "by name"] = "exact"
+    """How true images are known. exact: the styles are functions of an image.  by name: they are the held-out hands;
+    the true image is what a hand drew under the content's name."""
     style_images: int = 1
     """Images that one style adapter is trained on."""
     images: int = 1
@@ -72,7 +75,8 @@ class CrossedSettings:
     @property
     def folder(self) -> Path:
         """Of the results of one base, one split and as many contents and style images."""
-        return self.root / f"{Path(self.base).name}-{self.split}-{self.contents}x{self.styles}"
+        hands = "-hands" * (self.truth == "by name")
+        return self.root / f"{Path(self.base).name}-{self.split}-{self.contents}x{self.styles}{hands}"
 
 
 class Word(NamedTuple):
@@ -105,10 +109,14 @@ class CrossedAdapters:
 
     def __init__(self, settings: CrossedSettings) -> None:
         self.settings, self.base = settings, open_base_once(settings.base, settings.device, "float32")
-        dev, known = settings.split == "dev", known_contents()
-        pool = [name for k, name in enumerate(held_out_contents()) if (k % 3 == 0) == dev]
+        dev, exact = settings.split == "dev", settings.truth == "exact"
+        styles = tuple(HELD_OUT_STYLES) if exact else tuple(hand for hand, about in HANDS.items() if about.held_out)
+        drawn = set(contents()) if exact else set.intersection(*(set(contents_drawn_by(hand)) for hand in styles))
+        pool = [name for k, name in enumerate(held_out_contents()) if (k % 3 == 0) == dev and name in drawn]
         self.contents = evenly(pool, settings.contents)
-        shown, styles = known[0 if dev else 1 :: 3], tuple(HELD_OUT_STYLES)
+        known = [name for name in known_contents() if name in drawn]
+        self.known_contents = evenly(known[2::3], settings.known)
+        shown = known[0 if dev else 1 :: 3]
         columns = [evenly(shown, settings.styles, 17 * k) for k in range(settings.style_images)]
         self.styles = [(styles[k % len(styles)], tuple(c[k] for c in columns)) for k in range(settings.styles)]
         self.folder = settings.folder

@@ -14,7 +14,6 @@ from ..baselines import FusionInputs
 from ..baselines.fusion_method import sample_with_adapter
 from ..sampling import generate
 from ..world.captions import CONTENT, STYLE, caption, known_words
-from ..world.drawings import known_contents
 from .crossed_adapters import ORACLE, PLAIN, CrossedAdapters, CrossedSettings, RoleAdapter, Word, evenly
 from .crossed_tables import FIELDS, LABELS, LEAKS, ORACLE_PAIRS, SCORES, read_rows
 from .decomposition import BASE_ALONE, CONTENT_ALONE, STYLE_ALONE, SUM, Adapters, DecomposedPrompt, Draw, draw_and_score
@@ -30,7 +29,7 @@ class CrossedFusion:
     def __init__(self, settings: CrossedSettings) -> None:
         self.settings, self.adapters = settings, CrossedAdapters(settings)
         self.base, self.contents, self.styles = self.adapters.base, self.adapters.contents, self.adapters.styles
-        self.known_contents = evenly(known_contents()[2::3], settings.known)
+        self.known_contents = self.adapters.known_contents
         self.known_styles = evenly(known_words("style"), settings.known)
         self.rows = settings.folder / "rows.csv"
         found = read_rows(self.rows) if self.rows.exists() else []
