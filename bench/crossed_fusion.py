@@ -14,7 +14,8 @@ import torch
 from harness import arguments
 from qrlora.comparison.crossed_adapters import CrossedSettings
 from qrlora.comparison.crossed_fusion import CrossedFusion
-from qrlora.comparison.crossed_tables import markdown_tables, read_rows, scored_methods
+from qrlora.comparison.crossed_tables import markdown_tables, scored_methods
+from qrlora.comparison.row_file import read_rows
 
 COUNTS = {
     "contents": "contents",

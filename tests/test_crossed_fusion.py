@@ -16,16 +16,17 @@ from qrlora.comparison.crossed_adapters import CrossedSettings
 from qrlora.comparison.crossed_fusion import CrossedFusion
 from qrlora.comparison.crossed_tables import (
     CROSSED_PARTS,
-    FIELDS,
+    LABELS,
     ORACLE_PAIRS,
     SCORES,
+    VALUES,
     WORDS,
     by_style,
     markdown_tables,
-    read_rows,
     scored_methods,
 )
 from qrlora.comparison.decomposition import SUM
+from qrlora.comparison.row_file import read_rows
 from qrlora.files import load
 from qrlora.known_words import nearest_word
 from qrlora.merging import merge
@@ -36,6 +37,7 @@ from qrlora.world.ground_truth import true_images
 from qrlora.world.image_tensors import tensor_from_pil
 
 SPEC = "qr:steps=1"
+FIELDS = (*LABELS, *VALUES)
 
 
 def crossing(folder: Path, **told) -> CrossedFusion:
@@ -52,7 +54,7 @@ def crossed(tmp_path_factory):
 
 
 def test_three_adapters_give_two_sums_and_each_alone(crossed):
-    rows, adapters = read_rows(crossed.rows), sorted((crossed.settings.folder / "adapters").glob("*.safetensors"))
+    rows, adapters = read_rows(crossed.rows.path), sorted((crossed.settings.folder / "adapters").glob("*.safetensors"))
     assert len(adapters) == 3
     assert [sum(row["part"] == part for row in rows) for part in CROSSED_PARTS] == [1, 2, 1, 2, 0]
     sums = [row for row in rows if row["part"] == SUM]
@@ -63,7 +65,7 @@ def test_three_adapters_give_two_sums_and_each_alone(crossed):
 
 def test_a_row_is_what_its_two_files_draw(crossed):
     """One sum drawn and scored anew from the files in the folder."""
-    row = next(row for row in read_rows(crossed.rows) if row["part"] == SUM)
+    row = next(row for row in read_rows(crossed.rows.path) if row["part"] == SUM)
     folder = crossed.settings.folder / "adapters"
     (content,) = folder.glob(f"qr-steps-1-content-plain-{row['content'].replace(' ', '-')}-*.safetensors")
     (style,) = folder.glob(f"qr-steps-1-style-{row['style']}-{row['image'].replace(' ', '-')}-*.safetensors")
@@ -77,11 +79,11 @@ def test_a_row_is_what_its_two_files_draw(crossed):
 
 
 def test_what_is_there_is_not_made_again(crossed, monkeypatch):
-    before = crossed.rows.read_text()
+    before = crossed.rows.path.read_text()
     for module, name in ((crossed_adapters, "train"), (crossed_fusion, "draw_and_score")):
         monkeypatch.setattr(module, name, lambda *given, **told: pytest.fail("made again"))
     crossing(crossed.settings.root).run(SPEC)
-    assert crossed.rows.read_text() == before
+    assert crossed.rows.path.read_text() == before
 
 
 def test_known_words_seeds_and_several_images_are_methods_of_their_own(tmp_path, monkeypatch):
@@ -90,7 +92,7 @@ def test_known_words_seeds_and_several_images_are_methods_of_their_own(tmp_path,
     told = {"content_word": "robot", "style_word": "auto", "style_images": 2, "seed": 3}
     found = crossing(tmp_path, contents=1, **told)
     found.run(SPEC)
-    (row,) = (row for row in read_rows(found.rows) if row["part"] == SUM)
+    (row,) = (row for row in read_rows(found.rows.path) if row["part"] == SUM)
     assert row["method"] == f"{SPEC}, robot content, auto style x2 seed 3" and row["image"].count("+") == 1
     (losses,) = (json.loads(path.read_text()) for path in found.settings.folder.glob("word-*.json"))
     triggers = {load(path).header.trigger for path in (found.settings.folder / "adapters").glob("*.safetensors")}
@@ -127,7 +129,7 @@ def test_two_adapters_are_combined_as_the_method_says_and_not_just_added(tmp_pat
 def test_the_oracle_has_one_adapter_of_each_true_image_and_as_many_updates_as_two_adapters(tmp_path):
     found = crossing(tmp_path, styles=2)
     found.run("oracle:steps=1")
-    rows = read_rows(found.rows)
+    rows = read_rows(found.rows.path)
     assert {row["part"] for row in rows} == {ORACLE_PAIRS} and len(rows) == 2
     for row, content, (style, shown) in zip(rows, found.contents, found.styles, strict=True):
         assert (row["content"], row["style"], row["image"]) == (content, style, shown[0])
@@ -150,11 +152,11 @@ def test_a_method_without_two_adapters_is_refused_before_anything_is_made(tmp_pa
 def test_rows_of_an_earlier_version_are_kept_and_get_the_new_columns(tmp_path):
     found = crossing(tmp_path)
     old = [name for name in FIELDS if name not in WORDS]
-    found.rows.write_text(",".join(old) + "\nqr,sum,cat,dusk,dog,0,1,1,1,0,1,1,1,0,0\n")
+    found.rows.path.write_text(",".join(old) + "\nqr,sum,cat,dusk,dog,0,1,1,1,0,1,1,1,0,0\n")
     again = crossing(tmp_path)
-    (row,) = read_rows(again.rows)
+    (row,) = read_rows(again.rows.path)
     assert tuple(row) == FIELDS and row["ssim"] == "1" and row["style word"] == ""
-    assert again.done == {("qr", "sum", "cat", "dusk", "dog", "0")}
+    assert again.rows.has(("qr", "sum", "cat", "dusk", "dog", 0))
 
 
 def test_more_contents_than_there_are_and_no_images_are_refused(tmp_path):
@@ -248,7 +250,7 @@ def test_held_out_hands_are_styles_whose_true_image_is_known_by_name(tmp_path):
     assert [style for style, _ in found.styles] == [hand for hand, about in HANDS.items() if about.held_out]
     found.run(SPEC)
     assert found.settings.folder.name.endswith("2x3-hands")
-    row = next(row for row in read_rows(found.rows) if row["part"] == SUM and row["style"] == "noto-v1")
+    row = next(row for row in read_rows(found.rows.path) if row["part"] == SUM and row["style"] == "noto-v1")
     truth = true_images([row["content"]], row["style"])
     (scores,) = evaluation.ground_truth_scores(truth, truth[0], row["content"], row["style"], row["image"], "plain")
     assert scores["content"] == scores["nearest"] == 1 and scores["ssim"] == pytest.approx(1)

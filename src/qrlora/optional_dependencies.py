@@ -26,6 +26,7 @@ NEEDS = {
     "comparison.contact_sheet": "plots",
     "comparison.crossed_adapters": "diffusers",
     "comparison.crossed_fusion": "diffusers",
+    "comparison.three_attributes": "diffusers",
     "comparison.decomposition": "diffusers",
     "comparison.run_job": "diffusers",
     "reproduction": "diffusers",

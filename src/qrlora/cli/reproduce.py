@@ -15,7 +15,8 @@ EXAMPLE = "qrlora reproduce table4 --pairs 4"
 
 def reproduce(
     name: Annotated[
-        str, typer.Argument(help="table1 to 4; figure2, 3, 5, 7 to 10, 14 to 20, 26; initialisation; crossed.")
+        str,
+        typer.Argument(help="table1 to 4; figure2, 3, 5, 7 to 10, 14 to 20, 26; initialisation; crossed; attributes."),
     ],
     base: Annotated[
         str, typer.Option(help="Base model.", show_default=f"{TrainConfig.base}, or that of the figure's backbone")
@@ -29,9 +30,12 @@ def reproduce(
     ] = "",
     ratings: Annotated[str, typer.Option(help="For table1: levels.csv of qrlora survey report.")] = "",
     methods: Annotated[
-        str, typer.Option(help="For crossed: qr, lora, pissa, lora:rank=16, oracle ...", show_default="the findings'")
+        str,
+        typer.Option(
+            help="For crossed, attributes: qr, lora, pissa, lora:rank=16, oracle ...", show_default="the findings'"
+        ),
     ] = "",
-    split: Annotated[str, typer.Option(help="For crossed: test, or dev.")] = "test",
+    split: Annotated[str, typer.Option(help="For crossed, attributes: test, or dev.")] = "test",
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder; adapters in it are kept.")] = Path(
         "out/reproduce"
     ),
@@ -42,7 +46,7 @@ def reproduce(
 ) -> None:
     """Make one table or figure of the paper anew, beside the paper's own numbers where it has any.
 
-    "crossed" is ours: the findings' table of contents in styles.
+    "crossed" and "attributes" are ours: the findings' tables of contents in styles, and of those in frames.
 
     Writes a CSV file, a Markdown page and, where the paper has a picture, a picture.
     The pictures are those of the built-in world and the default base is tiny: read the page's notes before comparing.

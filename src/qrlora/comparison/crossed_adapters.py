@@ -17,6 +17,7 @@ from ..known_words import COPIES, nearest_word, word_losses
 from ..training import train
 from ..world.captions import CONTENT, STYLE, caption, known_words
 from ..world.drawings import HANDS, contents, contents_drawn_by, held_out_contents, known_contents
+from ..world.frames import UNFRAMED, framed_image
 from ..world.ground_truth import true_image
 from ..world.styles import HELD_OUT_STYLES
 from .image_pairs import Split
@@ -31,6 +32,11 @@ PLAIN = "plain"
 AUTO, NEAREST = "auto", "nearest"
 """Words that the base is asked for: the nearest known word where one is near, and however far."""
 ORACLE = "oracle"
+FRAME_SLOT = 2
+"""Of the orthogonal basis of `ortha`, whose contents have slot 0 and whose styles have slot 1."""
+
+EQUAL_PARAMETERS = ", equal parameters"
+"""In a method's label: its rank is that of as many trained parameters as the reference's."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,6 +84,21 @@ class CrossedSettings:
         hands = "-hands" * (self.truth == "by name")
         return self.root / f"{Path(self.base).name}-{self.split}-{self.contents}x{self.styles}{hands}"
 
+    def labels(self, spec: str) -> tuple[str, str, str]:
+        """How rows call a method's content adapters, its style adapters and its sums."""
+        size = EQUAL_PARAMETERS * (self.equal == "parameters")
+        content = f", {self.content_word} content" * (self.content_word != CONTENT)
+        style = f", {self.style_word} style" * (self.style_word != STYLE) + f" x{self.style_images}" * (
+            self.style_images > 1
+        )
+        strength = f", content at {self.content_strength:g}" * (self.content_strength != 1)
+        seed = f" seed {self.seed}" * (self.seed > 0)
+        return (
+            spec + size + content + seed,
+            spec + size + style + seed,
+            spec + size + content + style + strength + seed,
+        )
+
 
 class Word(NamedTuple):
     """What a content or a style is called in prompts."""
@@ -87,6 +108,10 @@ class Word(NamedTuple):
     """The nearest known word, even if it is far; "": none was searched."""
     loss: float | None = None
     """The base's loss with that word, in times its loss with the placeholder."""
+
+
+WORD_OF_ALL = Word("style")
+"""A word of every caption, for an adapter that is called by none of its own."""
 
 
 class RoleAdapter(NamedTuple):
@@ -116,7 +141,7 @@ class CrossedAdapters:
         self.contents = evenly(pool, settings.contents)
         known = [name for name in known_contents() if name in drawn]
         self.known_contents = evenly(known[2::3], settings.known)
-        shown = known[0 if dev else 1 :: 3]
+        self.shown = shown = known[0 if dev else 1 :: 3]
         columns = [evenly(shown, settings.styles, 17 * k) for k in range(settings.style_images)]
         self.styles = [(styles[k % len(styles)], tuple(c[k] for c in columns)) for k in range(settings.styles)]
         self.folder = settings.folder
@@ -144,11 +169,16 @@ class CrossedAdapters:
     def oracle_adapter(self, spec: str, k: int) -> tuple[Word, RoleAdapter]:
         """The style's word, and the adapter of the true image of the k-th content in the k-th style."""
         name, (style, shown) = self.contents[k], self.styles[k]
-        word, called = (
-            self._word(self.settings.content_word, name, PLAIN),
-            self._word(self.settings.style_word, shown[0], style),
-        )
+        word = self._word(self.settings.content_word, name, PLAIN)
+        called = self._word(self.settings.style_word, shown[0], style)
         return called, self._adapter(spec, "oracle", word, style, [name], [caption(word.word, called.word)])
+
+    def frame_adapter(self, spec: str, frame: str, shown: str) -> RoleAdapter:
+        """A frame's adapter, of one image of a known content in plain style in it: trained now, or found in the folder.
+
+        Its caption names all but the frame, which has no word: whatever the prompt, where the adapter is the frame is.
+        """
+        return self._adapter(spec, "style", WORD_OF_ALL, PLAIN, [shown], [caption(shown, PLAIN)], frame)
 
     def training_settings(self, spec: str) -> dict[str, dict]:
         """{role: settings of TrainConfig} of a method's adapters; the oracle's are of the content."""
@@ -156,22 +186,31 @@ class CrossedAdapters:
         return training_settings(self.base, spec, self.method(spec), of_base)
 
     def _adapter(
-        self, spec: str, role: Role, word: Word, style: str, shown: Sequence[str], prompts: list[str]
+        self,
+        spec: str,
+        role: Role,
+        word: Word,
+        style: str,
+        shown: Sequence[str],
+        prompts: list[str],
+        frame: str = UNFRAMED,
     ) -> RoleAdapter:
-        """The adapter of true images of contents in a style, trained now or found in the folder."""
+        """The adapter of true images of contents in a style and a frame, trained now or found in the folder."""
         called = prompts[0] if role == "oracle" else word.word  # by two words
         size = ("equal parameters",) * (self.settings.equal == "parameters")
-        name = "-".join((spec, role, style, *shown, called, str(self.settings.seed), *size))
+        framed = (frame, "frame") * (frame != UNFRAMED)
+        name = "-".join((spec, role, style, *shown, *framed, called, str(self.settings.seed), *size))
         output = self.folder / "adapters" / ("".join(x if x.isalnum() else "-" for x in name) + ".safetensors")
         images = output.with_suffix("")
         if not output.exists():
             images.mkdir(parents=True, exist_ok=True)
             for k, content in enumerate(shown):
-                true_image(content, style).save(images / f"{k}.png")
+                framed_image(content, style, frame).save(images / f"{k}.png")
                 (images / f"{k}.txt").write_text(prompts[k])
             source = {"image": images} if len(shown) > 1 else {"image": images / "0.png", "prompt": prompts[0]}
             trained_as = "content" if role == "oracle" else role
             given = {"role": trained_as, "seed": self.settings.seed, "trigger": word.word, **source}
+            given |= {"slot": FRAME_SLOT} if framed else {}
             settings = self.training_settings(spec)[trained_as]
             train(base=self.base, output=output, progress=False, **{**settings, **given})
         return RoleAdapter(word, load(output), TrainingImage(images / "0.png", prompts[0]))

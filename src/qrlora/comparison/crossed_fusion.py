@@ -4,7 +4,6 @@ A comparison of pairs has new adapters for every pair; here 12 adapters give 36 
 with alone, with words that the base knows: the parts of `decomposition`.  What is in the folder is not made again.
 """
 
-import csv
 from collections.abc import Sequence
 
 from PIL import Image
@@ -13,13 +12,12 @@ from ..adapter import Adapter
 from ..baselines import FusionInputs
 from ..baselines.fusion_method import sample_with_adapter
 from ..sampling import generate
-from ..world.captions import CONTENT, STYLE, caption, known_words
+from ..world.captions import caption, known_words
 from .crossed_adapters import ORACLE, PLAIN, CrossedAdapters, CrossedSettings, RoleAdapter, Word, evenly
-from .crossed_tables import FIELDS, LABELS, LEAKS, ORACLE_PAIRS, SCORES, read_rows
+from .crossed_tables import LABELS, LEAKS, ORACLE_PAIRS, SCORES, VALUES
 from .decomposition import BASE_ALONE, CONTENT_ALONE, STYLE_ALONE, SUM, Adapters, DecomposedPrompt, Draw, draw_and_score
+from .row_file import RowFile
 
-EQUAL_PARAMETERS = ", equal parameters"
-"""In a method's label: its rank is that of as many trained parameters as the reference's."""
 NO_WORD = Word("")
 
 
@@ -31,14 +29,7 @@ class CrossedFusion:
         self.base, self.contents, self.styles = self.adapters.base, self.adapters.contents, self.adapters.styles
         self.known_contents = self.adapters.known_contents
         self.known_styles = evenly(known_words("style"), settings.known)
-        self.rows = settings.folder / "rows.csv"
-        found = read_rows(self.rows) if self.rows.exists() else []
-        if not found or tuple(found[0]) != FIELDS:  # rows of an earlier version have fewer columns
-            with self.rows.open("w", newline="") as file:
-                writer = csv.DictWriter(file, FIELDS, restval="", lineterminator="\n")
-                writer.writeheader()
-                writer.writerows(found)
-        self.done = {tuple(row[name] for name in LABELS) for row in found}
+        self.rows = RowFile(settings.folder / "rows.csv", LABELS, VALUES)
 
     def run(self, spec: str) -> None:
         """Train all adapters of a method and draw all its images, but for those that are there.
@@ -71,22 +62,6 @@ class CrossedFusion:
         style = self.adapters.style_adapter(spec, *self.styles[k])
         return self._draw_fused(spec, content, style)([caption(content.word.word, style.word.word)], [0])[0]
 
-    def labels(self, spec: str) -> tuple[str, str, str]:
-        """How rows call a method's content adapters, its style adapters and its sums."""
-        told = self.settings
-        size = EQUAL_PARAMETERS * (told.equal == "parameters")
-        content = f", {told.content_word} content" * (told.content_word != CONTENT)
-        style = f", {told.style_word} style" * (told.style_word != STYLE) + f" x{told.style_images}" * (
-            told.style_images > 1
-        )
-        strength = f", content at {told.content_strength:g}" * (told.content_strength != 1)
-        seed = f" seed {told.seed}" * (told.seed > 0)
-        return (
-            spec + size + content + seed,
-            spec + size + style + seed,
-            spec + size + content + style + strength + seed,
-        )
-
     def _draw_base_alone(self) -> None:
         known = zip(self.known_contents, self.known_styles, strict=True)
         asked = [_asked(BASE_ALONE, "none", k, *x, *x) for k, x in enumerate(known)]
@@ -95,7 +70,7 @@ class CrossedFusion:
 
     def _draw_content_alone(self, spec: str, name: str) -> None:
         """A content's adapter in known styles."""
-        content, method = self.adapters.content_adapter(spec, name), self.labels(spec)[0]
+        content, method = self.adapters.content_adapter(spec, name), self.settings.labels(spec)[0]
         called = enumerate(self.known_styles)
         asked = [_asked(CONTENT_ALONE, "content", k, content.word.word, s, name, s) for k, s in called]
         if left := self._left(method, asked, ""):
@@ -103,7 +78,11 @@ class CrossedFusion:
 
     def _draw_style_alone(self, spec: str, style: str, shown: Sequence[str]) -> None:
         """A style's adapter on known contents."""
-        adapter, method, image = self.adapters.style_adapter(spec, style, shown), self.labels(spec)[1], "+".join(shown)
+        adapter, method, image = (
+            self.adapters.style_adapter(spec, style, shown),
+            self.settings.labels(spec)[1],
+            "+".join(shown),
+        )
         called = enumerate(self.known_contents)
         asked = [_asked(STYLE_ALONE, "style", k, c, adapter.word.word, c, style) for k, c in called]
         if left := self._left(method, asked, image):
@@ -112,7 +91,7 @@ class CrossedFusion:
     def _draw_sum(self, spec: str, name: str, style: str, shown: Sequence[str]) -> None:
         """Both adapters, fused as the method does."""
         content, other = self.adapters.content_adapter(spec, name), self.adapters.style_adapter(spec, style, shown)
-        method, image, words = self.labels(spec)[2], "+".join(shown), (content.word, other.word)
+        method, image, words = self.settings.labels(spec)[2], "+".join(shown), (content.word, other.word)
         called, seeds = [x.word for x in words], range(self.settings.images)
         asked = [_asked(SUM, "both", k, *called, name, style) for k in seeds]
         if left := self._left(method, asked, image):
@@ -121,7 +100,7 @@ class CrossedFusion:
     def _draw_oracle(self, spec: str, k: int) -> None:
         """One adapter of the true image of the k-th content in the k-th style."""
         style_word, oracle = self.adapters.oracle_adapter(spec, k)
-        method, (style, shown), words = self.labels(spec)[2], self.styles[k], (oracle.word, style_word)
+        method, (style, shown), words = self.settings.labels(spec)[2], self.styles[k], (oracle.word, style_word)
         called, seeds = [x.word for x in words], range(self.settings.images)
         asked = [_asked(ORACLE_PAIRS, "content", seed, *called, self.contents[k], style) for seed in seeds]
         if left := self._left(method, asked, "+".join(shown)):
@@ -139,7 +118,7 @@ class CrossedFusion:
 
     def _left(self, method: str, asked: list[DecomposedPrompt], image: str) -> list[DecomposedPrompt]:
         """Those images of a method that are not there yet; ``image``: what the style image shows."""
-        return [x for x in asked if _row_labels(method, x, image) not in self.done]
+        return [x for x in asked if not self.rows.has(_row_labels(method, x, image))]
 
     def _draw(
         self,
@@ -153,14 +132,16 @@ class CrossedFusion:
         """Draw, score and write images; ``image``: what the style image shows."""
         shown = image.split("+")[0] or self.contents[0]  # of no style image: nothing could leak, and nothing is written
         drawn = draw_and_score(asked, draw, (shown, PLAIN))
-        words = [x for word in (content_word, style_word) for x in (word.known, _rounded(word.loss))]
-        with self.rows.open("a", newline="") as file:
-            for x, (_, scores) in zip(asked, drawn, strict=True):
-                values = [_rounded(scores[name]) for name in SCORES]
-                leaks = [_rounded(scores[name]) if image else "" for name in LEAKS]
-                row = [*_row_labels(method, x, image), *values, *leaks, *words]
-                csv.writer(file, lineterminator="\n").writerow(row)
-        self.done |= {_row_labels(method, x, image) for x in asked}
+        words = [x for word in (content_word, style_word) for x in (word.known, word.loss)]
+        self.rows.append(
+            [
+                *_row_labels(method, x, image),
+                *(scores[name] for name in SCORES),
+                *(scores[name] if image else None for name in LEAKS),
+                *words,
+            ]
+            for x, (_, scores) in zip(asked, drawn, strict=True)
+        )
 
 
 def _asked(
@@ -172,7 +153,3 @@ def _asked(
 def _row_labels(method: str, x: DecomposedPrompt, image: str) -> tuple[str, ...]:
     """The LABELS of a row of a crossed comparison."""
     return method, x.part, x.content, x.style, image, str(x.seed)
-
-
-def _rounded(value: float | None) -> float | str:
-    return "" if value is None else round(value, 4)

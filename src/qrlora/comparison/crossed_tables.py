@@ -1,10 +1,8 @@
 """The rows of a crossed comparison as one table for each part: a method's scores, and its differences to another's."""
 
-import csv
 import re
 from collections import defaultdict
 from collections.abc import Mapping
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -19,8 +17,9 @@ SCORES = ("content", "style", "both", "nearest", "content_likeness", "style_like
 LEAKS = ("leaked_content", "leaked_style")
 WORDS = ("content word", "content loss", "style word", "style loss")
 """The nearest known word, where one was searched, with the base's loss in times its loss with the placeholder."""
-FIELDS = (*LABELS, *(f"{name} right" if name in LABELS else name for name in SCORES), *LEAKS, *WORDS)
-"""The columns of rows.csv. A method label ends in "seed N" where its adapters were trained with another seed than 0."""
+VALUES = (*(f"{name} right" if name in LABELS else name for name in SCORES), *LEAKS, *WORDS)
+"""The columns of rows.csv after LABELS. A method's label ends in "seed N" where its adapters were trained with another
+seed than 0."""
 ORACLE_PAIRS = "sum, the k-th content in the k-th style"
 """The part of the oracle, which has an adapter for each of these pairs; the sums of the same pairs are beside it."""
 CROSSED_PARTS = (BASE_ALONE, CONTENT_ALONE, STYLE_ALONE, SUM, ORACLE_PAIRS)
@@ -39,12 +38,6 @@ class ScoredMethod(NamedTuple):
     """Cells, each of a content, a style image and a seed of training."""
     scores: dict[str, Estimate]
     """{score: its mean, or the mean paired difference}; the interval resamples contents, style images and seeds."""
-
-
-def read_rows(path: Path) -> list[dict[str, str]]:
-    """The rows of a crossed comparison."""
-    with path.open(newline="") as file:
-        return list(csv.DictReader(file))
 
 
 def scored_methods(rows: list[dict[str, str]], against: str = "") -> list[ScoredMethod]:

@@ -5,18 +5,18 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from ..comparison.crossed_adapters import CrossedAdapters, CrossedSettings
-from ..comparison.crossed_fusion import EQUAL_PARAMETERS, CrossedFusion
+from ..comparison.crossed_adapters import EQUAL_PARAMETERS, CrossedAdapters, CrossedSettings
+from ..comparison.crossed_fusion import CrossedFusion
 from ..comparison.crossed_tables import (
     ORACLE_PAIRS,
     SCORES,
     by_style,
     in_hundredths,
-    read_rows,
     scored_methods,
 )
 from ..comparison.decomposition import SUM
 from ..comparison.figure_data import Cell, ContactSheet, ReproducedResult
+from ..comparison.row_file import read_rows
 from ..comparison.summary_tables import TableRow
 from ..comparison.training_settings import ranks_and_trained_parameters
 from ..world.ground_truth import true_image
@@ -94,9 +94,9 @@ def crossed_sums(request: ReproductionRequest) -> ReproducedResult:
     seconds: dict[str, float] = {}
     for done, (variant, seed) in enumerate(runs, 1):
         started = time.monotonic()
-        crossed = CrossedFusion(replace(common, **variant.settings, seed=seed))
-        label = crossed.labels(variant.method)[2]
-        crossed.run(variant.method)
+        settings = replace(common, **variant.settings, seed=seed)
+        label = settings.labels(variant.method)[2]
+        CrossedFusion(settings).run(variant.method)
         seconds[label] = time.monotonic() - started
         if request.on_job is not None:
             request.on_job(done, len(runs), label, "")

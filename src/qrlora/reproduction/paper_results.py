@@ -14,6 +14,7 @@ from ..comparison.jobs import versions
 from ..comparison.report import check_page_writable, csv_text, markdown_table, settings_line
 from ..comparison.summary_tables import TableRow
 from ..output_files import atomic
+from .attribute_sums import attribute_sums
 from .convergence import figure8
 from .crossed_sums import crossed_sums
 from .fusion_scores import table1
@@ -55,9 +56,10 @@ RESULTS = {
     "figure20": PaperResult(table1),  # more of figure 5
     "figure26": PaperResult(figure26),
     "initialisation": PaperResult(initialisation),  # section 5
-    "crossed": PaperResult(crossed_sums),  # not of the paper: docs/findings.md
+    "crossed": PaperResult(crossed_sums),  # not of the paper, as the next: docs/findings.md
+    "attributes": PaperResult(attribute_sums),
 }
-CROSSED = ("crossed",)
+CROSSED = ("crossed", "attributes")
 """The results that are of a split, and of any methods."""
 
 

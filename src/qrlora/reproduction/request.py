@@ -36,9 +36,9 @@ class ReproductionRequest:
     ratings: str = ""
     """For table 1: levels.csv of a survey's report, whose first question stands in the row "user study"."""
     split: Split = "test"
-    """For crossed: the contents and style images, those that are kept for tests or those to tune on."""
+    """For crossed and attributes: the contents and style images, those that are kept for tests or those to tune on."""
     methods: tuple[str, ...] = ()
-    """For crossed: the methods that are run, as specs of `method_specs`; none: all of the findings."""
+    """For crossed and attributes: the methods that are run, as specs of `method_specs`; none: all of the findings."""
     folder: Path = Path("out/reproduce")
     workers: int = 1
     ray: str = ""

@@ -33,20 +33,20 @@ def nearest_truth_margin(images: Tensor, content: str, style: str) -> Tensor:
     """
     by_hand = style in HANDS
     one, many = _contents_in(style).index(content), _styles_of(content, by_hand).index(style)
-    by_content, by_style = _mean_colours_of_contents(style), _mean_colours_in_styles(content, by_hand)
+    by_content, by_style = mean_colours_of_contents(style), mean_colours_in_styles(content, by_hand)
     true = by_content[one : one + 1]
     other = torch.cat([_without(by_content, one), _without(by_style, many)])
-    wrong = torch.cat([other, (other + true) / 2, _mean_colours(beyond_recognition(true_images([content], style)))])
-    found = _mean_colours(images)
-    return (_distances(found, wrong).amin(1) - _distances(found, true)[:, 0]) / found.shape[1] ** 0.5
+    wrong = torch.cat([other, (other + true) / 2, mean_colours(beyond_recognition(true_images([content], style)))])
+    found = mean_colours(images)
+    return (colour_distances(found, wrong).amin(1) - colour_distances(found, true)[:, 0]) / found.shape[1] ** 0.5
 
 
-def _distances(first: Tensor, second: Tensor) -> Tensor:
+def colour_distances(first: Tensor, second: Tensor) -> Tensor:
     """Euclidean, (m, d) and (n, d) -> (m, n), without the rounding of products: 0 for equal rows."""
     return torch.cdist(first, second, compute_mode="donot_use_mm_for_euclid_dist")
 
 
-def _mean_colours(images: Tensor) -> Tensor:
+def mean_colours(images: Tensor) -> Tensor:
     """(b, 3, h, w) -> (b, 3 SIDE^2)."""
     return F.adaptive_avg_pool2d(images, SIDE).flatten(1)
 
@@ -73,14 +73,14 @@ def _styles_of(content: str, hands: bool) -> tuple[str, ...]:
 
 
 @cache
-def _mean_colours_of_contents(style: str) -> Tensor:
+def mean_colours_of_contents(style: str) -> Tensor:
     """Of every content in a style."""
     names, few = _contents_in(style), 46
     groups = [names[k : k + few] for k in range(0, len(names), few)]
-    return torch.cat([_mean_colours(true_images(group, style)) for group in groups])
+    return torch.cat([mean_colours(true_images(group, style)) for group in groups])
 
 
 @cache
-def _mean_colours_in_styles(content: str, hands: bool) -> Tensor:
+def mean_colours_in_styles(content: str, hands: bool) -> Tensor:
     """Of a content in every style, and by every hand if these are asked for."""
-    return torch.cat([_mean_colours(true_images([content], style)) for style in _styles_of(content, hands)])
+    return torch.cat([mean_colours(true_images([content], style)) for style in _styles_of(content, hands)])

@@ -1,0 +1,37 @@
+"""A CSV file of scored images that grows from call to call: what is in it is not made again."""
+
+import csv
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+
+class RowFile:
+    """The rows of one comparison, each known by its first columns, the labels."""
+
+    def __init__(self, path: Path, labels: Sequence[str], values: Sequence[str]) -> None:
+        """Open the file, or make it; rows of an earlier version, with fewer columns, get the others empty."""
+        self.path, self.labels, self.fields = path, tuple(labels), (*labels, *values)
+        found = read_rows(path) if path.exists() else []
+        if not found or tuple(found[0]) != self.fields:
+            with path.open("w", newline="") as file:
+                writer = csv.DictWriter(file, self.fields, restval="", lineterminator="\n")
+                writer.writeheader()
+                writer.writerows(found)
+        self._done = {tuple(row[name] for name in self.labels) for row in found}
+
+    def has(self, labels: Sequence[object]) -> bool:
+        """Whether a row of these labels is there."""
+        return tuple(map(str, labels)) in self._done
+
+    def append(self, rows: Iterable[Sequence[object]]) -> None:
+        """Write rows, of all columns in order; floats with four decimals, None as an empty cell."""
+        written = [["" if x is None else round(x, 4) if isinstance(x, float) else x for x in row] for row in rows]
+        with self.path.open("a", newline="") as file:
+            csv.writer(file, lineterminator="\n").writerows(written)
+        self._done |= {tuple(map(str, row[: len(self.labels)])) for row in written}
+
+
+def read_rows(path: Path) -> list[dict[str, str]]:
+    """The rows of a file."""
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
