@@ -17,6 +17,7 @@ import pytest
 import pico
 from commands import run
 from qrlora import baselines
+from qrlora.baselines.ziplora import ziplora
 from qrlora.comparison import jobs, report, summary_tables
 from qrlora.comparison.fusion_comparison import plan_comparison, run_comparison
 from qrlora.comparison.image_pairs import pairs_from_csv, unrelated_prompts, world_pairs
@@ -306,8 +307,10 @@ def test_a_method_that_does_not_fit_the_base_is_refused_by_both_names(monkeypatc
         plan_comparison(settings(methods=("qr", "only-sdxl")))
 
 
-def test_every_fusion_method_goes_through_a_comparison(tmp_path):
+def test_every_fusion_method_goes_through_a_comparison(tmp_path, monkeypatch):
     """Those that learn alike share what was trained; each draws, with thing and style, and unrelated prompts."""
+    few = dataclasses.replace(baselines.FUSIONS["ziplora"], fuse=ziplora(0.05, steps=3))
+    monkeypatch.setitem(baselines.FUSIONS, "ziplora", few)
     on_sdxl = tuple(name for name, row in baselines.FUSIONS.items() if row.families)
     on_any = tuple(name for name in baselines.FUSIONS if name not in (*on_sdxl, "ziplora-published"))  # its step apart
     for family, methods in (("sdxl", on_sdxl), ("flux", on_any)):  # flux is the smaller one

@@ -1,5 +1,6 @@
 """Every way to bring a content and a style together, end to end on pico bases."""
 
+import dataclasses
 import functools
 
 import numpy as np
@@ -9,6 +10,7 @@ from PIL import Image
 
 import pico
 from qrlora.baselines import FUSIONS, FusionInputs, TrainingImage
+from qrlora.baselines.ziplora import ziplora
 from qrlora.config import TrainConfig
 from qrlora.families import open_base
 from qrlora.files import load, save
@@ -23,6 +25,12 @@ WANTED = "a <c> in <s> style"
 @functools.cache
 def opened(family):
     return open_base(pico.folder(family), "cpu")
+
+
+@pytest.fixture(autouse=True)
+def few_updates_of_ziplora(monkeypatch):
+    """Three updates of its coefficients instead of a hundred, all of which are alike."""
+    monkeypatch.setitem(FUSIONS, "ziplora", dataclasses.replace(FUSIONS["ziplora"], fuse=ziplora(0.05, steps=3)))
 
 
 @pytest.fixture(scope="module")
