@@ -16,12 +16,13 @@ from commands import run
 from qrlora import plots
 from qrlora.baselines import FUSIONS
 from qrlora.cli.result_figures import figure_of
+from qrlora.comparison import measured_examples
 from qrlora.comparison.crossed_adapters import CrossedSettings
 from qrlora.comparison.crossed_tables import ORACLE_PAIRS
 from qrlora.comparison.summary_tables import summarise
 from qrlora.files import load
 from qrlora.linalg import leading_subspace
-from qrlora.reproduction import crossed_sums
+from qrlora.reproduction import attribute_sums, crossed_sums
 from qrlora.reproduction.crossed_sums import VARIANTS
 from qrlora.reproduction.fusion_scores import _name_in_paper
 from qrlora.reproduction.initialisation_cost import WHOLE_SVD, initialise_as_in_paper
@@ -43,10 +44,12 @@ def small_request(tmp_path_factory):
 
 @pytest.fixture(scope="module", autouse=True)
 def few_variants():
-    """Two variants of one sum: each has adapters of its own."""
+    """Two variants and the oracle of one sum, one of three attributes: each has adapters of its own."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(crossed_sums, "VARIANTS", (VARIANTS[0], replace(VARIANTS[1], seeds=1), VARIANTS[-1]))
         patch.setattr(crossed_sums, "CONTENTS", 1)
+        for name, few in {"CONTENTS": 1, "STYLES": 1, "FRAMES": 1, "METHODS": ("qr",), "WORDINGS": ({},)}.items():
+            patch.setattr(attribute_sums, name, few)
         yield
 
 
@@ -281,6 +284,17 @@ def test_lora_of_equal_parameters_trains_about_as_many_as_qr(small_request, tmp_
     assert trained["lora, equal parameters x4 seed 1"] == pytest.approx(trained["qr"], rel=0.3)
 
 
+def test_measured_targets_are_kept_and_other_encoders_refused(small_request, reproduced, monkeypatch):
+    found = reproduced("measures")
+    assert found.rows[0]["image"] == "true" and found.rows[0]["nearest"] == "100" and "lite0" not in found.rows[0]
+    assert [row["nearest"] for row in found.rows[2:]] == ["0"] * 9
+    assert [*found.further] == ["How far they agree"]
+    monkeypatch.setattr(measured_examples, "_scores", lambda *given: pytest.fail("measured again"))
+    assert reproduce("measures", small_request, overwrite=True).rows == found.rows
+    with pytest.raises(ValueError, match="efficientnet-lite0,st-lpips, or none, got dino-vits16"):
+        reproduce("measures", replace(small_request, encoders=("dino-vits16",)), overwrite=True)
+
+
 NAMES = {result.make: name for name, result in reversed(RESULTS.items())}.values()
 """One name of each measurement."""
 
@@ -296,7 +310,7 @@ def test_every_result_is_a_table_and_a_page_with_the_command_and_a_picture_where
     with table.open() as file:
         assert len(list(csv.DictReader(file))) >= 2
     figure = figure_of(found)
-    assert (figure is None) == (name in ("table2", "table3", "initialisation"))
+    assert (figure is None) == (name in ("table2", "table3", "initialisation", "measures"))
     if figure is not None:
         picture = Image.open(plots.save(figure, small_request.folder / f"{name}.png")).convert("L")
         assert min(picture.size) > 300 and len(set(picture.get_flattened_data())) > 30

@@ -16,7 +16,9 @@ EXAMPLE = "qrlora reproduce table4 --pairs 4"
 def reproduce(
     name: Annotated[
         str,
-        typer.Argument(help="table1 to 4; figure2, 3, 5, 7 to 10, 14 to 20, 26; initialisation; crossed; attributes."),
+        typer.Argument(
+            help="table1 to 4; figure2, 3, 5, 7 to 10, 14 to 20, 26; initialisation; crossed; attributes; measures."
+        ),
     ],
     base: Annotated[
         str, typer.Option(help="Base model.", show_default=f"{TrainConfig.base}, or that of the figure's backbone")
@@ -26,7 +28,11 @@ def reproduce(
     rank: options.Rank = None,
     steps: options.TrainSteps = None,
     encoders: Annotated[
-        str, typer.Option(help="For table1: dino-vits16, clip-vit-base-patch32, csd-vit-l ...", show_default="none")
+        str,
+        typer.Option(
+            help="For table1: dino-vits16 ...; for measures: efficientnet-lite0,st-lpips.",
+            show_default="none",
+        ),
     ] = "",
     ratings: Annotated[str, typer.Option(help="For table1: levels.csv of qrlora survey report.")] = "",
     methods: Annotated[
@@ -46,7 +52,8 @@ def reproduce(
 ) -> None:
     """Make one table or figure of the paper anew, beside the paper's own numbers where it has any.
 
-    "crossed" and "attributes" are ours: the findings' tables of contents in styles, and of those in frames.
+    "crossed", "attributes" and "measures" are the findings' own: contents in styles, those in frames, and how strict
+    the scores are.
 
     Writes a CSV file, a Markdown page and, where the paper has a picture, a picture.
     The pictures are those of the built-in world and the default base is tiny: read the page's notes before comparing.

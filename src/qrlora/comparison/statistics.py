@@ -1,4 +1,4 @@
-"""Means over pairs with bootstrap intervals, paired differences and rank correlation, as functions of plain numbers.
+"""Means over pairs with bootstrap intervals, paired differences, correlation and agreement, of plain numbers.
 
 A pair's images (seeds) are averaged first: pairs were sampled at random, so pairs are resampled.
 """
@@ -127,6 +127,20 @@ def rank_correlation(first: Sequence[float], second: Sequence[float]) -> float:
     a, b = a - a.mean() if len(a) else a, b - b.mean() if len(b) else b
     size = math.sqrt(float((a @ a) * (b @ b)))
     return float(a @ b) / size if size else math.nan
+
+
+def cohens_kappa(first: Sequence[bool], second: Sequence[bool]) -> float:
+    """Cohen's kappa (1960) of two series of yes or no: 1 for full agreement, 0 for what chance would give. NaN where
+    both say one thing throughout.
+
+    Raises: ValueError: not equally many, or none.
+    """
+    if len(first) != len(second) or not len(first):
+        raise ValueError(f"an agreement needs equally many values, and some, got {len(first)} and {len(second)}")
+    a, b = np.mean(first), np.mean(second)
+    by_chance = a * b + (1 - a) * (1 - b)
+    same = np.mean(np.asarray(first) == np.asarray(second))
+    return float((same - by_chance) / (1 - by_chance)) if by_chance < 1 else math.nan
 
 
 def correlation_over_pairs(groups: Sequence[tuple[Sequence[float], Sequence[float]]], seed: int = 0) -> Estimate:

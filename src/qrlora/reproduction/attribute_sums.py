@@ -16,7 +16,8 @@ from .request import ReproductionRequest
 CONTENTS, STYLES, FRAMES = 4, 3, 3
 """At most; each is trained on once, and each three are added."""
 METHODS = ("qr", "lora")
-WORDS = {"content_word": AUTO, "style_word": AUTO}
+WORDINGS = ({}, {"content_word": AUTO, "style_word": AUTO})
+"""Settings of `CrossedSettings`: under placeholders, and under known words."""
 
 
 def attribute_sums(request: ReproductionRequest) -> ReproducedResult:
@@ -36,7 +37,7 @@ def attribute_sums(request: ReproductionRequest) -> ReproducedResult:
     )
     frames = min(FRAMES, request.pairs)
     changed = [f":{name}={value}" for name in ("rank", "steps") if (value := getattr(request, name)) is not None]
-    runs = [(x + "".join(changed), words) for words in ({}, WORDS) for x in request.methods or METHODS]
+    runs = [(x + "".join(changed), words) for words in WORDINGS for x in request.methods or METHODS]
     seconds: dict[str, float] = {}
     for done, (method, words) in enumerate(runs, 1):
         started, settings = time.monotonic(), replace(common, **words)

@@ -21,6 +21,7 @@ from .fusion_scores import table1
 from .gradient_formulas import table2
 from .initialisation_cost import initialisation
 from .matrix_similarity import figure3, figure14, table4
+from .measure_tables import measures
 from .request import ReproductionRequest
 from .several_styles import figure9, figure26
 from .strengths_and_ranks import figure7, figure10
@@ -56,8 +57,9 @@ RESULTS = {
     "figure20": PaperResult(table1),  # more of figure 5
     "figure26": PaperResult(figure26),
     "initialisation": PaperResult(initialisation),  # section 5
-    "crossed": PaperResult(crossed_sums),  # not of the paper, as the next: docs/findings.md
+    "crossed": PaperResult(crossed_sums),  # not of the paper, as all below: docs/findings.md
     "attributes": PaperResult(attribute_sums),
+    "measures": PaperResult(measures),
 }
 CROSSED = ("crossed", "attributes")
 """The results that are of a split, and of any methods."""

@@ -1,7 +1,7 @@
 """Whether an image is nearer to its true image than to every wrong one: exact, strict, and learnt from nothing.
 
 The second measure beside the `classifiers`, and independent of them: a style is a function, so not only the true image
-of a content in a style is known but also what a wrong fusion would look like.  `python bench/measures.py` prints how
+of a content in a style is known but also what a wrong fusion would look like.  `qrlora reproduce measures` prints how
 many true images and how many wrong fusions of each kind both measures accept.
 """
 
