@@ -64,13 +64,17 @@ def test_the_true_image_is_right_in_all_and_one_that_differs_in_one_is_wrong_in_
     content, style = "robot", "dusk"
     noise = torch.randn(1, 3, 128, 128, generator=torch.Generator().manual_seed(0)) / 10
     other_frame = next(name for name in FRAMES if name != frame)
-    for shown, wrong in (
-        ((content, style, frame), None),
-        ((OTHER, style, frame), "content"),
-        ((content, "neon", frame), "style"),
-        ((content, style, other_frame), "frame"),
+    for (*shown, beneath), wrong in (
+        ((content, style, frame, False), None),
+        ((content, style, frame, True), None),
+        ((OTHER, style, frame, False), "content"),
+        ((OTHER, style, frame, True), "content"),
+        ((content, "neon", frame, False), "style"),
+        ((content, style, other_frame, True), "frame"),
     ):
-        found = attributes_right((framed_images(*shown) + noise).clamp(0, 1), content, style, frame)
+        found = attributes_right(
+            (framed_images([shown[0]], *shown[1:], beneath) + noise).clamp(0, 1), content, style, frame
+        )
         right = {name: bool(x) for name, x in found.items()}
         assert right == {x: x != wrong for x in ("content", "style", "frame")} | {"all": wrong is None}
 

@@ -1,8 +1,8 @@
 """Three attributes added: a content, a style and a frame, whose adapters are trained apart and crossed.
 
-The counterpart of the paper's figure 9 with an exact truth: a frame covers the border of an image, whatever the content
-and the style beneath (`world.frames`).  Style and frame adapters share the style's layers.  What is in the folder is
-not made again.
+The counterpart of the paper's figure 9 with an exact truth: a frame covers the border of an image, over its style or
+beneath it (`world.frames`).  Style and frame adapters share the style's layers.  What is in the folder is not made
+again.
 """
 
 from collections.abc import Mapping, Sequence
@@ -26,6 +26,7 @@ from .statistics import Estimate, mean_over_crossed
 
 LABELS = ("method", "part", "content", "style", "frame", "image", "seed")
 SCORES = ("content right", "style right", "frame right", "all", "ssim")
+ROWS = "sums.csv"
 WITHOUT_FRAME, FRAME_ALONE, SUM_OF_THREE = (
     "content and style, no frame",
     "known content, known style, frame",
@@ -48,7 +49,7 @@ class ThreeAttributes:
         self.frames = list(zip(names, evenly(self.adapters.shown, frames, 7), strict=True))
         known = self.adapters.known_contents, evenly(known_words("style"), settings.known)
         self.known = list(zip(*known, strict=True))
-        self.rows = RowFile(settings.folder / "rows.csv", LABELS, SCORES)
+        self.rows = RowFile(settings.folder / ROWS, LABELS, SCORES)
 
     def run(self, spec: str) -> None:
         """Train all adapters of a method and draw all its images, but for those that are there.
@@ -89,7 +90,8 @@ class ThreeAttributes:
         _, _, content, style, frame, _, seed = labels
         images = tensor_from_pil(generate(self.adapters.base, prompt, adapters, seed=seed))
         right = attributes_right(images, content, style, frame)
-        likeness = float(ssim(images, framed_images(content, style, frame)))
+        orders = [framed_images([content], style, frame, beneath) for beneath in (False, True)]
+        likeness = max(float(ssim(images, truth)) for truth in orders)
         self.rows.append([(*labels, *(float(right[x]) for x in ("content", "style", "frame", "all")), likeness)])
 
 

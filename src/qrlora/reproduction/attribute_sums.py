@@ -9,7 +9,7 @@ from ..comparison.crossed_tables import in_hundredths
 from ..comparison.figure_data import Cell, ContactSheet, ReproducedResult
 from ..comparison.row_file import read_rows
 from ..comparison.summary_tables import TableRow
-from ..comparison.three_attributes import PARTS, SCORES, ThreeAttributes, scored_sums
+from ..comparison.three_attributes import PARTS, ROWS, SCORES, ThreeAttributes, scored_sums
 from ..world.frames import framed_image
 from .request import ReproductionRequest
 
@@ -47,7 +47,7 @@ def attribute_sums(request: ReproductionRequest) -> ReproducedResult:
         if request.on_job is not None:
             request.on_job(done, len(runs), label, "")
     rows: list[TableRow] = []
-    for line in scored_sums(read_rows(common.folder / "rows.csv")):
+    for line in scored_sums(read_rows(common.folder / ROWS)):
         about = {"part": line.part, "method": line.method, "less": line.less, "images": line.scores["all"].count}
         scores = {x: in_hundredths(line.scores[x]) for x in SCORES}
         rows.append({**about, **scores, "seconds": "" if line.less else _rounded(seconds.get(line.method))})
@@ -55,7 +55,8 @@ def attribute_sums(request: ReproductionRequest) -> ReproducedResult:
         "; ".join(f"{part}: {meaning}" for part, meaning in PARTS.items()) + ".",
         "In hundredths, with intervals (95 %) that resample contents, style images and frames; 'less': paired "
         "differences to that method. Style and frame are those of the nearest among the content's true images in all "
-        "styles and frames; the content is right if, in that style and frame, no other content's is nearer.",
+        "styles and frames, a frame being over the style or beneath it; the content is right if in that style and "
+        "frame no other content's is nearer. ssim: with the likelier of the two orders.",
         "seconds: what this call took for the method's adapters and images; what the folder had costs nothing.",
     )
     sheet = _sheet([(method, replace(common, **words)) for method, words in runs], frames)

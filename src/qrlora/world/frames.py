@@ -1,10 +1,11 @@
 """Frames: a third attribute of the synthetic benchmark's images beside content and style, and exactly known as well.
 
-A frame covers the border of an image and leaves the rest as it is, so that the true image of any content in any style
-in any frame is known.  No built-in base was trained on frames, and no caption names one.
+A frame covers the border of an image and leaves the rest as it is, so that the true images of any content in any style
+in any frame are known: the frame is over the style, or beneath it and in the style's colours as well.  No built-in base
+was trained on frames, and no caption names one.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from PIL import Image
@@ -12,7 +13,7 @@ from torch import Tensor
 
 from .ground_truth import true_images
 from .image_tensors import pil_from_tensor
-from .styles import grid, mix
+from .styles import ALL_STYLES, grid, mix
 
 WIDTH = 6
 """Of a frame, in 1/64 of the image's side."""
@@ -51,10 +52,19 @@ FRAMES: dict[str, Callable[[Tensor], Tensor]] = {f.__name__: f for f in (unframe
 
 
 def framed_image(content: str, style: str, frame: str = UNFRAMED) -> Image.Image:
-    """The true image of a content in a style in a frame. Raises: KeyError: no such frame; as `true_images`."""
-    return pil_from_tensor(framed_images(content, style, frame))[0]
+    """The true image of a content in a style in a frame, the frame over the style. Raises: as `framed_images`."""
+    return pil_from_tensor(framed_images([content], style, frame))[0]
 
 
-def framed_images(content: str, style: str, frame: str) -> Tensor:
-    """As `framed_image`, (1, 3, 128, 128) in 0..1, rounded to 8 bits."""
-    return (FRAMES[frame](true_images([content], style)) * 255).round() / 255
+def framed_images(contents: Sequence[str], style: str, frame: str, beneath: bool = False) -> Tensor:
+    """The true images of contents in a style and a frame: (b, 3, 128, 128) in 0..1, rounded to 8 bits.
+
+    Args:   contents, style, frame: of `drawings.contents`, `styles.ALL_STYLES` (or `drawings.HANDS`, if the frame is
+            over it) and FRAMES.  beneath: whether the frame is beneath the style.
+    Raises: ValueError: no such content or style.  KeyError: no such frame.
+    """
+    if beneath:
+        images = ALL_STYLES[style](FRAMES[frame](true_images(contents)))
+    else:
+        images = FRAMES[frame](true_images(contents, style))
+    return (images.clamp(0, 1) * 255).round() / 255
