@@ -105,7 +105,7 @@ def crossed_sums(request: ReproductionRequest) -> ReproducedResult:
     styles = {f"By style, {x}": by_style(found, x, f"{x}, auto content, auto style") for x in methods}
     notes = (
         "In hundredths, with intervals (95 %) that resample contents, style images and, of several seeds, those of "
-        "training. 'less': paired differences to that method. What each score means: docs/findings.md.",
+        "training. 'less': paired differences to that method. What each score means: docs/measures.md.",
         "rank: of the content's and the style's adapter; trained: parameters of both together. Methods of one rank are "
         "alike in their files, those of one count in what is trained.",
         "By style: both right and ssim of sums under placeholders and under known words; the known word that is "
