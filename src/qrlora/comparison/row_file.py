@@ -1,8 +1,11 @@
 """A CSV file of scored images that grows from call to call: what is in it is not made again."""
 
 import csv
+import io
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+
+from ..text_files import write_text
 
 
 class RowFile:
@@ -13,10 +16,11 @@ class RowFile:
         self.path, self.labels, self.fields = path, tuple(labels), (*labels, *values)
         found = read_rows(path) if path.exists() else []
         if not found or tuple(found[0]) != self.fields:
-            with path.open("w", newline="") as file:
-                writer = csv.DictWriter(file, self.fields, restval="", lineterminator="\n")
-                writer.writeheader()
-                writer.writerows(found)
+            text = io.StringIO()
+            writer = csv.DictWriter(text, self.fields, restval="", lineterminator="\n")
+            writer.writeheader()
+            writer.writerows(found)
+            write_text(path, text.getvalue())  # whole or not at all: the rows took hours
         self._done = {tuple(row[name] for name in self.labels) for row in found}
 
     def has(self, labels: Sequence[object]) -> bool:
