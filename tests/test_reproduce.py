@@ -243,6 +243,8 @@ def test_crossed_has_a_line_for_each_seed_and_their_sum_and_what_each_took(repro
     ]
     beside = [(row["method"], row["less"]) for row in found.rows if row["part"] == ORACLE_PAIRS]
     assert beside[:2] == [("oracle:steps=4", ""), ("qr:steps=4", "")] and ("lora:steps=4", "oracle:steps=4") in beside
+    differences = found.further["The sums' differences to lora:steps=4"]
+    assert [(row["part"], row["method"]) for row in differences] == [("sum", "qr:steps=4")]
     (line,) = found.figure.rows
     assert [cell.title for cell in line][2:] == ["qr", "lora", "oracle", "truth"]
 

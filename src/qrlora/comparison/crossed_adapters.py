@@ -88,16 +88,12 @@ class CrossedSettings:
         """How rows call a method's content adapters, its style adapters and its sums."""
         size = EQUAL_PARAMETERS * (self.equal == "parameters")
         content = f", {self.content_word} content" * (self.content_word != CONTENT)
-        style = f", {self.style_word} style" * (self.style_word != STYLE) + f" x{self.style_images}" * (
-            self.style_images > 1
-        )
+        style = f", {self.style_word} style" * (self.style_word != STYLE)
+        style += f" x{self.style_images}" * (self.style_images > 1)
         strength = f", content at {self.content_strength:g}" * (self.content_strength != 1)
         seed = f" seed {self.seed}" * (self.seed > 0)
-        return (
-            spec + size + content + seed,
-            spec + size + style + seed,
-            spec + size + content + style + strength + seed,
-        )
+        name = spec + size
+        return name + content + seed, name + style + seed, name + content + style + strength + seed
 
 
 class Word(NamedTuple):

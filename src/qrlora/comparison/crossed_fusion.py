@@ -78,11 +78,8 @@ class CrossedFusion:
 
     def _draw_style_alone(self, spec: str, style: str, shown: Sequence[str]) -> None:
         """A style's adapter on known contents."""
-        adapter, method, image = (
-            self.adapters.style_adapter(spec, style, shown),
-            self.settings.labels(spec)[1],
-            "+".join(shown),
-        )
+        adapter = self.adapters.style_adapter(spec, style, shown)
+        method, image = self.settings.labels(spec)[1], "+".join(shown)
         called = enumerate(self.known_contents)
         asked = [_asked(STYLE_ALONE, "style", k, c, adapter.word.word, c, style) for k, c in called]
         if left := self._left(method, asked, image):
@@ -91,20 +88,20 @@ class CrossedFusion:
     def _draw_sum(self, spec: str, name: str, style: str, shown: Sequence[str]) -> None:
         """Both adapters, fused as the method does."""
         content, other = self.adapters.content_adapter(spec, name), self.adapters.style_adapter(spec, style, shown)
-        method, image, words = self.settings.labels(spec)[2], "+".join(shown), (content.word, other.word)
-        called, seeds = [x.word for x in words], range(self.settings.images)
+        method, image = self.settings.labels(spec)[2], "+".join(shown)
+        called, seeds = (content.word.word, other.word.word), range(self.settings.images)
         asked = [_asked(SUM, "both", k, *called, name, style) for k in seeds]
         if left := self._left(method, asked, image):
-            self._draw(method, left, self._draw_fused(spec, content, other), image, *words)
+            self._draw(method, left, self._draw_fused(spec, content, other), image, content.word, other.word)
 
     def _draw_oracle(self, spec: str, k: int) -> None:
         """One adapter of the true image of the k-th content in the k-th style."""
         style_word, oracle = self.adapters.oracle_adapter(spec, k)
-        method, (style, shown), words = self.settings.labels(spec)[2], self.styles[k], (oracle.word, style_word)
-        called, seeds = [x.word for x in words], range(self.settings.images)
+        method, (style, shown) = self.settings.labels(spec)[2], self.styles[k]
+        called, seeds = (oracle.word.word, style_word.word), range(self.settings.images)
         asked = [_asked(ORACLE_PAIRS, "content", seed, *called, self.contents[k], style) for seed in seeds]
         if left := self._left(method, asked, "+".join(shown)):
-            self._draw(method, left, self._draw_with(oracle.adapter), "+".join(shown), *words)
+            self._draw(method, left, self._draw_with(oracle.adapter), "+".join(shown), oracle.word, style_word)
 
     def _draw_with(self, adapter: Adapter) -> Draw:
         """Draws with one adapter at strength 1."""

@@ -10,7 +10,7 @@ import numpy as np
 from ..known_words import NEAR
 from ..world.captions import STYLE
 from .decomposition import BASE_ALONE, CONTENT_ALONE, STYLE_ALONE, SUM
-from .statistics import Estimate, mean_over_crossed
+from .statistics import Estimate, crossed_table, mean_over_crossed
 
 LABELS = ("method", "part", "content", "style", "image", "seed")
 SCORES = ("content", "style", "both", "nearest", "content_likeness", "style_likeness", "ssim")
@@ -35,9 +35,15 @@ class ScoredMethod(NamedTuple):
     less: str
     """The method whose scores are subtracted; "": none."""
     count: int
-    """Cells, each of a content, a style image and a seed of training."""
+    """Cells, each of a content, a style image and a seed of training (of three attributes, a frame)."""
     scores: dict[str, Estimate]
     """{score: its mean, or the mean paired difference}; the interval resamples contents, style images and seeds."""
+
+
+def scored_line(part: str, method: str, tables: Mapping[str, np.ndarray], less: str = "") -> ScoredMethod:
+    """The line of one {score: `crossed_table`}."""
+    scores = {score: mean_over_crossed(table) for score, table in tables.items()}
+    return ScoredMethod(part, method, less, next(iter(scores.values())).count, scores)
 
 
 def scored_methods(rows: list[dict[str, str]], against: str = "") -> list[ScoredMethod]:
@@ -78,10 +84,10 @@ def _lines_of_part(part: str, methods: Mapping[str, dict[int, Cells]], against: 
     for method, by_seed in methods.items():
         for seed in sorted(by_seed):
             name = method + f" seed {seed}" * (seed > 0)
-            lines.append(_line(part, name, {score: _table({seed: by_seed[seed]}, score) for score in SCORES}))
+            lines.append(scored_line(part, name, {score: _table({seed: by_seed[seed]}, score) for score in SCORES}))
         if len(by_seed) > 1:
             name = f"{method}, {len(by_seed)} seeds"
-            lines.append(_line(part, name, {score: _table(by_seed, score) for score in SCORES}))
+            lines.append(scored_line(part, name, {score: _table(by_seed, score) for score in SCORES}))
     first = against if against in methods else next(iter(methods))
     for method, by_seed in methods.items():
         shared = sorted(by_seed.keys() & methods[first].keys())
@@ -90,13 +96,8 @@ def _lines_of_part(part: str, methods: Mapping[str, dict[int, Cells]], against: 
             if method == first or any(mine[k].keys() != theirs[k].keys() for k in seeds):
                 continue
             differences = {score: _table(mine, score) - _table(theirs, score) for score in SCORES}
-            lines.append(_line(part, method + f", {len(seeds)} seeds" * (len(seeds) > 1), differences, first))
+            lines.append(scored_line(part, method + f", {len(seeds)} seeds" * (len(seeds) > 1), differences, first))
     return lines
-
-
-def _line(part: str, method: str, tables: Mapping[str, np.ndarray], less: str = "") -> ScoredMethod:
-    scores = {score: mean_over_crossed(table) for score, table in tables.items()}
-    return ScoredMethod(part, method, less, next(iter(scores.values())).count, scores)
 
 
 def method_and_seed(label: str) -> tuple[str, int]:
@@ -108,14 +109,8 @@ def method_and_seed(label: str) -> tuple[str, int]:
 def _table(by_seed: Mapping[int, Cells], score: str) -> np.ndarray:
     """(contents, style images, seeds): one score, the mean of a cell's images; NaN where there is none."""
     name = f"{score} right" if score in LABELS else score
-    keys = {key for cells in by_seed.values() for key in cells}
-    contents, images = (sorted({key[k] for key in keys}) for k in (0, 1))
-    table = np.full((len(contents), len(images), len(by_seed)), np.nan)
-    for k, seed in enumerate(sorted(by_seed)):
-        for (content, image), rows in by_seed[seed].items():
-            mean = np.mean([float(row[name]) for row in rows])
-            table[contents.index(content), images.index(image), k] = mean
-    return table
+    cells = {(*key, seed): rows for seed in by_seed for key, rows in by_seed[seed].items()}
+    return crossed_table({key: float(np.mean([float(row[name]) for row in rows])) for key, rows in cells.items()})
 
 
 def by_style(rows: list[dict[str, str]], method: str, under_words: str) -> list[dict[str, str]]:

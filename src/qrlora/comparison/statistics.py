@@ -4,8 +4,8 @@ A pair's images (seeds) are averaged first: pairs were sampled at random, so pai
 """
 
 import math
-from collections.abc import Callable, Iterable, Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -42,8 +42,8 @@ def mean_over_crossed(values: np.ndarray, seed: int = 0) -> Estimate:
     rather than too narrow; but of two seeds it takes one alone in half of the resamples, and so sees half of their
     variance. Along an axis of one value nothing is resampled; of one value in all the interval is NaN.
 
-    Args: values (contents, style images) or (contents, style images, seeds); NaN where there is none, which the mean
-          leaves out.
+    Args: values (contents, style images), or with seeds or frames as a third axis; NaN where there is none, which the
+          mean leaves out.
     """
     table = np.asarray(values, dtype=float)
     count, value = int(np.isfinite(table).sum()), float(np.nanmean(table))
@@ -58,6 +58,16 @@ def mean_over_crossed(values: np.ndarray, seed: int = 0) -> Estimate:
     means = totals[counts > 0] / counts[counts > 0]
     low, high = np.quantile(means, [(1 - CONFIDENCE_LEVEL) / 2, (1 + CONFIDENCE_LEVEL) / 2])
     return Estimate(value, float(low), float(high), count)
+
+
+def crossed_table(values: Mapping[tuple[Any, ...], float]) -> np.ndarray:
+    """The table that `mean_over_crossed` takes: an axis for each entry of the keys, in sorted order; NaN where there is
+    no value."""
+    names = [sorted(set(axis)) for axis in zip(*values, strict=True)]
+    table = np.full([len(axis) for axis in names], np.nan)
+    for key, value in values.items():
+        table[tuple(axis.index(x) for axis, x in zip(names, key, strict=True))] = value
+    return table
 
 
 def paired_difference(first: Sequence[float], second: Sequence[float], seed: int = 0) -> Estimate:

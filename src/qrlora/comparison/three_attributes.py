@@ -7,7 +7,7 @@ again.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -21,8 +21,9 @@ from ..world.frames import FRAMES, UNFRAMED, framed_images
 from ..world.image_tensors import tensor_from_pil
 from ..world.nearest_attributes import attributes_right
 from .crossed_adapters import CrossedAdapters, CrossedSettings, evenly
+from .crossed_tables import ScoredMethod, scored_line
 from .row_file import RowFile
-from .statistics import Estimate, mean_over_crossed
+from .statistics import crossed_table
 
 LABELS = ("method", "part", "content", "style", "frame", "image", "seed")
 SCORES = ("content right", "style right", "frame right", "all", "ssim")
@@ -95,44 +96,32 @@ class ThreeAttributes:
         self.rows.append([(*labels, *(float(right[x]) for x in ("content", "style", "frame", "all")), likeness)])
 
 
-class ScoredSum(NamedTuple):
-    """One line of the table: a method's scores in one part, or the differences of two methods'."""
-
-    part: str
-    method: str
-    less: str
-    """The method whose scores are subtracted; "": none."""
-    scores: dict[str, Estimate]
-    """{score: its mean, or the mean paired difference}; the interval resamples contents, style images and frames."""
-
-
-def scored_sums(rows: Sequence[Mapping[str, str]]) -> list[ScoredSum]:
-    """All lines of the table, in the order of the parts and the rows, with the differences to a part's first method."""
+def scored_sums(rows: Sequence[Mapping[str, str]]) -> list[ScoredMethod]:
+    """All lines of the table, in the order of the parts and the rows, with the differences to a part's first method;
+    the intervals resample contents, style images and frames."""
     lines = []
     for part in PARTS:
-        methods = dict.fromkeys(row["method"] for row in rows if row["part"] == part)
-        tables = {x: [r for r in rows if r["part"] == part and r["method"] == x] for x in methods}
-        for method, found in tables.items():
-            lines.append(ScoredSum(part, method, "", {x: mean_over_crossed(_table(found, x)) for x in SCORES}))
-        for method, found in [*tables.items()][1:]:
-            first, theirs = next(iter(tables.items()))
-            if {_cell(row) for row in found} == {_cell(row) for row in theirs}:
-                less = {x: mean_over_crossed(_table(found, x) - _table(theirs, x)) for x in SCORES}
-                lines.append(ScoredSum(part, method, first, less))
+        methods: dict[str, dict[tuple[str, ...], Mapping[str, str]]] = {}
+        for row in rows:
+            if row["part"] == part:
+                methods.setdefault(row["method"], {})[_cell(row)] = row
+        tables = {method: {x: _table(cells, x) for x in SCORES} for method, cells in methods.items()}
+        lines += [scored_line(part, method, table) for method, table in tables.items()]
+        for method in [*methods][1:]:
+            first = next(iter(methods))
+            if methods[method].keys() == methods[first].keys():
+                less = {x: tables[method][x] - tables[first][x] for x in SCORES}
+                lines.append(scored_line(part, method, less, first))
     return lines
 
 
-def _cell(row: Mapping[str, str]) -> tuple[str, str, str]:
+def _cell(row: Mapping[str, str]) -> tuple[str, ...]:
     """A row's content, style image and frame; known words come in pairs."""
     if not row["image"]:
         return f"{row['content']} in {row['style']}", "", row["frame"]
     return row["content"], f"{row['style']} {row['image'].split('+')[0]}", row["frame"]
 
 
-def _table(rows: Sequence[Mapping[str, str]], score: str) -> np.ndarray:
+def _table(cells: Mapping[tuple[str, ...], Mapping[str, str]], score: str) -> np.ndarray:
     """(contents, style images, frames): one score; NaN where there is none."""
-    names = [sorted({_cell(row)[k] for row in rows}) for k in range(3)]
-    table = np.full([len(x) for x in names], np.nan)
-    for row in rows:
-        table[tuple(names[k].index(x) for k, x in enumerate(_cell(row)))] = float(row[score])
-    return table
+    return crossed_table({cell: float(row[score]) for cell, row in cells.items()})

@@ -1,8 +1,8 @@
 """Sums of three attributes: contents, styles and frames crossed, by method and by words."""
 
-import time
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 
 from ..comparison.crossed_adapters import AUTO, CrossedSettings
 from ..comparison.crossed_tables import in_hundredths
@@ -36,19 +36,13 @@ def attribute_sums(request: ReproductionRequest) -> ReproducedResult:
         device=request.device,
     )
     frames = min(FRAMES, request.pairs)
-    changed = [f":{name}={value}" for name in ("rank", "steps") if (value := getattr(request, name)) is not None]
-    runs = [(x + "".join(changed), words) for words in WORDINGS for x in request.methods or METHODS]
-    seconds: dict[str, float] = {}
-    for done, (method, words) in enumerate(runs, 1):
-        started, settings = time.monotonic(), replace(common, **words)
-        label = settings.labels(method)[2]
-        ThreeAttributes(settings, frames).run(method)
-        seconds[label] = time.monotonic() - started
-        if request.on_job is not None:
-            request.on_job(done, len(runs), label, "")
+    methods = [request.spec(x) for x in request.methods or METHODS]
+    runs = [(replace(common, **words), method) for words in WORDINGS for method in methods]
+    works = {settings.labels(method)[2]: partial(_run, settings, frames, method) for settings, method in runs}
+    seconds = request.run_crossed(works)
     rows: list[TableRow] = []
     for line in scored_sums(read_rows(common.folder / ROWS)):
-        about = {"part": line.part, "method": line.method, "less": line.less, "images": line.scores["all"].count}
+        about = {"part": line.part, "method": line.method, "less": line.less, "images": line.count}
         scores = {x: in_hundredths(line.scores[x]) for x in SCORES}
         rows.append({**about, **scores, "seconds": "" if line.less else _rounded(seconds.get(line.method))})
     notes = (
@@ -59,17 +53,21 @@ def attribute_sums(request: ReproductionRequest) -> ReproducedResult:
         "frame no other content's is nearer. ssim: with the likelier of the two orders.",
         "seconds: what this call took for the method's adapters and images; what the folder had costs nothing.",
     )
-    sheet = _sheet([(method, replace(common, **words)) for method, words in runs], frames)
-    return ReproducedResult(f"Three attributes added, {request.base}", rows, notes, sheet)
+    return ReproducedResult(f"Three attributes added, {request.base}", rows, notes, _sheet(runs, frames))
+
+
+def _run(settings: CrossedSettings, frames: int, spec: str) -> None:
+    """Make the rows of one method."""
+    ThreeAttributes(settings, frames).run(spec)
 
 
 def _rounded(seconds: float | None) -> str:
     return "" if seconds is None else f"{seconds:.0f}"
 
 
-def _sheet(runs: Sequence[tuple[str, CrossedSettings]], count: int) -> ContactSheet:
+def _sheet(runs: Sequence[tuple[CrossedSettings, str]], count: int) -> ContactSheet:
     """The k-th content, style and frame, seed 0, by each method, before the true image."""
-    shown = [(method, ThreeAttributes(settings, count)) for method, settings in runs]
+    shown = [(method, ThreeAttributes(settings, count)) for settings, method in runs]
     lines = []
     for k in range(count):
         _, first = shown[0]

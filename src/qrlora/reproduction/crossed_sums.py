@@ -1,15 +1,16 @@
 """The findings' table: sums of crossed contents and styles, by method, words, style images, strengths and seeds."""
 
 import re
-import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 from ..comparison.crossed_adapters import EQUAL_PARAMETERS, CrossedAdapters, CrossedSettings
 from ..comparison.crossed_fusion import CrossedFusion
 from ..comparison.crossed_tables import (
     ORACLE_PAIRS,
     SCORES,
+    ScoredMethod,
     by_style,
     in_hundredths,
     scored_methods,
@@ -72,6 +73,17 @@ DEV_VARIANTS = (
 """The rows of the table of the development split, where the choices were made."""
 
 
+NOTES = (
+    "In hundredths, with intervals (95 %) that resample contents, style images and, of several seeds, those of "
+    "training. 'less': paired differences to that method. What each score means: docs/measures.md.",
+    "rank: of the content's and the style's adapter; trained: parameters of both together. Methods of one rank are "
+    "alike in their files, those of one count in what is trained.",
+    "By style: both right and ssim of sums under placeholders and under known words; the known word that is nearest to "
+    "the style, with the base's loss in times its loss with the placeholder.",
+    "seconds: what this call took for the method's adapters and images; what the folder had costs nothing.",
+)
+
+
 def crossed_sums(request: ReproductionRequest) -> ReproducedResult:
     """Every variant on one base: each adapter alone, with words that the base knows, and all sums.
 
@@ -90,34 +102,22 @@ def crossed_sums(request: ReproductionRequest) -> ReproducedResult:
         device=request.device,
     )
     variants = _variants(request)
-    runs = [(variant, request.seed + k) for variant in variants for k in range(variant.seeds)]
-    seconds: dict[str, float] = {}
-    for done, (variant, seed) in enumerate(runs, 1):
-        started = time.monotonic()
-        settings = replace(common, **variant.settings, seed=seed)
-        label = settings.labels(variant.method)[2]
-        CrossedFusion(settings).run(variant.method)
-        seconds[label] = time.monotonic() - started
-        if request.on_job is not None:
-            request.on_job(done, len(runs), label, "")
-    found = read_rows(common.folder / "rows.csv")
-    methods = dict.fromkeys(row["method"] for row in found)
-    styles = {f"By style, {x}": by_style(found, x, f"{x}, auto content, auto style") for x in methods}
-    notes = (
-        "In hundredths, with intervals (95 %) that resample contents, style images and, of several seeds, those of "
-        "training. 'less': paired differences to that method. What each score means: docs/measures.md.",
-        "rank: of the content's and the style's adapter; trained: parameters of both together. Methods of one rank are "
-        "alike in their files, those of one count in what is trained.",
-        "By style: both right and ssim of sums under placeholders and under known words; the known word that is "
-        "nearest to the style, with the base's loss in times its loss with the placeholder.",
-        "seconds: what this call took for the method's adapters and images; what the folder had costs nothing.",
-    )
+    runs = {}
+    for variant, k in ((x, k) for x in variants for k in range(x.seeds)):
+        settings = replace(common, **variant.settings, seed=request.seed + k)
+        runs[settings.labels(variant.method)[2]] = partial(_run, settings, variant.method)
+    seconds = request.run_crossed(runs)
+    found, lora = read_rows(common.folder / "rows.csv"), request.spec("lora")
+    sums = scored_methods([row for row in found if row["part"] == SUM], lora)
+    further = {f"The sums' differences to {lora}": [_scores(line) for line in sums if line.less == lora]}
+    for method in dict.fromkeys(row["method"] for row in found):
+        further[f"By style, {method}"] = by_style(found, method, f"{method}, auto content, auto style")
     return ReproducedResult(
         f"Sums of crossed contents and styles, {request.base}",
-        _rows(common, found, seconds),
-        notes,
+        [_scores(line) | _trained(common, line, seconds) for line in scored_methods(found)],
+        NOTES,
         _sheet(common, count, variants),
-        further={title: rows for title, rows in styles.items() if rows},
+        further={title: rows for title, rows in further.items() if rows},
     )
 
 
@@ -127,22 +127,26 @@ def _variants(request: ReproductionRequest) -> list[Variant]:
     chosen = [x for x in listed if not request.methods or x.method in request.methods]
     names = [x.method for x in listed]
     chosen += [Variant(spec, {}, 1, spec) for spec in request.methods if spec not in names]
-    changed = [f":{name}={value}" for name in ("rank", "steps") if (value := getattr(request, name)) is not None]
-    return [replace(x, method=x.method + "".join(changed)) for x in chosen]
+    return [replace(x, method=request.spec(x.method)) for x in chosen]
 
 
-def _rows(common: CrossedSettings, found: list[dict[str, str]], seconds: dict[str, float]) -> list[TableRow]:
-    """The lines of the table; a sum's also say what is trained, and what it took."""
-    rows: list[TableRow] = []
-    for line in scored_methods(found):
-        about = {"part": line.part, "method": line.method, "less": line.less, "images": line.count}
-        scores = {score: in_hundredths(line.scores[score]) for score in SCORES}
-        trained: TableRow = {"rank": "", "trained": "", "seconds": ""}
-        if line.part in (SUM, ORACLE_PAIRS) and not line.less:
-            trained |= _rank_and_trained(common, line.method)
-            trained["seconds"] = f"{seconds[line.method]:.0f}" if line.method in seconds else ""
-        rows.append({**about, **scores, **trained})
-    return rows
+def _run(settings: CrossedSettings, spec: str) -> None:
+    """Make the rows of one variant."""
+    CrossedFusion(settings).run(spec)
+
+
+def _scores(line: ScoredMethod) -> TableRow:
+    """A line's method and its scores."""
+    about = {"part": line.part, "method": line.method, "less": line.less, "images": line.count}
+    return {**about, **{score: in_hundredths(line.scores[score]) for score in SCORES}}
+
+
+def _trained(common: CrossedSettings, line: ScoredMethod, seconds: Mapping[str, float]) -> TableRow:
+    """Of a sum's line: the rank, the count of trained parameters, and what it took; else empty."""
+    if line.less or line.part not in (SUM, ORACLE_PAIRS):
+        return {"rank": "", "trained": "", "seconds": ""}
+    taken = f"{seconds[line.method]:.0f}" if line.method in seconds else ""
+    return {**_rank_and_trained(common, line.method), "seconds": taken}
 
 
 def _rank_and_trained(common: CrossedSettings, label: str) -> dict[str, str]:

@@ -1,5 +1,6 @@
 """ReproductionRequest: the settings of a reproduction, with its base, image pairs and stored adapters."""
 
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -53,6 +54,26 @@ class ReproductionRequest:
     def base_model(self) -> Base:
         """The open base, one per process."""
         return open_base_once(self.base, self.device, "float32")
+
+    def spec(self, method: str) -> str:
+        """The spec of a method (`method_specs`) with the request's rank and steps."""
+        given = {name: getattr(self, name) for name in ("rank", "steps")}
+        return method + "".join(f":{name}={value}" for name, value in given.items() if value is not None)
+
+    def run_crossed(self, runs: Mapping[str, Callable[[], Any]]) -> dict[str, float]:
+        """Run the methods of a crossed comparison, one after the other, with a word to `on_job` after each.
+
+        Args:    runs: {label in the rows: the work}.
+        Returns: {label: the seconds that it took}.
+        """
+        seconds = {}
+        for label, run in runs.items():
+            started = time.monotonic()
+            run()
+            seconds[label] = time.monotonic() - started
+            if self.on_job is not None:
+                self.on_job(len(seconds), len(runs), label, "")
+        return seconds
 
     def benchmark_pairs(self) -> list[Pair]:
         """The benchmark's image pairs. Raises: ValueError: more than there are."""
