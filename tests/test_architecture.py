@@ -32,7 +32,7 @@ LAYERS = (
     ("initialisation_methods", "adapter"),
     ("merging", "analysis", "files", "doctor"),
     ("families", "injection", "training_example", "compat", "trainers"),
-    ("contrastive_directions", "networks", "missing_triggers", "sampling_batches"),
+    ("contrastive_directions", "networks", "missing_triggers", "sampling_arguments", "sampling_batches"),
     ("training", "sampling"),
     ("known_words", "video_sampling"),
     ("baselines", "world", "estimate"),

@@ -341,6 +341,24 @@ def test_time_left_counts_from_the_first_report():
         assert "left" not in progress_bar.Clock().render(task).plain
 
 
+def test_a_stage_says_how_long_it_still_takes_also_where_nobody_watches(capsys):
+    """A quarter done in a minute: three to go; then the work itself, whose time is counted by itself."""
+    with progress_bar.progress_bar("estimating") as bar:
+        bar.stage("counting", 0.0)
+        assert not capsys.readouterr().err
+        task = bar._task
+        task.fields.update(since=task.fields["since"] - 60, begun=task.fields["begun"] - 60)
+        bar._shown -= 60
+        bar.stage("counting", 0.25)
+        assert capsys.readouterr().err == "estimating: counting 25% 1:00, 3:00 left\n"
+        bar.stage("counting", 0.5)
+        assert not capsys.readouterr().err, "a line every 30 seconds"
+        bar.step(900, 1000)
+        task.fields.update(since=task.fields["since"] - 10)
+        bar.step(950, 1000)
+        assert progress_bar.Clock().render(task).plain == "1:00, 0:10 left"
+
+
 @pytest.mark.parametrize(
     ("value", "text"), [(0.12345, "0.123"), (-0.0001, "0.000"), (float("nan"), "-"), (-1.0, "-1.000")]
 )

@@ -284,6 +284,16 @@ def test_an_estimate_refuses_what_training_would():
             estimate(nothing, how="count")
 
 
+def test_an_estimate_says_how_far_its_counting_is():
+    stages = []
+    estimate(str(pico.folder("flux")), how="count", device="cpu", on_stage=lambda *stage: stages.append(stage))
+    assert [share for what, share in stages if what == "counting the memory of updates"] == [0, 0.25, 0.5, 0.75]
+    assert [what for what, _ in stages][:2] == [
+        "building the model without weights",
+        "counting the memory of encoding and sampling",
+    ]
+
+
 def test_quantised_bytes_are_those_of_linear_layers_in_blocks():
     """Of FLUX.1-dev, over 98 % of the numbers; of SDXL the convolutions stay as they are."""
     base, _, _ = blank("flux-dev")

@@ -245,3 +245,28 @@ def test_overwriting_is_asked_for_by_option_setting_or_recipe(tmp_path, capsys):
         assert told == (not changes) and ("overwrite = true" in err) == (not changes)
     config = read_header(tmp_path / "out.safetensors").config
     assert "overwrite" not in config and json.dumps(config)
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("nope", "draw_with=nope: neither a built-in name, a file or folder, nor a hub's OWNER/NAME"),
+        ("tiny-fluxx", "did you mean 'tiny-flux'"),
+        (".", "no diffusers pipeline, it has no model_index.json"),
+        (str(pico.folder("sd15")), "is a sd15 base, .* is of sdxl: an adapter fits bases of the same layers alone"),
+    ],
+)
+def test_a_base_to_draw_with_that_is_none_or_has_other_layers_is_refused(tmp_path, name, message):
+    with pytest.raises((ValueError, OSError), match=message) as caught:
+        train(settings(tmp_path, draw_with=name))
+    assert len(str(caught.value).splitlines()) == 1 and not (tmp_path / "out.safetensors").exists()
+
+
+def test_a_header_says_of_an_open_base_what_it_is(tmp_path):
+    base = open_base(pico.folder("flux"), "cpu")
+    for wrong in ({"dtype": "bfloat16"}, {"quantize": "int8"}):
+        with pytest.raises(ValueError, match=f"{next(iter(wrong.values()))}.* say how a base is opened, .* in float32"):
+            train(settings(tmp_path, **wrong), base=base)
+    train(settings(tmp_path, steps=1), base=base)  # the settings name another
+    header = read_header(tmp_path / "out.safetensors")
+    assert header.base == header.config["base"] == str(pico.folder("flux")) and header.config["dtype"] == "float32"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import os
 import platform
 import sys
 
@@ -77,6 +78,26 @@ def pages_to_host_memory(device: torch.device) -> bool:
     """Whether a full GPU pages to the computer's memory, tens of times as slow, instead of raising an out-of-memory
     error: NVIDIA's driver does on Windows, also in WSL."""
     return device.type == "cuda" and (sys.platform == "win32" or "microsoft" in platform.release().lower())
+
+
+def total_memory(device: torch.device) -> int:
+    """Bytes of memory of a GPU with CUDA, or of the machine."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[1]
+    if sys.platform == "win32":
+        kilobytes = ctypes.c_ulonglong()
+        ctypes.windll.kernel32.GetPhysicallyInstalledSystemMemory(ctypes.byref(kilobytes))
+        return 1024 * kilobytes.value
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
+def check_fits_memory(what: str, needed: int, device: torch.device, hint: str) -> None:
+    """Raises ValueError: what takes at least so many bytes, more than all the memory of a device, with a way out. A
+    system that runs out of memory ends a process without a word."""
+    if needed > (total := total_memory(device)):
+        where = "the GPU" if device.type == "cuda" else "this machine"
+        sizes = f"would take {needed / 1e9:,.0f} GB of memory or more, {where} has {total / 1e9:,.0f} GB"
+        raise ValueError(f"{what} {sizes}: {hint}")
 
 
 def free_memory(device: torch.device) -> int:

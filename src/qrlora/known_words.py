@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from .devices import check_fits_memory
 from .families import Base
 from .image_loading import CroppedImage
 from .noising import noising_of
@@ -71,7 +72,7 @@ def word_losses(
              style" of a content image.
              copies: noisy copies of the image.  on_word: (words done, of how many) after each.
     Returns: {word: loss}, unitless, the best word (the least loss) first.
-    Raises:  ValueError: a prompt without {} or with several; no words; no copies.
+    Raises:  ValueError: a prompt without {} or with several; no words; no copies, or more than memory holds.
     """
     if isinstance(words, str):
         raise ValueError(f"words is a list of words, got {words!r}")
@@ -82,6 +83,8 @@ def word_losses(
         )
     captions = [prompt.replace("{}", word) for word in words]
     example = encode_training_examples(base, [image], captions[:1])
+    needed = 4 * copies * example.latents.nbytes  # noise, noisy latents, prediction and target
+    check_fits_memory(f"copies={copies}", needed, base.device, "take fewer")
     size = base.size_conditioning(image.original, image.corner, (image.image.height, image.image.width))
     conditions = base.encode_prompts(captions, [size] * len(captions))
     noising = noising_of(base.pipe.scheduler.config, 0.0, base.defaults.for_run("style", "qr").timestep_sampling)

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from numbers import Real
-from os import PathLike
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -14,15 +12,23 @@ from torch import Tensor
 
 from .adapter import Adapter
 from .config import SampleConfig
-from .config.type_checks import MAX_COUNT, MAX_SEED, check_strengths, whole_number
-from .families import Base, adapter_compatibility, open_base
-from .files import load
-from .image_size import ImageSize, parse_image_size
+from .config.type_checks import check_strengths
+from .families import Base, adapter_compatibility
+from .image_size import ImageSize
 from .injection import applied, set_strengths
 from .missing_triggers import refuse_missing_triggers
+from .sampling_arguments import (
+    OPENING_SETTINGS,
+    AdapterOrFile,
+    adapter_of,
+    adapters_with_strengths,
+    check_images_fit_memory,
+    open_if_named,
+    pair_prompts_and_seeds,
+    steps_guidance_and_size,
+)
 from .sampling_batches import sample_batches
 
-AdapterOrFile = Adapter | str | PathLike[str]
 OnImage = Callable[[int, int], Any]
 """(images done, of how many)."""
 
@@ -69,11 +75,11 @@ def generate(
         keywords = {"prompt": prompt, **sampling, "seed": seed, "count": count, "adapters": tuple(adapters), **opening}
         settings = _settings_of_config(config, base, keywords)
         return generate(**settings, batch_size=batch_size, check_triggers=check_triggers, on_image=on_image)
-    weighted = _adapters_with_strengths(adapters)
-    prompts, seeds = _pair_prompts_and_seeds(prompt, seed, count)
+    weighted = adapters_with_strengths(adapters)
+    prompts, seeds = pair_prompts_and_seeds(prompt, seed, count)
     if check_triggers:
         refuse_missing_triggers(prompts, weighted)  # before a base is opened, which takes long
-    opened = _open_if_named(base, opening)
+    opened = open_if_named(base, opening)
     return _sample_images(opened, weighted, prompts, seeds, sampling, batch_size, on_image)
 
 
@@ -105,42 +111,6 @@ def _with_old_name(on_image: OnImage | None, others: dict[str, Any]) -> OnImage 
         return on_image
     warnings.warn("on_picture is now on_image; the old name goes with 0.3", DeprecationWarning, stacklevel=3)
     return others.pop("on_picture")
-
-
-OPENING_SETTINGS = ("device", "dtype", "quantize", "offload", "revision")
-"""Settings of opening a base."""
-
-
-def _open_if_named(base: Base | str | None, opening: dict[str, Any]) -> Base:
-    """An open base, or the one of a name. Raises ValueError: settings that open one beside an open one, or unknown."""
-    if unknown := sorted(opening.keys() - set(OPENING_SETTINGS)):
-        raise ValueError(f"no setting {', '.join(unknown)}; a base is opened by {', '.join(OPENING_SETTINGS)}")
-    if base is not None and not isinstance(base, Base | str | PathLike):
-        raise ValueError(f"base must be an open base or a name, got {type(base).__name__}")
-    if not isinstance(base, Base):
-        return open_base(base or SampleConfig.base, **opening)
-    if opening:
-        raise ValueError(f"{', '.join(opening)} say how a base is opened, and this one is open: pass its name")
-    return base
-
-
-def _adapters_with_strengths(
-    adapters: Sequence[AdapterOrFile | tuple[AdapterOrFile, float]],
-) -> list[tuple[Adapter, float]]:
-    """Adapters with their strengths; files are read. Raises ValueError: no list, or something else in it."""
-    if isinstance(adapters, Adapter | str | PathLike | Mapping) or not isinstance(adapters, Iterable):
-        example = "adapters is a list of adapters or files, or of pairs with a strength: [('dog.safetensors', 0.8)]"
-        raise ValueError(f"{example}; got {type(adapters).__name__}")
-    pairs = [item if isinstance(item, tuple) and len(item) == 2 else (item, 1.0) for item in adapters]
-    check_strengths([strength for _, strength in pairs])
-    return [(_adapter_of(adapter), strength) for adapter, strength in pairs]
-
-
-def _adapter_of(item: Any) -> Adapter:
-    """An adapter, or the one in a file. Raises ValueError: neither."""
-    if not isinstance(item, Adapter | str | PathLike):
-        raise ValueError(f"an adapter or its file is needed, got {item!r:.80}")
-    return item if isinstance(item, Adapter) else load(item)
 
 
 def _settings_of_config(config: SampleConfig, base: Base | str | None, keywords: dict[str, Any]) -> dict[str, Any]:
@@ -193,10 +163,10 @@ def grid(
     if not content_strengths or not style_strengths:
         raise ValueError("a grid needs at least one content strength and one style strength")
     check_strengths([*content_strengths, *style_strengths])
-    content, style = _adapter_of(content), _adapter_of(style)
+    content, style = adapter_of(content), adapter_of(style)
     if check_triggers:
         refuse_missing_triggers([prompt], [(content, 1.0), (style, 1.0)])
-    base = _open_if_named(base, {})
+    base = open_if_named(base, {})
     for adapter in (content, style):
         adapter_compatibility.check_adapter_fits_base(base, adapter)
     cells = torch.cartesian_prod(*(torch.tensor(x, dtype=torch.float32) for x in (content_strengths, style_strengths)))
@@ -233,44 +203,15 @@ def _latents_sampler(
 ) -> Callable[[slice], Tensor]:
     """(which of the prompts and seeds) -> their latents in one batch, with the base's own choice where None is given.
     The text encoders' turn is over when it returns."""
-    own = base.defaults
-    side = parse_image_size("size", size) or own.resolution
-    count = own.sample_steps if steps is None else whole_number("steps", steps)
-    strength = own.guidance if guidance is None else guidance
-    if not isinstance(strength, Real) or not 1 <= count <= MAX_COUNT or not 0 <= strength <= MAX_COUNT:
-        raise ValueError(f"steps must be 1 or more and guidance 0 or more, got {count} and {strength!r:.80}")
-    base.check_size("size", side)
-    if base.missing_components:
-        missing = ", ".join(base.missing_components)
-        raise ValueError(f"the base was opened for training only and has no {missing}: open it again")
-
-    embedded = base.embed(prompts, negative_prompt, strength)
+    count, strength, side = steps_guidance_and_size(base, steps, guidance, size)
+    check_images_fit_memory(base, len(prompts), side)
+    places = {text: k for k, text in enumerate(dict.fromkeys(prompts))}  # a prompt is held once, however many images
+    embedded = base.embed([*places], negative_prompt, strength)
 
     def sample(part: slice) -> Tensor:
         # seeded on the CPU: the same noise on every device
         generators = [torch.Generator("cpu").manual_seed(int(s)) for s in seeds[part]]
-        return base.denoise(embedded.rows(range(len(seeds))[part]), side, count, strength, generators)
+        rows = embedded.rows([places[text] for text in prompts[part]])
+        return base.denoise(rows, side, count, strength, generators)
 
     return sample
-
-
-def _pair_prompts_and_seeds(
-    prompt: str | Sequence[str], seed: int | Sequence[int], count: int
-) -> tuple[list[str], list[int]]:
-    """One prompt and one seed for each image to sample."""
-    if not 1 <= whole_number("count", count) <= MAX_COUNT:
-        raise ValueError(f"count must be 1 or more, got {count}")
-    if not isinstance(prompt, Sequence) or not all(isinstance(x, str) for x in prompt):
-        raise ValueError(f"prompt must be text, or a list of one text for each image, got {prompt!r:.80}")
-    prompts = [prompt] * count if isinstance(prompt, str) else list(prompt)
-    if not isinstance(seed, Iterable):
-        seeds = [whole_number("seed", seed) + k for k in range(len(prompts))]
-    else:
-        seeds = [whole_number("seed", x) for x in seed]
-        prompts = prompts * len(seeds) if isinstance(prompt, str) and count == 1 else prompts
-    if wrong := [x for x in seeds if abs(x) > MAX_SEED]:
-        raise ValueError(f"seed must be at most {MAX_SEED}, got {wrong[0]}")
-    if not prompts or len(prompts) != len(seeds) or (not isinstance(prompt, str) and count != 1):
-        found = f"{len(prompts)} prompts, {len(seeds)} seeds, count {count}"
-        raise ValueError(f"give one prompt and a count, or one prompt and one seed for each image; got {found}")
-    return prompts, seeds

@@ -63,26 +63,33 @@ def compare(
     Beside them stand the ends of the scale: none (the prompt alone) and oracle (an adapter of the true image).
     What is done is kept: the same command goes on where it was stopped, and tries again what failed.
     """
+    if workers < 1:
+        raise ValueError(f"--workers must be 1 or more, got {workers}")
+    settings: dict[str, Any] = {"base": base, "pairs": pairs, "seeds": seeds, "first_seed": first_seed, "split": split}
+    settings |= {"methods": options.split_names(methods), "encoders": options.split_names(encoders), "equal": equal}
+    settings |= {"rank": rank, "steps": steps, "pictures": pictures, "device": device, "dtype": dtype}
+    settings |= {"style_word": style_word, "decompose": decompose}
+    run_and_report(settings, output, workers, ray, overwrite)
+
+
+def run_and_report(settings: dict[str, Any], output: Path, workers: int, ray: str, overwrite: bool) -> None:
+    """Run a comparison, for `qrlora compare`: print its tables and write its report and sheet.
+
+    Args:   settings: of ComparisonSettings.  others: the command's options.
+    Raises: ValueError, OSError: settings that cannot be compared, outputs that cannot be written, jobs that failed.
+    """
     from .. import optional_dependencies
 
     optional_dependencies.require("diffusers", reason="qrlora compare")
-    from .. import plots
-    from ..comparison import contact_sheet, report, summary_tables
+    from ..comparison import report, summary_tables
     from ..comparison.fusion_comparison import plan_comparison, run_comparison
     from ..comparison.settings import ComparisonSettings
-    from .result_figures import sheet_of_cells
 
-    if workers < 1:
-        raise ValueError(f"--workers must be 1 or more, got {workers}")
-    listed = {"methods": options.split_names(methods), "encoders": options.split_names(encoders)}
-    chosen: dict[str, Any] = {"pairs": pairs, "seeds": seeds, "first_seed": first_seed, "split": split, "equal": equal}
-    chosen |= {"rank": rank, "steps": steps, "pictures": pictures, "device": device, "dtype": dtype}
-    chosen |= {"style_word": style_word, "decompose": decompose}
-    settings = ComparisonSettings(base=base, **listed, **chosen)
-    report.check_outputs_writable(settings, output, overwrite)
+    chosen = ComparisonSettings(**settings)
+    report.check_outputs_writable(chosen, output, overwrite)
     with progress_bar("fusion") as bar:
         bar.stage("opening the base model")
-        comparison = plan_comparison(settings)
+        comparison = plan_comparison(chosen)
 
         def on_job(done: int, total: int, title: str, failure: str) -> None:
             bar.step(done, total, title)
@@ -91,18 +98,26 @@ def compare(
 
         summary = run_comparison(comparison, output, workers, ray, on_job)
     found = summary_tables.summarise(summary)
-    command = console.shell_command(*sys.argv[1:])
-    written = report.write_report(summary, found, output, equal, command)
+    written = report.write_report(summary, found, output, chosen.equal, console.shell_command(*sys.argv[1:]))
     if found.table:
-        sheet = sheet_of_cells(
-            contact_sheet.sheet_rows(summary), f"{base}, equal {equal}: the first picture of each", summary.counts
-        )
-        written.append(plots.save(sheet, output / f"{equal}.png"))
+        written.append(save_sheet(summary, output))
     print_findings(summary, found)
     for path in written:
         console.say(str(path))
     if summary.missing:
         raise ValueError(f"{len(summary.missing)} jobs are missing; the same command tries them again")
+
+
+def save_sheet(summary: "RunSummary", folder: Path) -> Path:
+    """Write a comparison's contact sheet into its folder: the first picture of each method and pair."""
+    from .. import plots
+    from ..comparison import contact_sheet
+    from .result_figures import sheet_of_cells
+
+    settings = summary.comparison.settings
+    title = f"{settings.base}, equal {settings.equal}: the first picture of each"
+    sheet = sheet_of_cells(contact_sheet.sheet_rows(summary), title, summary.counts)
+    return plots.save(sheet, folder / f"{settings.equal}.png")
 
 
 def print_findings(summary: "RunSummary", found: "SummaryTables") -> None:

@@ -55,10 +55,11 @@ def draw_images(config: SampleConfig, skip_text_encoders: bool = False, any_prom
     from .. import optional_dependencies
 
     optional_dependencies.require("diffusers", reason="qrlora generate")
-    from .. import plots, sampling
+    from .. import plots, sampling, sampling_arguments
     from . import open_for_sampling, output_images
 
-    seeds = [config.seed + k for k in range(config.count)]
+    sampling_arguments.check_count_fits_memory(config.count)
+    seeds = range(config.seed, config.seed + config.count)
     plots.picture_format(config.output)
     if config.count > 1:
         plots.figure_format(config.output)

@@ -37,7 +37,7 @@ class Bar:
 
     def __init__(self, bars: Progress, what: str) -> None:
         """Begin a bar."""
-        self._bars, self._what, self._shown = bars, what, time.monotonic()
+        self._bars, self._what, self._stage, self._shown = bars, what, "", time.monotonic()
         clock: dict[str, Any] = {"begun": self._shown, "origin": math.inf, "since": 0.0}
         self._name = bars.add_task(escape(what), total=None, note="", count="", **clock)
         self._task = bars.tasks[0]
@@ -49,12 +49,20 @@ class Bar:
             self._task.fields["origin"] = math.inf
 
     def stage(self, what: str, share: float = 0.0) -> None:
-        """What is being prepared, and which share of it (0..1) is done."""
-        self._show(escape(f"{self._what}: {what}"), share, 1.0 if share else None, f"{share:.0%}" if share else "", "")
+        """What is being prepared, and which share of it (0..1) is done; each stage's time left is counted by itself."""
+        if what != self._stage:
+            self._stage = what
+            self._task.fields.update(origin=share, since=time.monotonic())
+        done = f"{share:.0%}" if share else ""
+        self._show(escape(f"{self._what}: {what}"), share, 1.0 if share else None, done, "")
+        if not err.is_terminal and time.monotonic() - self._shown > 30:
+            self._shown = time.monotonic()
+            err.print(escape(f"{self._what}: {what} {done} {Clock().render(self._task)}".replace("  ", " ")))
 
     def step(self, done: int, total: int, note: str = "") -> None:
         """Move the bar: how many of how many, and a few words such as the loss."""
-        if self._task.fields["origin"] > done:
+        if self._stage or self._task.fields["origin"] > done:
+            self._stage = ""
             self._task.fields.update(origin=done, since=time.monotonic())
         self._show(escape(self._what), done, total, f"{done}/{total}", note)
         if not err.is_terminal and (time.monotonic() - self._shown > 30 or done == total):

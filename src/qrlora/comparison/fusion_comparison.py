@@ -9,6 +9,7 @@ from typing import Any
 
 from ..baselines.fusion_method import check_family
 from ..evaluation import open_encoder
+from ..sampling_arguments import check_images_fit_memory
 from ..world.edition import check_edition_of_base
 from .decomposition import decomposed_prompts
 from .image_pairs import CaptionedImage, Pair, pairs_from_csv, unrelated_prompts, world_pairs
@@ -83,6 +84,7 @@ def plan_comparison(settings: ComparisonSettings) -> Comparison:
         world_pairs(settings.pairs, settings.split, word) if known else pairs_from_csv(Path(settings.pictures), word)
     )
     base = open_base_once(settings.base, settings.device, settings.dtype)
+    check_images_fit_memory(base, settings.seeds)
     if known:
         check_edition_of_base(base)
     for fusion in named.values():

@@ -14,7 +14,11 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from multiprocessing.connection import Connection, wait
 from typing import Any
 
+import torch
+
 from .. import optional_dependencies
+from ..devices import check_fits_memory
+from ..estimate.device_memory import private_bytes
 from .jobs import Job
 from .run_job import JobFailure, JobOutput, run_job
 
@@ -25,8 +29,12 @@ RunJobs = Callable[[Iterable[Job], AdapterFiles], Iterator[tuple[Job, JobOutput 
 def worker_pool(workers: int = 1, ray: str = "") -> contextlib.AbstractContextManager[RunJobs]:
     """The Ray cluster at an address ("local": started on this machine), else so many processes, else this process.
 
-    Raises: ValueError: Ray is not installed, or there is no cluster at the address.
+    Raises: ValueError: Ray is not installed, or there is no cluster at the address; more processes than the machine's
+            memory holds, each of which opens the base as this one has.
     """
+    if not ray:
+        needed = workers * private_bytes()
+        check_fits_memory(f"{workers} workers", needed, torch.device("cpu"), "start fewer")
     return on_ray_cluster(ray) if ray else in_processes(workers) if workers > 1 else in_this_process()
 
 

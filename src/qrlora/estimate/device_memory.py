@@ -31,6 +31,12 @@ def bytes_in_use(device: torch.device) -> int:
     return torch.cuda.memory_allocated(device) if device.type == "cuda" else psutil.Process().memory_info().rss
 
 
+def private_bytes() -> int:
+    """Bytes of this process in RAM that no other process shares; libraries' pages are shared."""
+    info = psutil.Process().memory_info()
+    return info.rss - getattr(info, "shared", 0)
+
+
 @contextlib.contextmanager
 def peak_memory(device: torch.device) -> Iterator[Callable[[], int]]:
     """Measure the peak memory of a device: yields a function, the most bytes in use at once since the `with` began."""

@@ -84,6 +84,7 @@ def estimate(
     for component, module in {**spare, "": base.model}.items():
         cast_model(module, torch.float32 if component == "vae" else DTYPES[dtype]).requires_grad_(False).eval()
     task = TrainingTask(base, tokens, config, prompt_tokens)
+    on_stage("counting the memory of encoding and sampling", 0.0)
     settings_shown = ("base", "method", "rank", "targets", "resolution", "batch_size", "dtype", "quantize")
     report = Report(
         **{x: getattr(config, x) for x in settings_shown},
@@ -153,13 +154,14 @@ def _counted_from_shapes(task: TrainingTask, methods: list[str], on_stage: OnSta
         "weights": weight_bytes(base.model, task.config.dtype),
         "buffers": inputs + sum(x.nbytes for x in buffers_and_tables(base.model)),
     }
+    parts = [(method, activations) for method in methods for activations in ("kept", "recomputed")]
     for method in methods:
         parameters = memory_counting.initialise_on_meta(task.with_method(method))
         held = (*base.model.parameters(), *base.model.buffers())
         adapter[method] = sum(x.nbytes for x in held if id(x) not in own)
         step[method] = {}
         for activations in ("kept", "recomputed"):
-            on_stage(f"{method}: counting an update's memory, activations {activations}", 0.0)
+            on_stage("counting the memory of updates", parts.index((method, activations)) / len(parts))
             step[method][activations] = memory_counting.step_bytes(task, parameters, activations == "recomputed")
         detach(base.model, ADAPTER_NAME)
     return {**facts, "adapter": adapter, "step": step}

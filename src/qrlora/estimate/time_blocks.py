@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_iter, tree_map
 
+from ..devices import check_fits_memory
 from ..families.base_without_weights import materialise
 from ..initialisation_methods import METHODS
 from ..injection import detach
@@ -93,6 +94,9 @@ def block_kinds(task: TrainingTask) -> list[BlockKind]:
 
 def block_seconds(kind: BlockKind, device: torch.device, repeats: int) -> tuple[float, float]:
     """Median seconds of a block's forward with backward pass, and of its forward pass without gradients."""
+    inputs = sum(x.nbytes for x in tree_iter((kind.arguments, kind.named)) if isinstance(x, Tensor))
+    what = f"the inputs of a {type(kind.block).__name__}, their gradients and its outputs"
+    check_fits_memory(what, 3 * inputs, device, "take a smaller resolution or batch")
     block = copy.deepcopy(kind.block)
     materialise(block, device)
 

@@ -8,8 +8,10 @@ from pathlib import Path
 import torch
 
 from ..built_in_bases import built_in_bases, installation_hint
+from ..safetensors_files import Checkpoint
 from . import hub_download, public_configs
-from .family_table import family_of_folder
+from .family import Family
+from .family_table import family_of_folder, family_of_tensors
 from .pipeline_folder import absent_components, needed_components
 from .weight_files import file_variant
 
@@ -34,6 +36,17 @@ def locate_base(name: str, dtype: torch.dtype = torch.float32) -> Path:
     close = difflib.get_close_matches(name, built_in, n=1, cutoff=0.5) + public_configs.near_hubs(name)
     hint = f"did you mean {' or '.join(map(repr, close))}?" if close else f"built in: {', '.join(built_in) or 'none'}"
     raise FileNotFoundError(f"neither a built-in name, a file or folder, nor a hub's OWNER/NAME; {hint}")
+
+
+def family_of_base(name: str) -> Family | None:
+    """The family of a base that is on this machine, which is not opened; None: the name is a hub's, which is not asked.
+
+    Raises: OSError, ValueError: as `locate_base`, or it is no base of a known family.
+    """
+    if not Path(name).expanduser().exists() and hub_download.parse_hub_name(name) and name not in built_in_bases():
+        return None
+    place = locate_base(name)
+    return family_of_tensors(place, Checkpoint.of(place).places) if place.is_file() else family_of_folder(place)
 
 
 def _fetch_base(repository: str, revision: str | None, dtype: torch.dtype) -> Path:

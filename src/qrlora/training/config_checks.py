@@ -7,8 +7,14 @@ import warnings
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from ..config import TrainConfig
+from ..devices import check_fits_memory
 from ..families import Base
+from ..families.base_location import family_of_base
+from ..families.family import Family
+from ..image_size import height_and_width
 from ..initialisation_methods import METHODS
 from ..injection.peft_methods import PREFIX, parse_peft_method
 from ..noising import noising_of
@@ -29,8 +35,22 @@ def check_config(config: TrainConfig, on_preview: Any) -> None:
         warnings.warn(f"{lacks}: previews may not show what is trained", stacklevel=3)
     if config.preview_every and on_preview is None:
         raise ValueError(f"preview_every={config.preview_every} needs on_preview, which takes the images")
+    _family_to_draw_with(config)
+    if config.resolution is not None:  # images are read at it before a base is opened
+        height, width = height_and_width(config.resolution)
+        needed = 3 * 4 * height * width  # three colours in float32
+        check_fits_memory(f"resolution={config.resolution}", needed, torch.device("cpu"), "take a smaller one")
     if Path(config.output).suffix != ".safetensors":
         raise ValueError(f"output must be a file name that ends in .safetensors, got {config.output}")
+
+
+def _family_to_draw_with(config: TrainConfig) -> Family | None:
+    """The family of the base that a training names to draw with; None: it names none, or one that only the hub has.
+    Raises OSError, ValueError: there is no such base."""
+    try:
+        return family_of_base(config.draw_with) if config.draw_with else None
+    except (OSError, ValueError) as error:
+        raise type(error)(f"draw_with={config.draw_with}: {error}") from error
 
 
 def check_config_fits_base(base: Base, config: TrainConfig, processes: Processes) -> None:
@@ -42,6 +62,9 @@ def check_config_fits_base(base: Base, config: TrainConfig, processes: Processes
     """
     assert config.rank is not None and config.targets is not None
     assert config.timestep_sampling is not None and config.resolution is not None
+    if (family := _family_to_draw_with(config)) and family is not base.family:
+        other = f"draw_with={config.draw_with} is a {family.name} base, {base.name} is of {base.family.name}"
+        raise ValueError(f"{other}: an adapter fits bases of the same layers alone")
     noising_of(base.pipe.scheduler.config, config.min_snr_gamma, config.timestep_sampling)
     base.check_size("resolution", config.resolution)
     if (config.batch_size or 0) % processes.count:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,8 @@ from ..contrastive_directions import ordinary_prompts
 from ..devices import choose_device
 from ..families import Base, open_base
 from ..families.trigger_tokens import describe_unreadable_trigger
+from ..families.vae_memory import check_size_fits_memory
+from ..image_loading import CroppedImage
 from ..image_size import height_and_width
 from ..initialisation_methods import METHODS
 from ..training_example import TrainingExamples, encode_training_examples
@@ -33,14 +35,16 @@ from .adapter_output import (
     save_adapter_of_step,
     settings_in_header,
 )
+from .batch_memory import check_activations_fit_memory, check_latents_fit_memory
 from .checkpoint import Checkpoint, remove_checkpoint
 from .config_checks import check_config, check_config_fits_base
 from .distributed import Processes, init_distributed, is_rank_zero
 from .progress_bar import is_visible, training_progress_bar
 from .run_identity import numeric_environment, run_identity
 from .stop_signals import catch_stop_signals
-from .trainable_adapter import prepare_adapter
+from .trainable_adapter import TrainableAdapter, prepare_adapter
 from .training_images import (
+    TrainingImage,
     check_training_images,
     find_training_images,
     load_training_images,
@@ -102,11 +106,7 @@ def _train_without_bar(
     stage: Callable[[str, float], Any],
 ) -> Adapter:
     """`train` without the progress bar."""
-    images = find_training_images(config)
-    config = with_prompt_of(images, config)
-    check_config(config, on_preview)
-    check_training_images(images, config)
-    check_outputs_writable(config, images)
+    images, config = _check_before_opening(config, base, on_preview)
     stage("opening the base model", 0.0)
     opened_here = base is None
     device = config.device if base is None else str(base.device)
@@ -129,21 +129,52 @@ def _train_without_bar(
         if processes.is_rank_zero:
             remove_checkpoint(config.checkpoints, inputs, config.steps, config.lr_decay)
         return finished
-    check_step_files(config, inputs)
     check_adapter_fits(config, base)
-    needs_ordinary = config.method in METHODS and METHODS[config.method].needs_example
-    ordinary = ordinary_prompts(config) if needs_ordinary else []
-    examples = encode_training_examples(base, cropped, captions, ordinary)
+    check_step_files(config, inputs)
+    examples = _encode_examples(config, base, cropped, captions, processes)
     header_settings = settings_in_header(config, images)
-    preview = _preview_sampler(config, base) if config.preview_every else None
+    draw_preview = _preview_sampler(config, base, on_preview) if config.preview_every else None
     if opened_here:
-        base.release(keep=["vae"] if preview else [])
+        base.release(keep=["vae"] if draw_preview else [])
     with base.on_device():
         adapter = _train_on_base(
-            config, base, examples, header_settings, inputs, processes, on_step, preview, on_preview, stage
+            config, base, examples, header_settings, inputs, processes, on_step, draw_preview, stage
         )
     processes.barrier()
     return adapter
+
+
+def _check_before_opening(
+    config: TrainConfig, base: Base | None, on_preview: Callable[[int, Any], Any] | None
+) -> tuple[list[TrainingImage], TrainConfig]:
+    """The training images, and the config with their prompt, once all is checked that needs no base opened.
+
+    Raises: ValueError, OSError: as `train`; settings that say how a base is opened, and of the open one are not true.
+    """
+    if base is not None:
+        config = replace(config, base=base.name)
+        own = str(base.model.dtype).removeprefix("torch.")
+        if config.dtype not in ("auto", own) or (config.quantize and base.original is None):
+            wrong = f"dtype={config.dtype}, quantize={config.quantize or 'no'}"
+            raise ValueError(f"{wrong} say how a base is opened, and {base.name} is open in {own}: leave them out")
+    images = find_training_images(config)
+    config = with_prompt_of(images, config)
+    check_config(config, on_preview)
+    check_training_images(images, config)
+    check_outputs_writable(config, images)
+    return images, config
+
+
+def _encode_examples(
+    config: TrainConfig, base: Base, images: Sequence[CroppedImage], captions: Sequence[str], processes: Processes
+) -> TrainingExamples:
+    """The training images and captions, encoded, with the ordinary prompts of a method that compares with them. Raises
+    ValueError: as `encode_training_examples`; a batch of them that no memory holds."""
+    needs_ordinary = config.method in METHODS and METHODS[config.method].needs_example
+    ordinary = ordinary_prompts(config) if needs_ordinary else []
+    examples = encode_training_examples(base, images, captions, ordinary)
+    check_latents_fit_memory(config, base, examples, processes)
+    return examples
 
 
 def _config_for_base(config: TrainConfig, base: Base, processes: Processes) -> TrainConfig:
@@ -153,6 +184,8 @@ def _config_for_base(config: TrainConfig, base: Base, processes: Processes) -> T
         config = replace(config, dtype=str(base.model.dtype).removeprefix("torch."))
     config = config.filled(base.defaults)
     check_config_fits_base(base, config, processes)
+    assert config.resolution is not None
+    check_size_fits_memory(base, "resolution", config.resolution)
     if processes.is_rank_zero:
         if undistilled := base.family.distilled_from(base.pipe):
             hint = f"train on {undistilled}, whose layers are the same, and draw with this one"
@@ -170,20 +203,11 @@ def _train_on_base(
     inputs: Mapping[str, Any],
     processes: Processes,
     on_step: Callable[[Progress], Any] | None,
-    preview: Callable[[], Any] | None,
-    on_preview: Callable[[int, Any], Any] | None,
+    draw_preview: Callable[[int], Any] | None,
     stage: Callable[[str, float], Any],
 ) -> Adapter:
     """Inject the adapter into the base's model, train it, extract it and write it; the model is left without it."""
     assert config.steps is not None and config.lr_decay is not None
-
-    def show_preview(step: int) -> None:
-        """Sample a preview of the training and hand it to the caller."""
-        assert preview is not None and on_preview is not None
-        image = preview()
-        if image is not None:
-            on_preview(step, image)
-
     generator = torch.Generator("cpu").manual_seed(config.seed)
     with processes.rank_zero_first():
         inject_adapter = prepare_adapter(base, config, examples, generator, stage)
@@ -191,25 +215,22 @@ def _train_on_base(
     trainable = inject_adapter()
     try:
         processes.assert_equal_across_ranks(trainable.start["basis"])
-        environment = numeric_environment(base, processes.count)
-        checkpoint = Checkpoint(
-            config.checkpoints, inputs, environment, config.steps, config.lr_decay, trainable, generator
-        )
-        on_step = on_step or (lambda _: None)
+        here = numeric_environment(base, processes.count)
+        checkpoint = Checkpoint(config.checkpoints, inputs, here, config.steps, config.lr_decay, trainable, generator)
+        on_step, draw_preview = on_step or (lambda _: None), draw_preview or (lambda _: None)
+        check_activations_fit_memory(config, base, examples, processes)
+        header = _header_with_start(header, trainable)
 
         def extract(step: int) -> Adapter:
             """The adapter after an update of the training."""
-            lost = trainable.start["lost"]
-            entries: dict[str, Any] = {} if lost is None else {"basis_energy_lost": lost}
-            whole = replace(header, basis=trainable.start["basis"], config={**header.config, **entries})
-            return trainable.extract(header_of_step(whole, config, inputs, step))
+            return trainable.extract(header_of_step(header, config, inputs, step))
 
         def save_step(step: int) -> None:
             save_adapter_of_step(extract(step), config, step)
 
         with catch_stop_signals() as stop_requested:
             run_training_loop(
-                config, base, examples, checkpoint, processes, stop_requested, on_step, show_preview, save_step
+                config, base, examples, checkpoint, processes, stop_requested, on_step, draw_preview, save_step
             )
             adapter = extract(config.steps)
             if processes.is_rank_zero:
@@ -220,25 +241,39 @@ def _train_on_base(
         trainable.detach()
 
 
-def _preview_sampler(config: TrainConfig, base: Base) -> Callable[[], Any]:
-    """() -> an image with the adapter so far, always of one seed, so that previews of a training can be compared. The
-    prompt is encoded now. The image is None, with a warning, if a GPU's memory runs out: training continues."""
+def _header_with_start(header: Header, trainable: TrainableAdapter) -> Header:
+    """The header of a training's adapter with the basis that it starts from, and what that lacks of the best."""
+    lost = trainable.start["lost"]
+    entries: dict[str, Any] = {} if lost is None else {"basis_energy_lost": lost}
+    return replace(header, basis=trainable.start["basis"], config={**header.config, **entries})
+
+
+def _preview_sampler(
+    config: TrainConfig, base: Base, on_preview: Callable[[int, Any], Any] | None
+) -> Callable[[int], None]:
+    """(step) -> None: hands the caller an image with the adapter so far, always of one seed, so that previews of a
+    training can be compared. The prompt is encoded now. If a GPU's memory runs out there is none but a warning:
+    training continues."""
+    assert on_preview is not None  # see check_config
     defaults, side = base.defaults, config.resolution
     assert side is not None
     condition = base.embed([config.preview_prompt or config.prompt], "", defaults.guidance)
+    settings = (condition, side, defaults.sample_steps, defaults.guidance)
 
-    def preview() -> Any:
+    def draw_preview(step: int) -> None:
         """Sample with the adapter as it is, and go on with training."""
         seed = torch.Generator("cpu").manual_seed(config.seed)
         try:
-            return base.decode_image(base.denoise(condition, side, defaults.sample_steps, defaults.guidance, [seed]))[0]
+            image = base.decode_image(base.denoise(*settings, [seed]))[0]
         except torch.cuda.OutOfMemoryError:
-            pass  # the error references the tensors that filled the memory: it must be gone before the next update
+            image = None  # the error, which holds the tensors that filled the memory, is gone before the next update
+        if image is not None:
+            on_preview(step, image)
+            return
         warnings.warn("memory ran out while a preview was drawn: this one is left out", stacklevel=2)
         torch.cuda.empty_cache()
-        return None
 
-    return preview
+    return draw_preview
 
 
 def _header_of_run(config: TrainConfig, base: Base, settings: dict[str, Any]) -> Header:

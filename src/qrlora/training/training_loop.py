@@ -73,12 +73,9 @@ def run_training_loop(
              KeyboardInterrupt: stopped on request; the message says from which step it can resume.
     """
     steps = config.steps
-    assert steps is not None and config.learning_rate is not None
-    parameters = list(checkpoint.adapter.factors.values())
-    loss_scale = LossScale(base.device, base.model.dtype)  # pyright: ignore[reportArgumentType]
-    optimizer = OPTIMIZERS[config.optimizer](parameters, config.learning_rate)
-    loss_of_step = make_loss(config, base, examples, checkpoint.generator, processes)
-    updates = Updates(config, parameters, loss_of_step, checkpoint.generator, optimizer, loss_scale, processes)
+    assert steps is not None
+    updates = make_updates(config, base, examples, checkpoint, processes)
+    optimizer, loss_scale = updates.optimizer, updates.loss_scale
     first, started = checkpoint.resume(optimizer, loss_scale), clock.monotonic()
     last_saved, unread = first, UnreadLosses(config)
     recompute = updates.recompute_activations(base.model, first + 1) if first < steps else None
@@ -86,9 +83,9 @@ def run_training_loop(
         for step in range(first + 1, steps + 1):
             loss, stopped = updates.update(step, with_oom_retry, stop_requested)
             unread.append(step, loss)
-            saving = step < steps and bool(stopped or (config.save_every and step % config.save_every == 0))
-            previewing = bool(config.preview_every) and step % config.preview_every == 0
-            extracting = bool(config.adapter_every) and step < steps and step % config.adapter_every == 0
+            saving = step < steps and (stopped or is_due(config.save_every, step))
+            extracting = step < steps and is_due(config.adapter_every, step)
+            previewing = is_due(config.preview_every, step)
             # no checkpoint, preview or adapter while a loss is unread: it may be NaN
             wait = saving or previewing or extracting or step == steps
             losses = unread.read(wait or base.device.type not in ASYNCHRONOUS_DEVICES)
@@ -104,6 +101,11 @@ def run_training_loop(
                 raise KeyboardInterrupt(f"stopped after step {step} of {steps}; {_resume_hint(last_saved, step)}")
             if processes.is_rank_zero and previewing:
                 on_preview(step)
+
+
+def is_due(every: int, step: int) -> bool:
+    """Whether what is done after every so many updates (0: never) is done after this one."""
+    return bool(every) and step % every == 0
 
 
 @dataclass(frozen=True)
@@ -155,6 +157,18 @@ class Updates:
         needed = needs_gradient_checkpointing(model, partial(self.loss_of_step, step), self.parameters, known)
         self.generator.set_state(generator_state)
         return needed or None
+
+
+def make_updates(
+    config: TrainConfig, base: Base, examples: TrainingExamples, checkpoint: Checkpoint, processes: Processes
+) -> Updates:
+    """The updates of the adapter that a checkpoint is of, with an optimizer and a loss scale that have not begun."""
+    assert config.learning_rate is not None
+    parameters = list(checkpoint.adapter.factors.values())
+    loss_of_step = make_loss(config, base, examples, checkpoint.generator, processes)
+    optimizer = OPTIMIZERS[config.optimizer](parameters, config.learning_rate)
+    loss_scale = LossScale(base.device, base.model.dtype)  # pyright: ignore[reportArgumentType]
+    return Updates(config, parameters, loss_of_step, checkpoint.generator, optimizer, loss_scale, processes)
 
 
 class UnreadLosses:

@@ -17,6 +17,7 @@ from ..image_loading import load_image
 from ..known_words import COPIES, nearest_word, word_losses
 from ..merging import merge
 from ..sampling import generate
+from ..sampling_arguments import check_images_fit_memory
 from ..training import Progress, train
 from .captions import caption, with_article
 from .captions import known_words as known_words_of
@@ -108,6 +109,7 @@ def demo(
     configs = [_training_config(role, one, folder, **settings) for role, one in zip(ROLES, inputs, strict=True)]
     opened = open_base(base, device, "float32")  # as the model cards' scores are
     check_edition_of_base(opened)
+    check_images_fit_memory(opened, count)
     adapters = []
     named = known_words and base in built_in_bases()
     for role, one, config in zip(ROLES, inputs, configs, strict=True):
