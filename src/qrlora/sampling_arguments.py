@@ -78,8 +78,9 @@ def pair_prompts_and_seeds(
     else:
         seeds = [whole_number("seed", x) for x in seed]
         prompts = prompts * len(seeds) if isinstance(prompt, str) and count == 1 else prompts
-    if seeds and max(-min(seeds), max(seeds)) > MAX_SEED:
-        raise ValueError(f"seed must be at most {MAX_SEED} in size, got {min(seeds)} to {max(seeds)}")
+    ends = seeds[:: len(seeds) - 1 or 1] if isinstance(seeds, range) else seeds  # of a range the first and the last
+    if wrong := [x for x in ends if abs(x) > MAX_SEED]:
+        raise ValueError(f"seed must be at most {MAX_SEED}, got {wrong[0]}")
     if not prompts or len(prompts) != len(seeds) or (not isinstance(prompt, str) and count != 1):
         found = f"{len(prompts)} prompts, {len(seeds)} seeds, count {count}"
         raise ValueError(f"give one prompt and a count, or one prompt and one seed for each image; got {found}")

@@ -219,11 +219,11 @@ def _train_on_base(
         checkpoint = Checkpoint(config.checkpoints, inputs, here, config.steps, config.lr_decay, trainable, generator)
         on_step, draw_preview = on_step or (lambda _: None), draw_preview or (lambda _: None)
         check_activations_fit_memory(config, base, examples, processes)
-        header = _header_with_start(header, trainable)
 
         def extract(step: int) -> Adapter:
             """The adapter after an update of the training."""
-            return trainable.extract(header_of_step(header, config, inputs, step))
+            whole = _header_with_start(header, trainable)  # not before: a resumed run's start is its checkpoint's
+            return trainable.extract(header_of_step(whole, config, inputs, step))
 
         def save_step(step: int) -> None:
             save_adapter_of_step(extract(step), config, step)
