@@ -133,6 +133,14 @@ def test_projecting_says_how_much_is_kept_and_the_result_merges_with_ours(folder
     assert "100.00% of its squared norm kept" in out and files.load(tmp_path / "m.safetensors").rank == 4
 
 
+def test_merge_takes_a_missing_last_file_for_its_output_only_where_it_was_given_no_output(folder, tmp_path, capsys):
+    words = ["merge", folder / "sdxl.safetensors", tmp_path / "none.safetensors"]
+    code, _, err = run(capsys, *words)
+    assert code == 2 and f"to write to it: -o {tmp_path / 'none.safetensors'}" in err
+    code, _, err = run(capsys, *words, "-o", tmp_path / "sum.safetensors")
+    assert code == 2 and err == f"error: {tmp_path / 'none.safetensors'}: No such file or directory\n"
+
+
 def test_an_adapter_that_cannot_be_read_is_refused_before_a_base_is_opened(folder, tmp_path, capsys, monkeypatch):
     """A base of several gigabytes would be opened, or fetched, for nothing."""
     monkeypatch.setattr("qrlora.cli.adapter_files.open_base_for_weights", lambda base: pytest.fail("opened"))

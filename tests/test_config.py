@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from qrlora.built_in_bases import FOLDER
 from qrlora.config import FamilyDefaults, SampleConfig, TrainConfig, as_dict, read_recipe
 
 RECIPES = sorted((Path(__file__).parents[1] / "recipes").glob("*.toml"))
@@ -155,6 +156,13 @@ def test_checkpoints_stand_beside_the_output_unless_told():
 def test_each_recipe_can_start(path):
     """Every recipe of the repository is complete but for the picture, which is the user's."""
     read_recipe(path, ["image=mine.png"]).checked()
+
+
+def test_recipes_for_built_in_bases_start_on_the_one_that_every_installation_has():
+    bases = {path.name: read_recipe(path, ["image=mine.png"]).base for path in RECIPES}
+    built_in = {name: base for name, base in bases.items() if base.startswith("tiny-")}
+    assert built_in == dict.fromkeys(("content_tiny.toml", "style_tiny.toml"), "tiny-flux")
+    assert (FOLDER / "tiny-flux" / "model_index.json").is_file()
 
 
 def test_there_are_recipes():

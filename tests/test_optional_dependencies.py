@@ -271,7 +271,9 @@ def test_without_the_data_package_its_bases_and_drawings_name_it(monkeypatch):
     monkeypatch.setattr(built_in_bases, "data_package", lambda: None)
     monkeypatch.setattr(drawings, "data_package", lambda: None)
     monkeypatch.setattr(drawings, "full_sheet_folder", lambda: Path("nowhere"))
-    line = f"comes in a package of its own: pip install qrlora-bases=={__version__}"
+    command = "pip install packages/qrlora-bases"
+    assert f"`{command}`" in (ROOT / "docs/install.md").read_text() and (ROOT / command.split()[-1]).is_dir()
+    line = re.escape(f"comes in a package of its own: {command} (in the repository of qrlora {__version__})")
     with pytest.raises(FileNotFoundError, match=f"^tiny-sdxl {line}$"):
         locate_base("tiny-sdxl")
     assert locate_base("tiny-flux").is_dir()

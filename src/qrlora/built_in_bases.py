@@ -35,5 +35,6 @@ def installation_hint(name: str) -> str:
 
 
 def in_data_package(what: str) -> str:
-    """The line about something that `qrlora-bases` has and that is missing here."""
-    return f"{what} comes in a package of its own: pip install qrlora-bases=={__version__}"
+    """The line about something that `qrlora-bases` has and that is missing here; it is on no package index."""
+    command = "pip install packages/qrlora-bases"
+    return f"{what} comes in a package of its own: {command} (in the repository of qrlora {__version__})"

@@ -3,6 +3,7 @@
 import dataclasses
 import os
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from ..config import SampleConfig
@@ -20,12 +21,15 @@ def recipe_and_settings(words: Sequence[str]) -> tuple[str | None, list[str]]:
     return recipes[0] if recipes else None, settings
 
 
-def files_with_strengths(adapters: Sequence[str], verb: Callable[..., Any]) -> tuple[list[str], list[float]]:
+def files_with_strengths(
+    adapters: Sequence[str], verb: Callable[..., Any], output: Path | None = None
+) -> tuple[list[str], list[float]]:
     """Arguments FILE or FILE=STRENGTH each; a name that exists as it stands is a file, whatever signs it holds.
 
+    Args:   output: where the verb writes, if its output may have been given as the last of the files.
     Raises: ValueError: a strength that is no number; words that a person puts in that place by mistake.
     """
-    usage_hints.check_adapters(adapters, verb)
+    usage_hints.check_adapters(adapters, verb, output)
     paths, strengths = [], []
     for text in adapters:
         path, equals, strength = (text, "", "1") if os.path.exists(text) else text.rpartition("=")

@@ -31,7 +31,7 @@ def merge(
     overwrite: options.Overwrite = False,
 ) -> None:
     """Add adapters into one file, for diffusers, ComfyUI, A1111 and others."""
-    paths, strengths = files_with_strengths(adapters, merge)
+    paths, strengths = files_with_strengths(adapters, merge, output)
     with process_settings.no_garbage_collection():
         from .. import files, merging
         from ..merging.rule_parameters import parse_parameters

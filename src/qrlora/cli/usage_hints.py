@@ -67,10 +67,12 @@ def check_prompt(prompt: str, adapters: Sequence[str]) -> None:
         raise ValueError(f"{loose[0]} is no file; a prompt of several words needs quotes: {right}")
 
 
-def check_adapters(words: Sequence[str], verb: Callable[..., Any]) -> None:
-    """Refuse FILE[=STRENGTH] words of a verb that are no files, where it is clear what was meant. Raises ValueError
-    with a hint."""
-    options = [name.replace("_", "-") for name in inspect.signature(verb).parameters if name != "adapters"]
+def check_adapters(words: Sequence[str], verb: Callable[..., Any], output: Path | None = None) -> None:
+    """Refuse FILE[=STRENGTH] words of a verb that are no files, where it is clear what was meant: the last of several
+    as the output, where that is still the verb's default. Raises ValueError with a hint."""
+    parameters = inspect.signature(verb).parameters
+    options = [name.replace("_", "-") for name in parameters if name != "adapters"]
+    no_output = output is not None and output == parameters["output"].default
     for k, word in enumerate(words):
         name, equals, value = word.rpartition("=")
         if os.path.exists(word) or equals and os.path.exists(name):
@@ -82,7 +84,7 @@ def check_adapters(words: Sequence[str], verb: Callable[..., Any]) -> None:
             raise ValueError(f"a strength is joined to its file by =: {_quoted(f'{split[1]}={split[2]}')}")
         if equals and "parameters" in options and re.fullmatch(r"[a-z_]+", name):
             raise ValueError(f"{word} is no file; a parameter of the rule is written {_quoted('--set', word)}")
-        if k == len(words) - 1 and k and is_adapter(word) and verb.__name__ == "merge":
+        if k == len(words) - 1 and k and is_adapter(word) and no_output:
             raise ValueError(f"{word} does not exist; to write to it: {_quoted('-o', word)}")
 
 
