@@ -12,7 +12,7 @@ from PIL import Image
 import pico
 from qrlora import evaluation
 from qrlora.comparison import crossed_adapters, crossed_fusion
-from qrlora.comparison.crossed_adapters import CrossedSettings
+from qrlora.comparison.crossed_adapters import CrossedAdapters, CrossedSettings
 from qrlora.comparison.crossed_fusion import CrossedFusion
 from qrlora.comparison.crossed_tables import (
     CROSSED_PARTS,
@@ -241,6 +241,15 @@ def test_the_findings_rows_can_be_read_and_have_their_tables():
         assert lines and all(not math.isnan(x.scores["ssim"].low) for x in lines)
         with path.open(newline="") as file:
             assert tuple(next(csv.reader(file))) in (FIELDS, FIELDS[: -len(WORDS)])
+
+
+def test_contents_and_style_images_are_those_of_the_findings_rows(tmp_path):
+    """So that further rows can go beside them."""
+    found = CrossedAdapters(CrossedSettings(root=tmp_path, base=str(pico.folder())))
+    rows = read_rows(Path(__file__).parents[1] / "docs" / "results" / "crossed_tiny_flux_test.csv")
+    sums = [row for row in rows if row["part"] == SUM and row["method"] == "qr"]
+    assert list(dict.fromkeys(row["content"] for row in sums)) == found.contents
+    assert list(dict.fromkeys((row["style"], (row["image"],)) for row in sums)) == found.styles
 
 
 def test_held_out_hands_are_styles_whose_true_image_is_known_by_name(tmp_path):

@@ -8,6 +8,7 @@ import pytest
 from qrlora.comparison.statistics import (
     correlation_over_pairs,
     fraction_of_span,
+    in_hundredths,
     mean_over_crossed,
     mean_over_pairs,
     paired_difference,
@@ -21,6 +22,11 @@ def test_a_95_percent_interval_holds_the_true_mean_about_95_times_in_100():
     drawn = np.random.default_rng(0).gamma(4.0, 0.25, size=(300, 27))
     held = [estimate.low <= 1 <= estimate.high for estimate in map(mean_over_pairs, drawn)]
     assert 0.89 <= sum(held) / len(held) <= 0.97
+
+
+def test_a_cell_has_no_interval_where_nothing_is_known_of_it():
+    assert in_hundredths(mean_over_pairs([0.0, 1.0])) == "50 [0, 100]"
+    assert in_hundredths(mean_over_pairs([0.5])) == "50" and in_hundredths(mean_over_pairs([])) == "-"
 
 
 def test_the_mean_is_the_mean_and_one_pair_has_no_interval():

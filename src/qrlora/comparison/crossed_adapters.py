@@ -16,11 +16,11 @@ from ..image_loading import load_image
 from ..known_words import COPIES, nearest_word, word_losses
 from ..training import train
 from ..world.captions import CONTENT, STYLE, caption, known_words
-from ..world.drawings import HANDS, contents, contents_drawn_by, held_out_contents, known_contents
+from ..world.drawings import HANDS, contents, contents_drawn_by, known_contents
 from ..world.frames import UNFRAMED, framed_image
 from ..world.ground_truth import true_image
 from ..world.styles import HELD_OUT_STYLES
-from .image_pairs import Split
+from .image_pairs import Split, contents_of_no_style_image, contents_of_style_images, split_contents
 from .method_specs import parse_method_spec
 from .run_job import open_base_once
 from .settings import ComparisonSettings, check_counts
@@ -130,14 +130,13 @@ class CrossedAdapters:
 
     def __init__(self, settings: CrossedSettings) -> None:
         self.settings, self.base = settings, open_base_once(settings.base, settings.device, "float32")
-        dev, exact = settings.split == "dev", settings.truth == "exact"
+        exact = settings.truth == "exact"
         styles = tuple(HELD_OUT_STYLES) if exact else tuple(hand for hand, about in HANDS.items() if about.held_out)
         drawn = set(contents()) if exact else set.intersection(*(set(contents_drawn_by(hand)) for hand in styles))
-        pool = [name for k, name in enumerate(held_out_contents()) if (k % 3 == 0) == dev and name in drawn]
-        self.contents = evenly(pool, settings.contents)
+        self.contents = evenly([name for name in split_contents(settings.split) if name in drawn], settings.contents)
         known = [name for name in known_contents() if name in drawn]
-        self.known_contents = evenly(known[2::3], settings.known)
-        self.shown = shown = known[0 if dev else 1 :: 3]
+        self.known_contents = evenly(contents_of_no_style_image(known), settings.known)
+        self.shown = shown = contents_of_style_images(settings.split, known)
         columns = [evenly(shown, settings.styles, 17 * k) for k in range(settings.style_images)]
         self.styles = [(styles[k % len(styles)], tuple(c[k] for c in columns)) for k in range(settings.styles)]
         self.folder = settings.folder

@@ -10,7 +10,7 @@ import numpy as np
 from ..known_words import NEAR
 from ..world.captions import STYLE
 from .decomposition import BASE_ALONE, CONTENT_ALONE, STYLE_ALONE, SUM
-from .statistics import Estimate, crossed_table, mean_over_crossed
+from .statistics import Estimate, crossed_table, in_hundredths, mean_over_crossed
 
 LABELS = ("method", "part", "content", "style", "image", "seed")
 SCORES = ("content", "style", "both", "nearest", "content_likeness", "style_likeness", "ssim")
@@ -153,8 +153,3 @@ def markdown_tables(lines: list[ScoredMethod]) -> list[str]:
             name = f"`{x.method}` less `{x.less}`" if x.less else f"`{x.method}`, {x.count}"
             text.append(f"| {name} | {' | '.join(map(in_hundredths, x.scores.values()))} |")
     return text
-
-
-def in_hundredths(x: Estimate) -> str:
-    """An estimate as "14 [0, 36]"."""
-    return f"{100 * x.value:.0f} [{100 * x.low:.0f}, {100 * x.high:.0f}]"

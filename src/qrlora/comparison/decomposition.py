@@ -16,7 +16,7 @@ from ..world.drawings import known_contents
 from ..world.ground_truth import true_images
 from ..world.image_tensors import tensor_from_pil
 from ..world.styles import STYLES
-from .image_pairs import Pair
+from .image_pairs import Pair, contents_of_no_style_image
 
 Adapters = Literal["none", "content", "style", "both"]
 Draw = Callable[[Sequence[str], Sequence[int]], list[Image.Image]]
@@ -67,7 +67,7 @@ def decomposed_prompts(
     Args: adapters: "content", "style": those that the method trains; none of them: the base alone.
     """
     in_benchmark = pair.truth is not None
-    contents = known_contents()[2::3] if in_benchmark else EVERYDAY_CONTENTS
+    contents = contents_of_no_style_image(known_contents()) if in_benchmark else EVERYDAY_CONTENTS
     styles = [x for x in STYLES if x != style_word] if in_benchmark else EVERYDAY_STYLES
     found = []
     for k, seed in enumerate(seeds):

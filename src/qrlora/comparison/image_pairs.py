@@ -44,6 +44,21 @@ class Pair:
     prompt: str = FUSED_PROMPT
 
 
+def split_contents(split: Split) -> list[str]:
+    """The held-out contents of a split: a third for "dev", the others for "test"."""
+    return [name for k, name in enumerate(held_out_contents()) if (k % 3 == 0) == (split == "dev")]
+
+
+def contents_of_style_images(split: Split, known: Sequence[str]) -> Sequence[str]:
+    """The known contents that a split's style images show: every third of them."""
+    return known[0 if split == "dev" else 1 :: 3]
+
+
+def contents_of_no_style_image(known: Sequence[str]) -> Sequence[str]:
+    """The known contents that no style image of either split shows, for prompts."""
+    return known[2::3]
+
+
 def world_pairs(count: int, split: Split = "test", style_word: str = STYLE) -> list[Pair]:
     """Benchmark pairs of a held-out content and a held-out style, which the style image shows on a known content.
 
@@ -52,10 +67,7 @@ def world_pairs(count: int, split: Split = "test", style_word: str = STYLE) -> l
 
     Raises: ValueError: more pairs than there are.
     """
-    held_out, known = held_out_contents(), known_contents()
-    is_dev = split == "dev"
-    contents = [name for k, name in enumerate(held_out) if (k % 3 == 0) == is_dev]
-    in_style_images = known[0 if is_dev else 1 :: 3]
+    contents, in_style_images = split_contents(split), contents_of_style_images(split, known_contents())
     styles = tuple(HELD_OUT_STYLES)
     most = len(contents) * len(styles)
     if not 1 <= count <= most:
@@ -88,7 +100,7 @@ def unrelated_prompts(count: int, world: bool, style_word: str = STYLE) -> list[
     if not world:
         prompts = ("a mountain lake at dawn", "a red bicycle on a wall", "a bowl of fruit", "a city street in rain")
         return [prompts[k % len(prompts)] for k in range(count)]
-    contents = known_contents()[2::3]  # which no style image shows
+    contents = contents_of_no_style_image(known_contents())
     styles = [name for name in STYLES if name != style_word]
     return [caption(contents[(29 * k + 7) % len(contents)], styles[(5 * k + 3) % len(styles)]) for k in range(count)]
 

@@ -15,6 +15,7 @@ from .decomposition import PART_MEANINGS
 from .fusion_comparison import RunSummary
 from .jobs import versions
 from .settings import ComparisonSettings
+from .statistics import NO_ESTIMATE, in_hundredths
 from .summary_tables import SCORE_MEANINGS, SPAN, SummaryTables, TableRow
 
 TABLES = ("pictures", "table", "parts", "differences", "interference", "layers")
@@ -152,9 +153,7 @@ def parts_table(tables: SummaryTables) -> tuple[list[str], list[list[str]]]:
 def estimate_cell(row: TableRow, kind: str) -> str:
     """One estimate as a cell of the report, in hundredths."""
     value, low, high = (row.get(name, math.nan) for name in (kind, f"{kind}: low", f"{kind}: high"))
-    if math.isnan(value):
-        return "-"
-    return f"{100 * value:.0f}" if math.isnan(low) else f"{100 * value:.0f} [{100 * low:.0f}, {100 * high:.0f}]"
+    return in_hundredths(NO_ESTIMATE._replace(value=value, low=low, high=high))
 
 
 def csv_text(rows: Sequence[TableRow]) -> str:

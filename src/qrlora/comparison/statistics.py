@@ -26,6 +26,13 @@ class Estimate(NamedTuple):
 NO_ESTIMATE = Estimate(math.nan, math.nan, math.nan, 0)
 
 
+def in_hundredths(x: Estimate) -> str:
+    """An estimate as a table's cell, "14 [0, 36]"; without an interval "14", without a value "-"."""
+    if math.isnan(x.value):
+        return "-"
+    return f"{100 * x.value:.0f}" + (f" [{100 * x.low:.0f}, {100 * x.high:.0f}]" if not math.isnan(x.low) else "")
+
+
 def mean_over_pairs(values: Sequence[float], seed: int = 0) -> Estimate:
     """The mean of one value for each pair, with the percentile bootstrap over pairs (Efron 1979).
 

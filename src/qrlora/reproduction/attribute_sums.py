@@ -5,9 +5,9 @@ from dataclasses import replace
 from functools import partial
 
 from ..comparison.crossed_adapters import AUTO, CrossedSettings
-from ..comparison.crossed_tables import in_hundredths
 from ..comparison.figure_data import Cell, ContactSheet, ReproducedResult
 from ..comparison.row_file import read_rows
+from ..comparison.statistics import in_hundredths
 from ..comparison.summary_tables import TableRow
 from ..comparison.three_attributes import PARTS, ROWS, SCORES, ThreeAttributes, scored_sums
 from ..world.frames import framed_image

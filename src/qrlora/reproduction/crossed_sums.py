@@ -12,12 +12,12 @@ from ..comparison.crossed_tables import (
     SCORES,
     ScoredMethod,
     by_style,
-    in_hundredths,
     scored_methods,
 )
 from ..comparison.decomposition import SUM
 from ..comparison.figure_data import Cell, ContactSheet, ReproducedResult
 from ..comparison.row_file import read_rows
+from ..comparison.statistics import in_hundredths
 from ..comparison.summary_tables import TableRow
 from ..comparison.training_settings import ranks_and_trained_parameters
 from ..world.ground_truth import true_image
