@@ -102,6 +102,10 @@ BAD = {  # the words after `qrlora`, what the one line must say
     "strength huge": (["generate", "a dog", "DOG=1e30"], "strengths must be finite numbers of at most 1000"),
     "strengths no numbers": (["grid", "DOG", "CAT", "--base", "BASE", "--style-strengths", "0;1"], "got '0;1'"),
     "three to compare": (["inspect", "DOG", "CAT", "DOG"], "inspect shows one file or compares two, got 3"),
+    "prompt a picture": (
+        ["generate", "PNG", "DOG"],
+        "dog.png is a picture, not an adapter; train one on it: qrlora train",
+    ),
     "prompt without trigger": (["generate", "a cat", "DOG", "--base", "BASE"], "lacks '<c>'"),
     "odd size": (["generate", "a <c>", "DOG", "--base", "BASE", "--size", "17"], "size must be a multiple of 8"),
     "no steps": (["generate", "a <c>", "DOG", "--base", "BASE", "--steps", "0"], "steps must be 1 or more, got 0"),

@@ -52,6 +52,7 @@ def check_settings(words: Sequence[str]) -> None:
 
 def check_prompt(prompt: str, adapters: Sequence[str]) -> None:
     """Refuse words of `generate` that stand in each other's place. Raises ValueError with a hint at the right order."""
+    refuse_picture(prompt)
     if is_adapter(prompt):
         given = next((word for word in adapters if not is_adapter(word)), "a <c>")
         others = [word for word in adapters if word != given]
