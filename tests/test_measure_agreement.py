@@ -18,8 +18,8 @@ RESULTS = Path(__file__).parents[1] / "docs" / "results"
 
 
 def test_the_findings_rows_give_the_findings_tables():
-    """Tables that were printed by other code, with scikit-learn's kappa."""
-    threshold_half, half = split_by_content(read_rows(RESULTS / "measures.csv"))
+    """Tables of the first 44 targets that were printed by other code, with scikit-learn's kappa."""
+    threshold_half, half = split_by_content(read_rows(RESULTS / "measures.csv")[: 44 * 11])
     thresholds = thresholds_of(threshold_half)
     lines = [list(row.values()) for row in (*strictness(half, thresholds), *agreement(half, thresholds))]
     text = (RESULTS / "measures_agreement.txt").read_text().splitlines()
