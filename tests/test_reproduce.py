@@ -273,9 +273,21 @@ def test_crossed_runs_the_methods_and_the_split_that_are_asked_for(small_request
     assert {x.method for x in asked_for} == {"qr:steps=1", "pissa:rank=3:steps=1"} and len(asked_for) == 5
     (folder,) = (tmp_path / "crossed").iterdir()
     assert "-dev-" in folder.name
-    for name, wrong in (("figure9", {"methods": ("qr",)}), ("table1", {"split": "dev"})):
-        with pytest.raises(ValueError, match="split and methods are of crossed"):
-            reproduce(name, replace(small_request, **wrong))
+
+
+@pytest.mark.parametrize(
+    ("name", "setting", "value"),
+    [
+        ("figure9", "methods", ("qr",)),
+        ("table1", "split", "dev"),
+        ("crossed", "encoders", ("dino-vits16",)),
+        ("table4", "encoders", ("dino-vits16",)),
+        ("measures", "ratings", "levels.csv"),
+    ],
+)
+def test_a_setting_that_a_result_does_not_use_is_refused_and_not_ignored(small_request, name, setting, value):
+    with pytest.raises(ValueError, match=f"^{setting}=.* changes nothing in {name}: it is for "):
+        reproduce(name, replace(small_request, **{setting: value}))
 
 
 def test_lora_of_equal_parameters_trains_about_as_many_as_qr(small_request, tmp_path):

@@ -61,8 +61,14 @@ RESULTS = {
     "attributes": PaperResult(attribute_sums),
     "measures": PaperResult(measures),
 }
-CROSSED = ("crossed", "attributes")
-"""The results that are of a split, and of any methods."""
+CROSSED, SCORED_PAIRS = ("crossed", "attributes"), ("table1", "figure5", "figure20")
+RESULTS_WITH = {
+    "split": CROSSED,
+    "methods": CROSSED,
+    "encoders": (*SCORED_PAIRS, "figure10", "measures"),
+    "ratings": SCORED_PAIRS,
+}
+"""Setting of a request that is not of every result -> the results that it changes."""
 
 
 def reproduce(name: str, request: ReproductionRequest, overwrite: bool = False) -> ReproducedResult:
@@ -76,8 +82,9 @@ def reproduce(name: str, request: ReproductionRequest, overwrite: bool = False) 
         hint = f"did you mean {near[0]!r}? There" if near else "there"
         raise ValueError(f"no result {name!r} of the paper; {hint} are {', '.join(RESULTS)}")
     make, base = RESULTS[name]
-    if name not in CROSSED and (request.split != "test" or request.methods):
-        raise ValueError(f"{name} has its own methods and images: split and methods are of {', '.join(CROSSED)}")
+    for setting, results in RESULTS_WITH.items():
+        if name not in results and (given := getattr(request, setting)) != getattr(ReproductionRequest, setting):
+            raise ValueError(f"{setting}={given!r:.80} changes nothing in {name}: it is for {', '.join(results)}")
     page = request.folder / f"{name}.md"
     check_page_writable(
         page, [page.with_suffix(".csv"), page.with_suffix(".png")], _settings_line(name, request), overwrite
