@@ -192,6 +192,7 @@ def test_dead_objects_are_collected_again_after_a_command_that_was_in_a_hurry(fo
         assert run(capsys, *words)[0] == code and gc.isenabled()
 
 
+@pytest.mark.processes
 def test_commands_on_files_load_no_model_library(folder, tmp_path):
     script = (
         "import sys, qrlora.cli\ntry:\n    qrlora.cli.main(sys.argv[1:])\nexcept SystemExit as end:\n"

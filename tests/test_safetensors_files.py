@@ -70,6 +70,7 @@ def test_rows_are_read_alone_and_below_each_other(tmp_path):
         read_rows(path, [(b, 3, 5)])
 
 
+@pytest.mark.processes
 def test_equal_content_gives_equal_bytes_in_every_process(tmp_path):
     script = (
         "import sys, torch; from qrlora.safetensors_files import write_safetensors; "
