@@ -46,7 +46,7 @@ format: $(VENV)/.dev ## Mend what lint can mend by itself
 docs: $(VENV)/.docs ## Build the documentation site: out/site/index.html
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
-# The tables of docs/findings.md and docs/hardware.md, which take long, are not among them: bench/crossed_fusion.py, memory.py.
+# What takes long is not among them: bench/crossed_fusion.py, memory.py and pretraining.py, for docs/findings.md, hardware.md, log.md.
 bench: $(VENV)/.run ## Print the measured claims: out/bench; BENCH="--device cuda" on a GPU, at real sizes
 	for script in $(filter-out bench/harness.py bench/test_%.py bench/memory.py bench/crossed_fusion.py bench/pretraining.py,$(wildcard bench/*.py)); do $(BIN)/python $$script $(BENCH) || exit 1; done
 

@@ -19,6 +19,8 @@ from qrlora.cli.result_figures import figure_of
 from qrlora.comparison import measured_examples
 from qrlora.comparison.crossed_adapters import CrossedSettings
 from qrlora.comparison.crossed_tables import ORACLE_PAIRS
+from qrlora.comparison.decomposition import SUM
+from qrlora.comparison.row_file import read_rows
 from qrlora.comparison.summary_tables import summarise
 from qrlora.files import load
 from qrlora.linalg import leading_subspace
@@ -42,11 +44,14 @@ def small_request(tmp_path_factory):
     return ReproductionRequest(base=str(pico.folder("flux")), pairs=2, steps=4, folder=folder, device="cpu")
 
 
+ORACLE = replace(VARIANTS[-1], settings={})
+
+
 @pytest.fixture(scope="module", autouse=True)
 def few_variants():
     """Two variants and the oracle of one sum, one of three attributes: each has adapters of its own."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(crossed_sums, "VARIANTS", (VARIANTS[0], replace(VARIANTS[1], seeds=1), VARIANTS[-1]))
+        patch.setattr(crossed_sums, "VARIANTS", (VARIANTS[0], replace(VARIANTS[1], seeds=1), ORACLE))
         patch.setattr(crossed_sums, "CONTENTS", 1)
         for name, few in {"CONTENTS": 1, "STYLES": 1, "FRAMES": 1, "METHODS": ("qr",), "WORDINGS": ({},)}.items():
             patch.setattr(attribute_sums, name, few)
@@ -288,6 +293,21 @@ def test_crossed_runs_the_methods_and_the_split_that_are_asked_for(small_request
 def test_a_setting_that_a_result_does_not_use_is_refused_and_not_ignored(small_request, name, setting, value):
     with pytest.raises(ValueError, match=f"^{setting}=.* changes nothing in {name}: it is for "):
         reproduce(name, replace(small_request, **{setting: value}))
+
+
+def test_crossed_makes_every_sum_of_the_findings_table(monkeypatch, tmp_path):
+    """And a method's name, all variants of it, with the rates and words that the findings have."""
+    monkeypatch.setattr(crossed_sums, "VARIANTS", VARIANTS)
+    common, request = CrossedSettings(root=tmp_path), ReproductionRequest(base="tiny-flux")
+    made = {
+        replace(common, **x.settings, seed=k).labels(x.method)[2]
+        for x in crossed_sums._variants(request)
+        for k in range(x.seeds)
+    }
+    rows = read_rows(Path(__file__).parents[1] / "docs" / "results" / "crossed_tiny_flux_test.csv")
+    assert {row["method"] for row in rows if row["part"] in (SUM, ORACLE_PAIRS)} - made == set()
+    (pissa,) = crossed_sums._variants(replace(request, methods=("pissa",)))
+    assert pissa.settings == {"content_word": "auto", "style_word": "auto"} and "content/learning_rate" in pissa.method
 
 
 def test_lora_of_equal_parameters_trains_about_as_many_as_qr(small_request, tmp_path):

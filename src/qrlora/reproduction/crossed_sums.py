@@ -56,13 +56,15 @@ VARIANTS = (
     Variant("lora", {"content_strength": 0.7}),
     Variant("qr", {"content_strength": 1.3}),
     Variant("lora", {"equal": "parameters"}),
-    Variant("ortha", {}),
-    Variant("qr-minor", {}),
-    Variant("qr-direct", {}),
-    Variant("pissa", {}),
-    Variant("oracle", {}, 1, "oracle"),
+    Variant("ortha", WORDS),
+    Variant("qr-minor", WORDS),
+    Variant("qr-direct:content/learning_rate=0.001:style/learning_rate=0.0007", WORDS),
+    Variant("pissa:content/learning_rate=0.001:style/learning_rate=0.0007", WORDS),
+    Variant("qr:targets=attention:learning_rate=0.003", WORDS),
+    Variant("lora:targets=attention:learning_rate=0.002", WORDS),
+    Variant("oracle", WORDS, 1, "oracle"),
 )
-"""The rows of the table, those first that the others lean on."""
+"""The rows of the table, those first that the others lean on; rates from the development split (docs/log.md)."""
 DEV_VARIANTS = (
     Variant("qr", {}, 1, "qr"),
     Variant("lora", {}, 1, "lora"),
@@ -88,7 +90,7 @@ def crossed_sums(request: ReproductionRequest) -> ReproducedResult:
     """Every variant on one base: each adapter alone, with words that the base knows, and all sums.
 
     The request's pairs are contents, and as many style images, up to CONTENTS; its seed is the first seed of training;
-    its methods: those whose variants are run, or further specs, under placeholders.  The tables show all that the
+    its methods: names, whose variants are all run, or further specs, under placeholders.  The tables show all that the
     folder has.
     """
     count = min(CONTENTS, request.pairs)
@@ -124,8 +126,8 @@ def crossed_sums(request: ReproductionRequest) -> ReproducedResult:
 def _variants(request: ReproductionRequest) -> list[Variant]:
     """The variants of the request's split and methods, with its rank and steps in their specs."""
     listed = DEV_VARIANTS if request.split == "dev" else VARIANTS
-    chosen = [x for x in listed if not request.methods or x.method in request.methods]
-    names = [x.method for x in listed]
+    names = [x.method.partition(":")[0] for x in listed]
+    chosen = [x for x, name in zip(listed, names, strict=True) if not request.methods or name in request.methods]
     chosen += [Variant(spec, {}, 1, spec) for spec in request.methods if spec not in names]
     return [replace(x, method=request.spec(x.method)) for x in chosen]
 
