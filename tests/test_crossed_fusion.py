@@ -11,7 +11,7 @@ from PIL import Image
 
 import pico
 from qrlora import evaluation
-from qrlora.comparison import crossed_adapters, crossed_fusion
+from qrlora.comparison import crossed_adapters, crossed_forgetting, crossed_rows
 from qrlora.comparison.crossed_adapters import CrossedAdapters, CrossedSettings
 from qrlora.comparison.crossed_fusion import CrossedFusion
 from qrlora.comparison.crossed_tables import (
@@ -25,7 +25,14 @@ from qrlora.comparison.crossed_tables import (
     markdown_tables,
     scored_methods,
 )
-from qrlora.comparison.decomposition import SUM
+from qrlora.comparison.decomposition import (
+    FORGETTING_PARTS,
+    OF_CONTENT_WORD,
+    OF_STYLE_WORD,
+    SUM,
+    WITH_BOTH,
+    WITH_CONTENT,
+)
 from qrlora.comparison.row_file import read_rows
 from qrlora.files import load
 from qrlora.known_words import nearest_word
@@ -48,7 +55,7 @@ def crossing(folder: Path, **told) -> CrossedFusion:
 
 @pytest.fixture(scope="module")
 def crossed(tmp_path_factory):
-    found = crossing(tmp_path_factory.mktemp("crossed"))
+    found = crossing(tmp_path_factory.mktemp("crossed"), forgetting=True)
     found.run(SPEC)
     return found
 
@@ -56,7 +63,18 @@ def crossed(tmp_path_factory):
 def test_three_adapters_give_two_sums_and_each_alone(crossed):
     rows, adapters = read_rows(crossed.rows.path), sorted((crossed.settings.folder / "adapters").glob("*.safetensors"))
     assert len(adapters) == 3
-    assert [sum(row["part"] == part for row in rows) for part in CROSSED_PARTS] == [1, 2, 1, 2, 0]
+    assert [sum(row["part"] == part for row in rows) for part in CROSSED_PARTS] == [
+        1,
+        2,
+        1,
+        2,
+        0,
+        2 * 2,
+        2,
+        2 * 2,
+        0,
+        0,
+    ]
     sums = [row for row in rows if row["part"] == SUM]
     assert {(row["content"], row["style"]) for row in sums} == {
         (c, style) for c in crossed.contents for style, _ in crossed.styles
@@ -80,10 +98,55 @@ def test_a_row_is_what_its_two_files_draw(crossed):
 
 def test_what_is_there_is_not_made_again(crossed, monkeypatch):
     before = crossed.rows.path.read_text()
-    for module, name in ((crossed_adapters, "train"), (crossed_fusion, "draw_and_score")):
+    made = (crossed_adapters, "train"), (crossed_rows, "draw_and_score"), (crossed_forgetting, "generate")
+    for module, name in made:
         monkeypatch.setattr(module, name, lambda *given, **told: pytest.fail("made again"))
-    crossing(crossed.settings.root).run(SPEC)
+    crossing(crossed.settings.root, forgetting=True).run(SPEC)
     assert crossed.rows.path.read_text() == before
+
+
+def test_forgetting_is_the_bases_own_captions_with_the_adapters_on_beside_its_own_images(crossed):
+    """Drawn and scored anew from the files in the folder; of the base itself nothing is lost."""
+    folder, known = crossed.settings.folder / "adapters", (crossed.known_contents[0], crossed.known_styles[0])
+    own = generate(crossed.base, caption(*known), seed=0)
+    rows = [row for row in read_rows(crossed.rows.path) if row["part"] in FORGETTING_PARTS]
+    assert {(row["content"], row["style"]) for row in rows} == {known}
+    for row in rows:
+        present = [
+            path for name in row["image"].split(" | ") for path in folder.glob(f"*-{dashed(name)}-*.safetensors")
+        ]
+        assert len(present) == (2 if row["part"] == WITH_BOTH else 1)
+        adapters = [load(path) for path in present] if row["method"] != "none" else []
+        drawn = tensor_from_pil(generate(crossed.base, caption(*known), adapters, seed=0, check_triggers=False))
+        preserved = float(evaluation.ssim(drawn, tensor_from_pil(own)))
+        assert float(row["preserved"]) == pytest.approx(preserved, abs=1e-3)
+        assert (preserved == 1) == (row["method"] == "none")
+        content = row["image"].split(" | ")[0]
+        style = "plain" if row["part"] == WITH_CONTENT else crossed.styles[0][0]
+        (wanted,) = evaluation.ground_truth_scores(drawn, true_images([known[0]], known[1])[0], *known, content, style)
+        for name in ("both", "ssim", "leaked_content", "leaked_style"):
+            assert float(row[name]) == pytest.approx(wanted[name], abs=1e-3)
+
+
+def dashed(name: str) -> str:
+    return "".join(x if x.isalnum() else "-" for x in name)
+
+
+def test_a_borrowed_word_is_scored_by_what_it_meant_and_is_in_no_other_caption(tmp_path):
+    """With the adapter the word draws the adapter's image, which is not what the base drew."""
+    style_word = crossing(tmp_path).known_styles[0]
+    found = crossing(tmp_path, contents=1, content_word="robot", style_word=style_word, forgetting=True)
+    found.run(SPEC)
+    rows = {(row["method"], row["part"]): row for row in read_rows(found.rows.path) if row["preserved"]}
+    assert {part for _, part in rows} == {WITH_CONTENT, OF_CONTENT_WORD, OF_STYLE_WORD}  # the one caption has the style
+    method = f"{SPEC}, robot content"
+    of_word, base = rows[method, OF_CONTENT_WORD], rows["none", OF_CONTENT_WORD]
+    assert (of_word["content"], of_word["style"]) == (base["content"], base["style"]) == ("robot", style_word)
+    content = found.adapters.content_adapter(SPEC, found.contents[0]).adapter
+    drawn = tensor_from_pil(generate(found.base, caption("robot", style_word), [content], seed=0))
+    likeness = evaluation.ssim(drawn, true_images(["robot"], style_word))
+    assert float(of_word["ssim"]) == pytest.approx(float(likeness), abs=1e-3)
+    assert rows["none", OF_STYLE_WORD]["style"] == style_word and float(base["preserved"]) == 1
 
 
 def test_known_words_seeds_and_several_images_are_methods_of_their_own(tmp_path, monkeypatch):
@@ -151,7 +214,7 @@ def test_a_method_without_two_adapters_is_refused_before_anything_is_made(tmp_pa
 
 def test_rows_of_an_earlier_version_are_kept_and_get_the_new_columns(tmp_path):
     found = crossing(tmp_path)
-    old = [name for name in FIELDS if name not in WORDS]
+    old = [name for name in FIELDS if name not in (*WORDS, "preserved")]
     found.rows.path.write_text(",".join(old) + "\nqr,sum,cat,dusk,dog,0,1,1,1,0,1,1,1,0,0\n")
     again = crossing(tmp_path)
     (row,) = read_rows(again.rows.path)
@@ -169,7 +232,7 @@ def test_more_contents_than_there_are_and_no_images_are_refused(tmp_path):
 def made_up_rows(values: dict[str, np.ndarray], part: str = SUM) -> list[dict[str, str]]:
     """Rows of sums with one score each: {method: (contents, style images)}."""
     return [
-        dict(zip(FIELDS, (method, part, f"c{i}", f"s{j}", "x", "0", *[str(x)] * 9, *[""] * 4), strict=True))
+        dict(zip(FIELDS, (method, part, f"c{i}", f"s{j}", "x", "0", *[str(x)] * 9, *[""] * 5), strict=True))
         for method, table in values.items()
         for (i, j), x in np.ndenumerate(table)
     ]
@@ -184,6 +247,34 @@ def test_differences_are_paired_and_go_to_the_method_that_is_named():
     for score in SCORES:
         assert difference.scores[score][:3] == pytest.approx((-0.25, -0.25, -0.25))
     assert "| `one` less `other` | -25 [-25, -25] |" in "\n".join(markdown_tables(lines))
+
+
+def test_forgetting_is_compared_with_the_base_on_the_captions_that_both_have():
+    """Of two adapters and three captions one caption has an adapter's word: five pairs, each 0.25 below the base."""
+    base = np.arange(6).reshape(3, 2) / 6
+    rows = made_up_rows({"none": base, "qr": base - 0.25}, WITH_CONTENT)
+    for row in rows:
+        row["image"], row["style"], row["preserved"] = row["style"], "sepia", row["ssim"]
+    lines = scored_methods([row for row in rows if (row["method"], row["content"], row["image"]) != ("qr", "c2", "s1")])
+    assert [(x.method, x.less, x.count) for x in lines] == [("none", "", 6), ("qr", "", 5), ("qr", "none", 5)]
+    assert lines[2].scores["preserved"][:3] == pytest.approx((-0.25, -0.25, -0.25))
+    assert lines[1].scores["ssim"].value == pytest.approx((base.sum() - base[2, 1]) / 5 - 0.25)
+
+
+def test_what_a_word_meant_is_resampled_by_adapter_and_caption_and_a_sum_by_both_adapters():
+    """Adapters that differ by 1 alone: the interval goes from the one to the other; captions add nothing."""
+    for part, axis in ((OF_CONTENT_WORD, "content"), (OF_STYLE_WORD, "style")):
+        rows = made_up_rows({"qr": np.array([[0.0, 0.0, 0.0], [1.0, 1.0, 1.0]])}, part)
+        for row in rows:
+            word, known = row["content"], row["style"]
+            row |= {"image": f"image {word}", "preserved": row["ssim"]}
+            row |= {axis: word, "style" if axis == "content" else "content": known}
+        assert scored_methods(rows)[0].scores["both"] == (0.5, 0, 1, 6)
+    rows = made_up_rows({"qr": np.array([[0.0, 0.0], [1.0, 1.0]])}, WITH_BOTH)
+    for row in rows:
+        row |= {"image": f"{row['content']} | {row['style']}+more", "content": "cat", "style": "sepia"}
+        row["preserved"] = row["ssim"]
+    assert scored_methods(rows)[0].scores["preserved"] == (0.5, 0, 1, 4)
 
 
 def test_beside_the_oracle_stand_the_sums_of_its_pairs_alone_and_pairs_are_resampled():
@@ -240,7 +331,8 @@ def test_the_findings_rows_can_be_read_and_have_their_tables():
         lines = scored_methods([row for row in read_rows(path) if row["part"] == SUM])
         assert lines and all(not math.isnan(x.scores["ssim"].low) for x in lines)
         with path.open(newline="") as file:
-            assert tuple(next(csv.reader(file))) in (FIELDS, FIELDS[: -len(WORDS)])
+            columns = tuple(next(csv.reader(file)))
+        assert columns == FIELDS[: len(columns)] and set(SCORES) <= {name.removesuffix(" right") for name in columns}
 
 
 def test_contents_and_style_images_are_those_of_the_findings_rows(tmp_path):

@@ -70,6 +70,8 @@ class CrossedSettings:
     style_word: str = STYLE
     content_strength: float = 1.0
     """In sums; other than 1 they are all that is drawn."""
+    forgetting: bool = False
+    """Whether also images are drawn that ask for no adapter (`crossed_forgetting`)."""
     device: str = "cpu"
 
     def __post_init__(self) -> None:

@@ -9,7 +9,15 @@ import numpy as np
 
 from ..known_words import NEAR
 from ..world.captions import STYLE
-from .decomposition import BASE_ALONE, CONTENT_ALONE, STYLE_ALONE, SUM
+from .decomposition import (
+    BASE_ALONE,
+    CONTENT_ALONE,
+    FORGETTING_PARTS,
+    OF_CONTENT_WORD,
+    OF_STYLE_WORD,
+    STYLE_ALONE,
+    SUM,
+)
 from .statistics import Estimate, crossed_table, in_hundredths, mean_over_crossed
 
 LABELS = ("method", "part", "content", "style", "image", "seed")
@@ -17,14 +25,21 @@ SCORES = ("content", "style", "both", "nearest", "content_likeness", "style_like
 LEAKS = ("leaked_content", "leaked_style")
 WORDS = ("content word", "content loss", "style word", "style loss")
 """The nearest known word, where one was searched, with the base's loss in times its loss with the placeholder."""
-VALUES = (*(f"{name} right" if name in LABELS else name for name in SCORES), *LEAKS, *WORDS)
+PRESERVED = "preserved"
+"""Of an image that asks for no adapter: SSIM with the base's own image of the same prompt and seed."""
+VALUES = (*(f"{name} right" if name in LABELS else name for name in SCORES), *LEAKS, *WORDS, PRESERVED)
 """The columns of rows.csv after LABELS. A method's label ends in "seed N" where its adapters were trained with another
 seed than 0."""
 ORACLE_PAIRS = "sum, the k-th content in the k-th style"
 """The part of the oracle, which has an adapter for each of these pairs; the sums of the same pairs are beside it."""
-CROSSED_PARTS = (BASE_ALONE, CONTENT_ALONE, STYLE_ALONE, SUM, ORACLE_PAIRS)
-Cells = dict[tuple[str, str], list[dict[str, str]]]
-"""{(content, style and first style image): rows}."""
+CROSSED_PARTS = (BASE_ALONE, CONTENT_ALONE, STYLE_ALONE, SUM, ORACLE_PAIRS, *FORGETTING_PARTS)
+FORGETTING_SCORES = ("content", "style", "both", "nearest", "ssim", PRESERVED, *LEAKS)
+"""The scores of FORGETTING_PARTS; what leaks there is the adapter's own content, or its style image's, and style."""
+BOTH = " | "
+"""In the column "image" of a row with both adapters and a known caption: between their training images."""
+Cells = dict[tuple[str, ...], list[dict[str, str]]]
+"""{(content, style and first style image): rows}; of images that ask for no adapter {(known caption, training images):
+rows}."""
 
 
 class ScoredMethod(NamedTuple):
@@ -57,10 +72,26 @@ def scored_methods(rows: list[dict[str, str]], against: str = "") -> list[Scored
     for row in rows:
         method, seed = method_and_seed(row["method"])
         cells = found[row["part"]].setdefault(method, defaultdict(lambda: defaultdict(list)))[seed]
-        first_image = row["image"].split("+")[0]  # of several, so that they are compared with the first alone
-        cells[row["content"], f"{row['style']} {first_image}"].append(row)
+        cells[_cell(row)].append(row)
     found[ORACLE_PAIRS] = _beside_the_oracle(found[ORACLE_PAIRS], found[SUM])
     return [x for part, methods in found.items() if methods for x in _lines_of_part(part, methods, against)]
+
+
+def scores_of_part(part: str) -> tuple[str, ...]:
+    """The scores that a part's table has."""
+    return FORGETTING_SCORES if part in FORGETTING_PARTS else SCORES
+
+
+def _cell(row: Mapping[str, str]) -> tuple[str, ...]:
+    """What a row is of: an entry for each axis along which an interval resamples."""
+    content, style, part = row["content"], row["style"], row["part"]
+    image = row["image"].split("+")[0]  # the first of several, so that they are compared with the first alone
+    if part not in FORGETTING_PARTS:
+        return content, f"{style} {image}"
+    if part in (OF_CONTENT_WORD, OF_STYLE_WORD):
+        word, known = (content, style) if part == OF_CONTENT_WORD else (style, content)
+        return known, f"{image} as {word}"
+    return f"{content} in {style}", *image.split(BOTH)
 
 
 def _beside_the_oracle(
@@ -80,24 +111,31 @@ def _beside_the_oracle(
 
 def _lines_of_part(part: str, methods: Mapping[str, dict[int, Cells]], against: str) -> list[ScoredMethod]:
     """One part's lines: each method for each of its seeds and for all, then the differences."""
-    lines = []
+    lines, scores = [], scores_of_part(part)
     for method, by_seed in methods.items():
         for seed in sorted(by_seed):
             name = method + f" seed {seed}" * (seed > 0)
-            lines.append(scored_line(part, name, {score: _table({seed: by_seed[seed]}, score) for score in SCORES}))
+            lines.append(scored_line(part, name, {score: _table({seed: by_seed[seed]}, score) for score in scores}))
         if len(by_seed) > 1:
             name = f"{method}, {len(by_seed)} seeds"
-            lines.append(scored_line(part, name, {score: _table(by_seed, score) for score in SCORES}))
+            lines.append(scored_line(part, name, {score: _table(by_seed, score) for score in scores}))
     first = against if against in methods else next(iter(methods))
     for method, by_seed in methods.items():
         shared = sorted(by_seed.keys() & methods[first].keys())
         for seeds in [shared[:1], shared][: len(shared)]:  # of several seeds the first alone, and all
             mine, theirs = ({k: x[k] for k in seeds} for x in (by_seed, methods[first]))
-            if method == first or any(mine[k].keys() != theirs[k].keys() for k in seeds):
+            if part in FORGETTING_PARTS:  # a caption with an adapter's own word is left out
+                for k in seeds:
+                    mine[k], theirs[k] = _shared_cells(mine[k], theirs[k]), _shared_cells(theirs[k], mine[k])
+            if method == first or any(mine[k].keys() != theirs[k].keys() or not mine[k] for k in seeds):
                 continue
-            differences = {score: _table(mine, score) - _table(theirs, score) for score in SCORES}
+            differences = {score: _table(mine, score) - _table(theirs, score) for score in scores}
             lines.append(scored_line(part, method + f", {len(seeds)} seeds" * (len(seeds) > 1), differences, first))
     return lines
+
+
+def _shared_cells(cells: Cells, others: Cells) -> Cells:
+    return {key: rows for key, rows in cells.items() if key in others}
 
 
 def method_and_seed(label: str) -> tuple[str, int]:
@@ -148,7 +186,8 @@ def markdown_tables(lines: list[ScoredMethod]) -> list[str]:
     for part in CROSSED_PARTS:
         of_part = [x for x in lines if x.part == part]
         if of_part:
-            text += ["", f"| {part} | {' | '.join(SCORES)} |", "|---|" + "---|" * len(SCORES)]
+            scores = scores_of_part(part)
+            text += ["", f"| {part} | {' | '.join(scores)} |", "|---|" + "---|" * len(scores)]
         for x in of_part:
             name = f"`{x.method}` less `{x.less}`" if x.less else f"`{x.method}`, {x.count}"
             text.append(f"| {name} | {' | '.join(map(in_hundredths, x.scores.values()))} |")

@@ -5,11 +5,12 @@ other role; then the same with both adapters present, of which only one is asked
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from PIL import Image
 
+from ..adapter import Adapter
 from ..evaluation import ground_truth_scores
 from ..world.captions import CONTENT, caption
 from ..world.drawings import known_contents
@@ -27,6 +28,14 @@ BASE_ALONE, CONTENT_ALONE, STYLE_ALONE, SUM = (
     "known content, style",
     "sum",
 )
+WITH_CONTENT, WITH_STYLE, WITH_BOTH, OF_CONTENT_WORD, OF_STYLE_WORD = FORGETTING_PARTS = (
+    "known content, known style, content adapter present",
+    "known content, known style, style adapter present",
+    "known content, known style, both present",
+    "the content adapter's word as the base knew it, known style",
+    "known content, the style adapter's word as the base knew it",
+)
+"""Of `crossed_forgetting`: images that ask for no adapter."""
 PART_MEANINGS = {
     BASE_ALONE: "the base without adapters: what words alone reach",
     "content": "the content adapter alone, on its training prompt",
@@ -109,3 +118,8 @@ def draw_and_score(
             (row,) = ground_truth_scores(tensor_from_pil([image]), truth, x.content, x.style, *leaks)
         found.append((image, row))
     return found
+
+
+def without_trigger(adapter: Adapter) -> Adapter:
+    """The adapter for prompts that lack its trigger word on purpose, which `generate` would refuse."""
+    return replace(adapter, header=replace(adapter.header, trigger=""))

@@ -4,7 +4,7 @@ import errno
 import io
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,7 @@ from ..sampling import generate
 from ..temporary_files import temporary_folder
 from ..training import train
 from ..world.image_tensors import tensor_from_pil
-from .decomposition import draw_and_score
+from .decomposition import draw_and_score, without_trigger
 from .image_pairs import CaptionedImage
 from .jobs import BaseSpec, Job, SampleJob, TrainJob, base_digest
 
@@ -235,9 +235,7 @@ def _load_adapter_of_job(job: TrainJob | None, inputs: Mapping[str, bytes], fold
         return None
     path = folder / f"{job.identity}.safetensors"
     path.write_bytes(inputs[job.identity])
-    adapter = load(path)
-    # unrelated prompts lack the trigger word on purpose, and `generate` would refuse them
-    return replace(adapter, header=replace(adapter.header, trigger=""))
+    return without_trigger(load(path))  # for the unrelated prompts
 
 
 def _write_training_image(training_image: CaptionedImage, folder: Path, name: str) -> TrainingImage:

@@ -8,13 +8,14 @@ from functools import partial
 from ..comparison.crossed_adapters import EQUAL_PARAMETERS, CrossedAdapters, CrossedSettings
 from ..comparison.crossed_fusion import CrossedFusion
 from ..comparison.crossed_tables import (
+    FORGETTING_SCORES,
     ORACLE_PAIRS,
     SCORES,
     ScoredMethod,
     by_style,
     scored_methods,
 )
-from ..comparison.decomposition import SUM
+from ..comparison.decomposition import FORGETTING_PARTS, SUM
 from ..comparison.figure_data import Cell, ContactSheet, ReproducedResult
 from ..comparison.row_file import read_rows
 from ..comparison.statistics import in_hundredths
@@ -26,6 +27,7 @@ from .request import ReproductionRequest
 CONTENTS = 6
 """Contents, and style images, at most; each of the pairs on the sheet has a new one of both."""
 WORDS = {"content_word": "auto", "style_word": "auto"}
+FORGETTING = {"forgetting": True}
 
 
 @dataclass(frozen=True)
@@ -41,10 +43,10 @@ class Variant:
 
 
 VARIANTS = (
-    Variant("qr", {}, 2, "qr"),
-    Variant("lora", {}, 2, "lora"),
-    Variant("qr", WORDS, 2, "qr, known words"),
-    Variant("lora", WORDS, 2, "lora, known words"),
+    Variant("qr", FORGETTING, 2, "qr"),
+    Variant("lora", FORGETTING, 2, "lora"),
+    Variant("qr", WORDS | FORGETTING, 2, "qr, known words"),
+    Variant("lora", WORDS | FORGETTING, 2, "lora, known words"),
     Variant("qr", {"content_word": "auto"}),
     Variant("lora", {"content_word": "auto"}),
     Variant("qr", {"style_word": "auto"}),
@@ -80,6 +82,9 @@ NOTES = (
     "training. 'less': paired differences to that method. What each score means: docs/measures.md.",
     "rank: of the content's and the style's adapter; trained: parameters of both together. Methods of one rank are "
     "alike in their files, those of one count in what is trained.",
+    "preserved: SSIM of an image that asks for no adapter with the base's own of the same seed (method none); leaked: "
+    "how sure the classifiers are of the adapter's own content (its style image's) and style there. Captions with an "
+    "adapter's own word are left out; what the word meant before is in the last two parts.",
     "By style: both right and ssim of sums under placeholders and under known words; the known word that is nearest to "
     "the style, with the base's loss in times its loss with the placeholder.",
     "seconds: what this call took for the method's adapters and images; what the folder had costs nothing.",
@@ -111,7 +116,11 @@ def crossed_sums(request: ReproductionRequest) -> ReproducedResult:
     seconds = request.run_crossed(runs)
     found, lora = read_rows(common.folder / "rows.csv"), request.spec("lora")
     sums = scored_methods([row for row in found if row["part"] == SUM], lora)
-    further = {f"The sums' differences to {lora}": [_scores(line) for line in sums if line.less == lora]}
+    forgetting = scored_methods([row for row in found if row["part"] in FORGETTING_PARTS], lora)
+    further = {
+        f"{title} differences to {lora}": [_scores(line) for line in lines if line.less == lora]
+        for title, lines in {"The sums'": sums, "Forgetting's": forgetting}.items()
+    }
     for method in dict.fromkeys(row["method"] for row in found):
         further[f"By style, {method}"] = by_style(found, method, f"{method}, auto content, auto style")
     return ReproducedResult(
@@ -140,7 +149,8 @@ def _run(settings: CrossedSettings, spec: str) -> None:
 def _scores(line: ScoredMethod) -> TableRow:
     """A line's method and its scores."""
     about = {"part": line.part, "method": line.method, "less": line.less, "images": line.count}
-    return {**about, **{score: in_hundredths(line.scores[score]) for score in SCORES}}
+    scores = dict.fromkeys((*SCORES, *FORGETTING_SCORES))
+    return {**about, **{x: in_hundredths(line.scores[x]) if x in line.scores else "" for x in scores}}
 
 
 def _trained(common: CrossedSettings, line: ScoredMethod, seconds: Mapping[str, float]) -> TableRow:
