@@ -104,6 +104,17 @@ def test_missing_or_foreign_directions_are_refused(name):
             METHODS[name].start(W, Q, RANK, None)
 
 
+@pytest.mark.parametrize("size", [12, 15, 17, 40, 48])
+def test_ortha_slots_of_layers_of_any_width_are_orthogonal(size):
+    """And those of widths that are multiples of 16, as in all large models, are what they were in 0.2.0."""
+    slots = torch.cat([slot_directions(size, 3, slot) for slot in range(size // 3)], 1).double()
+    torch.testing.assert_close(slots.T @ slots, torch.eye(slots.shape[1]).double(), atol=1e-5, rtol=0)
+    if size % 16 == 0:
+        drawn_at_once = torch.randn(size, size, dtype=torch.float64, generator=torch.Generator().manual_seed(0)).T
+        axes = torch.linalg.qr(drawn_at_once)
+        torch.testing.assert_close(slots, axes.Q * axes.R.diagonal().sign(), atol=1e-5, rtol=0)
+
+
 def test_ortha_slots_are_blocks_of_one_orthogonal_basis():
     """A_i A_j^T = 0 for two slots and I for one, in whatever order they are asked for; a slot too many is refused."""
     A = [slot_directions(16, 5, slot).T.double() for slot in (2, 0, 1)]

@@ -265,7 +265,12 @@ def test_a_base_to_draw_with_that_is_none_or_has_other_layers_is_refused(tmp_pat
 
 def test_a_header_says_of_an_open_base_what_it_is(tmp_path):
     base = open_base(pico.folder("flux"), "cpu")
-    for wrong in ({"dtype": "bfloat16"}, {"quantize": "int8"}):
+    for wrong in (
+        {"dtype": "bfloat16"},
+        {"quantize": "int8"},
+        {"offload": True},
+        {"revision": "v2"},
+    ):
         with pytest.raises(ValueError, match=f"{next(iter(wrong.values()))}.* say how a base is opened, .* in float32"):
             train(settings(tmp_path, **wrong), base=base)
     train(settings(tmp_path, steps=1), base=base)  # the settings name another

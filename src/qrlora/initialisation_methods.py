@@ -91,6 +91,8 @@ class Method:
     """Where Q comes from; called only where `side` says that there is one."""
     needs_example: bool = False
     """True: Q depends on the training example and on ordinary prompts, which a lone model lacks."""
+    has_slots: bool = False
+    """True: Q is the block `slot` of an orthogonal basis."""
     shares_basis: bool = True
     """True: other adapters can have the same Q, and the header names it by its digest."""
 
@@ -104,6 +106,18 @@ class Method:
         of_A = 0 if self.frozen_side == "input" else rank * inputs
         of_B = 0 if self.frozen_side == "output" else rank * outputs
         return of_A + of_B - (rank * (rank - 1) // 2 if self.triangular else 0)
+
+
+def has_slots(method: str) -> bool:
+    """Whether a method, a row of METHODS or `peft:KIND`, takes its directions from a block of an orthogonal basis."""
+    return method in METHODS and METHODS[method].has_slots
+
+
+def check_slot(method: str, slot: int, default: int) -> None:
+    """Raises ValueError: another slot than the default for a method that has none."""
+    if slot != default and not has_slots(method):
+        use = ", ".join(name for name, row in METHODS.items() if row.has_slots)
+        raise ValueError(f"slot={slot} changes nothing with method={method}: it is for {use}; leave it out")
 
 
 def qr(weight: Tensor, Q: Tensor | None, rank: int, generator: torch.Generator | None = None) -> InitialFactors:
@@ -191,8 +205,10 @@ def slot_directions(size: int, rank: int, slot: int) -> Tensor:
     """
     if not 0 <= slot < size // rank:
         raise ValueError(f"{size} inputs hold {size // rank} slots of rank {rank}, got slot {slot}: use a lower rank")
-    columns = torch.randn((slot + 1) * rank, size, dtype=torch.float64, generator=torch.Generator().manual_seed(0)).T
-    axes = torch.linalg.qr(columns)
+    generator = torch.Generator().manual_seed(0)
+    # one column at a time: of many at once torch draws the last 16 numbers anew, unless their count is a multiple of 16
+    columns = [torch.randn(size, dtype=torch.float64, generator=generator) for _ in range((slot + 1) * rank)]
+    axes = torch.linalg.qr(torch.stack(columns, 1))
     sign = torch.where(axes.R.diagonal() < 0, -1.0, 1.0)
     return (axes.Q * sign)[:, slot * rank :].float().contiguous()
 
@@ -280,7 +296,16 @@ METHODS: dict[str, Method] = {
             "qr on the directions of arXiv 2406.09044",
             directions=minor_input_directions,
         ),
-        Method("ortha", "input", True, ortha, "arXiv 2312.02432", directions=orthogonal_slot, shares_basis=False),
+        Method(
+            "ortha",
+            "input",
+            True,
+            ortha,
+            "arXiv 2312.02432",
+            directions=orthogonal_slot,
+            has_slots=True,
+            shares_basis=False,
+        ),
         Method("pissa", "input", False, pissa, "arXiv 2404.02948", reads_weight=True),
         Method("olora", None, False, olora, "arXiv 2406.01775", reads_weight=True),
     )

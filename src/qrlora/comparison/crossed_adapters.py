@@ -13,6 +13,7 @@ from ..config import TRIGGERS
 from ..config.type_checks import check_strengths, check_types
 from ..files import load
 from ..image_loading import load_image
+from ..initialisation_methods import has_slots
 from ..known_words import COPIES, nearest_word, word_losses
 from ..training import train
 from ..world.captions import CONTENT, STYLE, caption, known_words
@@ -207,8 +208,8 @@ class CrossedAdapters:
             source = {"image": images} if len(shown) > 1 else {"image": images / "0.png", "prompt": prompts[0]}
             trained_as = "content" if role == "oracle" else role
             given = {"role": trained_as, "seed": self.settings.seed, "trigger": word.word, **source}
-            given |= {"slot": FRAME_SLOT} if framed else {}
             settings = self.training_settings(spec)[trained_as]
+            given |= {"slot": FRAME_SLOT} if framed and has_slots(settings["method"]) else {}
             train(base=self.base, output=output, progress=False, **{**settings, **given})
         return RoleAdapter(word, load(output), TrainingImage(images / "0.png", prompts[0]))
 

@@ -78,7 +78,10 @@ def _warn_of_old_name(what: str, old: str, new: str, stacklevel: int) -> str:
 def as_stored_dict(config: Any) -> dict[str, Any]:
     """As `as_dict`, under the names by which adapter headers and checkpoints of format 1 hold the settings: the first
     ones, so that files, and runs that a checkpoint continues, are the same before and after a renaming. Settings of
-    ADDED that are not set are left out, so that they are the same as before there were any."""
+    ADDED that are not set are left out, so that they are the same as before there were any; a training's slot, whose
+    default hangs on its role, is always there."""
     first_names = {new: old for old, new in RENAMED.items()}
     values = {name: value for name, value in as_dict(config).items() if value or name not in ADDED}
+    if "slot" in values:
+        values["slot"] = config.orthogonal_slot
     return {first_names.get(name, name): value for name, value in values.items()}

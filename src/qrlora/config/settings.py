@@ -188,8 +188,6 @@ class TrainConfig:
             object.__setattr__(self, name, str(getattr(self, name)))
         if not self.trigger:
             object.__setattr__(self, "trigger", TRIGGERS[self.role])
-        if self.slot is None:
-            object.__setattr__(self, "slot", DEFAULT_SLOTS[self.role])
         if not self.prompt and self.role == "content":
             object.__setattr__(self, "prompt", f"a {self.trigger}")
         for name in ("rank", "steps", "batch_size"):
@@ -207,6 +205,11 @@ class TrainConfig:
     def checkpoints(self) -> Path:
         """Folder that holds this run's checkpoint."""
         return Path(self.checkpoint_dir or Path(self.output).with_suffix(".checkpoint"))
+
+    @property
+    def orthogonal_slot(self) -> int:
+        """`slot`, or its default for the role."""
+        return DEFAULT_SLOTS[self.role] if self.slot is None else self.slot
 
     @property
     def has_several_images(self) -> bool:

@@ -10,12 +10,13 @@ from typing import Any
 import torch
 
 from ..config import TrainConfig
-from ..devices import check_fits_memory
+from ..config.settings import DEFAULT_SLOTS
+from ..devices import check_fits_memory, choose_device
 from ..families import Base
 from ..families.base_location import family_of_base
 from ..families.family import Family
 from ..image_size import height_and_width
-from ..initialisation_methods import METHODS
+from ..initialisation_methods import METHODS, check_slot
 from ..injection.peft_methods import PREFIX, parse_peft_method
 from ..noising import noising_of
 from ..trigger_words import contains_word
@@ -30,6 +31,10 @@ def check_config(config: TrainConfig, on_preview: Any) -> None:
         near = difflib.get_close_matches(config.method, METHODS, n=1)
         hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(METHODS)}, {PREFIX}KIND"
         raise ValueError(f"no method {config.method!r}; {hint}")
+    check_slot(config.method, config.orthogonal_slot, DEFAULT_SLOTS[config.role])  # headers hold the default one
+    if config.preview_prompt and not config.preview_every:
+        wrong = f"preview_prompt={config.preview_prompt!r:.80} changes nothing without previews"
+        raise ValueError(f"{wrong}: add preview_every=100, or leave it out")
     if config.preview_every and not contains_word(config.preview_prompt or config.prompt, config.trigger):
         lacks = f"preview_prompt={config.preview_prompt!r} lacks the trigger word {config.trigger!r}"
         warnings.warn(f"{lacks}: previews may not show what is trained", stacklevel=3)
@@ -51,6 +56,30 @@ def _family_to_draw_with(config: TrainConfig) -> Family | None:
         return family_of_base(config.draw_with) if config.draw_with else None
     except (OSError, ValueError) as error:
         raise type(error)(f"draw_with={config.draw_with}: {error}") from error
+
+
+def check_opening_settings(config: TrainConfig, base: Base) -> None:
+    """Raises ValueError: settings that say how a base is opened, and of an open one are not true."""
+    own = str(base.model.dtype).removeprefix("torch.")
+    differing = {
+        "dtype": config.dtype not in ("auto", own),
+        "quantize": bool(config.quantize) and base.original is None,
+        "device": config.device != "auto" and choose_device(config.device) != base.device,
+        "offload": config.offload and not base.offload,
+        "revision": bool(config.revision) and not base.name.endswith(f"@{config.revision}"),
+    }
+    if given := ", ".join(f"{name}={getattr(config, name)}" for name in differing if differing[name]):
+        place = f"{base.name} is open in {own} on {base.device}"
+        raise ValueError(f"{given} say how a base is opened, and {place}: leave them out")
+
+
+def warn_of_late_outputs(config: TrainConfig) -> None:
+    """Warn of previews and adapters that are to come after more updates than there are."""
+    assert config.steps is not None
+    for name in ("preview_every", "adapter_every"):
+        if getattr(config, name) > config.steps:
+            late = f"{name}={getattr(config, name)} is beyond the last update, steps={config.steps}"
+            warnings.warn(f"{late}: it changes nothing", stacklevel=5)
 
 
 def check_config_fits_base(base: Base, config: TrainConfig, processes: Processes) -> None:

@@ -37,7 +37,7 @@ from .adapter_output import (
 )
 from .batch_memory import check_activations_fit_memory, check_latents_fit_memory
 from .checkpoint import Checkpoint, remove_checkpoint
-from .config_checks import check_config, check_config_fits_base
+from .config_checks import check_config, check_config_fits_base, check_opening_settings, warn_of_late_outputs
 from .distributed import Processes, init_distributed, is_rank_zero
 from .progress_bar import is_visible, training_progress_bar
 from .run_identity import numeric_environment, run_identity
@@ -153,10 +153,7 @@ def _check_before_opening(
     """
     if base is not None:
         config = replace(config, base=base.name)
-        own = str(base.model.dtype).removeprefix("torch.")
-        if config.dtype not in ("auto", own) or (config.quantize and base.original is None):
-            wrong = f"dtype={config.dtype}, quantize={config.quantize or 'no'}"
-            raise ValueError(f"{wrong} say how a base is opened, and {base.name} is open in {own}: leave them out")
+        check_opening_settings(config, base)
     images = find_training_images(config)
     config = with_prompt_of(images, config)
     check_config(config, on_preview)
@@ -187,6 +184,7 @@ def _config_for_base(config: TrainConfig, base: Base, processes: Processes) -> T
     assert config.resolution is not None
     check_size_fits_memory(base, "resolution", config.resolution)
     if processes.is_rank_zero:
+        warn_of_late_outputs(config)
         if undistilled := base.family.distilled_from(base.pipe):
             hint = f"train on {undistilled}, whose layers are the same, and draw with this one"
             warnings.warn(f"{base.name} is distilled to few steps, which training tends to undo: {hint}", stacklevel=4)

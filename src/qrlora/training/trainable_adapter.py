@@ -65,7 +65,7 @@ def prepare_adapter(
         weights,
         config.rank,
         generator,
-        config.slot or 0,
+        config.orthogonal_slot,
         leading=lambda: cached_basis(weights, config.rank or 0, method.side or "", on_layer),
         contrast=lambda: compute_contrast_directions(base, config, examples, on_contrast),
     )
