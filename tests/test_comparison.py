@@ -143,6 +143,9 @@ def test_methods_with_equal_training_share_their_adapters():
     twice = plan_comparison(settings(methods=("qr", "lora", "qr:rank=4")))
     assert len(twice.train_jobs) == 4 + 4 + 2
     assert len({draw.identity for draw in twice.sample_jobs}) == len(twice.sample_jobs) - 2
+    rules = plan_comparison(settings(methods=("qr", "lora", "qr:rank=4:rule=ties", "lora:rule=dare", "knots")))
+    assert len(rules.train_jobs) == 4 + 4 + 2
+    assert len({draw.identity for draw in rules.sample_jobs}) == len(rules.sample_jobs)
 
 
 def test_a_comparison_that_is_done_does_nothing_again_and_finds_the_same(whole):

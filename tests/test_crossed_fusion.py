@@ -26,9 +26,11 @@ from qrlora.comparison.crossed_tables import (
     scored_methods,
 )
 from qrlora.comparison.decomposition import (
+    CONTENT_ALONE,
     FORGETTING_PARTS,
     OF_CONTENT_WORD,
     OF_STYLE_WORD,
+    STYLE_ALONE,
     SUM,
     WITH_BOTH,
     WITH_CONTENT,
@@ -187,6 +189,20 @@ def test_two_adapters_are_combined_as_the_method_says_and_not_just_added(tmp_pat
     merged = generate(found.base, prompt, [merge(adapters, (1, 1), "ties")], seed=0)
     assert tensor_from_pil([found.pair_image(spec, 0)]).equal(tensor_from_pil(merged))
     assert not tensor_from_pil(merged).equal(tensor_from_pil(generate(found.base, prompt, adapters, seed=0)))
+
+
+def test_a_rules_sums_are_of_the_adapters_that_the_method_has_trained(tmp_path, monkeypatch):
+    """Nothing is trained anew, and the adapters alone, which no rule touches, are drawn once."""
+    crossing(tmp_path, contents=1).run("lora:steps=2")
+    monkeypatch.setattr(crossed_adapters, "train", lambda *given, **told: pytest.fail("trained again"))
+    for spec in ("lora:rule=peft-linear:steps=2", "dare:steps=2"):
+        found = crossing(tmp_path, contents=1)
+        found.run(spec)
+    rows = read_rows(found.rows.path)
+    assert {row["method"] for row in rows if row["part"] in (CONTENT_ALONE, STYLE_ALONE)} == {"lora:steps=2"}
+    sums = {row["method"]: row["ssim"] for row in rows if row["part"] == SUM}
+    assert [*sums] == ["lora:steps=2", "lora:rule=peft-linear:steps=2", "dare:steps=2"]
+    assert len(set(sums.values())) > 1
 
 
 def test_the_oracle_has_one_adapter_of_each_true_image_and_as_many_updates_as_two_adapters(tmp_path):

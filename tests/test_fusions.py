@@ -10,11 +10,14 @@ from PIL import Image
 
 import pico
 from qrlora.baselines import FUSIONS, FusionInputs, TrainingImage
+from qrlora.baselines.fusion_table import fusion, method_of_adapters
 from qrlora.baselines.ziplora import ziplora
 from qrlora.config import TrainConfig
 from qrlora.families import open_base
 from qrlora.files import load, save
 from qrlora.injection import adapter_names
+from qrlora.merging import merge
+from qrlora.merging.merge_adapters import OLD_RULES
 from qrlora.sampling import generate
 from qrlora.training import train
 
@@ -115,6 +118,39 @@ def test_a_fusion_learns_fuses_draws_and_leaves_the_base_as_it_was(task, tmp_pat
     if fused.adapter is not None:
         save(fused.adapter, tmp_path / "x.safetensors")
         assert load(tmp_path / "x.safetensors").header == fused.adapter.header
+
+
+@pytest.mark.parametrize("name", ["qr:rule=ties", "lora:rule=knots", "qr:rule=plain", "pissa:rule=stack"])
+def test_a_rule_in_a_name_merges_the_adapters_of_the_method_before_it(task, name):
+    """As `merge` does with that rule; what is trained is the method's, under whose name its adapters are found."""
+    method, _, rule = name.partition(":rule=")
+    given, found = task(method), fusion(name)
+    wanted, merged = merge(given.both, given.weights, OLD_RULES.get(rule, rule)), found.fuse(given).adapter
+    assert found.name == name and found.learn == FUSIONS[method].learn and method_of_adapters(name) == method
+    for layer, pair in wanted.layers.items():
+        assert torch.equal(merged.layers[layer].A, pair.A) and torch.equal(merged.layers[layer].B, pair.B)
+
+
+def test_methods_that_only_merge_otherwise_share_the_adapters_of_lora():
+    plain = {name for name in FUSIONS if method_of_adapters(name) == "lora"}
+    assert {"lora", "ties", "dare", "knots", "lora-plain", "k-lora", "ziplora"} <= plain
+    assert all(FUSIONS[name].learn == FUSIONS["lora"].learn for name in plain)
+    assert method_of_adapters("b-lora") == "b-lora"  # on layers of its own
+    assert method_of_adapters("peft:vera:rule=stack") == "peft:vera"
+
+
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [
+        ("qr:rule=tie", "no merging rule 'tie'; choose one of sum, "),
+        ("ziplora:rule=ties", "a rule merges adapters of qr, .* not of 'ziplora'"),
+        ("lora:rule=sum", "lora trains both factors, .* take rule=stack"),
+        ("peft:vera:rule=sum", "peft:vera trains both factors, "),
+    ],
+)
+def test_a_rule_that_cannot_merge_a_methods_adapters_is_refused_before_they_are_trained(name, reason):
+    with pytest.raises(ValueError, match=reason):
+        fusion(name)
 
 
 @pytest.mark.parametrize("name", [name for name, x in FUSIONS.items() if x.families])

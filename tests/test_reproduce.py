@@ -18,7 +18,7 @@ from qrlora.baselines import FUSIONS
 from qrlora.cli.result_figures import figure_of
 from qrlora.comparison import measured_examples
 from qrlora.comparison.crossed_adapters import CrossedSettings
-from qrlora.comparison.crossed_tables import ORACLE_PAIRS
+from qrlora.comparison.crossed_tables import ORACLE_PAIRS, VALUES
 from qrlora.comparison.decomposition import SUM
 from qrlora.comparison.row_file import read_rows
 from qrlora.comparison.summary_tables import summarise
@@ -32,7 +32,7 @@ from qrlora.reproduction.paper_results import RESULTS, ReproductionRequest, repr
 from qrlora.reproduction.published_numbers import TABLE_1, TABLE_1_SCORES, TABLE_4, TABLE_4_COLUMNS
 from qrlora.reproduction.several_styles import classifier_features, nearest_style_set, true_images_of_orders
 from qrlora.world.classifier_training import augment
-from qrlora.world.drawings import held_out_contents
+from qrlora.world.drawings import HANDS, held_out_contents
 from qrlora.world.ground_truth import true_images
 from qrlora.world.styles import dusk, glitch
 
@@ -280,11 +280,40 @@ def test_crossed_runs_the_methods_and_the_split_that_are_asked_for(small_request
     assert "-dev-" in folder.name
 
 
+def test_crossed_by_name_has_held_out_hands_as_styles_in_a_folder_of_its_own(small_request, tmp_path):
+    request = replace(small_request, folder=tmp_path, steps=1, truth="by name")
+    assert {x.method for x in crossed_sums._variants(request)} == {"qr:steps=1", "lora:steps=1"}
+    found = reproduce("crossed", replace(request, methods=("qr:rank=2",)))
+    (folder,) = (tmp_path / "crossed").iterdir()
+    styles = {row["style"] for row in read_rows(folder / "rows.csv") if row["part"] == SUM}
+    assert folder.name.endswith("-hands") and "hands" in found.title
+    assert styles == {next(hand for hand, about in HANDS.items() if about.held_out)}
+    page, _ = write_result("crossed", found, request, "qrlora reproduce crossed")
+    assert "truth=by name" in page.read_text()
+    with pytest.raises(ValueError, match="^truth must be one of exact, by name, got 'names'"):
+        replace(request, truth="names")
+
+
+def test_the_sums_of_each_merging_rule_stand_beside_those_of_the_same_adapters():
+    """Of the methods' own adapters only; words and seeds are others'."""
+    values = {"qr": 0.5, "qr:rule=ties": 0.25, "lora": 1.0, "ties:rank=8": 0.0, "qr:rule=dare, auto style": 0.0}
+    rows = [
+        {"method": method, "part": SUM, "content": f"c{k}", "style": "s", "image": "x"}
+        | dict.fromkeys(VALUES, str(value))
+        for method, value in values.items()
+        for k in range(2)
+    ]
+    assert [(x["method"], x["less"], x["both"]) for x in crossed_sums._by_rule(rows)] == [
+        ("qr:rule=ties", "qr", "-25 [-25, -25]")
+    ]
+
+
 @pytest.mark.parametrize(
     ("name", "setting", "value"),
     [
         ("figure9", "methods", ("qr",)),
         ("table1", "split", "dev"),
+        ("attributes", "truth", "by name"),
         ("crossed", "encoders", ("dino-vits16",)),
         ("table4", "encoders", ("dino-vits16",)),
         ("measures", "ratings", "levels.csv"),

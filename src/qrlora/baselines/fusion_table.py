@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 
 from ..initialisation_methods import METHODS
 from ..injection.peft_methods import PREFIX, parse_peft_method
 from ..merging import merge
+from ..merging.merge_adapters import find_rule
 from .adapter_schedules import composite_fusion, k_lora_schedule, scheduled_fusion, switch_schedule
 from .b_lora import b_lora
 from .fusion_method import FusionInputs, FusionMethod, FusionResult, sample_with_adapter
@@ -30,6 +32,8 @@ def ortha(task: FusionInputs) -> FusionResult:
     return merge_by_rule("stack")(task)
 
 
+RULE = ":rule="
+"""In a name, between a method whose adapters are merged and the merging rule: "qr:rule=ties"."""
 LORA = {"method": "lora"}
 BY_ROLE = {"content": {"method": "qr-contrast"}, "style": {"method": "qr"}}
 
@@ -80,11 +84,14 @@ FUSIONS: dict[str, FusionMethod] = {
 
 
 def fusion(name: str) -> FusionMethod:
-    """The fusion method of a name: a row of FUSIONS; one of METHODS alone, whose adapters are added; or "peft:KIND" for
-    the exact sum of two adapters of PEFT's KIND.
+    """The fusion method of a name: a row of FUSIONS; one of METHODS alone, whose adapters are added; "peft:KIND" for
+    the exact sum of two adapters of PEFT's KIND; or "METHOD:rule=RULE" for two adapters of METHOD, merged by a row of
+    merging.RULES.
 
-    Raises: ValueError: no such method, or one of PEFT's that cannot be trained here.
+    Raises: ValueError: no such method or rule, or one of PEFT's that cannot be trained here.
     """
+    if RULE in name:
+        return _merged_by_rule(name)
     if name.startswith(PREFIX):
         return FusionMethod(name, "PEFT", {"method": PREFIX + parse_peft_method(name)}, merge_by_rule("stack"))
     if name in METHODS and name not in FUSIONS:
@@ -96,3 +103,22 @@ def fusion(name: str) -> FusionMethod:
         known = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(FUSIONS)} and peft:KIND"
         raise ValueError(f"no method {name!r}; {known}")
     return FUSIONS[name]
+
+
+def _merged_by_rule(name: str) -> FusionMethod:
+    """The fusion method "METHOD:rule=RULE". Raises: ValueError: as `fusion`, or a rule that cannot merge METHOD's
+    adapters."""
+    method, _, rule = name.partition(RULE)
+    rule, _ = find_rule(rule)
+    if method not in METHODS and not method.startswith(PREFIX):
+        raise ValueError(f"{name}: a rule merges adapters of {', '.join(METHODS)} or peft:KIND, not of {method!r}")
+    if rule == "sum" and not (method in METHODS and METHODS[method].frozen):
+        raise ValueError(f"{name}: {method} trains both factors, which have no sum: take rule=stack, the updates' sum")
+    return replace(fusion(method), name=name, fuse=merge_by_rule(rule))
+
+
+def method_of_adapters(name: str) -> str:
+    """The first fusion method whose adapters are trained as those of ``name`` are: "lora" of "ties", "qr" of
+    "qr:rule=ties". Raises: ValueError: no such method."""
+    learn = fusion(name).learn
+    return next((x.name for x in FUSIONS.values() if x.learn == learn), name.partition(RULE)[0])

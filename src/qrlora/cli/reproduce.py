@@ -42,6 +42,9 @@ def reproduce(
         ),
     ] = "",
     split: Annotated[str, typer.Option(help="For crossed, attributes: test, or dev.")] = "test",
+    truth: Annotated[
+        str, typer.Option(help='For crossed: exact, or "by name": the styles are held-out hands.')
+    ] = "exact",
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder; adapters in it are kept.")] = Path(
         "out/reproduce"
     ),
@@ -75,7 +78,7 @@ def reproduce(
 
         settings: dict[str, Any] = {"rank": rank, "steps": steps, "workers": workers, "ray": ray, "device": device}
         settings |= {"encoders": options.split_names(encoders), "ratings": ratings}
-        settings |= {"methods": options.split_names(methods), "split": split}
+        settings |= {"methods": options.split_names(methods), "split": split, "truth": truth}
         request = paper_results.ReproductionRequest(
             base=base, pairs=pairs, seed=seed, folder=output, on_job=on_job, **settings
         )

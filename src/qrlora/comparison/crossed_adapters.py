@@ -22,12 +22,13 @@ from ..world.frames import UNFRAMED, framed_image
 from ..world.ground_truth import true_image
 from ..world.styles import HELD_OUT_STYLES
 from .image_pairs import Split, contents_of_no_style_image, contents_of_style_images, split_contents
-from .method_specs import parse_method_spec
+from .method_specs import parse_method_spec, spec_of_adapters
 from .run_job import open_base_once
 from .settings import ComparisonSettings, check_counts
 from .training_settings import training_settings
 
 Role = Literal["content", "style", "oracle"]
+Truth = Literal["exact", "by name"]
 PLAIN = "plain"
 """The style of content images."""
 AUTO, NEAREST = "auto", "nearest"
@@ -51,7 +52,7 @@ class CrossedSettings:
     contents: int = 6
     styles: int = 6
     """Count of style images; they take turns with the held-out styles."""
-    truth: Literal["exact", "by name"] = "exact"
+    truth: Truth = "exact"
     """How true images are known. exact: the styles are functions of an image.  by name: they are the held-out hands;
     the true image is what a hand drew under the content's name."""
     style_images: int = 1
@@ -197,7 +198,7 @@ class CrossedAdapters:
         called = prompts[0] if role == "oracle" else word.word  # by two words
         size = ("equal parameters",) * (self.settings.equal == "parameters")
         framed = (frame, "frame") * (frame != UNFRAMED)
-        name = "-".join((spec, role, style, *shown, *framed, called, str(self.settings.seed), *size))
+        name = "-".join((spec_of_adapters(spec), role, style, *shown, *framed, called, str(self.settings.seed), *size))
         output = self.folder / "adapters" / ("".join(x if x.isalnum() else "-" for x in name) + ".safetensors")
         images = output.with_suffix("")
         if not output.exists():

@@ -28,6 +28,7 @@ from .decomposition import (
     Draw,
     without_trigger,
 )
+from .method_specs import spec_of_adapters
 
 
 class CrossedFusion:
@@ -80,7 +81,7 @@ class CrossedFusion:
 
     def _draw_content_alone(self, spec: str, name: str) -> None:
         """A content's adapter in known styles."""
-        content, method = self.adapters.content_adapter(spec, name), self.settings.labels(spec)[0]
+        content, method = self.adapters.content_adapter(spec, name), self._labels_alone(spec)[0]
         called = enumerate(self.known_styles)
         asked = [_asked(CONTENT_ALONE, "content", k, content.word.word, s, name, s) for k, s in called]
         self.rows.draw(method, asked, self._draw_with(content.adapter), words=(content.word, NO_WORD))
@@ -90,7 +91,7 @@ class CrossedFusion:
     def _draw_style_alone(self, spec: str, style: str, shown: Sequence[str]) -> None:
         """A style's adapter on known contents."""
         adapter = self.adapters.style_adapter(spec, style, shown)
-        method, image = self.settings.labels(spec)[1], "+".join(shown)
+        method, image = self._labels_alone(spec)[1], "+".join(shown)
         called = enumerate(self.known_contents)
         asked = [_asked(STYLE_ALONE, "style", k, c, adapter.word.word, c, style) for k, c in called]
         words, leaks = (NO_WORD, adapter.word), (shown[0], PLAIN)
@@ -119,6 +120,10 @@ class CrossedFusion:
         asked = [_asked(ORACLE_PAIRS, "content", seed, *called, self.contents[k], style) for seed in seeds]
         words, leaks = (oracle.word, style_word), (shown[0], PLAIN)
         self.rows.draw(method, asked, self._draw_with(oracle.adapter), "+".join(shown), words, leaks)
+
+    def _labels_alone(self, spec: str) -> tuple[str, str, str]:
+        """The labels of adapters alone, which are those of the method that trained them, whatever merges them."""
+        return self.settings.labels(spec_of_adapters(spec))
 
     def _draw_with(self, adapter: Adapter) -> Draw:
         """Draws with one adapter at strength 1."""

@@ -17,6 +17,7 @@ from ..comparison.crossed_tables import (
 )
 from ..comparison.decomposition import FORGETTING_PARTS, SUM
 from ..comparison.figure_data import Cell, ContactSheet, ReproducedResult
+from ..comparison.method_specs import spec_of_adapters
 from ..comparison.row_file import read_rows
 from ..comparison.statistics import in_hundredths
 from ..comparison.summary_tables import TableRow
@@ -42,6 +43,14 @@ class Variant:
     """On the contact sheet; "": not shown."""
 
 
+SHARED_LAYERS = {
+    0.003: ("qr", *(f"qr:rule={x}" for x in ("ties", "dare", "knots", "peft-linear"))),
+    0.002: (
+        *("lora", *(f"lora:rule={x}" for x in ("ties", "dare", "knots", "peft-linear"))),
+        *("k-lora", "k-lora-code", "lora-switch", "lora-composite"),
+    ),
+}
+"""On all attention layers, where merging rules differ most: {learning rate: methods}."""
 VARIANTS = (
     Variant("qr", FORGETTING, 2, "qr"),
     Variant("lora", FORGETTING, 2, "lora"),
@@ -62,8 +71,11 @@ VARIANTS = (
     Variant("qr-minor", WORDS),
     Variant("qr-direct:content/learning_rate=0.001:style/learning_rate=0.0007", WORDS),
     Variant("pissa:content/learning_rate=0.001:style/learning_rate=0.0007", WORDS),
-    Variant("qr:targets=attention:learning_rate=0.003", WORDS),
-    Variant("lora:targets=attention:learning_rate=0.002", WORDS),
+    *(
+        Variant(f"{method}:targets=attention:learning_rate={rate:g}", WORDS)
+        for rate, names in SHARED_LAYERS.items()
+        for method in names
+    ),
     Variant("oracle", WORDS, 1, "oracle"),
 )
 """The rows of the table, those first that the others lean on; rates from the development split (docs/log.md)."""
@@ -75,7 +87,11 @@ DEV_VARIANTS = (
     Variant("qr", {"style_word": "auto"}),
 )
 """The rows of the table of the development split, where the choices were made."""
-
+VARIANTS_BY_NAME = (
+    Variant("qr", WORDS, 1, "qr, known words"),
+    Variant("lora", WORDS, 1, "lora, known words"),
+)
+"""The rows of the table with held-out hands as styles."""
 
 NOTES = (
     "In hundredths, with intervals (95 %) that resample contents, style images and, of several seeds, those of "
@@ -103,6 +119,7 @@ def crossed_sums(request: ReproductionRequest) -> ReproducedResult:
         root=request.folder / "crossed",
         base=request.base,
         split=request.split,
+        truth=request.truth,
         contents=count,
         styles=count,
         seed=request.seed,
@@ -121,10 +138,12 @@ def crossed_sums(request: ReproductionRequest) -> ReproducedResult:
         f"{title} differences to {lora}": [_scores(line) for line in lines if line.less == lora]
         for title, lines in {"The sums'": sums, "Forgetting's": forgetting}.items()
     }
+    further["Merging rules, differences to the adapters' own"] = _by_rule(found)
     for method in dict.fromkeys(row["method"] for row in found):
         further[f"By style, {method}"] = by_style(found, method, f"{method}, auto content, auto style")
+    by_name = ", the styles of held-out hands" * (request.truth == "by name")
     return ReproducedResult(
-        f"Sums of crossed contents and styles, {request.base}",
+        f"Sums of crossed contents and styles{by_name}, {request.base}",
         [_scores(line) | _trained(common, line, seconds) for line in scored_methods(found)],
         NOTES,
         _sheet(common, count, variants),
@@ -135,6 +154,7 @@ def crossed_sums(request: ReproductionRequest) -> ReproducedResult:
 def _variants(request: ReproductionRequest) -> list[Variant]:
     """The variants of the request's split and methods, with its rank and steps in their specs."""
     listed = DEV_VARIANTS if request.split == "dev" else VARIANTS
+    listed = VARIANTS_BY_NAME if request.truth == "by name" else listed
     names = [x.method.partition(":")[0] for x in listed]
     chosen = [x for x, name in zip(listed, names, strict=True) if not request.methods or name in request.methods]
     chosen += [Variant(spec, {}, 1, spec) for spec in request.methods if spec not in names]
@@ -153,6 +173,27 @@ def _scores(line: ScoredMethod) -> TableRow:
     return {**about, **{x: in_hundredths(line.scores[x]) if x in line.scores else "" for x in scores}}
 
 
+def _by_rule(found: list[dict[str, str]]) -> list[TableRow]:
+    """The sums of each merging rule less those that the method itself makes of the same adapters."""
+    sums = [row for row in found if row["part"] == SUM]
+    same: dict[str, list[str]] = {}
+    for label in dict.fromkeys(row["method"] for row in sums):
+        spec = _spec_of_label(label)
+        same.setdefault(spec_of_adapters(spec) + label.removeprefix(spec), []).append(label)
+    return [
+        _scores(line)
+        for own, labels in same.items()
+        if own in labels and len(labels) > 1
+        for line in scored_methods([row for row in sums if row["method"] in labels], own)
+        if line.less
+    ]
+
+
+def _spec_of_label(label: str) -> str:
+    """The spec of a method from its label in the rows."""
+    return re.split("[, ]", label, maxsplit=1)[0]
+
+
 def _trained(common: CrossedSettings, line: ScoredMethod, seconds: Mapping[str, float]) -> TableRow:
     """Of a sum's line: the rank, the count of trained parameters, and what it took; else empty."""
     if line.less or line.part not in (SUM, ORACLE_PAIRS):
@@ -165,9 +206,7 @@ def _rank_and_trained(common: CrossedSettings, label: str) -> dict[str, str]:
     """The ranks of a method's adapters and the count of their trained parameters, from its label in the rows."""
     equal = "parameters" if EQUAL_PARAMETERS in label else "rank"
     adapters = CrossedAdapters(replace(common, equal=equal))
-    ranks, count = ranks_and_trained_parameters(
-        adapters.base, adapters.training_settings(re.split("[, ]", label, maxsplit=1)[0])
-    )
+    ranks, count = ranks_and_trained_parameters(adapters.base, adapters.training_settings(_spec_of_label(label)))
     return {"rank": ", ".join(map(str, dict.fromkeys(ranks))), "trained": f"{count:,}"}
 
 

@@ -64,6 +64,7 @@ RESULTS = {
 CROSSED, SCORED_PAIRS = ("crossed", "attributes"), ("table1", "figure5", "figure20")
 RESULTS_WITH = {
     "split": CROSSED,
+    "truth": ("crossed",),
     "methods": CROSSED,
     "encoders": (*SCORED_PAIRS, "figure10", "measures"),
     "ratings": SCORED_PAIRS,
@@ -121,6 +122,7 @@ def _settings_line(name: str, request: ReproductionRequest) -> str:
     told = {key: getattr(request, key) for key in ("base", "pairs", "seed", "rank", "steps", "encoders", "device")}
     told |= {"ratings": request.ratings} if request.ratings else {}
     told |= {"split": request.split} if request.split != "test" else {}
+    told |= {"truth": request.truth} if request.truth != "exact" else {}
     return settings_line({**told, "base": request.base or RESULTS[name].base})
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from ..adapter import Adapter
+from ..comparison.crossed_adapters import Truth
 from ..comparison.fusion_comparison import RunSummary, plan_comparison, run_comparison
 from ..comparison.image_pairs import CaptionedImage, Pair, Split, world_pairs
 from ..comparison.jobs import BaseSpec, TrainJob, base_digest
@@ -15,6 +16,7 @@ from ..comparison.run_job import JobFailure, open_base_once
 from ..comparison.settings import ComparisonSettings, check_counts
 from ..comparison.training_settings import REFERENCE_METHOD, SHARED_SETTINGS
 from ..comparison.workers import worker_pool
+from ..config.type_checks import check_types
 from ..families import Base
 from ..files import load
 
@@ -38,6 +40,8 @@ class ReproductionRequest:
     """For table 1: levels.csv of a survey's report, whose first question stands in the row "user study"."""
     split: Split = "test"
     """For crossed and attributes: the contents and style images, those that are kept for tests or those to tune on."""
+    truth: Truth = "exact"
+    """For crossed: how true images are known (`CrossedSettings.truth`)."""
     methods: tuple[str, ...] = ()
     """For crossed and attributes: the methods that are run, as specs of `method_specs`; none: all of the findings."""
     folder: Path = Path("out/reproduce")
@@ -48,6 +52,7 @@ class ReproductionRequest:
     """(jobs done, of how many, title, reason of a failure or "")."""
 
     def __post_init__(self) -> None:
+        check_types(ReproductionRequest, {name: getattr(self, name) for name in ("split", "truth")})
         check_counts(vars(self), "pairs", "rank", "steps", "workers")
 
     @property
