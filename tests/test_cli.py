@@ -2,6 +2,7 @@
 
 import re
 import shlex
+import time
 from pathlib import Path
 
 import numpy as np
@@ -345,18 +346,47 @@ def test_a_stage_says_how_long_it_still_takes_also_where_nobody_watches(capsys):
     """A quarter done in a minute: three to go; then the work itself, whose time is counted by itself."""
     with progress_bar.progress_bar("estimating") as bar:
         bar.stage("counting", 0.0)
-        assert not capsys.readouterr().err
         task = bar._task
         task.fields.update(since=task.fields["since"] - 60, begun=task.fields["begun"] - 60)
-        bar._shown -= 60
         bar.stage("counting", 0.25)
+        bar._shown -= 60
+        bar.print_line_if_due()
         assert capsys.readouterr().err == "estimating: counting 25% 1:00, 3:00 left\n"
         bar.stage("counting", 0.5)
+        bar.print_line_if_due()
         assert not capsys.readouterr().err, "a line every 30 seconds"
         bar.step(900, 1000)
         task.fields.update(since=task.fields["since"] - 10)
         bar.step(950, 1000)
         assert progress_bar.Clock().render(task).plain == "1:00, 0:10 left"
+
+
+def test_a_stage_that_takes_long_says_that_it_has_begun_and_a_short_one_nothing(capsys):
+    with progress_bar.progress_bar("dog") as bar:
+        bar.stage("opening the base model")
+        bar.print_line_if_due()
+        assert not capsys.readouterr().err
+        bar._begun -= 6
+        bar.print_line_if_due()
+        bar.print_line_if_due()
+        assert capsys.readouterr().err == "dog: opening the base model 0:00\n"
+        bar.stage("encoding the image and its caption")
+        bar.print_line_if_due()
+        assert not capsys.readouterr().err
+        bar._begun -= 6
+        bar.print_line_if_due()
+        assert capsys.readouterr().err == "dog: encoding the image and its caption 0:00\n"
+
+
+def test_a_stage_that_reports_nothing_is_named_by_the_clock_alone(capsys, monkeypatch):
+    """The base is still being opened when its line appears."""
+    monkeypatch.setattr(progress_bar, "BEGUN_AFTER", 0.0)
+    with progress_bar.progress_bar("drawing") as bar:
+        bar.stage("opening the base model")
+        deadline = time.monotonic() + 60
+        while not (shown := capsys.readouterr().err) and time.monotonic() < deadline:
+            time.sleep(0.05)
+    assert shown.startswith("drawing: opening the base model")
 
 
 @pytest.mark.parametrize(

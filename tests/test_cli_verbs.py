@@ -10,10 +10,11 @@ import pico
 from commands import run
 from qrlora import cli
 from qrlora.baselines import FUSIONS
-from qrlora.cli import generate, merge, train
+from qrlora.cli import generate, merge, progress_bar, train
 from qrlora.cli.named_values import VerbCommand, named_values_as_options, options_as_named_values
 from qrlora.cli.verbs import OLD_VERBS, VERBS
 from qrlora.config import TrainConfig
+from qrlora.families import open_base
 from qrlora.initialisation_methods import METHODS
 from qrlora.layouts import LAYOUTS
 from qrlora.merging import RULES
@@ -154,3 +155,39 @@ def test_a_verb_file_is_imported_without_what_it_works_with():
     """The functions of these files are light: heavy packages are imported when one runs."""
     for module in (generate, merge, train):
         assert not {"torch", "sampling", "training", "merging", "plots"} & set(vars(module))
+
+
+OPENING = {
+    "train": ["image=PNG", "base=BASE", "steps=1", "output=DIR/new.safetensors"],
+    "generate": ["a <c>", "DOG", "-o", "DIR/new.png"],
+    "grid": ["DOG", "CAT", "-o", "DIR/new.png"],
+    "words": ["PNG", "a <c>", "--words", "cat", "--base", "BASE"],
+    "project": ["DOG", "DIR/new.safetensors", "--base", "BASE"],
+    "bases": ["BASE", "BASE"],
+}
+
+
+@pytest.mark.parametrize("verb", OPENING)
+def test_a_verb_that_opens_a_base_says_so_if_that_takes_long(verb, studio, tmp_path, capsys, monkeypatch):
+    """Standard error has the line while the base is being opened, and nothing where that is short."""
+    monkeypatch.setattr(progress_bar, "BEGUN_AFTER", 0.0)
+    initialise, bars, lines = progress_bar.Bar.__init__, [], []
+
+    def remember(bar, *given):
+        initialise(bar, *given)
+        bars.append(bar)
+
+    def opened(*given, **settings):
+        bars[-1].print_line_if_due()
+        lines.append(capsys.readouterr().err)
+        return open_base(*given, **settings)
+
+    monkeypatch.setattr(progress_bar.Bar, "__init__", remember)
+    for place in ("families", "cli.open_for_sampling", "training.train_adapter"):
+        monkeypatch.setattr(f"qrlora.{place}.open_base", opened)
+    places = {"DOG": studio / "dog.safetensors", "CAT": studio / "cat.safetensors", "PNG": studio / "dog.png"}
+    places |= {"BASE": pico.folder(), "DIR": tmp_path}
+    words = (re.sub("|".join(places), lambda m: str(places[m[0]]), word) for word in OPENING[verb])
+    code, _, err = run(capsys, verb, *words)
+    assert code == 0, err
+    assert lines and all(re.search(r"opening (the base model|\S+pico)", line) for line in lines), lines

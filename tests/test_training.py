@@ -247,6 +247,31 @@ def test_progress_tells_step_loss_and_time_left(tmp_path, base):
 
 
 @pytest.mark.parametrize(
+    ("method", "own"),
+    [
+        ("qr", "finding the leading directions"),
+        ("qr-contrast", "comparing with ordinary prompts"),
+        ("olora", None),
+        ("peft:dora", None),
+    ],
+)
+def test_every_stage_before_the_first_update_says_that_it_begins(tmp_path, method, own):
+    stages = []
+    train(settings(tmp_path, method=method, steps=1), on_stage=lambda *stage: stages.append(stage))
+    begun = list({what: share for what, share in reversed(stages)}.items())[::-1]
+    expected = [
+        "opening the base model",
+        "reading the image",
+        "comparing with earlier runs",
+        "encoding the image and its caption",
+        "computing the initial factors",
+        *filter(None, [own]),
+        "beginning the first update",
+    ]
+    assert begun == [(what, 0.0) for what in expected]
+
+
+@pytest.mark.parametrize(
     ("of", "optimizer"),
     pico.in_turn(
         [*((method, "sdxl") for method in ("qr", "qr-triangular", "qr-direct", "lora")), *NEW],

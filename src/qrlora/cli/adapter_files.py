@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from . import console, tables, usage_hints
+from .progress_bar import progress_bar
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -42,7 +43,7 @@ def open_base_for_weights(base: str) -> Any:
     optional_dependencies.require("diffusers", reason="a base model")
     from .. import families
 
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), progress_bar(f"opening {base}", transient=True):
         warnings.simplefilter("ignore", families.SlowDevice)
         return families.open_base(base, device="cpu")
 

@@ -7,6 +7,7 @@ import typer
 
 from ..layouts import LAYOUTS
 from . import adapter_files, arguments, console, options, process_settings, tables
+from .progress_bar import progress_bar
 
 EXAMPLE = "qrlora bases"
 
@@ -94,7 +95,9 @@ def print_shared_span(base: str, other: str, targets: str | None, rank: int | No
     process_settings.use_one_thread()
     chosen = targets or first.defaults.targets
     count = first.defaults.rank if rank is None else rank
-    rows = sorted(shared_span(first.weights(chosen), second.weights(chosen), count, side), key=lambda row: row.overlap)
+    with progress_bar("finding the leading directions of both", transient=True):
+        rows = shared_span(first.weights(chosen), second.weights(chosen), count, side)
+    rows = sorted(rows, key=lambda row: row.overlap)
     shown = [(row.layer, f"{row.overlap:.2%}", f"{row.kept:.2%}") for row in rows]
     mean = [sum(getattr(row, name) for row in rows) / len(rows) for name in ("overlap", "kept")]
     columns = ("layer", "span shared", "of the other's own")

@@ -64,7 +64,11 @@ def run_demo(output: Path, content: Path | None, style: Path | None, *, base: st
             bar.name(f"training {what}")
             bar.step(progress.step, progress.steps, f"loss {progress.loss:.4f}")
 
-        rows = world_demo.demo(output, content, style, base=base, **settings, on_step=on_step, on_stage=bar.stage)
+        def on_stage(what: str, share: float) -> None:
+            bar.name("demo")  # what was trained last has ended
+            bar.stage(what, share)
+
+        rows = world_demo.demo(output, content, style, base=base, **settings, on_step=on_step, on_stage=on_stage)
     made_with = f"qrlora demo: method {settings['method']}, base {base}, seed {settings['seed']}"
     sheet = demo_sheet.contact_sheet(rows, "\n".join(filter(None, (made_with, limit))))
     plots.save(sheet, output / "demo.png", overwrite=True)

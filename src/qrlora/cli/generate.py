@@ -64,9 +64,11 @@ def draw_images(config: SampleConfig, skip_text_encoders: bool = False, any_prom
     if config.count > 1:
         plots.figure_format(config.output)
     output_images.check_image_output(config, seeds)
-    config, base, adapters = open_for_sampling.open_base_and_adapters(config, skip_text_encoders, any_prompt)
-    weighted = list(zip(adapters, config.strengths, strict=True))
     with progress_bar("drawing") as bar:
+        opened = open_for_sampling.open_base_and_adapters(config, skip_text_encoders, any_prompt, bar.stage)
+        config, base, adapters = opened
+        bar.stage("the first image")
+        weighted = list(zip(adapters, config.strengths, strict=True))
         common = open_for_sampling.sampling_settings(config, any_prompt)
         images = sampling.generate(base, config.prompt, weighted, **common, count=config.count, on_image=bar.step)
     made_with = json.dumps(as_dict(config))

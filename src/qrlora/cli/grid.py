@@ -63,11 +63,12 @@ def draw_grid(
 
     plots.figure_format(config.output)
     output_images.check_image_output(config)
-    opened = open_for_sampling.open_base_and_adapters(config, skip_text_encoders, any_prompt)
-    config, base, (content, style) = opened
-    if doubt := swapped_roles(content.header, style.header):
-        console.warn(doubt)
     with progress_bar("drawing") as bar:
+        opened = open_for_sampling.open_base_and_adapters(config, skip_text_encoders, any_prompt, bar.stage)
+        config, base, (content, style) = opened
+        if doubt := swapped_roles(content.header, style.header):
+            console.warn(doubt)
+        bar.stage("the first image")
         strengths = (content_strengths, style_strengths)
         common = open_for_sampling.sampling_settings(config, any_prompt)
         images = sampling.grid(base, config.prompt, content, style, *strengths, **common, on_image=bar.step)

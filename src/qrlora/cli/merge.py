@@ -8,6 +8,7 @@ import typer
 
 from . import adapter_files, console, options, process_settings
 from .arguments import files_with_strengths
+from .progress_bar import progress_bar
 
 if TYPE_CHECKING:
     from ..adapter import Header
@@ -43,7 +44,8 @@ def merge(
         process_settings.use_one_thread()
         existed = adapter_files.check_output(output)
         opened = [adapter_files.read_adapter(path, skip_text_encoders) for path in paths]
-        merged = merging.merge(opened, strengths, name, **chosen)
+        with progress_bar(f"merging by {name}", transient=True):
+            merged = merging.merge(opened, strengths, name, **chosen)
         files.save(merged, output, content=content, keys=keys, overwrite=overwrite)
     report_merge(paths, merged.header)
     adapter_files.report_written(output, merged, "", existed and not overwrite)

@@ -1,7 +1,7 @@
 """Opens the base model and the adapters' files that `generate` and `grid` sample from, and warns where they clash."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from .. import missing_triggers
@@ -13,9 +13,9 @@ from . import adapter_files, console
 
 
 def open_base_and_adapters(
-    config: SampleConfig, skip_text_encoders: bool, any_prompt: bool
+    config: SampleConfig, skip_text_encoders: bool, any_prompt: bool, on_stage: Callable[[str], Any]
 ) -> tuple[SampleConfig, Base, list[Adapter]]:
-    """Open the base and the adapters to sample with; the config with nothing left open."""
+    """Open the base and the adapters to sample with; the config with nothing left open. on_stage (what is begun)."""
     adapters = [adapter_files.read_adapter(path, skip_text_encoders) for path in config.adapters]
     acting = [(adapter, x) for adapter, x in zip(adapters, config.strengths, strict=True) if x]
     if not any_prompt:
@@ -24,6 +24,7 @@ def open_base_and_adapters(
     for doubt in (*missing, *doubts([adapter.header for adapter, _ in acting])):
         console.warn(doubt)
     config = dataclasses.replace(config, base=config.base or base_of_adapters(adapters))
+    on_stage("opening the base model")
     base = open_base(config.base, config.device, config.dtype, config.quantize, config.offload, config.revision)
     for adapter in adapters:
         adapter_compatibility.check_adapter_fits_base(base, adapter)

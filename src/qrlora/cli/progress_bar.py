@@ -2,6 +2,7 @@
 
 import contextlib
 import math
+import threading
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -11,6 +12,10 @@ from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn
 from rich.text import Text
 
 from .console import err
+
+BEGUN_AFTER, AGAIN_AFTER = 5.0, 30.0
+"""Seconds. Where standard error is no terminal, work or a stage of it that takes longer than the first has a line that
+says that it has begun, then one in such intervals as the second."""
 
 
 class Clock(ProgressColumn):
@@ -37,8 +42,10 @@ class Bar:
 
     def __init__(self, bars: Progress, what: str) -> None:
         """Begin a bar."""
-        self._bars, self._what, self._stage, self._shown = bars, what, "", time.monotonic()
-        clock: dict[str, Any] = {"begun": self._shown, "origin": math.inf, "since": 0.0}
+        self._bars, self._what, self._stage, self._line = bars, what, "", what
+        self._begun = self._shown = time.monotonic()
+        self._announced = False
+        clock: dict[str, Any] = {"begun": self._begun, "origin": math.inf, "since": 0.0}
         self._name = bars.add_task(escape(what), total=None, note="", count="", **clock)
         self._task = bars.tasks[0]
 
@@ -46,28 +53,41 @@ class Bar:
         """The bar's name when another piece of work begins; its time left is counted anew."""
         if what != self._what:
             self._what = what
+            self._begin("")
             self._task.fields["origin"] = math.inf
 
     def stage(self, what: str, share: float = 0.0) -> None:
         """What is being prepared, and which share of it (0..1) is done; each stage's time left is counted by itself."""
         if what != self._stage:
-            self._stage = what
+            self._begin(what)
             self._task.fields.update(origin=share, since=time.monotonic())
         done = f"{share:.0%}" if share else ""
+        self._line = f"{self._what}: {what} {done}".rstrip()
         self._show(escape(f"{self._what}: {what}"), share, 1.0 if share else None, done, "")
-        if not err.is_terminal and time.monotonic() - self._shown > 30:
-            self._shown = time.monotonic()
-            err.print(escape(f"{self._what}: {what} {done} {Clock().render(self._task)}".replace("  ", " ")))
 
     def step(self, done: int, total: int, note: str = "") -> None:
         """Move the bar: how many of how many, and a few words such as the loss."""
         if self._stage or self._task.fields["origin"] > done:
-            self._stage = ""
+            self._begin("")
             self._task.fields.update(origin=done, since=time.monotonic())
+        self._line = f"{self._what} {done}/{total} {note}".rstrip()
         self._show(escape(self._what), done, total, f"{done}/{total}", note)
-        if not err.is_terminal and (time.monotonic() - self._shown > 30 or done == total):
-            self._shown = time.monotonic()
-            err.print(escape(f"{self._what} {done}/{total} {note}".rstrip()))
+        if not err.is_terminal and done == total:
+            self._print_line()
+
+    def print_line_if_due(self) -> None:
+        """Where standard error is no terminal: a line of what is being done, if that takes long."""
+        now = time.monotonic()
+        if now - self._shown > AGAIN_AFTER or not self._announced and now - self._begun > BEGUN_AFTER:
+            self._print_line(f" {Clock().render(self._task)}")
+
+    def _print_line(self, clock: str = "") -> None:
+        self._shown, self._announced = time.monotonic(), True
+        err.print(escape(f"{self._line}{clock}"))
+
+    def _begin(self, stage: str) -> None:
+        """Begin a stage, or the work after all stages."""
+        self._stage, self._begun, self._announced = stage, time.monotonic(), False
 
     def _show(self, what: str, done: float, total: float | None, count: str, note: str) -> None:
         self._task.fields.update(count=count, note=note)
@@ -76,8 +96,11 @@ class Bar:
 
 
 @contextlib.contextmanager
-def progress_bar(what: str) -> Iterator[Bar]:
-    """A progress bar on standard error for the length of a `with`; where that is no terminal, a line now and then."""
+def progress_bar(what: str, transient: bool = False) -> Iterator[Bar]:
+    """A progress bar on standard error for the length of a `with`; where that is no terminal, a line now and then.
+
+    Args: transient: whether the bar vanishes at the end: of work that is mostly short.
+    """
     columns = (
         TextColumn("{task.description}"),
         BarColumn(bar_width=32),
@@ -85,5 +108,25 @@ def progress_bar(what: str) -> Iterator[Bar]:
         TextColumn("{task.fields[note]}", markup=False),
         Clock(),
     )
-    with Progress(*columns, console=err, disable=not err.is_terminal) as bars:
-        yield Bar(bars, what)
+    with Progress(*columns, console=err, disable=not err.is_terminal, transient=transient) as bars:
+        bar = Bar(bars, what)
+        with contextlib.nullcontext() if err.is_terminal else _lines_now_and_then(bar):
+            yield bar
+
+
+@contextlib.contextmanager
+def _lines_now_and_then(bar: Bar) -> Iterator[None]:
+    """Lines of a bar from a thread, since a stage that takes long reports nothing meanwhile."""
+    ended = threading.Event()
+
+    def print_lines() -> None:
+        while not ended.wait(1.0):
+            bar.print_line_if_due()
+
+    thread = threading.Thread(target=print_lines, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from . import adapter_files, arguments, console, options, process_settings, tables
+from .progress_bar import progress_bar
 
 if TYPE_CHECKING:
     from ..adapter import Adapter
@@ -41,18 +42,21 @@ def project(
     open_base = functools.cache(adapter_files.open_base_for_weights)
     adapter = adapter_files.read_adapter(source, skip_text_encoders, lambda layer: open_base(base).weight(layer))
     opened = open_base(base)
-    process_settings.use_one_thread()
-    adapter_compatibility.check_adapter_fits_base(opened, adapter)
-    layers = ",".join(adapter.layers)
-    weights = {layer: weight for layer, weight in opened.weights(layers) if layer in adapter.layers}
-    header = Header(
-        family=opened.family.name,
-        component=opened.family.component,
-        base=opened.name,
-        fingerprint=bases.fingerprint(weights.items()),
-    )
-    basis = bases.cached_basis(weights.items(), opened.defaults.rank if rank is None else rank, side)
-    projected, kept = merging.project(adapter, basis, header)
+    with progress_bar("projecting", transient=True) as bar:
+        process_settings.use_one_thread()
+        adapter_compatibility.check_adapter_fits_base(opened, adapter)
+        layers = ",".join(adapter.layers)
+        weights = {layer: weight for layer, weight in opened.weights(layers) if layer in adapter.layers}
+        header = Header(
+            family=opened.family.name,
+            component=opened.family.component,
+            base=opened.name,
+            fingerprint=bases.fingerprint(weights.items()),
+        )
+        bar.stage("finding the leading directions")
+        basis = bases.cached_basis(weights.items(), opened.defaults.rank if rank is None else rank, side)
+        bar.stage("projecting every layer")
+        projected, kept = merging.project(adapter, basis, header)
     files.save(projected, output, overwrite=overwrite)
     report_kept(adapter, kept, output)
     adapter_files.report_written(output, projected, "", existed and not overwrite)

@@ -63,10 +63,12 @@ def draw_video(
         raise ValueError(f"fps must be 1 or more, got {fps}")
     plots.animation_format(config.output)
     output_images.check_image_output(config)
-    config, base, adapters = open_for_sampling.open_base_and_adapters(config, skip_text_encoders, any_prompt)
-    weighted = list(zip(adapters, config.strengths, strict=True))
-    common = open_for_sampling.sampling_settings(config, any_prompt)
-    with progress_bar("drawing"):
+    with progress_bar("drawing") as bar:
+        opened = open_for_sampling.open_base_and_adapters(config, skip_text_encoders, any_prompt, bar.stage)
+        config, base, adapters = opened
+        bar.stage("all frames")
+        weighted = list(zip(adapters, config.strengths, strict=True))
+        common = open_for_sampling.sampling_settings(config, any_prompt)
         drawn = video_sampling.generate_video(base, config.prompt, weighted, frames=frames, **common)
     made_with = json.dumps({**as_dict(config), "frames": frames, "fps": fps})
 

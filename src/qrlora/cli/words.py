@@ -47,9 +47,11 @@ def words(
         raise ValueError(f"shown must be 1 or more, got {shown}")
     load_image(image, MIN_SIDE)  # refused before a base is opened, which takes long
     tried = _given_words(words, placeholder) if words else _words_of_base(base, role)
-    opened = open_base(base, device, dtype, quantize, offload, revision)
-    template, cropped = prompt.replace(placeholder, "{}"), load_image(image, opened.defaults.resolution)
     with progress_bar("trying words") as bar:
+        bar.stage("opening the base model")
+        opened = open_base(base, device, dtype, quantize, offload, revision)
+        template, cropped = prompt.replace(placeholder, "{}"), load_image(image, opened.defaults.resolution)
+        bar.stage("encoding the image and the captions")
         losses = word_losses(opened, cropped, template, [placeholder, *tried], COPIES[role], seed, on_word=bar.step)
     best = [x for x in losses if x != placeholder][:shown]
     rows = [(x, loss, loss / losses[placeholder]) for x, loss in losses.items() if x in (placeholder, *best)]

@@ -123,6 +123,7 @@ def _train_without_bar(
     if processes.is_rank_zero:
         log_cropping(images, cropped)
         log_masks(images, cropped)
+    stage("comparing with earlier runs", 0.0)  # reads all of the base's weights
     inputs = run_identity(config, base, cropped, captions)
     finished = load_finished_adapter(config, run_digest(inputs, config.steps))
     if finished is not None:
@@ -131,6 +132,7 @@ def _train_without_bar(
         return finished
     check_adapter_fits(config, base)
     check_step_files(config, inputs)
+    stage("encoding the image and its caption", 0.0)
     examples = _encode_examples(config, base, cropped, captions, processes)
     header_settings = settings_in_header(config, images)
     draw_preview = _preview_sampler(config, base, on_preview) if config.preview_every else None
@@ -216,6 +218,7 @@ def _train_on_base(
         here = numeric_environment(base, processes.count)
         checkpoint = Checkpoint(config.checkpoints, inputs, here, config.steps, config.lr_decay, trainable, generator)
         on_step, draw_preview = on_step or (lambda _: None), draw_preview or (lambda _: None)
+        stage("beginning the first update", 0.0)
         check_activations_fit_memory(config, base, examples, processes)
 
         def extract(step: int) -> Adapter:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ..adapter import Adapter, Header
-from ..basis import cached_basis
+from ..basis import Basis, cached_basis
 from ..config import TrainConfig
 from ..contrastive_directions import compute_contrast_directions
 from ..families import Base
@@ -50,6 +50,7 @@ def prepare_adapter(
 ) -> Callable[[], TrainableAdapter]:
     """Compute the trainable adapter's initial factors. The returned function then injects it into the base's model."""
     assert config.rank is not None and config.targets is not None
+    stage("computing the initial factors", 0.0)
     if config.method.startswith(PREFIX):
         return partial(_inject_peft_method, base, config)
     method, weights = METHODS[config.method], base.weights(config.targets)
@@ -59,15 +60,23 @@ def prepare_adapter(
         layers_done.append(layer)
         stage("finding the leading directions", len(layers_done) / len(weights))
 
-    on_contrast = partial(stage, "comparing with ordinary prompts")
+    def leading() -> Basis:
+        stage("finding the leading directions", 0.0)
+        return cached_basis(weights, config.rank or 0, method.side or "", on_layer)
+
+    def contrast() -> Mapping[str, Tensor]:
+        on_contrast = partial(stage, "comparing with ordinary prompts")
+        on_contrast(0.0)
+        return compute_contrast_directions(base, config, examples, on_contrast)
+
     factors, basis = initial_factors(
         method,
         weights,
         config.rank,
         generator,
         config.orthogonal_slot,
-        leading=lambda: cached_basis(weights, config.rank or 0, method.side or "", on_layer),
-        contrast=lambda: compute_contrast_directions(base, config, examples, on_contrast),
+        leading,
+        contrast,
     )
     start = {"basis": basis.digest if basis else "", "lost": basis.lost if basis else None}
     return partial(_inject_method, base, factors, start)

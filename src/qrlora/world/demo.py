@@ -107,6 +107,8 @@ def demo(
         load_image(one.image, SIZE)  # an unusable style image is refused before the content adapter is trained
     settings = {"base": base, "method": method, "steps": steps, "seed": seed, "overwrite": overwrite}
     configs = [_training_config(role, one, folder, **settings) for role, one in zip(ROLES, inputs, strict=True)]
+    if on_stage:
+        on_stage("opening the base model", 0.0)
     opened = open_base(base, device, "float32")  # as the model cards' scores are
     check_edition_of_base(opened)
     check_images_fit_memory(opened, count)
@@ -132,6 +134,7 @@ def _word(
         if on_stage:
             on_stage(f"finding a word for the {role}", done / count)
 
+    on_word(0, 1)
     image, words = load_image(source.image, base.defaults.resolution), [TRIGGERS[role], *known_words_of(role)]
     losses = word_losses(base, image, source.template, words, COPIES[role], on_word=on_word)
     return nearest_word(losses, TRIGGERS[role])
