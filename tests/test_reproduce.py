@@ -88,9 +88,13 @@ def test_table4_tells_a_shared_start_from_what_was_learnt(reproduced):
     pairs, mean, paper = found.rows[:2], found.rows[2], found.rows[3]
     assert len({row["pictures"] for row in pairs}) == 2
     assert all(row["A min"] > 0.9 > row["A, other seed max"] for row in pairs)
+    assert all(row["dR max"] != row["dR, other seed max"] and row["B min"] != row["B, other seed min"] for row in pairs)
     assert all(row["Q min"] > 0.8 and row["R min"] > 0.8 for row in pairs)
     assert all(row["dR max"] == pytest.approx(row["dW of qr max"], abs=1e-4) for row in pairs)  # of one Q they are one
     assert mean["dR max"] == pytest.approx(sum(row["dR max"] for row in pairs) / 2)
+    (means,) = ({row["matrix"]: row for row in rows} for rows in found.further.values())
+    assert float(means["A"]["mean"].split()[0]) > 90 > float(means["A, other seed"]["mean"].split()[0])
+    assert means["A"]["less the same seed"] == "" and means["A, other seed"]["less the same seed"].startswith("-")
     assert paper["dR max"] == pytest.approx(0.166, abs=1e-3) and paper["A, other seed max"] == ""
     assert len(TABLE_4) == 27 and all(len(row) == len(TABLE_4_COLUMNS) for row in TABLE_4)
 

@@ -10,21 +10,27 @@ from ..adapter import Adapter
 from ..analysis import similarity
 from ..comparison.figure_data import Curves, LayerCurves, ReproducedResult
 from ..comparison.image_pairs import Pair
+from ..comparison.statistics import in_hundredths, mean_over_pairs, paired_difference
 from ..comparison.summary_tables import TableRow
 from ..comparison.training_settings import REFERENCE_METHOD
 from .published_numbers import COSINES, TABLE_4, TABLE_4_COLUMNS
 from .request import ReproductionRequest
 
-MATRICES = ("Q", "R", "dR", "A", "A, other seed", "B", "dW of qr", "dW of lora")
-"""The paper's matrices, and others that it does not show: LoRA's A of two runs with different seeds, and the whole
-updates dW, which are comparable between methods."""
+OTHER_SEED = ", other seed"
+MATRICES = (
+    *("Q", "R", "dR", "dR, other seed", "A", "A, other seed", "B", "B, other seed"),
+    *("dW of qr", "dW of lora", "dW of lora, other seed"),
+)
+"""The paper's matrices, and others that it does not show: those of two runs with different seeds, and the whole updates
+dW, which are comparable between methods."""
 PAIRS_SHOWN = 5
 """Pairs in figures 14 to 16."""
 NOTES = (
     "Each matrix is compared between the adapter of a pair's content picture and that of its style picture, on the "
     "same layers. Q and R: method qr-direct; dR: qr; A and B: lora.",
     "The paper's A are alike because both runs start from the same random numbers, which A hardly leaves: "
-    '"A, other seed" starts the second run from others. Q and R start at the same values for any seed.',
+    'those of "other seed" are of a style adapter that starts from others, and sees other noise, than the content '
+    "adapter. Q and R start at the same values for any seed, dR at zero.",
 )
 
 
@@ -33,7 +39,8 @@ def table4(request: ReproductionRequest) -> ReproducedResult:
     paper's means."""
     rows: list[TableRow] = []
     pairs = request.benchmark_pairs()
-    for k, (pair, cosines) in enumerate(zip(pairs, _cosines_of_pairs(request, pairs), strict=True)):
+    of_pairs = _cosines_of_pairs(request, pairs)
+    for k, (pair, cosines) in enumerate(zip(pairs, of_pairs, strict=True)):
         row: TableRow = {"pair": str(k), "pictures": pair.name}
         for name in MATRICES:
             row |= {f"{name} max": max(cosines[name].values()), f"{name} min": min(cosines[name].values())}
@@ -50,7 +57,26 @@ def table4(request: ReproductionRequest) -> ReproducedResult:
     rows.append({"pair": "mean", "pictures": f"{len(rows)} pairs", **mean})
     rows.append({"pair": "paper", "pictures": "mean of 27 pairs, SDXL", **{n: papers.get(n, "") for n in figures}})
     title = "Table 4 and figure 2: cosines between the matrices of two pictures"
-    return ReproducedResult(title, rows, (*NOTES, "Max and min: over all layers."), Curves(panels, "pair", "cosine"))
+    return ReproducedResult(
+        title,
+        rows,
+        (*NOTES, "Max and min: over all layers."),
+        Curves(panels, "pair", "cosine"),
+        further={"Mean over layers, in hundredths, with intervals (95 %) over pairs": _means_over_layers(of_pairs)},
+    )
+
+
+def _means_over_layers(of_pairs: Sequence[Mapping[str, Mapping[str, float]]]) -> list[TableRow]:
+    """A row for each matrix: the mean cosine of its layers, over pairs; and the difference that another seed makes."""
+    rows: list[TableRow] = []
+    for name in MATRICES:
+        means = [statistics.fmean(cosines[name].values()) for cosines in of_pairs]
+        row = {"matrix": name, "mean": in_hundredths(mean_over_pairs(means)), "less the same seed": ""}
+        if name.endswith(OTHER_SEED):
+            same = [statistics.fmean(cosines[name.removesuffix(OTHER_SEED)].values()) for cosines in of_pairs]
+            row["less the same seed"] = in_hundredths(paired_difference(means, same))
+        rows.append(row)
+    return rows
 
 
 def figure3(request: ReproductionRequest) -> ReproducedResult:
@@ -95,23 +121,19 @@ def _cosines_of_pairs(request: ReproductionRequest, pairs: Sequence[Pair]) -> li
         for method in ("qr", "qr-direct", "lora"):
             jobs[k, method, "content"] = request.train_job(pair.content, "content", method)
             jobs[k, method, "style"] = request.train_job(pair.style, "style", method, layers_of="content")
-        jobs[k, "lora", "other"] = request.train_job(pair.style, "style", "lora", seed=1, layers_of="content")
+        for method in ("qr", "lora"):
+            jobs[k, method, "other"] = request.train_job(pair.style, "style", method, seed=1, layers_of="content")
     adapters = request.train_or_load_adapters(jobs)
     found = []
     for k in range(len(pairs)):
         qr, direct, lora = ((adapters[k, m, "content"], adapters[k, m, "style"]) for m in ("qr", "qr-direct", "lora"))
-        found.append(
-            {
-                "Q": _factor_cosines(*direct, "A"),
-                "R": _factor_cosines(*direct, "B"),
-                "dR": _factor_cosines(*qr, "B"),
-                "A": _factor_cosines(*lora, "A"),
-                "A, other seed": _factor_cosines(lora[0], adapters[k, "lora", "other"], "A"),
-                "B": _factor_cosines(*lora, "B"),
-                "dW of qr": {row.layer: row.update for row in similarity(*qr)},
-                "dW of lora": {row.layer: row.update for row in similarity(*lora)},
-            }
-        )
+        cosines = {"Q": _factor_cosines(*direct, "A"), "R": _factor_cosines(*direct, "B")}
+        other = {method: adapters[k, method, "other"] for method in ("qr", "lora")}
+        for seed, qr_style, lora_style in (("", qr[1], lora[1]), (OTHER_SEED, other["qr"], other["lora"])):
+            cosines[f"dR{seed}"] = _factor_cosines(qr[0], qr_style, "B")
+            cosines |= {f"{x}{seed}": _factor_cosines(lora[0], lora_style, x) for x in ("A", "B")}
+            cosines[f"dW of lora{seed}"] = {row.layer: row.update for row in similarity(lora[0], lora_style)}
+        found.append({**cosines, "dW of qr": {row.layer: row.update for row in similarity(*qr)}})
     return found
 
 
