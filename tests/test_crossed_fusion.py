@@ -169,7 +169,9 @@ def test_known_words_seeds_and_several_images_are_methods_of_their_own(tmp_path,
 
 def test_the_nearest_word_is_taken_however_far_where_that_is_asked_for(tmp_path, monkeypatch):
     monkeypatch.setattr(
-        crossed_adapters, "word_losses", lambda base, image, prompt, words, copies: {"<s>": 1.0, "neon": 5.0}
+        crossed_adapters,
+        "search_words",
+        lambda base, image, prompt, placeholder, words, copies: {"<s>": 1.0, "neon": 5.0},
     )
     shown = ["robot"]
     for wanted, word in (("nearest", "neon"), ("auto", "<s>")):

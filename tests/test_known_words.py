@@ -10,8 +10,19 @@ from qrlora.built_in_bases import folder_of
 from qrlora.families import open_base
 from qrlora.files import load
 from qrlora.image_loading import load_image
-from qrlora.known_words import COMMON_CONTENTS, COMMON_STYLES, NEAR, nearest_word, word_losses
+from qrlora.known_words import (
+    COMMON_CONTENTS,
+    COMMON_STYLES,
+    FINALISTS,
+    NEAR,
+    _rounds,
+    _spread_in_noise,
+    nearest_word,
+    search_words,
+    word_losses,
+)
 from qrlora.training import train
+from qrlora.world.captions import known_words
 from qrlora.world.ground_truth import true_image
 from qrlora.world.styles import STYLES
 
@@ -68,6 +79,52 @@ def test_the_choice_leaves_the_base_without_gradients_or_adapters(base, tmp_path
     true_image("backpack", "dusk").save(tmp_path / "picture.png")
     word_losses(base, load_image(tmp_path / "picture.png", 128), "a backpack in {} style", ["pop"], 1)
     assert all(parameter.grad is None for parameter in base.model.parameters()) and torch.is_grad_enabled()
+
+
+@pytest.mark.parametrize("style", ["dusk", "copper"])
+def test_the_search_ends_with_the_best_word_and_the_losses_of_trying_each_on_all_copies(base, tmp_path, style):
+    true_image("backpack", style).save(tmp_path / "picture.png")
+    image, prompt, passes = load_image(tmp_path / "picture.png", 128), "a backpack in {} style", []
+    words = known_words("style")
+    found = search_words(base, image, prompt, "<s>", words, 4, 7, on_round=lambda *done: passes.append(done))
+    every = word_losses(base, image, prompt, ["<s>", *words], 4, 7)
+    best = min(words, key=every.__getitem__)
+    assert min((x for x in found if x != "<s>"), key=found.__getitem__) == best
+    assert nearest_word(found, "<s>") == nearest_word(every, "<s>")
+    assert len(found) == 5 and list(found.values()) == sorted(found.values())
+    for word, loss in found.items():
+        assert loss == pytest.approx(every[word], rel=1e-4)
+    done, total = zip(*passes, strict=True)
+    assert sorted(done) == [*done] and done[-1] == total[0] < len(every) * 4 / 2
+
+
+def test_the_search_keeps_a_placeholder_that_fits_worst_for_it_is_compared_with(base, tmp_path):
+    true_image("backpack", "gold").save(tmp_path / "picture.png")
+    image, prompt = load_image(tmp_path / "picture.png", 128), "a backpack in {} style"
+    words = ["sepia", "gold", "emboss", "rose", "stripes"]
+    found = search_words(base, image, prompt, "blueprint", words, 2, finalists=1)
+    assert list(found) == ["gold", "blueprint"]
+    every = word_losses(base, image, prompt, ["blueprint", *words], 2)
+    assert list(every)[-1] == "blueprint" and found["blueprint"] == pytest.approx(every["blueprint"], rel=1e-4)
+    for wrong in ({"finalists": 0}, {"words": []}, {"copies": 0}, {"prompt": "a backpack"}, {"words": "gold"}):
+        with pytest.raises(ValueError):
+            search_words(base, image, **{"prompt": prompt, "placeholder": "<s>", "words": ["gold"], **wrong})
+
+
+@pytest.mark.parametrize("words, copies", [(400, 4), (23, 16), (58, 16), (86, 4)])
+def test_the_search_predicts_a_third_as_often_and_meets_each_copy_once(words, copies):
+    rounds = _rounds(words, copies, FINALISTS)
+    assert rounds[0][0] == words and all(count >= FINALISTS for count, *_ in rounds)
+    assert [start for _, start, _ in rounds] == [0, *(end for *_, end in rounds[:-1])] and rounds[-1][2] == copies
+    assert sum((1 + count) * (end - start) for count, start, end in rounds) * 2.8 < (1 + words) * copies
+
+
+@pytest.mark.parametrize("copies", [1, 4, 6, 16])
+def test_the_first_copies_of_a_search_are_the_noisiest_and_those_between(copies):
+    time = torch.rand(copies, generator=torch.Generator().manual_seed(copies))
+    order = _spread_in_noise(time)
+    assert sorted(order) == [*range(copies)] and order[0] == int(time.argmax())
+    assert copies < 2 or int((time > time[order[1]]).sum()) == 2 ** ((copies - 1).bit_length() - 1)
 
 
 def test_a_word_that_is_not_near_leaves_the_placeholder():

@@ -21,7 +21,7 @@ def words(
     ] = "",
     base: options.Base = TrainConfig.base,
     revision: options.Revision = "",
-    shown: Annotated[int, typer.Option(help="How many words to show, the best first.")] = 8,
+    shown: Annotated[int, typer.Option(help="Words to show, the best first; more take longer.")] = 4,
     seed: options.Seed = 0,
     device: options.Device = "auto",
     dtype: options.Dtype = "auto",
@@ -38,7 +38,7 @@ def words(
     optional_dependencies.require("diffusers", reason="qrlora words")
     from ..families import open_base
     from ..image_loading import MIN_SIDE, load_image
-    from ..known_words import COPIES, word_losses
+    from ..known_words import COPIES, search_words
     from .progress_bar import progress_bar
 
     role = _role_of_caption(prompt)
@@ -52,9 +52,10 @@ def words(
         opened = open_base(base, device, dtype, quantize, offload, revision)
         template, cropped = prompt.replace(placeholder, "{}"), load_image(image, opened.defaults.resolution)
         bar.stage("encoding the image and the captions")
-        losses = word_losses(opened, cropped, template, [placeholder, *tried], COPIES[role], seed, on_word=bar.step)
-    best = [x for x in losses if x != placeholder][:shown]
-    rows = [(x, loss, loss / losses[placeholder]) for x, loss in losses.items() if x in (placeholder, *best)]
+        losses = search_words(
+            opened, cropped, template, placeholder, tried, COPIES[role], seed, finalists=shown, on_round=bar.step
+        )
+    rows = [(x, loss, loss / losses[placeholder]) for x, loss in losses.items()]
     columns = ("word", "loss", f"times that of {placeholder}")
     tables.print_table(columns, [(x, f"{loss:.4f}", f"{times:.2f}") for x, loss, times in rows])
     _say_what_to_train_with(losses, {"image": image, "role": role, "prompt": prompt, "base": base})

@@ -14,7 +14,7 @@ from ..config.type_checks import check_strengths, check_types
 from ..files import load
 from ..image_loading import load_image
 from ..initialisation_methods import has_slots
-from ..known_words import COPIES, nearest_word, word_losses
+from ..known_words import COPIES, nearest_word, search_words
 from ..training import train
 from ..world.captions import CONTENT, STYLE, caption, known_words
 from ..world.drawings import HANDS, contents, contents_drawn_by, known_contents
@@ -224,8 +224,8 @@ class CrossedAdapters:
             image = path.with_suffix(".png")
             true_image(content, style).save(image)
             prompt = caption("{}", PLAIN) if role == "content" else caption(content, "{}")
-            words = [TRIGGERS[role], *known_words(role)]
-            losses = word_losses(self.base, load_image(image, 128), prompt, words, COPIES[role])
+            words, cropped = known_words(role), load_image(image, 128)
+            losses = search_words(self.base, cropped, prompt, TRIGGERS[role], words, COPIES[role])
             path.write_text(json.dumps(losses))
         losses, placeholder = json.loads(path.read_text()), TRIGGERS[role]
         known = min((x for x in losses if x != placeholder), key=losses.__getitem__)

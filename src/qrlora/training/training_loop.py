@@ -23,13 +23,14 @@ from torch import Tensor, nn
 from .. import optional_dependencies
 from ..config import TrainConfig
 from ..families import Base
-from ..noising import Noising, noising_of
+from ..noising import noising_of
 from ..training_example import TrainingExamples
 from .batch_images import make_batches
 from .checkpoint import Checkpoint
 from .distributed import Processes, is_rank_zero
 from .gradient_checkpointing import gradient_checkpointing, needs_gradient_checkpointing
 from .loss_scale import LossScale
+from .losses import denoising_loss
 from .optimizers import OPTIMIZERS, linear_decay
 
 T = TypeVar("T")
@@ -237,33 +238,6 @@ def make_loss(
         return denoising_loss(base.family.predict, base.model, noising, clean, noise, time, condition, weights)
 
     return loss_of_step
-
-
-def denoising_loss(
-    predict: Callable[..., Tensor],
-    model: nn.Module,
-    noising: Noising,
-    clean: Tensor,
-    noise: Tensor,
-    time: Tensor,
-    condition: Any,
-    loss_weights: Tensor | None = None,
-) -> Tensor:
-    """Mean over the batch of weight(time) |prediction - target|^2 / (c h w), in float32 whatever the base's dtype.
-
-    With `loss_weights` each place of the latents counts so many times: of a mask they are m / mean(m), and the loss is
-    sum(m |prediction - target|^2) / (c sum(m)).
-
-    Args:    clean, noise (b, c, h, w); time (b,), best on the CPU, where the noising's tables are; condition of b rows.
-             loss_weights: (b or 1, 1, h, w) of mean 1; None: ones.
-    Returns: a scalar.
-    """
-    prediction = predict(
-        model, noising.add_noise(clean, noise, time), time.to(clean.device, non_blocking=True), condition
-    )
-    squares = (prediction.float() - noising.target(clean, noise, time)).square()
-    error = (squares if loss_weights is None else squares * loss_weights).flatten(1).mean(1)
-    return (noising.weighting(time).to(error.device, non_blocking=True) * error).mean()
 
 
 def _resume_hint(last_saved: int, step: int) -> str:

@@ -14,7 +14,7 @@ from ..config import TRIGGERS, TrainConfig
 from ..families import Base, open_base
 from ..files import save
 from ..image_loading import load_image
-from ..known_words import COPIES, nearest_word, word_losses
+from ..known_words import COPIES, nearest_word, search_words
 from ..merging import merge
 from ..sampling import generate
 from ..sampling_arguments import check_images_fit_memory
@@ -130,13 +130,13 @@ def _word(
 ) -> str:
     """What the base would call the content or the style of an image; the placeholder if it has no word near."""
 
-    def on_word(done: int, count: int) -> None:
+    def on_round(done: int, count: int) -> None:
         if on_stage:
             on_stage(f"finding a word for the {role}", done / count)
 
-    on_word(0, 1)
-    image, words = load_image(source.image, base.defaults.resolution), [TRIGGERS[role], *known_words_of(role)]
-    losses = word_losses(base, image, source.template, words, COPIES[role], on_word=on_word)
+    on_round(0, 1)
+    image, words = load_image(source.image, base.defaults.resolution), known_words_of(role)
+    losses = search_words(base, image, source.template, TRIGGERS[role], words, COPIES[role], on_round=on_round)
     return nearest_word(losses, TRIGGERS[role])
 
 
