@@ -189,7 +189,7 @@ def test_letters_are_drawn_in_an_installed_font_that_has_them(tmp_path, monkeypa
 
     other = next(x for x in font_manager.fontManager.ttflist if x.name == "STIXGeneral" and x.style == "normal")
     monkeypatch.setattr(font_manager.fontManager, "ttflist", [other])
-    letter = "\u1d81"
+    letter = "\u2322"
     figure = plots.sheet([Panel(f"a {letter}", [picture("red")])])
     assert f"a {letter}" in drawn(figure, tmp_path / "plot.svg")
     assert figure.texts[0].get_fontfamily()[-1] == "STIXGeneral"

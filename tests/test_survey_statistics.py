@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import optimize, stats
 
-from qrlora.survey.statistics import Crossed, alpha, alpha_estimate, bradley_terry_davidson, holm
+from qrlora.survey.statistics import Crossed, alpha, alpha_estimate, bradley_terry_davidson, holm, quotient
 
 POPULATIONS = {"raters and pairs": (0.7, 0.5, 0.9), "answers alone": (0.0, 0.0, 1.0), "pairs alone": (0.0, 0.7, 0.7)}
 """Standard deviations of raters, pairs, answers."""
@@ -75,6 +75,18 @@ def test_no_interval_leaves_the_scale_however_few_the_raters_and_however_near_it
         assert math.isnan(found.low) or scale[0] <= found.low < found.value < found.high <= scale[1]
         if not math.isnan(found.low) and np.ptp(values.reshape(raters, pairs).mean(1)) >= 1 and raters == 2:
             assert found.high - found.low > 0.3 * (scale[1] - scale[0])
+
+
+@pytest.mark.parametrize("values", [[0, 1, 1, 0], [0.2, 0.6, 0.6, 0.2], [0, 1, 0.5, 0.5, 0, 1, 1, 0.5, 0]])
+@pytest.mark.parametrize("scale", [(0, 1), None])
+def test_raters_and_pairs_that_are_alike_in_the_mean_alone_make_nothing_certain(values, scale):
+    """Each rater's mean and each pair's is the same, yet no two answers to a pair are."""
+    n = math.isqrt(len(values))
+    who, what = np.divmod(np.arange(n * n), n)
+    sums = np.stack([np.array(values, dtype=float), np.ones(n * n)], 1)
+    crossed = Crossed(who.tolist(), what.tolist(), 0, 200)
+    (found,) = crossed.estimates(sums, quotient, None, 0.4, scale)
+    assert found.low < found.value - 0.1 and found.value + 0.1 < found.high and found.p > 0.05
 
 
 def test_an_interval_is_students_of_the_logit_and_p_below_5_percent_where_it_leaves_the_null_out():

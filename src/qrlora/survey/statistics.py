@@ -17,6 +17,9 @@ LEVEL = 0.95
 FINITE = 0.95
 """Share of the resamples that must have an estimate for there to be an interval."""
 
+ROUNDING = 1e-9
+"""A variance of so little of the whole is that of rounding."""
+
 
 class Estimate(NamedTuple):
     """A figure with its 95 % interval; NaN where there is none."""
@@ -108,8 +111,9 @@ def _estimate_with_interval(
     share_of_single = 1 - 1 / R - 1 / P  # 0 of two raters on two pairs, which cannot tell it from the others
     single = max(both - of_raters - of_pairs, 0) / share_of_single if share_of_single else 0
     of_raters, of_pairs = of_raters * R / (R - 1), of_pairs * P / (P - 1)
-    variance = of_raters + of_pairs - single
-    error = math.sqrt(variance if variance > 0 else max(of_raters, of_pairs))  # which a difference of guesses may miss
+    # a difference of guesses may be none; both are none of raters and pairs that are alike in the mean alone
+    guesses = (of_raters + of_pairs - single, max(of_raters, of_pairs), both)
+    error = math.sqrt(next(variance for variance in guesses if variance > ROUNDING * both))
     freedom = min(R, P) - 1
     half = special.stdtrit(freedom, (1 + LEVEL) / 2)
     ends = np.array([-half, half])
