@@ -105,8 +105,8 @@ def search_words(
     spaced in noise, by which some styles are told apart.  The better eighth of the words, at least twice the finalists,
     goes on to as many copies again, then the better half, at least the finalists, until all copies are met.  The noise
     is that of `word_losses` with the same seed and shared by all words, so that differences are paired and the losses
-    returned are those of `word_losses`.  The best word may be lost in an early round; of 31 images of the
-    development split, on three built-in bases, none was.
+    returned are those of `word_losses`.  The best word may be lost in an early round: on three built-in bases
+    none was of 31 images of the development split, one, by a word with 0.6 % more loss, of 30 of the test split.
 
     Args:    placeholder: stands for any content or any style, for `nearest_word`; meets all copies.
              finalists: words that meet all copies.
