@@ -45,7 +45,7 @@ def bad_files(folder, dog):
 
 BAD = {  # the words after `qrlora`, what the one line must say
     "no such verb": (["trian"], "No such command 'trian'. Did you mean 'train'?"),
-    "no such option": (["merge", "DOG", "--rul", "sum"], "No such option: --rul"),
+    "no such option": (["merge", "DOG", "--rul", "sum"], "No such option"),
     "no such rule": (["merge", "DOG", "--rule", "mean"], "no merging rule 'mean'; choose one of sum, stack"),
     "no such content": (["merge", "DOG", "--content", "half"], "content='half'"),
     "no such setting": (["train", "rnk=3"], "no setting 'rnk'; did you mean 'rank'?"),

@@ -134,7 +134,7 @@ def test_what_is_learnt_on_a_quantised_base_is_learnt_for_the_full_one(tmp_path,
     base, full = opened(family, quantize), open_base(pico.folder(family), "cpu")
     before = {key: stored(value).clone() for key, value in base.model.state_dict().items()}
     train(
-        settings(tmp_path, steps=10, batch_size=4, learning_rate=0.03, quantize=quantize, gradient_checkpointing=True),
+        settings(tmp_path, steps=20, batch_size=4, learning_rate=0.03, quantize=quantize, gradient_checkpointing=True),
         base=base,
     )
     after = base.model.state_dict()

@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Python with an emulated GPU, from the root of a checkout: tests/gpu/run.sh -m pytest tests/gpu/emulated.py
-# The emulation is built once for the torch at hand, of which it holds the path, and when its source is newer, in EMU_STORE (half a minute); needs g++.
+# The emulation is built once for the torch at hand, of which it holds the path, and when its source is newer, in
+# EMU_STORE (half a minute); needs g++.
 set -euo pipefail
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 python=${PYTHON:-.venv/bin/python}

@@ -19,35 +19,18 @@ EXAMPLE = "qrlora compare --methods qr,lora --workers 2"
 
 def compare(
     base: options.Base = TrainConfig.base,
-    methods: Annotated[
-        str,
-        typer.Option(
-            help="With commas between: {fusions}, peft:KIND; lora:rank=8:style/learning_rate=0.001 trains with other "
-            "settings."
-        ),
-    ] = "qr,lora",
+    methods: options.ComparedMethods = "qr,lora",
     pairs: Annotated[int, typer.Option(help="Held-out subjects in held-out styles.")] = 27,
     seeds: Annotated[int, typer.Option(help="Images of each pair and method.")] = 4,
     first_seed: Annotated[int, typer.Option(help="Seed of training and of each pair's first image.")] = 0,
     split: Annotated[str, typer.Option(help="test, or dev: other subjects, to tune on.")] = "test",
-    style_word: Annotated[
-        str, typer.Option(help="What stands for the style in prompts: <s>, or a known word.")
-    ] = "<s>",
+    style_word: options.StyleWord = "<s>",
     equal: Annotated[str, typer.Option(help="rank, or parameters: equally many trained parameters.")] = "rank",
     rank: options.Rank = None,
     steps: options.TrainSteps = None,
-    encoders: Annotated[
-        str,
-        typer.Option(
-            help="dino-vits16,clip-vit-base-patch32,csd-vit-l ...", show_default="none; the first two with --pictures"
-        ),
-    ] = "",
-    pictures: Annotated[
-        str, typer.Option(help="A CSV file of your own pairs: content,style,style_shows.", show_default="the world's")
-    ] = "",
-    decompose: Annotated[
-        bool, typer.Option("--decompose", help="Draw with each adapter by itself, too: which of the two is weak.")
-    ] = False,
+    encoders: options.ComparisonEncoders = "",
+    pictures: options.OwnPairs = "",
+    decompose: options.Decompose = False,
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder; what is done in it is kept.")] = Path(
         "out/fusion"
     ),

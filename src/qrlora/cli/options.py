@@ -39,6 +39,27 @@ Seed = Annotated[int, typer.Option(help="Seed of everything random.")]
 Workers = Annotated[int, typer.Option(help="Processes.")]
 Ray = Annotated[str, typer.Option(help="A Ray cluster's address, or local.", show_default="no Ray")]
 
+ComparedMethods = Annotated[
+    str,
+    typer.Option(
+        help="With commas between: {fusions}, peft:KIND; lora:rank=8:style/learning_rate=0.001 trains with other "
+        "settings."
+    ),
+]
+StyleWord = Annotated[str, typer.Option(help="What stands for the style in prompts: <s>, or a known word.")]
+ComparisonEncoders = Annotated[
+    str,
+    typer.Option(
+        help="dino-vits16,clip-vit-base-patch32,csd-vit-l ...", show_default="none; the first two with --pictures"
+    ),
+]
+OwnPairs = Annotated[
+    str, typer.Option(help="A CSV file of your own pairs: content,style,style_shows.", show_default="the world's")
+]
+Decompose = Annotated[
+    bool, typer.Option("--decompose", help="Draw with each adapter by itself, too: which of the two is weak.")
+]
+
 
 def split_names(text: str) -> tuple[str, ...]:
     """ "qr, lora" as ("qr", "lora")."""
