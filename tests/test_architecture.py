@@ -28,7 +28,7 @@ LAYERS = (
     ("built_in_bases", "image_loading", "output_files"),
     ("lanczos", "text_files"),
     ("linalg", "noising", "config", "safetensors_files", "lora_keys", "parallel_map", "json_objects"),
-    ("basis",),
+    ("basis", "initial_directions"),
     ("initialisation_methods", "adapter"),
     ("merging", "analysis", "files", "doctor"),
     ("families", "injection", "training_example", "compat", "trainers"),

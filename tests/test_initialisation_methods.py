@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from qrlora.basis import Basis, Weights
-from qrlora.initialisation_methods import METHODS, DirectionSources, minor_directions, slot_directions
+from qrlora.initial_directions import minor_directions, slot_directions
+from qrlora.initialisation_methods import METHODS, DirectionSources
 from qrlora.linalg import leading_subspace
 
 W = torch.randn(24, 16, generator=torch.Generator().manual_seed(0))

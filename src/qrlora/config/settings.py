@@ -21,7 +21,6 @@ Quantize = Literal["", "nf4", "int8", "float8"]
 
 DEFAULT_SLOTS = {"content": 0, "style": 1}
 """Role -> the block of Ortha's orthogonal basis that an adapter of that role is trained in by default."""
-
 TRIGGERS = {"content": "<c>", "style": "<s>"}
 """Role -> the default trigger word; the paper's prompt is "a <c> in <s> style"."""
 
@@ -290,14 +289,12 @@ class SampleConfig:
         if len(self.strengths) != len(self.adapters):
             counts = f"{len(self.adapters)} adapters and {len(self.strengths)} strengths"
             raise ValueError(f"{counts}: give one strength for each adapter, or none at all")
-        for name in ("steps", "count"):
-            check_at_least(self, name, 1)
         object.__setattr__(self, "size", parse_image_size("size", self.size))
-        check_at_least(self, "guidance", 0)
+        for name, least in {"steps": 1, "count": 1, "guidance": 0}.items():
+            check_at_least(self, name, least)
         check_at_least(self, "seed", 0, MAX_SEED)
 
     def filled(self, defaults: FamilyDefaults) -> Self:
         """These settings with every None replaced by the base's default."""
         values = {"steps": defaults.sample_steps, "guidance": defaults.guidance, "size": defaults.resolution}
-        left_open = {name: value for name, value in values.items() if getattr(self, name) is None}
-        return dataclasses.replace(self, **left_open)
+        return dataclasses.replace(self, **{name: x for name, x in values.items() if getattr(self, name) is None})
