@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 
 from harness import arguments
-from qrlora.comparison.crossed_adapters import CrossedSettings
+from qrlora.comparison.crossed_adapters import CrossedSettings, check_methods
 from qrlora.comparison.crossed_fusion import CrossedFusion
 from qrlora.comparison.crossed_tables import markdown_tables, scored_methods
 from qrlora.comparison.row_file import read_rows
@@ -57,6 +57,7 @@ def main() -> None:
     if not table:
         torch.set_num_threads(threads)
         crossed = CrossedFusion(settings)
+        check_methods(settings, methods.split(","))
         for spec in methods.split(","):
             crossed.run(spec)
     print("\n".join(markdown_tables(scored_methods(read_rows(settings.folder / "rows.csv"), against))))

@@ -240,6 +240,43 @@ def test_rows_of_an_earlier_version_are_kept_and_get_the_new_columns(tmp_path):
     assert again.rows.has(("qr", "sum", "cat", "dusk", "dog", 0))
 
 
+def test_a_row_that_a_stopped_call_left_half_written_is_made_anew_and_glued_to_no_other(crossed, tmp_path):
+    whole = crossed.rows.path.read_text()
+    found = crossing(tmp_path)
+    for cut in (12, len(whole.splitlines()[-1]) // 2):
+        found.rows.path.write_text(whole[:-cut])
+        again = crossing(tmp_path).rows
+        *others, last = csv.DictReader(whole.splitlines())
+        assert read_rows(again.path) == others and not again.has([last[name] for name in LABELS])
+        again.append([list(last.values())])
+        assert again.path.read_text() == whole
+
+
+def test_a_file_of_rows_that_was_damaged_or_is_another_programs_is_named(tmp_path):
+    path = crossing(tmp_path).rows.path
+    head = path.read_text()
+    for text, message in (
+        (head + "qr,sum,cat\n", "line 2: has 3 of the 20 columns"),
+        ("a,b\n1,2\n", r"is of another version or program \(columns a, b; "),
+        (head.replace("\n", ",new\n") + "," * 20 + "\n", "is of another version or program"),
+    ):
+        path.write_text(text)
+        with pytest.raises(ValueError, match=f"^{path}.*{message}"):
+            crossing(tmp_path)
+        assert path.read_text() == text
+
+
+def test_methods_are_checked_before_the_first_of_them_is_trained(tmp_path):
+    settings = CrossedSettings(root=tmp_path, base=str(pico.folder()), contents=1, styles=1, known=1)
+    for wrong, message in (
+        ("qr:rule=nope", "no merging rule 'nope'"),
+        ("lora:rank=9999", "rank 9999 is above"),
+        ("none", "leave it out of the methods"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            crossed_adapters.check_methods(settings, [SPEC, wrong])
+
+
 def test_more_contents_than_there_are_and_no_images_are_refused(tmp_path):
     with pytest.raises(ValueError, match="asked for 100000 of"):
         crossing(tmp_path, contents=100_000)

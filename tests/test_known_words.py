@@ -180,6 +180,46 @@ def test_a_picture_that_is_none_is_refused_before_a_base_is_opened(tmp_path, cap
     assert code == 2 and "none.png" in err
 
 
+def test_words_that_come_twice_or_one_at_a_time_are_each_tried_once(base, tmp_path):
+    true_image("backpack", "gold").save(tmp_path / "picture.png")
+    given = base, load_image(tmp_path / "picture.png", 128), "a backpack in {} style"
+    wanted = word_losses(*given, ["gold", "pop"], 1)
+    assert word_losses(*given, (x for x in ("gold", "gold", "pop")), 1) == wanted
+    twice = search_words(*given, "<s>", ["gold", "gold", "<s>", "pop", "pop"], 1, finalists=2)
+    assert {word: twice[word] for word in wanted} == pytest.approx(wanted, rel=1e-5) and len(twice) == 3
+
+
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        ({"placeholder": ""}, "words must be text, and not empty, got ''"),
+        ({"words": ["gold", None]}, "words must be text, and not empty, got None"),
+        ({"words": None}, "words is a list of words, got None"),
+        ({"words": []}, "got 0 words"),
+        ({"words": ["<s>"]}, "got 0 words"),
+        ({"prompt": None}, "prompt must be of class str"),
+        ({"prompt": "a cat"}, "needs words, a prompt with one {} for them"),
+        ({"image": "a.png"}, "image must be of class CroppedImage"),
+        ({"base": "tiny-flux"}, "base must be of class Base"),
+        ({"copies": 1.5}, "copies must be a whole number, got 1.5"),
+        ({"finalists": "4"}, "finalists must be a whole number, got '4'"),
+        ({"seed": -1}, "seed must be in 0.."),
+    ],
+)
+def test_a_wrong_argument_of_a_search_is_named(base, tmp_path, changes, message):
+    true_image("backpack", "gold").save(tmp_path / "picture.png")
+    given = {"base": base, "image": load_image(tmp_path / "picture.png", 128), "prompt": "a cat in {} style"}
+    with pytest.raises(ValueError) as caught:
+        search_words(**{**given, "placeholder": "<s>", "words": ["gold"], "copies": 1, **changes})
+    assert message in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_losses_without_the_placeholders_or_of_it_alone_have_no_nearest_word():
+    for losses in ({"gold": 1.0}, {"<s>": 1.0}, {}):
+        with pytest.raises(ValueError, match="needs losses of <s> and of a word"):
+            nearest_word(losses, "<s>")
+
+
 def test_common_words_are_given_once_and_hold_no_comma():
     for words in (COMMON_STYLES, COMMON_CONTENTS):
         assert len(words) == len(set(words)) > 50 and all(x == x.strip() and x and "," not in x for x in words)

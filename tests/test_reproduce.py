@@ -20,6 +20,7 @@ from qrlora.comparison import measured_examples
 from qrlora.comparison.crossed_adapters import CrossedSettings
 from qrlora.comparison.crossed_tables import ORACLE_PAIRS, VALUES
 from qrlora.comparison.decomposition import SUM
+from qrlora.comparison.method_specs import parse_method_spec
 from qrlora.comparison.row_file import read_rows
 from qrlora.comparison.summary_tables import summarise
 from qrlora.files import load
@@ -341,6 +342,25 @@ def test_crossed_makes_every_sum_of_the_findings_table(monkeypatch, tmp_path):
     assert {row["method"] for row in rows if row["part"] in (SUM, ORACLE_PAIRS)} - made == set()
     (pissa,) = crossed_sums._variants(replace(request, methods=("pissa",)))
     assert pissa.settings == {"content_word": "auto", "style_word": "auto"} and "content/learning_rate" in pissa.method
+
+
+def test_a_wrong_method_of_several_is_refused_before_any_is_trained(small_request, tmp_path):
+    request = replace(small_request, folder=tmp_path, methods=("qr", "lora:rule=nope"), pairs=1)
+    for name in ("crossed", "attributes"):
+        with pytest.raises(ValueError, match="no merging rule 'nope'"):
+            reproduce(name, request)
+    with pytest.raises(ValueError, match="ties:steps=4 is no sum of adapters"):
+        reproduce("attributes", replace(request, methods=("qr", "ties")))
+    assert not list(tmp_path.rglob("*.safetensors"))
+
+
+def test_a_specs_own_rank_is_not_replaced_by_the_requests():
+    request = ReproductionRequest(rank=8, steps=3)
+    assert request.spec("lora:rank=16") == "lora:rank=16:steps=3"
+    learn = parse_method_spec(request.spec("qr:content/rank=16")).learn
+    assert [learn[role]["rank"] for role in ("content", "style")] == [16, 8]
+    with pytest.raises(ValueError, match="lora:rank=8:rank=16: rank is set twice"):
+        parse_method_spec("lora:rank=8:rank=16")
 
 
 def test_lora_of_equal_parameters_trains_about_as_many_as_qr(small_request, tmp_path):

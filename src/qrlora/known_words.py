@@ -5,13 +5,14 @@ right thing; under a placeholder it starts from the mean of all things.  docs/fi
 """
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from .config.type_checks import MAX_SEED, check_instance, whole_number
 from .devices import check_fits_memory
 from .families import Base, Condition
 from .image_loading import CroppedImage
@@ -52,8 +53,11 @@ COMMON_CONTENTS = (
 def nearest_word(losses: Mapping[str, float], placeholder: str) -> str:
     """The known word with the least loss if it is `NEAR`, else the placeholder.
 
-    Args: losses: of `word_losses`, for the placeholder, which stands for any content or any style, and for known words.
+    Args:   losses: of `word_losses`, for the placeholder, which stands for any content or any style, and for words.
+    Raises: ValueError: losses without the placeholder's, or of it alone.
     """
+    if placeholder not in losses or len(losses) < 2:
+        raise ValueError(f"needs losses of {placeholder} and of a word, got {', '.join(losses) or 'none'}")
     word = min((x for x in losses if x != placeholder), key=losses.__getitem__)
     return word if losses[word] < NEAR * losses[placeholder] else placeholder
 
@@ -62,7 +66,7 @@ def word_losses(
     base: Base,
     image: CroppedImage,
     prompt: str,
-    words: Sequence[str],
+    words: Iterable[str],
     copies: int = 16,
     seed: int = 0,
     on_word: Callable[[int, int], Any] | None = None,
@@ -81,10 +85,10 @@ def word_losses(
     """
     noisy = _noisy_copies(base, image, prompt, words, copies, seed)
     losses = {}
-    for k, word in enumerate(words):
+    for k, word in enumerate(noisy.words):
         losses[word] = float(noisy.losses([k], range(copies)).mean())
         if on_word is not None:
-            on_word(k + 1, len(words))
+            on_word(k + 1, len(noisy.words))
     return _best_first(losses)
 
 
@@ -93,7 +97,7 @@ def search_words(
     image: CroppedImage,
     prompt: str,
     placeholder: str,
-    words: Sequence[str],
+    words: Iterable[str],
     copies: int = 16,
     seed: int = 0,
     finalists: int = FINALISTS,
@@ -113,15 +117,14 @@ def search_words(
              on_round: (predictions done, of how many) after each forward pass.
              The others are those of `word_losses`.
     Returns: {word: loss} of the placeholder and the finalists, the least loss first.
-    Raises:  ValueError: as `word_losses`; fewer than 1 finalist.
+    Raises:  ValueError: as `word_losses`; no placeholder; fewer than 1 finalist.
     """
-    if finalists < 1:
+    if whole_number("finalists", finalists) < 1:
         raise ValueError(f"finalists must be 1 or more, got {finalists}")
-    others = [word for word in words if word != placeholder] if not isinstance(words, str) else words
-    noisy = _noisy_copies(base, image, prompt, others, copies, seed, placeholder)
-    order, rounds = _spread_in_noise(noisy.time), _rounds(len(others), copies, finalists)
+    noisy = _noisy_copies(base, image, prompt, words, copies, seed, [placeholder])
+    order, rounds = _spread_in_noise(noisy.time), _rounds(len(noisy.words) - 1, copies, finalists)
     total = sum((1 + words) * (end - start) for words, start, end in rounds)
-    sums, done = torch.zeros(len(others) + 1), 0  # 0 is the placeholder
+    sums, done = torch.zeros(len(noisy.words)), 0  # 0 is the placeholder
     best = [*range(1, len(sums))]
     for count, start, end in rounds:
         left = [0, *best[:count]]
@@ -194,21 +197,34 @@ class _NoisyCopies:
 
 
 def _noisy_copies(
-    base: Base, image: CroppedImage, prompt: str, words: Sequence[str], copies: int, seed: int, placeholder: str = ""
+    base: Base,
+    image: CroppedImage,
+    prompt: str,
+    words: Iterable[str],
+    copies: int,
+    seed: int,
+    placeholder: Sequence[str] = (),
 ) -> _NoisyCopies:
     """Noisy copies of an image with the conditions of a prompt with each word, those of a placeholder first.
 
     Raises: ValueError: as `word_losses`.
     """
-    if isinstance(words, str):
-        raise ValueError(f"words is a list of words, got {words!r}")
-    if prompt.count("{}") != 1 or not words or copies < 1:
+    check_instance("base", base, Base, "qrlora.open_base opens one")
+    check_instance("image", image, CroppedImage, "qrlora.image_loading.load_image makes one")
+    check_instance("prompt", prompt, str)
+    if isinstance(words, str) or not isinstance(words, Iterable):
+        raise ValueError(f"words is a list of words, got {words!r:.80}")
+    tried = [*placeholder, *(word for word in dict.fromkeys(words) if word not in placeholder)]
+    if wrong := [word for word in tried if not isinstance(word, str) or not word.strip()]:
+        raise ValueError(f"words must be text, and not empty, got {wrong[0]!r:.80}")
+    if prompt.count("{}") != 1 or len(tried) == len(placeholder) or whole_number("copies", copies) < 1:
         raise ValueError(
-            f"needs words, a prompt with one {{}} for them and 1 copy or more, got {len(words)} words, {prompt!r} and "
-            f"{copies}"
+            f"needs words, a prompt with one {{}} for them and 1 copy or more, got "
+            f"{len(tried) - len(placeholder)} words, {prompt!r} and {copies}"
         )
-    words = [placeholder, *words] if placeholder else [*words]
-    captions = [prompt.replace("{}", word) for word in words]
+    if not 0 <= whole_number("seed", seed) <= MAX_SEED:
+        raise ValueError(f"seed must be in 0..{MAX_SEED}, got {seed}")
+    captions = [prompt.replace("{}", word) for word in tried]
     example = encode_training_examples(base, [image], captions[:1])
     needed = 4 * copies * example.latents.nbytes  # noise, noisy latents, prediction and target
     check_fits_memory(f"copies={copies}", needed, base.device, "take fewer")
@@ -219,4 +235,4 @@ def _noisy_copies(
     clean = example.latents.to(base.device).expand(copies, *example.latents.shape[1:])
     noise = torch.randn(clean.shape, generator=generator).to(base.device)
     time = noising.sample_time(copies, generator)
-    return _NoisyCopies(base, words, conditions, noising, clean, noise, time, example.loss_weights)
+    return _NoisyCopies(base, tried, conditions, noising, clean, noise, time, example.loss_weights)

@@ -24,7 +24,12 @@ def csv_rows(path: str | Path) -> Iterator[tuple[int, list[str]]]:
 
     Raises: as `read_text`.  ValueError, with the line: no CSV, or a cell above csv.field_size_limit.
     """
-    reader = csv.reader(io.StringIO(read_text(path), newline=""))
+    yield from _parse_csv_rows(path, read_text(path))
+
+
+def _parse_csv_rows(path: str | Path, text: str) -> Iterator[tuple[int, list[str]]]:
+    """`csv_rows` of a file's text."""
+    reader = csv.reader(io.StringIO(text, newline=""))
     try:
         for cells in reader:
             yield reader.line_num, cells
@@ -35,7 +40,12 @@ def csv_rows(path: str | Path) -> Iterator[tuple[int, list[str]]]:
 def csv_records(path: str | Path) -> list[dict[str, str]]:
     """The rows of a CSV file that this program wrote, by the names in its head. Raises as `csv_rows`; ValueError: a row
     with more or fewer cells than the head."""
-    lines = csv_rows(path)
+    return parse_csv_records(path, read_text(path))
+
+
+def parse_csv_records(path: str | Path, text: str) -> list[dict[str, str]]:
+    """`csv_records` of a file's text."""
+    lines = _parse_csv_rows(path, text)
     head = next(lines, (0, []))[1]
     rows = [row for row in lines if row[1]]
     for line, cells in rows:

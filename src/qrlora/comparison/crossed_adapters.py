@@ -15,6 +15,7 @@ from ..files import load
 from ..image_loading import load_image
 from ..initialisation_methods import has_slots
 from ..known_words import COPIES, nearest_word, search_words
+from ..text_files import write_text
 from ..training import train
 from ..world.captions import CONTENT, STYLE, caption, known_words
 from ..world.drawings import HANDS, contents, contents_drawn_by, known_contents
@@ -129,6 +130,26 @@ def evenly(names: Sequence[str], count: int, offset: int = 0) -> list[str]:
     return [names[((2 * k + 1) * len(names) // (2 * count) + offset) % len(names)] for k in range(count)]
 
 
+def check_methods(settings: CrossedSettings, specs: Sequence[str]) -> None:
+    """Check all methods of a crossed comparison before the first of them is trained, which takes long.
+
+    Raises: ValueError: no such method, setting or rule, none that adds adapters of this base, or too high a rank.
+    """
+    for spec in specs:
+        _parse_crossed_method(spec)  # before the base is opened
+    adapters = CrossedAdapters(settings)
+    for spec in specs:
+        adapters.training_settings(spec)
+
+
+def _parse_crossed_method(spec: str) -> FusionMethod:
+    """The method of a spec. Raises: ValueError: no such method, or one without a content and a style adapter."""
+    fusion = parse_method_spec(spec, bounds=True)
+    if fusion.name == "none" or not fusion.trains_style_adapter:
+        raise ValueError(f"{spec} trains no content and style adapters to be crossed: leave it out of the methods")
+    return fusion
+
+
 class CrossedAdapters:
     """The contents and the style images of one split, with the adapters of each by any method."""
 
@@ -148,9 +169,7 @@ class CrossedAdapters:
 
     def method(self, spec: str) -> FusionMethod:
         """The method of a spec. Raises: ValueError: no such method, or none that adds adapters of this base."""
-        fusion = parse_method_spec(spec, bounds=True)
-        if fusion.name == "none" or not fusion.trains_style_adapter:
-            raise ValueError(f"{spec} trains no content and style adapters to be crossed: leave it out of the methods")
+        fusion = _parse_crossed_method(spec)
         if fusion.families is not None:
             check_family(fusion.name, fusion.families, self.base)
         return fusion
@@ -226,7 +245,7 @@ class CrossedAdapters:
             prompt = caption("{}", PLAIN) if role == "content" else caption(content, "{}")
             words, cropped = known_words(role), load_image(image, 128)
             losses = search_words(self.base, cropped, prompt, TRIGGERS[role], words, COPIES[role])
-            path.write_text(json.dumps(losses))
+            write_text(path, json.dumps(losses))  # whole or not at all: the search took long
         losses, placeholder = json.loads(path.read_text()), TRIGGERS[role]
         known = min((x for x in losses if x != placeholder), key=losses.__getitem__)
         word = known if wanted == NEAREST else nearest_word(losses, placeholder)

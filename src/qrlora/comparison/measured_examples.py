@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ..evaluation import open_encoder, ssim
 from ..families import Base
+from ..output_files import atomic
 from ..packaged_encoders import efficientnet_lite0
 from ..world.classifier_training import is_validation_pair
 from ..world.classifiers import load_classifiers, probabilities_by_style
@@ -125,6 +126,8 @@ def _lite0_ranks(folder: Path) -> Callable[[Tensor, str], Tensor]:
     """(images, content) -> how many contents are nearer, by EfficientNet-Lite0; the means are kept in the folder."""
     network, kept = efficientnet_lite0().eval(), folder / "lite0_means.pt"
     if not kept.exists():
-        torch.save(mean_features(network), kept)
+        means = mean_features(network)
+        with atomic(kept) as file:
+            torch.save(means, file)
     means = torch.load(kept, weights_only=True)
     return lambda images, content: rank_of_content(unit_features(network, images), means, content)

@@ -30,8 +30,12 @@ def parse_method_spec(spec: str, bounds: bool = False) -> FusionMethod:
         raise ValueError(f"{name!r} is in every table: leave it out of the methods")
     fusion = find_fusion_or_bound(name)
     by_role: dict[str, dict[str, Any]] = {role: dict(fusion.learn.get(role, {})) for role in ROLES}
-    for change in changes:
+    done = set()
+    for change in sorted(changes, key=lambda x: "/" in x.partition("=")[0]):  # those of one role after those of both
         key, _, text = change.partition("=")
+        if key in done:
+            raise ValueError(f"{spec}: {key} is set twice")
+        done.add(key)
         role, slash, key = key.rpartition("/")
         if slash and role not in ROLES:
             raise ValueError(f"{spec}: {role!r} is no role; before a slash stands {' or '.join(ROLES)}")

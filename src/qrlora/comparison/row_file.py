@@ -5,17 +5,23 @@ import io
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from ..text_files import write_text
+from ..text_files import parse_csv_records, read_text, write_text
 
 
 class RowFile:
     """The rows of one comparison, each known by its first columns, the labels."""
 
     def __init__(self, path: Path, labels: Sequence[str], values: Sequence[str]) -> None:
-        """Open the file, or make it; rows of an earlier version, with fewer columns, get the others empty."""
+        """Open the file, or make it; rows of an earlier version, with fewer columns, get the others empty.
+
+        Raises: ValueError: as `read_rows`; a file of other columns.
+        """
         self.path, self.labels, self.fields = path, tuple(labels), (*labels, *values)
         found = read_rows(path) if path.exists() else []
-        if not found or tuple(found[0]) != self.fields:
+        if found and not {*labels} <= {*found[0]} <= {*self.fields}:
+            columns = f"{', '.join(found[0])}; here {', '.join(self.fields)}"
+            raise ValueError(f"{path} is of another version or program (columns {columns}): take another folder")
+        if not found or tuple(found[0]) != self.fields or not _ends_whole(path):
             text = io.StringIO()
             writer = csv.DictWriter(text, self.fields, restval="", lineterminator="\n")
             writer.writeheader()
@@ -36,6 +42,13 @@ class RowFile:
 
 
 def read_rows(path: Path) -> list[dict[str, str]]:
-    """The rows of a file."""
-    with path.open(newline="") as file:
-        return list(csv.DictReader(file))
+    """The rows of a file, without a last line that has no end: a call that was stopped has left part of a row.
+
+    Raises: OSError.  ValueError, naming the file and the line: no text in UTF-8, no CSV, a row without all columns.
+    """
+    text = read_text(path)
+    return parse_csv_records(path, text[: text.rfind("\n") + 1])
+
+
+def _ends_whole(path: Path) -> bool:
+    return read_text(path).endswith("\n")

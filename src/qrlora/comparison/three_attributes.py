@@ -22,6 +22,7 @@ from ..world.image_tensors import tensor_from_pil
 from ..world.nearest_attributes import attributes_right
 from .crossed_adapters import CrossedAdapters, CrossedSettings, evenly
 from .crossed_tables import ScoredMethod, scored_line
+from .method_specs import parse_method_spec
 from .row_file import RowFile
 from .statistics import crossed_table
 
@@ -57,10 +58,8 @@ class ThreeAttributes:
 
         Raises: ValueError: no such method or setting, or one that combines two adapters otherwise than by their sum.
         """
-        if self.adapters.method(spec).name not in METHODS:
-            raise ValueError(
-                f"{spec} is no sum of adapters, and its rule is for two: choose among {', '.join(METHODS)}"
-            )
+        self.adapters.method(spec)
+        check_sum(spec)
         alone = replace(self.settings, content_word=CONTENT, style_word=STYLE).labels(spec)[2]
         both = self.settings.labels(spec)[2]
         frames = {frame: self.adapters.frame_adapter(spec, frame, shown).adapter for frame, shown in self.frames}
@@ -94,6 +93,12 @@ class ThreeAttributes:
         orders = [framed_images([content], style, frame, beneath) for beneath in (False, True)]
         likeness = max(float(ssim(images, truth)) for truth in orders)
         self.rows.append([(*labels, *(float(right[x]) for x in ("content", "style", "frame", "all")), likeness)])
+
+
+def check_sum(spec: str) -> None:
+    """Raises ValueError: a method that combines two adapters otherwise than by their sum."""
+    if parse_method_spec(spec, bounds=True).name not in METHODS:
+        raise ValueError(f"{spec} is no sum of adapters, and its rule is for two: choose among {', '.join(METHODS)}")
 
 
 def scored_sums(rows: Sequence[Mapping[str, str]]) -> list[ScoredMethod]:

@@ -4,12 +4,12 @@ from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 
-from ..comparison.crossed_adapters import AUTO, CrossedSettings
+from ..comparison.crossed_adapters import AUTO, CrossedSettings, check_methods
 from ..comparison.figure_data import Cell, ContactSheet, ReproducedResult
 from ..comparison.row_file import read_rows
 from ..comparison.statistics import in_hundredths
 from ..comparison.summary_tables import TableRow
-from ..comparison.three_attributes import PARTS, ROWS, SCORES, ThreeAttributes, scored_sums
+from ..comparison.three_attributes import PARTS, ROWS, SCORES, ThreeAttributes, check_sum, scored_sums
 from ..world.frames import framed_image
 from .request import ReproductionRequest
 
@@ -37,6 +37,9 @@ def attribute_sums(request: ReproductionRequest) -> ReproducedResult:
     )
     frames = min(FRAMES, request.pairs)
     methods = [request.spec(x) for x in request.methods or METHODS]
+    for method in methods:
+        check_sum(method)
+    check_methods(common, methods)
     runs = [(replace(common, **words), method) for words in WORDINGS for method in methods]
     works = {settings.labels(method)[2]: partial(_run, settings, frames, method) for settings, method in runs}
     seconds = request.run_crossed(works)

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
-from ..comparison.crossed_adapters import EQUAL_PARAMETERS, CrossedAdapters, CrossedSettings
+from ..comparison.crossed_adapters import EQUAL_PARAMETERS, CrossedAdapters, CrossedSettings, check_methods
 from ..comparison.crossed_fusion import CrossedFusion
 from ..comparison.crossed_tables import (
     FORGETTING_SCORES,
@@ -126,6 +126,7 @@ def crossed_sums(request: ReproductionRequest) -> ReproducedResult:
         device=request.device,
     )
     variants = _variants(request)
+    check_methods(common, [variant.method for variant in variants])
     runs = {}
     for variant, k in ((x, k) for x in variants for k in range(x.seeds)):
         settings = replace(common, **variant.settings, seed=request.seed + k)

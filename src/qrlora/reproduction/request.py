@@ -61,8 +61,8 @@ class ReproductionRequest:
         return open_base_once(self.base, self.device, "float32")
 
     def spec(self, method: str) -> str:
-        """The spec of a method (`method_specs`) with the request's rank and steps."""
-        given = {name: getattr(self, name) for name in ("rank", "steps")}
+        """The spec of a method (`method_specs`) with the request's rank and steps, where it has none of its own."""
+        given = {name: getattr(self, name) for name in ("rank", "steps") if f":{name}=" not in method}
         return method + "".join(f":{name}={value}" for name, value in given.items() if value is not None)
 
     def run_crossed(self, runs: Mapping[str, Callable[[], Any]]) -> dict[str, float]:
