@@ -25,6 +25,7 @@ NEEDS = {
     "evaluation": "diffusers",
     "comparison.contact_sheet": "plots",
     "comparison.crossed_adapters": "diffusers",
+    "comparison.crossed_forgetting": "diffusers",
     "comparison.crossed_fusion": "diffusers",
     "comparison.decomposition": "diffusers",
     "comparison.measure_agreement": "diffusers",
