@@ -44,6 +44,16 @@ def test_a_command_that_is_stopped_leaves_nothing_half(studio, tmp_path, name):
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="a POSIX shell closes the streams")
+def test_closed_standard_streams_are_no_error_and_no_file_gets_what_is_printed(studio, tmp_path):
+    command = [sys.executable, "-m", "qrlora", "merge", studio / "dog.safetensors", studio / "cat.safetensors", "-o"]
+    for k, closed in enumerate(("<&-", ">&-", "2>&-", "<&- >&- 2>&-")):
+        words = map(str, [*command, tmp_path / f"{k}.safetensors"])
+        ended = subprocess.run(["sh", "-c", f'"$@" {closed}', "sh", *words], capture_output=True, text=True)
+        assert ended.returncode == 0 and "Traceback" not in ended.stderr, ended.stderr
+    assert len({path.read_bytes() for path in tmp_path.iterdir()}) == 1 and len([*tmp_path.iterdir()]) == 4
+
+
 def test_what_is_ignored_stays_ignored(studio, tmp_path):
     process = merging(studio, tmp_path, "signal.signal(signal.SIGHUP, signal.SIG_IGN)")
     process.send_signal(signal.SIGHUP)
