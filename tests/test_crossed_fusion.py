@@ -266,6 +266,20 @@ def test_a_file_of_rows_that_was_damaged_or_is_another_programs_is_named(tmp_pat
         assert path.read_text() == text
 
 
+def test_words_that_are_empty_or_the_same_and_images_that_come_twice_are_refused(tmp_path):
+    for words in ({"content_word": " "}, {"style_word": ""}, {"style_word": "<c>"}):
+        with pytest.raises(ValueError, match="need words of their own in prompts"):
+            CrossedSettings(root=tmp_path, **words)
+    CrossedSettings(root=tmp_path, content_word="auto", style_word="auto")
+    with pytest.raises(ValueError, match="style_images=300 of .* have one twice: take fewer"):
+        crossing(tmp_path, style_images=300)
+
+
+def test_rows_of_an_unknown_part_are_named():
+    with pytest.raises(ValueError, match="rows of 'product', no part of a table here"):
+        scored_methods([dict.fromkeys(FIELDS, "0") | {"part": "product"}])
+
+
 def test_methods_are_checked_before_the_first_of_them_is_trained(tmp_path):
     settings = CrossedSettings(root=tmp_path, base=str(pico.folder()), contents=1, styles=1, known=1)
     for wrong, message in (

@@ -368,6 +368,8 @@ def test_lora_of_equal_parameters_trains_about_as_many_as_qr(small_request, tmp_
     of = {x: crossed_sums._rank_and_trained(common, x) for x in ("qr", "lora", "lora, equal parameters x4 seed 1")}
     trained = {x: int(row["trained"].replace(",", "")) for x, row in of.items()}
     assert trained["lora"] > 1.5 * trained["qr"]
+    one, two = (crossed_sums._rank_and_trained(common, f"qr:targets={x}:rank=2") for x in ("to_q", "to_q,to_k"))
+    assert {x["rank"] for x in (one, two)} == {"2"} and int(two["trained"]) == 2 * int(one["trained"])
     assert trained["lora, equal parameters x4 seed 1"] == pytest.approx(trained["qr"], rel=0.3)
 
 

@@ -78,10 +78,14 @@ class CrossedSettings:
     device: str = "cpu"
 
     def __post_init__(self) -> None:
-        """Check the types, the counts and the strength."""
+        """Check the types, the counts, the words and the strength."""
         check_types(CrossedSettings, vars(self))
         check_counts(vars(self), "contents", "styles", "style_images", "images", "known")
         check_strengths([self.content_strength])
+        words = [x for x in (self.content_word.strip(), self.style_word.strip()) if x not in (AUTO, NEAREST)]
+        if "" in words or len({*words}) < len(words):
+            given = f"content_word={self.content_word!r} and style_word={self.style_word!r}"
+            raise ValueError(f"a content and a style need words of their own in prompts, got {given}")
 
     @property
     def folder(self) -> Path:
@@ -164,6 +168,8 @@ class CrossedAdapters:
         self.shown = shown = contents_of_style_images(settings.split, known)
         columns = [evenly(shown, settings.styles, 17 * k) for k in range(settings.style_images)]
         self.styles = [(styles[k % len(styles)], tuple(c[k] for c in columns)) for k in range(settings.styles)]
+        if any(len({*names}) < len(names) for _, names in self.styles):
+            raise ValueError(f"style_images={settings.style_images} of {len(shown)} have one twice: take fewer")
         self.folder = settings.folder
         self.folder.mkdir(parents=True, exist_ok=True)
 

@@ -67,8 +67,11 @@ def scored_methods(rows: list[dict[str, str]], against: str = "") -> list[Scored
     Of a method that was trained with several seeds there is a line for each seed, and one for all.
 
     Args:    against: the method that the others' differences are to, where a part has it; "": a part's first.
+    Raises:  ValueError: rows of another part than CROSSED_PARTS.
     """
     found: dict[str, dict[str, dict[int, Cells]]] = {part: {} for part in CROSSED_PARTS}
+    if unknown := {row["part"] for row in rows} - {*found}:
+        raise ValueError(f"rows of {', '.join(sorted(unknown))!r:.200}, no part of a table here: of another version?")
     for row in rows:
         method, seed = method_and_seed(row["method"])
         cells = found[row["part"]].setdefault(method, defaultdict(lambda: defaultdict(list)))[seed]

@@ -192,7 +192,7 @@ def _by_rule(found: list[dict[str, str]]) -> list[TableRow]:
 
 def _spec_of_label(label: str) -> str:
     """The spec of a method from its label in the rows."""
-    return re.split("[, ]", label, maxsplit=1)[0]
+    return re.split(", | ", label, maxsplit=1)[0]  # a comma alone is between targets
 
 
 def _trained(common: CrossedSettings, line: ScoredMethod, seconds: Mapping[str, float]) -> TableRow:
