@@ -113,11 +113,12 @@ def has_slots(method: str) -> bool:
     return method in METHODS and METHODS[method].has_slots
 
 
-def check_slot(method: str, slot: int, default: int) -> None:
-    """Raises ValueError: another slot than the default for a method that has none."""
-    if slot != default and not has_slots(method):
-        use = ", ".join(name for name, row in METHODS.items() if row.has_slots)
-        raise ValueError(f"slot={slot} changes nothing with method={method}: it is for {use}; leave it out")
+def describe_unused_slot(method: str, slot: int, default: int) -> str:
+    """What is wrong with another slot than the default for a method that has none; "": nothing."""
+    if slot == default or has_slots(method):
+        return ""
+    use = ", ".join(name for name, row in METHODS.items() if row.has_slots)
+    return f"slot={slot} changes nothing with method={method}: it is for {use}; leave it out"
 
 
 def qr(weight: Tensor, Q: Tensor | None, rank: int, generator: torch.Generator | None = None) -> InitialFactors:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from ..adapter import Adapter, Header, linear_layers
 from ..basis import Weights, compute_basis, fingerprint
-from ..initialisation_methods import METHODS, check_slot
+from ..initialisation_methods import METHODS, describe_unused_slot
 from .apply_adapter import detach, extract, initialise, trainable_factors
 from .initial_factors import initial_factors
 
@@ -78,7 +78,8 @@ def inject(
         raise ValueError(f"inject needs targets and a method, got {targets!r} and {method!r}; {known}")
     if METHODS[method].needs_example:
         raise ValueError(f"{method} finds its directions by a picture and a prompt, which a lone model lacks: use qr")
-    check_slot(method, slot, default=0)
+    if unused := describe_unused_slot(method, slot, default=0):
+        raise ValueError(unused)
     shapes = {layer: (linear.out_features, linear.in_features) for layer, linear in layers.items()}
     row, weights = (
         METHODS[method],

@@ -16,7 +16,7 @@ from ..families import Base
 from ..families.base_location import family_of_base
 from ..families.family import Family
 from ..image_size import height_and_width
-from ..initialisation_methods import METHODS, check_slot
+from ..initialisation_methods import METHODS, describe_unused_slot
 from ..injection.peft_methods import PREFIX, parse_peft_method
 from ..noising import noising_of
 from ..trigger_words import contains_word
@@ -31,10 +31,12 @@ def check_config(config: TrainConfig, on_preview: Any) -> None:
         near = difflib.get_close_matches(config.method, METHODS, n=1)
         hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(METHODS)}, {PREFIX}KIND"
         raise ValueError(f"no method {config.method!r}; {hint}")
-    check_slot(config.method, config.orthogonal_slot, DEFAULT_SLOTS[config.role])  # headers hold the default one
+    # named and not refused: recipes that people hold have them, and headers the default slot
+    if unused := describe_unused_slot(config.method, config.orthogonal_slot, DEFAULT_SLOTS[config.role]):
+        warnings.warn(unused, stacklevel=3)
     if config.preview_prompt and not config.preview_every:
         wrong = f"preview_prompt={config.preview_prompt!r:.80} changes nothing without previews"
-        raise ValueError(f"{wrong}: add preview_every=100, or leave it out")
+        warnings.warn(f"{wrong}: add preview_every=100, or leave it out", stacklevel=3)
     if config.preview_every and not contains_word(config.preview_prompt or config.prompt, config.trigger):
         lacks = f"preview_prompt={config.preview_prompt!r} lacks the trigger word {config.trigger!r}"
         warnings.warn(f"{lacks}: previews may not show what is trained", stacklevel=3)
