@@ -3,11 +3,14 @@
 import csv
 import json
 import math
+import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
+from safetensors.torch import load_file, save_file
 
 import pico
 from qrlora import evaluation
@@ -250,6 +253,22 @@ def test_a_row_that_a_stopped_call_left_half_written_is_made_anew_and_glued_to_n
         assert read_rows(again.path) == others and not again.has([last[name] for name in LABELS])
         again.append([list(last.values())])
         assert again.path.read_text() == whole
+
+
+def test_a_folder_of_another_base_of_the_same_name_is_refused_and_left_as_it_is(crossed, tmp_path):
+    """A base that was trained on keeps its name; rows of both in one table would compare nothing."""
+    other = tmp_path / Path(crossed.settings.base).name
+    shutil.copytree(crossed.settings.base, other)
+    weights = next((other / "unet").glob("*.safetensors"))
+    save_file({name: 1.5 * x for name, x in load_file(weights).items()}, weights, {"format": "pt"})
+    folder = tmp_path / "crossed" / crossed.settings.folder.name
+    shutil.copytree(crossed.settings.folder, folder)
+    before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    settings = replace(crossed.settings, root=tmp_path / "crossed", base=str(other))
+    with pytest.raises(ValueError, match="holds adapters and rows of another"):
+        CrossedFusion(settings)
+    assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
+    CrossedFusion(replace(settings, base=crossed.settings.base)).run(SPEC)  # its own is taken up
 
 
 def test_a_file_of_rows_that_was_damaged_or_is_another_programs_is_named(tmp_path):

@@ -11,11 +11,12 @@ from ..baselines import FusionMethod, TrainingImage
 from ..baselines.fusion_method import check_family
 from ..config import TRIGGERS
 from ..config.type_checks import check_strengths, check_types
+from ..families.adapter_compatibility import check_adapter_fits_base
 from ..files import load
 from ..image_loading import load_image
 from ..initialisation_methods import has_slots
 from ..known_words import COPIES, nearest_word, search_words
-from ..text_files import write_text
+from ..text_files import read_text, write_text
 from ..training import train
 from ..world.captions import CONTENT, STYLE, caption, known_words
 from ..world.drawings import HANDS, contents, contents_drawn_by, known_contents
@@ -24,7 +25,7 @@ from ..world.ground_truth import true_image
 from ..world.styles import HELD_OUT_STYLES
 from .image_pairs import Split, contents_of_no_style_image, contents_of_style_images, split_contents
 from .method_specs import parse_method_spec, spec_of_adapters
-from .run_job import open_base_once
+from .run_job import base_digest_once, open_base_once
 from .settings import ComparisonSettings, check_counts
 from .training_settings import training_settings
 
@@ -172,6 +173,20 @@ class CrossedAdapters:
             raise ValueError(f"style_images={settings.style_images} of {len(shown)} have one twice: take fewer")
         self.folder = settings.folder
         self.folder.mkdir(parents=True, exist_ok=True)
+        self._check_folder_is_of_base()
+
+    def _check_folder_is_of_base(self) -> None:
+        """Raises ValueError: the folder's adapters and rows are of another base of the same name, or of other weights
+        that it had in another version."""
+        digest = base_digest_once(self.settings.base, self.settings.device, "float32")
+        path = self.folder / "base.txt"
+        if not path.exists():
+            write_text(path, digest + "\n")
+        elif read_text(path).strip() != digest:
+            raise ValueError(
+                f"{self.folder} holds adapters and rows of another {self.base.name}, of other weights or settings of "
+                "sampling: take another folder, or move it away"
+            )
 
     def method(self, spec: str) -> FusionMethod:
         """The method of a spec. Raises: ValueError: no such method, or none that adds adapters of this base."""
@@ -237,7 +252,9 @@ class CrossedAdapters:
             settings = self.training_settings(spec)[trained_as]
             given |= {"slot": FRAME_SLOT} if framed and has_slots(settings["method"]) else {}
             train(base=self.base, output=output, progress=False, **{**settings, **given})
-        return RoleAdapter(word, load(output), TrainingImage(images / "0.png", prompts[0]))
+        adapter = load(output)
+        check_adapter_fits_base(self.base, adapter)  # a folder of an earlier version does not say its base
+        return RoleAdapter(word, adapter, TrainingImage(images / "0.png", prompts[0]))
 
     def _word(self, wanted: str, content: str, style: str) -> Word:
         """What a content's own words ("<c>") or a style ("<s>") are called in prompts; an image shows both."""

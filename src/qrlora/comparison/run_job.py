@@ -91,13 +91,14 @@ def open_base_once(name: str, device: str, dtype: str) -> Base:
 
 
 @cache
-def _base_digest_once(name: str, device: str, dtype: str) -> str:
+def base_digest_once(name: str, device: str, dtype: str) -> str:
+    """`base_digest` of a base, computed once per process."""
     return base_digest(open_base_once(name, device, dtype))
 
 
 def _checked_base_of_job(base_spec: BaseSpec) -> Base:
     """Open a job's base. Raises: ValueError: this worker has another base of that name."""
-    if _base_digest_once(base_spec.base, base_spec.device, base_spec.dtype) != base_spec.digest:
+    if base_digest_once(base_spec.base, base_spec.device, base_spec.dtype) != base_spec.digest:
         raise ValueError(f"this worker's {base_spec.base} is another base than the comparison's: give all the same one")
     return open_base_once(base_spec.base, base_spec.device, base_spec.dtype)
 
