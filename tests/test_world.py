@@ -386,6 +386,24 @@ def test_pretraining_can_start_from_a_finished_base(two_steps):
         assert torch.equal(weight, kept[name].float()), name
 
 
+def test_a_base_that_went_on_is_written_as_it_was_but_for_what_was_trained(tmp_path, two_steps):
+    """Tokenizers to the byte, though captions were padded with them; no file names a folder of the machine."""
+    start = folder_of("tiny-flux")
+    run = pretrain.PretrainingRun("tiny-flux", dataclasses.replace(two_steps, start=str(start)), "cpu")
+    data = few_latents("tiny-flux")
+    pretrain.training_step(run, data, pretrain.sample_batch(run, data, 0))
+    pretrain.write_pipeline(run, tmp_path)
+    for path in start.rglob("tokenizer.json"):
+        assert (tmp_path / path.relative_to(start)).read_bytes() == path.read_bytes(), path
+    texts = [path.read_text() for path in tmp_path.rglob("*.json")]
+    assert texts and not any('"_name_or_path"' in text or str(start.parent) in text for text in texts)
+    for encoder in tmp_path.glob("text_encoder*/config.json"):
+        assert json.loads(encoder.read_text())["dtype"] == "float32"
+    torch.testing.assert_close(
+        open_base(str(tmp_path)).pipe.vae.state_dict(), open_base("tiny-flux").pipe.vae.state_dict()
+    )
+
+
 def test_a_learning_curve_ends_in_the_scores_of_the_base_that_the_run_would_write(tmp_path, two_steps):
     """A run that has just started from a finished base has that base's scores; an untrained one has few."""
     started = dataclasses.replace(two_steps, start=str(folder_of("tiny-flux")))

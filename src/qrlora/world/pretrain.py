@@ -135,15 +135,25 @@ def log_losses(run: PretrainingRun, losses: list[Tensor], steps_per_second: floa
 
 
 def write_pipeline(run: PretrainingRun, folder: Path) -> None:
-    """Write the pre-trained base with averaged weights as a stock pipeline's folder, in float16."""
+    """Write the pre-trained base with averaged weights as a stock pipeline's folder, in float16.
+
+    Nothing of the run is in it: no path of where its VAE was read, nor the length that captions were padded to.
+    """
     pipe = run.averaged_pipeline().to("cpu")
     for component in pipe.components.values():
         if isinstance(component, nn.Module):
             component.half()
+        elif tokenizer := getattr(component, "backend_tokenizer", None):
+            tokenizer.no_padding()
+            tokenizer.no_truncation()
     logging.disable_progress_bar()
     pipe.save_pretrained(folder)
-    for config in folder.glob("text_encoder*/config.json"):  # transformers opens in the dtype that is written here
-        write_text(config, config.read_text().replace('"dtype": "float16"', '"dtype": "float32"'))
+    for path in folder.glob("*/config.json"):
+        config = json.loads(path.read_text())
+        config.pop("_name_or_path", None)
+        if path.parent.name.startswith("text_encoder"):  # transformers opens in the dtype that is written here
+            config["dtype"] = "float32"
+        write_text(path, json.dumps(config, indent=2) + "\n")
 
 
 def device_name(device: str) -> str:
