@@ -732,7 +732,7 @@ def pretrain_base(base: str, settings: Any, minutes: float) -> None:
         rows = [json.loads(x) for x in (work / "log.jsonl").read_text().splitlines()]
         tell(f"{base}: images", rows[-1]["samples_per_second"], "a second", note=f"batch {settings.batch_size}")
         tell(f"{base}: images shown", run.step * settings.batch_size, note=f"loss {rows[-1]['loss']}")
-        script.export_base(run, work / "log.jsonl", folder)
+        script.export_base(run, work / "log.jsonl", folder, round(minutes, 2))
         shutil.copy(folder_of(base) / "qrlora.json", folder)
         data = script.load_or_build_training_set(run, work / "pretraining_set.safetensors")
     with trying(f"{base}: loss on fixed noise, shipped base beside this one"):

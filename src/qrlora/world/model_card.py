@@ -88,9 +88,10 @@ def _training_lines(name: str, training: dict[str, Any]) -> list[str]:
     settings, losses = training["settings"], training["loss"]
     before = _training_lines(name, training["before"]) if "before" in training else []
     curve = ", ".join(f"{samples // 1000}k: {loss:.3f}" for samples, loss in losses)
+    clock = f" --within {training['within']:g}" if "within" in training else ""
     return [
         *before,
-        f"- `python -m qrlora.world.pretrain {name}{_command_options(settings)}`: "
+        f"- `python -m qrlora.world.pretrain {name}{_command_options(settings)}{clock}`: "
         f"{training.get('shown', settings['samples']):,} images in batches of {settings['batch_size']}, "
         f"{training.get('optimizer', 'AdamW')} at {settings['learning_rate']:g}, moving average of the weights.",
         f"  {training['machine'][0].upper()}{training['machine'][1:]}",

@@ -160,11 +160,11 @@ def device_name(device: str) -> str:
     return f"{os.cpu_count()} cores" if device == "cpu" else torch.cuda.get_device_name(device)
 
 
-def export_base(run: PretrainingRun, log: Path, folder: Path) -> None:
+def export_base(run: PretrainingRun, log: Path, folder: Path, within: float = 0.0) -> None:
     """Write the pre-trained base with averaged weights, and ``training.json`` for its model card.
 
     The latter holds the run's settings and loss curve; if it started from a trained base, also that base's
-    ``training.json``, under "before".  Args: log: the run's ``log.jsonl``.
+    ``training.json``, under "before".  Args: log: the run's ``log.jsonl``.  within: as of `pretrain`.
     """
     start = run.settings.start
     before = {"before": json.loads((trained_base_folder(start) / "training.json").read_text())} if start else {}
@@ -173,6 +173,7 @@ def export_base(run: PretrainingRun, log: Path, folder: Path) -> None:
     hours = rows[-1]["samples"] / median(row["samples_per_second"] for row in rows) / 3600
     record = {
         "settings": asdict(run.settings) | {"start": Path(start).name},
+        **({"within": within} if within else {}),
         "optimizer": " and ".join(type(optimizer).__name__ for optimizer in run.optimizers),
         "machine": f"on {device_name(run.device)}, about {hours:.2g} hours.",
         "shown": run.step * run.settings.batch_size,
@@ -205,7 +206,7 @@ def main() -> None:
     folder = folder or Path("runs") / base
     run = pretrain(base, folder, PretrainingSettings(**args), **options)
     if run.step >= run.settings.steps or options["within"]:
-        export_base(run, folder / "log.jsonl", folder_of(base))
+        export_base(run, folder / "log.jsonl", folder_of(base), options["within"])
 
 
 if __name__ == "__main__":
