@@ -18,7 +18,17 @@ from qrlora.built_in_bases import built_in_bases, folder_of
 from qrlora.comparison.fusion_comparison import plan_comparison
 from qrlora.comparison.settings import ComparisonSettings
 from qrlora.families import FAMILIES, SizeConditioning, adapter_compatibility, open_base
-from qrlora.world import base_scores, classifier_training, classifiers, demo, drawings, muon, pretrain, pretraining_set
+from qrlora.world import (
+    base_scores,
+    classifier_training,
+    classifiers,
+    demo,
+    drawings,
+    muon,
+    pretrain,
+    pretraining_set,
+    pretraining_state,
+)
 from qrlora.world.base_architectures import ARCHITECTURES, AUTOENCODERS
 from qrlora.world.captions import SYNONYMS, caption, training_caption
 from qrlora.world.drawings import HANDS, SIZE, contents, contents_drawn_by, held_out_contents, known_contents
@@ -376,6 +386,22 @@ def test_pre_training_in_bfloat16_takes_float32s_steps_to_its_rounding(base, two
         ]
         assert all(weight.dtype == torch.float32 for weight in run.weights.values())
     assert losses["bfloat16"] == pytest.approx(losses["float32"], rel=0.01)
+
+
+@pytest.mark.parametrize("base", ["tiny-sd3", "tiny-sdxl"])
+def test_parts_of_a_pretraining_batch_add_up_to_its_step(base, two_steps, monkeypatch):
+    """Loss and gradients of 6 images at once are those of 4 and 2, to float32's rounding."""
+    found = {}
+    for size in (6, 4):
+        monkeypatch.setattr(pretraining_state, "CPU_PART", size)
+        run = pretrain.PretrainingRun(base, two_steps, "cpu")
+        monkeypatch.setattr(run, "optimizer_step", lambda: None)
+        data = few_latents(base)
+        loss = pretrain.training_step(run, data, pretrain.sample_batch(run, data, 0))
+        found[size] = loss, torch.cat([p.grad.flatten() for p in run.weights.values() if p.grad is not None])
+    (whole, gradient), (parts, summed) = found[6], found[4]
+    torch.testing.assert_close(parts, whole, rtol=1e-5, atol=0)
+    assert float((summed - gradient).norm() / gradient.norm()) < 1e-4
 
 
 def test_pretraining_can_start_from_a_finished_base(two_steps):

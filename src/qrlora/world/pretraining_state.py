@@ -22,6 +22,8 @@ from .pretraining_set import TrainingSet
 
 CHANGEABLE_SETTINGS = ("samples", "decay")
 """Settings that may differ when a run is resumed: a run may be lengthened."""
+CPU_PART = 24
+"""Images that go through the model at once on a CPU: of more the activations leave its cache (docs/log.md)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -225,6 +227,14 @@ class Batch:
     time: Tensor
     """(b,) timesteps as the model takes them."""
 
+    def split(self, size: int) -> list["Batch"]:
+        """The batch in parts of so many images, the last of what is left."""
+        tokens = [
+            dict(zip(self.tokens, parts, strict=True))
+            for parts in zip(*(x.split(size) for x in self.tokens.values()), strict=True)
+        ]
+        return [Batch(*part) for part in zip(self.rows.split(size), tokens, self.time.split(size), strict=True)]
+
 
 def sample_batch(run: PretrainingRun, data: TrainingSet, step: int) -> Batch:
     """The batch of a pre-training step: a function of the seed and the step alone."""
@@ -236,11 +246,12 @@ def sample_batch(run: PretrainingRun, data: TrainingSet, step: int) -> Batch:
     )
 
 
-def training_loss(run: PretrainingRun, data: TrainingSet, batch: Batch) -> Tensor:
-    """The family's denoising loss on one batch of pre-training, with gradients into the text encoders."""
+def training_loss(run: PretrainingRun, data: TrainingSet, batch: Batch, noise: Tensor) -> Tensor:
+    """The family's denoising loss on a batch of pre-training, with gradients into the text encoders.
+
+    Args: noise: of the batch's latents.
+    """
     clean = data.latents[batch.rows.to(data.latents.device)].to(run.device).float()
-    seeded = torch.Generator(run.device).manual_seed(run.settings.seed * 1_000_003 + run.step)
-    noise = torch.randn(clean.shape, generator=seeded, device=run.device)
     tokens = {name: x.to(run.device, non_blocking=True) for name, x in batch.tokens.items()}
     condition = Condition(ARCHITECTURES[run.base].encode(run.pipe, tokens))
     model = getattr(run.pipe, run.family.component)
@@ -256,14 +267,23 @@ def training_step(
 ) -> Tensor:
     """One pre-training update of weights and average; returns the loss.
 
-    Args: over: see `PretrainingSettings.learning_rate_at`.  auxiliary_loss: is called after the forward pass and added
-          to the denoising loss.
+    On a CPU the batch goes through the model in parts (`CPU_PART`), whose gradients add up to the batch's.
+
+    Args: over: see `PretrainingSettings.learning_rate_at`.  auxiliary_loss: is called after the forward pass of each
+          part, with the part, and added to its denoising loss.
     """
     for optimizer in run.optimizers:
         for group in optimizer.param_groups:
             group["lr"] = run.settings.learning_rate_at(run.step, over)
-    loss = training_loss(run, data, batch)
-    (loss + auxiliary_loss(batch) if auxiliary_loss else loss).backward()
+    count = len(batch.rows)
+    size = CPU_PART if run.device == "cpu" else count
+    seeded = torch.Generator(run.device).manual_seed(run.settings.seed * 1_000_003 + run.step)
+    noise = torch.randn((count, *data.latents.shape[1:]), generator=seeded, device=run.device)
+    total = noise.new_zeros(())
+    for part, of_part in zip(batch.split(size), noise.split(size), strict=True):
+        loss, share = training_loss(run, data, part, of_part), len(part.rows) / count
+        (share * (loss + auxiliary_loss(part) if auxiliary_loss else loss)).backward()
+        total += share * loss.detach()
     run.optimizer_step()
     run.step += 1
-    return loss.detach()
+    return total
