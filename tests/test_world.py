@@ -287,6 +287,31 @@ def test_muon_steps_as_torchs_own_does():
         assert float(((a - b).norm() / (a - start).norm()).detach()) < 0.02
 
 
+def test_muon_takes_a_convolutions_weight_as_the_matrix_of_its_filters():
+    """In any memory format, as torch's own does with the matrix (o, i h w)."""
+    generator = torch.Generator().manual_seed(0)
+    start = torch.randn(40, 16, 3, 3, generator=generator)
+    weight = torch.nn.Parameter(start.to(memory_format=torch.channels_last))
+    matrix = torch.nn.Parameter(start.flatten(1).clone())
+    own = muon.Muon([weight], lr=0.01, weight_decay=0.1)
+    stock = torch.optim.Muon([matrix], lr=0.01, weight_decay=0.1, adjust_lr_fn="match_rms_adamw")
+    for _ in range(3):
+        gradient = torch.randn(start.shape, generator=generator)
+        weight.grad, matrix.grad = gradient.to(memory_format=torch.channels_last), gradient.flatten(1)
+        own.step()
+        stock.step()
+    assert float(((weight.flatten(1) - matrix).norm() / (matrix - start.flatten(1)).norm()).detach()) < 0.02
+
+
+def test_pretraining_orthogonalises_the_convolutions_of_blocks():
+    run = pretraining_state.PretrainingRun("tiny-sdxl", pretraining_state.PretrainingSettings(), "cpu")
+    names = {id(p): name for name, p in run.weights.items()}
+    (inner,), (rest,) = (optimizer.param_groups for optimizer in run.optimizers)
+    inner, rest = ({names[id(p)] for p in group["params"]} for group in (inner, rest))
+    assert "unet.down_blocks.0.resnets.0.conv1.weight" in inner and "unet.conv_in.weight" in rest
+    assert not inner & rest and inner | rest == set(run.weights)
+
+
 def test_orthogonalised_matrices_have_singular_values_near_one():
     matrices = (
         torch.randn(3, 20, 50, generator=torch.Generator().manual_seed(0)) * torch.logspace(-2, 2, 3)[:, None, None]

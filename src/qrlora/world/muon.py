@@ -1,7 +1,8 @@
 """The Muon optimizer for a network's matrices (Jordan et al. 2024; step sizes as in arXiv 2502.16982).
 
 torch has one; it orthogonalises in bfloat16, which is some hundred times slower than float32 on CPUs without it, and
-one matrix at a time.  Here the dtype is the caller's and matrices of one shape are done together.
+one matrix at a time.  Here the dtype is the caller's, matrices of one shape are done together, and a convolution's
+weight (o, i, h, w) counts as the matrix (o, i h w).
 """
 
 from collections import defaultdict
@@ -65,7 +66,8 @@ class Muon(torch.optim.Optimizer):
         buffers: Any = [self.state[p]["momentum_buffer"] for p in members]
         torch._foreach_lerp_(buffers, gradients, 1 - group["momentum"])
         steps = torch._foreach_lerp(gradients, buffers, group["momentum"])
-        update = orthogonalize(torch.stack(steps), self.dtype).to(members[0].dtype)
-        size = 0.2 * max(shape) ** 0.5 * group["lr"]
+        matrices = torch.stack(steps).flatten(2)
+        update = orthogonalize(matrices, self.dtype).to(members[0].dtype).view(len(members), *shape)
+        size = 0.2 * max(matrices.shape[1:]) ** 0.5 * group["lr"]
         torch._foreach_mul_(members, 1 - group["lr"] * group["weight_decay"])
         torch._foreach_add_(members, list(update.unbind()), alpha=-size)

@@ -69,7 +69,7 @@ def pretraining_optimizers(
 
     The first edition's ``tiny-flux`` after 14,400 images: loss 0.463 against 0.472 with AdamW alone, falling faster.
     """
-    inner = {name: p for name, p in weights.items() if "block" in name and p.ndim == 2 and min(p.shape) >= 32}
+    inner = {name: p for name, p in weights.items() if "block" in name and p.ndim > 1 and min(p.flatten(1).shape) >= 32}
     rest = [p for name, p in weights.items() if name not in inner]
     return [
         Muon(inner.values(), lr=learning_rate, weight_decay=0.01, dtype=dtype),
