@@ -17,9 +17,11 @@ import pico
 from commands import run
 from qrlora import output_files
 from qrlora.basis import cache_folder
+from qrlora.config import TrainConfig
 from qrlora.families import open_base
 from qrlora.files import load, read_header, save, save_adapter
 from qrlora.training import train
+from qrlora.training.config_checks import check_opening_settings
 from test_training import picture, settings
 
 
@@ -261,6 +263,18 @@ def test_a_base_to_draw_with_that_is_none_or_has_other_layers_is_refused(tmp_pat
     with pytest.raises((ValueError, OSError), match=message) as caught:
         train(settings(tmp_path, draw_with=name))
     assert len(str(caught.value).splitlines()) == 1 and not (tmp_path / "out.safetensors").exists()
+
+
+@pytest.mark.parametrize(
+    "name, same, other",
+    [("me/base", "main", "v2"), ("me/base@v2", "v2", "main"), ("me/base@xv2", "xv2", "v2"), ("/me/base", "", "main")],
+)
+def test_a_revision_of_an_open_base_is_taken_if_it_is_the_one_that_is_open(tmp_path, base, name, same, other):
+    """A hub's name without a revision is the one of its main branch; a folder has none."""
+    named = dataclasses.replace(base, name=name)
+    check_opening_settings(TrainConfig(revision=same), named)
+    with pytest.raises(ValueError, match=f"revision={other} say how a base is opened"):
+        check_opening_settings(TrainConfig(revision=other), named)
 
 
 def test_a_header_says_of_an_open_base_what_it_is(tmp_path):

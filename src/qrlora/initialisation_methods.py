@@ -57,7 +57,7 @@ def minor_input_directions(sources: DirectionSources) -> Basis:
     return Basis(Q, sources.rank, "input")
 
 
-def orthogonal_slot(sources: DirectionSources) -> Basis:
+def orthogonal_slot_directions(sources: DirectionSources) -> Basis:
     """One block of columns of a random orthogonal basis for each layer, see `slot_directions`; no weight is read."""
     rank, slot = sources.rank, sources.slot
     Q = {layer: slot_directions(inputs, rank, slot) for layer, (_, inputs) in sources.weights.layers.items()}
@@ -267,7 +267,7 @@ METHODS: dict[str, Method] = {
             True,
             ortha,
             "arXiv 2312.02432",
-            directions=orthogonal_slot,
+            directions=orthogonal_slot_directions,
             has_slots=True,
             shares_basis=False,
         ),

@@ -50,6 +50,11 @@ COMMON_CONTENTS = (
 ).split(", ")
 
 
+def least_loss_word(losses: Mapping[str, float], placeholder: str) -> str:
+    """The known word with the least loss, however far it is, of the losses of `nearest_word`."""
+    return min((x for x in losses if x != placeholder), key=losses.__getitem__)
+
+
 def nearest_word(losses: Mapping[str, float], placeholder: str) -> str:
     """The known word with the least loss if it is `NEAR`, else the placeholder.
 
@@ -58,7 +63,7 @@ def nearest_word(losses: Mapping[str, float], placeholder: str) -> str:
     """
     if placeholder not in losses or len(losses) < 2:
         raise ValueError(f"needs losses of {placeholder} and of a word, got {', '.join(losses) or 'none'}")
-    word = min((x for x in losses if x != placeholder), key=losses.__getitem__)
+    word = least_loss_word(losses, placeholder)
     return word if losses[word] < NEAR * losses[placeholder] else placeholder
 
 

@@ -15,7 +15,7 @@ from ..families.adapter_compatibility import check_adapter_fits_base
 from ..files import load
 from ..image_loading import load_image
 from ..initialisation_methods import has_slots
-from ..known_words import COPIES, nearest_word, search_words
+from ..known_words import COPIES, least_loss_word, nearest_word, search_words
 from ..text_files import read_text, write_text
 from ..training import train
 from ..world.captions import CONTENT, STYLE, caption, known_words
@@ -270,6 +270,6 @@ class CrossedAdapters:
             losses = search_words(self.base, cropped, prompt, TRIGGERS[role], words, COPIES[role])
             write_text(path, json.dumps(losses))  # whole or not at all: the search took long
         losses, placeholder = json.loads(path.read_text()), TRIGGERS[role]
-        known = min((x for x in losses if x != placeholder), key=losses.__getitem__)
+        known = least_loss_word(losses, placeholder)
         word = known if wanted == NEAREST else nearest_word(losses, placeholder)
         return Word(word, known, losses[known] / losses[placeholder])

@@ -15,6 +15,7 @@ from ..devices import check_fits_memory, choose_device
 from ..families import Base
 from ..families.base_location import family_of_base
 from ..families.family import Family
+from ..families.hub_download import parse_hub_name
 from ..image_size import height_and_width
 from ..initialisation_methods import METHODS, describe_unused_slot
 from ..injection.peft_methods import PREFIX, parse_peft_method
@@ -63,12 +64,13 @@ def _family_to_draw_with(config: TrainConfig) -> Family | None:
 def check_opening_settings(config: TrainConfig, base: Base) -> None:
     """Raises ValueError: settings that say how a base is opened, and of an open one are not true."""
     own = str(base.model.dtype).removeprefix("torch.")
+    of_hub = parse_hub_name(base.name)
     differing = {
         "dtype": config.dtype not in ("auto", own),
         "quantize": bool(config.quantize) and base.original is None,
         "device": config.device != "auto" and choose_device(config.device) != base.device,
         "offload": config.offload and not base.offload,
-        "revision": bool(config.revision) and not base.name.endswith(f"@{config.revision}"),
+        "revision": bool(config.revision) and (of_hub is None or config.revision != (of_hub[1] or "main")),
     }
     if given := ", ".join(f"{name}={getattr(config, name)}" for name in differing if differing[name]):
         place = f"{base.name} is open in {own} on {base.device}"
