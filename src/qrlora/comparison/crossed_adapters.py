@@ -11,7 +11,7 @@ from ..baselines import FusionMethod, TrainingImage
 from ..baselines.fusion_method import check_family
 from ..config import TRIGGERS
 from ..config.type_checks import check_strengths, check_types
-from ..families.adapter_compatibility import check_adapter_fits_base
+from ..families.adapter_compatibility import check_adapter_fits_base, weight_difference
 from ..files import load
 from ..image_loading import load_image
 from ..initialisation_methods import has_slots
@@ -180,13 +180,18 @@ class CrossedAdapters:
         that it had in another version."""
         digest = base_digest_once(self.settings.base, self.settings.device, "float32")
         path = self.folder / "base.txt"
-        if not path.exists():
-            write_text(path, digest + "\n")
-        elif read_text(path).strip() != digest:
+        if path.exists():
+            same = read_text(path).strip() == digest
+        else:  # of an earlier version, or new
+            adapter = next((self.folder / "adapters").glob("*.safetensors"), None)
+            same = adapter is None or not weight_difference(self.base, load(adapter))
+        if not same:
             raise ValueError(
                 f"{self.folder} holds adapters and rows of another {self.base.name}, of other weights or settings of "
                 "sampling: take another folder, or move it away"
             )
+        if not path.exists():
+            write_text(path, digest + "\n")
 
     def method(self, spec: str) -> FusionMethod:
         """The method of a spec. Raises: ValueError: no such method, or none that adds adapters of this base."""
@@ -253,7 +258,7 @@ class CrossedAdapters:
             given |= {"slot": FRAME_SLOT} if framed and has_slots(settings["method"]) else {}
             train(base=self.base, output=output, progress=False, **{**settings, **given})
         adapter = load(output)
-        check_adapter_fits_base(self.base, adapter)  # a folder of an earlier version does not say its base
+        check_adapter_fits_base(self.base, adapter)
         return RoleAdapter(word, adapter, TrainingImage(images / "0.png", prompts[0]))
 
     def _word(self, wanted: str, content: str, style: str) -> Word:
