@@ -17,7 +17,7 @@ from harness import Row, arguments, report
 from qrlora.comparison.crossed_adapters import PLAIN, CrossedAdapters, CrossedSettings
 from qrlora.config import TRIGGERS
 from qrlora.image_loading import load_image
-from qrlora.known_words import COPIES, search_words, word_losses
+from qrlora.known_words import COPIES, least_loss_word, search_words, word_losses
 from qrlora.world.captions import caption, known_words
 from qrlora.world.ground_truth import true_image
 
@@ -26,7 +26,7 @@ SEARCH, EVERY = "search", "every word on every copy"
 
 def nearest(losses: dict[str, float], placeholder: str) -> tuple[str, float]:
     """The word with the least loss, and that loss in times the placeholder's."""
-    word = min((x for x in losses if x != placeholder), key=losses.__getitem__)
+    word = least_loss_word(losses, placeholder)
     return word, losses[word] / losses[placeholder]
 
 

@@ -256,8 +256,8 @@ def test_a_row_that_a_stopped_call_left_half_written_is_made_anew_and_glued_to_n
 
 
 def test_a_folder_of_another_base_of_the_same_name_is_refused_and_left_as_it_is(crossed, tmp_path):
-    """A base that was trained on keeps its name; rows of both in one table would compare nothing.  A folder of an earlier
-    version, which does not say its base, is known by its adapters."""
+    """A base that was trained on keeps its name; rows of both in one table would compare nothing.
+    A folder of an earlier version, which does not say its base, is known by its adapters."""
     other = tmp_path / Path(crossed.settings.base).name
     shutil.copytree(crossed.settings.base, other)
     weights = next((other / "unet").glob("*.safetensors"))
