@@ -23,7 +23,7 @@ from .pretraining_set import TrainingSet
 CHANGEABLE_SETTINGS = ("samples", "decay")
 """Settings that may differ when a run is resumed: a run may be lengthened."""
 CPU_PART = 24
-"""Images that go through the model at once on a CPU: of more, activations leave the cache (bench/pretraining_step.py)."""
+"""Images that go through the model at once on a CPU; of more, activations leave the cache: bench/pretraining_step.py"""
 
 
 @dataclass(frozen=True, kw_only=True)
