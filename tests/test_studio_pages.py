@@ -71,9 +71,9 @@ def post(page, studio, path, files=None, **fields):
     return page.post(path, data=told, files=files, headers={"origin": str(page.base_url)})
 
 
-def adapter_file(studio, title="dog", role="content", trigger="<c>", base="tiny-flux"):
+def adapter_file(studio, title="dog", role="content", trigger="<c>", base="tiny-flux", **opening):
     """A job that has made an adapter, as far as pages look at it."""
-    settings = {"train": {"role": role, "base": base, "trigger": trigger}, "crop": [], "pictures": [{}]}
+    settings = {"train": {"role": role, "base": base, "trigger": trigger, **opening}, "crop": [], "pictures": [{}]}
     job = studio.work.create("train", title, settings, {ADAPTER: b"x" * 100, "square-0.png": photo(format="PNG")})
     facts = {"base": base, "family": "f", "role": role, "trigger": trigger, "prompt": "", "method": "qr", "rank": 4}
     job.add_event("end", result={**facts, "layers": 2, "bytes": 100})
@@ -512,6 +512,28 @@ def test_a_base_that_only_a_file_names_is_neither_opened_nor_fetched(studio, pag
         answer = post(page, studio, "/mixer/draw", content=job.id, style="", prompt="a <c>", seed="0", c="1", s="1")
         assert 'role="alert"' in answer.text and "add it under Bases" in answer.text
     assert studio.drawings._waiting == {}
+
+
+@pytest.mark.parametrize("named", ["sd_xl_base_1.0.safetensors", "", "tiny-flux"])
+def test_the_mixer_opens_the_base_as_the_adapter_that_was_trained_here_whichever_comes_first(studio, page, named):
+    """A file of kohya names its base by the base's file (ss_sd_model_name); none that is imported has settings."""
+    trained = adapter_file(studio, "ink", "style", "<s>", dtype="bfloat16", offload=True)
+    imported = studio.work.create("import", "cat", {}, {ADAPTER: b"x" * 100})
+    imported.add_event("end", result={**trained.facts, "base": named, "role": "", "trigger": ""})
+    for content, style in ((imported, trained), (trained, imported)):
+        sent = {"content": content.id, "style": style.id, "prompt": "a cat", "seed": "0", "c": "1", "s": "1"}
+        assert 'role="alert"' not in post(page, studio, "/mixer/draw", **sent).text
+        (wanted,) = studio.drawings._waiting.values()
+        assert (wanted["base"], wanted["opening"]) == ("tiny-flux", {"dtype": "bfloat16", "offload": True})
+
+
+def test_a_mix_without_a_known_base_is_refused_with_the_adapter_that_names_one(studio, page):
+    silent, named = (
+        adapter_file(studio, "silent", base=""),
+        adapter_file(studio, "stranger", "style", base="owner/name"),
+    )
+    sent = {"content": silent.id, "style": named.id, "prompt": "a cat", "seed": "0", "c": "1", "s": "1"}
+    assert "stranger was trained on owner/name" in post(page, studio, "/mixer/draw", **sent).text
 
 
 def test_the_server_loads_no_torch():

@@ -98,30 +98,36 @@ class Mixer:
         chosen = self.chosen_adapters(fields)
         if not chosen:
             raise ValueError("Choose an adapter first.")
-        train = chosen[0][0].settings.get("train", {})
         weights = [x for _, x in chosen] if strengths is None else strengths[-len(chosen) :]
         if not fields["seed"].isdecimal():
             raise ValueError(f"the seed must be a whole number, got {fields['seed']!r}")
+        base, opening = self.base_and_opening([job for job, _ in chosen])
         return {
-            "base": self.base_of_mix([job for job, _ in chosen]),
-            "opening": {name: train[name] for name in OPENING if name in train},
+            "base": base,
+            "opening": opening,
             "adapters": [[job.id, weight] for (job, _), weight in zip(chosen, weights, strict=True)],
             "prompt": fields["prompt"],
             "seed": int(fields["seed"]),
         }
 
-    def base_of_mix(self, adapters: Sequence[Job]) -> str:
-        """The base of the mixer's adapters. Raises ValueError: they name none, or one that was never chosen here.
+    def base_and_opening(self, adapters: Sequence[Job]) -> tuple[str, dict[str, Any]]:
+        """The base of the mixer's adapters, the first that is known here, and how a training here had opened it.
 
-        A file that was brought along may name anything, which must be neither opened nor fetched unasked.
+        A file that was brought along may name anything, which must be neither opened nor fetched unasked; kohya's names
+        the file of its base, which may be known here by another name.
+
+        Raises: ValueError: they name no base, or none that was ever chosen here.
         """
-        name = next((x.facts["base"] for x in adapters if x.facts["base"]), "")
-        if name not in known_bases(self.work):
-            said = f"was trained on {name}, which is not among the bases here" if name else "does not say its base"
-            raise ValueError(
-                f"{adapters[0].title} {said}: add it under Bases, or mix it with one that was trained here."
-            )
-        return name
+        known = known_bases(self.work)
+        here = [x for x in adapters if x.facts["base"] in known]
+        if not here:
+            job = next((x for x in adapters if x.facts["base"]), adapters[0])
+            base = job.facts["base"]
+            said = f"was trained on {base}, which is not among the bases here" if base else "does not say its base"
+            raise ValueError(f"{job.title} {said}: add it under Bases, or mix it with one that was trained here.")
+        base = here[0].facts["base"]
+        train = next((x.settings["train"] for x in here if x.facts["base"] == base and "train" in x.settings), {})
+        return base, {name: train[name] for name in OPENING if name in train}
 
     def grid_requests(self, fields: Mapping[str, str]) -> list[list[tuple[float, float, dict[str, Any]]]]:
         """(content strength, style strength, image) of the mixer's grid, row by row; [] without one.
