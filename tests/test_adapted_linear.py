@@ -196,6 +196,17 @@ def test_a_small_difference_of_large_terms_keeps_its_digits_in_bfloat16():
     torch.testing.assert_close(model(x).float(), x.float() @ (change @ start.A).T, rtol=2e-2, atol=1e-4)
 
 
+def test_a_frozen_A_is_kept_in_bfloat16_and_not_rounded_anew_in_every_pass():
+    base = opened("flux", "bfloat16")
+    for method, kept in (("qr", True), ("lora", False), ("qr-direct", False)):
+        initialise(base.model, starts(base, method), "run")
+        for layer in (m for m in base.model.modules() if isinstance(m, AdaptedLinear)):
+            assert (layer.bfloat16_A is not None) == kept
+            ((A, _, _),) = layer._active_pairs()[-1:]
+            assert not kept or A is layer.bfloat16_A and torch.equal(A, layer.A["run"].bfloat16())
+        detach(base.model, "run")
+
+
 def test_libraries_find_on_a_layer_what_they_look_for_on_a_linear_one():
     """SDXL's pipeline reads the inputs of its first embedding layer, T5 a weight's dtype."""
     model, plain_one = model_of(), model_of()[0]

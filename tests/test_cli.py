@@ -329,6 +329,34 @@ def test_of_ones_own_pictures_nobody_pretends_to_know_what_they_show(tmp_path, c
     assert list(notes.values()) == [2, 0, 2, 1, 1], notes  # the style of whatever was trained on a photograph: unknown
 
 
+def test_of_ones_own_pictures_nobody_pretends_to_know_on_any_base(tmp_path, capsys):
+    photo = tmp_path / "my dog.jpg"
+    Image.effect_noise((80, 80), 60).convert("RGB").save(photo)
+    words = [
+        "demo",
+        "--content",
+        photo,
+        "--base",
+        pico.folder("flux"),
+        "--steps",
+        1,
+        "--count",
+        1,
+        "-o",
+        tmp_path / "out",
+    ]
+    code, out, err = run(capsys, *words)
+    assert code == 0 and "right subject" not in out, err
+
+
+@pytest.mark.parametrize("name", ["merged.safetensors", "demo.png"])
+def test_a_demo_replaces_no_file_that_is_no_demos(name, tmp_path, capsys):
+    (tmp_path / name).write_text("mine")
+    code, _, err = run(capsys, "demo", "-o", tmp_path)
+    assert code == 2 and name in err and "--overwrite" in err
+    assert [path.name for path in tmp_path.iterdir()] == [name] and (tmp_path / name).read_text() == "mine"
+
+
 def test_time_left_counts_from_the_first_report():
     """A resumed run at 900 of 1000 has not done 900 updates in the seconds since its start."""
     with progress_bar.progress_bar("run") as bar:

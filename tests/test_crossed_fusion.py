@@ -1,6 +1,7 @@
 """Contents and style images crossed: one adapter for a row or column of sums, and tables that know it."""
 
 import csv
+import errno
 import json
 import math
 import shutil
@@ -131,6 +132,23 @@ def test_forgetting_is_the_bases_own_captions_with_the_adapters_on_beside_its_ow
         (wanted,) = evaluation.ground_truth_scores(drawn, true_images([known[0]], known[1])[0], *known, content, style)
         for name in ("both", "ssim", "leaked_content", "leaked_style"):
             assert float(row[name]) == pytest.approx(wanted[name], abs=1e-3)
+
+
+def test_a_disk_that_fills_leaves_no_half_an_image_of_the_base(crossed, tmp_path, monkeypatch):
+    folder = tmp_path / "crossed" / crossed.settings.folder.name
+    shutil.copytree(crossed.settings.folder, folder)
+    shutil.rmtree(folder / "base")
+    (folder / "rows.csv").unlink()
+
+    def fill(image, file, *given, **told):
+        (file if hasattr(file, "write") else open(file, "wb")).write(b"half")
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Image.Image, "save", fill)
+        with pytest.raises(OSError, match="No space left"):
+            CrossedFusion(replace(crossed.settings, root=tmp_path / "crossed")).run(SPEC)
+    assert not list((folder / "base").iterdir())
 
 
 def dashed(name: str) -> str:

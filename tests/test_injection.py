@@ -9,7 +9,7 @@ from torch import nn
 import pico
 import qrlora
 from qrlora.adapter import Adapter, Header, Pair
-from qrlora.initialisation_methods import METHODS
+from qrlora.initialisation_methods import METHODS, InitialFactors
 from qrlora.injection import (
     adapter_names,
     applied,
@@ -236,6 +236,15 @@ def test_a_name_is_taken_once_and_an_unknown_one_is_refused():
         apply(model, adapter(), "x")
     with pytest.raises(ValueError, match="no adapter named 'y' on the model; there are: x"):
         detach(model, "y")
+
+
+def test_what_is_refused_leaves_the_adapter_that_is_trained_as_it_is():
+    model, start = toy(), InitialFactors(torch.ones(2, 10), torch.zeros(12, 2), ("B",))
+    learning = initialise(model, {"a.to_q": start}, "x")
+    for wrong in (({"a.to_q": start}, "x"), ({"c.to_q": start}, "y"), ({"a.to_q": start}, "a.b")):
+        with pytest.raises(ValueError):
+            initialise(model, *wrong)
+    assert all(p.requires_grad for p in learning)
 
 
 def test_a_real_unet_takes_an_adapter_on_every_attention_layer():

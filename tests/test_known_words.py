@@ -7,6 +7,7 @@ import torch
 
 from commands import run
 from qrlora.built_in_bases import folder_of
+from qrlora.cli.words import _given_words
 from qrlora.families import open_base
 from qrlora.files import load
 from qrlora.image_loading import load_image
@@ -142,6 +143,11 @@ def test_the_verb_names_the_word_that_a_known_style_has_and_the_command_to_train
     assert "trigger=blueprint" in out and "'prompt=a backpack in blueprint style'" in out and "role=style" in out
     code, out, _ = run(capsys, *words, "--words", "pop, gold", "--shown", "1")
     assert code == 0 and "keep <s>" in out and "trigger=" not in out and ("pop" in out) != ("gold" in out)
+
+
+def test_a_list_of_words_may_be_longer_than_the_name_of_a_file():
+    many = [f"word {k}" for k in range(100)]
+    assert _given_words(",".join([*many, "<s>"]), "<s>") == many
 
 
 def test_what_the_verb_says_to_train_with_is_what_train_takes(tmp_path, capsys):

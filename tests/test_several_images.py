@@ -176,7 +176,7 @@ def test_a_style_needs_no_prompt_where_every_image_has_a_caption(folder, capsys)
     assert code == 2 and f"{folder / 'b.jpg'} has no caption: write it into b.txt beside it, or give prompt=" in err
 
 
-def test_all_ways_to_give_several_images_mean_the_same(folder, tmp_path):
+def test_all_ways_to_give_several_images_mean_the_same(folder, tmp_path, monkeypatch):
     paths = [str(folder / name) for name in ("a.png", "b.jpg")]
     (tmp_path / "r.toml").write_text(f"image = {json.dumps(paths)}")
     (tmp_path / "one.toml").write_text('image = "other.png"')
@@ -193,6 +193,9 @@ def test_all_ways_to_give_several_images_mean_the_same(folder, tmp_path):
     both = folder / "a.png,b.png"
     shutil.copy(folder / "a.png", both)
     assert read_recipe(None, [f"image={both}"]).image == str(both)  # a name with a comma is a file that exists
+    monkeypatch.chdir(folder)
+    many = ["a.png", "b.jpg"] * 30  # longer than the name of a file can be
+    assert read_recipe(None, [f"image={','.join(many)}"]).image == tuple(many)
     crops = [
         TrainConfig(image=paths, crop=[(0, 1, 16), "2,3,17"]),
         read_recipe(None, [f"image={paths[0]}", "crop=0,1,16", "crop=2,3,17"]),

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from .config import TRIGGERS, TrainConfig
 from .families import Base, Condition
-from .linalg import leading_subspace
+from .linalg import leading_subspace, to_double
 from .noising import noising_of
 from .training_example import TrainingExamples
 
@@ -129,9 +129,9 @@ def generalised_eigenvectors(C_x: Tensor, C_u: Tensor, rank: int, ridge: float =
     Raises:  ValueError: rank outside 1..i; NaN or infinity.
     """
     size = len(C_u)
-    regularised = C_u.double() + ridge * C_u.double().trace() / size * torch.eye(size, device=C_u.device)
-    L = torch.linalg.cholesky(regularised)
-    half = torch.linalg.solve_triangular(L, C_x.double(), upper=False)
+    C_x, C_u = to_double(C_x), to_double(C_u)
+    L = torch.linalg.cholesky(C_u + ridge * C_u.trace() / size * torch.eye(size, device=C_u.device))
+    half = torch.linalg.solve_triangular(L, C_x, upper=False)
     whitened = torch.linalg.solve_triangular(L, half.T, upper=False)
     v = leading_subspace((whitened + whitened.T).float() / 2, rank)
     q = torch.linalg.solve_triangular(L.T, v.double(), upper=True)

@@ -162,7 +162,12 @@ def update_inner_product(A: Tensor, B: Tensor, other_A: Tensor, other_B: Tensor)
 
     Equals the sum of entries of (B^T B') * (A A'^T), two r x r' matrices.
     """
-    return float(((B.T @ other_B) * (A @ other_A.T)).sum(dtype=torch.float64))
+    return float(to_double((B.T @ other_B) * (A @ other_A.T)).sum())
+
+
+def to_double(tensor: Tensor) -> Tensor:
+    """A tensor in float64, on the CPU if its device has none: Apple's GPUs."""
+    return (tensor.cpu() if tensor.device.type == "mps" else tensor).double()
 
 
 def is_finite(tensor: Tensor) -> bool:

@@ -58,6 +58,7 @@ def run_demo(output: Path, content: Path | None, style: Path | None, *, base: st
     if limit:
         real = console.shell_command("train", "recipes/content_sdxl.toml", f"image={content or 'my_dog.jpg'}")
         console.warn(f"{limit}; for photographs train on a real base, such as {real}")
+    world_demo.check_replaceable(output / "demo.png", settings["overwrite"])
     with progress_bar("demo") as bar:
 
         def on_step(what: str, progress: "Progress") -> None:
@@ -74,7 +75,7 @@ def run_demo(output: Path, content: Path | None, style: Path | None, *, base: st
     plots.save(sheet, output / "demo.png", overwrite=True)
     merged = [row for row in rows if row.title.startswith(world_demo.MERGED)]
     right = [row.is_correct(prediction) for row in merged for prediction in row.predictions]
-    if right and not limit:
+    if right and content is None and style is None:  # of the caller's own pictures nobody knows what is right
         found = f"{sum(map(bool, right))} of {len(right)} pictures"
         console.say(f"merged: {found} show the right subject in the right style")
     for name in ("content.safetensors", "style.safetensors", "merged.safetensors", "demo.png"):

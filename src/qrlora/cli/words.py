@@ -1,5 +1,6 @@
 """`qrlora words`: which words that a base knows come near to a picture's content or style."""
 
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
@@ -108,7 +109,8 @@ def _given_words(text: str, placeholder: str) -> list[str]:
     from ..text_files import read_text
 
     path = Path(text)
-    lines = read_text(path).splitlines() if path.suffix == ".txt" or path.is_file() else text.split(",")
+    # os.path.isfile: a list may be longer than a file's name can be, which Path.is_file takes for an error
+    lines = read_text(path).splitlines() if path.suffix == ".txt" or os.path.isfile(text) else text.split(",")
     found = [x for x in dict.fromkeys(line.strip() for line in lines) if x not in ("", placeholder)]
     if not found:
         raise ValueError(f"--words {text} holds no words: give some with commas between, or a file with one a line")

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from PIL import Image
 
 from ..baselines.fusion_method import sample_with_adapter
+from ..output_files import atomic
 from ..sampling import generate
 from ..world.captions import CONTENT, STYLE, caption
 from .crossed_adapters import PLAIN, CrossedAdapters, RoleAdapter
@@ -88,7 +89,8 @@ class CrossedForgetting:
             folder.mkdir(exist_ok=True)
             asked = [prompts[k] for k in left.values()], [seeds[k] for k in left.values()]
             for path, image in zip(left, generate(self.adapters.base, asked[0], seed=asked[1]), strict=True):
-                image.save(path)
+                with atomic(path) as file:
+                    image.save(file, "PNG")
         return [Image.open(path).convert("RGB") for path in paths]
 
 

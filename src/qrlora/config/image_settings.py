@@ -1,5 +1,6 @@
 """The settings `image` and `mask`, files or folders, and `crop`: one value, or a list with one for each image."""
 
+import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -22,8 +23,9 @@ def split_paths(text: str) -> str | list[str]:
     """The setting `image` or `mask` of a command line: "a.png,b.png" of a command line as a list. A name that exists as
     it stands is one file, with all its commas; so is a text of which no part exists, for the message that it is
     missing."""
+    # os.path.exists, not Path.exists: a list may be longer than a file's name can be, which Path takes for an error
     parts = [part.strip() for part in text.split(",") if part.strip()]
-    if len(parts) < 2 or Path(text).exists() or not any(Path(part).exists() for part in parts):
+    if len(parts) < 2 or os.path.exists(text) or not any(map(os.path.exists, parts)):
         return text
     return parts
 

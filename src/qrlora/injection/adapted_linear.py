@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
-from ..linalg import update_inner_product
+from ..linalg import to_double, update_inner_product
 from . import weight_folding
 
 Strength = float | Tensor
@@ -46,7 +46,7 @@ class AdaptedLinear(nn.Module):
         self._sum_scales: Tensor | None = None
         self.register_buffer("sum_A", None, persistent=False)
         self.register_buffer("sum_B", None, persistent=False)
-        self.register_buffer("coarse_A", None, persistent=False)
+        self.register_buffer("bfloat16_A", None, persistent=False)
 
     @property
     def weight(self) -> Tensor:
@@ -144,7 +144,7 @@ class AdaptedLinear(nn.Module):
         if name := self.trainable_name:
             factors: Any = self._modules
             A, B, strength = factors["A"]._parameters[name], factors["B"]._parameters[name], self.strengths[name]
-            A = A if sums["coarse_A"] is None else sums["coarse_A"]
+            A = A if sums["bfloat16_A"] is None else sums["bfloat16_A"]
             if isinstance(strength, Tensor):
                 pairs.append((A, B, strength[:, None].expand(-1, len(A))))
             else:
@@ -264,7 +264,7 @@ def _sum_updates(terms: Sequence[tuple[Tensor, Tensor, Strength]]) -> tuple[Tens
 def product_cancels(A: Tensor, B: Tensor) -> bool:
     """Whether B A is a small difference of large terms, sqrt(r) |B A| < |A| |B| / 8: rounding the factors to bfloat16
     (2^-9) would then change the update by more than about 2 %. False for a zero update."""
-    size = float(A.square().sum(dtype=torch.float64) * B.square().sum(dtype=torch.float64))
+    size = float(to_double(A).square().sum() * to_double(B).square().sum())
     return size > 0 and len(A) * update_inner_product(A, B, A, B) < size / 64
 
 

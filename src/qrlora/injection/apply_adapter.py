@@ -46,8 +46,11 @@ def initialise(model: nn.Module, factors: Mapping[str, InitialFactors], name: st
     Returns: the trainable parameters in the order of `trainable_factors`.
     Raises:  ValueError: as `apply`.
     """
-    model.requires_grad_(False)
+    started = False
     for layer, start in _wrapped_layers(model, factors, name):
+        if not started:  # not before a name or a layer is refused: another adapter may be in training
+            model.requires_grad_(False)
+            started = True
         layer.add_update(name, start.A, start.B, start.subtract_start)
         layer.trainable_name, layer.strengths[name] = name, 1.0
         if start.subtract_start:

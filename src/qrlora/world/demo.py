@@ -102,6 +102,7 @@ def demo(
     if count < 1 or not style_shows.strip():
         raise ValueError(f"count must be 1 or more and style_shows a word, got {count} and {style_shows!r}")
     folder.mkdir(parents=True, exist_ok=True)
+    check_replaceable(folder / "merged.safetensors", overwrite)
     inputs = demo_inputs(folder, content, style, style_shows, overwrite)
     for one in inputs:
         load_image(one.image, SIZE)  # an unusable style image is refused before the content adapter is trained
@@ -121,8 +122,19 @@ def demo(
         report = None if on_step is None else lambda progress, role=role: on_step(role, progress)
         adapters.append(train(config, base=opened, on_step=report, on_stage=on_stage))
     merged = merge(adapters, [1.0, 1.0])
-    save(merged, folder / "merged.safetensors", overwrite=True)  # made of the two that were just written
+    save(merged, folder / "merged.safetensors", overwrite=True)
     return _generate_rows(opened, inputs, adapters, merged, count, seed, on_stage)
+
+
+def check_replaceable(path: Path, overwrite: bool) -> None:
+    """Check that an output of the demonstration replaces nothing but a demonstration's, which has both adapters beside.
+
+    Raises: FileExistsError: another file of that name, which `overwrite` does not allow to replace.
+    """
+    if path.exists():
+        output_files.check_writable(
+            path, overwrite or all((path.parent / f"{role}.safetensors").exists() for role in ROLES)
+        )
 
 
 def _word(
