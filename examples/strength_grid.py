@@ -1,6 +1,6 @@
 """One picture for each pair of content and style strengths, as a captioned plot (the paper's figure 7).
 
-python examples/strength_grid.py content.safetensors style.safetensors --base tiny-sdxl
+python examples/strength_grid.py content.safetensors style.safetensors --base tiny-flux
 """
 
 import argparse
@@ -14,7 +14,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("content", type=Path)
     parser.add_argument("style", type=Path)
-    parser.add_argument("--base", default="tiny-sdxl")
+    parser.add_argument("--base", default="tiny-flux")
     parser.add_argument("--output", type=Path, default=Path("grid.png"))
     wanted = parser.parse_args()
 

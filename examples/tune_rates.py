@@ -1,6 +1,6 @@
 """A method's learning rates for content and style, on the development split: every pair of rates, three by three.
 
-python examples/tune_rates.py --base tiny-sdxl --method lora --rates 0.0007,0.002,0.006 --workers 2
+python examples/tune_rates.py --base tiny-flux --method lora --rates 0.0007,0.002,0.006 --workers 2
 """
 
 import argparse

@@ -14,7 +14,7 @@ def main() -> None:
     parser.add_argument("content", type=Path, help="an image of the subject")
     parser.add_argument("style", type=Path, help="a picture in the style")
     parser.add_argument("--shows", default="cat", help="what the style picture shows")
-    parser.add_argument("--base", default="tiny-sdxl", help="or stabilityai/stable-diffusion-xl-base-1.0")
+    parser.add_argument("--base", default="tiny-flux", help="or stabilityai/stable-diffusion-xl-base-1.0")
     parser.add_argument("--folder", type=Path, default=Path("out/two_pictures"))
     wanted = parser.parse_args()
 

@@ -55,7 +55,7 @@ def materials(studio, tmp_path_factory):
     from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection, ViTConfig, ViTModel
 
     folder = tmp_path_factory.mktemp("materials")
-    for name in ("my_dog.jpg", "dog.png", "painting.jpg"):
+    for name in ("my_dog.jpg", "dog.png", "ink.png", "painting.jpg"):
         Image.effect_noise((20, 20), 60).convert("RGB").save(folder / name)
     Image.effect_noise((800, 600), 60).convert("RGB").save(folder / "wide_dog.jpg")
     (folder / "paintings").mkdir()
@@ -318,11 +318,12 @@ GIVEN = {
 
 IN_PYTHON = [
     (r'"stabilityai/stable-diffusion-xl-base-1\.0"', "PICO"),
-    (r'"tiny-sdxl"', "PICO"),
+    (r'"tiny-flux"', "PICO"),
     (r"target_modules=\.\.\.", 'target_modules=["q_proj"]'),
     (r"r=64, lora_alpha=64", "r=4, lora_alpha=4"),
+    (r', variant="fp16"', ""),
     (r'\.to\("cuda"\)', ""),
-    (r'output="dog\.safetensors"', 'output="dog.safetensors", overwrite=True'),
+    (r'output="(dog|ink)\.safetensors"', r'output="\1.safetensors", overwrite=True'),
 ]
 """What is too large for a test in Python -> what stands in for it."""
 

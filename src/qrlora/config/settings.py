@@ -160,7 +160,7 @@ class TrainConfig:
     """Quantise the base's unet or transformer: nf4 (a GPU with CUDA), int8 or float8; fastest with dtype=bfloat16. The
     frozen directions are computed from the original weights. Needs the extra `qrlora[quantize]`."""
     offload: bool = False
-    """Keep text encoders and VAE off the GPU: they encode the image and the prompt on the CPU."""
+    """Text encoders, VAE and the unet or transformer are on the GPU only while they compute: slower, less memory."""
     device: str = "auto"
     """auto (cuda, then mps, then cpu), or a torch device such as cuda:1."""
     save_every: int = 0
