@@ -217,6 +217,23 @@ def test_a_worker_that_dies_takes_one_job_with_it_which_is_reported_and_done_nex
     assert run_comparison(comparison, tmp_path).missing == [] and files(tmp_path) == wanted
 
 
+@pytest.mark.processes
+@pytest.mark.parametrize("where", [{"workers": 1}, {"workers": 2}, {"ray": "local"}])
+def test_a_job_whose_adapters_cannot_be_read_fails_alone_wherever_it_was_to_run(small, tmp_path, where):
+    if where.get("ray"):
+        pytest.importorskip("ray")
+    lost = tmp_path / "adapters" / f"{small[0].sample_jobs[0].content.identity}.safetensors"
+
+    def lose_one(ended, *_):
+        if ended == len(small[0].train_jobs):
+            lost.unlink()
+
+    summary = run_comparison(small[0], tmp_path, **where, on_job=lose_one)
+    (reason,) = summary.failed.values()
+    assert "its adapters cannot be read" in reason and lost.name in reason
+    assert [x.variant for x in summary.missing] == ["qr"] and len(summary.done) == 2
+
+
 def test_a_job_that_fails_is_reported_and_the_rest_goes_on(tmp_path):
     wild = "lora:learning_rate=1e30:steps=5"
     summary = run_comparison(plan_comparison(settings(methods=("qr", wild), pairs=1, seeds=1)), tmp_path)

@@ -38,10 +38,22 @@ def worker_pool(workers: int = 1, ray: str = "") -> contextlib.AbstractContextMa
     return on_ray_cluster(ray) if ray else in_processes(workers) if workers > 1 else in_this_process()
 
 
+def with_inputs(jobs: Iterable[Job], inputs: AdapterFiles) -> Iterator[tuple[Job, Mapping[str, bytes] | JobFailure]]:
+    """Each job with its inputs, read when it is its turn, or with the failure to read them, which is no worker's."""
+    for job in jobs:
+        try:
+            read = inputs(job)
+        except OSError as error:
+            read = JobFailure(f"its adapters cannot be read: {error}")
+        yield job, read
+
+
 @contextlib.contextmanager
 def in_this_process() -> Iterator[RunJobs]:
     """This process, one job after the other."""
-    yield lambda jobs, inputs: ((job, run_job(job, inputs(job))) for job in jobs)
+    yield lambda jobs, inputs: (
+        (job, read if isinstance(read, JobFailure) else run_job(job, read)) for job, read in with_inputs(jobs, inputs)
+    )
 
 
 @contextlib.contextmanager
@@ -62,14 +74,18 @@ def in_processes(workers: int) -> Iterator[RunJobs]:
 
     def run_jobs(jobs: Iterable[Job], inputs: AdapterFiles) -> Iterator[tuple[Job, JobOutput | JobFailure]]:
         """Give jobs to the worker processes as they become free, and yield what they send."""
-        waiting, busy = iter(jobs), {}
+        waiting, busy = with_inputs(jobs, inputs), {}
         idle = list(processes)
         while True:
-            while (idle or len(processes) < workers) and (job := next(waiting, None)) is not None:
+            while (idle or len(processes) < workers) and (following := next(waiting, None)) is not None:
+                job, read = following
+                if isinstance(read, JobFailure):
+                    yield job, read
+                    continue
                 worker = idle.pop() if idle else start_worker()
                 busy[worker] = job
                 with contextlib.suppress(OSError):  # it died before it began, which recv below reports
-                    worker.send((job, inputs(job)))
+                    worker.send((job, read))
             if not busy:
                 return
             for worker in wait(list(busy)):
@@ -125,10 +141,14 @@ def on_ray_cluster(address: str) -> Iterator[RunJobs]:
         # a crash is a result, to be reported; a second try would hide it
         remote = ray.remote(num_cpus=1, num_gpus=gpus, max_retries=0)(run_job)
         slots = 2 * max(1, int(has["GPU"] if gpus else has.get("CPU", 1)))
-        waiting, busy = iter(jobs), {}
+        waiting, busy = with_inputs(jobs, inputs), {}
         while True:
-            while len(busy) < slots and (job := next(waiting, None)) is not None:
-                busy[remote.remote(job, dict(inputs(job)))] = job
+            while len(busy) < slots and (following := next(waiting, None)) is not None:
+                job, read = following
+                if isinstance(read, JobFailure):
+                    yield job, read
+                else:
+                    busy[remote.remote(job, dict(read))] = job
             if not busy:
                 return
             (ready, *_), _ = ray.wait(list(busy), num_returns=1)
