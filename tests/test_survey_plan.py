@@ -250,3 +250,18 @@ def test_a_damaged_folder_of_a_comparison_is_named(tmp_path):
     (tmp_path / "rank-pictures.csv").write_text("job,seed\n1\n")
     with pytest.raises(ValueError, match="rank-pictures.csv, line 2: has 1 of the 2 columns; write it anew"):
         find_study_images(tmp_path, (), 1)
+
+
+def test_of_two_comparisons_in_a_folder_a_study_is_made_of_the_one_whose_page_is_given(tmp_path):
+    for name in ("rank", "parameters"):
+        (tmp_path / f"{name}.md").write_text("Settings: pairs=1, split=test, style_word=<s>, pictures=\n")
+        (tmp_path / f"{name}-pictures.csv").write_text(f"job,seed,method,pair\nof-{name},0,qr,pair\n")
+    (tmp_path / "results").mkdir()
+    Image.new("RGB", (64, 64), "red").save(tmp_path / "results" / "of-parameters.png")
+    with pytest.raises(ValueError, match="two comparisons.* give the page of one: .*rank.md or .*parameters.md"):
+        find_study_images(tmp_path, (), 1)
+    found, _ = find_study_images(tmp_path / "parameters.md", (), 1)
+    (result,) = (x for x in found if x.kind == "result")
+    assert result.image.getpixel((0, 0)) == (255, 0, 0)
+    with pytest.raises(FileNotFoundError, match="none.md"):
+        find_study_images(tmp_path / "none.md", (), 1)

@@ -32,7 +32,7 @@ def _survey() -> None:
 @app.command(cls=VerbCommand, epilog=f"Example: [bold]{EXAMPLE}[/bold]")
 def new(
     source: Annotated[
-        Path, typer.Argument(help="Folder of compare, or a CSV file: method,pair,content,style,picture.")
+        Path, typer.Argument(help="Folder or page of compare, or a CSV file: method,pair,content,style,picture.")
     ],
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder to write.")] = Path("out/survey"),
     methods: Annotated[str, typer.Option(help="With commas between.", show_default="all of the source")] = "",

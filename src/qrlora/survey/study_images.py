@@ -32,11 +32,13 @@ class StudyImage:
 def find_study_images(source: Path, methods: Sequence[str], seeds: int) -> tuple[list[StudyImage], tuple[str, ...]]:
     """All images of a study's source, of one size, and the methods in their order.
 
-    Args:    source: a folder of `qrlora compare`, or a CSV file with the columns COLUMNS and perhaps seed.
+    Args:    source: a folder of `qrlora compare` or the page in it, or a CSV file with the columns COLUMNS and perhaps
+             seed.
              methods: which; none: all but the ends of the scale.  seeds: how many pictures of a pair and method.
     Raises:  OSError, ValueError: not such a source, no such method, a picture that is none.
     """
-    found = images_of_comparison(source, seeds) if source.is_dir() else images_of_csv(source)
+    compared = source.is_dir() or source.suffix == ".md"
+    found = images_of_comparison(page_of_comparison(source), seeds) if compared else images_of_csv(source)
     there = list(dict.fromkeys(x.method for x in found if x.kind == "result"))
     chosen = tuple(methods) or tuple(name for name in there if name not in ("none", "oracle"))
     if missing := [name for name in chosen if name not in there]:
@@ -48,16 +50,28 @@ def find_study_images(source: Path, methods: Sequence[str], seeds: int) -> tuple
     return [StudyImage(x.kind, x.method, x.pair, x.seed, _sized(x.image, side), x.scores) for x in found], chosen
 
 
-def images_of_comparison(folder: Path, seeds: int) -> list[StudyImage]:
-    """The images in a folder of `qrlora compare`: results from its folder, inputs and true fusions made anew.
+def page_of_comparison(source: Path) -> Path:
+    """The page of a comparison: this one, or the only one in this folder of `qrlora compare`.
 
-    Raises: OSError, ValueError: the folder holds no such study, or one that is not done.
+    Raises: FileNotFoundError: none.  ValueError: two, of equal rank and of equal parameters, with other pictures each.
+    """
+    if not source.is_dir():
+        return source
+    pages = [path for path in (source / "rank.md", source / "parameters.md") if path.is_file()]
+    if not pages:
+        raise FileNotFoundError(f"{source} holds no study: `qrlora compare` writes rank.md into its folder")
+    if len(pages) > 1:
+        raise ValueError(f"{source} holds two comparisons; give the page of one: {' or '.join(map(str, pages))}")
+    return pages[0]
+
+
+def images_of_comparison(page: Path, seeds: int) -> list[StudyImage]:
+    """The images of a comparison's page: results from its folder, inputs and true fusions made anew.
+
+    Raises: OSError, ValueError: it is no such page, or the comparison is not done.
     """
     from ..comparison.image_pairs import pairs_from_csv, world_pairs  # loads torch and the world
 
-    page = next((path for path in (folder / "rank.md", folder / "parameters.md") if path.is_file()), None)
-    if page is None:
-        raise FileNotFoundError(f"{folder} holds no study: `qrlora compare` writes rank.md into its folder")
     told = dict(re.findall(r"\b(pairs|split|style_word|pictures)=(.*?)(?=, [a-z_]+=|$)", _settings(page)))
     word = told["style_word"]
     own = told["pictures"]
@@ -74,7 +88,7 @@ def images_of_comparison(folder: Path, seeds: int) -> list[StudyImage]:
     for row in rows:
         index = order[row["job"]].index(int(row["seed"]))
         if index < seeds:
-            strip = Image.open(folder / "results" / f"{row['job']}.png")
+            strip = Image.open(page.parent / "results" / f"{row['job']}.png")
             side = strip.width // len(order[row["job"]])
             image = strip.crop((index * side, 0, (index + 1) * side, strip.height))
             scores = {name: float(x) for name, x in row.items() if name not in known and x}
@@ -109,7 +123,7 @@ def images_of_csv(path: Path) -> list[StudyImage]:
     Raises: OSError, ValueError, with the line: a column or cell is missing, a picture is none.
     """
     if not path.is_file():
-        raise FileNotFoundError(f"{path} is neither a folder of `qrlora compare` nor a CSV file of pictures")
+        raise FileNotFoundError(f"{path} is neither a folder or page of `qrlora compare` nor a CSV file of pictures")
     lines = csv_rows(path)
     head = next(lines, (0, []))[1]
     if missing := [name for name in COLUMNS if name not in head]:
