@@ -19,8 +19,9 @@ from commands import run
 from qrlora import baselines
 from qrlora.baselines.ziplora import ziplora
 from qrlora.comparison import jobs, report, summary_tables
-from qrlora.comparison.fusion_comparison import plan_comparison, run_comparison
+from qrlora.comparison.fusion_comparison import RunSummary, plan_comparison, run_comparison
 from qrlora.comparison.image_pairs import pairs_from_csv, unrelated_prompts, world_pairs
+from qrlora.comparison.result_store import ResultStore
 from qrlora.comparison.run_job import run_job
 from qrlora.comparison.settings import ComparisonSettings
 from qrlora.files import load
@@ -416,6 +417,17 @@ def test_the_command_prints_the_table_and_writes_page_tables_and_sheet(whole, tm
     assert code == 0 and "8 of 8 jobs done" in out
     code, _, err = run(capsys, *words, "--methods", "quer", "-o", tmp_path)
     assert code == 2 and "did you mean" in err and not list(tmp_path.iterdir())
+
+
+def test_beside_a_new_page_no_table_or_sheet_of_the_page_before_is_left(small, tmp_path):
+    """They would pass for tables of its settings."""
+    summary = RunSummary(small[0], ResultStore(tmp_path))  # as where all failed: every table is empty
+    beside = [tmp_path / f"rank-{name}.csv" for name in report.TABLES] + [tmp_path / "rank.png"]
+    for path in beside:
+        path.write_text("of other settings")
+    written = report.write_report(summary, summary_tables.summarise(summary), tmp_path, "rank", "command")
+    assert not [path for path in beside if path.exists() and path not in written]
+    assert tmp_path / "rank-table.csv" not in written
 
 
 def test_a_survey_finds_the_pictures_the_inputs_and_what_the_classifiers_said(whole, capsys):

@@ -49,16 +49,22 @@ def settings_line(settings: Mapping[str, Any]) -> str:
 
 
 def write_report(summary: RunSummary, tables: SummaryTables, folder: Path, stem: str, command: str) -> list[Path]:
-    """Write `stem`.md and a CSV file for each table; returns the paths.
+    """Write `stem`.md and a CSV file for each table that has rows; returns the paths. Of a page that was there before,
+    no other table is left, nor a sheet where there is nothing to show: they would pass for this page's.
 
     Raises: OSError: a full disk; files that are not whole are not left.
     """
     written = [folder / f"{stem}.md"]  # first: its settings line is what the other files are checked by
     write_text(written[0], markdown_page(summary, tables, command))
     for name in TABLES:
+        path = folder / f"{stem}-{name}.csv"
         if rows := getattr(tables, name):
-            written.append(folder / f"{stem}-{name}.csv")
-            write_text(written[-1], csv_text(rows))
+            write_text(path, csv_text(rows))
+            written.append(path)
+        else:
+            path.unlink(missing_ok=True)
+    if not tables.table:
+        written[0].with_suffix(".png").unlink(missing_ok=True)
     return written
 
 
