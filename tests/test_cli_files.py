@@ -2,6 +2,7 @@
 
 import gc
 import re
+import shutil
 import subprocess
 import sys
 
@@ -166,6 +167,25 @@ def test_check_names_the_file_whose_numbers_no_tool_can_use(folder, capsys, tmp_
     write_safetensors(path, {name: x * float("nan") for name, x in tensors.items()}, metadata)
     code, _, err = run(capsys, "check", path)
     assert code == 2 and err.startswith(f"error: {path}: lora_unet_") and "NaN" in err
+
+
+def test_check_names_a_copy_beside_the_folder_in_which_it_is_called(folder, capsys, tmp_path, monkeypatch):
+    peft = tmp_path / "dog"
+    peft.mkdir()
+    shutil.copy(folder / "sdxl.safetensors", peft / "adapter_model.safetensors")
+    monkeypatch.chdir(peft)
+    code, out, err = run(capsys, "check", ".", "--for", "comfyui")
+    assert code == 1, err
+    assert f"qrlora convert . {tmp_path}/dog-converted.safetensors" in " ".join(out.split())
+
+
+def test_check_counts_the_keys_of_a_compact_file_whose_basis_is_elsewhere(studio, capsys, tmp_path, monkeypatch):
+    path = tmp_path / "compact.safetensors"
+    assert run(capsys, "convert", studio / "dog.safetensors", path, "--content", "compact")[0] == 0
+    monkeypatch.setenv("QRLORA_CACHE", str(tmp_path / "other machine"))
+    code, out, err = run(capsys, "check", path)
+    assert code == 1, err
+    assert re.search(r"comfyui +0 +[1-9]\d* +0 +0 *$", out, re.MULTILINE) and "the compact file's basis" in out
 
 
 def test_a_projection_keeps_what_lies_in_the_leading_directions_and_no_more(folder, tmp_path, capsys):

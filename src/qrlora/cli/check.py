@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ..lora_keys import WRITTEN
+from ..error_messages import error_message
+from ..lora_keys import WRITTEN, printable
 from . import console, tables, usage_hints
 from .process_settings import use_one_thread
 
@@ -44,7 +45,8 @@ def check(
         states = collections.Counter(verdict.state for verdict in verdicts)
         rows.append((tool, *(str(states[x]) for x in STATES)))
         if states["loaded"] < len(verdicts) or not verdicts:
-            copy = path.with_name(f"{path.stem}-converted.safetensors")
+            named = path if path.name.strip(".") else path.resolve()  # "." and ".." have no name of their own
+            copy = named.with_name(f"{named.stem}-converted.safetensors")
             remedies.setdefault(command_that_helps(path, copy, tool), []).append(tool)
         causes += [(tool, *cause) for cause in grouped_causes(verdicts)]
         causes += [(tool, "", note, "") for note in compat.tool_notes(file, tool)]
@@ -59,7 +61,7 @@ def check(
 
 def command_that_helps(path: Path, output: Path, tool: str) -> str:
     """For `qrlora check`: the command after which a tool would load all of a file, found by trying the names that we
-    write."""
+    write; or why there is none."""
     import torch
 
     from .. import compat, files
@@ -67,8 +69,9 @@ def command_that_helps(path: Path, output: Path, tool: str) -> str:
 
     try:
         adapter = files.load(path, skip_text_encoders=True)
-    except ValueError:
-        return "none: qrlora does not read this file"
+    except (ValueError, OSError) as error:  # OSError: a compact file whose basis is not in this machine's cache
+        cause = error_message(error, out_of_memory="") or ""
+        return f"none: qrlora does not read this file: {printable(cause, console.MAX_SHOWN)}"
     left_out = ["--skip-text-encoders"] if files.count_text_encoder_keys(path) else []
     for keys in (None, *WRITTEN):
         try:
