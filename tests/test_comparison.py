@@ -508,3 +508,21 @@ def test_own_images_are_scored_by_encoders_that_every_row_names(tmp_path):
     (tmp_path / "bad.csv").write_text("content,style\nowl.png,ink.jpg\n")
     with pytest.raises(ValueError, match="lacks the column 'style_shows'"):
         pairs_from_csv(tmp_path / "bad.csv")
+
+
+def test_own_pairs_of_equal_file_names_are_named_with_their_folders_and_only_the_same_pair_is_refused(tmp_path):
+    names = ("dogs/1.png", "cats/1.png", "cats/2.png", "inks/1.png", "oils/1.png")
+    for name in names:
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        true_image("owl", "plain").save(tmp_path / name)
+    table = tmp_path / "mine.csv"
+    rows = ["dogs/1.png,inks/1.png,robot", "cats/1.png,oils/1.png,robot", "cats/2.png,oils/1.png,robot"]
+    table.write_text("\n".join(["content,style,style_shows", *rows]))
+    assert [pair.name for pair in pairs_from_csv(table)] == [
+        "dogs/1.png in inks/1.png",
+        "cats/1.png in oils/1.png",
+        "2 in 1",
+    ]
+    table.write_text("\n".join(["content,style,style_shows", *rows, "dogs/../cats/2.png,oils/1.png,owl"]))
+    with pytest.raises(ValueError, match=r"line 5: the pair of dogs/../cats/2.png and oils/1.png is there already"):
+        pairs_from_csv(table)

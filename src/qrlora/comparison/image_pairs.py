@@ -1,7 +1,8 @@
 """Pairs of a content image and a style image: the synthetic benchmark's, with the true fusion, or one's own."""
 
 import io
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -109,22 +110,37 @@ def pairs_from_csv(table: Path, style_word: str = STYLE) -> list[Pair]:
     """Pairs of one's own images from a CSV file with the columns content, style (image files, beside the table or
     absolute) and style_shows (what the style image shows, in a word). There is no ground truth for them.
 
-    Raises: OSError, ValueError, with the line: a column or cell is missing, a file is no image; no rows.
+    Raises: OSError, ValueError, with the line: a column or cell is missing, a file is no image, a pair is there twice;
+            no rows.
     """
-    pairs = []
-    for line, row in _read_csv_rows(table):
+    pairs, seen = [], set()
+    rows = _read_csv_rows(table)
+    for (line, row), name in zip(rows, _pair_names([row for _, row in rows]), strict=True):
         content, style = (table.parent / row[name] for name in CSV_COLUMNS[:2])
         for path in (content, style):
             try:
                 load_image(path, MIN_SIDE)  # refused before anything long begins
             except (OSError, ValueError) as error:
                 raise ValueError(f"{table}, line {line}: {error}") from error
-        name = f"{content.stem} in {style.stem}"
+        if (files := (content.resolve(), style.resolve())) in seen:
+            both = f"{row['content']} and {row['style']}"
+            raise ValueError(f"{table}, line {line}: the pair of {both} is there already, it would count twice")
+        seen.add(files)
         content_image = CaptionedImage(content.read_bytes(), f"a {CONTENT}")
         style_image = CaptionedImage(style.read_bytes(), caption(row["style_shows"], style_word))
         pairs.append(Pair(name, content_image, style_image, prompt=caption(CONTENT, style_word)))
-    _check_unique_names([pair.name for pair in pairs], table)
     return pairs
+
+
+def _pair_names(rows: Sequence[Mapping[str, str]]) -> list[str]:
+    """The names of a table's pairs: those of the images, with folder and ending where they alone make the difference,
+    since a pair's scores are averaged by its name."""
+    short = [f"{Path(row['content']).stem} in {Path(row['style']).stem}" for row in rows]
+    counts = Counter(short)
+    return [
+        name if counts[name] == 1 else f"{row['content']} in {row['style']}"
+        for name, row in zip(short, rows, strict=True)
+    ]
 
 
 def _read_csv_rows(table: Path) -> list[tuple[int, dict[str, str]]]:
@@ -152,12 +168,6 @@ def _read_csv_rows(table: Path) -> list[tuple[int, dict[str, str]]]:
     if not rows:
         raise ValueError(f"{table} has no pairs")
     return rows
-
-
-def _check_unique_names(names: Sequence[str], table: Path) -> None:
-    twice = next((name for name in names if list(names).count(name) > 1), None)
-    if twice:
-        raise ValueError(f"{table} holds the pair {twice!r} twice: it would count twice")
 
 
 def _true_captioned_image(content: str, style: str, prompt: str) -> CaptionedImage:
