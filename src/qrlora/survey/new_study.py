@@ -38,7 +38,7 @@ def make_study(
 ) -> Plan:
     """Make the folder of a new rating study: images, pictures.csv, plan.toml.
 
-    Args:   source, methods, seeds: see `source.find`.  forms: "levels", "pairs".
+    Args:   source, methods, seeds: see `study_images.find_study_images`.  forms: "levels", "pairs".
     Raises: OSError, ValueError: the source holds no such pictures; the folder holds a plan.
     """
     check_writable(folder / PLAN)
