@@ -332,20 +332,8 @@ def test_of_ones_own_pictures_nobody_pretends_to_know_what_they_show(tmp_path, c
 def test_of_ones_own_pictures_nobody_pretends_to_know_on_any_base(tmp_path, capsys):
     photo = tmp_path / "my dog.jpg"
     Image.effect_noise((80, 80), 60).convert("RGB").save(photo)
-    words = [
-        "demo",
-        "--content",
-        photo,
-        "--base",
-        pico.folder("flux"),
-        "--steps",
-        1,
-        "--count",
-        1,
-        "-o",
-        tmp_path / "out",
-    ]
-    code, out, err = run(capsys, *words)
+    words = ["demo", "--content", photo, "--base", pico.folder("flux"), "--steps", 1, "--count", 1]
+    code, out, err = run(capsys, *words, "-o", tmp_path / "out")
     assert code == 0 and "right subject" not in out, err
 
 

@@ -269,7 +269,7 @@ def test_a_base_to_draw_with_that_is_none_or_has_other_layers_is_refused(tmp_pat
     "name, same, other",
     [("me/base", "main", "v2"), ("me/base@v2", "v2", "main"), ("me/base@xv2", "xv2", "v2"), ("/me/base", "", "main")],
 )
-def test_a_revision_of_an_open_base_is_taken_if_it_is_the_one_that_is_open(tmp_path, base, name, same, other):
+def test_a_revision_of_an_open_base_is_taken_if_it_is_the_one_that_is_open(base, name, same, other):
     """A hub's name without a revision is the one of its main branch; a folder has none."""
     named = dataclasses.replace(base, name=name)
     check_opening_settings(TrainConfig(revision=same), named)

@@ -34,7 +34,8 @@ def apply(model: nn.Module, adapter: Adapter, name: str, strength: Strength = 1.
     """
     check_instance("adapter", adapter, Adapter, ADAPTER_HINT)
     _check_strengths([strength])
-    for layer, pair in _wrapped_layers(model, adapter.layers, name):
+    _check_can_add(model, adapter.layers, name)
+    for layer, pair in _wrapped_layers(model, adapter.layers):
         layer.add_update(name, pair.A, pair.B, layer.weight.dtype == torch.bfloat16 and product_cancels(pair.A, pair.B))
     set_strengths(model, {name: strength})
 
@@ -46,11 +47,9 @@ def initialise(model: nn.Module, factors: Mapping[str, InitialFactors], name: st
     Returns: the trainable parameters in the order of `trainable_factors`.
     Raises:  ValueError: as `apply`.
     """
-    started = False
-    for layer, start in _wrapped_layers(model, factors, name):
-        if not started:  # not before a name or a layer is refused: another adapter may be in training
-            model.requires_grad_(False)
-            started = True
+    _check_can_add(model, factors, name)  # before anything is frozen: another adapter may be in training
+    model.requires_grad_(False)
+    for layer, start in _wrapped_layers(model, factors):
         layer.add_update(name, start.A, start.B, start.subtract_start)
         layer.trainable_name, layer.strengths[name] = name, 1.0
         if start.subtract_start:
@@ -202,8 +201,8 @@ def _set_folding(model: nn.Module, wanted: bool) -> None:
         layer.update_frozen_sum()
 
 
-def _wrapped_layers(model: nn.Module, items: Mapping[str, Any], name: str) -> Iterator[tuple[AdaptedLinear, Any]]:
-    """(layer, item) of the named layers, each replaced by an AdaptedLinear once the caller has added something to it.
+def _check_can_add(model: nn.Module, items: Mapping[str, Any], name: str) -> None:
+    """Check that a model can take an adapter of a name.
 
     Args:   items: {layer: an object with A (r, i) and B (o, r)}.
     Raises: ValueError: the name is taken or cannot be one; a layer is missing or has another shape.
@@ -221,6 +220,11 @@ def _wrapped_layers(model: nn.Module, items: Mapping[str, Any], name: str) -> It
         shape, own = (len(item.B), item.A.shape[1]), (linear.out_features, linear.in_features)
         if shape != own:
             raise ValueError(f"{layer}: the adapter is for a weight {shape}, the base's is {own}: another base")
+
+
+def _wrapped_layers(model: nn.Module, items: Mapping[str, Any]) -> Iterator[tuple[AdaptedLinear, Any]]:
+    """(layer, item) of the named layers, each replaced by an AdaptedLinear once something has been added to it."""
+    modules = dict(model.named_modules())
     for layer_name, item in items.items():
         found: Any = modules[layer_name]
         layer = found if isinstance(found, AdaptedLinear) else AdaptedLinear(found)
