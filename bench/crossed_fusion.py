@@ -39,6 +39,7 @@ def main() -> None:
     for role in ("content", "style"):
         default = getattr(CrossedSettings, f"{role}_word")
         parser.add_argument(f"--{role}-word", default=default, help="in prompts; auto, nearest: one it knows")
+    parser.add_argument("--content-filters", action="store_true", help="contents learnt from filtered copies, too")
     parser.add_argument(
         "--content-strength", type=float, default=1.0, help="in sums; other than 1: they alone are drawn"
     )

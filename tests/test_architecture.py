@@ -26,7 +26,7 @@ LAYERS = (
         "trigger_words",
     ),
     ("built_in_bases", "image_loading", "output_files"),
-    ("lanczos", "text_files"),
+    ("filtered_images", "lanczos", "text_files"),
     ("linalg", "noising", "config", "safetensors_files", "lora_keys", "parallel_map", "json_objects"),
     ("basis", "initial_directions"),
     ("initialisation_methods", "adapter"),
@@ -58,6 +58,7 @@ OWNERS = {  # the synthetic benchmark makes base models and pictures, so it may 
     "huggingface_hub": {"families"},
     "PIL": {
         "image_loading",
+        "filtered_images",
         "sampling",
         "plots",
         "world",

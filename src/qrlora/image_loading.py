@@ -97,7 +97,7 @@ def load_image(
              ValueError: empty, cut short, no image, under 16 pixels a side, or too large to decode safely; a crop
              that is not within the image; a mask of another size, or one that leaves nothing of the crop.
     """
-    image, alpha = _open_upright(Path(path))
+    image, alpha = load_upright_with_alpha(Path(path))
     target, original = (size, size) if isinstance(size, int) else size, (image.height, image.width)
     try:
         box, corner = middle_box(original, target) if crop is None else chosen_box(original, target, crop)
@@ -132,7 +132,7 @@ def _resize_box(
 
 def _open_mask(path: Path, size: tuple[int, int], image: Path) -> Image.Image:
     """A mask file in mode L. Raises ValueError: another size (width, height) than the image's; as `load_image`."""
-    mask, alpha = _open_upright(path)
+    mask, alpha = load_upright_with_alpha(path)
     if mask.size != size:
         sizes = f"{mask.width} x {mask.height} pixels, its image {image} {size[0]} x {size[1]}"
         raise ValueError(f"the mask {path} has {sizes}: a mask has the size of its image")
@@ -142,10 +142,10 @@ def _open_mask(path: Path, size: tuple[int, int], image: Path) -> Image.Image:
 
 def load_upright(path: Path) -> Image.Image:
     """An upright image in RGB, on white, from a file; bad input is refused with its reason."""
-    return _open_upright(path)[0]
+    return load_upright_with_alpha(path)[0]
 
 
-def _open_upright(path: Path) -> tuple[Image.Image, Image.Image | None]:
+def load_upright_with_alpha(path: Path) -> tuple[Image.Image, Image.Image | None]:
     """An upright image in RGB on white, and its alpha channel, from a file; bad input is refused with its reason."""
     if path.is_file() and path.stat().st_size == 0:
         raise ValueError(f"{path} is empty (0 bytes): give a picture file")

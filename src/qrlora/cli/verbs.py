@@ -13,6 +13,7 @@ from . import (
     demo,
     doctor,
     estimate,
+    filters,
     generate,
     grid,
     inspect,
@@ -39,6 +40,7 @@ class Verb(NamedTuple):
 
 VERBS = {
     "words": Verb(words.words, words.EXAMPLE),
+    "filters": Verb(filters.filters, filters.EXAMPLE),
     "train": Verb(train.train, train.EXAMPLE, SettingsCommand),
     "merge": Verb(merge.merge, merge.EXAMPLE),
     "generate": Verb(generate.generate, generate.EXAMPLE),

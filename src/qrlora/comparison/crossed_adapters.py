@@ -4,7 +4,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from ..adapter import Adapter
 from ..baselines import FusionMethod, TrainingImage
@@ -13,6 +13,7 @@ from ..config import TRIGGERS
 from ..config.type_checks import check_strengths, check_types
 from ..families.adapter_compatibility import check_adapter_fits_base, weight_difference
 from ..files import load
+from ..filtered_images import UPDATES, write_filtered_images
 from ..image_loading import load_image
 from ..initialisation_methods import has_slots
 from ..known_words import COPIES, least_loss_word, nearest_word, search_words
@@ -22,6 +23,7 @@ from ..world.captions import CONTENT, STYLE, caption, known_words
 from ..world.drawings import HANDS, contents, contents_drawn_by, known_contents
 from ..world.frames import UNFRAMED, framed_image
 from ..world.ground_truth import true_image
+from ..world.style_filters import known_filters
 from ..world.styles import HELD_OUT_STYLES
 from .image_pairs import Split, contents_of_no_style_image, contents_of_style_images, split_contents
 from .method_specs import parse_method_spec, spec_of_adapters
@@ -72,6 +74,9 @@ class CrossedSettings:
     nearest to the image by the base's loss (`known_words`), or "auto", the same where one is near and else the
     placeholder."""
     style_word: str = STYLE
+    content_filters: bool = False
+    """Whether contents are also trained on filtered copies of their image (`filtered_images`), for as many times the
+    updates as that module says."""
     content_strength: float = 1.0
     """In sums; other than 1 they are all that is drawn."""
     forgetting: bool = False
@@ -97,7 +102,8 @@ class CrossedSettings:
     def labels(self, spec: str) -> tuple[str, str, str]:
         """How rows call a method's content adapters, its style adapters and its sums."""
         size = EQUAL_PARAMETERS * (self.equal == "parameters")
-        content = f", {self.content_word} content" * (self.content_word != CONTENT)
+        called = f"{self.content_word} " * (self.content_word != CONTENT) + "filtered " * self.content_filters
+        content = f", {called}content" * bool(called)
         style = f", {self.style_word} style" * (self.style_word != STYLE)
         style += f" x{self.style_images}" * (self.style_images > 1)
         strength = f", content at {self.content_strength:g}" * (self.content_strength != 1)
@@ -203,7 +209,8 @@ class CrossedAdapters:
     def content_adapter(self, spec: str, name: str) -> RoleAdapter:
         """A content's adapter: trained now, or found in the folder."""
         word = self._word(self.settings.content_word, name, PLAIN)
-        return self._adapter(spec, "content", word, PLAIN, [name], [caption(word.word, PLAIN)])
+        filtered = self.settings.content_filters
+        return self._adapter(spec, "content", word, PLAIN, [name], [caption(word.word, PLAIN)], filtered=filtered)
 
     def style_adapter(self, spec: str, style: str, shown: Sequence[str]) -> RoleAdapter:
         """A style's adapter, of images that show these contents in it: trained now, or found in the folder."""
@@ -238,12 +245,15 @@ class CrossedAdapters:
         shown: Sequence[str],
         prompts: list[str],
         frame: str = UNFRAMED,
+        filtered: bool = False,
     ) -> RoleAdapter:
-        """The adapter of true images of contents in a style and a frame, trained now or found in the folder."""
+        """The adapter of true images of contents in a style and a frame, and, if asked for, of filtered copies of the
+        first, trained now or found in the folder."""
         called = prompts[0] if role == "oracle" else word.word  # by two words
         size = ("equal parameters",) * (self.settings.equal == "parameters")
         framed = (frame, "frame") * (frame != UNFRAMED)
         name = "-".join((spec_of_adapters(spec), role, style, *shown, *framed, called, str(self.settings.seed), *size))
+        name += "-filtered" * filtered
         output = self.folder / "adapters" / ("".join(x if x.isalnum() else "-" for x in name) + ".safetensors")
         images = output.with_suffix("")
         if not output.exists():
@@ -251,11 +261,17 @@ class CrossedAdapters:
             for k, content in enumerate(shown):
                 framed_image(content, style, frame).save(images / f"{k}.png")
                 (images / f"{k}.txt").write_text(prompts[k])
-            source = {"image": images} if len(shown) > 1 else {"image": images / "0.png", "prompt": prompts[0]}
+            source: dict[str, Any] = {"image": images / "0.png", "prompt": prompts[0]}
+            if len(shown) > 1:
+                source = {"image": images}
             trained_as = "content" if role == "oracle" else role
             given = {"role": trained_as, "seed": self.settings.seed, "trigger": word.word, **source}
             settings = self.training_settings(spec)[trained_as]
             given |= {"slot": FRAME_SLOT} if framed and has_slots(settings["method"]) else {}
+            if filtered:
+                copies = images / "filtered"
+                write_filtered_images(images / "0.png", prompts[0], copies, known_filters(), overwrite=True)
+                given |= {"image": copies, "steps": UPDATES * settings["steps"]}
             train(base=self.base, output=output, progress=False, **{**settings, **given})
         adapter = load(output)
         check_adapter_fits_base(self.base, adapter)

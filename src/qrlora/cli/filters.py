@@ -1,0 +1,53 @@
+"""`qrlora filters`: filtered copies of a content's picture with captions, to train on beside it."""
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from ..config import TrainConfig
+from . import console, options
+
+EXAMPLE = 'qrlora filters dog.png "a photo of a <c>" --base sdxl --output dog'
+
+
+def filters(
+    image: Annotated[Path, typer.Argument(help="A picture of a content.")],
+    prompt: Annotated[
+        str,
+        typer.Argument(help='Its caption; a filter\'s name takes the place of "plain" in it, or stands at the end.'),
+    ] = "a <c> in plain style",
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder to write.")] = Path("filtered"),
+    names: Annotated[
+        str, typer.Option(help="Filters, with commas between.", show_default="all, see docs/several_images.md")
+    ] = "",
+    base: Annotated[str, typer.Option(help="Base model: a built-in one has filters of its own.")] = TrainConfig.base,
+    overwrite: options.Overwrite = False,
+) -> None:
+    """Write filtered copies of a content's picture, each with a caption that names its filter, to train on them all.
+
+    A content learnt from one picture alone is tied to its manner. Copies in black and white, in negative ... whose
+    captions say so show what of it is manner. Measured on the built-in bases alone.
+    """
+    from ..built_in_bases import built_in_bases
+    from ..filtered_images import COMMON_FILTERS, UPDATES, write_filtered_images
+    from ..world.drawings import SIZE
+    from ..world.style_filters import known_filters
+
+    built_in = base in built_in_bases()
+    chosen = _chosen(known_filters() if built_in else COMMON_FILTERS, names)
+    written = write_filtered_images(image, prompt, output, chosen, SIZE if built_in else None, overwrite)
+    console.say(f"{len(written)} images with captions in {output}, the first as it is. Train with")
+    of_base = [f"base={base}"] * (base != TrainConfig.base)
+    console.say(console.shell_command("train", f"image={output}", *of_base))
+    console.say(f"and steps= of {UPDATES} times those of one image.")
+
+
+def _chosen(filters: Mapping[str, Callable[..., Any]], names: str) -> dict[str, Callable[..., Any]]:
+    """The filters of these names, or all. Raises ValueError: no such filter."""
+    wanted = options.split_names(names) or tuple(filters)
+    for name in wanted:
+        if name not in filters:
+            raise ValueError(f"there is no filter {name!r}; there are {', '.join(filters)}")
+    return {name: filters[name] for name in wanted}
