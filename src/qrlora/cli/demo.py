@@ -29,6 +29,9 @@ def demo(
         bool,
         typer.Option("--placeholders", help="Call them <c> and <s>, not by the nearest words that the base knows."),
     ] = False,
+    one_picture: Annotated[
+        bool, typer.Option("--one-picture", help="Learn the subject without filtered copies of its picture.")
+    ] = False,
     quick: Annotated[bool, typer.Option("--quick", help="Few updates: shows the workings, not the method.")] = False,
     device: options.Device = "auto",
     overwrite: options.Overwrite = False,
@@ -37,7 +40,7 @@ def demo(
     if quick:
         steps, count = steps or 10, min(count, 2)
     settings = {"base": base, "method": method, "steps": steps, "count": count, "seed": seed}
-    settings["known_words"] = not placeholders
+    settings |= {"known_words": not placeholders, "filters": not one_picture}
     run_demo(output, content, style, style_shows=style_shows, **settings, device=device, overwrite=overwrite)
 
 

@@ -13,6 +13,7 @@ from ..built_in_bases import built_in_bases
 from ..config import TRIGGERS, TrainConfig
 from ..families import Base, open_base
 from ..files import save
+from ..filtered_images import UPDATES, write_filtered_images
 from ..image_loading import load_image
 from ..known_words import COPIES, nearest_word, search_words
 from ..merging import merge
@@ -25,6 +26,7 @@ from .classified_images import ClassifiedImages, classify_images
 from .drawings import SIZE, contents
 from .edition import check_edition_of_base
 from .ground_truth import true_image
+from .style_filters import known_filters
 from .styles import ALL_STYLES
 
 CONTENT_NAME, STYLE_NAME, STYLE_IMAGE_CONTENT, OTHER_CONTENT = "robot", "dusk", "panda", "owl"
@@ -79,6 +81,7 @@ def demo(
     count: int = 4,
     seed: int = 0,
     known_words: bool = True,
+    filters: bool = True,
     device: str = "auto",
     overwrite: bool = False,
     on_step: Callable[[str, Progress], Any] | None = None,
@@ -91,6 +94,8 @@ def demo(
              steps: optimizer updates; None for the base's default.  count: images generated for each adapter.
              known_words: whether subject and style are called by the words of a built-in base that are nearest to the
              images (`qrlora.known_words`), not by <c> and <s>.
+             filters: whether on a built-in base the subject is also learnt from filtered copies of its image, for as
+             many times the base's updates as `qrlora.filtered_images` says.
              overwrite: whether files of a demonstration with other images or settings may be replaced.
              on_step: (role, progress) after each update.  on_stage: (stage, fraction done).
     Returns: rows of images: the inputs and, if known, the ground truth; content alone, style alone, merged; with the
@@ -114,11 +119,13 @@ def demo(
     check_edition_of_base(opened)
     check_images_fit_memory(opened, count)
     adapters = []
-    named = known_words and base in built_in_bases()
+    built_in = base in built_in_bases()
     for role, one, config in zip(ROLES, inputs, configs, strict=True):
-        if named:
+        if known_words and built_in:
             word = _word(opened, role, one, on_stage)
             config = replace(config, trigger=word, prompt=one.template.replace("{}", word))
+        if filters and built_in and role == "content":
+            config = _with_filtered_copies(opened, config)
         report = None if on_step is None else lambda progress, role=role: on_step(role, progress)
         adapters.append(train(config, base=opened, on_step=report, on_stage=on_stage))
     merged = merge(adapters, [1.0, 1.0])
@@ -158,6 +165,15 @@ def _training_config(
     """The settings with which the demonstration trains an adapter, under its placeholder."""
     prompt, output = source.template.replace("{}", TRIGGERS[role]), folder / f"{role}.safetensors"
     return TrainConfig(image=source.image, prompt=prompt, role=role, output=output, **settings)
+
+
+def _with_filtered_copies(base: Base, config: TrainConfig) -> TrainConfig:
+    """A content's settings, with filtered copies of its image beside it, in a folder beside the adapter."""
+    copies = Path(config.output).with_name("content-copies")
+    assert isinstance(config.image, Path)
+    write_filtered_images(config.image, config.prompt, copies, known_filters(), SIZE, config.overwrite)
+    steps = config.steps or UPDATES * base.defaults.for_run(config.role, config.method).steps
+    return replace(config, image=copies, steps=steps)
 
 
 def _generate_rows(
