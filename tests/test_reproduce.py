@@ -18,7 +18,7 @@ from qrlora.baselines import FUSIONS
 from qrlora.cli.result_figures import figure_of
 from qrlora.comparison import measured_examples
 from qrlora.comparison.crossed_adapters import CrossedSettings
-from qrlora.comparison.crossed_tables import ORACLE_PAIRS, VALUES
+from qrlora.comparison.crossed_tables import ORACLE_PAIRS, VALUES, label_of_seed
 from qrlora.comparison.decomposition import SUM
 from qrlora.comparison.method_specs import parse_method_spec
 from qrlora.comparison.row_file import read_rows
@@ -311,6 +311,20 @@ def test_the_sums_of_each_merging_rule_stand_beside_those_of_the_same_adapters()
     assert [(x["method"], x["less"], x["both"]) for x in crossed_sums._by_rule(rows)] == [
         ("qr:rule=ties", "qr", "-25 [-25, -25]")
     ]
+
+
+def test_each_seed_of_training_has_its_sums_by_style_beside_those_under_known_words():
+    """A label has its seed last, after the words."""
+    rows = [
+        {"method": label_of_seed(method, seed), "part": SUM, "content": "c", "style": "s", "image": "x"}
+        | dict.fromkeys(VALUES, str(value))
+        for method, value in (("qr", 0.25), ("qr, auto content, auto style", 0.5), ("lora", 1))
+        for seed in (0, 5)
+    ]
+    tables = {title: rows for title, rows in crossed_sums._by_style(rows).items() if rows}
+    assert [*tables] == ["By style, qr", "By style, qr seed 5"]
+    (row,) = tables["By style, qr seed 5"]
+    assert (row["qr seed 5"], row["qr, auto content, auto style seed 5"]) == ("25, 25", "50, 50")
 
 
 @pytest.mark.parametrize(

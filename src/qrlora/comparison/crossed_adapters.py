@@ -25,6 +25,7 @@ from ..world.frames import UNFRAMED, framed_image
 from ..world.ground_truth import true_image
 from ..world.style_filters import known_filters
 from ..world.styles import HELD_OUT_STYLES
+from .crossed_tables import label_of_seed
 from .image_pairs import Split, contents_of_no_style_image, contents_of_style_images, split_contents
 from .method_specs import parse_method_spec, spec_of_adapters
 from .run_job import base_digest_once, open_base_once
@@ -107,9 +108,9 @@ class CrossedSettings:
         style = f", {self.style_word} style" * (self.style_word != STYLE)
         style += f" x{self.style_images}" * (self.style_images > 1)
         strength = f", content at {self.content_strength:g}" * (self.content_strength != 1)
-        seed = f" seed {self.seed}" * (self.seed > 0)
-        name = spec + size
-        return name + content + seed, name + style + seed, name + content + style + strength + seed
+        parts = content, style, content + style + strength
+        of_content, of_style, of_sum = (label_of_seed(spec + size + x, self.seed) for x in parts)
+        return of_content, of_style, of_sum
 
 
 class Word(NamedTuple):

@@ -117,7 +117,7 @@ def _lines_of_part(part: str, methods: Mapping[str, dict[int, Cells]], against: 
     lines, scores = [], scores_of_part(part)
     for method, by_seed in methods.items():
         for seed in sorted(by_seed):
-            name = method + f" seed {seed}" * (seed > 0)
+            name = label_of_seed(method, seed)
             lines.append(scored_line(part, name, {score: _table({seed: by_seed[seed]}, score) for score in scores}))
         if len(by_seed) > 1:
             name = f"{method}, {len(by_seed)} seeds"
@@ -145,6 +145,11 @@ def method_and_seed(label: str) -> tuple[str, int]:
     """A label of rows.csv as the method and the seed that its adapters were trained with."""
     found = re.fullmatch(r"(.*) seed (\d+)", label)
     return (found[1], int(found[2])) if found else (label, 0)
+
+
+def label_of_seed(method: str, seed: int) -> str:
+    """The label that `method_and_seed` takes apart; seed 0 is not said."""
+    return method + f" seed {seed}" * (seed > 0)
 
 
 def _table(by_seed: Mapping[int, Cells], score: str) -> np.ndarray:

@@ -13,6 +13,8 @@ from ..comparison.crossed_tables import (
     SCORES,
     ScoredMethod,
     by_style,
+    label_of_seed,
+    method_and_seed,
     scored_methods,
 )
 from ..comparison.decomposition import FORGETTING_PARTS, SUM
@@ -140,8 +142,7 @@ def crossed_sums(request: ReproductionRequest) -> ReproducedResult:
         for title, lines in {"The sums'": sums, "Forgetting's": forgetting}.items()
     }
     further["Merging rules, differences to the adapters' own"] = _by_rule(found)
-    for method in dict.fromkeys(row["method"] for row in found):
-        further[f"By style, {method}"] = by_style(found, method, f"{method}, auto content, auto style")
+    further |= _by_style(found)
     by_name = ", the styles of held-out hands" * (request.truth == "by name")
     return ReproducedResult(
         f"Sums of crossed contents and styles{by_name}, {request.base}",
@@ -172,6 +173,15 @@ def _scores(line: ScoredMethod) -> TableRow:
     about = {"part": line.part, "method": line.method, "less": line.less, "images": line.count}
     scores = dict.fromkeys((*SCORES, *FORGETTING_SCORES))
     return {**about, **{x: in_hundredths(line.scores[x]) if x in line.scores else "" for x in scores}}
+
+
+def _by_style(found: list[dict[str, str]]) -> dict[str, list[TableRow]]:
+    """{title: the sums of each method and seed beside those under known words, style by style}; [] without them."""
+    tables = {}
+    for label in dict.fromkeys(row["method"] for row in found):
+        method, seed = method_and_seed(label)
+        tables[f"By style, {label}"] = by_style(found, label, label_of_seed(f"{method}, auto content, auto style", seed))
+    return tables
 
 
 def _by_rule(found: list[dict[str, str]]) -> list[TableRow]:
