@@ -16,12 +16,13 @@ from commands import run
 from qrlora import plots
 from qrlora.baselines import FUSIONS
 from qrlora.cli.result_figures import figure_of
-from qrlora.comparison import measured_examples
+from qrlora.comparison import measured_examples, workers
 from qrlora.comparison.crossed_adapters import CrossedSettings
 from qrlora.comparison.crossed_tables import ORACLE_PAIRS, VALUES, label_of_seed
 from qrlora.comparison.decomposition import SUM
 from qrlora.comparison.method_specs import parse_method_spec
 from qrlora.comparison.row_file import read_rows
+from qrlora.comparison.run_job import JobFailure
 from qrlora.comparison.summary_tables import summarise
 from qrlora.files import load
 from qrlora.linalg import leading_subspace
@@ -177,6 +178,20 @@ def test_a_table_of_which_jobs_failed_is_refused_with_the_reason(small_request, 
         reproduce("table1", replace(small_request, pairs=1, steps=1))
 
 
+def test_a_full_disk_stops_the_training_of_adapters_at_once(small_request, tmp_path, monkeypatch):
+    """The next job would meet it as well."""
+    ran = []
+
+    def full(job, inputs):
+        ran.append(job.title)
+        return JobFailure("OSError: No space left on device", disk_full=True)
+
+    monkeypatch.setattr(workers, "run_job", full)
+    with pytest.raises(OSError, match=r"No space left on device; what is done is kept, make room and start again"):
+        reproduce("figure3", replace(small_request, folder=tmp_path))
+    assert len(ran) == 1
+
+
 def test_figure14_begins_with_figure3(reproduced):
     figure3, figure14 = reproduced("figure3"), reproduced("figure14")
     assert len({row["pictures"] for row in figure14.rows}) == 2
@@ -265,7 +280,7 @@ def test_crossed_says_how_many_parameters_a_sum_trains_which_are_those_in_its_fi
     folder = small_request.folder / "crossed" / "pico-flux-test-1x1" / "adapters"
 
     def count(prefix: str, factors: str) -> int:
-        files = [load(path) for path in folder.glob(f"{prefix}-steps-4-*-0.safetensors")]
+        files = [load(path) for path in folder.glob(f"{prefix}-steps-4-*-0-*.safetensors")]
         return sum(getattr(pair, x).numel() for file in files for pair in file.layers.values() for x in factors)
 
     assert rows["qr:steps=4"]["trained"] == f"{count('qr', 'B'):,}"
@@ -336,6 +351,9 @@ def test_each_seed_of_training_has_its_sums_by_style_beside_those_under_known_wo
         ("crossed", "encoders", ("dino-vits16",)),
         ("table4", "encoders", ("dino-vits16",)),
         ("measures", "ratings", "levels.csv"),
+        ("crossed", "workers", 4),
+        ("attributes", "workers", 2),
+        ("figure8", "ray", "local"),
     ],
 )
 def test_a_setting_that_a_result_does_not_use_is_refused_and_not_ignored(small_request, name, setting, value):

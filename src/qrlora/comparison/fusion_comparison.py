@@ -16,10 +16,10 @@ from .image_pairs import CaptionedImage, Pair, pairs_from_csv, unrelated_prompts
 from .jobs import BaseSpec, Job, SampleJob, TrainJob, base_digest
 from .method_specs import parse_method_spec
 from .result_store import ResultStore
-from .run_job import BOUNDS, JobFailure, open_base_once
+from .run_job import BOUNDS, open_base_once
 from .settings import ComparisonSettings
 from .training_settings import training_settings
-from .workers import RunJobs, worker_pool
+from .workers import RunJobs, run_and_keep, worker_pool
 
 
 @dataclass(frozen=True)
@@ -147,16 +147,11 @@ def run_comparison(
         left = [job for job in jobs if not store.has(job)]
         summary.found_done += len(jobs) - len(left)
         ended += len(jobs) - len(left)
-        for job, outcome in run_on_workers(left, store.inputs):
+        for job, reason in run_and_keep(left, store, run_on_workers):
             ended += 1
-            reason = outcome.reason if isinstance(outcome, JobFailure) else ""
-            if isinstance(outcome, JobFailure) and outcome.disk_full:
-                raise OSError(f"{job.title}: {reason}; what is done is kept, make room and start again")
-            if isinstance(outcome, JobFailure):
+            if reason:
                 summary.failed[job.title] = reason
                 failed_adapters.add(job.identity)
-            else:
-                store.write(job, outcome)
             if on_job is not None:
                 on_job(ended, total, job.title, reason)
 

@@ -20,6 +20,7 @@ from .. import optional_dependencies
 from ..devices import check_fits_memory
 from ..estimate.device_memory import private_bytes
 from .jobs import Job
+from .result_store import ResultStore
 from .run_job import JobFailure, JobOutput, run_job
 
 AdapterFiles = Callable[[Job], Mapping[str, bytes]]
@@ -36,6 +37,20 @@ def worker_pool(workers: int = 1, ray: str = "") -> contextlib.AbstractContextMa
         needed = workers * private_bytes()
         check_fits_memory(f"{workers} workers", needed, torch.device("cpu"), "start fewer")
     return on_ray_cluster(ray) if ray else in_processes(workers) if workers > 1 else in_this_process()
+
+
+def run_and_keep(jobs: Iterable[Job], store: ResultStore, run_on_workers: RunJobs) -> Iterator[tuple[Job, str]]:
+    """Run jobs and keep their outputs in a store: each job as it ends, with the reason of its failure or "". A failed
+    job does not stop the rest.
+
+    Raises: OSError: a full disk, which the next job would meet as well; what is done is kept.
+    """
+    for job, outcome in run_on_workers(jobs, store.inputs):
+        if not isinstance(outcome, JobFailure):
+            store.write(job, outcome)
+        elif outcome.disk_full:
+            raise OSError(f"{job.title}: {outcome.reason}; what is done is kept, make room and start again")
+        yield job, outcome.reason if isinstance(outcome, JobFailure) else ""
 
 
 def with_inputs(jobs: Iterable[Job], inputs: AdapterFiles) -> Iterator[tuple[Job, Mapping[str, bytes] | JobFailure]]:

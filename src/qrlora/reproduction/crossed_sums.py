@@ -180,7 +180,9 @@ def _by_style(found: list[dict[str, str]]) -> dict[str, list[TableRow]]:
     tables = {}
     for label in dict.fromkeys(row["method"] for row in found):
         method, seed = method_and_seed(label)
-        tables[f"By style, {label}"] = by_style(found, label, label_of_seed(f"{method}, auto content, auto style", seed))
+        tables[f"By style, {label}"] = by_style(
+            found, label, label_of_seed(f"{method}, auto content, auto style", seed)
+        )
     return tables
 
 

@@ -62,12 +62,20 @@ RESULTS = {
     "measures": PaperResult(measures),
 }
 CROSSED, SCORED_PAIRS = ("crossed", "attributes"), ("table1", "figure5", "figure20")
+OF_JOBS = tuple(
+    name
+    for name, result in RESULTS.items()
+    if result.make in (table1, table4, figure3, figure7, figure9, figure10, figure14, figure26)
+)
+"""The results whose training is of jobs, which workers can share."""
 RESULTS_WITH = {
     "split": CROSSED,
     "truth": ("crossed",),
     "methods": CROSSED,
     "encoders": (*SCORED_PAIRS, "figure10", "measures"),
     "ratings": SCORED_PAIRS,
+    "workers": OF_JOBS,
+    "ray": OF_JOBS,
 }
 """Setting of a request that is not of every result -> the results that it changes."""
 

@@ -12,10 +12,10 @@ from ..comparison.fusion_comparison import RunSummary, plan_comparison, run_comp
 from ..comparison.image_pairs import CaptionedImage, Pair, Split, world_pairs
 from ..comparison.jobs import BaseSpec, TrainJob, base_digest
 from ..comparison.result_store import ResultStore
-from ..comparison.run_job import JobFailure, open_base_once
+from ..comparison.run_job import open_base_once
 from ..comparison.settings import ComparisonSettings, check_counts
 from ..comparison.training_settings import REFERENCE_METHOD, SHARED_SETTINGS
-from ..comparison.workers import worker_pool
+from ..comparison.workers import run_and_keep, worker_pool
 from ..config.type_checks import check_types
 from ..families import Base
 from ..files import load
@@ -116,21 +116,19 @@ class ReproductionRequest:
     def train_or_load_adapters(self, jobs: Mapping[Key, TrainJob]) -> dict[Key, Adapter]:
         """The adapters of this request's train jobs, loaded from the folder or trained and stored there.
 
-        Raises: ValueError: some failed; the others are kept, and the same command tries again.
+        Raises: ValueError: some failed; the others are kept, and the same command tries again.  OSError: a full disk.
         """
         store, failed = ResultStore(self.folder), {}
         unique = {job.identity: job for job in jobs.values()}
         left = [job for job in unique.values() if not store.has(job)]
         ended = len(unique) - len(left)
         with worker_pool(self.workers if left else 1, self.ray if left else "") as run_on_workers:
-            for job, outcome in run_on_workers(left, store.inputs):
+            for job, reason in run_and_keep(left, store, run_on_workers):
                 ended += 1
-                if isinstance(outcome, JobFailure):
-                    failed[job.title] = outcome.reason
-                else:
-                    store.write(job, outcome)
+                if reason:
+                    failed[job.title] = reason
                 if self.on_job is not None:
-                    self.on_job(ended, len(unique), job.title, failed.get(job.title, ""))
+                    self.on_job(ended, len(unique), job.title, reason)
         if failed:
             title, reason = next(iter(failed.items()))
             raise ValueError(f"{len(failed)} of {len(unique)} adapters failed, such as {title}: {reason}")
