@@ -2,8 +2,9 @@
 
     python bench/crossed_fusion.py --base tiny-flux --methods qr,lora --content-word auto --style-word auto
 
-Results go to FOLDER/BASE-SPLIT-CONTENTSxSTYLES; what is there is not made again, so that further calls, with another
---seed or with --style-images, add their rows.  Prints the tables of all that is there; --table does nothing else.
+Results go to FOLDER/BASE-SPLIT-CONTENTSxSTYLES, of other --known than 6 to one of their own; what is there is not made
+again, so that further calls, with another --seed or with --style-images, add their rows.  Prints the tables of all that
+is there; --table does nothing else.
 See `qrlora.comparison.crossed_fusion`; `qrlora reproduce crossed` makes the findings' whole table.
 """
 

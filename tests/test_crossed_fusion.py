@@ -14,7 +14,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 import pico
-from qrlora import evaluation
+from qrlora import evaluation, known_words
 from qrlora.comparison import crossed_adapters, crossed_forgetting, crossed_rows, statistics
 from qrlora.comparison.crossed_adapters import CrossedAdapters, CrossedSettings
 from qrlora.comparison.crossed_fusion import CrossedFusion
@@ -44,6 +44,7 @@ from qrlora.files import load
 from qrlora.known_words import nearest_word
 from qrlora.merging import merge
 from qrlora.sampling import generate
+from qrlora.training import train
 from qrlora.world.captions import caption
 from qrlora.world.drawings import HANDS
 from qrlora.world.ground_truth import true_images
@@ -174,7 +175,7 @@ def test_a_borrowed_word_is_scored_by_what_it_meant_and_is_in_no_other_caption(t
 
 def test_known_words_seeds_and_several_images_are_methods_of_their_own(tmp_path, monkeypatch):
     """The words are those of the losses beside the adapters, and the files' trigger words."""
-    monkeypatch.setitem(crossed_adapters.COPIES, "style", 1)
+    monkeypatch.setitem(known_words.COPIES, "style", 1)
     told = {"content_word": "robot", "style_word": "auto", "style_images": 2, "seed": 3}
     found = crossing(tmp_path, contents=1, **told)
     found.run(SPEC)
@@ -191,13 +192,55 @@ def test_known_words_seeds_and_several_images_are_methods_of_their_own(tmp_path,
 def test_the_nearest_word_is_taken_however_far_where_that_is_asked_for(tmp_path, monkeypatch):
     monkeypatch.setattr(
         crossed_adapters,
-        "search_words",
-        lambda base, image, prompt, placeholder, words, copies: {"<s>": 1.0, "neon": 5.0},
+        "search_words_of_file",
+        lambda base, image, prompt, role, words: {"<s>": 1.0, "neon": 5.0},
     )
     shown = ["robot"]
     for wanted, word in (("nearest", "neon"), ("auto", "<s>")):
         found = crossing(tmp_path, style_word=wanted).adapters.style_adapter(SPEC, "dusk", shown)
         assert found.word == (word, "neon", 5.0) and found.adapter.header.trigger == word
+
+
+def test_adapters_of_long_specs_and_many_images_have_names_that_file_systems_take(tmp_path):
+    spec = "pissa:content/learning_rate=0.001:style/learning_rate=0.0007:steps=1:rank=1"
+    found = crossing(tmp_path, contents=1, style_images=20)
+    assert len(spec + "".join(found.styles[0][1])) > 255
+    found.adapters.style_adapter(spec, *found.styles[0])
+    (path,) = (found.settings.folder / "adapters").glob("*.safetensors")
+    assert path.name.startswith("pissa-content-learning-rate-0-001-") and len(path.name) < 200
+
+
+def test_words_that_differ_in_punctuation_alone_have_adapters_of_their_own(tmp_path):
+    name = crossing(tmp_path).contents[0]
+    for word in ("<x>", "[x]"):
+        found = crossing(tmp_path, content_word=word).adapters.content_adapter(SPEC, name)
+        assert found.adapter.header.trigger == word
+
+
+def test_adapters_of_an_earlier_version_are_found_by_their_names_without_a_digest(crossed, tmp_path, monkeypatch):
+    """But not by a spec or a word that had the same name then."""
+    folder = tmp_path / crossed.settings.folder.name
+    shutil.copytree(crossed.settings.folder, folder)
+    for path in (folder / "adapters").iterdir():
+        stem, _, digest = path.name.partition(".")[0].rpartition("-")
+        assert len(digest) == 8
+        path.rename(path.with_name(stem + path.suffix))
+    made = []
+    monkeypatch.setattr(crossed_adapters, "train", lambda **told: made.append(told) or train(**told))
+    name = crossed.contents[0]
+    earlier = CrossedFusion(replace(crossed.settings, root=tmp_path))
+    earlier.adapters.content_adapter(SPEC, name)
+    earlier.adapters.style_adapter(SPEC, *earlier.styles[0])
+    assert not made
+    other = CrossedFusion(replace(crossed.settings, root=tmp_path, content_word="[c]")).adapters
+    assert other.content_adapter(SPEC, name).adapter.header.trigger == "[c]" and len(made) == 1
+
+
+def test_adapters_drawn_with_other_known_words_are_in_a_folder_of_their_own(tmp_path):
+    """The k-th of three known words is another than the k-th of six; the default's folders keep their names."""
+    assert CrossedSettings(root=tmp_path).folder == tmp_path / "tiny-flux-test-6x6"
+    names = {CrossedSettings(root=tmp_path, known=known).folder.name for known in (3, 6)}
+    assert names == {"tiny-flux-test-6x6", "tiny-flux-test-6x6-known3"}
 
 
 def test_two_adapters_are_combined_as_the_method_says_and_not_just_added(tmp_path):
@@ -465,7 +508,7 @@ def test_held_out_hands_are_styles_whose_true_image_is_known_by_name(tmp_path):
     found = crossing(tmp_path, truth="by name", styles=3)
     assert [style for style, _ in found.styles] == [hand for hand, about in HANDS.items() if about.held_out]
     found.run(SPEC)
-    assert found.settings.folder.name.endswith("2x3-hands")
+    assert found.settings.folder.name.endswith("2x3-hands-known1")
     row = next(row for row in read_rows(found.rows.path) if row["part"] == SUM and row["style"] == "noto-v1")
     truth = true_images([row["content"]], row["style"])
     (scores,) = evaluation.ground_truth_scores(truth, truth[0], row["content"], row["style"], row["image"], "plain")

@@ -7,15 +7,17 @@ right thing; under a placeholder it starts from the mean of all things.  docs/fi
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from .config import TRIGGERS
 from .config.type_checks import MAX_SEED, check_instance, whole_number
 from .devices import check_fits_memory
 from .families import Base, Condition
-from .image_loading import CroppedImage
+from .image_loading import CroppedImage, load_image
 from .noising import Noising, noising_of
 from .training.losses import denoising_losses
 from .training_example import encode_training_examples
@@ -138,6 +140,25 @@ def search_words(
         done += len(left) * (end - start)
         best = sorted(left[1:], key=sums.__getitem__)
     return _best_first({noisy.words[k]: float(sums[k]) / copies for k in (0, *best[:finalists])})
+
+
+def search_words_of_file(
+    base: Base,
+    image: str | Path,
+    prompt: str,
+    role: str,
+    words: Iterable[str],
+    seed: int = 0,
+    finalists: int = FINALISTS,
+    on_round: Callable[[int, int], Any] | None = None,
+) -> dict[str, float]:
+    """`search_words` for what an image file shows, in the base's resolution, beside the placeholder of its role.
+
+    Args:    role: "content": what it shows; "style": how.  The others are those of `search_words`.
+    Returns: as `search_words`. Raises as it does, and OSError: no such image.
+    """
+    cropped = load_image(image, base.defaults.resolution)
+    return search_words(base, cropped, prompt, TRIGGERS[role], words, COPIES[role], seed, finalists, on_round)
 
 
 def _rounds(words: int, copies: int, finalists: int) -> list[tuple[int, int, int]]:

@@ -39,7 +39,7 @@ def words(
     optional_dependencies.require("diffusers", reason="qrlora words")
     from ..families import open_base
     from ..image_loading import MIN_SIDE, load_image
-    from ..known_words import COPIES, search_words
+    from ..known_words import search_words_of_file
     from .progress_bar import progress_bar
 
     role = _role_of_caption(prompt)
@@ -51,11 +51,9 @@ def words(
     with progress_bar("trying words") as bar:
         bar.stage("opening the base model")
         opened = open_base(base, device, dtype, quantize, offload, revision)
-        template, cropped = prompt.replace(placeholder, "{}"), load_image(image, opened.defaults.resolution)
         bar.stage("encoding the image and the captions")
-        losses = search_words(
-            opened, cropped, template, placeholder, tried, COPIES[role], seed, finalists=shown, on_round=bar.step
-        )
+        template = prompt.replace(placeholder, "{}")
+        losses = search_words_of_file(opened, image, template, role, tried, seed, shown, on_round=bar.step)
     rows = [(x, loss, loss / losses[placeholder]) for x, loss in losses.items()]
     columns = ("word", "loss", f"times that of {placeholder}")
     tables.print_table(columns, [(x, f"{loss:.4f}", f"{times:.2f}") for x, loss, times in rows])

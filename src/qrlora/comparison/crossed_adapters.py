@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-from ..adapter import Adapter
+from ..adapter import Adapter, Header
 from ..baselines import FusionMethod, TrainingImage
 from ..baselines.fusion_method import check_family
 from ..config import TRIGGERS
@@ -14,9 +14,8 @@ from ..config.type_checks import check_strengths, check_types
 from ..families.adapter_compatibility import check_adapter_fits_base, weight_difference
 from ..files import load
 from ..filtered_images import UPDATES, write_filtered_images
-from ..image_loading import load_image
 from ..initialisation_methods import has_slots
-from ..known_words import COPIES, least_loss_word, nearest_word, search_words
+from ..known_words import least_loss_word, nearest_word, search_words_of_file
 from ..text_files import read_text, write_text
 from ..training import train
 from ..world.captions import CONTENT, STYLE, caption, known_words
@@ -25,6 +24,7 @@ from ..world.frames import UNFRAMED, framed_image
 from ..world.ground_truth import true_image
 from ..world.style_filters import known_filters
 from ..world.styles import HELD_OUT_STYLES
+from .adapter_names import adapter_path
 from .crossed_tables import label_of_seed
 from .image_pairs import Split, contents_of_no_style_image, contents_of_style_images, split_contents
 from .method_specs import parse_method_spec, spec_of_adapters
@@ -96,9 +96,10 @@ class CrossedSettings:
 
     @property
     def folder(self) -> Path:
-        """Of the results of one base, one split and as many contents and style images."""
+        """Of the results of one base, one split and as many contents, style images and known words."""
         hands = "-hands" * (self.truth == "by name")
-        return self.root / f"{Path(self.base).name}-{self.split}-{self.contents}x{self.styles}{hands}"
+        known = f"-known{self.known}" * (self.known != CrossedSettings.known)
+        return self.root / f"{Path(self.base).name}-{self.split}-{self.contents}x{self.styles}{hands}{known}"
 
     def labels(self, spec: str) -> tuple[str, str, str]:
         """How rows call a method's content adapters, its style adapters and its sums."""
@@ -253,9 +254,12 @@ class CrossedAdapters:
         called = prompts[0] if role == "oracle" else word.word  # by two words
         size = ("equal parameters",) * (self.settings.equal == "parameters")
         framed = (frame, "frame") * (frame != UNFRAMED)
-        name = "-".join((spec_of_adapters(spec), role, style, *shown, *framed, called, str(self.settings.seed), *size))
-        name += "-filtered" * filtered
-        output = self.folder / "adapters" / ("".join(x if x.isalnum() else "-" for x in name) + ".safetensors")
+        copied = ("filtered",) * filtered
+        name = (spec_of_adapters(spec), role, style, *shown, *framed, called, str(self.settings.seed), *size, *copied)
+        trained_as = "content" if role == "oracle" else role
+        output = adapter_path(
+            self.folder / "adapters", name, lambda header: self._was_trained_so(header, spec, trained_as, word)
+        )
         images = output.with_suffix("")
         if not output.exists():
             images.mkdir(parents=True, exist_ok=True)
@@ -265,7 +269,6 @@ class CrossedAdapters:
             source: dict[str, Any] = {"image": images / "0.png", "prompt": prompts[0]}
             if len(shown) > 1:
                 source = {"image": images}
-            trained_as = "content" if role == "oracle" else role
             given = {"role": trained_as, "seed": self.settings.seed, "trigger": word.word, **source}
             settings = self.training_settings(spec)[trained_as]
             given |= {"slot": FRAME_SLOT} if framed and has_slots(settings["method"]) else {}
@@ -278,6 +281,12 @@ class CrossedAdapters:
         check_adapter_fits_base(self.base, adapter)
         return RoleAdapter(word, adapter, TrainingImage(images / "0.png", prompts[0]))
 
+    def _was_trained_so(self, header: Header, spec: str, role: Role, word: Word) -> bool:
+        """Whether an adapter has the word and the settings of a spec."""
+        settings = self.training_settings(spec)[role]
+        own = {name: settings[name] for name in self.method(spec).settings(role)}
+        return header.trigger == word.word and all(header.config.get(name) == value for name, value in own.items())
+
     def _word(self, wanted: str, content: str, style: str) -> Word:
         """What a content's own words ("<c>") or a style ("<s>") are called in prompts; an image shows both."""
         if wanted not in (AUTO, NEAREST):
@@ -288,8 +297,7 @@ class CrossedAdapters:
             image = path.with_suffix(".png")
             true_image(content, style).save(image)
             prompt = caption("{}", PLAIN) if role == "content" else caption(content, "{}")
-            words, cropped = known_words(role), load_image(image, 128)
-            losses = search_words(self.base, cropped, prompt, TRIGGERS[role], words, COPIES[role])
+            losses = search_words_of_file(self.base, image, prompt, role, known_words(role))
             write_text(path, json.dumps(losses))  # whole or not at all: the search took long
         losses, placeholder = json.loads(path.read_text()), TRIGGERS[role]
         known = least_loss_word(losses, placeholder)

@@ -15,7 +15,7 @@ from ..families import Base, open_base
 from ..files import save
 from ..filtered_images import UPDATES, write_filtered_images
 from ..image_loading import load_image
-from ..known_words import COPIES, nearest_word, search_words
+from ..known_words import nearest_word, search_words_of_file
 from ..merging import merge
 from ..sampling import generate
 from ..sampling_arguments import check_images_fit_memory
@@ -154,8 +154,8 @@ def _word(
             on_stage(f"finding a word for the {role}", done / count)
 
     on_round(0, 1)
-    image, words = load_image(source.image, base.defaults.resolution), known_words_of(role)
-    losses = search_words(base, image, source.template, TRIGGERS[role], words, COPIES[role], on_round=on_round)
+    words = known_words_of(role)
+    losses = search_words_of_file(base, source.image, source.template, role, words, on_round=on_round)
     return nearest_word(losses, TRIGGERS[role])
 
 
