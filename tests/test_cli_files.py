@@ -14,6 +14,9 @@ from commands import run
 from loras import assert_same, random_adapter
 from qrlora import files
 from qrlora.adapter import Adapter, Header
+from qrlora.cli.output_images import sampling_footer
+from qrlora.comparison.crossed_adapters import CrossedSettings
+from qrlora.config import SampleConfig
 from qrlora.families import open_base
 from qrlora.safetensors_files import read_safetensors, write_safetensors
 
@@ -177,6 +180,20 @@ def test_check_names_a_copy_beside_the_folder_in_which_it_is_called(folder, caps
     code, out, err = run(capsys, "check", ".", "--for", "comfyui")
     assert code == 1, err
     assert f"qrlora convert . {tmp_path}/dog-converted.safetensors" in " ".join(out.split())
+
+
+def test_an_adapter_in_the_folder_in_which_one_is_has_that_folders_name(folder, capsys, tmp_path, monkeypatch):
+    for name in ("dog", "ink"):
+        (tmp_path / name).mkdir()
+        shutil.copy(folder / "sdxl.safetensors", tmp_path / name / "adapter_model.safetensors")
+    monkeypatch.chdir(tmp_path / "dog")
+    code, out, err = run(capsys, "inspect", ".", "../ink")
+    assert code == 0, err
+    assert "|dog|" in out and (tmp_path / "dog" / "dog-ink-similarity.png").exists()
+    drawn = SampleConfig(prompt="x", adapters=(".", "../ink"), steps=1, guidance=1.0)
+    assert sampling_footer(drawn).startswith("dog + ink on ")
+    for base in (".", "../dog"):
+        assert CrossedSettings(root=tmp_path, base=base).folder.name == "dog-test-6x6"
 
 
 def test_check_counts_the_keys_of_a_compact_file_whose_basis_is_elsewhere(studio, capsys, tmp_path, monkeypatch):

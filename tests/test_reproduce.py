@@ -361,8 +361,16 @@ def test_a_setting_that_a_result_does_not_use_is_refused_and_not_ignored(small_r
         reproduce(name, replace(small_request, **{setting: value}))
 
 
-def test_crossed_makes_every_sum_of_the_findings_table(monkeypatch, tmp_path):
-    """And a method's name, all variants of it, with the rates and words that the findings have."""
+NOT_YET_MEASURED = {
+    "lora, equal parameters",  # lora at half the rank, which trains as many parameters as qr
+    "k-lora-code:targets=attention:learning_rate=0.002, auto content, auto style",  # the order of K-LoRA's own code
+}
+"""Sums that `qrlora reproduce crossed` makes and whose rows are not in docs/results yet: one leaves with its rows."""
+
+
+def test_crossed_makes_every_sum_of_the_findings_table_and_the_table_has_all_that_it_makes(monkeypatch, tmp_path):
+    """And a method's name, all variants of it, with the rates and words that the findings have.  On other bases the
+    table has fewer."""
     monkeypatch.setattr(crossed_sums, "VARIANTS", VARIANTS)
     common, request = CrossedSettings(root=tmp_path), ReproductionRequest(base="tiny-flux")
     made = {
@@ -370,8 +378,12 @@ def test_crossed_makes_every_sum_of_the_findings_table(monkeypatch, tmp_path):
         for x in crossed_sums._variants(request)
         for k in range(x.seeds)
     }
-    rows = read_rows(Path(__file__).parents[1] / "docs" / "results" / "crossed_tiny_flux_test.csv")
-    assert {row["method"] for row in rows if row["part"] in (SUM, ORACLE_PAIRS)} - made == set()
+    measured = {}
+    for base in ("flux", "sd3", "sdxl"):
+        rows = read_rows(Path(__file__).parents[1] / "docs" / "results" / f"crossed_tiny_{base}_test.csv")
+        measured[base] = {row["method"] for row in rows if row["part"] in (SUM, ORACLE_PAIRS)}
+        assert measured[base] - made == set()
+    assert made - measured["flux"] == NOT_YET_MEASURED
     (pissa,) = crossed_sums._variants(replace(request, methods=("pissa",)))
     assert pissa.settings == {"content_word": "auto", "style_word": "auto"} and "content/learning_rate" in pissa.method
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import math
+import os
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -176,9 +177,8 @@ def open_encoder(name: str, device: str = "auto") -> Encoder:
         return F.normalize(vectors.float().cpu(), dim=1)
 
     words = f"RGB, shorter side {shorter} bicubic, middle {size} x {size}, {'CLIP' if clip else 'ImageNet'} mean"
-    return Encoder(
-        name if name in ENCODERS else Path(name).name, checkpoint, _checkpoint_revision(config, model), words, features
-    )
+    short = name if name in ENCODERS else Path(os.path.abspath(name)).name  # "." has no name of its own
+    return Encoder(short, checkpoint, _checkpoint_revision(config, model), words, features)
 
 
 def _open_packaged_encoder(name: str, device: str) -> Encoder:

@@ -1,6 +1,7 @@
 """Adapter files that verbs read and write: opening with a count of what is left out, trying an output, reporting."""
 
 import functools
+import os
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -27,6 +28,11 @@ def read_adapter(
     if left_out:
         console.say(f"{path}: {left_out} keys of text encoders left out")
     return adapter
+
+
+def with_own_name(path: str | Path) -> Path:
+    """A path that ends in a name: "." and ".." have none of their own, but those of the folders that they are."""
+    return Path(path) if Path(path).name.strip(".") else Path(os.path.abspath(path))
 
 
 def base_weights(base: str) -> "Callable[[str], Tensor]":

@@ -9,6 +9,7 @@ import typer
 from ..error_messages import error_message
 from ..lora_keys import WRITTEN, printable
 from . import console, tables, usage_hints
+from .adapter_files import with_own_name
 from .process_settings import use_one_thread
 
 if TYPE_CHECKING:
@@ -45,7 +46,7 @@ def check(
         states = collections.Counter(verdict.state for verdict in verdicts)
         rows.append((tool, *(str(states[x]) for x in STATES)))
         if states["loaded"] < len(verdicts) or not verdicts:
-            named = path if path.name.strip(".") else path.resolve()  # "." and ".." have no name of their own
+            named = with_own_name(path)
             copy = named.with_name(f"{named.stem}-converted.safetensors")
             remedies.setdefault(command_that_helps(path, copy, tool), []).append(tool)
         causes += [(tool, *cause) for cause in grouped_causes(verdicts)]

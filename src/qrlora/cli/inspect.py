@@ -57,7 +57,7 @@ def inspect_files(
         if adapter.header.parents:
             parents = adapter_tables.parent_rows(adapter.header.parents)
             tables.print_table(("merged from", "strength", "squared norm kept"), parents)
-    names = [Path(path).stem for path in paths]
+    names = [adapter_files.with_own_name(path).stem for path in paths]
     if len(adapters) == 2:
         return inspect_two_files(names, adapters, place, every_layer, overwrite, given=plot is not None)
     return inspect_one_file(names[0], adapters[0], place, every_layer, overwrite)
@@ -114,7 +114,8 @@ def plot_path(paths: Sequence[str], plot: Path | None) -> Path | None:
         if hint := optional_dependencies.missing_extra_hint("plots", reason="a plot of the two"):
             console.warn(hint)
             return None
-        plot = Path(f"{Path(paths[0]).stem}-{Path(paths[1]).stem}-similarity.png")
+        first, second = (adapter_files.with_own_name(path).stem for path in paths)
+        plot = Path(f"{first}-{second}-similarity.png")
     if plot is not None:
         from .. import plots
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from .. import output_files
 from ..config import SampleConfig
+from .adapter_files import with_own_name
 
 
 def single_images(output: Path, seeds: Sequence[int]) -> list[Path]:
@@ -44,7 +45,7 @@ def write_image_output(write: Callable[[Path], object], config: SampleConfig, se
 
 def sampling_footer(config: SampleConfig) -> str:
     """The line under drawn images: the adapters, strengths and settings that they were made with."""
-    names = " + ".join(Path(path).stem for path in config.adapters) or "no adapter"
+    names = " + ".join(with_own_name(path).stem for path in config.adapters) or "no adapter"
     strengths = f" at {', '.join(f'{x:g}' for x in config.strengths)}" if set(config.strengths) - {1.0} else ""
     sampling = f"{config.steps} steps, guidance {config.guidance:g}, seed {config.seed}"
     return f"{names}{strengths} on {config.base}, {sampling}"

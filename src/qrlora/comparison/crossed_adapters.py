@@ -1,6 +1,7 @@
 """The adapters of a crossed comparison: each is trained once, on true images, and kept in the comparison's folder."""
 
 import json
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -99,7 +100,8 @@ class CrossedSettings:
         """Of the results of one base, one split and as many contents, style images and known words."""
         hands = "-hands" * (self.truth == "by name")
         known = f"-known{self.known}" * (self.known != CrossedSettings.known)
-        return self.root / f"{Path(self.base).name}-{self.split}-{self.contents}x{self.styles}{hands}{known}"
+        base = Path(os.path.abspath(self.base)).name
+        return self.root / f"{base}-{self.split}-{self.contents}x{self.styles}{hands}{known}"
 
     def labels(self, spec: str) -> tuple[str, str, str]:
         """How rows call a method's content adapters, its style adapters and its sums."""
