@@ -31,6 +31,7 @@ CONTENTS = 6
 """Contents, and style images, at most; each of the pairs on the sheet has a new one of both."""
 WORDS = {"content_word": "auto", "style_word": "auto"}
 FORGETTING = {"forgetting": True}
+FILTERS = {"content_filters": True}
 
 
 @dataclass(frozen=True)
@@ -66,6 +67,12 @@ VARIANTS = (
     Variant("qr", {**WORDS, **FORGETTING, "style_images": 4}, 2),
     Variant("lora", {**WORDS, **FORGETTING, "style_images": 4}),
     Variant("qr", {**WORDS, "style_images": 8}, 1, "qr, known words, 8 images"),
+    Variant("qr", {**WORDS, **FILTERS}, 2, "qr, known words, filtered copies"),
+    Variant("lora", {**WORDS, **FILTERS}),
+    Variant("qr", {**WORDS, **FILTERS, "style_images": 4}),
+    Variant("lora", {**WORDS, **FILTERS, "style_images": 4}),
+    Variant("qr", {**WORDS, **FILTERS, "style_images": 8}, 1, "the same, 8 images"),
+    Variant("qr", FILTERS),
     Variant("lora", {"content_strength": 0.7}),
     Variant("qr", {"content_strength": 1.3}),
     Variant("lora", {"equal": "parameters"}),
