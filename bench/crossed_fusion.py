@@ -13,8 +13,9 @@ from pathlib import Path
 import torch
 
 from harness import arguments
-from qrlora.comparison.crossed_adapters import CrossedSettings, check_methods
+from qrlora.comparison.crossed_adapters import check_methods
 from qrlora.comparison.crossed_fusion import CrossedFusion
+from qrlora.comparison.crossed_settings import CrossedSettings
 from qrlora.comparison.crossed_tables import markdown_tables, scored_methods
 from qrlora.comparison.row_file import read_rows
 

@@ -14,7 +14,8 @@ from pathlib import Path
 import torch
 
 from harness import Row, arguments, report
-from qrlora.comparison.crossed_adapters import PLAIN, CrossedAdapters, CrossedSettings
+from qrlora.comparison.crossed_adapters import PLAIN, CrossedAdapters
+from qrlora.comparison.crossed_settings import CrossedSettings
 from qrlora.config import TRIGGERS
 from qrlora.image_loading import load_image
 from qrlora.known_words import COPIES, least_loss_word, search_words, word_losses

@@ -15,7 +15,7 @@ from loras import assert_same, random_adapter
 from qrlora import files
 from qrlora.adapter import Adapter, Header
 from qrlora.cli.output_images import sampling_footer
-from qrlora.comparison.crossed_adapters import CrossedSettings
+from qrlora.comparison.crossed_settings import CrossedSettings
 from qrlora.config import SampleConfig
 from qrlora.families import open_base
 from qrlora.safetensors_files import read_safetensors, write_safetensors

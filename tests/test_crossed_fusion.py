@@ -10,14 +10,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
 import pico
 from qrlora import evaluation, known_words
 from qrlora.comparison import crossed_adapters, crossed_forgetting, crossed_rows, statistics
-from qrlora.comparison.crossed_adapters import CrossedAdapters, CrossedSettings
+from qrlora.comparison.crossed_adapters import CrossedAdapters
 from qrlora.comparison.crossed_fusion import CrossedFusion
+from qrlora.comparison.crossed_settings import CrossedSettings
 from qrlora.comparison.crossed_tables import (
     CROSSED_PARTS,
     LABELS,
@@ -101,6 +103,23 @@ def test_a_row_is_what_its_two_files_draw(crossed):
     )
     for name in ("both", "nearest", "ssim", "leaked_content"):
         assert float(row[name]) == pytest.approx(wanted[name], abs=1e-3)
+
+
+def test_a_content_learnt_from_filtered_copies_has_rows_and_an_adapter_of_its_own(crossed, tmp_path):
+    """Of the image and a copy by each known filter, for three times the updates; the style's adapter is the same."""
+    filtered = crossing(tmp_path, content_filters=True)
+    filtered.run(SPEC)
+    assert {row["method"] for row in read_rows(filtered.rows.path)} == {"none", SPEC, f"{SPEC}, filtered content"}
+    found = [load(x).header for x in (filtered.settings.folder / "adapters").glob("*.safetensors")]
+    contents = [header for header in found if header.role == "content"]
+    assert len(contents) == 2 and {x.config["steps"] for x in contents} == {3}
+    copies = sorted(next((filtered.settings.folder / "adapters").glob("*content*/filtered")).glob("*.txt"))
+    assert [x.read_text().strip() for x in copies] == [
+        caption("<c>", name) for name in ("plain", *known_words("style"))
+    ]
+    (style,) = (filtered.settings.folder / "adapters").glob("qr-steps-1-style-*.safetensors")
+    same = load(crossed.settings.folder / "adapters" / style.name)
+    assert all(torch.equal(load(style).dense(layer), same.dense(layer)) for layer in same.layers)
 
 
 def test_what_is_there_is_not_made_again(crossed, monkeypatch):

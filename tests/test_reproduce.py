@@ -17,7 +17,7 @@ from qrlora import plots
 from qrlora.baselines import FUSIONS
 from qrlora.cli.result_figures import figure_of
 from qrlora.comparison import measured_examples, workers
-from qrlora.comparison.crossed_adapters import CrossedSettings
+from qrlora.comparison.crossed_settings import CrossedSettings
 from qrlora.comparison.crossed_tables import ORACLE_PAIRS, VALUES, label_of_seed
 from qrlora.comparison.decomposition import SUM
 from qrlora.comparison.method_specs import parse_method_spec

@@ -6,7 +6,7 @@ import torch
 
 import pico
 from qrlora.comparison import crossed_adapters, three_attributes
-from qrlora.comparison.crossed_adapters import CrossedSettings
+from qrlora.comparison.crossed_settings import CrossedSettings
 from qrlora.comparison.row_file import read_rows
 from qrlora.comparison.three_attributes import (
     FRAME_ALONE,

@@ -9,7 +9,7 @@ import typer
 from ..config import TrainConfig
 from . import console, options
 
-EXAMPLE = 'qrlora filters dog.png "a photo of a <c>" --base sdxl --output dog'
+EXAMPLE = 'qrlora filters dog.png "a photo of a <c>" --base my_base --output dog'
 
 
 def filters(

@@ -1,17 +1,13 @@
 """The adapters of a crossed comparison: each is trained once, on true images, and kept in the comparison's folder."""
 
 import json
-import os
 from collections.abc import Sequence
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from ..adapter import Adapter, Header
 from ..baselines import FusionMethod, TrainingImage
 from ..baselines.fusion_method import check_family
 from ..config import TRIGGERS
-from ..config.type_checks import check_strengths, check_types
 from ..families.adapter_compatibility import check_adapter_fits_base, weight_difference
 from ..files import load
 from ..filtered_images import UPDATES, write_filtered_images
@@ -19,101 +15,26 @@ from ..initialisation_methods import has_slots
 from ..known_words import least_loss_word, nearest_word, search_words_of_file
 from ..text_files import read_text, write_text
 from ..training import train
-from ..world.captions import CONTENT, STYLE, caption, known_words
+from ..world.captions import caption, known_words
 from ..world.drawings import HANDS, contents, contents_drawn_by, known_contents
 from ..world.frames import UNFRAMED, framed_image
 from ..world.ground_truth import true_image
 from ..world.style_filters import known_filters
 from ..world.styles import HELD_OUT_STYLES
 from .adapter_names import adapter_path
-from .crossed_tables import label_of_seed
-from .image_pairs import Split, contents_of_no_style_image, contents_of_style_images, split_contents
+from .crossed_settings import AUTO, NEAREST, CrossedSettings
+from .image_pairs import contents_of_no_style_image, contents_of_style_images, split_contents
 from .method_specs import parse_method_spec, spec_of_adapters
 from .run_job import base_digest_once, open_base_once
-from .settings import ComparisonSettings, check_counts
+from .settings import ComparisonSettings
 from .training_settings import training_settings
 
 Role = Literal["content", "style", "oracle"]
-Truth = Literal["exact", "by name"]
 PLAIN = "plain"
 """The style of content images."""
-AUTO, NEAREST = "auto", "nearest"
-"""Words that the base is asked for: the nearest known word where one is near, and however far."""
 ORACLE = "oracle"
 FRAME_SLOT = 2
 """Of the orthogonal basis of `ortha`, whose contents have slot 0 and whose styles have slot 1."""
-
-EQUAL_PARAMETERS = ", equal parameters"
-"""In a method's label: its rank is that of as many trained parameters as the reference's."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class CrossedSettings:
-    """What is crossed, and where the rows go."""
-
-    root: Path
-    """The folder of all crossed comparisons."""
-    base: str = "tiny-flux"
-    split: Split = "test"
-    contents: int = 6
-    styles: int = 6
-    """Count of style images; they take turns with the held-out styles."""
-    truth: Truth = "exact"
-    """How true images are known. exact: the styles are functions of an image.  by name: they are the held-out hands;
-    the true image is what a hand drew under the content's name."""
-    style_images: int = 1
-    """Images that one style adapter is trained on."""
-    images: int = 1
-    """Images of each sum."""
-    known: int = 6
-    """Known contents, and known styles, with which each adapter is drawn alone."""
-    seed: int = 0
-    """Of training."""
-    equal: Literal["rank", "parameters"] = "rank"
-    """A method has the reference's rank, or the rank with the nearest count of trained parameters."""
-    content_word: str = CONTENT
-    """What a content is called in prompts: the placeholder, a known content, "nearest", the known content that is
-    nearest to the image by the base's loss (`known_words`), or "auto", the same where one is near and else the
-    placeholder."""
-    style_word: str = STYLE
-    content_filters: bool = False
-    """Whether contents are also trained on filtered copies of their image (`filtered_images`), for as many times the
-    updates as that module says."""
-    content_strength: float = 1.0
-    """In sums; other than 1 they are all that is drawn."""
-    forgetting: bool = False
-    """Whether also images are drawn that ask for no adapter (`crossed_forgetting`)."""
-    device: str = "cpu"
-
-    def __post_init__(self) -> None:
-        """Check the types, the counts, the words and the strength."""
-        check_types(CrossedSettings, vars(self))
-        check_counts(vars(self), "contents", "styles", "style_images", "images", "known")
-        check_strengths([self.content_strength])
-        words = [x for x in (self.content_word.strip(), self.style_word.strip()) if x not in (AUTO, NEAREST)]
-        if "" in words or len({*words}) < len(words):
-            given = f"content_word={self.content_word!r} and style_word={self.style_word!r}"
-            raise ValueError(f"a content and a style need words of their own in prompts, got {given}")
-
-    @property
-    def folder(self) -> Path:
-        """Of the results of one base, one split and as many contents, style images and known words."""
-        hands = "-hands" * (self.truth == "by name")
-        known = f"-known{self.known}" * (self.known != CrossedSettings.known)
-        base = Path(os.path.abspath(self.base)).name
-        return self.root / f"{base}-{self.split}-{self.contents}x{self.styles}{hands}{known}"
-
-    def labels(self, spec: str) -> tuple[str, str, str]:
-        """How rows call a method's content adapters, its style adapters and its sums."""
-        size = EQUAL_PARAMETERS * (self.equal == "parameters")
-        called = f"{self.content_word} " * (self.content_word != CONTENT) + "filtered " * self.content_filters
-        content = f", {called}content" * bool(called)
-        style = f", {self.style_word} style" * (self.style_word != STYLE)
-        style += f" x{self.style_images}" * (self.style_images > 1)
-        strength = f", content at {self.content_strength:g}" * (self.content_strength != 1)
-        parts = content, style, content + style + strength
-        of_content, of_style, of_sum = (label_of_seed(spec + size + x, self.seed) for x in parts)
-        return of_content, of_style, of_sum
 
 
 class Word(NamedTuple):
@@ -268,9 +189,8 @@ class CrossedAdapters:
             for k, content in enumerate(shown):
                 framed_image(content, style, frame).save(images / f"{k}.png")
                 (images / f"{k}.txt").write_text(prompts[k])
-            source: dict[str, Any] = {"image": images / "0.png", "prompt": prompts[0]}
-            if len(shown) > 1:
-                source = {"image": images}
+            one: dict[str, Any] = {"image": images / "0.png", "prompt": prompts[0]}
+            source = one if len(shown) == 1 else {"image": images}
             given = {"role": trained_as, "seed": self.settings.seed, "trigger": word.word, **source}
             settings = self.training_settings(spec)[trained_as]
             given |= {"slot": FRAME_SLOT} if framed and has_slots(settings["method"]) else {}

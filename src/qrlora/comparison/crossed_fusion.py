@@ -14,9 +14,10 @@ from ..baselines import FusionInputs
 from ..baselines.fusion_method import sample_with_adapter
 from ..sampling import generate
 from ..world.captions import caption, known_words
-from .crossed_adapters import ORACLE, PLAIN, CrossedAdapters, CrossedSettings, RoleAdapter, evenly
+from .crossed_adapters import ORACLE, PLAIN, CrossedAdapters, RoleAdapter, evenly
 from .crossed_forgetting import BASE, CrossedForgetting
 from .crossed_rows import NO_WORD, CrossedRows
+from .crossed_settings import CrossedSettings
 from .crossed_tables import ORACLE_PAIRS
 from .decomposition import (
     BASE_ALONE,

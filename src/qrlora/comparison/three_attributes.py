@@ -20,7 +20,8 @@ from ..world.captions import CONTENT, STYLE, caption, known_words
 from ..world.frames import FRAMES, UNFRAMED, framed_images
 from ..world.image_tensors import tensor_from_pil
 from ..world.nearest_attributes import attributes_right
-from .crossed_adapters import CrossedAdapters, CrossedSettings, evenly
+from .crossed_adapters import CrossedAdapters, evenly
+from .crossed_settings import CrossedSettings
 from .crossed_tables import ScoredMethod, scored_line
 from .method_specs import parse_method_spec
 from .row_file import RowFile

@@ -4,7 +4,8 @@ from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 
-from ..comparison.crossed_adapters import AUTO, CrossedSettings, check_methods
+from ..comparison.crossed_adapters import check_methods
+from ..comparison.crossed_settings import AUTO, CrossedSettings
 from ..comparison.figure_data import Cell, ContactSheet, ReproducedResult
 from ..comparison.row_file import read_rows
 from ..comparison.statistics import in_hundredths

@@ -5,8 +5,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
-from ..comparison.crossed_adapters import EQUAL_PARAMETERS, CrossedAdapters, CrossedSettings, check_methods
+from ..comparison.crossed_adapters import CrossedAdapters, check_methods
 from ..comparison.crossed_fusion import CrossedFusion
+from ..comparison.crossed_settings import EQUAL_PARAMETERS, CrossedSettings
 from ..comparison.crossed_tables import (
     FORGETTING_SCORES,
     ORACLE_PAIRS,

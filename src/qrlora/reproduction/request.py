@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from ..adapter import Adapter
-from ..comparison.crossed_adapters import Truth
+from ..comparison.crossed_settings import Truth
 from ..comparison.fusion_comparison import RunSummary, plan_comparison, run_comparison
 from ..comparison.image_pairs import CaptionedImage, Pair, Split, world_pairs
 from ..comparison.jobs import BaseSpec, TrainJob, base_digest
