@@ -14,10 +14,10 @@ import pico
 from qrlora.adapter import Adapter, Header, Pair
 from qrlora.baselines import FUSIONS, FusionInputs, TrainingImage
 from qrlora.baselines.adapter_schedules import (
+    Schedule,
     apply_schedule,
     average_predictions,
     k_lora_schedule,
-    strengths_by_layer,
     switch_schedule,
 )
 from qrlora.baselines.style_aligned import SharedAttentionProcessor, adain, invert_image, reference_rows, style_aligned
@@ -113,6 +113,13 @@ def test_ziploras_published_learning_rate_is_the_direct_merge_and_ours_moves(tmp
 
 
 # --- policies
+
+
+def strengths_by_layer(schedule: Schedule, steps: int) -> dict[str, list[tuple[float, ...]]]:
+    """{layer: the adapters' strengths at each step of a schedule}; 0 for an adapter that is not on the layer."""
+    rows = [schedule(step, steps) for step in range(steps)]
+    layers = dict.fromkeys(layer for each in rows[0] for layer in each)
+    return {layer: [tuple(each.get(layer, 0.0) for each in row) for row in rows] for layer in layers}
 
 
 def test_switch_takes_turns_of_five_steps():

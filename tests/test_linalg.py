@@ -13,7 +13,6 @@ from qrlora.linalg import (
     leading_subspace,
     least_squares_coordinates,
     principal_angles,
-    reduce_rank,
     subspace_and_lost_fraction,
     update_inner_product,
 )
@@ -276,30 +275,6 @@ def test_coordinates_give_the_nearest_vectors_also_in_scaled_or_dependent_direct
     torch.testing.assert_close(
         (directions @ least_squares_coordinates(directions, vectors)).double(), nearest, atol=1e-5, rtol=0
     )
-
-
-@pytest.mark.parametrize(("o", "i", "r", "rank"), [(20, 30, 6, 4), (30, 20, 6, 6), (5, 4, 9, 3), (5, 4, 9, 7)])
-def test_recompressing_is_the_best_lower_rank(o, i, r, rank):
-    A, B = torch.randn(r, i), torch.randn(o, r)
-    u, s, vh = torch.linalg.svd((B @ A).double(), full_matrices=False)
-    new_A, new_B, kept = reduce_rank(A, B, rank)
-    best = (u[:, :rank] * s[:rank]) @ vh[:rank]
-    torch.testing.assert_close((new_B @ new_A).double(), best, atol=1e-4, rtol=1e-4)
-    assert kept == pytest.approx(float(s[:rank].square().sum() / s.square().sum()), abs=1e-5)
-    torch.testing.assert_close(new_A @ new_A.T, torch.eye(len(new_A)), atol=1e-5, rtol=0)
-
-
-def test_recompressing_a_zero_update_keeps_all_of_it():
-    A, B, kept = reduce_rank(torch.randn(3, 8), torch.zeros(9, 3), 2)
-    assert kept == 1.0 and not (B @ A).any()
-
-
-@pytest.mark.parametrize("rank", [0, 4])
-def test_recompressing_to_an_impossible_rank_is_refused(rank):
-    with pytest.raises(ValueError, match=rf"1\.\.3 .* got {rank}"):
-        reduce_rank(torch.ones(3, 8), torch.ones(9, 3), rank)
-    with pytest.raises(ValueError, match="pair is A"):
-        reduce_rank(torch.ones(3, 8), torch.ones(9, 4), 1)
 
 
 def test_the_inner_product_of_updates_needs_neither_update():

@@ -460,6 +460,13 @@ def test_the_command_writes_a_results_table_and_page_and_picture(name, small_req
     assert "qrlora " in (tmp_path / f"{name}.md").read_text() and str(tmp_path / f"{name}.md") in out
 
 
+def test_a_page_without_a_picture_leaves_none_of_an_earlier_page(small_request, tmp_path, capsys):
+    words = ["reproduce", "table3", "--base", small_request.base, "--device", "cpu", "-o", tmp_path]
+    assert run(capsys, *words)[0] == 0
+    (tmp_path / "table3.png").write_text("of an earlier one")
+    assert run(capsys, *words)[0] == 0 and not (tmp_path / "table3.png").exists()
+
+
 def test_an_unknown_result_is_named_with_the_nearest(capsys, tmp_path):
     code, _, err = run(capsys, "reproduce", "tabel4", "-o", tmp_path)
     assert code == 2 and "did you mean 'table4'" in err and not list(Path(tmp_path).iterdir())

@@ -124,6 +124,20 @@ def test_the_report_is_a_page_with_plots_and_tables(study, tmp_path):
     assert "http" not in page and "stopping rule is not met" not in page
 
 
+def test_a_report_leaves_no_table_or_plot_of_an_earlier_one_and_no_other_file_goes(study, tmp_path, monkeypatch):
+    (tmp_path / "strengths.png").write_text("somebody's")
+    with monkeypatch.context() as fewer:
+        fewer.setattr("qrlora.survey.report.result_tables", lambda *given: {**result_tables(*given), "strengths": []})
+        write_report(study, tmp_path)
+        assert (tmp_path / "strengths.png").exists()
+    _, written = write_report(study, tmp_path)
+    assert (tmp_path / "strengths.csv") in written
+    (tmp_path / "notes.csv").write_text("somebody's")
+    monkeypatch.setattr("qrlora.survey.report.result_tables", lambda *given: {**result_tables(*given), "strengths": []})
+    _, written = write_report(study, tmp_path)
+    assert {path.name for path in tmp_path.iterdir()} == {path.name for path in written} | {"notes.csv"}
+
+
 def test_the_exported_answers_tell_everything_but_who_gave_them(study, tmp_path):
     answers, raters = export_answers(study, "csv", tmp_path)
     rows = list(csv.DictReader(answers.open()))

@@ -120,29 +120,6 @@ def least_squares_coordinates(directions: Tensor, vectors: Tensor) -> Tensor:
     return (torch.linalg.pinv(D.T @ D, rtol=1e-10, hermitian=True) @ (D.T @ vectors.double())).to(vectors.dtype)
 
 
-def reduce_rank(A: Tensor, B: Tensor, rank: int) -> tuple[Tensor, Tensor, float]:
-    """The best pair of a lower rank, found without forming B A (Eckart-Young on the small core).
-
-    With thin QRs B = P K and A^T = Q L, B A = P (K L^T) Q^T, so the SVD of the r x r core suffices.
-
-    Args:    A (r, i), B (o, r); rank: 1..r.
-    Returns: A' (rank, i) with orthonormal rows, B' (o, rank), and the fraction of |B A|^2 kept in
-             0..1 (1 for a zero update).
-    Raises:  ValueError: rank out of range, shapes that do not agree.
-    """
-    if A.ndim != 2 or B.ndim != 2 or len(A) != B.shape[1]:
-        raise ValueError(f"a pair is A (r, i) and B (o, r), got {tuple(A.shape)} and {tuple(B.shape)}")
-    if not 1 <= rank <= len(A):
-        raise ValueError(f"rank must lie in 1..{len(A)} for a pair of rank {len(A)}, got {rank}")
-    left, right = torch.linalg.qr(B), torch.linalg.qr(A.T)
-    u, s, vh = torch.linalg.svd(left.R @ right.R.T, full_matrices=False)
-    squares = s.double().square()
-    kept = float(squares[:rank].sum() / squares.sum()) if squares.sum() > 0 else 1.0
-    short = min(rank, len(s))
-    new_A, new_B = vh[:short] @ right.Q.T, left.Q @ u[:, :short] * s[:short]
-    return new_A, new_B, kept
-
-
 def low_rank_factors(dense: Tensor, rank: int) -> tuple[Tensor, Tensor, float]:
     """The best pair of a rank for a dense update (Eckart-Young): B its leading output directions, A = B^T dense.
 

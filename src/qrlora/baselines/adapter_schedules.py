@@ -88,13 +88,6 @@ def _top_magnitude_ratios(content: Adapter, style: Adapter) -> dict[str, float]:
     return {layer: c / gamma / s if s else math.inf for layer, (c, s) in tops.items()}
 
 
-def strengths_by_layer(schedule: Schedule, steps: int) -> dict[str, list[tuple[float, ...]]]:
-    """{layer: the adapters' strengths at each step of a schedule}; 0 for an adapter that is not on the layer."""
-    rows = [schedule(step, steps) for step in range(steps)]
-    layers = dict.fromkeys(layer for each in rows[0] for layer in each)
-    return {layer: [tuple(each.get(layer, 0.0) for each in row) for row in rows] for layer in layers}
-
-
 @contextlib.contextmanager
 def apply_schedule(base: Base, names: Sequence[str], schedule: Schedule) -> Iterator[None]:
     """Context manager that sets the strengths of named adapters on the base's model by a schedule during sampling.

@@ -84,8 +84,11 @@ def reproduce(
         )
         found = paper_results.reproduce(name, request, overwrite)
     written = paper_results.write_result(name, found, request, console.shell_command(*sys.argv[1:]))
+    picture = output / f"{name}.png"
     if (figure := figure_of(found)) is not None:
-        written.append(plots.save(figure, output / f"{name}.png"))
+        written.append(plots.save(figure, picture))
+    else:
+        picture.unlink(missing_ok=True)  # of an earlier page, whose place this one takes
     for title, rows in {found.title: found.rows, **found.further}.items():
         columns = list(rows[0])
         tables.print_table(

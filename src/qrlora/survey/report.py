@@ -19,7 +19,8 @@ HIDDEN = ("low", "high")
 
 
 def write_report(study: Study, folder: Path) -> tuple[dict[str, list[Row]], list[Path]]:
-    """Write a study's report.html, its plots and tables into a folder. Returns the tables and the files.
+    """Write a study's report.html, its plots and tables into a folder, from which those of an earlier report go that
+    this one does not have. Returns the tables and the files.
 
     Raises: ValueError: nobody has finished.  OSError: a full disk.
     """
@@ -43,9 +44,17 @@ def write_report(study: Study, folder: Path) -> tuple[dict[str, list[Row]], list
         "version": __version__,
     }
     texts["report.html"] = pages.text("report.html", **told)
+    _remove_earlier(folder, [*texts, *(f"{name}.png" for name in drawn)])
     for name, text in texts.items():
         write_text(folder / name, text)
     return tables, [*plotted, *(folder / name for name in texts)]
+
+
+def _remove_earlier(folder: Path, written: Sequence[str]) -> None:
+    """Remove the tables and plots of an earlier report, which would pass for this one's."""
+    if (folder / "report.html").exists():
+        for name in {f"{table}{ending}" for table in TABLES for ending in (".csv", ".png")} - {*written}:
+            (folder / name).unlink(missing_ok=True)
 
 
 def _shown(rows: Sequence[Row]) -> tuple[list[str], list[list[str]]]:
