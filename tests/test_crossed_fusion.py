@@ -51,6 +51,7 @@ from qrlora.world.captions import caption
 from qrlora.world.drawings import HANDS
 from qrlora.world.ground_truth import true_images
 from qrlora.world.image_tensors import tensor_from_pil
+from qrlora.world.style_filters import known_filters
 
 SPEC = "qr:steps=1"
 FIELDS = (*LABELS, *VALUES)
@@ -114,9 +115,7 @@ def test_a_content_learnt_from_filtered_copies_has_rows_and_an_adapter_of_its_ow
     contents = [header for header in found if header.role == "content"]
     assert len(contents) == 2 and {x.config["steps"] for x in contents} == {3}
     copies = sorted(next((filtered.settings.folder / "adapters").glob("*content*/filtered")).glob("*.txt"))
-    assert [x.read_text().strip() for x in copies] == [
-        caption("<c>", name) for name in ("plain", *known_words("style"))
-    ]
+    assert [x.read_text().strip() for x in copies] == [caption("<c>", name) for name in ("plain", *known_filters())]
     (style,) = (filtered.settings.folder / "adapters").glob("qr-steps-1-style-*.safetensors")
     same = load(crossed.settings.folder / "adapters" / style.name)
     assert all(torch.equal(load(style).dense(layer), same.dense(layer)) for layer in same.layers)

@@ -17,6 +17,7 @@ from qrlora import plots
 from qrlora.baselines import FUSIONS
 from qrlora.cli.result_figures import figure_of
 from qrlora.comparison import measured_examples, workers
+from qrlora.comparison.crossed_adapters import check_methods
 from qrlora.comparison.crossed_settings import CrossedSettings
 from qrlora.comparison.crossed_tables import ORACLE_PAIRS, VALUES, label_of_seed
 from qrlora.comparison.decomposition import SUM
@@ -27,7 +28,7 @@ from qrlora.comparison.summary_tables import summarise
 from qrlora.files import load
 from qrlora.linalg import leading_subspace
 from qrlora.reproduction import attribute_sums, crossed_sums
-from qrlora.reproduction.crossed_sums import VARIANTS
+from qrlora.reproduction.crossed_sums import VARIANTS, Variant
 from qrlora.reproduction.fusion_scores import _name_in_paper
 from qrlora.reproduction.initialisation_cost import WHOLE_SVD, initialise_as_in_paper
 from qrlora.reproduction.paper_results import RESULTS, ReproductionRequest, reproduce, write_result
@@ -386,6 +387,16 @@ def test_crossed_makes_every_sum_of_the_findings_table_and_the_table_has_all_tha
     assert made - measured["flux"] == NOT_YET_MEASURED
     (pissa,) = crossed_sums._variants(replace(request, methods=("pissa",)))
     assert pissa.settings == {"content_word": "auto", "style_word": "auto"} and "content/learning_rate" in pissa.method
+
+
+def test_crossed_leaves_out_and_names_a_method_that_a_base_has_no_room_for(tmp_path):
+    """tiny-sdxl has layers of 48 inputs, and two slots of rank 32 need 64."""
+    common = CrossedSettings(root=tmp_path, base="tiny-sdxl")
+    fitting, (note,) = crossed_sums._those_that_fit(common, [Variant("qr", {}), Variant("ortha", {})])
+    assert [x.method for x in fitting] == ["qr"]
+    assert note.startswith("left out: ortha needs 64 inputs for the style, a layer of tiny-sdxl has 48")
+    with pytest.raises(ValueError, match="give it rank=24 or less, or leave it out"):
+        check_methods(common, ["ortha"])
 
 
 def test_a_wrong_method_of_several_is_refused_before_any_is_trained(small_request, tmp_path):

@@ -1,13 +1,14 @@
 """The adapters of a crossed comparison: each is trained once, on true images, and kept in the comparison's folder."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
 from ..adapter import Adapter, Header
 from ..baselines import FusionMethod, TrainingImage
 from ..baselines.fusion_method import check_family
 from ..config import TRIGGERS
+from ..config.settings import DEFAULT_SLOTS
 from ..families.adapter_compatibility import check_adapter_fits_base, weight_difference
 from ..files import load
 from ..filtered_images import UPDATES, write_filtered_images
@@ -25,6 +26,7 @@ from .adapter_names import adapter_path
 from .crossed_settings import AUTO, NEAREST, CrossedSettings
 from .image_pairs import contents_of_no_style_image, contents_of_style_images, split_contents
 from .method_specs import parse_method_spec, spec_of_adapters
+from .rank_matching import layer_shapes
 from .run_job import base_digest_once, open_base_once
 from .settings import ComparisonSettings
 from .training_settings import training_settings
@@ -69,13 +71,27 @@ def evenly(names: Sequence[str], count: int, offset: int = 0) -> list[str]:
 def check_methods(settings: CrossedSettings, specs: Sequence[str]) -> None:
     """Check all methods of a crossed comparison before the first of them is trained, which takes long.
 
-    Raises: ValueError: no such method, setting or rule, none that adds adapters of this base, or too high a rank.
+    Raises: ValueError: no such method, setting or rule, none that adds adapters of this base, or too high a rank for a
+            layer or for two slots in it.
     """
     for spec in specs:
         _parse_crossed_method(spec)  # before the base is opened
     adapters = CrossedAdapters(settings)
     for spec in specs:
-        adapters.training_settings(spec)
+        _check_slots(adapters, adapters.training_settings(spec))
+
+
+def _check_slots(adapters: "CrossedAdapters", by_role: Mapping[str, Mapping[str, Any]]) -> None:
+    """Raises ValueError: a method with a slot for each role has no room for both in a layer."""
+    for role, settings in by_role.items():
+        if has_slots(settings["method"]):
+            smallest = min(inputs for _, inputs in layer_shapes(adapters.base, settings["targets"]))
+            needed = (DEFAULT_SLOTS[role] + 1) * settings["rank"]
+            if smallest < needed:
+                raise ValueError(
+                    f"{settings['method']} needs {needed} inputs for the {role}, a layer of {adapters.base.name} has "
+                    f"{smallest}: give it rank={smallest // (DEFAULT_SLOTS[role] + 1)} or less, or leave it out"
+                )
 
 
 def _parse_crossed_method(spec: str) -> FusionMethod:

@@ -135,8 +135,11 @@ def crossed_sums(request: ReproductionRequest) -> ReproducedResult:
         seed=request.seed,
         device=request.device,
     )
-    variants = _variants(request)
-    check_methods(common, [variant.method for variant in variants])
+    variants, left_out = _variants(request), []
+    if request.methods:
+        check_methods(common, [variant.method for variant in variants])
+    else:
+        variants, left_out = _those_that_fit(common, variants)
     runs = {}
     for variant, k in ((x, k) for x in variants for k in range(x.seeds)):
         settings = replace(common, **variant.settings, seed=request.seed + k)
@@ -155,7 +158,7 @@ def crossed_sums(request: ReproductionRequest) -> ReproducedResult:
     return ReproducedResult(
         f"Sums of crossed contents and styles{by_name}, {request.base}",
         [_scores(line) | _trained(common, line, seconds) for line in scored_methods(found)],
-        NOTES,
+        (*NOTES, *left_out),
         _sheet(common, count, variants),
         further={title: rows for title, rows in further.items() if rows},
     )
@@ -169,6 +172,17 @@ def _variants(request: ReproductionRequest) -> list[Variant]:
     chosen = [x for x, name in zip(listed, names, strict=True) if not request.methods or name in request.methods]
     chosen += [Variant(spec, {}, 1, spec) for spec in request.methods if spec not in names]
     return [replace(x, method=request.spec(x.method)) for x in chosen]
+
+
+def _those_that_fit(common: CrossedSettings, variants: Sequence[Variant]) -> tuple[list[Variant], list[str]]:
+    """The variants that the base has room for, and a note on each of the others."""
+    reasons: dict[str, str] = {}
+    for variant in variants:
+        try:
+            check_methods(common, [variant.method])
+        except ValueError as error:
+            reasons[variant.method] = f"left out: {error}."
+    return [x for x in variants if x.method not in reasons], [*reasons.values()]
 
 
 def _run(settings: CrossedSettings, spec: str) -> None:
