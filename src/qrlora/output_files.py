@@ -45,7 +45,7 @@ def atomic(path: str | os.PathLike, overwrite: bool = True) -> Iterator[BinaryIO
             with partial.open("r+b") as file:
                 yield file
                 file.flush()
-                _fsync_if_supported(file)
+                fsync_if_supported(file)
             if overwrite:
                 _rename_into_place(partial, target)
             elif not _link_unless_taken(partial, target) and not filecmp.cmp(partial, target, shallow=False):
@@ -170,8 +170,8 @@ def _missing_folders(folder: Path) -> list[Path]:
     return missing
 
 
-def _fsync_if_supported(file: BinaryIO) -> None:
-    """fsync an output file, where the file system has it."""
+def fsync_if_supported(file: BinaryIO) -> None:
+    """fsync an open file, where the file system has it."""
     try:
         os.fsync(file.fileno())
     except OSError as error:
@@ -267,4 +267,4 @@ def _overwrite_content(file: BinaryIO, source: Path) -> None:
         shutil.copyfileobj(content, file)
     file.truncate()
     file.flush()
-    _fsync_if_supported(file)
+    fsync_if_supported(file)

@@ -44,15 +44,16 @@ def temporary(path: Path) -> Iterator[Path]:
 
 
 @contextlib.contextmanager
-def temporary_folder() -> Iterator[Path]:
-    """A new and empty folder among the system's temporary files for the length of a `with`; those that dead processes
-    left are removed first.
+def temporary_folder(beside: Path | None = None) -> Iterator[Path]:
+    """A new and empty folder for the length of a `with`; those that dead processes left there are removed first.
 
+    Args:   beside: a path that it lies beside, so that what is made in it can be renamed to that; None: among the
+            system's temporary files, for this user alone.
     Raises: OSError: it cannot be made.
     """
-    with temporary(Path(tempfile.gettempdir()) / "qrlora") as mark:
+    with temporary(beside or Path(tempfile.gettempdir()) / "qrlora") as mark:
         folder = Path(f"{mark}{FOLDER_ENDING}")
-        folder.mkdir(mode=0o700)
+        folder.mkdir(mode=0o777 if beside else 0o700)
         try:
             yield folder
         finally:

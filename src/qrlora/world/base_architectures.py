@@ -26,8 +26,9 @@ from transformers import (
     T5EncoderModel,
 )
 
-from ..built_in_bases import folder_of
+from ..built_in_bases import folder_of, installation_hint
 from .drawings import SIZE
+from .model_folders import open_vae
 from .tokenizers import TEXT_LENGTH, clip_tokenizer, t5_tokenizer
 
 
@@ -103,8 +104,15 @@ def t5_config(vocabulary: int, width: int) -> T5Config:
 
 
 def load_trained_vae(base: str) -> AutoencoderTiny:
-    """The base's VAE, which `vae_training` has trained before the base itself."""
-    return AutoencoderTiny.from_pretrained(folder_of(base) / "vae").float()
+    """The base's VAE, which `vae_training` has trained before the base itself.
+
+    Raises: OSError: it is not here.  ValueError: it is none.
+    """
+    folder = folder_of(base) / "vae"
+    if not folder.is_dir():
+        hint = f"{folder} is missing: `python -m qrlora.world.vae_training {base}` trains and writes it"
+        raise FileNotFoundError(installation_hint(base) or hint)
+    return open_vae(folder)
 
 
 def tiny_sdxl() -> StableDiffusionXLPipeline:

@@ -3,12 +3,13 @@
 A *hand* is whose drawing it is: an emoji set by one maker (NOTICE has sources and licences).  One sheet holds one
 hand's tiles of 128 x 128 pixels, with their names in its metadata.  Shipped are all held-out contents and enough known
 ones to train styles on: the first hand's in this package, the others' in `qrlora-bases`.
-``python -m qrlora.world.render_sheets`` renders the full sheets, which pre-training reads.
+``python -m qrlora.world.render_sheets`` renders the full sheets, which pre-training reads: it asks whether the shipped
+excerpt is meant where they are not there.
 """
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -59,6 +60,8 @@ HANDS: dict[str, Hand] = {
 }
 """Name of the sheet -> the hand.  The first is the default, which captions do not name."""
 PLAIN_HAND = next(iter(HANDS))
+KNOWN_HANDS = tuple(name for name, hand in HANDS.items() if not hand.held_out)
+"""The hands that the built-in bases are pre-trained on."""
 
 
 def full_sheet_folder() -> Path:
@@ -156,6 +159,29 @@ def sheet_file(hand: str) -> Path:
     if found is None:
         raise FileNotFoundError(in_data_package(f"the sheet of drawings by {hand}"))
     return found
+
+
+def hands_of_excerpt(hands: Iterable[str]) -> list[str]:
+    """Those of the hands of whom only the shipped excerpt is read here; the plain hand's shipped sheet is whole."""
+    return [hand for hand in hands if hand != PLAIN_HAND and not (full_sheet_folder() / f"{hand}.webp").is_file()]
+
+
+def check_full_sheets(hands: Iterable[str]) -> None:
+    """Check that training on these hands would see all that they drew.
+
+    Raises: FileNotFoundError: of some only the shipped excerpt is here.
+    """
+    if missing := hands_of_excerpt(hands):
+        raise FileNotFoundError(
+            f"no full sheets of {', '.join(missing)} are here, only an excerpt of what they drew: "
+            "`python -m qrlora.world.render_sheets` makes them, --excerpt trains on the excerpt"
+        )
+
+
+def count_drawings(hands: Iterable[str], names: Iterable[str]) -> dict[str, int]:
+    """{hand: how many of these contents are in its sheet}."""
+    wanted = set(names)
+    return {hand: len(wanted & set(contents_drawn_by(hand))) for hand in hands}
 
 
 def load_drawings(names: Sequence[str], hand: str = PLAIN_HAND) -> Tensor:
