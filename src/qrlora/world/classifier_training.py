@@ -7,16 +7,16 @@ import argparse
 import json
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from diffusers import AutoencoderTiny
-from safetensors.torch import load_file, save_file
 from torch import Generator, Tensor, nn
 
+from ..output_files import check_writable
+from ..safetensors_files import read_safetensors, write_safetensors
 from .classifiers import (
     CLASSIFIER_FILE,
     load_classifiers,
@@ -24,12 +24,17 @@ from .classifiers import (
     style_class_names,
     untrained_classifiers,
 )
-from .drawings import HANDS, SIZE, contents, contents_drawn_by, load_drawings
+from .command_line import DEVICES, EXCERPT, at_least, available_device, positive, run_command
+from .drawings import HANDS, SIZE, check_full_sheets, contents, contents_drawn_by, count_drawings, load_drawings
+from .model_folders import open_vae
 from .random_styles import random_style
+from .state_dicts import shape_difference
 from .styles import ALL_STYLES
 
 VALIDATION_EVERY = 10
 """One pair of content and style in so many is held out from training, for measuring the accuracy."""
+GROUPS = 12
+"""Parts of a batch that the command trains on; the images of each share a style."""
 
 
 def is_validation_pair(content: Tensor, style: Tensor, hand: Tensor) -> Tensor:
@@ -140,6 +145,14 @@ def _ignored_labels(count: int) -> Tensor:
     return torch.full((count,), -1)
 
 
+def read_classifiers(path: Path, models: nn.ModuleDict) -> dict[str, Tensor]:
+    """Weights of both classifiers to start from. Raises: OSError.  ValueError: the file holds something else."""
+    weights, _ = read_safetensors(path)
+    if difference := shape_difference(models.state_dict(), weights):
+        raise ValueError(f"{path} holds no classifiers of this version: {difference}")
+    return weights
+
+
 def train_classifiers(
     seconds: float,
     device: str = "cpu",
@@ -160,7 +173,7 @@ def train_classifiers(
     images = LabelledImages(device, seed)
     models = untrained_classifiers()
     if start:
-        models.load_state_dict(load_file(start))
+        models.load_state_dict(read_classifiers(start, models))
     models.to(device, memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
     optimizer = torch.optim.AdamW(models.parameters(), lr=learning_rate, weight_decay=0.02, fused=True)
     begun, step, over = time.monotonic(), 0, 0.0
@@ -234,31 +247,51 @@ def measure_classifiers(
 
 
 def save_classifiers(models: nn.ModuleDict, path: Path, quality: dict[str, dict[str, float]]) -> None:
-    """Write both classifiers' weights in 16 bits, with `measure_classifiers`' result in the metadata."""
+    """Write both classifiers' weights in 16 bits, with `measure_classifiers`' result and the count of each hand's
+    drawings in the metadata."""
     tensors = {name: t.half() if t.is_floating_point() else t for name, t in models.state_dict().items()}
-    save_file({k: t.contiguous() for k, t in tensors.items()}, path, {"measured": json.dumps(quality)})
+    drawings = count_drawings(HANDS, contents())
+    write_safetensors(path, tensors, {"measured": json.dumps(quality), "drawings": json.dumps(drawings)})
 
 
-def main() -> None:
-    """The command that trains both classifiers."""
+def command_parser() -> argparse.ArgumentParser:
+    """The options of the command."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--seconds", type=float, default=3600)
-    parser.add_argument("--device", default="cpu")
-    parser.add_argument("--batch", type=int, default=192)
-    parser.add_argument("--learning-rate", type=float, default=3e-3)
+    parser.add_argument("--seconds", type=positive, default=3600)
+    parser.add_argument("--device", default="cpu", choices=DEVICES)
+    parser.add_argument("--batch", type=at_least(GROUPS), default=192)
+    parser.add_argument("--learning-rate", type=positive, default=3e-3)
     parser.add_argument("--start", type=Path, help="file of classifiers to start from")
     parser.add_argument("--vae", type=Path, help="folder of a base's VAE: a third of the images make its round trip")
-    parser.add_argument("--output", type=Path, default=CLASSIFIER_FILE)
+    parser.add_argument("--output", type=Path, default=CLASSIFIER_FILE, help="file; default: that of this package")
+    parser.add_argument("--overwrite", action="store_true", help="replace the output, if it is there")
+    parser.add_argument("--excerpt", action="store_true", help=EXCERPT)
     parser.add_argument("--check", action="store_true", help="only evaluate the existing classifiers")
-    args = parser.parse_args()
-    vae = AutoencoderTiny.from_pretrained(args.vae).float().to(args.device).eval() if args.vae else None
-    options = {"batch": args.batch, "group": args.batch // 12, "start": args.start, "vae": vae}
-    options["learning_rate"] = args.learning_rate
-    models = load_classifiers() if args.check else train_classifiers(args.seconds, args.device, **options)
+    return parser
+
+
+def train_or_check(options: argparse.Namespace) -> None:
+    """What the command does: train both classifiers and write them, or take those there are; measure either."""
+    if options.check:
+        print(json.dumps(measure_classifiers(load_classifiers()), indent=2))
+        return
+    check_writable(options.output, options.overwrite)
+    if not options.excerpt:
+        check_full_sheets(HANDS)
+    device = available_device(options.device)
+    vae = nn.Module.to(open_vae(options.vae).eval(), device) if options.vae else None
+    group, rate = options.batch // GROUPS, options.learning_rate
+    models = train_classifiers(
+        options.seconds, device, options.batch, group, start=options.start, vae=vae, learning_rate=rate
+    )
     quality = measure_classifiers(models)
-    if not args.check:
-        save_classifiers(models, args.output, quality)
+    save_classifiers(models, options.output, quality)
     print(json.dumps(quality, indent=2))
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """The command that trains both classifiers."""
+    run_command(train_or_check, command_parser(), arguments)
 
 
 if __name__ == "__main__":

@@ -23,6 +23,7 @@ from PIL import Image
 
 from .. import optional_dependencies
 from ..basis import cache_folder
+from .command_line import run_command
 from .drawings import SIZE, contents, full_sheet_folder, write_sheet
 
 MARGIN = 6
@@ -152,7 +153,8 @@ def npm_install(packages: list[str], folder: Path) -> Path:
         raise OSError("npm is not installed, and the drawings come from npm packages; install Node.js with npm")
     folder.mkdir(parents=True, exist_ok=True)
     options = ["--ignore-scripts", "--no-audit", "--no-fund", "--omit=peer", "--prefix", str(folder)]
-    subprocess.run([npm, "install", *options, *packages], check=True)
+    if code := subprocess.run([npm, "install", *options, *packages]).returncode:
+        raise OSError(f"npm could not fetch the drawings, it ended with {code}: what it says is above")
     return folder / "node_modules"
 
 
@@ -200,22 +202,26 @@ def render_group(hands: dict[str, EmojiSet], emoji: list[Emoji], packages: Path)
     return tiles
 
 
-def main() -> None:
-    """The command that renders the sheets."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--output", type=Path, default=full_sheet_folder(), help="the sheets' folder")
-    parser.add_argument("--npm", type=Path, default=cache_folder().parent / "npm", help="where npm keeps the packages")
-    args = parser.parse_args()
-    args.output.mkdir(parents=True, exist_ok=True)
-    packages = npm_install([NAMES_PACKAGE, *(h.package for h in EMOJI_SETS.values())], args.npm)
+def render_sheets(options: argparse.Namespace) -> None:
+    """What the command does: fetch the emoji sets, render every hand's sheet and write it."""
+    packages = npm_install([NAMES_PACKAGE, *(h.package for h in EMOJI_SETS.values())], options.npm)
     emoji = find_emoji(contents(), packages / NAMES_PACKAGE.rpartition("@")[0])
+    options.output.mkdir(parents=True, exist_ok=True)
     for group in dict.fromkeys(h.group for h in EMOJI_SETS.values()):
         for hand, tiles in render_group(
             {k: h for k, h in EMOJI_SETS.items() if h.group == group}, emoji, packages
         ).items():
-            path = args.output / f"{hand}.webp"
+            path = options.output / f"{hand}.webp"
             write_sheet(path, tiles)
             print(f"{len(tiles)} of {len(emoji)} drawings, {path.stat().st_size / 1e6:.1f} MB: {path}", flush=True)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """The command that renders the sheets."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--output", type=Path, default=full_sheet_folder(), help="the sheets' folder")
+    parser.add_argument("--npm", type=Path, default=cache_folder().parent / "npm", help="where npm keeps the packages")
+    run_command(render_sheets, parser, arguments)
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ TAEF2's latents (each channel normalised to mean 0 and variance 1 over the bench
 
 import argparse
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +19,11 @@ from torch import Generator, Tensor, nn
 
 from ..built_in_bases import folder_of
 from .base_architectures import AUTOENCODERS
-from .drawings import HANDS, contents_drawn_by, known_contents, load_drawings
+from .command_line import DEVICES, EXCERPT, at_least, available_device, positive, run_command
+from .drawings import KNOWN_HANDS, check_full_sheets, contents_drawn_by, known_contents, load_drawings
+from .model_folders import check_replaceable, open_vae, replaced_folder
 from .random_styles import random_style
+from .state_dicts import read_torch_file, shape_difference
 from .styles import STYLES
 
 IMAGES_PER_STYLE = 8
@@ -49,8 +52,20 @@ def taef2_encoder(folder: Path) -> nn.Module:
         layers.append(nn.Conv2d(64, 64, 3, 2, 1, bias=False))
         layers += [PooledBlock(level == 2) for _ in range(3)]
     encoder = nn.Sequential(*layers, nn.Conv2d(64, 32, 3, padding=1))
-    encoder.load_state_dict(torch.load(folder / "taef2_encoder.pth", weights_only=True))
+    path = folder / "taef2_encoder.pth"
+    weights = read_torch_file(path, "cpu", "state dict of TAEF2's encoder")
+    if difference := shape_difference(encoder.state_dict(), weights):
+        raise ValueError(f"{path} is not TAEF2's encoder: {difference}")
+    encoder.load_state_dict(weights)
     return encoder.eval().requires_grad_(False)
+
+
+def trained_vae(base: str, folder: Path) -> AutoencoderTiny:
+    """A trained VAE, to train its decoder further. Raises: OSError, ValueError: there is none, or not of this shape."""
+    vae = open_vae(folder)
+    if difference := shape_difference(untrained_vae(base).state_dict(), vae.state_dict()):
+        raise ValueError(f"{folder} is no VAE of {base}'s shape: {difference}")
+    return vae
 
 
 def untrained_vae(base: str) -> AutoencoderTiny:
@@ -99,8 +114,7 @@ def random_image_batches(batch: int, generator: Generator, device: str) -> Itera
     """Endless batches to train a VAE on, (b, 3, 128, 128) in 0..1: known contents by known hands, plain, in a known or
     a random style."""
     known = set(known_contents())
-    hands = [name for name, hand in HANDS.items() if not hand.held_out]
-    tiles = torch.cat([load_drawings([n for n in contents_drawn_by(hand) if n in known], hand) for hand in hands])
+    tiles = torch.cat([load_drawings([n for n in contents_drawn_by(hand) if n in known], hand) for hand in KNOWN_HANDS])
     tiles = tiles.mul(255).round().byte().to(device)
     drawn = [random_style(generator, device) for _ in range(200)]
     while True:
@@ -126,12 +140,13 @@ def train_vae(
     vae: Any
     teacher: Any
     if decoder:
-        vae, teacher = AutoencoderTiny.from_pretrained(decoder).float(), None
+        vae, teacher = trained_vae(base, Path(decoder)), None
         vae.encoder.requires_grad_(False)
     else:
         vae, teacher = untrained_vae(base), taef2_encoder(taef2).to(device)
         copy_shared_convolutions(vae.encoder, teacher.state_dict(), reverse=False)
-        copy_shared_convolutions(vae.decoder, torch.load(taef2 / "taef2_decoder.pth", weights_only=True), reverse=True)
+        theirs = read_torch_file(taef2 / "taef2_decoder.pth", "cpu", "state dict of TAEF2's decoder")
+        copy_shared_convolutions(vae.decoder, theirs, reverse=True)
     vae.to(device, memory_format=torch.channels_last).train()  # pyright: ignore[reportCallIssue]
     source = random_image_batches(batch, generator, device)
     taught = teacher is not None and AUTOENCODERS[base].channels == 32
@@ -194,30 +209,39 @@ def save_normalised_vae(vae: Any, scaled: bool, images: Tensor, folder: Path) ->
     )
     if not scaled:
         vae.register_to_config(scaling_factor=round(1 / float(z.std()), 5), shift_factor=0.0)
-    nn.Module.to(vae, "cpu", torch.float16).save_pretrained(folder)  # pyright: ignore[reportCallIssue]
+    nn.Module.to(vae, "cpu", torch.float16)  # pyright: ignore[reportCallIssue]
+    with replaced_folder(folder) as new:
+        vae.save_pretrained(new)
 
 
-def main() -> None:
-    """The command that trains a built-in base's VAE."""
+def command_parser() -> argparse.ArgumentParser:
+    """The options of the command."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("base", choices=AUTOENCODERS)
     parser.add_argument("--taef2", type=Path, default=Path("."), help="folder of TAEF2's two state dicts")
     parser.add_argument("--output", type=Path, help="folder of the VAE; default: within the base's")
+    parser.add_argument("--overwrite", action="store_true", help="replace a VAE that is in the output's folder")
     parser.add_argument("--decoder", default="", help="folder of a trained VAE: only its decoder is trained")
-    parser.add_argument("--seconds", type=float, default=7200, help="of training")
-    parser.add_argument("--batch", type=int, default=64)
-    parser.add_argument("--device", default="cpu")
-    args = parser.parse_args()
-    train_vae(
-        args.base,
-        args.output or folder_of(args.base) / "vae",
-        args.taef2,
-        args.seconds,
-        args.batch,
-        args.device,
-        0,
-        args.decoder,
-    )
+    parser.add_argument("--seconds", type=positive, default=7200, help="of training")
+    parser.add_argument("--batch", type=at_least(IMAGES_PER_STYLE), default=64)
+    parser.add_argument("--device", default="cpu", choices=DEVICES)
+    parser.add_argument("--excerpt", action="store_true", help=EXCERPT)
+    return parser
+
+
+def check_and_train(options: argparse.Namespace) -> None:
+    """What the command does: train a VAE once its output can be written and the drawings are all here."""
+    output = options.output or folder_of(options.base) / "vae"
+    check_replaceable(output, options.overwrite)
+    if not options.excerpt:
+        check_full_sheets(KNOWN_HANDS)
+    device = available_device(options.device)
+    train_vae(options.base, output, options.taef2, options.seconds, options.batch, device, decoder=options.decoder)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """The command that trains a built-in base's VAE."""
+    run_command(check_and_train, command_parser(), arguments)
 
 
 if __name__ == "__main__":
