@@ -36,7 +36,8 @@ from qrlora.world.classifiers import load_classifiers
 from qrlora.world.drawings import HANDS, PLAIN_HAND, SIZE, contents_drawn_by, known_contents
 from qrlora.world.ground_truth import true_images
 from qrlora.world.pretraining_set import TrainingSet
-from qrlora.world.pretraining_state import Batch, PretrainingRun, PretrainingSettings, sample_batch, training_step
+from qrlora.world.pretraining_settings import PretrainingSettings
+from qrlora.world.pretraining_state import Batch, PretrainingRun, sample_batch, training_step
 from qrlora.world.styles import STYLES
 
 SET_CONTENTS = 8

@@ -15,7 +15,8 @@ from qrlora.world import pretraining_state
 from qrlora.world.base_architectures import ARCHITECTURES, AUTOENCODERS
 from qrlora.world.drawings import SIZE
 from qrlora.world.pretraining_set import TrainingSet
-from qrlora.world.pretraining_state import CPU_PART, PretrainingRun, PretrainingSettings, sample_batch, training_step
+from qrlora.world.pretraining_settings import PretrainingSettings
+from qrlora.world.pretraining_state import CPU_PART, PretrainingRun, sample_batch, training_step
 
 SIZES = (96, 32, 16, 8)
 """Images in other parts; the first is the batch."""

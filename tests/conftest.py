@@ -56,6 +56,17 @@ def studio(tmp_path_factory):
     return folder
 
 
+@pytest.fixture
+def two_steps(monkeypatch):
+    """Settings of a pre-training on few latents, under a digest of their own, whichever sheets are here."""
+    from few_latents import few_latents
+    from qrlora.world import pretrain
+
+    monkeypatch.setattr(pretrain, "set_training_set", lambda run, excerpt: setattr(run, "training_set", "few latents"))
+    monkeypatch.setattr(pretrain, "load_or_build_training_set", lambda run, path: few_latents(run.base))
+    return pretrain.PretrainingSettings(samples=24, batch_size=6, warmup=1)
+
+
 @pytest.fixture(scope="session")
 def postgresql():
     """The URL of a PostgreSQL server on loopback; skips where there is none. CI installs it."""

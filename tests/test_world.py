@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import shutil
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -11,6 +12,7 @@ from PIL import Image
 from safetensors.torch import load_file
 
 import pico
+from few_latents import few_latents
 from qrlora import world
 from qrlora.adapter import Adapter, Header, Pair
 from qrlora.basis import fingerprint
@@ -19,6 +21,7 @@ from qrlora.comparison.fusion_comparison import plan_comparison
 from qrlora.comparison.settings import ComparisonSettings
 from qrlora.families import FAMILIES, SizeConditioning, adapter_compatibility, open_base
 from qrlora.world import (
+    base_export,
     base_scores,
     classifier_training,
     classifiers,
@@ -29,7 +32,7 @@ from qrlora.world import (
     pretraining_set,
     pretraining_state,
 )
-from qrlora.world.base_architectures import ARCHITECTURES, AUTOENCODERS
+from qrlora.world.base_architectures import ARCHITECTURES
 from qrlora.world.captions import SYNONYMS, caption, training_caption
 from qrlora.world.drawings import HANDS, SIZE, contents, contents_drawn_by, held_out_contents, known_contents
 from qrlora.world.edition import check_edition_of_base
@@ -304,7 +307,7 @@ def test_muon_takes_a_convolutions_weight_as_the_matrix_of_its_filters():
 
 
 def test_pretraining_orthogonalises_the_convolutions_of_blocks():
-    run = pretraining_state.PretrainingRun("tiny-sdxl", pretraining_state.PretrainingSettings(), "cpu")
+    run = pretraining_state.PretrainingRun("tiny-sdxl", pretrain.PretrainingSettings(), "cpu")
     names = {id(p): name for name, p in run.weights.items()}
     (inner,), (rest,) = (optimizer.param_groups for optimizer in run.optimizers)
     inner, rest = ({names[id(p)] for p in group["params"]} for group in (inner, rest))
@@ -332,15 +335,6 @@ def test_captions_are_encoded_in_training_as_the_stock_pipeline_encodes_them(bas
     assert stock.keys() == ours.keys()
     for name, tensor in stock.items():
         torch.testing.assert_close(ours[name].float(), tensor.float())
-
-
-def few_latents(base):
-    """A training set of noise with rows of every kind."""
-    shape, side = AUTOENCODERS[base], SIZE // AUTOENCODERS[base].reduction
-    latents = torch.randn(8, shape.channels, side, side, generator=torch.Generator().manual_seed(0)).half()
-    kinds = {kind: (2 * k, 2 * k + 2) for k, kind in enumerate(pretraining_set.BATCH_SHARES)}
-    style = torch.tensor([0, 0, 1, 2, 3, 4, -1, -1])
-    return pretraining_set.TrainingSet(latents, torch.arange(8), torch.zeros(8, dtype=torch.long), style, kinds)
 
 
 def test_a_batch_has_its_share_of_every_kind_and_random_styles_have_no_word():
@@ -374,13 +368,6 @@ def test_a_training_set_of_other_sheets_or_counts_is_refused_in_one_line(tmp_pat
     assert torch.equal(kept.latents, few_latents("tiny-sd3").latents) and kept.kinds == few_latents("tiny-sd3").kinds
     with pytest.raises(ValueError, match="other sheets"):
         pretraining_set.load_training_set(tmp_path / "set.safetensors", "another")
-
-
-@pytest.fixture
-def two_steps(monkeypatch):
-    """A training set of few latents, so that a step of pre-training takes a second."""
-    monkeypatch.setattr(pretrain, "load_or_build_training_set", lambda run, path: few_latents(run.base))
-    return pretrain.PretrainingSettings(samples=24, batch_size=6, warmup=1)
 
 
 def test_a_run_does_not_go_on_from_another_runs_checkpoint(tmp_path, two_steps):
@@ -443,7 +430,7 @@ def test_a_base_that_went_on_is_written_as_it_was_but_for_what_was_trained(tmp_p
     run = pretrain.PretrainingRun("tiny-flux", dataclasses.replace(two_steps, start=str(start)), "cpu")
     data = few_latents("tiny-flux")
     pretrain.training_step(run, data, pretrain.sample_batch(run, data, 0))
-    pretrain.write_pipeline(run, tmp_path)
+    base_export.write_pipeline(run, tmp_path)
     for path in start.rglob("tokenizer.json"):
         assert (tmp_path / path.relative_to(start)).read_bytes() == path.read_bytes(), path
     texts = [path.read_text() for path in tmp_path.rglob("*.json")]
@@ -458,7 +445,9 @@ def test_a_base_that_went_on_is_written_as_it_was_but_for_what_was_trained(tmp_p
 def test_a_learning_curve_ends_in_the_scores_of_the_base_that_the_run_would_write(tmp_path, two_steps):
     """A run that has just started from a finished base has that base's scores; an untrained one has few."""
     started = dataclasses.replace(two_steps, start=str(folder_of("tiny-flux")))
-    pretrain.PretrainingRun("tiny-flux", started, "cpu").save(tmp_path / "started.pt")
+    run = pretrain.PretrainingRun("tiny-flux", started, "cpu")
+    run.training_set = "a set of images that is not here"
+    run.save(tmp_path / "started.pt")
     pretrain.pretrain("tiny-flux", tmp_path, two_steps, "cpu", 100, float("inf"), keep=3)
     checkpoints = [tmp_path / "step-3.pt", tmp_path / "started.pt"]
     first, last = base_scores.learning_curve_scores("tiny-flux", checkpoints, captions=2)
@@ -466,21 +455,45 @@ def test_a_learning_curve_ends_in_the_scores_of_the_base_that_the_run_would_writ
     assert last["samples"] == 18 and last["style"] < 0.5
 
 
+class Stopped(Exception):
+    """A run is stopped here."""
+
+
 @pytest.mark.processes
 @pytest.mark.parametrize("base", ARCHITECTURES)
-def test_pretraining_that_was_stopped_and_resumed_ends_in_the_same_weights(base, tmp_path, two_steps):
-    whole = pretrain.pretrain(base, tmp_path / "whole", two_steps, "cpu", 100, float("inf"))
-    half = pretrain.pretrain(base, tmp_path / "cut", two_steps, "cpu", 2, 0)
-    assert half.step == 0
-    first = pretrain.PretrainingRun(base, two_steps, "cpu")
-    data = few_latents(base)
-    for k in range(2):
-        pretrain.training_step(first, data, pretrain.sample_batch(first, data, k))
-    first.save(tmp_path / "cut" / "last.pt")
-    resumed = pretrain.pretrain(base, tmp_path / "cut", two_steps, "cpu", 100, float("inf"))
+def test_pretraining_that_was_stopped_and_resumed_ends_in_the_same_files(base, tmp_path, two_steps, monkeypatch):
+    """Stopped in its fourth step, a row of the log past its checkpoint: weights, average, losses, what is exported."""
+    monkeypatch.setattr(pretrain, "LOG_EVERY", 1)
+    runs = {"whole": pretrain.pretrain(base, tmp_path / "whole", two_steps, "cpu", 100, float("inf"))}
+    step = pretrain.training_step
+
+    def step_or_stop(run, *rest):
+        if run.step == 3:
+            raise Stopped
+        return step(run, *rest)
+
+    with monkeypatch.context() as patch, pytest.raises(Stopped):
+        patch.setattr(pretrain, "training_step", step_or_stop)
+        pretrain.pretrain(base, tmp_path / "cut", two_steps, "cpu", 2, float("inf"))
+    assert len((tmp_path / "cut" / "log.jsonl").read_text().splitlines()) == 3
+    runs["cut"] = pretrain.pretrain(base, tmp_path / "cut", two_steps, "cpu", 100, float("inf"))
+    whole, resumed = runs.values()
     assert resumed.step == whole.step == 4
     for name, weight in whole.model.state_dict().items():
         assert torch.equal(weight, resumed.model.state_dict()[name]), name
+        assert torch.equal(whole.average[name], resumed.average[name]), name
+    records = [
+        base_export.export_base(run, tmp_path / name / "log.jsonl", tmp_path / name / base)
+        for name, run in runs.items()
+    ]
+    assert [len(record["loss"]) for record in records] == [4, 4] and records[0]["loss"] == records[1]["loss"]
+    one, other = (
+        {p.relative_to(f): p for p in f.rglob("*") if p.is_file()}
+        for f in (tmp_path / "whole" / base, tmp_path / "cut" / base)
+    )
+    assert one.keys() == other.keys()
+    for path in one.keys() - {Path("training.json")}:  # which says how long it took
+        assert one[path].read_bytes() == other[path].read_bytes(), path
 
 
 def test_the_classifiers_are_as_accurate_and_as_strict_as_their_file_says():

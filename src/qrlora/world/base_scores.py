@@ -9,7 +9,7 @@ import argparse
 import json
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -21,17 +21,22 @@ from ..built_in_bases import folder_of
 from ..config import TrainConfig
 from ..families import Base, open_base
 from ..files import load
+from ..json_objects import read_json_object
 from ..sampling import generate
 from ..text_files import write_text
 from ..training import train
+from .base_architectures import ARCHITECTURES
+from .base_export import write_pipeline
 from .captions import CONTENT, CONTENT_TRAINING_PROMPT, STYLE, caption
 from .classifiers import classify
+from .command_line import at_least, run_command
 from .drawings import held_out_contents, known_contents
 from .edition import check_edition_of_base
 from .ground_truth import true_image, true_images
 from .image_tensors import tensor_from_pil
-from .model_card import write_card
-from .pretrain import PretrainingRun, PretrainingSettings, write_pipeline
+from .model_card import check_record, write_card
+from .pretraining_checkpoint import check_weights_fit, read_checkpoint, settings_of
+from .pretraining_state import PretrainingRun, trained_base_folder
 from .ssim import ssim
 from .styles import HELD_OUT_STYLES, STYLES
 
@@ -146,16 +151,36 @@ def _personalisation_fractions(base: Base, content: dict[str, Adapter], style: d
     }
 
 
+def check_checkpoints(name: str, checkpoints: Sequence[Path]) -> None:
+    """Check that files are checkpoints of a built-in base's pre-training, before any is scored.
+
+    Raises: OSError.  ValueError: one is not; or the base is none that is pre-trained here.
+    """
+    if checkpoints and name not in ARCHITECTURES:
+        raise ValueError(f"{name} is not pre-trained by this version, which has {', '.join(ARCHITECTURES)}: no --curve")
+    for path in checkpoints:
+        if (base := read_checkpoint(path).get("base", name)) != name:  # older checkpoints name no base
+            raise ValueError(f"{path} is of {base}, the scores are {name}'s: give --curve its own checkpoints")
+
+
+def averaged_run(name: str, path: Path) -> PretrainingRun:
+    """A run with the weights of a checkpoint, whatever images these were trained on: to be scored, not to go on."""
+    state = read_checkpoint(path)
+    run = PretrainingRun(name, settings_of(state), "cpu")
+    check_weights_fit(path, state, run.average)
+    run.restore_weights(state)
+    return run
+
+
 def learning_curve_scores(name: str, checkpoints: list[Path], captions: int) -> list[dict[str, float]]:
     """`base_scores` of a built-in base at checkpoints of its pre-training, as `pretrain --keep` writes them.
 
     Returns: a row for each checkpoint, the earliest first: `base_scores` and ``samples``, the images seen until then.
     """
+    check_checkpoints(name, checkpoints)
     rows = []
     for path in checkpoints:
-        settings = torch.load(path, map_location="cpu", weights_only=True)["settings"]
-        run = PretrainingRun(name, PretrainingSettings(**settings), "cpu")
-        run.load(path)
+        run = averaged_run(name, path)
         with TemporaryDirectory() as folder:
             write_pipeline(run, Path(folder))
             shutil.copy(folder_of(name) / "qrlora.json", folder)
@@ -164,32 +189,48 @@ def learning_curve_scores(name: str, checkpoints: list[Path], captions: int) -> 
     return sorted(rows, key=lambda row: row["samples"])
 
 
-def main() -> None:
-    """The command that scores a built-in base."""
+def command_parser() -> argparse.ArgumentParser:
+    """The options of the command."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("base", help="a built-in name or a folder")
-    parser.add_argument("--captions", type=int, default=500)
-    parser.add_argument("--contents", type=int, default=12, help="held-out contents; 0 leaves personalisation out")
-    parser.add_argument("--styles", type=int, default=6)
+    parser.add_argument("--captions", type=at_least(1), default=500)
+    contents = "held-out contents; 0 leaves personalisation out"
+    parser.add_argument("--contents", type=at_least(0, len(held_out_contents())), default=12, help=contents)
+    parser.add_argument("--styles", type=at_least(1, len(HELD_OUT_STYLES)), default=6)
     parser.add_argument("--method", default="qr")
     parser.add_argument("--adapters", type=Path, default=Path("runs/adapters"), help="where the adapters are kept")
     parser.add_argument("--curve", type=Path, nargs="+", default=[], help="earlier checkpoints to score as well")
     parser.add_argument("--write", action="store_true", help="write the scores into the base's folder")
-    args = parser.parse_args()
-    base = open_base(args.base, dtype="float32")
-    scores: dict[str, Any] = {"base": base_scores(base, args.captions)}
+    return parser
+
+
+def score(options: argparse.Namespace) -> None:
+    """What the command does: score a base, adapters on it and its checkpoints, and write it down."""
+    folder = trained_base_folder(options.base).absolute()
+    base = open_base(options.base, dtype="float32")
+    check_checkpoints(folder.name, options.curve)
+    if options.write:
+        check_record(folder)
+    scores: dict[str, Any] = {"base": base_scores(base, options.captions)}
     print(scores["base"], flush=True)
-    if args.contents:
-        scores[args.method] = personalisation_scores(base, args.adapters, args.contents, args.styles, args.method)
-        print(scores[args.method])
-    if args.curve:
-        scores["curve"] = learning_curve_scores(args.base, args.curve, args.captions)
+    if options.contents:
+        scores[options.method] = personalisation_scores(
+            base, options.adapters, options.contents, options.styles, options.method
+        )
+        print(scores[options.method])
+    if options.curve:
+        scores["curve"] = learning_curve_scores(folder.name, options.curve, options.captions)
         print(scores["curve"])
-    if args.write:
-        path = folder_of(args.base) / "scores.json"
-        kept = json.loads(path.read_text()) if path.exists() else {}
+    if options.write:
+        path = folder / "scores.json"
+        kept = read_json_object(path) if path.exists() else {}
         write_text(path, json.dumps(kept | scores, indent=2) + "\n")
-        print(write_card(path.parent))
+        print(write_card(folder))
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """The command that scores a built-in base."""
+    run_command(score, command_parser(), arguments)
 
 
 if __name__ == "__main__":

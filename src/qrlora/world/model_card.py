@@ -5,11 +5,12 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from ..json_objects import read_json_object
 from ..safetensors_files import read_safetensors
 from ..text_files import write_text
 from .classifiers import classifier_accuracy, measured_quality
 from .drawings import HANDS, SIZE, contents, held_out_contents, known_contents
-from .pretrain import PretrainingSettings
+from .pretraining_settings import PretrainingSettings
 from .styles import HELD_OUT_STYLES, STYLES
 
 SCORE_LABELS = {
@@ -23,9 +24,18 @@ SCORE_LABELS = {
 """Key of ``scores.json`` -> row of the card's table."""
 
 
+def check_record(folder: Path) -> dict[str, Any]:
+    """How the base in a folder was trained. Raises: OSError, ValueError: its ``training.json`` does not say so."""
+    path = folder / "training.json"
+    training = read_json_object(path)
+    if missing := [name for name in ("settings", "loss", "machine") if name not in training]:
+        raise ValueError(f"{path} has no {missing[0]!r}, as `python -m qrlora.world.pretrain` writes it")
+    return training
+
+
 def write_card(folder: Path) -> Path:
     """README.md of a base's folder from its ``training.json`` and ``scores.json``; returns the file."""
-    training = json.loads((folder / "training.json").read_text())
+    training = check_record(folder)
     scores = json.loads((folder / "scores.json").read_text())
     name, accuracy, false_alarms = folder.name, classifier_accuracy(), measured_quality()["false_alarms"]
     methods = [key for key in scores if key not in ("base", "curve")]
@@ -89,14 +99,25 @@ def _training_lines(name: str, training: dict[str, Any]) -> list[str]:
     before = _training_lines(name, training["before"]) if "before" in training else []
     curve = ", ".join(f"{samples // 1000}k: {loss:.3f}" for samples, loss in losses)
     clock = f" --within {training['within']:g}" if "within" in training else ""
+    excerpt = " --excerpt" if training.get("excerpt") else ""
     return [
         *before,
-        f"- `python -m qrlora.world.pretrain {name}{_command_options(settings)}{clock}`: "
+        f"- `python -m qrlora.world.pretrain {name}{_command_options(settings)}{clock}{excerpt}`: "
         f"{training.get('shown', settings['samples']):,} images in batches of {settings['batch_size']}, "
         f"{training.get('optimizer', 'AdamW')} at {settings['learning_rate']:g}, moving average of the weights.",
         f"  {training['machine'][0].upper()}{training['machine'][1:]}",
         f"  Loss after so many images: {curve}.",
+        *_drawings_line(training),
     ]
+
+
+def _drawings_line(training: dict[str, Any]) -> list[str]:
+    """The card's line on how many of the known contents the base saw by each hand; none of records without it."""
+    if "drawings" not in training:
+        return []
+    counts = ", ".join(f"{hand} {count}" for hand, count in training["drawings"].items())
+    excerpt = ", the excerpt that ships" if training.get("excerpt") else ""
+    return [f"  Contents that it saw by each hand: {counts}{excerpt}."]
 
 
 def _personalisation_tables(scores: dict[str, Any], methods: list[str]) -> list[str]:

@@ -7,32 +7,25 @@ CPU.
 """
 
 import argparse
-import json
-import os
 import time
-from collections.abc import Iterator
-from dataclasses import asdict, replace
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, fields, replace
 from pathlib import Path
-from statistics import median
 from typing import Any
 
-import torch
-from torch import Tensor, nn
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
-from transformers.utils import logging
 
-from ..built_in_bases import folder_of
-from ..text_files import write_text
+from ..output_files import check_writable
 from .base_architectures import ARCHITECTURES
+from .base_export import export_base
+from .command_line import DEVICES, EXCERPT, at_least, available_device, positive, run_command
+from .drawings import KNOWN_HANDS, check_full_sheets
+from .model_folders import check_replaceable
+from .pretraining_checkpoint import read_checkpoint
+from .pretraining_log import LOG_EVERY, drop_rows_beyond, log_losses
 from .pretraining_set import TrainingSet, build_training_set, load_training_set, save_training_set, training_set_digest
-from .pretraining_state import (
-    Batch,
-    PretrainingRun,
-    PretrainingSettings,
-    sample_batch,
-    trained_base_folder,
-    training_step,
-)
+from .pretraining_settings import PretrainingSettings
+from .pretraining_state import Batch, PretrainingRun, sample_batch, training_step
 
 PREFETCHED_BATCHES = 4
 """Batches that each worker prepares ahead while the device computes."""
@@ -53,18 +46,45 @@ class BatchDataset(IterableDataset):
             yield sample_batch(self.run, self.data, number)
 
 
+def set_training_set(run: PretrainingRun, excerpt: bool) -> None:
+    """Note in a run which images it is trained on.
+
+    Args:   excerpt: whether the shipped excerpt of the drawings will do.
+    Raises: FileNotFoundError: it is what is here, and will not do.
+    """
+    if not excerpt:
+        check_full_sheets(KNOWN_HANDS)
+    run.training_set = training_set_digest(run.pipe.vae, *training_set_counts(run.settings))
+
+
+def training_set_counts(settings: PretrainingSettings) -> tuple[int, int, int]:
+    """What of the settings a training set is made by: the counts of two kinds of images, and the seed."""
+    return settings.styled_hands, settings.random, settings.seed
+
+
 def load_or_build_training_set(run: PretrainingRun, path: Path) -> TrainingSet:
     """The run's training set, read from its file, or built and written to it."""
-    settings = run.settings
-    source = (run.pipe.vae, settings.styled_hands, settings.random, settings.seed)
-    run.training_set = training_set_digest(*source)
     if path.exists():
         return load_training_set(path, run.training_set, run.device)
-    data = build_training_set(*source, run.device)
-    temporary = path.with_suffix(".partial")
-    save_training_set(temporary, data, run.training_set)
-    temporary.rename(path)
+    check_writable(path)
+    data = build_training_set(run.pipe.vae, *training_set_counts(run.settings), run.device)
+    save_training_set(path, data, run.training_set)
     return data
+
+
+def begin_or_resume(
+    base: str, folder: Path, settings: PretrainingSettings, device: str, excerpt: bool
+) -> PretrainingRun:
+    """A run at its first step, or where the folder's ``last.pt`` left it; its log as it was then."""
+    last = folder / "last.pt"
+    if last.exists() and settings.dtype == "auto":  # whatever the machine that goes on would have chosen
+        settings = replace(settings, dtype=read_checkpoint(last)["settings"]["dtype"])
+    run = PretrainingRun(base, settings, device)
+    set_training_set(run, excerpt)
+    if last.exists():
+        run.load(last)
+    drop_rows_beyond(folder / "log.jsonl", run.step)
+    return run
 
 
 def pretrain(
@@ -78,135 +98,92 @@ def pretrain(
     workers: int = 0,
     latents: Path | None = None,
     within: float = 0.0,
+    excerpt: bool = False,
 ) -> PretrainingRun:
     """Pre-train until all samples are used or ``minutes`` are over; resumes from ``folder/last.pt`` if it exists.
 
     Args: every: steps between checkpoints.  keep: steps between permanent checkpoints, ``step-N.pt``, for
           `base_scores.learning_curve_scores`; 0: none.  workers: processes that prepare batches; 0: this one.
           latents: file of the training set; default: in the folder.
-          within: minutes after which the run ends, its learning rate decaying by the clock; such a run cannot be
-          repeated to the bit.  0: the run ends after all samples.
+          within: minutes, of all calls together, after which the run ends, its learning rate decaying by the clock;
+          such a run cannot be repeated to the bit.  0: the run ends after all samples.
+          excerpt: whether the shipped excerpt of the drawings will do where the full sheets are not here.
     """
-    folder.mkdir(parents=True, exist_ok=True)
     begun = time.monotonic()
-    run = PretrainingRun(base, settings, device)
+    run = begin_or_resume(base, folder, settings, device, excerpt)
     data = load_or_build_training_set(run, latents or folder / "pretraining_set.safetensors")
-    if (folder / "last.pt").exists():
-        run.load(folder / "last.pt")
-    start, started_at, losses = time.monotonic(), run.step, []
+    folder.mkdir(parents=True, exist_ok=True)
+    start, first, over_before = time.monotonic(), run.step, run.over
     plateau = int((1 - run.settings.decay) * run.settings.steps)
     prefetch: dict[str, Any] = {"prefetch_factor": PREFETCHED_BATCHES} if workers else {}
     batches = iter(DataLoader(BatchDataset(run, data, run.step), None, num_workers=workers, **prefetch))
-    while run.step < run.settings.steps and time.monotonic() - begun < minutes * 60:
-        over = (time.monotonic() - begun) / (60 * within) if within else 0.0
-        if over >= 1:
+    while time.monotonic() - begun < minutes * 60:
+        if within:
+            run.over = min(1.0, over_before + (time.monotonic() - begun) / (60 * within))
+        if run.is_over(within):
             break
-        losses.append(training_step(run, data, next(batches), over))
-        if run.step % 50 == 0:
-            log_losses(run, losses, (run.step - started_at) / (time.monotonic() - start), folder)
-            losses.clear()
+        run.losses.append(training_step(run, data, next(batches), run.over if within else 0.0))
+        if run.step % LOG_EVERY == 0:
+            log_losses(run, (run.step - first) / (time.monotonic() - start), folder / "log.jsonl")
         if run.step == plateau:
             run.save(folder / "plateau.pt")
         if run.step % every == 0:
             run.save(folder / "last.pt")
         if keep and run.step % keep == 0:
             run.save(folder / f"step-{run.step}.pt")
-    if losses:  # a run of fewer than 50 steps has a log, too: `export_base` reads it
-        log_losses(run, losses, (run.step - started_at) / (time.monotonic() - start), folder)
-    if run.step > started_at:
+    if run.losses and run.is_over(within):
+        log_losses(run, (run.step - first) / (time.monotonic() - start), folder / "log.jsonl")
+    if run.step > first:
         run.save(folder / "last.pt")
     return run
 
 
-def log_losses(run: PretrainingRun, losses: list[Tensor], steps_per_second: float, folder: Path) -> None:
-    """Write and print a row of ``log.jsonl``: the mean of the latest losses of pre-training, and its speed.
-
-    Raises: ValueError: the loss is no finite number.
-    """
-    mean, batch_size = float(torch.stack(losses).mean()), run.settings.batch_size
-    if not mean < float("inf"):
-        raise ValueError(f"the loss is {mean} at step {run.step}; start again with a lower --learning-rate")
-    left = (run.settings.steps - run.step) / steps_per_second / 60
-    row = {"step": run.step, "samples": run.step * batch_size, "loss": round(mean, 4)}
-    row |= {"samples_per_second": round(steps_per_second * batch_size, 1), "minutes_left": round(left, 1)}
-    with (folder / "log.jsonl").open("a") as log:
-        log.write(json.dumps(row) + "\n")
-    print(row, flush=True)
-
-
-def write_pipeline(run: PretrainingRun, folder: Path) -> None:
-    """Write the pre-trained base with averaged weights as a stock pipeline's folder, in float16.
-
-    Nothing of the run is in it: no path of where its VAE was read, nor the length that captions were padded to.
-    """
-    pipe = run.averaged_pipeline().to("cpu")
-    for component in pipe.components.values():
-        if isinstance(component, nn.Module):
-            component.half()
-        elif tokenizer := getattr(component, "backend_tokenizer", None):
-            tokenizer.no_padding()
-            tokenizer.no_truncation()
-    logging.disable_progress_bar()
-    pipe.save_pretrained(folder)
-    for path in folder.glob("*/config.json"):
-        config = json.loads(path.read_text())
-        config.pop("_name_or_path", None)
-        if path.parent.name.startswith("text_encoder"):  # transformers opens in the dtype that is written here
-            config["dtype"] = "float32"
-        write_text(path, json.dumps(config, indent=2) + "\n")
-
-
-def device_name(device: str) -> str:
-    return f"{os.cpu_count()} cores" if device == "cpu" else torch.cuda.get_device_name(device)
-
-
-def export_base(run: PretrainingRun, log: Path, folder: Path, within: float = 0.0) -> None:
-    """Write the pre-trained base with averaged weights, and ``training.json`` for its model card.
-
-    The latter holds the run's settings and loss curve; if it started from a trained base, also that base's
-    ``training.json``, under "before".  Args: log: the run's ``log.jsonl``.  within: as of `pretrain`.
-    """
-    start = run.settings.start
-    before = {"before": json.loads((trained_base_folder(start) / "training.json").read_text())} if start else {}
-    write_pipeline(run, folder)
-    rows = [json.loads(line) for line in log.read_text().splitlines()]
-    hours = rows[-1]["samples"] / median(row["samples_per_second"] for row in rows) / 3600
-    record = {
-        "settings": asdict(run.settings) | {"start": Path(start).name},
-        **({"within": within} if within else {}),
-        "optimizer": " and ".join(type(optimizer).__name__ for optimizer in run.optimizers),
-        "machine": f"on {device_name(run.device)}, about {hours:.2g} hours.",
-        "shown": run.step * run.settings.batch_size,
-        "loss": [[r["samples"], r["loss"]] for r in rows[:: max(1, len(rows) // 12)]],
-        **before,
-    }
-    write_text(folder / "training.json", json.dumps(record) + "\n")
-
-
-def main() -> None:
-    """The command that pre-trains a built-in base."""
+def command_parser() -> argparse.ArgumentParser:
+    """The options of the command: those of the run, then its settings."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("base", choices=ARCHITECTURES)
     parser.add_argument("--run", type=Path, help="folder of checkpoints; default runs/BASE")
-    parser.add_argument("--device", default="cpu", help="cpu or cuda; nothing else needs to change")
-    parser.add_argument("--every", type=int, default=500, help="steps between checkpoints")
-    parser.add_argument("--keep", type=int, default=0, help="steps between checkpoints that stay, for a learning curve")
-    parser.add_argument(
-        "--minutes", type=float, default=float("inf"), help="stop after so long; go on by calling again"
-    )
-    parser.add_argument("--workers", type=int, default=0, help="processes that prepare batches")
+    parser.add_argument("--output", type=Path, help="folder of the finished base; default BASE in the run's folder")
+    parser.add_argument("--overwrite", action="store_true", help="replace a base that is in the output's folder")
+    parser.add_argument("--device", default="cpu", choices=DEVICES, help="nothing else needs to change")
+    parser.add_argument("--every", type=at_least(1), default=500, help="steps between checkpoints")
+    keep = "steps between checkpoints that stay, for a learning curve"
+    parser.add_argument("--keep", type=at_least(0), default=0, help=keep)
+    minutes = "stop after so long, without writing the base; go on by calling again"
+    parser.add_argument("--minutes", type=positive, default=float("inf"), help=minutes)
+    parser.add_argument("--workers", type=at_least(0), default=0, help="processes that prepare batches")
     parser.add_argument("--latents", type=Path, help="file of the training set; default in the run's folder")
-    parser.add_argument("--within", type=float, default=0.0, help="minutes after which the run ends, decayed to 0")
+    parser.add_argument("--within", type=positive, default=0.0, help="minutes after which the run ends, decayed to 0")
+    parser.add_argument("--excerpt", action="store_true", help=EXCERPT)
     for name, value in asdict(PretrainingSettings()).items():
         parser.add_argument(f"--{name.replace('_', '-')}", type=type(value), default=value)
-    args = vars(parser.parse_args())
-    base, folder = args.pop("base"), args.pop("run")
-    names = ("device", "every", "minutes", "keep", "workers", "latents", "within")
-    options = {name: args.pop(name) for name in names}
-    folder = folder or Path("runs") / base
-    run = pretrain(base, folder, PretrainingSettings(**args), **options)
-    if run.step >= run.settings.steps or options["within"]:
-        export_base(run, folder / "log.jsonl", folder_of(base), options["within"])
+    return parser
+
+
+def pretrain_and_export(options: argparse.Namespace) -> None:
+    """What the command does: pre-train, and write the base if that has come to its end."""
+    given, settings = vars(options), {field.name for field in fields(PretrainingSettings)}
+    folder = options.run or Path("runs") / options.base
+    output = options.output or folder / options.base
+    check_replaceable(output, options.overwrite)
+    names = ("every", "minutes", "keep", "workers", "latents", "within", "excerpt")
+    run = pretrain(
+        options.base,
+        folder,
+        PretrainingSettings(**{name: given[name] for name in settings}),
+        available_device(options.device),
+        **{name: given[name] for name in names},
+    )
+    if not run.is_over(options.within):
+        print(f"stopped after step {run.step} of {run.settings.steps}, nothing is written: the same command goes on")
+        return
+    export_base(run, folder / "log.jsonl", output, options.within, options.overwrite)
+    print(output)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """The command that pre-trains a built-in base."""
+    run_command(pretrain_and_export, command_parser(), arguments)
 
 
 if __name__ == "__main__":

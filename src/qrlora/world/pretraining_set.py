@@ -12,12 +12,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
-from safetensors.torch import save_file
 from torch import Generator, Tensor
 
+from ..safetensors_files import read_safetensors, write_safetensors
 from .captions import STYLE
-from .drawings import HANDS, PLAIN_HAND, SIZE, contents_drawn_by, known_contents, load_drawings
+from .drawings import HANDS, KNOWN_HANDS, PLAIN_HAND, SIZE, contents_drawn_by, known_contents, load_drawings
 from .random_styles import random_style
 from .styles import STYLES, Style
 
@@ -70,19 +69,19 @@ def _planned_groups(
     one hand and one style."""
     names, styles, hands = known_contents(), tuple(STYLES), tuple(HANDS)
     index = {name: k for k, name in enumerate(names)}
-    known = [name for name, hand in HANDS.items() if not hand.held_out]
-    drawn = {h: [index[n] for n in contents_drawn_by(h) if n in index] for h in known}
-    for h in known:
+    drawn = {h: [index[n] for n in contents_drawn_by(h) if n in index] for h in KNOWN_HANDS}
+    for h in KNOWN_HANDS:
         yield "hands", STYLES["plain"], [(c, hands.index(h), 0) for c in drawn[h]]
     for s, style in enumerate(styles[1:], 1):
         yield "styles", STYLES[style], [(c, hands.index(PLAIN_HAND), s) for c in drawn[PLAIN_HAND]]
-    others = [(h, s) for h in known if h != PLAIN_HAND for s in range(1, len(styles))]
+    others = [(h, s) for h in KNOWN_HANDS if h != PLAIN_HAND for s in range(1, len(styles))]
     each = max(1, styled_hands // len(others)) if styled_hands else 0
     for h, s in others if each else []:
         chosen = torch.randperm(len(drawn[h]), generator=generator)[:each].tolist()
         yield "styled hands", STYLES[styles[s]], [(drawn[h][c], hands.index(h), s) for c in chosen]
     for _ in range(random // IMAGES_PER_STYLE):
-        style, h = random_style(generator, device), known[int(torch.randint(len(known), (), generator=generator))]
+        style = random_style(generator, device)
+        h = KNOWN_HANDS[int(torch.randint(len(KNOWN_HANDS), (), generator=generator))]
         chosen = torch.randperm(len(drawn[h]), generator=generator)[:IMAGES_PER_STYLE].tolist()
         yield "random", style, [(drawn[h][c], hands.index(h), -1) for c in chosen]
 
@@ -124,32 +123,35 @@ def build_training_set(
 def training_set_digest(vae: Any, styled_hands: int, random: int, seed: int) -> str:
     """SHA-256 (hex) of all that a training set is made from: the drawings, the VAE, the counts."""
     digest = hashlib.sha256(f"{styled_hands} {random} {seed} {tuple(STYLES)} {tuple(HANDS)}".encode())
-    for hand, about in HANDS.items():
-        if not about.held_out:
-            names = [n for n in contents_drawn_by(hand) if n in set(known_contents())]
-            digest.update(repr(names).encode())
-            digest.update(load_drawings(names, hand).mul(255).round().byte().numpy().tobytes())
+    for hand in KNOWN_HANDS:
+        names = [n for n in contents_drawn_by(hand) if n in set(known_contents())]
+        digest.update(repr(names).encode())
+        digest.update(load_drawings(names, hand).mul(255).round().byte().numpy().tobytes())
     for name, tensor in sorted(vae.state_dict().items()):
         digest.update(name.encode() + tensor.half().cpu().contiguous().numpy().tobytes())
     return digest.hexdigest()
 
 
 def save_training_set(path: Path, data: TrainingSet, digest: str) -> None:
-    tensors = {"latents": data.latents.cpu(), "content": data.content, "hand": data.hand, "style": data.style}
-    save_file(tensors, path, {"identity": digest, **{kind: f"{a} {b}" for kind, (a, b) in data.kinds.items()}})
+    """Write a training set and its digest, whole or not at all."""
+    tensors = {"latents": data.latents, "content": data.content, "hand": data.hand, "style": data.style}
+    write_safetensors(path, tensors, {"identity": digest, **{kind: f"{a} {b}" for kind, (a, b) in data.kinds.items()}})
 
 
 def load_training_set(path: Path, digest: str, device: str = "cpu") -> TrainingSet:
-    """Raises: ValueError: it was made from other sheets, another VAE or other counts than the digest's."""
-    with safe_open(path, "pt", device=device) as file:
-        metadata = file.metadata()
-        if metadata["identity"] != digest:
-            raise ValueError(
-                f"{path} was made from other sheets, another VAE or other counts than this run has: give it those, "
-                "or move the file away to build it anew"
-            )
-        tensors = {name: file.get_tensor(name) for name in ("latents", "content", "hand", "style")}
+    """A training set from its file, with the latents on a device.
+
+    Raises: OSError.  ValueError: it is none, or was made from other sheets, another VAE or other counts than the
+            digest's.
+    """
+    tensors, metadata = read_safetensors(path)
+    if "identity" not in metadata or tensors.keys() != {"latents", "content", "hand", "style"}:
+        raise ValueError(f"{path} holds no training set of pre-training: give another file, or one that is not there")
+    if metadata["identity"] != digest:
+        raise ValueError(
+            f"{path} was made from other sheets, another VAE or other counts than this run has: give it those, "
+            "or move the file away to build it anew"
+        )
     ranges = {kind: metadata[kind].split() for kind in BATCH_SHARES if kind in metadata}
     kinds = {kind: (int(first), int(end)) for kind, (first, end) in ranges.items()}
-    content, hand, style = (tensors[k].cpu() for k in ("content", "hand", "style"))
-    return TrainingSet(tensors["latents"], content, hand, style, kinds)
+    return TrainingSet(tensors["latents"].to(device), tensors["content"], tensors["hand"], tensors["style"], kinds)

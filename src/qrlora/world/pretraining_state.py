@@ -1,6 +1,5 @@
 """The state of a pre-training run (weights, optimizers, weight average), its training step and its checkpoints."""
 
-import os
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -12,54 +11,26 @@ from torch import Tensor, nn
 from ..built_in_bases import built_in_bases
 from ..families import FAMILIES
 from ..families.condition import Condition
+from ..families.library_messages import config_errors_in_one_line, opening_errors_in_one_line
 from ..json_objects import read_json_object
 from ..noising import noising_of
 from ..training import denoising_loss
 from .base_architectures import ARCHITECTURES, Tokens
 from .captions import training_caption
 from .muon import Muon
+from .pretraining_checkpoint import (
+    check_optimizers_fit,
+    check_same_run,
+    check_weights_fit,
+    read_checkpoint,
+    write_checkpoint,
+)
 from .pretraining_set import TrainingSet
+from .pretraining_settings import PretrainingSettings
+from .state_dicts import shape_difference
 
-CHANGEABLE_SETTINGS = ("samples", "decay")
-"""Settings that may differ when a run is resumed: a run may be lengthened."""
 CPU_PART = 24
 """Images that go through the model at once on a CPU; of more, activations leave the cache: bench/pretraining_step.py"""
-
-
-@dataclass(frozen=True, kw_only=True)
-class PretrainingSettings:
-    """Hyperparameters of a pre-training run; their names stand in checkpoints and in ``training.json``."""
-
-    samples: int = 1_000_000
-    """Images in all steps together, with repetition."""
-    batch_size: int = 64
-    """Images a step."""
-    learning_rate: float = 1e-3
-    """Of both optimizers, on the plateau."""
-    warmup: int = 200
-    """Steps over which the learning rate rises from zero."""
-    decay: float = 0.3
-    """Fraction of the run, at its end, over which the learning rate decays to zero."""
-    average: float = 0.999
-    """Decay per step of the exponential moving average of the weights, which is what ships."""
-    styled_hands: int = 4_000
-    """Images in the training set of contents by other hands than the plain one, in named styles."""
-    random: int = 10_000
-    """Images in the training set in random styles, which captions call ``<s>``."""
-    dtype: str = "auto"
-    """Of the forward and backward pass; weights, optimizers and loss are float32. auto: bfloat16 on a GPU."""
-    start: str = ""
-    """A trained base of the same shape to initialise the weights from, by built-in name or folder; "": none."""
-    seed: int = 0
-
-    @property
-    def steps(self) -> int:
-        return self.samples // self.batch_size
-
-    def learning_rate_at(self, step: int, over: float = 0.0) -> float:
-        """Learning rate of a step. Args: over: fraction of the run's time that has passed, if the clock ends it."""
-        left = (1 - max(over, step / self.steps)) / max(1 / self.steps, self.decay)
-        return self.learning_rate * min(1.0, (step + 1) / self.warmup, left)
 
 
 def pretraining_optimizers(
@@ -82,6 +53,12 @@ def trained_base_folder(start: str) -> Path:
     return built_in_bases().get(start, Path(start))
 
 
+def training_record(folder: Path) -> dict[str, Any] | None:
+    """How the base in a folder was trained, its ``training.json``; None: it has none."""
+    path = folder / "training.json"
+    return read_json_object(path) if path.is_file() else None
+
+
 class PretrainingRun:
     """All state of a pre-training run: float32 weights, their moving average, optimizers, step count."""
 
@@ -89,7 +66,10 @@ class PretrainingRun:
         if settings.dtype == "auto":
             settings = replace(settings, dtype="float32" if device == "cpu" else "bfloat16")
         self.base, self.settings, self.device, self.step = base, settings, device, 0
+        self.over = 0.0  # fraction of the run's time that has passed, if the clock ends it
+        self.losses: list[Tensor] = []  # of the steps since the last row of the log
         self.training_set = ""  # digest of the training set
+        self.before = training_record(trained_base_folder(settings.start)) if settings.start else None
         self.dtype = getattr(torch, settings.dtype)
         architecture = ARCHITECTURES[base]
         torch.manual_seed(settings.seed)
@@ -122,67 +102,60 @@ class PretrainingRun:
         found = read_json_object(index).get("_class_name") if index.is_file() else "no pipeline's folder"
         if found != kind:
             raise ValueError(f"start={folder}: {self.base} is a {kind}, this is {found}")
-        base = type(self.pipe).from_pretrained(folder, torch_dtype=torch.float32)
+        with opening_errors_in_one_line(str(folder)), config_errors_in_one_line(folder):
+            base = type(self.pipe).from_pretrained(folder, torch_dtype=torch.float32)
         for name, component in base.components.items():
             if isinstance(component, nn.Module):
-                own, given = getattr(self.pipe, name).state_dict(), component.state_dict()
-                shapes, others = ({k: tuple(x.shape) for k, x in state.items()} for state in (own, given))
-                differ = sorted(k for k in shapes | others if shapes.get(k) != others.get(k))
-                if differ:
-                    first = differ[0]
+                own, given = getattr(self.pipe, name), component.state_dict()
+                if difference := shape_difference(own.state_dict(), given):
                     raise ValueError(
                         f"start={folder} has another shape than today's {self.base}, as bases of another edition have: "
-                        f"{name}'s {first} is {others.get(first, 'absent')} there, {shapes.get(first, 'absent')} here "
-                        f"({len(differ)} weights differ): leave start out"
+                        f"{name}'s {difference}: leave start out"
                     )
-                getattr(self.pipe, name).load_state_dict(given)
+                own.load_state_dict(given)
+
+    def is_over(self, within: float) -> bool:
+        """Whether the run has come to its end, by its samples, or by the clock if that ends it (`within`)."""
+        return self.step >= self.settings.steps or (within > 0 and self.over >= 1)
 
     def save(self, path: Path) -> None:
         """Write the state of the pre-training run as a checkpoint."""
         state = {
+            "base": self.base,
             "step": self.step,
+            "over": self.over,
+            "losses": self.losses,
+            "before": self.before,
             "model": self.float32_state_dict(),
             "average": self.average,
             "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
             "settings": asdict(self.settings),
             "training_set": self.training_set,
         }
-        temporary = path.with_suffix(".tmp")
-        with temporary.open("wb") as file:
-            torch.save(state, file)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.rename(path)
+        write_checkpoint(path, state)
 
     def load(self, path: Path) -> None:
         """Resume the pre-training run from a checkpoint.
 
-        Raises: ValueError: it was made with other settings, drawings or another dtype than this run has.
+        Raises: OSError.  ValueError: it is none, or was made for another base, with other settings, drawings, another
+                dtype or another version's optimizers than this run has; the run is as it was.
         """
-        state = torch.load(path, map_location=self.device, weights_only=True)
-        saved, own = (
-            {**x, "training_set": y}
-            for x, y in ((state["settings"], state["training_set"]), (asdict(self.settings), self.training_set))
-        )
-        if saved["training_set"] != own["training_set"]:
-            raise ValueError(
-                f"{path} was trained on other images than this run has, from other sheets, another VAE or other counts "
-                f"(digest {saved['training_set'][:12]}, here {own['training_set'][:12]}): give it those, or another "
-                "folder with --run"
-            )
-        for name, value in own.items():
-            if name not in CHANGEABLE_SETTINGS and saved.get(name) != value:
-                raise ValueError(
-                    f"{path} was made with {name} {saved.get(name)!r}, this run has {value!r}: "
-                    "give the same, or another folder with --run"
-                )
-        self.step = state["step"]
+        state = read_checkpoint(path, self.device)
+        check_same_run(path, state, self.base, self.settings, self.training_set)
+        check_weights_fit(path, state, self.average)
+        check_optimizers_fit(path, state, self.optimizers)
+        self.restore_weights(state)
+        for optimizer, optimizer_state in zip(self.optimizers, state["optimizers"], strict=True):
+            optimizer.load_state_dict(optimizer_state)
+
+    def restore_weights(self, state: dict[str, Any]) -> None:
+        """Take all but the optimizers' state from a checkpoint that fits the run."""
+        self.step, self.over, self.losses = state["step"], state.get("over", 0.0), state.get("losses", [])
+        self.before = state.get("before", self.before)
         self.model.load_state_dict(state["model"])
         for name, weight in self.weights.items():
             weight.data.copy_(state["model"][name])
         self.average = state["average"]
-        for optimizer, optimizer_state in zip(self.optimizers, state["optimizers"], strict=True):
-            optimizer.load_state_dict(optimizer_state)
 
     def float32_state_dict(self) -> dict[str, Tensor]:
         """The model's state_dict with float32 weights, tied ones under each of their names."""
