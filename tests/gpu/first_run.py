@@ -698,8 +698,8 @@ def pretrain() -> None:
 
     import torch
 
+    from qrlora.world import drawings, pretraining_set
     from qrlora.world import pretrain as script
-    from qrlora.world import pretraining_set
 
     given = shlex.split(os.environ.get("PRETRAIN", ""))
     kinds = {f.name: type(f.default) for f in dataclasses.fields(script.PretrainingSettings)}
@@ -709,6 +709,9 @@ def pretrain() -> None:
         few, styles = pretraining_set.known_contents()[:40:10], dict(list(pretraining_set.STYLES.items())[:3])
         pretraining_set.known_contents, pretraining_set.STYLES = lambda: few, styles
         chosen |= {"batch_size": 8, "samples": 8 * 60, "warmup": 2, "styled_hands": 20, "random": 25}
+    short = drawings.hands_of_excerpt(drawings.KNOWN_HANDS)
+    note = f"the excerpt that ships of {', '.join(short)}: SHEETS names a folder of the full ones" if short else "full"
+    tell("sheets of drawings", note=note)
     bases = os.environ.get("BASE", "tiny-sdxl").split(",")
     for k, base in enumerate(bases):
         settings = script.PretrainingSettings(**{"samples": 100 * 10**6, "start": base, **chosen})
@@ -721,19 +724,17 @@ def pretrain() -> None:
 
 def pretrain_base(base: str, settings: Any, minutes: float) -> None:
     """One base: pre-trained, written, and its loss beside the shipped one's."""
-    from qrlora.built_in_bases import folder_of
     from qrlora.world import pretrain as script
 
     work, folder = WORK / "pretraining" / base, WORK / "base" / base
     with trying(f"{base}: pre-training"):
         with contextlib.redirect_stdout(io.StringIO()) as said:
-            run = script.pretrain(base, work, settings, DEVICE, 10**9, float("inf"), within=minutes)
+            run = script.pretrain(base, work, settings, DEVICE, 10**9, float("inf"), within=minutes, excerpt=True)
         print(said.getvalue()[-3000:])
         rows = [json.loads(x) for x in (work / "log.jsonl").read_text().splitlines()]
         tell(f"{base}: images", rows[-1]["samples_per_second"], "a second", note=f"batch {settings.batch_size}")
         tell(f"{base}: images shown", run.step * settings.batch_size, note=f"loss {rows[-1]['loss']}")
         script.export_base(run, work / "log.jsonl", folder, round(minutes, 2))
-        shutil.copy(folder_of(base) / "qrlora.json", folder)
         data = script.load_or_build_training_set(run, work / "pretraining_set.safetensors")
     with trying(f"{base}: loss on fixed noise, shipped base beside this one"):
         for what, place in (("shipped", base), ("this one", str(folder))):

@@ -16,6 +16,8 @@
 # BASE      the base to pre-train from its shipped weights on, or several: a,b; tiny-sdxl by default
 # PRETRAIN  arguments of `python -m qrlora.world.pretrain`, such as "--batch-size 192 --learning-rate 0.0015";
 #           "--start ''" begins anew
+# SHEETS    a folder of the full sheets of drawings, which `python -m qrlora.world.render_sheets --output FOLDER` makes where
+#           npm is; without it the bases see the excerpt that ships, 35 or 40 contents by each hand but the first
 #
 # Where the machine has torch, transformers, peft and accelerate but no network, take the rest along as wheels:
 #
@@ -35,7 +37,8 @@ export HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false PYTORCH_NVML_BASED_CUDA_CHE
 mkdir -p "$OUT"
 WORK=$(mktemp -d)
 export WORK QRLORA_CACHE=$WORK/cache
-mkdir -p "$WORK/logs" "$WORK/reports"
+mkdir -p "$WORK/logs" "$WORK/reports" "$QRLORA_CACHE"
+if [ -n "${SHEETS:-}" ]; then ln -s "$(realpath "$SHEETS")" "$QRLORA_CACHE/sheets"; fi # where they are looked for
 : >"$OUT/results.jsonl"
 python=${PYTHON:-python3}
 
