@@ -12,6 +12,7 @@ from PIL import Image
 
 import pico
 from qrlora import __version__
+from qrlora.built_in_bases import built_in_bases
 
 ROOT = Path(__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
@@ -46,6 +47,26 @@ def test_every_file_that_names_the_project_s_address_names_that_of_pyproject():
 def test_the_data_package_has_the_licences_of_the_code_s():
     for path in [ROOT / "LICENSE", ROOT / "NOTICE", *(ROOT / "LICENSES").iterdir()]:
         assert (BASES / path.relative_to(ROOT)).read_bytes() == path.read_bytes(), path.name
+
+
+def test_taef2_from_which_the_vaes_began_is_credited_beside_every_base_under_its_licence():
+    for folder in (ROOT, BASES):
+        notice, licence = (folder / "NOTICE").read_text("utf-8"), folder / "LICENSES" / "MIT-TAESD.txt"
+        credited = re.search(r"TAEF2.*?copyright 2023 Ollin Boer Bohan, MIT\s+License \(see (\S+)\)", notice, re.S)
+        assert credited is not None and folder / credited[1] == licence
+        assert "MIT License\n\nCopyright (c) 2023 Ollin Boer Bohan\n" in licence.read_text("utf-8")
+    assert built_in_bases()
+    for base in built_in_bases().values():
+        card = (base / "README.md").read_text("utf-8")
+        assert "TAEF2 (MIT, copyright 2023 Ollin Boer Bohan)" in card and "NOTICE" in card, base.name
+
+
+def test_notice_names_files_that_exist_and_every_licence_is_named_in_it():
+    notice = (ROOT / "NOTICE").read_text("utf-8")
+    named = re.findall(r"\b(?:src|docs|LICENSES)/[\w./-]*\w", notice)
+    assert named and all((ROOT / name).is_file() for name in named)
+    assert {f"LICENSES/{path.name}" for path in (ROOT / "LICENSES").iterdir()} <= set(named)
+    assert "[NOTICE](NOTICE)" in (ROOT / "README.md").read_text("utf-8")
 
 
 @pytest.mark.parametrize("path", WORKFLOWS, ids=lambda path: path.stem)

@@ -8,6 +8,7 @@ from typing import Any
 from ..json_objects import read_json_object
 from ..safetensors_files import read_safetensors
 from ..text_files import write_text
+from .classifier_training import VALIDATION_EVERY
 from .classifiers import classifier_accuracy, measured_quality
 from .drawings import HANDS, SIZE, contents, held_out_contents, known_contents
 from .pretraining_settings import PretrainingSettings
@@ -47,7 +48,8 @@ def write_card(folder: Path) -> Path:
         f"{sum(not hand.held_out for hand in HANDS.values())} hands (emoji sets), in {len(STYLES)} named styles and in "
         f"random styles. Held out from training: {len(held_out_contents())} contents, {len(HELD_OUT_STYLES)} styles "
         f"and {sum(hand.held_out for hand in HANDS.values())} hands, on which adapters are trained and evaluated. "
-        "Sources and licences of the drawings are in NOTICE; the weights are under Apache-2.0.",
+        "Its VAE was initialised from TAEF2 (MIT, copyright 2023 Ollin Boer Bohan). Sources and licences of the "
+        "drawings and of TAEF2 are in NOTICE; the weights are under Apache-2.0.",
         "",
         "## Training",
         "",
@@ -55,8 +57,10 @@ def write_card(folder: Path) -> Path:
         "",
         f"## Scores (`python -m qrlora.world.base_scores {name} --write`)",
         "",
-        "Content and style of generated images are scored by two classifiers. Their accuracy on held-out true images "
-        f"is {accuracy['content']:.1%} (content, {len(contents())} classes) and {accuracy['style']:.1%} (style), over "
+        "Content and style of generated images are scored by two classifiers. They know every content, style and hand; "
+        f"held out from their training is one in {VALIDATION_EVERY} of the combinations of these, on whose true images "
+        f"their accuracy is {accuracy['content']:.1%} (content, {len(contents())} classes) and "
+        f"{accuracy['style']:.1%} (style), over "
         f"{accuracy['pictures']:.0f} images. Of wrong fusions, which have no true label, they accept "
         f"{false_alarms['content']:.0%} as some content and {false_alarms['style']:.0%} as some style.",
         "",

@@ -1,9 +1,10 @@
-"""Train the built-in bases' VAEs, distilled from TAEF2, a small autoencoder of FLUX.2's latents.
+"""Train the built-in bases' VAEs, which begin as TAEF2, a small autoencoder of FLUX.2's latents.
 
 ``python -m qrlora.world.vae_training tiny-sd3 --taef2 FOLDER`` trains one on the benchmark's images; FOLDER holds
 ``taef2_encoder.pth`` and ``taef2_decoder.pth`` of madebyollin/taesd (MIT).  diffusers' `AutoencoderTiny` lacks the
-pooled branch of TAEF2's lowest level: the student is initialised with the convolutions that both have, and trained to
-TAEF2's latents (each channel normalised to mean 0 and variance 1 over the benchmark) and to the images.
+pooled branch of TAEF2's lowest level: a VAE is initialised with the convolutions that both have, and trained to the
+images.  One with TAEF2's 32 channels is also distilled from it: trained to TAEF2's latents, each channel normalised to
+mean 0 and variance 1 over the benchmark.  That of tiny-sdxl, with 8, is not.
 """
 
 import argparse
