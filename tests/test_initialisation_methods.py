@@ -1,8 +1,11 @@
 """Where every method starts, against the paper's equations in float64."""
 
+from pathlib import Path
+
 import pytest
 import torch
 
+from qrlora.baselines import FUSIONS
 from qrlora.basis import Basis, Weights
 from qrlora.initial_directions import minor_directions, slot_directions
 from qrlora.initialisation_methods import METHODS, DirectionSources
@@ -193,3 +196,10 @@ def test_a_method_says_itself_which_directions_it_starts_from():
     assert torch.equal(Q("ortha"), slot_directions(8, 2, 1)) and not read
     assert torch.equal(Q("qr-minor"), minor_directions(W, 2)) and read == ["layer"]
     assert [name for name, row in METHODS.items() if row.needs_example] == ["qr-contrast"]
+
+
+def test_a_method_that_comes_from_a_page_of_ours_is_named_on_that_page():
+    for method in (*METHODS.values(), *FUSIONS.values()):
+        if method.paper.startswith("docs/"):
+            page = Path(__file__).parents[1] / method.paper
+            assert f"`{method.name}`" in page.read_text("utf-8"), method

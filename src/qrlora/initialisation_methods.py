@@ -249,7 +249,7 @@ METHODS: dict[str, Method] = {
             "input",
             True,
             qr,
-            "docs/findings.md",
+            "docs/findings_first_edition.md",
             directions=contrastive_directions,
             needs_example=True,
         ),

@@ -46,8 +46,10 @@ FUSIONS: dict[str, FusionMethod] = {
             "qr-triangular", "arXiv 2507.04599, the authors' code", {"method": "qr-triangular"}, merge_by_rule("sum")
         ),
         FusionMethod("qr-direct", "arXiv 2507.04599, section 4.3", {"method": "qr-direct"}, merge_by_rule("stack")),
-        FusionMethod("qr-contrast", "docs/findings.md", {"method": "qr-contrast"}, merge_by_rule("stack")),
-        FusionMethod("qr-by-role", "docs/findings.md", BY_ROLE, merge_by_rule("stack")),
+        FusionMethod(
+            "qr-contrast", "docs/findings_first_edition.md", {"method": "qr-contrast"}, merge_by_rule("stack")
+        ),
+        FusionMethod("qr-by-role", "docs/findings_first_edition.md", BY_ROLE, merge_by_rule("stack")),
         FusionMethod(
             "qr-minor", "qr on the directions of arXiv 2406.09044", {"method": "qr-minor"}, merge_by_rule("sum")
         ),

@@ -86,7 +86,7 @@ FLUX = Layout(
     # Table 3 of the paper, 342 layers: the eight names of attention (266, in both kinds of block) and the feed-forward
     # layers of the blocks with two streams.
     # "text-stream" and "image-stream" are ours: the layers in which a content and a style train best on the built-in
-    # base (docs/findings.md).
+    # base (docs/findings_first_edition.md).
     targets={
         "attention-ff": IMAGE_ATTENTION + TEXT_ATTENTION + IMAGE_FEED_FORWARD + TEXT_FEED_FORWARD,
         "attention": IMAGE_ATTENTION + TEXT_ATTENTION,

@@ -79,7 +79,7 @@ SD3 = Layout(
     # SD3.5-medium has a second attention in its first 13 blocks, on the image stream alone; the paper and the public
     # trainings leave it out, "attention-dual" (243 layers) takes it in.
     # "text-stream" and "image-stream" are ours: the layers in which a content and a style train best on the built-in
-    # base (docs/findings.md).
+    # base (docs/findings_first_edition.md).
     targets={
         "attention": IMAGE_ATTENTION + TEXT_ATTENTION,
         "attention-dual": IMAGE_ATTENTION + TEXT_ATTENTION + IMAGE_ATTENTION_ALONE,
