@@ -18,6 +18,7 @@ from ..text_files import read_text, write_text
 from ..training import train
 from ..world.captions import caption, known_words
 from ..world.drawings import HANDS, contents, contents_drawn_by, known_contents
+from ..world.edition import check_edition_of_base
 from ..world.frames import UNFRAMED, framed_image
 from ..world.ground_truth import true_image
 from ..world.style_filters import known_filters
@@ -107,6 +108,7 @@ class CrossedAdapters:
 
     def __init__(self, settings: CrossedSettings) -> None:
         self.settings, self.base = settings, open_base_once(settings.base, settings.device, "float32")
+        check_edition_of_base(self.base)
         exact = settings.truth == "exact"
         styles = tuple(HELD_OUT_STYLES) if exact else tuple(hand for hand, about in HANDS.items() if about.held_out)
         drawn = set(contents()) if exact else set.intersection(*(set(contents_drawn_by(hand)) for hand in styles))

@@ -19,6 +19,7 @@ from ..comparison.workers import run_and_keep, worker_pool
 from ..config.type_checks import check_types
 from ..families import Base
 from ..files import load
+from ..world.edition import check_edition_of_base
 
 Key = TypeVar("Key")
 
@@ -57,8 +58,10 @@ class ReproductionRequest:
 
     @property
     def base_model(self) -> Base:
-        """The open base, one per process."""
-        return open_base_once(self.base, self.device, "float32")
+        """The open base, one per process. Raises: ValueError: it is of another edition of the benchmark."""
+        base = open_base_once(self.base, self.device, "float32")
+        check_edition_of_base(base)
+        return base
 
     def spec(self, method: str) -> str:
         """The spec of a method (`method_specs`) with the request's rank and steps, where it has none of its own."""
