@@ -6,10 +6,14 @@ from .adapter import Adapter
 from .trigger_words import contains_word
 
 
+def triggers_of(adapter: Adapter) -> list[str]:
+    """The trigger words of an adapter, or of those merged in it."""
+    return [trigger for trigger in adapter.header.trigger.split(", ") if trigger]
+
+
 def missing_trigger(prompt: str, adapter: Adapter) -> str:
-    """The first trigger word of an adapter (or of those merged in it) that a prompt lacks as a whole
-    word, or ""."""
-    for trigger in filter(None, adapter.header.trigger.split(", ")):
+    """The first of `triggers_of` an adapter that a prompt lacks as a whole word, or ""."""
+    for trigger in triggers_of(adapter):
         if not contains_word(prompt, trigger):
             return trigger
     return ""

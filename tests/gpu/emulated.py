@@ -21,7 +21,7 @@ from qrlora.built_in_bases import built_in_bases
 from qrlora.config import TrainConfig
 from qrlora.estimate import estimate, memory_counting
 from qrlora.families import FAMILIES, SizeConditioning, open_base
-from qrlora.families.base_model import components_on_device
+from qrlora.families.component_placement import components_on_device
 from qrlora.injection import applied
 from qrlora.merging import merge
 from qrlora.sampling import generate, grid

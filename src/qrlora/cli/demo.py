@@ -8,6 +8,7 @@ import typer
 from ..config import TrainConfig
 from . import console, options
 from .progress_bar import progress_bar
+from .unknown_words import warn_of_unknown_words
 
 if TYPE_CHECKING:
     from ..training import Progress
@@ -18,7 +19,13 @@ EXAMPLE = "qrlora demo --content my-dog.png --style painting.png --style-shows c
 def demo(
     content: Annotated[Path | None, typer.Option(help="An image of a subject.", show_default="one of ours")] = None,
     style: Annotated[Path | None, typer.Option(help="An image in a style.", show_default="one of ours")] = None,
-    style_shows: Annotated[str, typer.Option(help="What your style image shows, in a word: cat, house.")] = "thing",
+    style_shows: Annotated[
+        str,
+        typer.Option(
+            help="What your style image shows, in a word: cat, house.",
+            show_default="the nearest that a built-in base knows, else thing",
+        ),
+    ] = "",
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder to write.")] = Path("out/demo"),
     base: options.Base = TrainConfig.base,
     method: options.Method = "qr",
@@ -61,6 +68,7 @@ def run_demo(output: Path, content: Path | None, style: Path | None, *, base: st
     if limit:
         real = console.shell_command("train", "recipes/content_sdxl.toml", f"image={content or 'my_dog.jpg'}")
         console.warn(f"{limit}; for photographs train on a real base, such as {real}")
+    warn_of_unknown_words(base, [settings["style_shows"]] if style else [])
     world_demo.check_replaceable(output / "demo.png", settings["overwrite"])
     with progress_bar("demo") as bar:
 

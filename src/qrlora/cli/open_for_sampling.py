@@ -10,6 +10,7 @@ from ..config import SampleConfig
 from ..families import Base, adapter_compatibility, open_base
 from ..merging.roles import doubts
 from . import adapter_files, console
+from .unknown_words import warn_of_unknown_words
 
 
 def open_base_and_adapters(
@@ -24,6 +25,8 @@ def open_base_and_adapters(
     for doubt in (*missing, *doubts([adapter.header for adapter, _ in acting])):
         console.warn(doubt)
     config = dataclasses.replace(config, base=config.base or base_of_adapters(adapters))
+    triggers = [trigger for adapter, _ in acting for trigger in missing_triggers.triggers_of(adapter)]
+    warn_of_unknown_words(config.base, [config.prompt], triggers)
     on_stage("opening the base model")
     base = open_base(config.base, config.device, config.dtype, config.quantize, config.offload, config.revision)
     for adapter in adapters:

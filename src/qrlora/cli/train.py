@@ -2,6 +2,7 @@
 
 import json
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -12,6 +13,7 @@ from ..config.setting_descriptions import settings_rows
 from . import console, options, tables
 from .arguments import recipe_and_settings
 from .progress_bar import progress_bar
+from .unknown_words import warn_of_unknown_words
 
 if TYPE_CHECKING:
     from ..training import Progress
@@ -63,6 +65,7 @@ def run_training(config: TrainConfig) -> None:
     if not training.is_rank_zero():
         training.train(config, on_preview=lambda _step, _image: None)
         return
+    warn_of_unknown_words(config.base, training_prompts(config), [config.trigger])
     output, updates = Path(config.output), []
     with progress_bar(output.stem) as bar:
 
@@ -81,6 +84,14 @@ def run_training(config: TrainConfig) -> None:
     if updates and training.world_size() > 1:
         console.say(f"trained by {training.world_size()} processes")
     console.say(f"generate with it: {console.shell_command('generate', adapter.header.prompt, output)}")
+
+
+def training_prompts(config: TrainConfig) -> Iterator[str]:
+    """All that a run gives its base to read: the images' captions, and the prompt of its previews."""
+    from ..training.training_images import find_training_images
+
+    yield from (image.caption for image in find_training_images(config))
+    yield config.preview_prompt
 
 
 def save_preview(config: TrainConfig, step: int, image: Any) -> None:

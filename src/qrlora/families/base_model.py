@@ -20,6 +20,8 @@ from ..config import FamilyDefaults
 from ..image_size import ImageSize, height_and_width, parse_image_size
 from ..layouts import current_preset
 from ..noising import Noising, noising_of
+from .captions import as_caption
+from .component_placement import components_on_device
 from .condition import Condition, SizeConditioning
 from .family import Family
 from .pipeline_steps import decode_frames, decode_image, encode_image
@@ -50,6 +52,9 @@ class Base:
     do not compute, so that they take no memory of a GPU."""
     offload: bool = False
     """Whether the trainable component is offloaded, too; else it stays on the device once it was needed there."""
+    reads_captions: bool = False
+    """Whether prompts are read as the synthetic benchmark's captions are written (`captions.as_caption`). Bases that
+    know no other words say so in `qrlora.json`."""
 
     @property
     def model(self) -> nn.Module:
@@ -134,6 +139,10 @@ class Base:
             return SizeConditioning.uncropped(*target_size)
         return SizeConditioning(original_size, crop_top_left, target_size)
 
+    def as_read(self, prompts: Sequence[str]) -> list[str]:
+        """Prompts as the tokenizers are given them."""
+        return [as_caption(prompt) for prompt in prompts] if self.reads_captions else list(prompts)
+
     def encode_prompt(self, prompts: Sequence[str], sizes: SizeConditioning) -> Condition:
         """Condition of b prompts for images with this size and crop conditioning; no gradient."""
         return self._encode_in_batches(prompts, lambda some: self.family.encode_prompt(self.pipe, some, sizes))
@@ -142,7 +151,7 @@ class Base:
         """The base's conditioning of b prompts, each with the size and crop of an image of its own; no gradient."""
         if len(set(sizes)) == 1:
             return self.encode_prompt(prompts, sizes[0])
-        pairs = list(zip(prompts, sizes, strict=True))
+        pairs = list(zip(self.as_read(prompts), sizes, strict=True))
         once = list(dict.fromkeys(pairs))
 
         def encode() -> Condition:
@@ -153,19 +162,19 @@ class Base:
 
     def embed(self, prompts: Sequence[str], negative_prompt: str, guidance: float) -> Condition:
         """What the base's `denoise` reads of b prompts; no gradient."""
-        return self._encode_in_batches(
-            prompts, lambda some: self.family.embed(self.pipe, some, negative_prompt, guidance)
-        )
+        (negative,) = self.as_read([negative_prompt])
+        return self._encode_in_batches(prompts, lambda some: self.family.embed(self.pipe, some, negative, guidance))
 
     def _encode_in_batches(self, prompts: Sequence[str], encode: Callable[[list[str]], Condition]) -> Condition:
         """Encode each of an open base's prompts once, PROMPT_BATCH at a time: dozens would take more memory than an
         update."""
+        prompts = self.as_read(prompts)
         once = list(dict.fromkeys(prompts))
         batches = [once[k : k + PROMPT_BATCH] for k in range(0, len(once), PROMPT_BATCH)]
         found = self._run_on_device(
             [*self.family.text_encoders], lambda: Condition.joined([encode(batch) for batch in batches])
         )
-        return found if once == list(prompts) else found.rows([once.index(prompt) for prompt in prompts])
+        return found if once == prompts else found.rows([once.index(prompt) for prompt in prompts])
 
     def encode_image(self, pixels: Tensor, generator: torch.Generator | None = None) -> Tensor:
         """Latents (b, c, h, w) of pixels (b, 3, H, W) in -1..1, as `pipeline_steps.encode_image`; no gradient."""
@@ -274,25 +283,3 @@ class Base:
             offloaded = torch.device("cpu") if self.execution_device else None
             with components_on_device([self.model], offloaded), components_on_device(components, self.execution_device):
                 return compute()
-
-
-@contextlib.contextmanager
-def components_on_device(
-    components: Sequence[nn.Module], device: torch.device | None, stay: bool = False
-) -> Iterator[None]:
-    """Modules on a device (None: where they are) for the length of a `with`. Then each is moved back; with `stay` only
-    after a failure half-way."""
-    places = [] if device is None else [(component, next(component.parameters()).device) for component in components]
-    before = [(component, place) for component, place in places if place != device]
-    try:
-        for component, _ in before:
-            component.to(device)
-    except BaseException:
-        for component, place in before:
-            component.to(place)
-        raise
-    try:
-        yield
-    finally:
-        for component, place in [] if stay else before:
-            component.to(place)

@@ -17,7 +17,7 @@ from ..json_objects import read_json_object
 from . import quantization
 from .base_location import locate_base
 from .base_model import Base
-from .base_settings import read_base_settings
+from .base_settings import BaseSettings, read_base_settings
 from .component_checks import check_model_config, check_token_limit, check_vae_channels
 from .condition import Condition
 from .family import TokenLimits
@@ -74,10 +74,11 @@ def _blank_base_from_configs(
     )
     check_model_config(model.config, family)
     check_vae_channels(pipe, family, latent_channels(vae.config))
-    defaults, plain = dataclasses.replace(family.defaults, **family.default_overrides(pipe)), False
+    own = BaseSettings(dataclasses.replace(family.defaults, **family.default_overrides(pipe)))
     if not public:
-        defaults, plain = read_base_settings(place, defaults)
-    return Base(pipe, family, name, defaults, plain), spare, TokenLimits() if public else _token_limits(place, configs)
+        own = read_base_settings(place, own.defaults)
+    limits = TokenLimits() if public else _token_limits(place, configs)
+    return Base(pipe, family, name, **own._asdict()), spare, limits
 
 
 def blank_example(

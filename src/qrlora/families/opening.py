@@ -79,8 +79,9 @@ def open_base(
     for component in pipe.components.values():
         if isinstance(component, torch.nn.Module):
             component.requires_grad_(False).eval()
-    defaults, plain = read_base_settings(place, dataclasses.replace(family.defaults, **family.default_overrides(pipe)))
-    return Base(pipe, family, name, defaults, plain, original, execution_device, offload)
+    settings = read_base_settings(place, dataclasses.replace(family.defaults, **family.default_overrides(pipe)))
+    how = {"original": original, "execution_device": execution_device, "offload": offload}
+    return Base(pipe, family, name, **settings._asdict(), **how)
 
 
 def _open_folder(

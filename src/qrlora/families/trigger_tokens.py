@@ -17,8 +17,9 @@ def describe_unreadable_trigger(base: Base, trigger: str) -> str:
     "<" reads `<c>`, or with one of its marks, as one that begins every text with `<s>` reads that word; with a word
     that all of the base's tokenizers read in meaningful tokens. "" if they read this one so."""
     tokenizers = tokenizers_of(base.pipe)
+    (word,) = base.as_read([trigger])
     for name, tokenizer in tokenizers.items():
-        lost = _meaningless_tokens(tokenizer, trigger)
+        lost = _meaningless_tokens(tokenizer, word)
         if lost:
             readable = [x for x in CANDIDATES if not any(_meaningless_tokens(t, x) for t in tokenizers.values())]
             hint = f"; trigger={readable[0]}, with the same word in the prompt, is read whole" if readable else ""

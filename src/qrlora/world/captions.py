@@ -1,10 +1,14 @@
 """Captions of the synthetic benchmark's images, as in "a dog face in neon style", for training and for prompts."""
 
+import difflib
+import re
 from collections.abc import Sequence
+from functools import cache
 from typing import TypeVar
 
 from torch import Generator, rand, randint
 
+from ..families.captions import as_caption
 from .drawings import HANDS, PLAIN_HAND, known_contents
 from .styles import STYLES
 
@@ -38,7 +42,6 @@ SYNONYMS: dict[str, tuple[str, ...]] = {
     "rose": ("pink", "rose pink"),
     "stencil": ("orange stencil", "spray stencil"),
     "hatch": ("ink hatching", "cross hatch"),
-    "noto": ("google", "noto emoji"),
     "fluent-3d": ("3d", "3d render"),
     "fluent": ("gradient", "soft gradient"),
     "fluent-flat": ("flat", "microsoft flat"),
@@ -116,3 +119,24 @@ def caption_words() -> set[str]:
     templates = (*TEMPLATES, *PLAIN_TEMPLATES, *(w for many in SYNONYMS.values() for w in many), "a in style plain")
     spoken = " ".join((*templates, *(hand.words for hand in HANDS.values() if not hand.held_out)))
     return {word for word in spoken.replace("{c}", "").replace("{s}", "").replace(",", " , ").split()}
+
+
+@cache
+def known_caption_words() -> frozenset[str]:
+    """Every word that the built-in bases were shown: those of captions, without held-out contents, styles and hands."""
+    return frozenset({word for name in known_contents() for word in name.split()} | set(STYLES) | caption_words())
+
+
+def unknown_words(prompt: str, triggers: Sequence[str] = ()) -> list[str]:
+    """The words of a prompt that no training caption held. Args: triggers: words that adapters give a meaning."""
+    rest = as_caption(prompt)
+    for trigger in (CONTENT, STYLE, *triggers):
+        rest = re.sub(rf"(?<!\w){re.escape(trigger.lower())}(?!\w)", " ", rest)
+    return [word for word in dict.fromkeys(re.findall(r"[^\W_]+", rest)) if word not in known_caption_words()]
+
+
+def describe_unknown_words(base: str, words: Sequence[str]) -> str:
+    """One sentence for words that a built-in base does not know, with known ones that are spelt much like them."""
+    near = {word: difflib.get_close_matches(word, sorted(known_caption_words()), n=2, cutoff=0.75) for word in words}
+    told = [f"{word!r} (near: {', '.join(known)})" if known else repr(word) for word, known in near.items()]
+    return f"no caption that {base} was trained on has the word {' or '.join(told)}: what it draws for it is chance"

@@ -15,7 +15,7 @@ from ..families import Base, open_base
 from ..files import save
 from ..filtered_images import UPDATES, write_filtered_images
 from ..image_loading import load_image
-from ..known_words import nearest_word, search_words_of_file
+from ..known_words import least_loss_word, nearest_word, search_words_of_file
 from ..merging import merge
 from ..sampling import generate
 from ..sampling_arguments import check_images_fit_memory
@@ -32,7 +32,12 @@ from .styles import ALL_STYLES
 CONTENT_NAME, STYLE_NAME, STYLE_IMAGE_CONTENT, OTHER_CONTENT = "robot", "dusk", "panda", "owl"
 """The default inputs: a held-out content; a held-out style, on an image of a known content; and another known content,
 on which the style adapter alone is tried."""
-ROLES: tuple[Literal["content"], Literal["style"]] = ("content", "style")
+Role = Literal["content", "style"]
+ROLES: tuple[Role, Role] = ("content", "style")
+ANYTHING = "thing"
+"""What a style image shows, where nobody says it and no built-in base is asked."""
+OnStage = Callable[[str, float], Any] | None
+"""(stage, fraction done)."""
 MERGED, TRUTH = "both, added", "what should come out"
 """How the titles of two rows begin: of the merged adapters, and of the ground truth."""
 
@@ -75,7 +80,7 @@ def demo(
     style: Path | None = None,
     *,
     base: str = "tiny-flux",
-    style_shows: str = "thing",
+    style_shows: str = "",
     method: str = "qr",
     steps: int | None = None,
     count: int = 4,
@@ -85,12 +90,13 @@ def demo(
     device: str = "auto",
     overwrite: bool = False,
     on_step: Callable[[str, Progress], Any] | None = None,
-    on_stage: Callable[[str, float], Any] | None = None,
+    on_stage: OnStage = None,
 ) -> list[ClassifiedImages]:
     """Train, merge and generate; writes ``content``, ``style`` and ``merged.safetensors`` to the folder.
 
     Args:    content, style: the caller's own images; None takes true images, whose fusion has a ground truth.
-             style_shows: what the caller's style image shows, in a word.
+             style_shows: what the caller's style image shows, in a word, for what no word names is learnt as style; "":
+             on a built-in base the nearest content that it knows, else `ANYTHING`.
              steps: optimizer updates; None for the base's default.  count: images generated for each adapter.
              known_words: whether subject and style are called by the words of a built-in base that are nearest to the
              images (`qrlora.known_words`), not by <c> and <s>.
@@ -104,11 +110,11 @@ def demo(
     """
     if folder.exists() and not folder.is_dir():
         raise NotADirectoryError(f"{folder} is a file; the demonstration writes a folder: give another --output")
-    if count < 1 or not style_shows.strip():
-        raise ValueError(f"count must be 1 or more and style_shows a word, got {count} and {style_shows!r}")
+    if count < 1:
+        raise ValueError(f"count must be 1 or more, got {count}")
     folder.mkdir(parents=True, exist_ok=True)
     check_replaceable(folder / "merged.safetensors", overwrite)
-    inputs = demo_inputs(folder, content, style, style_shows, overwrite)
+    inputs = demo_inputs(folder, content, style, style_shows.strip() or ANYTHING, overwrite)
     for one in inputs:
         load_image(one.image, SIZE)  # an unusable style image is refused before the content adapter is trained
     settings = {"base": base, "method": method, "steps": steps, "seed": seed, "overwrite": overwrite}
@@ -118,12 +124,12 @@ def demo(
     opened = open_base(base, device, "float32")  # as the model cards' scores are
     check_edition_of_base(opened)
     check_images_fit_memory(opened, count)
-    adapters = []
-    built_in = base in built_in_bases()
+    adapters, built_in = [], base in built_in_bases()
+    if built_in and style is not None and not style_shows.strip():
+        inputs = inputs[0], replace(inputs[1], template=caption(_shown_content(opened, style, on_stage), "{}"))
     for role, one, config in zip(ROLES, inputs, configs, strict=True):
-        if known_words and built_in:
-            word = _word(opened, role, one, on_stage)
-            config = replace(config, trigger=word, prompt=one.template.replace("{}", word))
+        word = _word(opened, role, one, on_stage) if built_in and known_words else TRIGGERS[role]
+        config = replace(config, trigger=word, prompt=one.template.replace("{}", word))
         if filters and built_in and role == "content":
             config = _with_filtered_copies(opened, config)
         report = None if on_step is None else lambda progress, role=role: on_step(role, progress)
@@ -144,24 +150,35 @@ def check_replaceable(path: Path, overwrite: bool) -> None:
         )
 
 
-def _word(
-    base: Base, role: Literal["content", "style"], source: DemoInput, on_stage: Callable[[str, float], Any] | None
-) -> str:
+def _word(base: Base, role: Role, source: DemoInput, on_stage: OnStage) -> str:
     """What the base would call the content or the style of an image; the placeholder if it has no word near."""
-
-    def on_round(done: int, count: int) -> None:
-        if on_stage:
-            on_stage(f"finding a word for the {role}", done / count)
-
-    on_round(0, 1)
-    words = known_words_of(role)
-    losses = search_words_of_file(base, source.image, source.template, role, words, on_round=on_round)
+    losses = _losses_of_known_words(
+        base, role, source.image, source.template, f"finding a word for the {role}", on_stage
+    )
     return nearest_word(losses, TRIGGERS[role])
 
 
-def _training_config(
-    role: Literal["content", "style"], source: DemoInput, folder: Path, **settings: Any
-) -> TrainConfig:
+def _shown_content(base: Base, style_image: Path, on_stage: OnStage) -> str:
+    """The content that the base knows and that is nearest to what a style image shows, however far it is."""
+    prompt, stage = caption("{}", TRIGGERS["style"]), "finding what the style image shows"
+    losses = _losses_of_known_words(base, "content", style_image, prompt, stage, on_stage)
+    return least_loss_word(losses, TRIGGERS["content"])
+
+
+def _losses_of_known_words(
+    base: Base, role: Role, image: Path, prompt: str, stage: str, on_stage: OnStage
+) -> dict[str, float]:
+    """`search_words` of all known contents or styles, with {} in the prompt for the word."""
+
+    def on_round(done: int, count: int) -> None:
+        if on_stage:
+            on_stage(stage, done / count)
+
+    on_round(0, 1)
+    return search_words_of_file(base, image, prompt, role, known_words_of(role), on_round=on_round)
+
+
+def _training_config(role: Role, source: DemoInput, folder: Path, **settings: Any) -> TrainConfig:
     """The settings with which the demonstration trains an adapter, under its placeholder."""
     prompt, output = source.template.replace("{}", TRIGGERS[role]), folder / f"{role}.safetensors"
     return TrainConfig(image=source.image, prompt=prompt, role=role, output=output, **settings)
@@ -183,7 +200,7 @@ def _generate_rows(
     merged: Adapter,
     count: int,
     seed: int,
-    on_stage: Callable[[str, float], Any] | None,
+    on_stage: OnStage,
 ) -> list[ClassifiedImages]:
     """The rows that `demo` returns."""
     content, style = inputs

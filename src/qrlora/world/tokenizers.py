@@ -19,6 +19,9 @@ TEXT_LENGTH = 20
 VOCABULARY_SIZE = 2048
 
 
+UNUSED_WORDS = ("google", "noto")
+"""Words of the tokenizers that no caption has: without them the tokens of all later words would change."""
+
 TOKENIZER_FOLDER = Path(__file__).parent / "tokenizer"
 """Written by ``python -m qrlora.world.tokenizers``; with another one every base must be pre-trained anew."""
 
@@ -30,7 +33,7 @@ def clip_tokenizer() -> CLIPTokenizer:
 
 def caption_vocabulary() -> list[str]:
     """Every word of the captions, but for the names of held-out styles and hands, which no base may know."""
-    words = {word for name in contents() for word in name.split()} | set(STYLES) | caption_words()
+    words = {word for name in contents() for word in name.split()} | set(STYLES) | caption_words() | set(UNUSED_WORDS)
     return sorted(word for word in words if word.isalnum())
 
 
