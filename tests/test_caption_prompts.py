@@ -121,7 +121,7 @@ def test_the_demo_names_what_a_style_image_shows_by_the_nearest_content_that_a_b
     """Where nobody says it: an unnamed content would be learnt as style."""
     trained = []
     true_image("panda", "dusk").save(tmp_path / "style.png")
-    monkeypatch.setattr(demo, "search_words", lambda *_, **__: {"<c>": 1.0, "robot": 9.0, "panda": 3.0})
+    monkeypatch.setattr(demo, "search_words_of_file", lambda *_, **__: {"<c>": 1.0, "robot": 9.0, "panda": 3.0})
     monkeypatch.setattr(demo, "train", lambda config, **_: trained.append(config.prompt))
     monkeypatch.setattr(demo, "merge", lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError):

@@ -131,7 +131,7 @@ def demo(
         word = _word(opened, role, one, on_stage) if built_in and known_words else TRIGGERS[role]
         config = replace(config, trigger=word, prompt=one.template.replace("{}", word))
         if filters and built_in and role == "content":
-            config = _with_filtered_copies(opened, config)
+            config = _with_filtered_copies(opened, one.image, config)
         report = None if on_step is None else lambda progress, role=role: on_step(role, progress)
         adapters.append(train(config, base=opened, on_step=report, on_stage=on_stage))
     merged = merge(adapters, [1.0, 1.0])
@@ -184,11 +184,10 @@ def _training_config(role: Role, source: DemoInput, folder: Path, **settings: An
     return TrainConfig(image=source.image, prompt=prompt, role=role, output=output, **settings)
 
 
-def _with_filtered_copies(base: Base, config: TrainConfig) -> TrainConfig:
+def _with_filtered_copies(base: Base, image: Path, config: TrainConfig) -> TrainConfig:
     """A content's settings, with filtered copies of its image beside it, in a folder beside the adapter."""
     copies = Path(config.output).with_name("content-copies")
-    assert isinstance(config.image, Path)
-    write_filtered_images(config.image, config.prompt, copies, known_filters(), SIZE, config.overwrite)
+    write_filtered_images(image, config.prompt, copies, known_filters(), SIZE, config.overwrite)
     steps = config.steps or UPDATES * base.defaults.for_run(config.role, config.method).steps
     return replace(config, image=copies, steps=steps)
 
