@@ -135,6 +135,19 @@ def test_without_npm_one_line_says_what_to_install(monkeypatch, tmp_path):
         render_sheets.npm_install(["emojibase-data@17.0.0"], tmp_path / "npm")
 
 
+def test_a_sheet_of_other_drawings_than_the_bases_were_trained_on_is_told_as_it_is_rendered(
+    monkeypatch, tmp_path, capsys
+):
+    tile = Image.new("RGB", (SIZE, SIZE), "red")
+    monkeypatch.setattr(render_sheets, "npm_install", lambda *_: tmp_path)
+    monkeypatch.setattr(render_sheets, "find_emoji", lambda *_: [])
+    monkeypatch.setattr(render_sheets, "render_group", lambda hands, *_: {hand: {"robot": tile} for hand in hands})
+    monkeypatch.setattr("sys.argv", ["render_sheets", "--output", str(tmp_path)])
+    render_sheets.main()
+    told = [line for line in capsys.readouterr().out.splitlines() if "is refused where it is read" in line]
+    assert len(told) == len(EMOJI_SETS) and all("resvg-py 0.5.0" in line for line in told)
+
+
 def test_every_hand_is_pinned_and_credited_under_a_licence_that_lets_pictures_be_passed_on():
     notice = (ROOT / "NOTICE").read_text()
     texts = {"Apache-2.0": "LICENSE", "MIT": "LICENSES/MIT-Fluent-Emoji.txt", "CC-BY-4.0": "LICENSES/CC-BY-4.0.txt"}

@@ -24,13 +24,14 @@ from PIL import Image
 from .. import optional_dependencies
 from ..basis import cache_folder
 from .command_line import run_command
-from .drawings import SIZE, contents, full_sheet_folder, write_sheet
+from .drawings import SIZE, contents, full_sheet_folder, has_known_drawings, write_sheet
 
 MARGIN = 6
 FINE = 4 * SIZE
 """Side in pixels at which vector drawings are rendered before they are cropped to a tile."""
 VISIBLE = 8
 """Least opacity, of 255, that counts as drawing: fainter fringes do not decide where a drawing lies."""
+OTHER_DRAWINGS = "the built-in bases were trained on other drawings, which resvg-py 0.5.0 rendered from these packages"
 NAMES_PACKAGE = "emojibase-data@17.0.0"  # MIT
 
 Box = tuple[float, float, float, float]
@@ -214,6 +215,8 @@ def render_sheets(options: argparse.Namespace) -> None:
             path = options.output / f"{hand}.webp"
             write_sheet(path, tiles)
             print(f"{len(tiles)} of {len(emoji)} drawings, {path.stat().st_size / 1e6:.1f} MB: {path}", flush=True)
+            if not has_known_drawings(path, hand):
+                print(f"{path} is refused where it is read: {OTHER_DRAWINGS}", flush=True)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
