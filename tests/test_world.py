@@ -8,8 +8,9 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 from safetensors.torch import load_file
+from sklearn.datasets import load_sample_images
 
 import pico
 from few_latents import few_latents
@@ -17,9 +18,13 @@ from qrlora import world
 from qrlora.adapter import Adapter, Header, Pair
 from qrlora.basis import fingerprint
 from qrlora.built_in_bases import built_in_bases, folder_of
+from qrlora.comparison.crossed_adapters import CrossedAdapters, CrossedSettings
 from qrlora.comparison.fusion_comparison import plan_comparison
 from qrlora.comparison.settings import ComparisonSettings
 from qrlora.families import FAMILIES, SizeConditioning, adapter_compatibility, open_base
+from qrlora.reproduction.paper_results import reproduce
+from qrlora.reproduction.request import ReproductionRequest
+from qrlora.sampling import generate
 from qrlora.world import (
     base_export,
     base_scores,
@@ -38,6 +43,7 @@ from qrlora.world.drawings import HANDS, SIZE, contents, contents_drawn_by, held
 from qrlora.world.edition import check_edition_of_base
 from qrlora.world.ground_truth import true_images
 from qrlora.world.image_tensors import pil_from_tensor, tensor_from_pil
+from qrlora.world.model_card import write_card
 from qrlora.world.random_styles import random_style
 from qrlora.world.styles import ALL_STYLES, HELD_OUT_STYLES, STYLES
 from qrlora.world.tokenizers import TEXT_LENGTH, TOKENIZER_FOLDER, clip_tokenizer, t5_tokenizer
@@ -103,6 +109,56 @@ def test_a_sheet_with_other_names_or_another_size_is_refused_in_one_line(change,
     assert len(str(caught.value).splitlines()) == 1
 
 
+@pytest.fixture
+def own_sheets(monkeypatch, tmp_path):
+    """An empty folder of full sheets; no sheet has been read."""
+    monkeypatch.setattr(drawings, "full_sheet_folder", lambda: tmp_path)
+    drawings._tiles_by_hand.cache_clear()
+    yield tmp_path
+    drawings._tiles_by_hand.cache_clear()
+
+
+@pytest.mark.parametrize("change", ["names of other tiles", "one pixel", "a tile less"])
+def test_a_sheet_of_other_drawings_than_the_bases_were_trained_on_is_refused_in_one_line(change, own_sheets):
+    hand = "emojitwo-mono"
+    tiles = dict(zip(contents_drawn_by(hand), pil_from_tensor(true_images(contents_drawn_by(hand), hand)), strict=True))
+    drawings.write_sheet(own_sheets / f"{hand}.webp", dict(reversed(tiles.items())))
+    drawings._tiles_by_hand.cache_clear()
+    assert drawings.load_drawings(list(tiles)[:1], hand).shape == (1, 3, SIZE, SIZE)
+    first = next(iter(tiles))
+    if change == "names of other tiles":
+        tiles = dict(zip(tiles, [*list(tiles.values())[1:], tiles[first]], strict=True))
+    elif change == "one pixel":
+        tiles[first].putpixel((64, 64), (1, 2, 3))
+    else:
+        del tiles[first]
+    drawings.write_sheet(own_sheets / f"{hand}.webp", tiles)
+    drawings._read_sheet.cache_clear()
+    drawings._tiles_by_hand.cache_clear()
+    with pytest.raises(ValueError, match=f"{hand}.webp holds other drawings by {hand} than .*render_sheets.*move it"):
+        contents_drawn_by.__wrapped__(hand)
+    drawings._read_sheet.cache_clear()
+
+
+@pytest.mark.parametrize("kept", [0, 100, 20_000])
+def test_a_sheet_that_is_cut_off_is_named_with_the_way_out(kept, own_sheets):
+    whole = (drawings.SHEET_FOLDER / "noto.webp").read_bytes()
+    (own_sheets / "noto.webp").write_bytes(whole[:kept])
+    with pytest.raises(ValueError, match="noto.webp is no whole image .*render_sheets.*move it away") as caught:
+        drawings.load_drawings(HERE[:1])
+    assert len(str(caught.value).splitlines()) == 1
+    drawings._read_sheet.cache_clear()
+    (own_sheets / "noto.webp").unlink()
+
+
+@pytest.mark.parametrize("change", [lambda names: names[::-1], lambda names: names[:-1], lambda names: "none"])
+def test_contents_in_another_order_which_would_move_the_held_out_ones_are_refused(change, monkeypatch, tmp_path):
+    (tmp_path / "contents.json").write_text(json.dumps(change(list(contents()))))
+    monkeypatch.setattr(drawings, "SHEET_FOLDER", tmp_path)
+    with pytest.raises(ValueError, match="contents.json lists other contents .*install the package anew"):
+        contents.__wrapped__()
+
+
 def test_a_sheet_in_another_order_holds_the_same_drawings(tmp_path):
     names = held_out_contents()[:22]
     tiles = dict(zip(names, pil_from_tensor(true_images(names)), strict=True))
@@ -124,14 +180,17 @@ def first_edition(tmp_path_factory):
 
 
 def test_a_base_of_one_edition_is_refused_with_the_world_of_another(first_edition, tmp_path):
-    """By the demonstration, a comparison and the scores of a base, before anything is trained; not the pico base."""
+    """By the demonstration, comparisons, reproductions and scores, before anything is trained; not the pico base."""
     message = (
         "tiny-sdxl was pre-trained on images of 64 x 64 pixels, another edition .* 128 x 128: take a base of today's"
     )
+    request = ReproductionRequest(base=str(first_edition), pairs=1, folder=tmp_path / "out", device="cpu")
     calls = (
         lambda: demo.demo(tmp_path / "demo", base=str(first_edition), device="cpu"),
         lambda: plan_comparison(ComparisonSettings(base=str(first_edition), pairs=1, device="cpu")),
         lambda: base_scores.base_scores(open_base(first_edition), 1),
+        lambda: CrossedAdapters(CrossedSettings(root=tmp_path, base=str(first_edition))),
+        *(lambda name=name: reproduce(name, request) for name in ("crossed", "attributes", "measures", "figure7")),
     )
     for call in calls:
         with pytest.raises(ValueError, match=message) as caught:
@@ -202,11 +261,14 @@ def test_every_caption_of_training_fits_the_text_encoders():
         assert max(len(tokenizer(text).input_ids) for text in captions) <= TEXT_LENGTH
 
 
-def test_the_tokenizer_of_the_world_is_that_of_the_base_that_ships():
-    """Learnt twice it would number its tokens in two ways, and a base would read words that it never saw."""
-    for name in ("tokenizer", "tokenizer_2"):
-        shipped = (folder_of("tiny-sdxl") / name / "tokenizer.json").read_bytes()
-        assert json.loads(shipped)["model"] == json.loads((TOKENIZER_FOLDER / "tokenizer.json").read_bytes())["model"]
+def test_the_tokenizers_of_the_world_are_those_of_the_bases_that_ship():
+    """Learnt twice they would number their tokens in two ways, and a base would read words that it never saw."""
+    own = json.loads((TOKENIZER_FOLDER / "tokenizer.json").read_bytes())["model"]
+    pieces = json.loads(t5_tokenizer().backend_tokenizer.to_str())["model"]
+    of_base = {"tiny-sdxl": (own, own), "tiny-sd3": (own, own, pieces), "tiny-flux": (own, pieces)}
+    for base, models in of_base.items():
+        for name, model in zip(("tokenizer", "tokenizer_2", "tokenizer_3"), models, strict=False):
+            assert json.loads((folder_of(base) / name / "tokenizer.json").read_bytes())["model"] == model
 
 
 def test_a_tenth_of_the_training_captions_is_empty_and_of_the_rest_a_fifth_has_no_content_and_a_tenth_no_style():
@@ -226,6 +288,21 @@ def test_captions_name_a_style_in_other_words_too_and_in_several_forms():
     assert len(set(drawn)) > 20
     every = {words for words in SYNONYMS.values() for words in words}
     assert len(every) == sum(map(len, SYNONYMS.values()))
+
+
+@pytest.mark.parametrize("hand", [hand for hand, about in HANDS.items() if not about.held_out])
+def test_the_usual_caption_of_a_hands_drawing_is_one_that_training_draws(hand):
+    """Else no base was ever shown it; the plain hand's drawings are plain."""
+    generator = torch.Generator().manual_seed(0)
+    assert caption("owl", hand) in {training_caption("owl", "plain", hand, generator) for _ in range(200)}
+
+
+@pytest.mark.parametrize("name", SYNONYMS)
+def test_every_other_name_of_a_style_or_a_hand_is_met_in_training(name):
+    generator = torch.Generator().manual_seed(0)
+    style, hand = ("plain", name) if name in HANDS else (name, drawings.PLAIN_HAND)
+    drawn = {training_caption("owl", style, hand, generator) for _ in range(1000)}
+    assert all(any(words in d for d in drawn) for words in SYNONYMS[name])
 
 
 def test_no_random_style_is_nearer_to_a_held_out_style_than_a_style_with_a_word_is():
@@ -251,22 +328,53 @@ def test_random_styles_differ_from_each_other_and_come_again_from_the_same_seed(
     assert distance.min() > 0.03
 
 
-@pytest.mark.parametrize("base", ["tiny-sd3", "tiny-sdxl"])
-def test_the_stock_vae_gives_drawings_back_at_30_db(base):
-    """Of held-out contents by every hand with colours; the built-in bases decode in float32."""
+def stock_vae(base):
+    """The VAE of a base, in float32 as built-in bases decode; tiny-flux has tiny-sd3's."""
     from diffusers import AutoencoderTiny
 
-    vae = AutoencoderTiny.from_pretrained(folder_of(base) / "vae", torch_dtype=torch.float32)
-    hands = [hand for hand in HANDS if hand not in ("emojitwo-mono", "fluent-contrast")]
-    images = torch.cat(
-        [true_images([n for n in held_out_contents() if n in contents_drawn_by(h)][::40], h) for h in hands]
-    )
+    return AutoencoderTiny.from_pretrained(folder_of(base) / "vae", torch_dtype=torch.float32)
+
+
+@torch.no_grad()
+def round_trip_psnr(vae, images):
+    """Of each image after the VAE's round trip, in dB."""
+    again = vae.decode(vae.encode(images * 2 - 1).latents).sample / 2 + 0.5
+    return -10 * (again.clamp(0, 1) - images).square().flatten(1).mean(1).log10()
+
+
+@pytest.mark.parametrize("base", ["tiny-sd3", "tiny-sdxl"])
+def test_the_stock_vae_gives_drawings_back_at_30_db_and_black_ones_at_28(base):
+    """Of held-out contents by every hand."""
+    vae = stock_vae(base)
+    drawn = {
+        hand: true_images([n for n in held_out_contents() if n in contents_drawn_by(hand)][::20], hand)
+        for hand in HANDS
+    }
+    black = {hand: drawn.pop(hand) for hand in ("emojitwo-mono", "fluent-contrast")}
+    coloured = torch.cat([images[::2] for images in drawn.values()])
+    assert round_trip_psnr(vae, coloured).mean() >= 30
+    assert all(round_trip_psnr(vae, images).mean() >= 28 for images in black.values())
     with torch.no_grad():
-        again = vae.decode(vae.encode(images * 2 - 1).latents).sample / 2 + 0.5
-        latents = vae.encode(images * 2 - 1).latents * vae.config.scaling_factor
-    noise = (again.clamp(0, 1) - images).square().flatten(1).mean(1)
-    assert float(-10 * noise.log10().mean()) >= 30
+        latents = vae.encode(coloured * 2 - 1).latents * vae.config.scaling_factor
     assert 0.7 < float(latents.std()) < 1.4
+
+
+@pytest.mark.parametrize("base", ["tiny-sd3", "tiny-sdxl"])
+def test_the_stock_vae_gives_images_in_every_known_style_back_as_its_card_says(base):
+    """In the mean; the card's are other contents, hence 1.5 dB."""
+    vae = stock_vae(base)
+    found = torch.cat([round_trip_psnr(vae, true_images(known_contents()[20::200], style)) for style in STYLES])
+    recorded = json.loads((folder_of(base) / "scores.json").read_text())["base"]["vae_psnr"]
+    assert abs(float(found.mean()) - recorded) < 1.5
+
+
+@pytest.mark.parametrize("base", built_in_bases())
+def test_an_image_of_a_built_in_base_in_bfloat16_is_float32s_to_40_db(base):
+    drawn = [
+        tensor_from_pil(generate(open_base(base, "cpu", dtype), caption("castle", "neon"), steps=8))
+        for dtype in ("float32", "bfloat16")
+    ]
+    assert -10 * (drawn[0] - drawn[1]).square().mean().log10() >= 40
 
 
 def test_muon_steps_as_torchs_own_does():
@@ -507,13 +615,32 @@ def test_the_classifiers_are_as_accurate_and_as_strict_as_their_file_says():
 
 
 def test_the_content_classifier_sees_no_content_in_plain_colours_gradients_and_noise():
-    """Nothing of the world's; screenshots and contact sheets it may name, see docs/findings.md."""
+    """Nothing of the world's; screenshots and contact sheets it may name, see docs/measures.md."""
     generator = torch.Generator().manual_seed(0)
     colours = [Image.new("RGB", (SIZE, SIZE), x) for x in ("white", "black", "grey", "red", "blue", "yellow", "pink")]
     gradients = [Image.linear_gradient("L"), Image.radial_gradient("L")]
     noise = pil_from_tensor(torch.rand(3, 3, SIZE, SIZE, generator=generator))
     seen = classifiers.classify(tensor_from_pil([*colours, *gradients, *noise]))
     assert {x.content for x in seen} == {classifiers.NONE}
+
+
+def views_of(photograph):
+    """As a person might cut it: the middle square, mirrored, in grey, the whole on white, the middle half, a corner."""
+    side = min(photograph.size)
+    middle, whole = ImageOps.fit(photograph, (side, side)), (max(photograph.size),) * 2
+    half = middle.crop((side // 4, side // 4, 3 * side // 4, 3 * side // 4))
+    grey, corner = middle.convert("L").convert("RGB"), photograph.crop((0, 0, side // 2, side // 2))
+    views = (middle, ImageOps.mirror(middle), grey, ImageOps.pad(photograph, whole, color="white"), half, corner)
+    return [view.resize((SIZE, SIZE), Image.Resampling.LANCZOS) for view in views]
+
+
+def test_what_the_classifiers_see_in_photographs_is_often_nothing_and_never_sure():
+    """Of scikit-learn's two, as docs/measures.md says; so the demo lets them judge no image of one's own."""
+    photographs = [Image.fromarray(pixels) for pixels in load_sample_images().images]
+    seen = classifiers.classify(tensor_from_pil([view for photograph in photographs for view in views_of(photograph)]))
+    assert len(seen) == 12
+    assert sum(x.content == classifiers.NONE for x in seen) >= 6 and sum(x.style == classifiers.NONE for x in seen) >= 4
+    assert all(x.content_probability < 0.5 for x in seen if x.content != classifiers.NONE)
 
 
 def test_every_hand_counts_as_the_plain_style_for_the_style_classifier():
@@ -550,6 +677,12 @@ def test_a_built_in_base_is_a_stock_pipeline_of_at_most_20_mb(folder, tmp_path):
     assert classifiers.classify(tensor_from_pil([image]))[0].style == "neon"
     learns = json.loads((folder / "qrlora.json").read_text())["defaults"]["train"]
     assert learns["rank"] and learns["targets"]
+
+
+@pytest.mark.parametrize("folder", built_in_bases().values(), ids=lambda p: p.name)
+def test_a_model_card_is_the_one_that_is_generated_from_the_bases_records(folder, tmp_path):
+    copied = shutil.copytree(folder, tmp_path / folder.name)
+    assert write_card(copied).read_bytes() == (folder / "README.md").read_bytes()
 
 
 def test_predictions_on_ones_own_images_are_neither_right_nor_wrong(monkeypatch, tmp_path):
