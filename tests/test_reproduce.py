@@ -272,7 +272,7 @@ def test_crossed_has_a_line_for_each_seed_and_their_sum_and_what_each_took(repro
     differences = found.further["The sums' differences to lora:steps=4"]
     assert [(row["part"], row["method"]) for row in differences] == [("sum", "qr:steps=4")]
     (line,) = found.figure.rows
-    assert [cell.title for cell in line][2:] == ["qr", "lora", "oracle", "truth"]
+    assert [cell.title for cell in line][2:] == ["lora", "oracle", "truth"]
 
 
 def test_crossed_says_how_many_parameters_a_sum_trains_which_are_those_in_its_files(reproduced, small_request):

@@ -13,6 +13,7 @@ from importlib.machinery import ModuleSpec
 NEEDS = {
     "plots": "plots",
     "image_loading": "plots",
+    "filtered_images": "plots",
     "training_example": "plots",
     "families": "diffusers",
     "training": "diffusers",

@@ -176,6 +176,7 @@ def _variants(request: ReproductionRequest) -> list[Variant]:
 
 def _those_that_fit(common: CrossedSettings, variants: Sequence[Variant]) -> tuple[list[Variant], list[str]]:
     """The variants that the base has room for, and a note on each of the others."""
+    CrossedAdapters(common)  # a base that none fits is refused
     reasons: dict[str, str] = {}
     for variant in variants:
         try:
