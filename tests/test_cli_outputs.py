@@ -36,6 +36,11 @@ PICTURES = {
         + ["--style-strengths", "1", "-o", "OUT"],
         "qrlora.cli.open_for_sampling.open_base",
     ),
+    "decompose": (
+        ["decompose", "DOG", "CAT", "--base", "BASE", "--steps", "1", "--things", "cat,tree"]
+        + ["--styles", "neon,sketch", "-o", "OUT"],
+        "qrlora.cli.open_for_sampling.open_base",
+    ),
 }
 PLOTS = {
     "inspect": (["inspect", "DOG", "--plot", "OUT"], None),
@@ -162,12 +167,12 @@ def test_missing_folders_are_made_and_a_link_keeps_its_target(verb, command, tmp
 
 @pytest.mark.parametrize("verb", COMMANDS)
 def test_another_runs_file_is_replaced_only_if_asked(verb, command, tmp_path):
-    """generate and grid number theirs; the others stop with exit code 2 and name --overwrite."""
+    """Verbs that draw number theirs; the others stop with exit code 2 and name --overwrite."""
     output = tmp_path / NAMES[verb]
     output.write_bytes(b"somebody's")
     code, out, err = command(verb, output)
     if verb in PICTURES:
-        assert code == 0 and out.strip() == str(tmp_path / "out_2.png"), err
+        assert code == 0 and out.splitlines()[-1] == str(tmp_path / "out_2.png"), err
         with Image.open(tmp_path / "out_2.png") as picture:
             picture.load()
         singles = {f"out_2-{seed}.png" for seed in (7, 8)} if verb == "generate two" else set()

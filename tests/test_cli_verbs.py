@@ -161,6 +161,7 @@ OPENING = {
     "train": ["image=PNG", "base=BASE", "steps=1", "output=DIR/new.safetensors"],
     "generate": ["a <c>", "DOG", "-o", "DIR/new.png"],
     "grid": ["DOG", "CAT", "-o", "DIR/new.png"],
+    "decompose": ["DOG", "CAT", "--things", "cat,tree", "--styles", "neon,sketch", "-o", "DIR/new.png"],
     "words": ["PNG", "a <c>", "--words", "cat", "--base", "BASE"],
     "project": ["DOG", "DIR/new.safetensors", "--base", "BASE"],
     "bases": ["BASE", "BASE"],

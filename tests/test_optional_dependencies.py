@@ -232,7 +232,14 @@ main(["generate", "a <c>", "a.safetensors"])
 def test_a_command_whose_extra_is_missing_names_itself_and_all_that_it_needs_at_once(tmp_path):
     """Not a module that the user never asked for, nor one extra after the other."""
     (tmp_path / "cat.png").write_bytes(b"")
-    commands = ("train image=cat.png", "generate p a.safetensors", "grid a b", "demo", "video p a.safetensors")
+    commands = (
+        "train image=cat.png",
+        "generate p a.safetensors",
+        "grid a b",
+        "decompose a b",
+        "demo",
+        "video p a.safetensors",
+    )
     commands += ("compare", "reproduce table4", "estimate sdxl", "bases", "bases a b")
     done = bare(
         f"""

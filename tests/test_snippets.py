@@ -260,6 +260,7 @@ ADDED = {
     "train": training,
     "generate": lambda _: [*SMALL, "--count", "1", "--overwrite"],
     "grid": lambda _: [*SMALL, "--overwrite"],
+    "decompose": lambda _: [*SMALL, "--things", "cat,tree", "--styles", "neon,sketch", "--overwrite"],
     "demo": lambda _: [*SMALL, "--base", pico_base("flux"), "--count", "1", "--overwrite"],
     "compare": lambda _: [
         *SMALL,

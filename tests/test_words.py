@@ -255,6 +255,7 @@ def test_a_wrong_base_is_named_and_not_a_layer(studio, tmp_path, capsys):
         for words in (
             ["generate", "a <c>", dog, "-o", f"{output}.png"],
             ["grid", dog, cat, "-o", f"{output}.png"],
+            ["decompose", dog, cat, "-o", f"{output}.png"],
             ["project", dog, f"{output}.safetensors"],
         ):
             code, _, err = run(capsys, *words, "--base", pico.folder(family))

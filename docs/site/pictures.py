@@ -1,8 +1,10 @@
-"""Draws the pictures of docs/first_minutes.md on the built-in base: which training images work, which do not.
+"""Draws pictures of docs/first_minutes.md and docs/strengths.md on the built-in base: which training images work, which
+do not, and the sheet of a weak adapter.
 
-python docs/site/pictures.py content style leak    # some minutes on two cores; FOLDER: docs/gallery
+python docs/site/pictures.py content style leak weak    # some minutes on two cores; FOLDER: docs/gallery
 """
 
+import contextlib
 import sys
 import tempfile
 from pathlib import Path
@@ -10,7 +12,7 @@ from pathlib import Path
 from PIL import Image, ImageChops, ImageDraw, ImageFont
 
 import qrlora
-from qrlora import plots
+from qrlora import cli, plots
 from qrlora.world.captions import CONTENT_TRAINING_PROMPT
 from qrlora.world.ground_truth import true_image
 
@@ -53,12 +55,15 @@ class Trainer:
         self.folder = Path(tempfile.mkdtemp())
         self.kept: dict[str, qrlora.Adapter] = {}
 
-    def __call__(self, name: str, image: Image.Image, role: str, prompt: str) -> qrlora.Adapter:
+    def __call__(
+        self, name: str, image: Image.Image, role: str, prompt: str, steps: int | None = None
+    ) -> qrlora.Adapter:
         if name not in self.kept:
             path = self.folder / f"{name}.png"
             image.save(path)
+            output = path.with_suffix(".safetensors")
             self.kept[name] = qrlora.train(
-                image=path, role=role, prompt=prompt, output=path.with_suffix(".safetensors"), base=self.base
+                image=path, role=role, prompt=prompt, output=output, base=self.base, steps=steps
             )
         return self.kept[name]
 
@@ -130,10 +135,24 @@ def leak(trainer: Trainer) -> list[plots.Panel]:
     return panels
 
 
+def weak(trainer: Trainer) -> None:
+    """The sheet of `qrlora decompose` for a style of two updates; prints its table."""
+    trainer.good_content()
+    trainer("short", drawing(STYLE_SUBJECT, SIDE, "screen"), "style", f"a {STYLE_SUBJECT} in <s> style", steps=2)
+    files = [str(trainer.folder / f"{name}.safetensors") for name in ("clean", "short")]
+    drawn = trainer.folder / "sheet.png"
+    with contextlib.suppress(SystemExit):
+        cli.main(["decompose", *files, "-o", str(drawn)])
+    sheet = Image.open(drawn).convert("RGB")
+    sheet.resize((sheet.width * 2 // 3, sheet.height * 2 // 3)).save(FOLDER / "decompose.webp", quality=85)
+
+
 if __name__ == "__main__":
     FOLDER.mkdir(exist_ok=True)
     trainer = Trainer()
-    for name in sys.argv[1:]:
+    if "weak" in sys.argv[1:]:
+        weak(trainer)
+    for name in (name for name in sys.argv[1:] if name != "weak"):
         panels = {"content": content, "style": style, "leak": leak}[name](trainer)
         columns = max(len(panel.pictures) for panel in panels)
         sheet = plots.sheet(panels, columns, footer="qr on tiny-flux, seed 0")

@@ -105,7 +105,7 @@ def save_sheet(summary: "RunSummary", folder: Path) -> Path:
 
 def print_findings(summary: "RunSummary", found: "SummaryTables") -> None:
     """Print a comparison's tables and counts."""
-    from ..comparison.report import compact_table, parts_table
+    from ..comparison.report import compact_table, parts_table, verdict_lines
     from ..comparison.summary_tables import SPAN
 
     titles = {
@@ -118,4 +118,6 @@ def print_findings(summary: "RunSummary", found: "SummaryTables") -> None:
             tables.print_table(columns, rows, title)
     if found.parts:
         tables.print_table(*parts_table(found), "Each adapter by itself, in hundredths")
+        for line in verdict_lines(found):
+            console.say(line)
     console.say(summary.counts)

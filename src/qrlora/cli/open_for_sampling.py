@@ -1,4 +1,4 @@
-"""Opens the base model and the adapters' files that `generate` and `grid` sample from, and warns where they clash."""
+"""Opens the base model and the adapters' files that verbs sample from, and warns where they clash."""
 
 import dataclasses
 from collections.abc import Callable, Sequence
@@ -18,6 +18,14 @@ def open_base_and_adapters(
 ) -> tuple[SampleConfig, Base, list[Adapter]]:
     """Open the base and the adapters to sample with; the config with nothing left open. on_stage (what is begun)."""
     adapters = [adapter_files.read_adapter(path, skip_text_encoders) for path in config.adapters]
+    config, base = open_base_of_adapters(config, adapters, any_prompt, on_stage)
+    return config, base, adapters
+
+
+def open_base_of_adapters(
+    config: SampleConfig, adapters: Sequence[Adapter], any_prompt: bool, on_stage: Callable[[str], Any]
+) -> tuple[SampleConfig, Base]:
+    """`open_base_and_adapters` of adapters that are read."""
     acting = [(adapter, x) for adapter, x in zip(adapters, config.strengths, strict=True) if x]
     if not any_prompt:
         missing_triggers.refuse_missing_triggers([config.prompt], acting)
@@ -33,7 +41,7 @@ def open_base_and_adapters(
         adapter_compatibility.check_adapter_fits_base(base, adapter)
         if doubt := adapter_compatibility.weight_difference(base, adapter):
             console.warn(doubt)
-    return config.filled(base.defaults), base, adapters
+    return config.filled(base.defaults), base
 
 
 def sampling_settings(config: SampleConfig, any_prompt: bool) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Image files of `generate` and `grid`: tried beforehand, numbered where one is there, kept if the disk fills."""
+"""Image files of verbs that draw: tried beforehand, numbered where one is there, kept if the disk fills."""
 
 import os
 import tempfile

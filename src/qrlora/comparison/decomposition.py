@@ -46,8 +46,8 @@ PART_MEANINGS = {
     "known content, style, both present": "both adapters, only the style asked for",
 }
 """Part -> its meaning, in the order of the tables; the fusion itself (SUM) is in the main table."""
-EVERYDAY_CONTENTS = ("bicycle", "teapot", "lighthouse", "cat")
-EVERYDAY_STYLES = ("watercolor", "pencil sketch", "blueprint", "oil painting")
+EVERYDAY_CONTENTS = ("bicycle", "teapot", "lighthouse", "cat", "tree", "chair")
+EVERYDAY_STYLES = ("watercolor", "pencil sketch", "blueprint", "oil painting", "mosaic", "pixel art")
 """Words that any text-to-image model knows, for pairs without ground truth."""
 
 

@@ -17,6 +17,7 @@ from .jobs import versions
 from .settings import ComparisonSettings
 from .statistics import NO_ESTIMATE, in_hundredths
 from .summary_tables import SCORE_MEANINGS, SPAN, SummaryTables, TableRow
+from .weak_adapter import verdicts_of_methods
 
 TABLES = ("pictures", "table", "parts", "differences", "interference", "layers")
 """Fields of `SummaryTables`, each written as a CSV file beside the page."""
@@ -186,7 +187,13 @@ def _parts_section(tables: SummaryTables) -> list[str]:
     if not tables.parts:
         return []
     shown = [f"- {part}: {meaning}" for part, meaning in PART_MEANINGS.items()]
-    return ["## Each adapter by itself", "", *_markdown_rows(*parts_table(tables)), "", *shown, ""]
+    weak = [f"- {line}" for line in verdict_lines(tables)]
+    return ["## Each adapter by itself", "", *_markdown_rows(*parts_table(tables)), "", *weak, "", *shown, ""]
+
+
+def verdict_lines(tables: SummaryTables) -> list[str]:
+    """The report's lines "method: which of its adapters is weak"."""
+    return [f"{method}: {text}" for method, text in verdicts_of_methods(tables.parts, tables.known_word_spread).items()]
 
 
 def _leakage_section(tables: SummaryTables) -> list[str]:

@@ -23,10 +23,13 @@ from ..files import load
 from ..sampling import generate
 from ..temporary_files import temporary_folder
 from ..training import train
+from ..world.captions import caption
 from ..world.image_tensors import tensor_from_pil
-from .decomposition import draw_and_score, without_trigger
+from .decomposition import EVERYDAY_CONTENTS, EVERYDAY_STYLES, draw_and_score, without_trigger
 from .image_pairs import CaptionedImage
 from .jobs import BaseSpec, Job, SampleJob, TrainJob, base_digest
+from .known_word_scale import KnownWordScale, encoders_as_judges, known_word_pairs, known_word_scales
+from .weak_adapter import comes_out
 
 JobOutput = dict[str, bytes]
 """A job's output: {file ending: bytes}."""
@@ -130,7 +133,8 @@ def _run_sample_job(job: SampleJob, inputs: Mapping[str, bytes]) -> JobOutput:
         fused = find_fusion_or_bound(job.method).fuse(task)
         images = fused.draw([job.pair.prompt] * len(job.seeds), job.seeds)
         unrelated = fused.draw(job.unrelated, job.seeds)
-        parts = _decomposed_scores(job, {"content": content, "style": style}, fused)
+        scales = _known_word_scales_of_job(job)
+        parts = _decomposed_scores(job, {"content": content, "style": style}, fused, scales)
     rows = _image_scores(job, images)
     preserved = _ssim_of_images(unrelated, _base_images(job.base_spec, job.unrelated, job.seeds))
     for row, score in zip(rows, preserved, strict=True):
@@ -142,6 +146,7 @@ def _run_sample_job(job: SampleJob, inputs: Mapping[str, bytes]) -> JobOutput:
     result: dict[str, Any] = {
         "rows": rows,
         "parts": parts,
+        "known_word_spread": {role: scale.spread for role, scale in scales.items()},
         "interference": whole,
         "layers": layers,
         "parameters": sum(map(trainable_parameters, adapters)),
@@ -164,18 +169,31 @@ def _adapter_interference(
 
 
 def _decomposed_scores(
-    job: SampleJob, adapters: Mapping[str, Adapter | None], fused: FusionResult
+    job: SampleJob, adapters: Mapping[str, Adapter | None], fused: FusionResult, scales: Mapping[str, KnownWordScale]
 ) -> list[dict[str, Any]]:
     """A row of scores for each of the job's decomposed prompts; "part" is what its image shows."""
     rows: list[dict[str, Any]] = []
+    pictures = {"content": job.pair.content, "style": job.pair.style}
     for present in dict.fromkeys(x.adapters for x in job.decomposed):
         some = [x for x in job.decomposed if x.adapters == present]
         alone = adapters.get(present)
         draw = fused if alone is None else sample_with_adapter(_checked_base_of_job(job.base_spec), alone)
         leaks = (job.pair.style.content, job.pair.content.style)
         for x, (image, scores) in zip(some, draw_and_score(some, draw.draw, leaks), strict=True):
-            rows.append({"part": x.part, "seed": x.seed, **_encoder_scores(job, [image])[0], **scores})
+            out = {comes_out(role): s.scores([image], _open_image(pictures[role]))[0] for role, s in scales.items()}
+            rows.append({"part": x.part, "seed": x.seed, **_encoder_scores(job, [image])[0], **scores, **out})
     return rows
+
+
+def _known_word_scales_of_job(job: SampleJob) -> dict[str, KnownWordScale]:
+    """Role -> the scale of how far it comes out in own images; {} where the truth is known or nothing is decomposed."""
+    encoders = _checked_encoders_of_job(job)
+    if job.pair.truth is not None or not job.decomposed or all(x.distance for x in encoders):
+        return {}
+    pairs = known_word_pairs(EVERYDAY_CONTENTS, EVERYDAY_STYLES)
+    prompts, seeds = tuple(caption(*pair) for pair in pairs), (job.training_seed,) * len(pairs)
+    images = _base_images(job.base_spec, prompts, seeds)
+    return known_word_scales(encoders_as_judges(encoders), pairs, images)
 
 
 def _image_scores(job: SampleJob, images: Sequence[Image.Image]) -> list[dict[str, float]]:

@@ -18,6 +18,8 @@ SCORE_MEANINGS = {
     "content_likeness": "cosine similarity with the true image, by the content classifier's features",
     "style_likeness": "cosine similarity with the true image, by the style classifier's features",
     "ssim": "SSIM with the true image",
+    "content_comes_out": "how far the content comes out: 0 as any other word, 1 as a word that the base knows",
+    "style_comes_out": "the same of the style",
     "leaked_content": "leakage: probability of the style image's content",
     "leaked_style": "leakage: probability of the content image's style",
     "preserved": "unrelated prompts: SSIM with the base's image",
@@ -46,6 +48,8 @@ class SummaryTables:
     """(measure, leakage, methods) -> rank correlation over pairs and methods, and its interval."""
     parts: list[TableRow]
     """(part, method, score) -> as in `table`, of the images that show each adapter by itself: see `decomposition`."""
+    known_word_spread: dict[str, float]
+    """Role -> `KnownWordScale.spread`, the largest of all jobs; {} with ground truth."""
     layers: list[TableRow]
     """(method, layer) -> mean over pairs of the similarity of the two adapters: see `analysis.Similarity`."""
     trainable_parameters: dict[str, int]
@@ -62,6 +66,7 @@ def summarise(summary: RunSummary) -> SummaryTables:
     shared: dict[tuple[str, str], list[Mapping[str, float]]] = {}
     trainable_parameters: dict[str, int] = {}
     truncation_errors: dict[str, float] = {}
+    spread: dict[str, float] = {}
     for job in summary.done:
         result = summary.store.result(job)
         if result["interference"]:
@@ -76,6 +81,8 @@ def summarise(summary: RunSummary) -> SummaryTables:
         if result["encoders"]:
             provenance["encoders"] = "; ".join(result["encoders"])
         pictures += [{**labels, **row, **provenance} for row in result["rows"]]
+        for role, x in result.get("known_word_spread", {}).items():
+            spread[role] = max(x, spread.get(role, 0.0))
         for row in result.get("parts", []):
             decomposed[row["part"]].append({**labels, **row})
     means = _means_by_pair(pictures)
@@ -91,7 +98,7 @@ def summarise(summary: RunSummary) -> SummaryTables:
         _leakage_correlations(means, interference, order),
         _parts_table(decomposed, order),
     )
-    return SummaryTables(pictures, *tables, layers, trainable_parameters, truncation_errors)
+    return SummaryTables(pictures, *tables, spread, layers, trainable_parameters, truncation_errors)
 
 
 def _parts_table(decomposed: Mapping[str, Sequence[TableRow]], order: Sequence[str]) -> list[TableRow]:
