@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from .. import optional_dependencies
 from ..adapter import Header
 from ..built_in_bases import built_in_bases
 from ..comparison.known_word_scale import (
@@ -107,14 +108,15 @@ def judges_of(inputs: DecomposeInputs, encoders: Sequence[str]) -> tuple[dict[st
 def _encoders_of_paper(device: str) -> list[Encoder]:
     """The paper's encoders; where no hub can be reached, with a warning, the one that needs none.
 
-    Raises: MissingExtra: neither can be.
+    Raises: OSError: neither can be opened.
     """
     try:
         return [open_encoder(name, device) for name in ENCODERS_OF_THE_PAPER]
     except OSError as error:
-        encoder = open_encoder(WITHOUT_HUB, device)
+        if lacking := optional_dependencies.missing_extra_hint("encoders", reason=WITHOUT_HUB):
+            raise OSError(f"{error}; without a hub {lacking}") from error
         console.warn(f"{error}; {WITHOUT_HUB} judges instead, which knows what is shown better than how")
-        return [encoder]
+        return [open_encoder(WITHOUT_HUB, device)]
 
 
 def _check_role(path: str, role: str, header: Header) -> None:
