@@ -12,7 +12,7 @@ from qrlora.families import open_base
 from qrlora.filtered_images import COMMON_FILTERS, filtered_caption, write_filtered_images
 from qrlora.sampling import generate
 from qrlora.training import train
-from qrlora.world.captions import caption, known_words
+from qrlora.world.captions import caption
 from qrlora.world.drawings import load_drawings
 from qrlora.world.ground_truth import true_image
 from qrlora.world.image_tensors import pil_from_tensor, tensor_from_pil
@@ -111,7 +111,3 @@ def test_nothing_is_written_beside_other_files_or_over_copies_that_are_there(cap
     assert run(capsys, "filters", robot, "--output", folder, "--names", "sepia")[0] == 0
     code, _, err = run(capsys, "filters", robot, "a <c>", "--output", folder, "--names", "sepia")
     assert code != 0 and "--overwrite" in err and (folder / "00.txt").read_text() == "a <c> in plain style\n"
-
-
-def test_there_is_a_filter_for_every_style_that_the_built_in_bases_know():
-    assert [*known_filters()] == known_words("style")

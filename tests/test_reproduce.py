@@ -399,6 +399,12 @@ def test_crossed_leaves_out_and_names_a_method_that_a_base_has_no_room_for(tmp_p
         check_methods(common, ["ortha"])
 
 
+def test_crossed_refuses_a_rank_that_no_method_fits_and_leaves_nothing_out(small_request, tmp_path):
+    with pytest.raises(ValueError, match="rank 5000 is above"):
+        reproduce("crossed", replace(small_request, folder=tmp_path, rank=5000, pairs=1))
+    assert not list(tmp_path.rglob("*.safetensors"))
+
+
 def test_a_wrong_method_of_several_is_refused_before_any_is_trained(small_request, tmp_path):
     request = replace(small_request, folder=tmp_path, methods=("qr", "lora:rule=nope"), pairs=1)
     for name in ("crossed", "attributes"):

@@ -10,7 +10,7 @@ from ..comparison.two_adapters import ALONE, BOTH, WITHOUT, DrawnParts
 from . import output_images
 from .decompose_inputs import DecomposeInputs
 
-COMES_OUT = 0.7
+TICKED_FROM = 0.7
 """The score, 0..1, from which on an image's note is green with a tick, below it red with a cross."""
 LEGEND = "Beneath an image: how far what was learnt comes out; 0: as any other word, 1: as a word that the base knows."
 
@@ -62,7 +62,7 @@ def _panel(drawn: DrawnParts, part: str, title: str, notes: Sequence[tuple[str, 
         lines: list[tuple[str, bool | None]] = [(word, None)] if word else []
         for role in (role for role in roles if (part, role) in drawn.scores):
             score = drawn.scores[part, role][k]
-            name, out = f"{role} " if len(roles) > 1 else "", score >= COMES_OUT
+            name, out = f"{role} " if len(roles) > 1 else "", score >= TICKED_FROM
             lines.append((f"{name}{score:.2f} {'✓' if out else '✗'}", out) if judged else (f"{score:.2f}", None))
         texts.append("\n".join(text for text, _ in lines))
         right.append([out for _, out in lines])

@@ -73,7 +73,7 @@ def check_methods(settings: CrossedSettings, specs: Sequence[str]) -> None:
     """Check all methods of a crossed comparison before the first of them is trained, which takes long.
 
     Raises: ValueError: no such method, setting or rule, none that adds adapters of this base, or too high a rank for a
-            layer or for two slots in it.
+            layer; NoRoomForSlots: for two slots in it.
     """
     for spec in specs:
         _parse_crossed_method(spec)  # before the base is opened
@@ -82,14 +82,18 @@ def check_methods(settings: CrossedSettings, specs: Sequence[str]) -> None:
         _check_slots(adapters, adapters.training_settings(spec))
 
 
+class NoRoomForSlots(ValueError):
+    """A layer of the base is too small for a method's blocks of one orthogonal basis."""
+
+
 def _check_slots(adapters: "CrossedAdapters", by_role: Mapping[str, Mapping[str, Any]]) -> None:
-    """Raises ValueError: a method with a slot for each role has no room for both in a layer."""
+    """Raises NoRoomForSlots: a method with a slot for each role has no room for both in a layer."""
     for role, settings in by_role.items():
         if has_slots(settings["method"]):
             smallest = min(inputs for _, inputs in layer_shapes(adapters.base, settings["targets"]))
             needed = (DEFAULT_SLOTS[role] + 1) * settings["rank"]
             if smallest < needed:
-                raise ValueError(
+                raise NoRoomForSlots(
                     f"{settings['method']} needs {needed} inputs for the {role}, a layer of {adapters.base.name} has "
                     f"{smallest}: give it rank={smallest // (DEFAULT_SLOTS[role] + 1)} or less, or leave it out"
                 )

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
-from ..comparison.crossed_adapters import CrossedAdapters, check_methods
+from ..comparison.crossed_adapters import CrossedAdapters, NoRoomForSlots, check_methods
 from ..comparison.crossed_fusion import CrossedFusion
 from ..comparison.crossed_settings import EQUAL_PARAMETERS, CrossedSettings
 from ..comparison.crossed_tables import (
@@ -175,13 +175,12 @@ def _variants(request: ReproductionRequest) -> list[Variant]:
 
 
 def _those_that_fit(common: CrossedSettings, variants: Sequence[Variant]) -> tuple[list[Variant], list[str]]:
-    """The variants that the base has room for, and a note on each of the others."""
-    CrossedAdapters(common)  # a base that none fits is refused
+    """The variants that the base has room for, and a note on each of the others. Raises as `check_methods`."""
     reasons: dict[str, str] = {}
     for variant in variants:
         try:
             check_methods(common, [variant.method])
-        except ValueError as error:
+        except NoRoomForSlots as error:
             reasons[variant.method] = f"left out: {error}."
     return [x for x in variants if x.method not in reasons], [*reasons.values()]
 

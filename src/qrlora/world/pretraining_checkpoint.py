@@ -1,6 +1,5 @@
 """Checkpoints of a pre-training run: written whole, read, compared with the run before anything of it is changed."""
 
-import os
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -9,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from ..config.type_checks import check_types
+from ..output_files import atomic
 from .pretraining_settings import CHANGEABLE_SETTINGS, PretrainingSettings
 from .state_dicts import read_torch_file, shape_difference
 
@@ -19,13 +19,9 @@ ANOTHER_FOLDER = "give the same, or another folder with --run"
 
 
 def write_checkpoint(path: Path, state: dict[str, Any]) -> None:
-    """Write a checkpoint of pre-training, whole or not at all; what a killed writer left is overwritten."""
-    temporary = path.with_suffix(".tmp")
-    with temporary.open("wb") as file:
+    """Write a checkpoint of pre-training, whole or not at all."""
+    with atomic(path) as file:
         torch.save(state, file)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
 
 
 def read_checkpoint(path: Path, device: str = "cpu") -> dict[str, Any]:
