@@ -131,7 +131,8 @@ def mix(page, work):
     page.fill("input[name=rows]", "0, 1.2")
     page.fill("input[name=columns]", "0, 0.7")
     page.click("text=Draw the grid")
-    page.wait_for_function("() => document.querySelectorAll('.cell img').length === 4", timeout=30_000)
+    loaded = "() => [...document.querySelectorAll('.cell img')].filter((image) => image.naturalWidth > 0).length === 4"
+    page.wait_for_function(loaded, timeout=30_000)  # in the page is not yet fetched
     cell = page.get_attribute(".cell img >> nth=0", "src").removeprefix("/drawing/")
     (work.drawings / cell).unlink()  # as after a server that was away: whoever looks asks for it again
     page.evaluate("() => htmx.trigger(document.querySelector('#result'), 'changed')")
