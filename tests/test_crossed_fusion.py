@@ -4,6 +4,7 @@ import csv
 import errno
 import json
 import math
+import re
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -16,7 +17,7 @@ from safetensors.torch import load_file, save_file
 
 import pico
 from qrlora import evaluation, known_words
-from qrlora.comparison import crossed_adapters, crossed_forgetting, crossed_rows, statistics
+from qrlora.comparison import crossed_adapters, crossed_forgetting, crossed_rows, crossed_tables, statistics
 from qrlora.comparison.crossed_adapters import CrossedAdapters
 from qrlora.comparison.crossed_fusion import CrossedFusion
 from qrlora.comparison.crossed_settings import CrossedSettings
@@ -509,6 +510,28 @@ def test_the_findings_rows_can_be_read_and_have_their_tables(monkeypatch):
         with path.open(newline="") as file:
             columns = tuple(next(csv.reader(file)))
         assert columns == FIELDS[: len(columns)] and set(SCORES) <= {name.removesuffix(" right") for name in columns}
+
+
+def test_each_line_of_the_findings_tables_has_the_means_of_its_rows(monkeypatch):
+    """Rows that are made anew, as on another base, and a page that still has the old ones, would be two stories."""
+    monkeypatch.setattr(crossed_tables, "mean_over_crossed", mean_alone)
+    docs, words, made = Path(__file__).parents[1] / "docs", ", auto content, auto style", set()
+    shared = re.compile(rf":targets=attention:learning_rate=[0-9.]+{words}")  # left out of the merging rules' table
+    page = (docs / "findings_tables.md").read_text().splitlines()
+    lines = [re.sub(r" \[[^]]*\]", "", x) for x in page if re.match(r"\| `[^`]+`(, \d+| less `[^`]+`) \|", x)]
+    against = {match[1] for x in lines if (match := re.match(r"\| `[^`]+` less `([^`]+)`", x))}
+    for path in (docs / "results").glob("crossed_*.csv"):
+        rows = read_rows(path)
+        for method in {row["method"] for row in rows}:
+            if method in against or shared.sub("", method) in against:
+                tables = markdown_tables(scored_methods(rows, method))
+                made |= {*tables, *(shared.sub("", x) for x in tables)}
+    lines = [x for x in lines if "`qr, by role` less " not in x]  # of two names' rows
+    assert len(lines) > 500 and [x for x in lines if x not in made] == []
+
+
+def mean_alone(table):
+    return statistics.Estimate(float(np.nanmean(table)), math.nan, math.nan, int(np.isfinite(table).sum()))
 
 
 def test_contents_and_style_images_are_those_of_the_findings_rows(tmp_path):
