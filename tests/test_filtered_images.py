@@ -65,6 +65,15 @@ def test_a_folder_of_filtered_copies_is_what_training_takes_with_a_caption_for_e
     assert code == 0, err
 
 
+def test_a_caption_that_nobody_gave_is_a_photographs_unless_the_base_is_built_in(capsys, robot, tmp_path):
+    code, _, err = run(
+        capsys, "filters", robot, "--base", "sdxl", "--output", tmp_path / "copies", "--names", "posterized"
+    )
+    assert code == 0, err
+    texts = [x.read_text().strip() for x in sorted((tmp_path / "copies").glob("*.txt"))]
+    assert texts == ["a photo of a <c>", "a photo of a <c>, posterized"]
+
+
 def test_the_first_of_the_copies_is_the_picture_itself_with_its_transparency(tmp_path):
     picture = Image.new("RGBA", (64, 48), (200, 30, 30, 255))
     picture.paste((0, 0, 0, 0), (0, 0, 32, 48))

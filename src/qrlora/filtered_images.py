@@ -17,7 +17,7 @@ from .trigger_words import contains_word
 
 Filter = Callable[[Image.Image], Image.Image]
 """An RGB image as another of the same size."""
-UPDATES = 3
+UPDATE_FACTOR = 3
 """Updates of training, in times those of the image alone; chosen on a development split (docs/log.md)."""
 PLAIN = "plain"
 """The word of a caption that a filter's name takes the place of."""

@@ -16,8 +16,11 @@ def filters(
     image: Annotated[Path, typer.Argument(help="A picture of a content.")],
     prompt: Annotated[
         str,
-        typer.Argument(help='Its caption; a filter\'s name takes the place of "plain" in it, or stands at the end.'),
-    ] = "a <c> in plain style",
+        typer.Argument(
+            help='Its caption; a filter\'s name takes the place of "plain" in it, or stands at the end.',
+            show_default="a <c> in plain style for a built-in base, else a photo of a <c>",
+        ),
+    ] = "",
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder to write.")] = Path("filtered"),
     names: Annotated[
         str, typer.Option(help="Filters, with commas between.", show_default="all, see docs/several_images.md")
@@ -31,17 +34,18 @@ def filters(
     captions say so show what of it is manner. Measured on the built-in bases alone.
     """
     from ..built_in_bases import built_in_bases
-    from ..filtered_images import COMMON_FILTERS, UPDATES, write_filtered_images
+    from ..filtered_images import COMMON_FILTERS, UPDATE_FACTOR, write_filtered_images
     from ..world.drawings import SIZE
     from ..world.style_filters import known_filters
 
     built_in = base in built_in_bases()
     chosen = _chosen(known_filters() if built_in else COMMON_FILTERS, names)
+    prompt = prompt or ("a <c> in plain style" if built_in else "a photo of a <c>")
     written = write_filtered_images(image, prompt, output, chosen, SIZE if built_in else None, overwrite)
     console.say(f"{len(written)} images with captions in {output}, the first as it is. Train with")
     of_base = [f"base={base}"] * (base != TrainConfig.base)
     console.say(console.shell_command("train", f"image={output}", *of_base))
-    console.say(f"and steps= of {UPDATES} times those of one image.")
+    console.say(f"and steps= of {UPDATE_FACTOR} times those of one image.")
 
 
 def _chosen(filters: Mapping[str, Callable[..., Any]], names: str) -> dict[str, Callable[..., Any]]:

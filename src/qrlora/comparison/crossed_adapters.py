@@ -11,7 +11,7 @@ from ..config import TRIGGERS
 from ..config.settings import DEFAULT_SLOTS
 from ..families.adapter_compatibility import check_adapter_fits_base, weight_difference
 from ..files import load
-from ..filtered_images import UPDATES, write_filtered_images
+from ..filtered_images import UPDATE_FACTOR, write_filtered_images
 from ..initialisation_methods import has_slots
 from ..known_words import least_loss_word, nearest_word, search_words_of_file
 from ..text_files import read_text, write_text
@@ -219,7 +219,7 @@ class CrossedAdapters:
             if filtered:
                 copies = images / "filtered"
                 write_filtered_images(images / "0.png", prompts[0], copies, known_filters(), overwrite=True)
-                given |= {"image": copies, "steps": UPDATES * settings["steps"]}
+                given |= {"image": copies, "steps": UPDATE_FACTOR * settings["steps"]}
             train(base=self.base, output=output, progress=False, **{**settings, **given})
         adapter = load(output)
         check_adapter_fits_base(self.base, adapter)

@@ -13,7 +13,7 @@ from ..built_in_bases import built_in_bases
 from ..config import TRIGGERS, TrainConfig
 from ..families import Base, open_base
 from ..files import save
-from ..filtered_images import UPDATES, write_filtered_images
+from ..filtered_images import UPDATE_FACTOR, write_filtered_images
 from ..image_loading import load_image
 from ..known_words import least_loss_word, nearest_word, search_words_of_file
 from ..merging import merge
@@ -188,7 +188,7 @@ def _with_filtered_copies(base: Base, image: Path, config: TrainConfig) -> Train
     """A content's settings, with filtered copies of its image beside it, in a folder beside the adapter."""
     copies = Path(config.output).with_name("content-copies")
     write_filtered_images(image, config.prompt, copies, known_filters(), SIZE, config.overwrite)
-    steps = config.steps or UPDATES * base.defaults.for_run(config.role, config.method).steps
+    steps = config.steps or UPDATE_FACTOR * base.defaults.for_run(config.role, config.method).steps
     return replace(config, image=copies, steps=steps)
 
 
