@@ -113,6 +113,7 @@ COMMANDS = [
     (vae_training, "tiny-sd3 --output vae", "no full sheets of fluent-3d"),
     (vae_training, "tiny-sd3 --output vae --excerpt", "taef2_encoder.pth: No such file or directory"),
     (vae_training, "tiny-sd3 --output vae --excerpt --taef2 full", "is no whole state dict of TAEF2's encoder"),
+    (vae_training, "tiny-sd3 --output vae --excerpt --taef2 wrapped", "taef2_encoder.pth is not TAEF2's encoder"),
     (vae_training, "tiny-sd3 --output vae --excerpt --decoder full", "full is no folder of an AutoencoderTiny"),
     (render_sheets, "--output sheets --npm npm", "npm is not installed"),
 ]
@@ -130,6 +131,8 @@ def test_a_command_of_the_world_ends_in_one_line_where_its_input_is_bad(
     Path("full").mkdir()
     for path in ("text.txt", "full/dear.txt", "full/taef2_encoder.pth"):
         Path(path).write_text("no model of any kind")
+    Path("wrapped").mkdir()
+    torch.save({"state_dict": {"a": torch.zeros(1)}, "epoch": 3}, "wrapped/taef2_encoder.pth")
     before = set(tmp_path.rglob("*"))
     code, _, said = ended(capsys, module.main, *words.split())
     assert code == 2 and said.startswith("error: ") and what in said
@@ -175,6 +178,37 @@ def test_a_checkpoint_of_another_base_is_refused_in_one_line_with_and_without_it
             pretrain.pretrain("tiny-sd3", path.parent, settings, "cpu", 100, FOREVER)
         assert len(str(caught.value).splitlines()) == 1
         changed_checkpoint(path, base=None)
+
+
+@pytest.mark.parametrize(
+    ("entry", "value"), [("settings", []), ("settings", {}), ("model", []), ("optimizers", {}), ("training_set", 7)]
+)
+def test_a_file_with_a_checkpoints_entries_and_other_things_in_them_is_refused_in_one_line(
+    flux_checkpoint, capsys, entry, value
+):
+    path, _ = flux_checkpoint
+    changed_checkpoint(path, **{entry: value})
+    before = contents_of(path.parent)
+    words = "tiny-flux", "--run", path.parent, "--samples", 6, "--batch-size", 6, "--warmup", 1
+    code, _, said = ended(capsys, pretrain.main, *words)
+    assert code == 2 and said.startswith(f"error: {path} ") and len(said.splitlines()) == 1
+    assert contents_of(path.parent) == before
+
+
+@pytest.mark.parametrize("decoder", [{"a": torch.zeros(1)}, {0: torch.zeros(1)}, {"1.weight": 5}])
+def test_another_file_in_the_place_of_taef2s_decoder_is_not_trained_from(decoder, monkeypatch, tmp_path):
+    """With nothing to copy from it the decoder would begin as noise."""
+    monkeypatch.setattr(vae_training, "taef2_encoder", lambda folder: torch.nn.Identity())
+    torch.save(decoder, tmp_path / "taef2_decoder.pth")
+    with pytest.raises(ValueError, match=r"taef2_decoder\.pth is no"):
+        vae_training.train_vae("tiny-sd3", tmp_path / "vae", tmp_path, 1e-9, 8, "cpu")
+    assert not (tmp_path / "vae").exists()
+
+
+def test_a_vae_that_begins_as_one_of_its_own_shape_begins_with_all_its_weights():
+    one, other = vae_training.untrained_vae("tiny-sd3").decoder, vae_training.untrained_vae("tiny-sd3").decoder
+    assert vae_training.copy_shared_convolutions(one, other.state_dict(), reverse=True) == len(other.state_dict())
+    torch.testing.assert_close(one.state_dict(), other.state_dict())
 
 
 def test_a_run_goes_on_from_a_checkpoint_of_before_that_names_no_base(flux_checkpoint):

@@ -78,7 +78,7 @@ def begin_or_resume(
     """A run at its first step, or where the folder's ``last.pt`` left it; its log as it was then."""
     last = folder / "last.pt"
     if last.exists() and settings.dtype == "auto":  # whatever the machine that goes on would have chosen
-        settings = replace(settings, dtype=read_checkpoint(last)["settings"]["dtype"])
+        settings = replace(settings, dtype=read_checkpoint(last)["settings"].get("dtype", "auto"))
     run = PretrainingRun(base, settings, device)
     set_training_set(run, excerpt)
     if last.exists():
