@@ -165,6 +165,10 @@ def pretrain_and_export(options: argparse.Namespace) -> None:
     given, settings = vars(options), {field.name for field in fields(PretrainingSettings)}
     folder = options.run or Path("runs") / options.base
     output = options.output or folder / options.base
+    if output.resolve() in (folder.resolve(), *folder.resolve().parents):
+        raise ValueError(
+            f"{output} holds the run's checkpoints, and a base is a folder of its own: give another --output"
+        )
     check_replaceable(output, options.overwrite)
     names = ("every", "minutes", "keep", "workers", "latents", "within", "excerpt")
     run = pretrain(
