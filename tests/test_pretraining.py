@@ -18,8 +18,11 @@ import torch
 from safetensors.torch import save_file
 
 from few_latents import few_latents
+from qrlora.adapter import Adapter, Header, Pair
+from qrlora.basis import fingerprint
 from qrlora.built_in_bases import folder_of
 from qrlora.families import open_base
+from qrlora.files import save
 from qrlora.world import (
     base_export,
     base_scores,
@@ -101,6 +104,8 @@ COMMANDS = [
     (pretrain, "tiny-flux --latents text.txt --excerpt", "text.txt: not a whole safetensors file"),
     (pretrain, "tiny-flux", "no full sheets of fluent-3d, fluent, fluent-flat, twemoji, emojitwo are here"),
     (pretrain, "tiny-flux --output full --excerpt", "full holds dear.txt, which is no part of a model"),
+    (pretrain, "tiny-flux --run run --output run --excerpt", "run holds the run's checkpoints"),
+    (pretrain, "tiny-flux --run all/run --output all --excerpt", "all holds the run's checkpoints"),
     (pretrain, "tiny-flux --output text.txt --excerpt", "text.txt: is no folder"),
     (base_scores, "nosuchbase", "base model 'nosuchbase': neither a built-in name"),
     (base_scores, "tiny-flux --curve text.txt", "text.txt is no whole checkpoint of pre-training"),
@@ -369,6 +374,45 @@ def test_steps_that_are_taken_again_are_in_the_log_once(tmp_path):
 
 
 @pytest.mark.usefixtures("excerpt_alone")
+def test_a_card_of_methods_that_were_scored_on_other_styles_leaves_the_cells_empty(tmp_path):
+    """`base_scores --styles 1 --method lora --write` after one with all."""
+    folder = shutil.copytree(folder_of("tiny-flux"), tmp_path / "tiny-flux")
+    scores = json.loads((folder / "scores.json").read_text())
+    fractions = dict.fromkeys(model_card.SCORE_LABELS, 0.5)
+    scores["qr"] = {"pairs": 2, **fractions, "by_style": {"dusk": [1.0, 0.75], "glitch": [0.5, 0.25]}}
+    scores["lora"] = {"pairs": 1, **fractions, "by_style": {"dusk": [0.25, 0.5]}}
+    (folder / "scores.json").write_text(json.dumps(scores))
+    card = model_card.write_card(folder).read_text()
+    assert "| dusk | 100% / 75% | 25% / 50% |" in card and "| glitch | 50% / 25% |  |" in card
+
+
+def test_a_checkpoint_is_scored_though_the_base_that_its_run_began_from_is_gone(flux_checkpoint, tmp_path):
+    path, _ = flux_checkpoint
+    state = torch.load(path, weights_only=True)
+    changed_checkpoint(path, settings=state["settings"] | {"start": str(tmp_path / "gone")})
+    run = base_scores.averaged_run("tiny-flux", path)
+    assert run.step == 1 and torch.equal(
+        run.average["transformer.x_embedder.weight"], state["average"]["transformer.x_embedder.weight"]
+    )
+
+
+def test_adapters_of_other_weights_are_never_scored_as_those_of_a_base(tmp_path):
+    """A base that was pre-trained anew into the same folder has the shapes of the one before."""
+    base = open_base("tiny-flux", "cpu", "float32")
+    layer = "transformer_blocks.0.attn.add_q_proj"
+    o, i = base.weight(layer).shape
+    own = fingerprint([(layer, base.weight(layer))])
+    header = Header(family="flux", component="transformer", base="runs/tiny-flux", role="content", fingerprint=own)
+    path = tmp_path / "content-robot-qr.safetensors"
+    save(Adapter({layer: Pair(torch.zeros(2, i), torch.zeros(o, 2))}, header), path)
+    base_scores.check_adapters(base, tmp_path, "qr")
+    with torch.no_grad():
+        base.model.get_parameter(f"{layer}.weight").mul_(1.1)
+    with pytest.raises(ValueError, match="content-robot-qr.safetensors was not trained on the weights of tiny-flux"):
+        base_scores.personalisation_scores(base, tmp_path)
+    base_scores.check_adapters(base, tmp_path, "lora")
+
+
 def test_a_record_and_its_card_count_the_drawings_that_a_base_was_trained_on(tmp_path, two_steps):
     """And say that they were the excerpt; of a record of before the card says nothing."""
     pretrain.pretrain("tiny-flux", tmp_path, dataclasses.replace(two_steps, samples=6), "cpu", 100, FOREVER)
