@@ -1,6 +1,7 @@
 """Filtered copies of a content's picture, with captions, to train on beside it."""
 
 import shlex
+import weakref
 
 import numpy as np
 import pytest
@@ -46,7 +47,13 @@ def test_every_common_filter_changes_a_picture_and_keeps_its_size():
 
 @pytest.mark.parametrize(
     ("prompt", "expected"),
-    [("a <c> in plain style", "a <c> in sepia style"), ("a photo of a <c>", "a photo of a <c>, sepia")],
+    [
+        ("a <c> in plain style", "a <c> in sepia style"),
+        ("A <c> in Plain style", "A <c> in sepia style"),
+        ("a plainly dressed <c> in plain style", "a plainly dressed <c> in sepia style"),
+        ("a plainly dressed <c>", "a plainly dressed <c>, sepia"),
+        ("a photo of a <c>", "a photo of a <c>, sepia"),
+    ],
 )
 def test_a_caption_names_the_filter_in_place_of_plain_or_at_its_end(prompt, expected):
     assert filtered_caption(prompt, "sepia") == expected
@@ -72,6 +79,39 @@ def test_a_caption_that_nobody_gave_is_a_photographs_unless_the_base_is_built_in
     assert code == 0, err
     texts = [x.read_text().strip() for x in sorted((tmp_path / "copies").glob("*.txt"))]
     assert texts == ["a photo of a <c>", "a photo of a <c>, posterized"]
+
+
+def test_every_filter_can_be_chosen_by_the_name_that_is_listed(capsys, robot, tmp_path):
+    names = ",".join(COMMON_FILTERS)
+    code, _, err = run(capsys, "filters", robot, "--base", "sdxl", "--names", names, "--output", tmp_path / "copies")
+    assert code == 0, err
+    assert len(list((tmp_path / "copies").glob("*.png"))) == 1 + len(COMMON_FILTERS)
+
+
+def test_a_caption_that_training_would_refuse_is_named_before_training(capsys, robot, tmp_path):
+    words = "filters", robot, "a photo of a sks dog", "--names", "sepia", "--output", tmp_path / "copies"
+    code, out, err = run(capsys, *words)
+    assert code == 0 and "the caption 'a photo of a sks dog' lacks <c>" in err and "trigger=WORD" in err
+    command = shlex.split(next(line for line in out.splitlines() if line.startswith("qrlora train")))[1:]
+    command += [f"output={tmp_path / 'robot.safetensors'}", "steps=1", "rank=2"]
+    assert run(capsys, *command)[0] == 2
+    code, _, err = run(capsys, *command, "trigger=sks")
+    assert code == 0, err
+
+
+def test_copies_of_a_photograph_are_never_in_memory_all_at_once(tmp_path):
+    """Of one of 24 megapixels they would be over a gigabyte."""
+    Image.new("RGB", (64, 48), "red").save(tmp_path / "red.png")
+    made, living = [], []
+
+    def tracked(image):
+        copy = image.copy()
+        made.append(weakref.ref(copy))
+        living.append(sum(one() is not None for one in made))
+        return copy
+
+    write_filtered_images(tmp_path / "red.png", "a <c>", tmp_path / "copies", dict.fromkeys("abcdefghi", tracked))
+    assert len(living) == 9 and max(living) <= 2
 
 
 def test_the_first_of_the_copies_is_the_picture_itself_with_its_transparency(tmp_path):
@@ -117,6 +157,8 @@ def test_nothing_is_written_beside_other_files_or_over_copies_that_are_there(cap
         code == 2 and "holds other files, such as cat.png" in err and [x.name for x in folder.iterdir()] == ["cat.png"]
     )
     (folder / "cat.png").unlink()
+    for hidden in (".DS_Store", ".00.png.1234abcd.partial"):  # a file manager's, and what a killed process left
+        (folder / hidden).touch()
     assert run(capsys, "filters", robot, "--output", folder, "--names", "sepia")[0] == 0
     code, _, err = run(capsys, "filters", robot, "a <c>", "--output", folder, "--names", "sepia")
     assert code != 0 and "--overwrite" in err and (folder / "00.txt").read_text() == "a <c> in plain style\n"

@@ -18,8 +18,11 @@ import torch
 from safetensors.torch import save_file
 
 from few_latents import few_latents
+from qrlora.adapter import Adapter, Header, Pair
+from qrlora.basis import fingerprint
 from qrlora.built_in_bases import folder_of
 from qrlora.families import open_base
+from qrlora.files import save
 from qrlora.world import (
     base_export,
     base_scores,
@@ -101,6 +104,8 @@ COMMANDS = [
     (pretrain, "tiny-flux --latents text.txt --excerpt", "text.txt: not a whole safetensors file"),
     (pretrain, "tiny-flux", "no full sheets of fluent-3d, fluent, fluent-flat, twemoji, emojitwo are here"),
     (pretrain, "tiny-flux --output full --excerpt", "full holds dear.txt, which is no part of a model"),
+    (pretrain, "tiny-flux --run run --output run --excerpt", "run holds the run's checkpoints"),
+    (pretrain, "tiny-flux --run all/run --output all --excerpt", "all holds the run's checkpoints"),
     (pretrain, "tiny-flux --output text.txt --excerpt", "text.txt: is no folder"),
     (base_scores, "nosuchbase", "base model 'nosuchbase': neither a built-in name"),
     (base_scores, "tiny-flux --curve text.txt", "text.txt is no whole checkpoint of pre-training"),
@@ -113,6 +118,7 @@ COMMANDS = [
     (vae_training, "tiny-sd3 --output vae", "no full sheets of fluent-3d"),
     (vae_training, "tiny-sd3 --output vae --excerpt", "taef2_encoder.pth: No such file or directory"),
     (vae_training, "tiny-sd3 --output vae --excerpt --taef2 full", "is no whole state dict of TAEF2's encoder"),
+    (vae_training, "tiny-sd3 --output vae --excerpt --taef2 wrapped", "taef2_encoder.pth is not TAEF2's encoder"),
     (vae_training, "tiny-sd3 --output vae --excerpt --decoder full", "full is no folder of an AutoencoderTiny"),
     (render_sheets, "--output sheets --npm npm", "npm is not installed"),
 ]
@@ -130,6 +136,8 @@ def test_a_command_of_the_world_ends_in_one_line_where_its_input_is_bad(
     Path("full").mkdir()
     for path in ("text.txt", "full/dear.txt", "full/taef2_encoder.pth"):
         Path(path).write_text("no model of any kind")
+    Path("wrapped").mkdir()
+    torch.save({"state_dict": {"a": torch.zeros(1)}, "epoch": 3}, "wrapped/taef2_encoder.pth")
     before = set(tmp_path.rglob("*"))
     code, _, said = ended(capsys, module.main, *words.split())
     assert code == 2 and said.startswith("error: ") and what in said
@@ -175,6 +183,37 @@ def test_a_checkpoint_of_another_base_is_refused_in_one_line_with_and_without_it
             pretrain.pretrain("tiny-sd3", path.parent, settings, "cpu", 100, FOREVER)
         assert len(str(caught.value).splitlines()) == 1
         changed_checkpoint(path, base=None)
+
+
+@pytest.mark.parametrize(
+    ("entry", "value"), [("settings", []), ("settings", {}), ("model", []), ("optimizers", {}), ("training_set", 7)]
+)
+def test_a_file_with_a_checkpoints_entries_and_other_things_in_them_is_refused_in_one_line(
+    flux_checkpoint, capsys, entry, value
+):
+    path, _ = flux_checkpoint
+    changed_checkpoint(path, **{entry: value})
+    before = contents_of(path.parent)
+    words = "tiny-flux", "--run", path.parent, "--samples", 6, "--batch-size", 6, "--warmup", 1
+    code, _, said = ended(capsys, pretrain.main, *words)
+    assert code == 2 and said.startswith(f"error: {path} ") and len(said.splitlines()) == 1
+    assert contents_of(path.parent) == before
+
+
+@pytest.mark.parametrize("decoder", [{"a": torch.zeros(1)}, {0: torch.zeros(1)}, {"1.weight": 5}])
+def test_another_file_in_the_place_of_taef2s_decoder_is_not_trained_from(decoder, monkeypatch, tmp_path):
+    """With nothing to copy from it the decoder would begin as noise."""
+    monkeypatch.setattr(vae_training, "taef2_encoder", lambda folder: torch.nn.Identity())
+    torch.save(decoder, tmp_path / "taef2_decoder.pth")
+    with pytest.raises(ValueError, match=r"taef2_decoder\.pth is no"):
+        vae_training.train_vae("tiny-sd3", tmp_path / "vae", tmp_path, 1e-9, 8, "cpu")
+    assert not (tmp_path / "vae").exists()
+
+
+def test_a_vae_that_begins_as_one_of_its_own_shape_begins_with_all_its_weights():
+    one, other = vae_training.untrained_vae("tiny-sd3").decoder, vae_training.untrained_vae("tiny-sd3").decoder
+    assert vae_training.copy_shared_convolutions(one, other.state_dict(), reverse=True) == len(other.state_dict())
+    torch.testing.assert_close(one.state_dict(), other.state_dict())
 
 
 def test_a_run_goes_on_from_a_checkpoint_of_before_that_names_no_base(flux_checkpoint):
@@ -335,6 +374,45 @@ def test_steps_that_are_taken_again_are_in_the_log_once(tmp_path):
 
 
 @pytest.mark.usefixtures("excerpt_alone")
+def test_a_card_of_methods_that_were_scored_on_other_styles_leaves_the_cells_empty(tmp_path):
+    """`base_scores --styles 1 --method lora --write` after one with all."""
+    folder = shutil.copytree(folder_of("tiny-flux"), tmp_path / "tiny-flux")
+    scores = json.loads((folder / "scores.json").read_text())
+    fractions = dict.fromkeys(model_card.SCORE_LABELS, 0.5)
+    scores["qr"] = {"pairs": 2, **fractions, "by_style": {"dusk": [1.0, 0.75], "glitch": [0.5, 0.25]}}
+    scores["lora"] = {"pairs": 1, **fractions, "by_style": {"dusk": [0.25, 0.5]}}
+    (folder / "scores.json").write_text(json.dumps(scores))
+    card = model_card.write_card(folder).read_text()
+    assert "| dusk | 100% / 75% | 25% / 50% |" in card and "| glitch | 50% / 25% |  |" in card
+
+
+def test_a_checkpoint_is_scored_though_the_base_that_its_run_began_from_is_gone(flux_checkpoint, tmp_path):
+    path, _ = flux_checkpoint
+    state = torch.load(path, weights_only=True)
+    changed_checkpoint(path, settings=state["settings"] | {"start": str(tmp_path / "gone")})
+    run = base_scores.averaged_run("tiny-flux", path)
+    assert run.step == 1 and torch.equal(
+        run.average["transformer.x_embedder.weight"], state["average"]["transformer.x_embedder.weight"]
+    )
+
+
+def test_adapters_of_other_weights_are_never_scored_as_those_of_a_base(tmp_path):
+    """A base that was pre-trained anew into the same folder has the shapes of the one before."""
+    base = open_base("tiny-flux", "cpu", "float32")
+    layer = "transformer_blocks.0.attn.add_q_proj"
+    o, i = base.weight(layer).shape
+    own = fingerprint([(layer, base.weight(layer))])
+    header = Header(family="flux", component="transformer", base="runs/tiny-flux", role="content", fingerprint=own)
+    path = tmp_path / "content-robot-qr.safetensors"
+    save(Adapter({layer: Pair(torch.zeros(2, i), torch.zeros(o, 2))}, header), path)
+    base_scores.check_adapters(base, tmp_path, "qr")
+    with torch.no_grad():
+        base.model.get_parameter(f"{layer}.weight").mul_(1.1)
+    with pytest.raises(ValueError, match="content-robot-qr.safetensors was not trained on the weights of tiny-flux"):
+        base_scores.personalisation_scores(base, tmp_path)
+    base_scores.check_adapters(base, tmp_path, "lora")
+
+
 def test_a_record_and_its_card_count_the_drawings_that_a_base_was_trained_on(tmp_path, two_steps):
     """And say that they were the excerpt; of a record of before the card says nothing."""
     pretrain.pretrain("tiny-flux", tmp_path, dataclasses.replace(two_steps, samples=6), "cpu", 100, FOREVER)

@@ -6,6 +6,7 @@ docs/findings.md has what it brought on the built-in bases.
 """
 
 import io
+import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
@@ -13,7 +14,6 @@ from PIL import Image, ImageEnhance, ImageFilter, ImageOps
 
 from .image_loading import load_image, load_upright_with_alpha
 from .output_files import atomic
-from .trigger_words import contains_word
 
 Filter = Callable[[Image.Image], Image.Image]
 """An RGB image as another of the same size."""
@@ -59,15 +59,16 @@ COMMON_FILTERS: dict[str, Filter] = {
     "oversaturated": lambda x: ImageEnhance.Color(x).enhance(3),
     "faded colors": lambda x: ImageEnhance.Color(ImageEnhance.Contrast(x).enhance(0.5)).enhance(0.5),
     "high contrast": lambda x: ImageEnhance.Contrast(x).enhance(2.5),
-    "dark, at night": lambda x: ImageEnhance.Brightness(x).enhance(0.35),
+    "at night": lambda x: ImageEnhance.Brightness(x).enhance(0.35),
     "overexposed": lambda x: ImageEnhance.Brightness(x).enhance(1.8),
 }
-"""Name in captions -> filter, for a base whose own words are not known; chosen by us, and not by a measurement."""
+"""Name in captions, without a comma -> filter, for a base whose own words are not known; chosen by us, not measured."""
 
 
 def filtered_caption(prompt: str, name: str) -> str:
     """The caption of a filtered copy: the name in place of the word "plain" of the prompt, else after a comma."""
-    return prompt.replace(PLAIN, name, 1) if contains_word(prompt, PLAIN) else f"{prompt}, {name}"
+    replaced, count = re.subn(rf"\b{PLAIN}\b", lambda _: name, prompt, count=1, flags=re.IGNORECASE)
+    return replaced if count else f"{prompt}, {name}"
 
 
 def write_filtered_images(
@@ -91,11 +92,11 @@ def write_filtered_images(
     if not prompt.strip() or not filters:
         raise ValueError(f"a caption and at least one filter are needed, got {prompt!r} and {len(filters)} filters")
     opaque, alpha = _load(image, size)
-    copies = [(prompt, opaque), *((filtered_caption(prompt, name), use(opaque)) for name, use in filters.items())]
-    paths = [folder / f"{k:02}.png" for k in range(len(copies))]
+    captions = [prompt, *(filtered_caption(prompt, name) for name in filters)]
+    paths = [folder / f"{k:02}.png" for k in range(len(captions))]
     _check_folder_is_ours(folder, paths)
-    for path, (caption, copy) in zip(paths, copies, strict=True):
-        copy = copy.convert("RGB")
+    for path, caption, use in zip(paths, captions, (Image.Image.copy, *filters.values()), strict=True):
+        copy = use(opaque).convert("RGB")
         if alpha is not None:
             copy.putalpha(alpha)
         encoded = io.BytesIO()
@@ -115,8 +116,8 @@ def _load(image: Path, size: int | None) -> tuple[Image.Image, Image.Image | Non
 
 
 def _check_folder_is_ours(folder: Path, paths: Sequence[Path]) -> None:
-    """Raises ValueError: a folder holds other files than the images and their captions."""
+    """Raises ValueError: a folder holds other files than the images, their captions and hidden ones."""
     ours = {path.with_suffix(suffix).name for path in paths for suffix in (".png", ".txt")}
-    others = sorted(x.name for x in folder.iterdir() if x.name not in ours) if folder.is_dir() else []
-    if others:
+    there = sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
+    if others := [name for name in there if name not in ours and name[0] != "."]:
         raise ValueError(f"{folder} holds other files, such as {others[0]}: give a new folder with --output")

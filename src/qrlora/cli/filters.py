@@ -6,7 +6,8 @@ from typing import Annotated, Any
 
 import typer
 
-from ..config import TrainConfig
+from ..config import TRIGGERS, TrainConfig
+from ..trigger_words import contains_word
 from . import console, options
 
 EXAMPLE = 'qrlora filters dog.png "a photo of a <c>" --base my_base --output dog'
@@ -43,6 +44,8 @@ def filters(
     prompt = prompt or ("a <c> in plain style" if built_in else "a photo of a <c>")
     written = write_filtered_images(image, prompt, output, chosen, SIZE if built_in else None, overwrite)
     console.say(f"{len(written)} images with captions in {output}, the first as it is. Train with")
+    if not contains_word(prompt, TRIGGERS["content"]):
+        console.warn(f"the caption {prompt!r} lacks {TRIGGERS['content']}: train with trigger=WORD, a word that it has")
     of_base = [f"base={base}"] * (base != TrainConfig.base)
     console.say(console.shell_command("train", f"image={output}", *of_base))
     console.say(f"and steps= of {UPDATE_FACTOR} times those of one image.")

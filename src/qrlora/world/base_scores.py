@@ -6,10 +6,12 @@ folder as ``scores.json`` and shown in its model card.  A *learning curve* is th
 """
 
 import argparse
+import contextlib
 import json
 import shutil
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -20,6 +22,7 @@ from ..adapter import Adapter
 from ..built_in_bases import folder_of
 from ..config import TrainConfig
 from ..families import Base, open_base
+from ..families.adapter_compatibility import check_adapter_fits_base, weight_difference
 from ..files import load
 from ..json_objects import read_json_object
 from ..sampling import generate
@@ -81,6 +84,20 @@ def base_scores(base: Base, count: int = 500, seed: int = 0) -> dict[str, float]
     }
 
 
+def check_adapters(base: Base, folder: Path, method: str) -> None:
+    """Check that a method's adapters in a folder were trained on this base's weights, before anything is scored.
+
+    Raises: OSError.  ValueError: one was not, so that it would be scored in the place of one that was.
+    """
+    for path in sorted(folder.glob(f"*-{method}.safetensors")):
+        adapter, fits = load(path), False
+        with contextlib.suppress(ValueError):
+            check_adapter_fits_base(base, adapter)
+            fits = not weight_difference(base, adapter)
+        if not fits:
+            raise ValueError(f"{path} was not trained on the weights of {base.name}: give --adapters another folder")
+
+
 def personalisation_scores(
     base: Base, folder: Path, contents: int = 12, styles: int = 6, method: str = "qr", log: Log = print, **settings: Any
 ) -> dict[str, Any]:
@@ -91,7 +108,9 @@ def personalisation_scores(
     Returns: fractions of generated images that are classified correctly.  ``content_alone``: among the held-out
              contents; ``merged_*``: among all; ``merged_both``: content and style correct in one image;
              ``by_style``: {style: (style alone, merged both)}.
+    Raises:  as `check_adapters`.
     """
+    check_adapters(base, folder, method)
     folder.mkdir(parents=True, exist_ok=True)
     every = len(held_out_contents()) // contents
     content_names, style_names = held_out_contents()[::every][:contents], tuple(HELD_OUT_STYLES)[:styles]
@@ -166,7 +185,7 @@ def check_checkpoints(name: str, checkpoints: Sequence[Path]) -> None:
 def averaged_run(name: str, path: Path) -> PretrainingRun:
     """A run with the weights of a checkpoint, whatever images these were trained on: to be scored, not to go on."""
     state = read_checkpoint(path)
-    run = PretrainingRun(name, settings_of(state), "cpu")
+    run = PretrainingRun(name, replace(settings_of(state), start=""), "cpu")  # what it began from may be gone
     check_weights_fit(path, state, run.average)
     run.restore_weights(state)
     return run
@@ -198,7 +217,8 @@ def command_parser() -> argparse.ArgumentParser:
     parser.add_argument("--contents", type=at_least(0, len(held_out_contents())), default=12, help=contents)
     parser.add_argument("--styles", type=at_least(1, len(HELD_OUT_STYLES)), default=6)
     parser.add_argument("--method", default="qr")
-    parser.add_argument("--adapters", type=Path, default=Path("runs/adapters"), help="where the adapters are kept")
+    adapters = "where the adapters are kept; default runs/adapters/BASE"
+    parser.add_argument("--adapters", type=Path, help=adapters)
     parser.add_argument("--curve", type=Path, nargs="+", default=[], help="earlier checkpoints to score as well")
     parser.add_argument("--write", action="store_true", help="write the scores into the base's folder")
     return parser
@@ -208,14 +228,17 @@ def score(options: argparse.Namespace) -> None:
     """What the command does: score a base, adapters on it and its checkpoints, and write it down."""
     folder = trained_base_folder(options.base).absolute()
     base = open_base(options.base, dtype="float32")
+    adapters = options.adapters or Path("runs/adapters") / folder.name
     check_checkpoints(folder.name, options.curve)
+    if options.contents:
+        check_adapters(base, adapters, options.method)
     if options.write:
         check_record(folder)
     scores: dict[str, Any] = {"base": base_scores(base, options.captions)}
     print(scores["base"], flush=True)
     if options.contents:
         scores[options.method] = personalisation_scores(
-            base, options.adapters, options.contents, options.styles, options.method
+            base, adapters, options.contents, options.styles, options.method
         )
         print(scores[options.method])
     if options.curve:

@@ -125,9 +125,11 @@ def _drawings_line(training: dict[str, Any]) -> list[str]:
 
 
 def _personalisation_tables(scores: dict[str, Any], methods: list[str]) -> list[str]:
-    """The card's two tables of adapters, with a column for each evaluated method."""
+    """The card's two tables of adapters, with a column for each evaluated method; empty where one was not asked."""
     if not methods:
         return []
+    by_style = [scores[method]["by_style"] for method in methods]
+    styles = dict.fromkeys(style for of_method in by_style for style in of_method)
     return [
         f"| held-out contents and styles, one image each | {' | '.join(methods)} |",
         "|---|" + "---|" * len(methods),
@@ -140,8 +142,8 @@ def _personalisation_tables(scores: dict[str, Any], methods: list[str]) -> list[
         f"| style accuracy alone / both correct when merged | {' | '.join(methods)} |",
         "|---|" + "---|" * len(methods),
         *(
-            f"| {style} | {' | '.join('{:.0%} / {:.0%}'.format(*scores[m]['by_style'][style]) for m in methods)} |"
-            for style in scores[methods[0]]["by_style"]
+            f"| {style} | {' | '.join('{:.0%} / {:.0%}'.format(*x[style]) if style in x else '' for x in by_style)} |"
+            for style in styles
         ),
         "",
     ]

@@ -78,7 +78,7 @@ def begin_or_resume(
     """A run at its first step, or where the folder's ``last.pt`` left it; its log as it was then."""
     last = folder / "last.pt"
     if last.exists() and settings.dtype == "auto":  # whatever the machine that goes on would have chosen
-        settings = replace(settings, dtype=read_checkpoint(last)["settings"]["dtype"])
+        settings = replace(settings, dtype=read_checkpoint(last)["settings"].get("dtype", "auto"))
     run = PretrainingRun(base, settings, device)
     set_training_set(run, excerpt)
     if last.exists():
@@ -165,6 +165,10 @@ def pretrain_and_export(options: argparse.Namespace) -> None:
     given, settings = vars(options), {field.name for field in fields(PretrainingSettings)}
     folder = options.run or Path("runs") / options.base
     output = options.output or folder / options.base
+    if output.resolve() in (folder.resolve(), *folder.resolve().parents):
+        raise ValueError(
+            f"{output} holds the run's checkpoints, and a base is a folder of its own: give another --output"
+        )
     check_replaceable(output, options.overwrite)
     names = ("every", "minutes", "keep", "workers", "latents", "within", "excerpt")
     run = pretrain(

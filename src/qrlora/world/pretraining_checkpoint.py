@@ -13,8 +13,8 @@ from .pretraining_settings import CHANGEABLE_SETTINGS, PretrainingSettings
 from .state_dicts import read_torch_file, shape_difference
 
 WHAT = "checkpoint of pre-training"
-ENTRIES = ("step", "model", "average", "optimizers", "settings", "training_set")
-"""What every checkpoint has; `PretrainingRun.save` writes more since, which older ones lack."""
+ENTRIES = {"step": int, "model": dict, "average": dict, "optimizers": list, "settings": dict, "training_set": str}
+"""What every checkpoint has, and its type; `PretrainingRun.save` writes more since, which older ones lack."""
 ANOTHER_FOLDER = "give the same, or another folder with --run"
 
 
@@ -27,8 +27,8 @@ def write_checkpoint(path: Path, state: dict[str, Any]) -> None:
 def read_checkpoint(path: Path, device: str = "cpu") -> dict[str, Any]:
     """A checkpoint of pre-training. Raises: OSError.  ValueError: it is none, or not whole."""
     state = read_torch_file(path, device, WHAT)
-    if missing := [name for name in ENTRIES if name not in state]:
-        raise ValueError(f"{path} is no {WHAT}: it has no {missing[0]!r}; give another file")
+    if missing := [name for name, kind in ENTRIES.items() if not isinstance(state.get(name), kind)]:
+        raise ValueError(f"{path} is no {WHAT}: it has no {missing[0]!r} as these have; give another file")
     return state
 
 

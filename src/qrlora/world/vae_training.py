@@ -94,13 +94,16 @@ def _layers_by_level(names: list[str]) -> list[list[str]]:
     return runs
 
 
-def copy_shared_convolutions(half: nn.Module, taef2: dict[str, Tensor], reverse: bool) -> None:
+def copy_shared_convolutions(half: nn.Module, taef2: dict[str, Any], reverse: bool) -> int:
     """Copy TAEF2's convolutions of equal shape into a VAE's encoder or decoder, level by level.
 
-    Args: half: encoder or decoder.  taef2: TAEF2's state dict of it.  reverse: match levels from the end, for decoders.
+    Args:    half: encoder or decoder.  taef2: TAEF2's state dict of it.  reverse: match levels from the end, for
+             decoders.
+    Returns: how many tensors were copied.
     """
     own = half.state_dict()
-    theirs = {k: v for k, v in taef2.items() if ".pool." not in k}
+    theirs = {k: v for k, v in taef2.items() if ".pool." not in k and isinstance(v, Tensor)}
+    copied = 0
     pairs = zip(*(_layers_by_level(list(s))[:: -1 if reverse else 1] for s in (own, theirs)), strict=False)
     for mine, other in pairs:
         for a, b in zip(mine, other, strict=False):
@@ -109,6 +112,8 @@ def copy_shared_convolutions(half: nn.Module, taef2: dict[str, Tensor], reverse:
                 source = theirs.get(b + name.removeprefix(a)) if name.startswith(f"{a}.") else None
                 if source is not None and source.shape == own[name].shape:
                     own[name].copy_(source)
+                    copied += 1
+    return copied
 
 
 def random_image_batches(batch: int, generator: Generator, device: str) -> Iterator[Tensor]:
@@ -146,8 +151,10 @@ def train_vae(
     else:
         vae, teacher = untrained_vae(base), taef2_encoder(taef2).to(device)
         copy_shared_convolutions(vae.encoder, teacher.state_dict(), reverse=False)
-        theirs = read_torch_file(taef2 / "taef2_decoder.pth", "cpu", "state dict of TAEF2's decoder")
-        copy_shared_convolutions(vae.decoder, theirs, reverse=True)
+        path = taef2 / "taef2_decoder.pth"
+        theirs = read_torch_file(path, "cpu", "state dict of TAEF2's decoder")
+        if not copy_shared_convolutions(vae.decoder, theirs, reverse=True):
+            raise ValueError(f"{path} is not TAEF2's decoder: it has no convolution of it; give --taef2 another folder")
     vae.to(device, memory_format=torch.channels_last).train()  # pyright: ignore[reportCallIssue]
     source = random_image_batches(batch, generator, device)
     taught = teacher is not None and AUTOENCODERS[base].channels == 32
