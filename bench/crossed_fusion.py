@@ -48,6 +48,7 @@ def main() -> None:
     parser.add_argument(
         "--truth", choices=("exact", "by name"), default=CrossedSettings.truth, help="by name: the styles are hands"
     )
+    parser.add_argument("--equal", choices=("rank", "parameters"), default=CrossedSettings.equal, help="to qr's")
     parser.add_argument("--forgetting", action="store_true", help="draw also what asks for no adapter")
     parser.set_defaults(folder=Path("out/crossed"), threads=1)
     parser.add_argument("--table", action="store_true", help="only print the tables")

@@ -76,7 +76,7 @@ VARIANTS = (
     Variant("qr", FILTERS),
     Variant("lora", {"content_strength": 0.7}),
     Variant("qr", {"content_strength": 1.3}),
-    Variant("lora", {"equal": "parameters"}),
+    Variant("lora", {**WORDS, "equal": "parameters"}),
     Variant("ortha", WORDS),
     Variant("qr-minor", WORDS),
     Variant("qr-direct:content/learning_rate=0.001:style/learning_rate=0.0007", WORDS),

@@ -122,12 +122,7 @@ class LabelledImages:
             return images, content, torch.where(far, none[1], -1), kind
         if kind == "two":
             other = self.styles[int(torch.randint(1, len(self.styles), (), generator=g))](tiles).clamp(0, 1)
-            far = (
-                torch.minimum(
-                    (images - other).abs().mean((1, 2, 3)), torch.full((count,), 1.0, device=other.device)
-                ).cpu()
-                > 0.06
-            )
+            far = (images - other).abs().mean((1, 2, 3)).cpu() > 0.06
             return share * images + (1 - share) * other, content, torch.where(far, none[1], -1), kind
         if kind == "random":
             look = self.random[int(torch.randint(len(self.random), (), generator=g))]
