@@ -213,6 +213,7 @@ MISTAKES = {
     "one file twice": (["FOREIGN", "./foreign.safetensors"], "is given as content and as style: give two files"),
     "a blank word": (["FOREIGN", "CAT", "--content-word", " "], "names no trigger word"),
     "a prompt that has the known things": (["CROWD", "CAT"], "name every thing but 'chair' that is drawn"),
+    "no such network": (["DOG", "CAT", "--encoders", "dino-vits61"], "'dino-vits61'"),
     "a picture that has not the crop": (["CROPPED", "CAT"], "cropped.safetensors was trained on crop=90,0,80"),
     "no numbers of a crop": (["ODD", "CAT"], "odd.safetensors: crop reads x,y,side"),
     "no trigger": (
