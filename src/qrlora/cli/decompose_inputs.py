@@ -7,8 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from PIL import Image
-
 from .. import optional_dependencies
 from ..adapter import Header
 from ..built_in_bases import built_in_bases
@@ -25,7 +23,7 @@ from ..config import SampleConfig
 from ..config.image_settings import parse_crops
 from ..evaluation import Encoder, open_encoder
 from ..families import Base
-from ..image_loading import MIN_SIDE, load_image
+from ..image_loading import MIN_SIDE, CroppedImage, load_image
 from ..world.captions import caption
 from . import adapter_files, console, open_for_sampling
 
@@ -91,7 +89,7 @@ def read_inputs(
     config, base = open_for_sampling.open_base_of_adapters(config, [*adapters.values()], True, on_stage)
     side = base.defaults.resolution
     pictures = {
-        role: _load_picture(path, side, files[role], role, adapters[role].header)
+        role: _load_picture(path, side, files[role], role, adapters[role].header).image
         for role, path in found.items()
         if path
     }
@@ -162,7 +160,7 @@ def _not_found(path: str, role: str, header: Header) -> str:
     return f"{picture}: give it with --{role}-image"
 
 
-def _load_picture(path: Path, side: int, file: str, role: str, header: Header) -> Image.Image:
+def _load_picture(path: Path, side: int, file: str, role: str, header: Header) -> CroppedImage:
     """What of its picture, the first of several, an adapter was trained on: its crop, or the middle.
 
     Raises: OSError: as `load_image`.  ValueError: as it does; a crop that is none, or not within the picture.
@@ -173,7 +171,7 @@ def _load_picture(path: Path, side: int, file: str, role: str, header: Header) -
     except ValueError as error:
         raise ValueError(f"{file}: {error}") from error
     try:
-        return load_image(path, side, crop).image
+        return load_image(path, side, crop)
     except ValueError as error:
         if crop is None:
             raise
