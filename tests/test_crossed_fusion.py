@@ -530,6 +530,26 @@ def test_each_line_of_the_findings_tables_has_the_means_of_its_rows(monkeypatch)
     assert len(lines) > 500 and [x for x in lines if x not in made] == []
 
 
+def test_the_findings_first_table_has_the_means_of_its_rows():
+    docs, words, copies = (
+        Path(__file__).parents[1] / "docs",
+        "auto content, auto style",
+        "auto filtered content, auto style",
+    )
+    methods = ["lora", "qr", f"lora, {words}", f"qr, {words}", f"lora, {copies}", f"qr, {copies}", f"lora, {copies} x4"]
+    methods += [f"qr, {copies} x4", f"qr, {words} x8", f"qr, {copies} x8", f"oracle, {words}"]
+    table = (docs / "findings.md").read_text().partition("| sums: both right, SSIM |")[2].partition("\n\n")[0]
+    bases, _, *lines = ([cell.strip(" *") for cell in x.strip("|").split("|")] for x in table.splitlines())
+    assert len(lines) == len(methods)
+    for column, base in enumerate(bases):
+        rows = read_rows(docs / "results" / f"crossed_{base.replace('-', '_')}_test.csv")
+        for method, (about, *cells) in zip(methods, lines, strict=True):
+            of_method = [x for x in rows if x["method"] == method and x["part"] in (SUM, ORACLE_PAIRS)]
+            means = (np.mean([100 * float(x[score]) for x in of_method]) for score in ("both", "ssim"))
+            if cells[column]:
+                assert cells[column] == ", ".join(f"{mean:.0f}" for mean in means), (about, base)
+
+
 def mean_alone(table):
     return statistics.Estimate(float(np.nanmean(table)), math.nan, math.nan, int(np.isfinite(table).sum()))
 

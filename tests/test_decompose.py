@@ -97,6 +97,8 @@ def test_words_to_draw_are_known_and_not_those_of_the_training_prompts():
         found = two_adapters.words_to_draw("tiny-flux", True, role, (), [f"a {known[3]} in {known[5]} style"])
         assert len(set(found)) == two_adapters.WORDS and set(found) <= set(known) - {known[3], known[5]}
         assert len(two_adapters.words_to_draw("OWNER/NAME", False, role, (), ["a dog"])) == two_adapters.WORDS
+    two = two_adapters.words_to_draw("OWNER/NAME", False, "content", (), ["a bicycle, a teapot, a cat and a tree"])
+    assert two == ["lighthouse", "chair"]
 
 
 @pytest.fixture(scope="module")
@@ -177,6 +179,18 @@ def test_without_a_judge_a_line_says_why_and_the_sheet_is_drawn_all_the_same(stu
         (tmp_path / "a.png").unlink()
 
 
+def test_a_picture_whose_name_has_a_comma_is_found_beside_the_file(studio, tmp_path, capsys):
+    (tmp_path / "dog, sitting.png").write_bytes((studio / "dog.png").read_bytes())
+    adapter = tmp_path / "dog.safetensors"
+    told = [f"image={tmp_path / 'dog, sitting.png'}", "role=content", "steps=1", "rank=2", f"output={adapter}"]
+    base = files.load(studio / "dog.safetensors").header.base
+    assert run(capsys, "train", *told, f"base={base}", "device=cpu")[0] == 0
+    code, out, err = decompose(
+        capsys, adapter, studio, "--encoders", small_encoder(tmp_path / "dino"), "-o", tmp_path / "a.png"
+    )
+    assert code == 0 and "known words vary by" in out and "warning" not in err, err
+
+
 def test_where_no_hub_is_the_packaged_encoder_judges(studio, tmp_path, capsys):
     pytest.importorskip("efficientnet_lite_pytorch")
     code, out, err = decompose(capsys, studio / "dog.safetensors", studio, "-o", tmp_path / "a.png")
@@ -196,6 +210,12 @@ MISTAKES = {
         "tiny-flux does not know the thing 'gutar', but 400 others, as 'guitar'",
     ),
     "another base": (["DOG", "CAT", "--base", "tiny-flux"], "belongs to another base"),
+    "one file twice": (["FOREIGN", "./foreign.safetensors"], "is given as content and as style: give two files"),
+    "a blank word": (["FOREIGN", "CAT", "--content-word", " "], "names no trigger word"),
+    "a prompt that has the known things": (["CROWD", "CAT"], "name every thing but 'chair' that is drawn"),
+    "no such network": (["DOG", "CAT", "--encoders", "dino-vits61"], "'dino-vits61'"),
+    "a picture that has not the crop": (["CROPPED", "CAT"], "cropped.safetensors was trained on crop=90,0,80"),
+    "no numbers of a crop": (["ODD", "CAT"], "odd.safetensors: crop reads x,y,side"),
     "no trigger": (
         ["FOREIGN", "CAT"],
         "names no trigger word: give the one that calls it in prompts with --content-word",
@@ -210,7 +230,14 @@ def test_a_mistake_is_one_line_and_draws_nothing(words, message, studio, tmp_pat
     dog, cat = (files.load(path) for path in places.values())
     files.save(merge([dog, cat], [1.0, 1.0]), tmp_path / "merged.safetensors")
     files.save(replace(dog, header=replace(dog.header, role="", trigger="")), tmp_path / "foreign.safetensors")
-    places |= {"MERGED": "merged.safetensors", "FOREIGN": "foreign.safetensors", "PNG": studio / "dog.png"}
+    crowd = "<c> on a bicycle with a cat, a teapot and a tree, at a lighthouse"
+    files.save(replace(dog, header=replace(dog.header, prompt=crowd)), tmp_path / "crowd.safetensors")
+    shutil.copy(studio / "dog.png", tmp_path)  # 20 x 20 pixels
+    for name, crop in {"cropped": "90,0,80", "odd": 5}.items():
+        config = dog.header.config | {"crop": crop}
+        files.save(replace(dog, header=replace(dog.header, config=config)), tmp_path / f"{name}.safetensors")
+    places |= {x.upper(): f"{x}.safetensors" for x in ("merged", "foreign", "crowd", "cropped", "odd")}
+    places["PNG"] = studio / "dog.png"
     monkeypatch.setattr(two_adapters, "generate", lambda *_, **__: pytest.fail("an image was drawn"))
     code, out, err = run(capsys, "decompose", *(places.get(word, word) for word in words), "-o", "sheet.png")
     line = err.strip().splitlines()[-1]

@@ -109,12 +109,14 @@ def draw_decomposed(
 
 def _judges_or_warning(inputs: "DecomposeInputs", encoders: tuple[str, ...]) -> "tuple[dict[str, Judge], str]":
     """The judges of content and style, and their names; where there can be none, a warning that says why: the sheet is
-    for the eye all the same."""
+    for the eye all the same. Raises ValueError, OSError: there are none, and encoders were asked for by name."""
     from . import decompose_inputs
 
     try:
         return decompose_inputs.judges_of(inputs, encoders)
     except (OSError, ValueError) as error:
+        if encoders:
+            raise
         console.warn(f"the sheet is drawn, but which adapter is weak cannot be said: {error}")
         return {}, ""
 

@@ -1,6 +1,7 @@
 """What `qrlora decompose` is given, checked before anything is drawn: adapters, pictures, words, judges."""
 
 import dataclasses
+import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,10 +20,10 @@ from ..comparison.known_word_scale import (
 from ..comparison.settings import ENCODERS_OF_THE_PAPER
 from ..comparison.two_adapters import AdapterPair, words_to_draw
 from ..config import SampleConfig
-from ..config.image_settings import Crop, parse_crops
+from ..config.image_settings import parse_crops
 from ..evaluation import Encoder, open_encoder
 from ..families import Base
-from ..image_loading import MIN_SIDE, load_image
+from ..image_loading import MIN_SIDE, CroppedImage, load_image
 from ..world.captions import caption
 from . import adapter_files, console, open_for_sampling
 
@@ -65,18 +66,22 @@ def read_inputs(
 
     Args:   config: its adapters are the content's and the style's file.
             given: by role, "images", "words" that call the adapters, and "known" words; empty where none was given.
-    Raises: ValueError, OSError: two adapters of one role; no word that calls one; a picture that is none; a word that
-            the base does not know; as `open_for_sampling.open_base_and_adapters`.
+    Raises: ValueError, OSError: two adapters of one role, or one file for both; no word that calls one; a picture that
+            is none, or too small for the adapter's crop; a word that the base does not know; as
+            `open_for_sampling.open_base_and_adapters`.
     """
     files: dict[Any, str] = dict(zip(ROLES, config.adapters, strict=True))
     adapters = {role: adapter_files.read_adapter(path, skip_text_encoders) for role, path in files.items()}
     for role, path in files.items():
         _check_role(path, role, adapters[role].header)
-    words = {role: given["words"][role] or _trigger(files[role], role, adapters[role].header) for role in ROLES}
+    if os.path.realpath(files["content"]) == os.path.realpath(files["style"]):
+        raise ValueError(f"{files['content']} is given as content and as style: give two files")
+    words = {role: given["words"][role].strip() or _trigger(files[role], role, adapters[role].header) for role in ROLES}
     pair = AdapterPair(**adapters, words=words)
     found = {role: given["images"][role] or _picture_beside(files[role], adapters[role].header) for role in ROLES}
-    for path in filter(None, found.values()):
-        load_image(path, MIN_SIDE)  # refused before a base is opened, which takes long
+    for role, path in found.items():
+        if path:  # refused before a base is opened, which takes long
+            _load_picture(path, MIN_SIDE, files[role], role, adapters[role].header)
     name = config.base or open_for_sampling.base_of_adapters([*adapters.values()])
     unlike = [*words.values(), *(x.header.prompt for x in adapters.values())]
     known = {role: words_to_draw(name, name in built_in_bases(), role, given["known"][role], unlike) for role in ROLES}
@@ -84,7 +89,9 @@ def read_inputs(
     config, base = open_for_sampling.open_base_of_adapters(config, [*adapters.values()], True, on_stage)
     side = base.defaults.resolution
     pictures = {
-        role: load_image(path, side, _crop(adapters[role].header)).image for role, path in found.items() if path
+        role: _load_picture(path, side, files[role], role, adapters[role].header).image
+        for role, path in found.items()
+        if path
     }
     lacking = [_not_found(files[role], role, adapters[role].header) for role in ROLES if role not in pictures]
     return DecomposeInputs(config, base, pair, known, pictures, "; ".join(lacking))
@@ -142,7 +149,9 @@ def _picture_beside(path: str, header: Header) -> Path | None:
 
 
 def _picture_name(header: Header) -> str:
-    return str(header.config.get("image") or "").split(", ")[0]
+    """The name of an adapter's picture, of several the first; "" if its file names none."""
+    name = str(header.config.get("image") or "")
+    return name.split(", ")[0] if "images" in header.config else name
 
 
 def _not_found(path: str, role: str, header: Header) -> str:
@@ -151,6 +160,20 @@ def _not_found(path: str, role: str, header: Header) -> str:
     return f"{picture}: give it with --{role}-image"
 
 
-def _crop(header: Header) -> Crop | None:
-    """What of its picture, the first of several, an adapter was trained on; None: the middle."""
-    return next(iter(parse_crops(header.config.get("crop") or "")), None)
+def _load_picture(path: Path, side: int, file: str, role: str, header: Header) -> CroppedImage:
+    """What of its picture, the first of several, an adapter was trained on: its crop, or the middle.
+
+    Raises: OSError: as `load_image`.  ValueError: as it does; a crop that is none, or not within the picture.
+    """
+    try:
+        crops = header.config.get("crop") or ""
+        crop = next(iter(parse_crops(crops if isinstance(crops, list) else str(crops))), None)
+    except ValueError as error:
+        raise ValueError(f"{file}: {error}") from error
+    try:
+        return load_image(path, side, crop)
+    except ValueError as error:
+        if crop is None:
+            raise
+        trained_on = f"{file} was trained on crop={','.join(map(str, crop))} of its picture"
+        raise ValueError(f"{error}; {trained_on}: give that picture, whole, with --{role}-image") from error

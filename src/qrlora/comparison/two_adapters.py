@@ -73,11 +73,11 @@ def words_to_draw(base: str, built_in: bool, role: str, given: Sequence[str], un
 
     Args:    built_in: whether the base is one of the package, which knows the words of its pre-training alone.
              unlike: training prompts and trigger words, whose words say nothing of how an adapter does elsewhere.
-    Raises:  ValueError: one word alone; a word that a built-in base does not know.
+    Raises:  ValueError: one word alone; a word that a built-in base does not know; fewer than two left beside `unlike`.
     """
     known = known_words(role) if built_in else [*(EVERYDAY_CONTENTS if role == "content" else EVERYDAY_STYLES)]
+    name = "thing" if role == "content" else "style"
     if given:
-        name = "thing" if role == "content" else "style"
         if len(set(given)) < 2:
             raise ValueError(f"one {name} says too little, {given[0]!r}: give two or more, with commas between")
         if built_in and (unknown := [word for word in given if word not in known]):
@@ -85,6 +85,10 @@ def words_to_draw(base: str, built_in: bool, role: str, given: Sequence[str], un
             raise ValueError(f"{base} does not know the {name} {unknown[0]!r}, but {len(known)} others, as {near[0]!r}")
         return [*dict.fromkeys(given)]
     left = [word for word in known if not any(contains_word(text, word) for text in unlike)]
+    if len(left) < 2:
+        but = "".join(f" but {word!r}" for word in left)
+        drawn = f"every {name}{but} that is drawn unless others are given"
+        raise ValueError(f"the training prompts name {drawn}: give two or more others, with commas between")
     return [left[(2 * k + 1) * len(left) // (2 * WORDS)] for k in range(WORDS)] if len(left) > WORDS else left
 
 
