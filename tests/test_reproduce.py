@@ -390,13 +390,13 @@ def test_crossed_makes_every_sum_of_the_findings_table_and_the_table_has_all_tha
 
 
 def test_crossed_leaves_out_and_names_a_method_that_a_base_has_no_room_for(tmp_path):
-    """tiny-sdxl has layers of 48 inputs, and two slots of rank 32 need 64."""
-    common = CrossedSettings(root=tmp_path, base="tiny-sdxl")
-    fitting, (note,) = crossed_sums._those_that_fit(common, [Variant("qr", {}), Variant("ortha", {})])
+    """tiny-sdxl's layers of time have 48 inputs, and two slots of rank 32 need 64."""
+    common, too_large = CrossedSettings(root=tmp_path, base="tiny-sdxl"), "ortha:style/targets=time-embedding"
+    fitting, (note,) = crossed_sums._those_that_fit(common, [Variant("qr", {}), Variant(too_large, {})])
     assert [x.method for x in fitting] == ["qr"]
     assert note.startswith("left out: ortha needs 64 inputs for the style, a layer of tiny-sdxl has 48")
     with pytest.raises(ValueError, match="give it rank=24 or less, or leave it out"):
-        check_methods(common, ["ortha"])
+        check_methods(common, [too_large])
 
 
 def test_crossed_refuses_a_rank_that_no_method_fits_and_leaves_nothing_out(small_request, tmp_path):
