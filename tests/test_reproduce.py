@@ -363,7 +363,6 @@ def test_a_setting_that_a_result_does_not_use_is_refused_and_not_ignored(small_r
 
 
 NOT_YET_MEASURED = {
-    "lora, equal parameters, auto content, auto style",  # lora at half the rank, which trains as many parameters as qr
     "k-lora-code:targets=attention:learning_rate=0.002, auto content, auto style",  # the order of K-LoRA's own code
 }
 """Sums that `qrlora reproduce crossed` makes and whose rows are not in docs/results yet: one leaves with its rows."""
