@@ -550,6 +550,18 @@ def test_the_findings_first_table_has_the_means_of_its_rows():
                 assert cells[column] == ", ".join(f"{mean:.0f}" for mean in means), (about, base)
 
 
+def test_the_findings_table_by_style_is_that_of_its_rows():
+    docs, words = Path(__file__).parents[1] / "docs", "qr, auto content, auto style"
+    table = (docs / "findings_tables.md").read_text().partition("\n| style | ")[2].partition("\n\n")[0]
+    header, _, *lines = ([cell.strip() for cell in line.strip("| ").split(" | ")] for line in table.splitlines())
+    bases = [cell.partition(":")[0] for cell in header if ":" in cell]
+    for k, base in enumerate(bases):
+        found = {style: cells[3 * k : 3 * k + 3] for style, *cells in lines}
+        rows = read_rows(docs / "results" / f"crossed_{base.replace('-', '_')}_test.csv")
+        made = {line["style"]: [line["word, loss"], line["qr"], line[words]] for line in by_style(rows, "qr", words)}
+        assert found == made and len(made) == 6
+
+
 def mean_alone(table):
     return statistics.Estimate(float(np.nanmean(table)), math.nan, math.nan, int(np.isfinite(table).sum()))
 

@@ -373,7 +373,6 @@ def test_steps_that_are_taken_again_are_in_the_log_once(tmp_path):
 # ------------------------------------------------------------------------------------------------------------- drawings
 
 
-@pytest.mark.usefixtures("excerpt_alone")
 def test_a_card_of_methods_that_were_scored_on_other_styles_leaves_the_cells_empty(tmp_path):
     """`base_scores --styles 1 --method lora --write` after one with all."""
     folder = shutil.copytree(folder_of("tiny-flux"), tmp_path / "tiny-flux")
@@ -413,6 +412,7 @@ def test_adapters_of_other_weights_are_never_scored_as_those_of_a_base(tmp_path)
     base_scores.check_adapters(base, tmp_path, "lora")
 
 
+@pytest.mark.usefixtures("excerpt_alone")
 def test_a_record_and_its_card_count_the_drawings_that_a_base_was_trained_on(tmp_path, two_steps):
     """And say that they were the excerpt; of a record of before the card says nothing."""
     pretrain.pretrain("tiny-flux", tmp_path, dataclasses.replace(two_steps, samples=6), "cpu", 100, FOREVER)
