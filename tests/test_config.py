@@ -42,6 +42,14 @@ def test_a_base_may_prefer_other_settings_for_a_role_or_a_method():
         assert (config.rank, config.learning_rate, config.steps) == wanted
 
 
+def test_several_images_are_trained_on_for_three_times_the_updates_that_are_left_open():
+    defaults = FamilyDefaults().with_base_defaults({"train": {"steps": 200, "style": {"steps": 30}}})
+    for role, one in (("content", 200), ("style", 30)):
+        left_open, chosen = TrainConfig(image="x", role=role), TrainConfig(image="x", role=role, steps=7)
+        assert [left_open.filled(defaults, images).steps for images in (1, 2, 8)] == [one, 3 * one, 3 * one]
+        assert chosen.filled(defaults, 8).steps == 7
+
+
 def test_a_base_with_a_misspelt_default_is_refused():
     with pytest.raises(ValueError, match="no setting 'rnk'; did you mean 'rank'"):
         FamilyDefaults().with_base_defaults({"train": {"rnk": 8}})

@@ -17,8 +17,6 @@ from .output_files import atomic
 
 Filter = Callable[[Image.Image], Image.Image]
 """An RGB image as another of the same size."""
-UPDATE_FACTOR = 3
-"""Updates of training, in times those of the image alone; chosen on a development split (docs/log.md)."""
 PLAIN = "plain"
 """The word of a caption that a filter's name takes the place of."""
 

@@ -35,7 +35,7 @@ def filters(
     captions say so show what of it is manner. Measured on the built-in bases alone.
     """
     from ..built_in_bases import built_in_bases
-    from ..filtered_images import COMMON_FILTERS, UPDATE_FACTOR, write_filtered_images
+    from ..filtered_images import COMMON_FILTERS, write_filtered_images
     from ..world.drawings import SIZE
     from ..world.style_filters import known_filters
 
@@ -48,7 +48,6 @@ def filters(
         console.warn(f"the caption {prompt!r} lacks {TRIGGERS['content']}: train with trigger=WORD, a word that it has")
     of_base = [f"base={base}"] * (base != TrainConfig.base)
     console.say(console.shell_command("train", f"image={output}", *of_base))
-    console.say(f"and steps= of {UPDATE_FACTOR} times those of one image.")
 
 
 def _chosen(filters: Mapping[str, Callable[..., Any]], names: str) -> dict[str, Callable[..., Any]]:

@@ -8,10 +8,10 @@ from ..adapter import Adapter, Header
 from ..baselines import FusionMethod, TrainingImage
 from ..baselines.fusion_method import check_family
 from ..config import TRIGGERS
-from ..config.settings import DEFAULT_SLOTS
+from ..config.settings import DEFAULT_SLOTS, SEVERAL_IMAGES_FACTOR
 from ..families.adapter_compatibility import check_adapter_fits_base, weight_difference
 from ..files import load
-from ..filtered_images import UPDATE_FACTOR, write_filtered_images
+from ..filtered_images import write_filtered_images
 from ..initialisation_methods import has_slots
 from ..known_words import least_loss_word, nearest_word, search_words_of_file
 from ..text_files import read_text, write_text
@@ -214,16 +214,22 @@ class CrossedAdapters:
             one: dict[str, Any] = {"image": images / "0.png", "prompt": prompts[0]}
             source = one if len(shown) == 1 else {"image": images}
             given = {"role": trained_as, "seed": self.settings.seed, "trigger": word.word, **source}
-            settings = self.training_settings(spec)[trained_as]
+            settings = self._settings_of_role(spec, trained_as, filtered or len(shown) > 1)
             given |= {"slot": FRAME_SLOT} if framed and has_slots(settings["method"]) else {}
             if filtered:
                 copies = images / "filtered"
                 write_filtered_images(images / "0.png", prompts[0], copies, known_filters(), overwrite=True)
-                given |= {"image": copies, "steps": UPDATE_FACTOR * settings["steps"]}
+                given |= {"image": copies}
             train(base=self.base, output=output, progress=False, **{**settings, **given})
         adapter = load(output)
         check_adapter_fits_base(self.base, adapter)
         return RoleAdapter(word, adapter, TrainingImage(images / "0.png", prompts[0]))
+
+    def _settings_of_role(self, spec: str, role: Role, several_images: bool) -> dict[str, Any]:
+        """Settings of TrainConfig of a method's adapter, trained on one image, which a spec's steps are of, or on
+        several."""
+        settings = self.training_settings(spec)[role]
+        return settings | ({"steps": SEVERAL_IMAGES_FACTOR * settings["steps"]} if several_images else {})
 
     def _was_trained_so(self, header: Header, spec: str, role: Role, word: Word) -> bool:
         """Whether an adapter has the word and the settings of a spec."""

@@ -49,8 +49,7 @@ class CrossedSettings:
     placeholder."""
     style_word: str = STYLE
     content_filters: bool = False
-    """Whether contents are also trained on filtered copies of their image (`filtered_images`), for as many times the
-    updates as that module says."""
+    """Whether contents are also trained on filtered copies of their image (`filtered_images`)."""
     content_strength: float = 1.0
     """In sums; other than 1 they are all that is drawn."""
     forgetting: bool = False

@@ -114,7 +114,7 @@ def _train_without_bar(
     optimizers.check_optimizer(config.optimizer, choose_device(device))
     if base is None:
         base = open_base(config.base, config.device, config.dtype, config.quantize, config.offload, config.revision)
-    config = _config_for_base(config, base, processes)
+    config = _config_for_base(config, base, len(images), processes)
 
     stage("reading the image", 0.0)
     assert config.resolution is not None and config.steps is not None and config.lr_decay is not None
@@ -176,12 +176,12 @@ def _encode_examples(
     return examples
 
 
-def _config_for_base(config: TrainConfig, base: Base, processes: Processes) -> TrainConfig:
+def _config_for_base(config: TrainConfig, base: Base, images: int, processes: Processes) -> TrainConfig:
     """The config without None, checked with the base. Warns of a base that is not meant to be trained, and of a trigger
     that its tokenizers cannot read. Raises: ValueError: as `check_config_fits_base`."""
     if config.dtype == "auto":  # the adapter's header says which it was
         config = replace(config, dtype=str(base.model.dtype).removeprefix("torch."))
-    config = config.filled(base.defaults)
+    config = config.filled(base.defaults, images)
     check_config_fits_base(base, config, processes)
     assert config.resolution is not None
     check_size_fits_memory(base, "resolution", config.resolution)

@@ -13,7 +13,7 @@ from ..built_in_bases import built_in_bases
 from ..config import TRIGGERS, TrainConfig
 from ..families import Base, open_base
 from ..files import save
-from ..filtered_images import UPDATE_FACTOR, write_filtered_images
+from ..filtered_images import write_filtered_images
 from ..image_loading import load_image
 from ..known_words import least_loss_word, nearest_word, search_words_of_file
 from ..merging import merge
@@ -100,8 +100,8 @@ def demo(
              steps: optimizer updates; None for the base's default.  count: images generated for each adapter.
              known_words: whether subject and style are called by the words of a built-in base that are nearest to the
              images (`qrlora.known_words`), not by <c> and <s>.
-             filters: whether on a built-in base the subject is also learnt from filtered copies of its image, for as
-             many times the base's updates as `qrlora.filtered_images` says.
+             filters: whether on a built-in base the subject is also learnt from filtered copies of its image
+             (`qrlora.filtered_images`).
              overwrite: whether files of a demonstration with other images or settings may be replaced.
              on_step: (role, progress) after each update.  on_stage: (stage, fraction done).
     Returns: rows of images: the inputs and, if known, the ground truth; content alone, style alone, merged; with the
@@ -188,8 +188,7 @@ def _with_filtered_copies(base: Base, image: Path, config: TrainConfig) -> Train
     """A content's settings, with filtered copies of its image beside it, in a folder beside the adapter."""
     copies = Path(config.output).with_name("content-copies")
     write_filtered_images(image, config.prompt, copies, known_filters(), SIZE, config.overwrite)
-    steps = config.steps or UPDATE_FACTOR * base.defaults.for_run(config.role, config.method).steps
-    return replace(config, image=copies, steps=steps)
+    return replace(config, image=copies)
 
 
 def _generate_rows(
