@@ -5,11 +5,13 @@ import dataclasses
 import itertools
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -36,7 +38,9 @@ from qrlora.world import (
     vae_training,
 )
 from qrlora.world.base_architectures import load_trained_vae
-from qrlora.world.drawings import KNOWN_HANDS, PLAIN_HAND, known_contents
+from qrlora.world.drawings import HANDS, KNOWN_HANDS, PLAIN_HAND, known_contents
+from qrlora.world.ground_truth import true_images
+from qrlora.world.image_tensors import pil_from_tensor
 from qrlora.world.pretraining_settings import PretrainingSettings
 from qrlora.world.pretraining_state import PretrainingRun
 
@@ -383,6 +387,26 @@ def test_a_card_of_methods_that_were_scored_on_other_styles_leaves_the_cells_emp
     (folder / "scores.json").write_text(json.dumps(scores))
     card = model_card.write_card(folder).read_text()
     assert "| dusk | 100% / 75% | 25% / 50% |" in card and "| glitch | 50% / 25% |  |" in card
+
+
+def test_images_that_are_what_a_hand_drew_have_the_scores_of_its_true_drawings(monkeypatch, tmp_path):
+    """The captions of a hand score 1 in SSIM where each image is its truth, and as the truth in the classifiers; with
+    the hands exchanged it is neither. The card shows them."""
+    base, by_name = open_base("tiny-flux", "cpu", "float32"), {HANDS[hand].words: hand for hand in HANDS}
+
+    def drawn(_base, prompts, hand_of=lambda hand: hand, **_):
+        asked = [re.fullmatch(r"a (.+) in (.+) style", prompt) for prompt in prompts]
+        return pil_from_tensor(torch.cat([true_images([x[1]], hand_of(by_name[x[2]])) for x in asked]))
+
+    monkeypatch.setattr(base_scores, "generate", drawn)
+    scores = base_scores.hand_scores(base, 10)
+    assert scores["hand_ssim"] > 0.999 and scores["hand"] == scores["hand_truth"] and scores["hand_content"] > 0.8
+    monkeypatch.setattr(base_scores, "generate", partial(drawn, hand_of=lambda _: "noto"))
+    assert base_scores.hand_scores(base, 10)["hand_ssim"] < 0.8 and base_scores.hand_scores(base, 10)["hand"] < 0.3
+    folder = shutil.copytree(folder_of("tiny-flux"), tmp_path / "tiny-flux")
+    card = json.loads((folder / "scores.json").read_text())
+    (folder / "scores.json").write_text(json.dumps(card | {"base": card["base"] | scores}))
+    assert "| 10 captions that name a hand: content accuracy |" in model_card.write_card(folder).read_text()
 
 
 def test_a_checkpoint_is_scored_though_the_base_that_its_run_began_from_is_gone(flux_checkpoint, tmp_path):

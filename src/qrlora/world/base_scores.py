@@ -1,12 +1,14 @@
 """Evaluate a built-in base and adapters on it by the classifiers: ``python -m qrlora.world.base_scores tiny-sdxl``.
 
-*Base*: images generated from random captions of known contents and styles.  *Personalisation*: adapters for held-out
+*Base*: images generated from random captions of known contents and styles, and of contents by known hands.
+*Personalisation*: adapters for held-out
 contents and styles, each trained on one true image, alone and merged by addition.  The scores are written to the base's
 folder as ``scores.json`` and shown in its model card.  A *learning curve* is the base's scores at earlier checkpoints.
 """
 
 import argparse
 import contextlib
+import itertools
 import json
 import shutil
 import time
@@ -33,7 +35,7 @@ from .base_export import write_pipeline
 from .captions import CONTENT, CONTENT_TRAINING_PROMPT, STYLE, caption
 from .classifiers import classify
 from .command_line import at_least, run_command
-from .drawings import held_out_contents, known_contents
+from .drawings import KNOWN_HANDS, PLAIN_HAND, contents_drawn_by, held_out_contents, known_contents
 from .edition import check_edition_of_base
 from .ground_truth import true_image, true_images
 from .image_tensors import tensor_from_pil
@@ -81,6 +83,38 @@ def base_scores(base: Base, count: int = 500, seed: int = 0) -> dict[str, float]
         "vae_psnr": float(-10 * noise.log10().mean()),
         "content": fraction_true([v.content == c for v, (c, _) in zip(predictions, pairs, strict=True)]),
         "style": fraction_true([v.style == s for v, (_, s) in zip(predictions, pairs, strict=True)]),
+    }
+
+
+def hand_scores(base: Base, count: int = 100) -> dict[str, float]:
+    """Scores of images from captions of known contents as known hands drew them, "a dog face in twemoji style".
+
+    The hands take turns; each one's contents are evenly spaced among those of its sheet that is read here, which is the
+    shipped excerpt unless `render_sheets` made the full ones.
+
+    Returns: ``hand_captions``: their count.  ``hand_content``, ``hand``: fraction whose content is right, and that are
+             taken for that hand's; ``hand_truth``: that of the true drawings, which the classifier cannot tell apart
+             either.  ``hand_ssim``: mean SSIM with what the hand drew.
+    """
+    check_edition_of_base(base)
+    hands, known = [hand for hand in KNOWN_HANDS if hand != PLAIN_HAND], {*known_contents()}
+    drawn_by = {hand: [name for name in contents_drawn_by(hand) if name in known] for hand in hands}
+    pairs = [
+        (drawn_by[hand][(k // len(hands)) * len(hands) * len(drawn_by[hand]) // count % len(drawn_by[hand])], hand)
+        for k, hand in zip(range(count), itertools.cycle(hands), strict=False)
+    ]
+    images = generate(base, [caption(*pair) for pair in pairs], seed=list(range(count)), batch_size=BATCH)
+    drawn, truth = tensor_from_pil(images), torch.cat([true_images([c], hand) for c, hand in pairs])
+    found, wanted = classify(drawn), classify(truth)
+    named = [
+        [v.style == "plain" and v.hand == hand for v, (_, hand) in zip(x, pairs, strict=True)] for x in (found, wanted)
+    ]
+    return {
+        "hand_captions": count,
+        "hand_content": fraction_true([v.content == c for v, (c, _) in zip(found, pairs, strict=True)]),
+        "hand": fraction_true(named[0]),
+        "hand_truth": fraction_true(named[1]),
+        "hand_ssim": float(ssim(drawn, truth).mean()),
     }
 
 
@@ -234,7 +268,7 @@ def score(options: argparse.Namespace) -> None:
         check_adapters(base, adapters, options.method)
     if options.write:
         check_record(folder)
-    scores: dict[str, Any] = {"base": base_scores(base, options.captions)}
+    scores: dict[str, Any] = {"base": base_scores(base, options.captions) | hand_scores(base, options.captions)}
     print(scores["base"], flush=True)
     if options.contents:
         scores[options.method] = personalisation_scores(

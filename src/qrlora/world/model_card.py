@@ -71,6 +71,7 @@ def write_card(folder: Path) -> Path:
         f"| SSIM with the true image, mean | {scores['base']['ssim']:.3f} |",
         f"| VAE round trip of the true images: SSIM, PSNR | {scores['base']['vae_ssim']:.3f}, "
         f"{scores['base']['vae_psnr']:.1f} dB |",
+        *_hand_rows(scores["base"]),
         "",
         *_curve_table(scores.get("curve", [])),
         *_personalisation_tables(scores, methods),
@@ -122,6 +123,17 @@ def _drawings_line(training: dict[str, Any]) -> list[str]:
     counts = ", ".join(f"{hand} {count}" for hand, count in training["drawings"].items())
     excerpt = ", the excerpt that ships" if training.get("excerpt") else ""
     return [f"  Contents that it saw by each hand: {counts}{excerpt}."]
+
+
+def _hand_rows(scores: dict[str, float]) -> list[str]:
+    """The card's rows on captions that name a hand; none of scores without them."""
+    if "hand" not in scores:
+        return []
+    return [
+        f"| {scores['hand_captions']} captions that name a hand: content accuracy | {scores['hand_content']:.1%} |",
+        f"| taken for that hand's, and true drawings so | {scores['hand']:.1%}, {scores['hand_truth']:.1%} |",
+        f"| SSIM with that hand's drawing, mean | {scores['hand_ssim']:.3f} |",
+    ]
 
 
 def _personalisation_tables(scores: dict[str, Any], methods: list[str]) -> list[str]:
