@@ -345,6 +345,12 @@ def test_a_demo_replaces_no_file_that_is_no_demos(name, tmp_path, capsys):
     assert [path.name for path in tmp_path.iterdir()] == [name] and (tmp_path / name).read_text() == "mine"
 
 
+def test_a_demo_of_a_picture_that_cannot_be_read_writes_nothing(tmp_path, capsys):
+    (tmp_path / "style.png").write_text("no picture")
+    code, _, err = run(capsys, "demo", "--style", tmp_path / "style.png", "-o", tmp_path / "out")
+    assert code == 2 and "style.png" in err and not (tmp_path / "out").exists()
+
+
 def test_time_left_counts_from_the_first_report():
     """A resumed run at 900 of 1000 has not done 900 updates in the seconds since its start."""
     with progress_bar.progress_bar("run") as bar:

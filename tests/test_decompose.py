@@ -89,6 +89,7 @@ def test_a_verdict_names_the_weak_adapter_with_its_numbers_and_none_where_two_ar
         close = verdict(scores, needed)
         assert close.startswith("Too close to say") and close.endswith(f"they would have to differ by {needed:.2f}.")
         assert f"{scores['content']:.2f}" in close and f"{scores['style']:.2f}" in close
+    assert verdict({"content": 0, "style": 1}, 2.83).endswith("differ too much for any two scores to tell.")
 
 
 def test_words_to_draw_are_known_and_not_those_of_the_training_prompts():

@@ -74,7 +74,15 @@ def test_a_folder_of_filtered_copies_is_what_training_takes_with_a_caption_for_e
 
 def test_a_caption_that_nobody_gave_is_a_photographs_unless_the_base_is_built_in(capsys, robot, tmp_path):
     code, _, err = run(
-        capsys, "filters", robot, "--base", "sdxl", "--output", tmp_path / "copies", "--names", "posterized"
+        capsys,
+        "filters",
+        robot,
+        "--base",
+        "stabilityai/stable-diffusion-xl-base-1.0",
+        "--output",
+        tmp_path / "copies",
+        "--names",
+        "posterized",
     )
     assert code == 0, err
     texts = [x.read_text().strip() for x in sorted((tmp_path / "copies").glob("*.txt"))]
@@ -83,7 +91,17 @@ def test_a_caption_that_nobody_gave_is_a_photographs_unless_the_base_is_built_in
 
 def test_every_filter_can_be_chosen_by_the_name_that_is_listed(capsys, robot, tmp_path):
     names = ",".join(COMMON_FILTERS)
-    code, _, err = run(capsys, "filters", robot, "--base", "sdxl", "--names", names, "--output", tmp_path / "copies")
+    code, _, err = run(
+        capsys,
+        "filters",
+        robot,
+        "--base",
+        "stabilityai/stable-diffusion-xl-base-1.0",
+        "--names",
+        names,
+        "--output",
+        tmp_path / "copies",
+    )
     assert code == 0, err
     assert len(list((tmp_path / "copies").glob("*.png"))) == 1 + len(COMMON_FILTERS)
 
@@ -140,12 +158,30 @@ def test_a_content_that_was_learnt_with_filtered_copies_holds_in_a_style_that_no
     ("words", "complaint"),
     [
         (["--names", "sepia,polaroid"], "there is no filter 'polaroid'"),
-        (["--base", "sdxl", "--names", "negative"], "there is no filter 'negative'"),
+        (
+            ["--base", "stabilityai/stable-diffusion-xl-base-1.0", "--names", "negative"],
+            "there is no filter 'negative'",
+        ),
     ],
 )
 def test_a_filter_that_does_not_exist_is_named_with_those_that_do(capsys, robot, tmp_path, words, complaint):
     code, _, err = run(capsys, "filters", robot, "--output", tmp_path / "copies", *words)
     assert code == 2 and complaint in err and not (tmp_path / "copies").exists()
+
+
+def test_fewer_filters_replace_more_of_an_earlier_call_only_where_that_is_asked_for(capsys, robot, tmp_path):
+    words = ("filters", robot, "--output", tmp_path / "copies", "--names")
+    assert run(capsys, *words, "sepia,negative,pop")[0] == 0
+    code, _, err = run(capsys, *words, "sepia")
+    assert code == 2 and len([*(tmp_path / "copies").iterdir()]) == 8, err
+    code, _, err = run(capsys, *words, "sepia", "--overwrite")
+    assert code == 0, err
+    assert sorted(x.name for x in (tmp_path / "copies").iterdir()) == ["00.png", "00.txt", "01.png", "01.txt"]
+
+
+def test_a_base_that_is_nowhere_is_refused_before_anything_is_written(capsys, robot, tmp_path):
+    code, _, err = run(capsys, "filters", robot, "--base", "tiny-flxu", "--output", tmp_path / "copies")
+    assert code == 2 and "did you mean 'tiny-flux'" in err and not (tmp_path / "copies").exists()
 
 
 def test_nothing_is_written_beside_other_files_or_over_copies_that_are_there(capsys, robot, tmp_path):

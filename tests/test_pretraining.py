@@ -114,6 +114,7 @@ COMMANDS = [
     (base_scores, "nosuchbase", "base model 'nosuchbase': neither a built-in name"),
     (base_scores, "tiny-flux --curve text.txt", "text.txt is no whole checkpoint of pre-training"),
     (base_scores, "tiny-flux --curve nowhere.pt", "nowhere.pt: No such file or directory"),
+    (base_scores, "tiny-flux --method lorra", "no method 'lorra'; did you mean 'lora'?"),
     (classifier_training, "--excerpt", "is there already: --overwrite replaces it"),
     (classifier_training, "--output new.safetensors", "no full sheets of fluent-3d"),
     (classifier_training, "--output new.safetensors --excerpt --start other.safetensors", "holds no classifiers"),
@@ -126,6 +127,16 @@ COMMANDS = [
     (vae_training, "tiny-sd3 --output vae --excerpt --decoder full", "full is no folder of an AutoencoderTiny"),
     (render_sheets, "--output sheets --npm npm", "npm is not installed"),
 ]
+
+
+def test_two_processes_never_pretrain_in_one_folder(tmp_path):
+    """The second is told so in one line, and may begin once the first has ended."""
+    lines = ("import pathlib", "from qrlora.world.pretrain import alone_in", "alone_in(pathlib.Path()).__enter__()")
+    second = [sys.executable, "-c", "\n".join(lines)]
+    with pretrain.alone_in(tmp_path):
+        refused = subprocess.run(second, capture_output=True, text=True, cwd=tmp_path)
+        assert refused.returncode and "is in use by another pre-training: wait for it" in refused.stderr
+    subprocess.run(second, check=True, cwd=tmp_path)
 
 
 @pytest.mark.usefixtures("excerpt_alone")
@@ -158,6 +169,7 @@ def test_a_command_of_the_world_ends_in_one_line_where_its_input_is_bad(
         (classifier_training, "--seconds 0", "argument --seconds: must be a number above 0, got 0"),
         (classifier_training, "--batch 4", "argument --batch: must be 12 or more, got 4"),
         (vae_training, "tiny-sd3 --batch four", "argument --batch: invalid whole number value: 'four'"),
+        (vae_training, "tiny-sd3 --batch 12", "argument --batch: must be a multiple of 8, got 12"),
     ],
 )
 def test_a_number_that_no_run_can_have_is_named_with_its_option(module, words, what, capsys):

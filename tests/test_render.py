@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageDraw
 
-from qrlora.world import render_sheets
+from qrlora.world import drawings, render_sheets
 from qrlora.world.render_sheets import (
     EMOJI_SETS,
     MARGIN,
@@ -69,6 +69,24 @@ def test_hands_that_drew_the_same_outlines_keep_them_in_one_place(monkeypatch):
     hands = {h: render_sheets.EmojiSet(f"{h}@1.0", "somebody", "MIT", "group") for h in pictures}
     tiles = render_sheets.render_group(hands, [Emoji("box", "1f4e6", "PACKAGE")], Path())
     assert inked(tiles["halo"]["box"])[2] == inked(tiles["flat"]["box"])[0]
+
+
+def test_a_sheet_that_the_bases_know_is_not_replaced_by_one_that_they_do_not(monkeypatch, tmp_path):
+    """An unknown one is written where there is none, and is said to be refused."""
+
+    def keep(grey: int) -> str:
+        drawings._read_sheet.cache_clear()
+        return render_sheets.keep_known_sheet(path, "noto", {"robot": Image.new("RGB", (SIZE, SIZE), (grey,) * 3)})
+
+    path = tmp_path / "noto.webp"
+    assert "is refused where it is read" in keep(99)
+    monkeypatch.setitem(drawings.SHEET_DIGESTS, "noto", (drawings.sheet_digest(drawings._read_sheet(path)),))
+    before = path.read_bytes()
+    assert "stays as it is" in keep(9)
+    assert path.read_bytes() == before and [x.name for x in tmp_path.iterdir()] == ["noto.webp"]
+    path.unlink()
+    assert "refused" not in keep(99) and path.read_bytes() == before
+    drawings._read_sheet.cache_clear()
 
 
 def test_faint_fringes_do_not_place_a_drawing_and_empty_drawings_are_refused():

@@ -85,14 +85,14 @@ def write_filtered_images(
             size: side of a square to crop and resize the image to before; None: as it is.
     Raises: ValueError: no filter, no prompt, an image that cannot be used, or other images in the folder, which would
             be trained on as well.  OSError: the image cannot be read, or the folder not written; FileExistsError: its
-            files are there already, without `overwrite`.
+            files are there already, without `overwrite`, with which further copies of an earlier call go, too.
     """
     if not prompt.strip() or not filters:
         raise ValueError(f"a caption and at least one filter are needed, got {prompt!r} and {len(filters)} filters")
     opaque, alpha = _load(image, size)
     captions = [prompt, *(filtered_caption(prompt, name) for name in filters)]
     paths = [folder / f"{k:02}.png" for k in range(len(captions))]
-    _check_folder_is_ours(folder, paths)
+    earlier = _check_folder_is_ours(folder, paths, overwrite)
     for path, caption, use in zip(paths, captions, (Image.Image.copy, *filters.values()), strict=True):
         copy = use(opaque).convert("RGB")
         if alpha is not None:
@@ -102,6 +102,8 @@ def write_filtered_images(
         for output, content in ((path, encoded.getvalue()), (path.with_suffix(".txt"), f"{caption}\n".encode())):
             with atomic(output, overwrite) as file:
                 file.write(content)
+    for path in earlier:
+        path.unlink()
     return paths
 
 
@@ -113,9 +115,14 @@ def _load(image: Path, size: int | None) -> tuple[Image.Image, Image.Image | Non
     return cropped.image, cropped.mask
 
 
-def _check_folder_is_ours(folder: Path, paths: Sequence[Path]) -> None:
-    """Raises ValueError: a folder holds other files than the images, their captions and hidden ones."""
+def _check_folder_is_ours(folder: Path, paths: Sequence[Path], overwrite: bool) -> list[Path]:
+    """The images and captions of an earlier call with more filters, which are to be replaced by fewer.
+
+    Raises: ValueError: a folder holds other files than the images, their captions and hidden ones.
+    """
     ours = {path.with_suffix(suffix).name for path in paths for suffix in (".png", ".txt")}
     there = sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
-    if others := [name for name in there if name not in ours and name[0] != "."]:
+    others = [name for name in there if name not in ours and name[0] != "."]
+    if any(not (overwrite and re.fullmatch(r"\d\d+\.(png|txt)", name)) for name in others):
         raise ValueError(f"{folder} holds other files, such as {others[0]}: give a new folder with --output")
+    return [folder / name for name in others]

@@ -35,10 +35,12 @@ def filters(
     captions say so show what of it is manner. Measured on the built-in bases alone.
     """
     from ..built_in_bases import built_in_bases
+    from ..families.base_location import family_of_base
     from ..filtered_images import COMMON_FILTERS, write_filtered_images
     from ..world.drawings import SIZE
     from ..world.style_filters import known_filters
 
+    family_of_base(base)  # refused before anything is written
     built_in = base in built_in_bases()
     chosen = _chosen(known_filters() if built_in else COMMON_FILTERS, names)
     prompt = prompt or ("a <c> in plain style" if built_in else "a photo of a <c>")

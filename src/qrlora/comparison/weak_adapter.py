@@ -45,7 +45,10 @@ def verdict(scores: Mapping[str, float], needed: float, without: Mapping[str, fl
         said = {role: f"{text} ({without[role]:.2f} without its adapter)" for role, text in said.items()}
     if weak is None:
         numbers = f"{said['style']}, {said['content']}"
-        return f"Too close to say which adapter is weak: {numbers}; they would have to differ by {needed:.2f}."
+        told = f"they would have to differ by {needed:.2f}"
+        if needed > 1:  # of scores that end at 1
+            told = "the known words' own drawings differ too much for any two scores to tell"
+        return f"Too close to say which adapter is weak: {numbers}; {told}."
     strong = next(role for role in ROLES if role != weak)
     return f"The {weak} adapter is the weak one: {said[weak]}, {said[strong]}."
 

@@ -30,6 +30,7 @@ from ..json_objects import read_json_object
 from ..sampling import generate
 from ..text_files import write_text
 from ..training import train
+from ..training.config_checks import check_config
 from .base_architectures import ARCHITECTURES
 from .base_export import write_pipeline
 from .captions import CONTENT, CONTENT_TRAINING_PROMPT, STYLE, caption
@@ -265,6 +266,7 @@ def score(options: argparse.Namespace) -> None:
     adapters = options.adapters or Path("runs/adapters") / folder.name
     check_checkpoints(folder.name, options.curve)
     if options.contents:
+        check_config(TrainConfig(method=options.method), None)
         check_adapters(base, adapters, options.method)
     if options.write:
         check_record(folder)

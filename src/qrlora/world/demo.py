@@ -112,11 +112,12 @@ def demo(
         raise NotADirectoryError(f"{folder} is a file; the demonstration writes a folder: give another --output")
     if count < 1:
         raise ValueError(f"count must be 1 or more, got {count}")
+    for image in (content, style):
+        if image is not None:
+            load_image(image, SIZE)  # one that cannot be used is refused before anything is written
     folder.mkdir(parents=True, exist_ok=True)
     check_replaceable(folder / "merged.safetensors", overwrite)
     inputs = demo_inputs(folder, content, style, style_shows.strip() or ANYTHING, overwrite)
-    for one in inputs:
-        load_image(one.image, SIZE)  # an unusable style image is refused before the content adapter is trained
     settings = {"base": base, "method": method, "steps": steps, "seed": seed, "overwrite": overwrite}
     configs = [_training_config(role, one, folder, **settings) for role, one in zip(ROLES, inputs, strict=True)]
     if on_stage:

@@ -7,12 +7,14 @@ CPU.
 """
 
 import argparse
+import contextlib
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock, Timeout
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from ..output_files import check_writable
@@ -87,6 +89,20 @@ def begin_or_resume(
     return run
 
 
+@contextlib.contextmanager
+def alone_in(folder: Path) -> Iterator[None]:
+    """Context manager in which no other process pre-trains in a run's folder. Raises OSError: one does already."""
+    lock = FileLock(folder / "run.lock", timeout=0)
+    try:
+        lock.acquire()
+    except Timeout:
+        raise OSError(f"{folder} is in use by another pre-training: wait for it, or give another --run") from None
+    try:
+        yield
+    finally:
+        lock.release()
+
+
 def pretrain(
     base: str,
     folder: Path,
@@ -108,33 +124,35 @@ def pretrain(
           within: minutes, of all calls together, after which the run ends, its learning rate decaying by the clock;
           such a run cannot be repeated to the bit.  0: the run ends after all samples.
           excerpt: whether the shipped excerpt of the drawings will do where the full sheets are not here.
+    Raises: ValueError, OSError: another run is in the folder, or another process at work in it; no drawings.
     """
     begun = time.monotonic()
     run = begin_or_resume(base, folder, settings, device, excerpt)
     data = load_or_build_training_set(run, latents or folder / "pretraining_set.safetensors")
     folder.mkdir(parents=True, exist_ok=True)
-    start, first, over_before = time.monotonic(), run.step, run.over
-    plateau = int((1 - run.settings.decay) * run.settings.steps)
-    prefetch: dict[str, Any] = {"prefetch_factor": PREFETCHED_BATCHES} if workers else {}
-    batches = iter(DataLoader(BatchDataset(run, data, run.step), None, num_workers=workers, **prefetch))
-    while time.monotonic() - begun < minutes * 60:
-        if within:
-            run.over = min(1.0, over_before + (time.monotonic() - begun) / (60 * within))
-        if run.is_over(within):
-            break
-        run.losses.append(training_step(run, data, next(batches), run.over if within else 0.0))
-        if run.step % LOG_EVERY == 0:
+    with alone_in(folder):
+        start, first, over_before = time.monotonic(), run.step, run.over
+        plateau = int((1 - run.settings.decay) * run.settings.steps)
+        prefetch: dict[str, Any] = {"prefetch_factor": PREFETCHED_BATCHES} if workers else {}
+        batches = iter(DataLoader(BatchDataset(run, data, run.step), None, num_workers=workers, **prefetch))
+        while time.monotonic() - begun < minutes * 60:
+            if within:
+                run.over = min(1.0, over_before + (time.monotonic() - begun) / (60 * within))
+            if run.is_over(within):
+                break
+            run.losses.append(training_step(run, data, next(batches), run.over if within else 0.0))
+            if run.step % LOG_EVERY == 0:
+                log_losses(run, (run.step - first) / (time.monotonic() - start), folder / "log.jsonl")
+            if run.step == plateau:
+                run.save(folder / "plateau.pt")
+            if run.step % every == 0:
+                run.save(folder / "last.pt")
+            if keep and run.step % keep == 0:
+                run.save(folder / f"step-{run.step}.pt")
+        if run.losses and run.is_over(within):
             log_losses(run, (run.step - first) / (time.monotonic() - start), folder / "log.jsonl")
-        if run.step == plateau:
-            run.save(folder / "plateau.pt")
-        if run.step % every == 0:
+        if run.step > first:
             run.save(folder / "last.pt")
-        if keep and run.step % keep == 0:
-            run.save(folder / f"step-{run.step}.pt")
-    if run.losses and run.is_over(within):
-        log_losses(run, (run.step - first) / (time.monotonic() - start), folder / "log.jsonl")
-    if run.step > first:
-        run.save(folder / "last.pt")
     return run
 
 

@@ -203,6 +203,20 @@ def render_group(hands: dict[str, EmojiSet], emoji: list[Emoji], packages: Path)
     return tiles
 
 
+def keep_known_sheet(path: Path, hand: str, tiles: dict[str, Image.Image]) -> str:
+    """Write a sheet, but not over one with the drawings that the bases were trained on if it has others. Returns: what
+    was done."""
+    new = path.with_name(f"{path.stem}.new{path.suffix}")
+    write_sheet(new, tiles)
+    known = has_known_drawings(new, hand)
+    if not known and path.is_file() and has_known_drawings(path, hand):
+        new.unlink()
+        return f"{path} stays as it is: {OTHER_DRAWINGS}"
+    new.replace(path)
+    size = f"{path}, {path.stat().st_size / 1e6:.1f} MB"
+    return size if known else f"{size}, which is refused where it is read: {OTHER_DRAWINGS}"
+
+
 def render_sheets(options: argparse.Namespace) -> None:
     """What the command does: fetch the emoji sets, render every hand's sheet and write it."""
     packages = npm_install([NAMES_PACKAGE, *(h.package for h in EMOJI_SETS.values())], options.npm)
@@ -213,10 +227,7 @@ def render_sheets(options: argparse.Namespace) -> None:
             {k: h for k, h in EMOJI_SETS.items() if h.group == group}, emoji, packages
         ).items():
             path = options.output / f"{hand}.webp"
-            write_sheet(path, tiles)
-            print(f"{len(tiles)} of {len(emoji)} drawings, {path.stat().st_size / 1e6:.1f} MB: {path}", flush=True)
-            if not has_known_drawings(path, hand):
-                print(f"{path} is refused where it is read: {OTHER_DRAWINGS}", flush=True)
+            print(f"{len(tiles)} of {len(emoji)} drawings: {keep_known_sheet(path, hand, tiles)}", flush=True)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
