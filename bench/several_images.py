@@ -1,7 +1,7 @@
 """What three more images of a style are worth: python bench/several_images.py [--base tiny-flux] [--styles 4].
 
 For each held-out style of the synthetic benchmark two adapters with the base's own settings and one seed: one trained
-on one true image of the style, one on four, of four contents, for three times the updates. Each draws 12 other contents
+on one true image of the style, one on four, of four contents, for twice the updates. Each draws 12 other contents
 that the base knows; the classifiers, who know every style, say in how many the style is right, and in how many content
 and style. Prints a row for each style and writes out/bench/several_images.png; adapters that are there already are not
 trained again.

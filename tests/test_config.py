@@ -42,11 +42,12 @@ def test_a_base_may_prefer_other_settings_for_a_role_or_a_method():
         assert (config.rank, config.learning_rate, config.steps) == wanted
 
 
-def test_several_images_are_trained_on_for_three_times_the_updates_that_are_left_open():
+def test_more_images_are_trained_on_for_more_updates_unless_somebody_says_how_many():
+    """Half as many times as there are images, from once to three times."""
     defaults = FamilyDefaults().with_base_defaults({"train": {"steps": 200, "style": {"steps": 30}}})
-    for role, one in (("content", 200), ("style", 30)):
+    for role, wanted in (("content", [200, 200, 300, 400, 600, 600]), ("style", [30, 30, 45, 60, 90, 90])):
         left_open, chosen = TrainConfig(image="x", role=role), TrainConfig(image="x", role=role, steps=7)
-        assert [left_open.filled(defaults, images).steps for images in (1, 2, 8)] == [one, 3 * one, 3 * one]
+        assert [left_open.filled(defaults, images).steps for images in (1, 2, 3, 4, 6, 24)] == wanted
         assert chosen.filled(defaults, 8).steps == 7
 
 

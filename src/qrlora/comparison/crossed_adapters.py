@@ -8,7 +8,7 @@ from ..adapter import Adapter, Header
 from ..baselines import FusionMethod, TrainingImage
 from ..baselines.fusion_method import check_family
 from ..config import TRIGGERS
-from ..config.settings import DEFAULT_SLOTS, SEVERAL_IMAGES_FACTOR
+from ..config.settings import DEFAULT_SLOTS, updates_of_images
 from ..families.adapter_compatibility import check_adapter_fits_base, weight_difference
 from ..files import load
 from ..filtered_images import write_filtered_images
@@ -214,7 +214,8 @@ class CrossedAdapters:
             one: dict[str, Any] = {"image": images / "0.png", "prompt": prompts[0]}
             source = one if len(shown) == 1 else {"image": images}
             given = {"role": trained_as, "seed": self.settings.seed, "trigger": word.word, **source}
-            settings = self._settings_of_role(spec, trained_as, filtered or len(shown) > 1)
+            count = len(shown) + filtered * len(known_filters())
+            settings = self._settings_of_role(spec, trained_as, count)
             given |= {"slot": FRAME_SLOT} if framed and has_slots(settings["method"]) else {}
             if filtered:
                 copies = images / "filtered"
@@ -225,11 +226,10 @@ class CrossedAdapters:
         check_adapter_fits_base(self.base, adapter)
         return RoleAdapter(word, adapter, TrainingImage(images / "0.png", prompts[0]))
 
-    def _settings_of_role(self, spec: str, role: Role, several_images: bool) -> dict[str, Any]:
-        """Settings of TrainConfig of a method's adapter, trained on one image, which a spec's steps are of, or on
-        several."""
+    def _settings_of_role(self, spec: str, role: Role, images: int) -> dict[str, Any]:
+        """Settings of TrainConfig of a method's adapter, trained on so many images; a spec's steps are those of one."""
         settings = self.training_settings(spec)[role]
-        return settings | ({"steps": SEVERAL_IMAGES_FACTOR * settings["steps"]} if several_images else {})
+        return settings | {"steps": updates_of_images(settings["steps"], images)}
 
     def _was_trained_so(self, header: Header, spec: str, role: Role, word: Word) -> bool:
         """Whether an adapter has the word and the settings of a spec."""

@@ -23,9 +23,12 @@ DEFAULT_SLOTS = {"content": 0, "style": 1}
 """Role -> the block of Ortha's orthogonal basis that an adapter of that role is trained in by default."""
 TRIGGERS = {"content": "<c>", "style": "<s>"}
 """Role -> the default trigger word; the paper's prompt is "a <c> in <s> style"."""
-SEVERAL_IMAGES_FACTOR = 3
-"""Updates of a training on several images, in times those on one, where the settings leave them open; chosen on a
-development split (docs/log.md)."""
+
+
+def updates_of_images(updates: int, images: int) -> int:
+    """Updates of a training on so many images, of those on one: half as many times as there are images, from once to
+    three times; chosen on a development split (docs/log.md)."""
+    return round(updates * min(max(images / 2, 1), 3))
 
 
 @accepts_old_names(RENAMED)
@@ -130,8 +133,8 @@ class TrainConfig:
     targets: str | None = None
     """Target layers: a preset of the family (`qrlora bases` lists them) or name endings; None: the base's default."""
     steps: int | None = None
-    """Optimizer updates: a count, neither images nor epochs; None: the base's default (500, as in the paper), three
-    times as many for several images."""
+    """Optimizer updates: a count, neither images nor epochs; None: the base's default (500, as in the paper), for
+    several images more, see `updates_of_images`."""
     learning_rate: float | None = None
     """Learning rate; None: the base's default (1e-4), or 1 for prodigy, which multiplies the rate that it estimates."""
     batch_size: int | None = None
@@ -237,8 +240,7 @@ class TrainConfig:
     def filled(self, defaults: FamilyDefaults, images: int = 1) -> Self:
         """These settings with every None replaced by the base's default for its role, its method and so many images."""
         values = defaults.for_run(self.role, self.method)
-        if images > 1:
-            values = dataclasses.replace(values, steps=SEVERAL_IMAGES_FACTOR * values.steps)
+        values = dataclasses.replace(values, steps=updates_of_images(values.steps, images))
         if self.optimizer == "prodigy":
             values = dataclasses.replace(values, learning_rate=1.0)
         names = ("rank", "targets", "steps", "learning_rate", "lr_decay", "batch_size", "timestep_sampling")
