@@ -65,7 +65,7 @@ VARIANTS = (
     Variant("qr", {"style_word": "auto"}),
     Variant("qr", {"style_images": 4}),
     Variant("qr", {**WORDS, "style_images": 2}),
-    Variant("qr", {**WORDS, **FORGETTING, "style_images": 4}),
+    Variant("qr", {**WORDS, **FORGETTING, "style_images": 4}, 2),
     Variant("lora", {**WORDS, **FORGETTING, "style_images": 4}),
     Variant("qr", {**WORDS, "style_images": 8}),
     Variant("lora", {**WORDS, "style_images": 8}),
