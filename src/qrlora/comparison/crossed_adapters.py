@@ -8,7 +8,8 @@ from ..adapter import Adapter, Header
 from ..baselines import FusionMethod, TrainingImage
 from ..baselines.fusion_method import check_family
 from ..config import TRIGGERS
-from ..config.settings import DEFAULT_SLOTS, updates_of_images
+from ..config.image_settings import updates_of_images
+from ..config.settings import DEFAULT_SLOTS
 from ..families.adapter_compatibility import check_adapter_fits_base, weight_difference
 from ..files import load
 from ..filtered_images import write_filtered_images

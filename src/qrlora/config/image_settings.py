@@ -61,3 +61,9 @@ def _parse_one_crop(value: str | Sequence[int]) -> Crop:
         shape = "crop reads x,y,side in whole pixels of the image, from its upper left, such as crop=120,0,800"
         raise ValueError(f"{shape}; got {value!r:.80}")
     return x, y, side
+
+
+def updates_of_images(updates: int, images: int) -> int:
+    """Updates of a training on so many images, of those on one: half as many times as there are images, from once to
+    three times; chosen on a development split (docs/log.md)."""
+    return round(updates * min(max(images / 2, 1), 3))

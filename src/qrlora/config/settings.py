@@ -12,7 +12,7 @@ from typing import Any, Literal, Self
 from ..image_size import parse_image_size
 from ..layouts import current_preset
 from ..trigger_words import contains_word
-from .image_settings import PATH_LISTS, normalise_paths, parse_crops
+from .image_settings import PATH_LISTS, normalise_paths, parse_crops, updates_of_images
 from .renamed_settings import RENAMED, accepts_old_names, with_new_names
 from .type_checks import MAX_SEED, as_dict, check_at_least, check_strengths, check_types
 
@@ -23,12 +23,6 @@ DEFAULT_SLOTS = {"content": 0, "style": 1}
 """Role -> the block of Ortha's orthogonal basis that an adapter of that role is trained in by default."""
 TRIGGERS = {"content": "<c>", "style": "<s>"}
 """Role -> the default trigger word; the paper's prompt is "a <c> in <s> style"."""
-
-
-def updates_of_images(updates: int, images: int) -> int:
-    """Updates of a training on so many images, of those on one: half as many times as there are images, from once to
-    three times; chosen on a development split (docs/log.md)."""
-    return round(updates * min(max(images / 2, 1), 3))
 
 
 @accepts_old_names(RENAMED)
@@ -133,8 +127,8 @@ class TrainConfig:
     targets: str | None = None
     """Target layers: a preset of the family (`qrlora bases` lists them) or name endings; None: the base's default."""
     steps: int | None = None
-    """Optimizer updates: a count, neither images nor epochs; None: the base's default (500, as in the paper), for
-    several images more, see `updates_of_images`."""
+    """Optimizer updates, neither images nor epochs; None: the base's default (500, as in the paper), times what several
+    images take (`updates_of_images`)."""
     learning_rate: float | None = None
     """Learning rate; None: the base's default (1e-4), or 1 for prodigy, which multiplies the rate that it estimates."""
     batch_size: int | None = None
@@ -240,9 +234,8 @@ class TrainConfig:
     def filled(self, defaults: FamilyDefaults, images: int = 1) -> Self:
         """These settings with every None replaced by the base's default for its role, its method and so many images."""
         values = defaults.for_run(self.role, self.method)
-        values = dataclasses.replace(values, steps=updates_of_images(values.steps, images))
-        if self.optimizer == "prodigy":
-            values = dataclasses.replace(values, learning_rate=1.0)
+        rate = 1.0 if self.optimizer == "prodigy" else values.learning_rate
+        values = dataclasses.replace(values, learning_rate=rate, steps=updates_of_images(values.steps, images))
         names = ("rank", "targets", "steps", "learning_rate", "lr_decay", "batch_size", "timestep_sampling")
         left_open = [name for name in (*names, "resolution") if getattr(self, name) is None]
         return dataclasses.replace(self, **{name: getattr(values, name) for name in left_open})
