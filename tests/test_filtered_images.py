@@ -20,6 +20,9 @@ from qrlora.world.image_tensors import pil_from_tensor, tensor_from_pil
 from qrlora.world.style_filters import known_filters
 from qrlora.world.styles import STYLES
 
+ON_SDXL = ("--base", "stabilityai/stable-diffusion-xl-base-1.0")
+"""A base that is not built in, which is not asked for."""
+
 
 @pytest.fixture
 def robot(tmp_path):
@@ -73,17 +76,7 @@ def test_a_folder_of_filtered_copies_is_what_training_takes_with_a_caption_for_e
 
 
 def test_a_caption_that_nobody_gave_is_a_photographs_unless_the_base_is_built_in(capsys, robot, tmp_path):
-    code, _, err = run(
-        capsys,
-        "filters",
-        robot,
-        "--base",
-        "stabilityai/stable-diffusion-xl-base-1.0",
-        "--output",
-        tmp_path / "copies",
-        "--names",
-        "posterized",
-    )
+    code, _, err = run(capsys, "filters", robot, *ON_SDXL, "--output", tmp_path / "copies", "--names", "posterized")
     assert code == 0, err
     texts = [x.read_text().strip() for x in sorted((tmp_path / "copies").glob("*.txt"))]
     assert texts == ["a photo of a <c>", "a photo of a <c>, posterized"]
@@ -91,17 +84,7 @@ def test_a_caption_that_nobody_gave_is_a_photographs_unless_the_base_is_built_in
 
 def test_every_filter_can_be_chosen_by_the_name_that_is_listed(capsys, robot, tmp_path):
     names = ",".join(COMMON_FILTERS)
-    code, _, err = run(
-        capsys,
-        "filters",
-        robot,
-        "--base",
-        "stabilityai/stable-diffusion-xl-base-1.0",
-        "--names",
-        names,
-        "--output",
-        tmp_path / "copies",
-    )
+    code, _, err = run(capsys, "filters", robot, *ON_SDXL, "--names", names, "--output", tmp_path / "copies")
     assert code == 0, err
     assert len(list((tmp_path / "copies").glob("*.png"))) == 1 + len(COMMON_FILTERS)
 
@@ -158,10 +141,7 @@ def test_a_content_that_was_learnt_with_filtered_copies_holds_in_a_style_that_no
     ("words", "complaint"),
     [
         (["--names", "sepia,polaroid"], "there is no filter 'polaroid'"),
-        (
-            ["--base", "stabilityai/stable-diffusion-xl-base-1.0", "--names", "negative"],
-            "there is no filter 'negative'",
-        ),
+        ([*ON_SDXL, "--names", "negative"], "there is no filter 'negative'"),
     ],
 )
 def test_a_filter_that_does_not_exist_is_named_with_those_that_do(capsys, robot, tmp_path, words, complaint):
@@ -176,7 +156,12 @@ def test_fewer_filters_replace_more_of_an_earlier_call_only_where_that_is_asked_
     assert code == 2 and len([*(tmp_path / "copies").iterdir()]) == 8, err
     code, _, err = run(capsys, *words, "sepia", "--overwrite")
     assert code == 0, err
-    assert sorted(x.name for x in (tmp_path / "copies").iterdir()) == ["00.png", "00.txt", "01.png", "01.txt"]
+    written = ["00.png", "00.txt", "01.png", "01.txt"]
+    assert sorted(x.name for x in (tmp_path / "copies").iterdir()) == written
+    (tmp_path / "copies" / "57.png").write_text("somebody's photograph")
+    code, _, err = run(capsys, *words, "sepia", "--overwrite")
+    assert code == 2 and "holds other files, such as 57.png" in err
+    assert sorted(x.name for x in (tmp_path / "copies").iterdir()) == [*written, "57.png"]
 
 
 def test_a_base_that_is_nowhere_is_refused_before_anything_is_written(capsys, robot, tmp_path):

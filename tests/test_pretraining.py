@@ -129,6 +129,7 @@ COMMANDS = [
 ]
 
 
+@pytest.mark.processes
 def test_two_processes_never_pretrain_in_one_folder(tmp_path):
     """The second is told so in one line, and may begin once the first has ended."""
     lines = ("import pathlib", "from qrlora.world.pretrain import alone_in", "alone_in(pathlib.Path()).__enter__()")

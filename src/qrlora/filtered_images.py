@@ -123,6 +123,9 @@ def _check_folder_is_ours(folder: Path, paths: Sequence[Path], overwrite: bool) 
     ours = {path.with_suffix(suffix).name for path in paths for suffix in (".png", ".txt")}
     there = sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
     others = [name for name in there if name not in ours and name[0] != "."]
-    if any(not (overwrite and re.fullmatch(r"\d\d+\.(png|txt)", name)) for name in others):
+    pairs = {
+        f"{name[:-4]}{suffix}" for name in others if re.fullmatch(r"\d\d+\.png", name) for suffix in (".png", ".txt")
+    }
+    if others and not (overwrite and {*others} == pairs):  # a lone 57.png may be somebody's photograph
         raise ValueError(f"{folder} holds other files, such as {others[0]}: give a new folder with --output")
     return [folder / name for name in others]

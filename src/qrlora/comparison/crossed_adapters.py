@@ -214,9 +214,9 @@ class CrossedAdapters:
                 (images / f"{k}.txt").write_text(prompts[k])
             one: dict[str, Any] = {"image": images / "0.png", "prompt": prompts[0]}
             source = one if len(shown) == 1 else {"image": images}
-            given = {"role": trained_as, "seed": self.settings.seed, "trigger": word.word, **source}
-            count = len(shown) + filtered * len(known_filters())
-            settings = self._settings_of_role(spec, trained_as, count)
+            given: dict[str, Any] = {"role": trained_as, "seed": self.settings.seed, "trigger": word.word, **source}
+            settings = self.training_settings(spec)[trained_as]
+            given["steps"] = updates_of_images(settings["steps"], len(shown) + filtered * len(known_filters()))
             given |= {"slot": FRAME_SLOT} if framed and has_slots(settings["method"]) else {}
             if filtered:
                 copies = images / "filtered"
@@ -226,11 +226,6 @@ class CrossedAdapters:
         adapter = load(output)
         check_adapter_fits_base(self.base, adapter)
         return RoleAdapter(word, adapter, TrainingImage(images / "0.png", prompts[0]))
-
-    def _settings_of_role(self, spec: str, role: Role, images: int) -> dict[str, Any]:
-        """Settings of TrainConfig of a method's adapter, trained on so many images; a spec's steps are those of one."""
-        settings = self.training_settings(spec)[role]
-        return settings | {"steps": updates_of_images(settings["steps"], images)}
 
     def _was_trained_so(self, header: Header, spec: str, role: Role, word: Word) -> bool:
         """Whether an adapter has the word and the settings of a spec."""

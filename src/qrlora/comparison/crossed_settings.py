@@ -34,7 +34,7 @@ class CrossedSettings:
     """How true images are known. exact: the styles are functions of an image.  by name: they are the held-out hands;
     the true image is what a hand drew under the content's name."""
     style_images: int = 1
-    """Images that one style adapter is trained on."""
+    """Images that one style adapter is trained on; a method's steps are those of one image (`updates_of_images`)."""
     images: int = 1
     """Images of each sum."""
     known: int = 6

@@ -127,7 +127,7 @@ class TrainConfig:
     targets: str | None = None
     """Target layers: a preset of the family (`qrlora bases` lists them) or name endings; None: the base's default."""
     steps: int | None = None
-    """Updates, neither images nor epochs; None: the base's default (500, as in the paper) by `updates_of_images`."""
+    """Updates, neither images nor epochs; None: the base's default (500, as in the paper), for many images up to 3x."""
     learning_rate: float | None = None
     """Learning rate; None: the base's default (1e-4), or 1 for prodigy, which multiplies the rate that it estimates."""
     batch_size: int | None = None

@@ -63,7 +63,7 @@ SDXL = Layout(
     names=unet_names(3, (1, 2)),
     # The paper's text (B.1) says self-attention, its table 3 reads as all attention: 280 or 560 layers.
     # "text-stream" and "time-embedding" are ours: the layers in which a content and a style trained best on the first
-    # edition's built-in base (docs/findings_first_edition.md); on today's a style does in all attention (docs/log.md).
+    # edition's built-in base (docs/findings_first_edition.md); on today's a style does in self-attention (docs/log.md).
     targets={
         "self": SELF,
         "attention": SELF + CROSS,

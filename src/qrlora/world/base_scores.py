@@ -1,14 +1,13 @@
 """Evaluate a built-in base and adapters on it by the classifiers: ``python -m qrlora.world.base_scores tiny-sdxl``.
 
 *Base*: images generated from random captions of known contents and styles, and of contents by known hands.
-*Personalisation*: adapters for held-out
-contents and styles, each trained on one true image, alone and merged by addition.  The scores are written to the base's
-folder as ``scores.json`` and shown in its model card.  A *learning curve* is the base's scores at earlier checkpoints.
+*Personalisation*: adapters for held-out contents and styles, each trained on one true image, alone and merged by
+addition.  The scores are written to the base's folder as ``scores.json`` and shown in its model card.  A *learning
+curve* is the base's scores at earlier checkpoints.
 """
 
 import argparse
 import contextlib
-import itertools
 import json
 import shutil
 import time
@@ -99,11 +98,12 @@ def hand_scores(base: Base, count: int = 100) -> dict[str, float]:
     """
     check_edition_of_base(base)
     hands, known = [hand for hand in KNOWN_HANDS if hand != PLAIN_HAND], {*known_contents()}
-    drawn_by = {hand: [name for name in contents_drawn_by(hand) if name in known] for hand in hands}
-    pairs = [
-        (drawn_by[hand][(k // len(hands)) * len(hands) * len(drawn_by[hand]) // count % len(drawn_by[hand])], hand)
-        for k, hand in zip(range(count), itertools.cycle(hands), strict=False)
-    ]
+    drawn_by = [[name for name in contents_drawn_by(hand) if name in known] for hand in hands]
+    of_each = -(-count // len(hands))
+    pairs = []
+    for turn, of_hand in (divmod(k, len(hands)) for k in range(count)):
+        names = drawn_by[of_hand]
+        pairs.append((names[turn * len(names) // of_each], hands[of_hand]))
     images = generate(base, [caption(*pair) for pair in pairs], seed=list(range(count)), batch_size=BATCH)
     drawn, truth = tensor_from_pil(images), torch.cat([true_images([c], hand) for c, hand in pairs])
     found, wanted = classify(drawn), classify(truth)

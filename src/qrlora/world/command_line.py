@@ -36,14 +36,16 @@ def run_command(
         sys.exit(2)
 
 
-def at_least(low: int, high: int | None = None) -> Callable[[str], int]:
-    """The type of an option that is a whole number within bounds."""
+def at_least(low: int, high: int | None = None, multiple: int = 1) -> Callable[[str], int]:
+    """The type of an option that is a whole number within bounds, and a multiple of another."""
 
     def parse(text: str) -> int:
         value = int(text)
         if value < low or (high is not None and value > high):
             bounds = f"{low} or more" if high is None else f"{low} to {high}"
             raise argparse.ArgumentTypeError(f"must be {bounds}, got {value}")
+        if value % multiple:
+            raise argparse.ArgumentTypeError(f"must be a multiple of {multiple}, got {value}")
         return value
 
     parse.__name__ = "whole number"  # argparse: "invalid whole number value"

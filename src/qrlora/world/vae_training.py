@@ -222,17 +222,6 @@ def save_normalised_vae(vae: Any, scaled: bool, images: Tensor, folder: Path) ->
         vae.save_pretrained(new)
 
 
-def _whole_styles(text: str) -> int:
-    """The type of an option that is a count of images, as many as are in some count of styles."""
-    count = at_least(IMAGES_PER_STYLE)(text)
-    if count % IMAGES_PER_STYLE:
-        raise argparse.ArgumentTypeError(f"must be a multiple of {IMAGES_PER_STYLE}, got {count}")
-    return count
-
-
-_whole_styles.__name__ = "whole number"  # argparse: "invalid whole number value"
-
-
 def command_parser() -> argparse.ArgumentParser:
     """The options of the command."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
@@ -242,7 +231,7 @@ def command_parser() -> argparse.ArgumentParser:
     parser.add_argument("--overwrite", action="store_true", help="replace a VAE that is in the output's folder")
     parser.add_argument("--decoder", default="", help="folder of a trained VAE: only its decoder is trained")
     parser.add_argument("--seconds", type=positive, default=7200, help="of training")
-    parser.add_argument("--batch", type=_whole_styles, default=64, help=f"images, a multiple of {IMAGES_PER_STYLE}")
+    parser.add_argument("--batch", type=at_least(IMAGES_PER_STYLE, multiple=IMAGES_PER_STYLE), default=64)
     parser.add_argument("--device", default="cpu", choices=DEVICES)
     parser.add_argument("--excerpt", action="store_true", help=EXCERPT)
     return parser
